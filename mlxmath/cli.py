@@ -1,0 +1,43 @@
+"""`mlxmath <command>`: finds the command's module only when it is asked for, so that `--help` stays instant."""
+
+import importlib
+
+import click
+
+from mlxmath import __version__
+
+COMMANDS = {
+    "convert": "Turn Hugging Face weights (.bin or safetensors) into an MLX model.",
+    "prepare": "Tokenize a dataset into the cache.",
+    "train": "Fine-tune LoRA adapters.",
+    "infer": "Answer a prompt with the base model or the tuned one.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that lists its commands from a table and imports one when it runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands' names, in the order in which a user meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import `mlxmath.<command>` and return its `main`."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"mlxmath.{cmd_name}").main
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table without importing anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"max_content_width": 110})
+@click.version_option(__version__, prog_name="mlxmath")
+def main() -> None:
+    """Fine-tune language models for mathematics with MLX.
+
+    Each command is also a module: `mlxmath train` is `python -m mlxmath.train`.
+    """

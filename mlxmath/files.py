@@ -1,0 +1,158 @@
+"""Files that are either whole or absent: temporary name, fsync, rename; and paths that stay inside their folder."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from mlxmath.errors import MlxmathError
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file's, or a folder's, contents to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an `OSError` met while writing `path` into one clear error."""
+    try:
+        yield
+    except OSError as error:
+        free = ""
+        with_parent = next((p for p in (path, *path.parents) if p.exists()), None)
+        if with_parent is not None:
+            free = f" ({shutil.disk_usage(with_parent).free / 1e9:.2f} GB free there)"
+        reason = error.strerror or str(error)
+        raise MlxmathError(
+            f"cannot write {path}: {reason}{free}. Nothing there was changed; "
+            "free some space or choose another folder, then run the command again."
+        ) from error
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path`; on success it replaces `path`, on any error it is removed.
+
+    Raises:
+        MlxmathError: the disk is full or the folder cannot be written.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+            fsync_path(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Write `data` (text as UTF-8) to `path` in one step."""
+    with atomic_file(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+def atomic_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON in one step."""
+    atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`; on success it takes `path`'s place, on any error it is removed.
+
+    An existing folder at `path` is replaced only after the new one is complete.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.{os.getpid()}.", suffix=".tmp", dir=path.parent))
+        try:
+            yield temporary
+            for file in temporary.rglob("*"):
+                fsync_path(file)
+            fsync_path(temporary)
+            temporary.chmod(0o755)
+            if path.exists():
+                old = temporary.with_suffix(".old")
+                path.rename(old)
+                temporary.rename(path)
+                shutil.rmtree(old)
+            else:
+                temporary.rename(path)
+            fsync_path(path.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary folders for `path` whose process no longer lives (it was killed)."""
+    for leftover in path.parent.glob(f".{path.name}.*.*"):
+        if leftover.suffix not in {".tmp", ".old"} or not leftover.is_dir():
+            continue
+        pid = leftover.name.removeprefix(f".{path.name}.").split(".")[0]
+        if pid.isdigit() and not _alive(int(pid)):
+            if leftover.suffix == ".old" and not path.exists():
+                leftover.rename(path)  # killed between the two renames: the old folder is the whole one
+            else:
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file.
+
+    Raises:
+        MlxmathError: the file is absent or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MlxmathError(f"{path} does not exist.") from None
+    except (OSError, ValueError) as error:
+        raise MlxmathError(f"{path} is not readable JSON: {error}") from error
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def inside(folder: Path, name: str) -> Path:
+    """`folder / name`, for a name read from a file: relative and without a way out.
+
+    Raises:
+        MlxmathError: `name` is absolute or climbs out of `folder`.
+    """
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts or not parts.parts or ":" in parts.parts[0]:
+        raise MlxmathError(f"{folder} names the file {name!r}, which lies outside the folder; it is refused.")
+    return folder / parts

@@ -1,0 +1,138 @@
+"""Options shared by the commands. Each is made from the field of the schema that it sets, so that the two agree."""
+
+import traceback
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+import click
+from pydantic.fields import FieldInfo
+
+from mlxmath.config.load import Resolved, Values, option_name, resolve
+from mlxmath.config.schema import DEMO, RunConfig
+from mlxmath.console import say
+from mlxmath.errors import MlxmathError
+
+F = TypeVar("F", bound=Callable[..., Any])
+VERBOSE = "mlxmath.verbose"
+
+MODEL = ("model.model", "model.revision", "model.mlx_path", "model.quantize", "model.group_size", "model.dtype")
+MODEL_WRITE = ("model.overwrite",)
+DATA = (
+    "data.dataset", "data.dataset_config", "data.dataset_revision", "data.split", "data.question_column",
+    "data.solution_column", "data.template", "data.max_seq_len", "data.overflow", "data.train_on_prompt",
+    "data.num_examples", "data.cache_dir",
+)  # fmt: skip
+LORA = ("lora.rank", "lora.alpha", "lora.dropout", "lora.targets", "lora.num_layers")
+TRAINING = (
+    "training.adapter_path", "training.learning_rate", "training.batch_size", "training.grad_accumulation_steps",
+    "training.num_epochs", "training.max_steps", "training.max_training_time_hours", "training.schedule",
+    "training.warmup_steps", "training.weight_decay", "training.max_grad_norm", "training.save_every",
+    "training.resume", "training.seed",
+)  # fmt: skip
+RUNTIME = ("runtime.backend", "runtime.memory_limit_gb")
+
+DEBUG: Values = {
+    "model.model": DEMO,
+    "data.dataset": DEMO,
+    "data.num_examples": 10,
+    "data.max_seq_len": 256,
+    "training.learning_rate": 2e-3,
+    "training.num_epochs": 6,
+    "training.save_every": 5,
+}
+"""What `--debug` stands for: the bundled model and ten problems, in seconds."""
+
+
+def setting_options(*names: str) -> Callable[[F], F]:
+    """Add the option of each "section.field" in `names` to a click command."""
+
+    def decorate(command: F) -> F:
+        for name in reversed(names):
+            section, field_name = name.split(".")
+            section_model: Any = RunConfig.model_fields[section].annotation
+            field: FieldInfo = section_model.model_fields[field_name]
+            command = _option(name, field)(command)
+        return command
+
+    return decorate
+
+
+def _option(name: str, field: FieldInfo) -> Callable[[F], F]:
+    kind = _plain_type(field.annotation)
+    default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+    arguments: dict[str, Any] = {"help": field.description, "default": None}
+    if kind is bool:
+        arguments["is_flag"] = True
+    else:
+        arguments["type"] = kind
+        if default is not None:
+            arguments["show_default"] = f"{default:g}" if isinstance(default, float) else str(default)
+    return click.option(option_name(name), name.replace(".", "__"), **arguments)
+
+
+def _plain_type(annotation: Any) -> Any:
+    """The click type of a field: limits are the schema's business, choices are click's."""
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return _plain_type(next(a for a in typing.get_args(annotation) if a is not type(None)))
+    if origin is typing.Annotated:
+        return _plain_type(typing.get_args(annotation)[0])
+    if origin is Literal:
+        choices = typing.get_args(annotation)
+        return click.Choice(choices) if isinstance(choices[0], str) else click.Choice([*map(str, choices)])
+    if origin is tuple:
+        return str
+    return annotation
+
+
+def settings(values: dict[str, Any], *, debug: bool = False) -> Resolved:
+    """The run's configuration out of a command's parsed options (those made by `setting_options`)."""
+    chosen = {name.replace("__", "."): value for name, value in values.items() if value is not None}
+    for name in ("model.quantize", "model.group_size"):
+        if name in chosen:
+            chosen[name] = int(chosen[name])
+    return resolve([("--debug", DEBUG if debug else {}), ("option", chosen)])
+
+
+class Command(click.Command):
+    """A click command whose failures are one line: usage exits with 2, anything else with 1."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(
+            click.Option(
+                ["--verbose"],
+                is_flag=True,
+                expose_value=False,
+                help="Show the traceback of an error.",
+                callback=lambda ctx, _, value: ctx.meta.update({VERBOSE: value}),
+            )
+        )
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command and turn its errors into exit codes."""
+        verbose = ctx.meta.get(VERBOSE, False)
+        try:
+            return super().invoke(ctx)
+        except (click.exceptions.Exit, click.ClickException, click.Abort, SystemExit):
+            raise
+        except MlxmathError as error:
+            if verbose:
+                traceback.print_exc()
+            say(f"error: {error}")
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            say("interrupted")
+            ctx.exit(130)
+        except Exception as error:
+            if verbose:
+                traceback.print_exc()
+            say(f"error: {type(error).__name__}: {error} (this is a defect in mlxmath; --verbose shows where)")
+            ctx.exit(1)
+
+
+def command(name: str, **kwargs: Any) -> Callable[[Callable[..., Any]], click.Command]:
+    """`click.command` with mlxmath's error handling."""
+    return click.command(name, cls=Command, context_settings={"max_content_width": 110}, **kwargs)
