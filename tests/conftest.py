@@ -1,1 +1,59 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests. A fast BLAS is loaded before anything imports mlx."""
+
+from mlxmath.backends.blas import preload
+
+preload()
+
+from dataclasses import dataclass  # noqa: E402
+from typing import Any  # noqa: E402
+
+import mlx.core as mx  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+
+@dataclass
+class FakeRows:
+    """Tokenized rows held in lists."""
+
+    tokens: list[np.ndarray]
+    masks: list[np.ndarray]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.array([len(t) for t in self.tokens], np.int64)
+
+    def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.tokens[index], self.masks[index]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@pytest.fixture
+def uneven_rows() -> FakeRows:
+    """37 rows of 5 to 40 tokens (ids below 64), the first third of each not a target."""
+    rng = np.random.default_rng(7)
+    tokens = [rng.integers(1, 64, rng.integers(5, 41)) for _ in range(37)]
+    masks = [(np.arange(len(t)) >= len(t) // 3).astype(np.uint8) for t in tokens]
+    return FakeRows(tokens, masks)
+
+
+def make_tiny_llama(**changes: Any) -> Any:
+    """A random two-block Llama with a vocabulary of 64, float32."""
+    from mlx_lm.models.llama import Model, ModelArgs
+
+    settings = {
+        "model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "vocab_size": 64,
+        "tie_word_embeddings": False,
+    } | changes  # fmt: skip
+    mx.random.seed(1)
+    model = Model(ModelArgs.from_dict(settings))
+    mx.eval(model.parameters())
+    return model
+
+
+@pytest.fixture
+def tiny_llama() -> Any:
+    return make_tiny_llama()

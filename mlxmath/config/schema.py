@@ -93,13 +93,13 @@ class TrainingConfig(Section):
     num_epochs: Annotated[int, Field(ge=1)] = Field(1, description="Passes over the data.")
     max_steps: Annotated[int, Field(ge=1)] | None = Field(None, description="Stop after N optimizer steps in all.")
     max_training_time_hours: Annotated[float, Field(gt=0)] = Field(
-        16.0, description="Stop in time to be saved within this many hours of training."
+        16.0, description="Stop, saved, within this many hours of training; a resumed run gets them anew."
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="Learning rate after the warm-up: held, or decayed to zero over the planned steps."
     )
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Steps over which the learning rate rises from 0.")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="AdamW's decoupled weight decay.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW's decoupled weight decay.")
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="Gradients are clipped to this global norm.")
     save_every: Annotated[int, Field(ge=1)] = Field(100, description="Optimizer steps between checkpoints.")
     resume: bool = Field(False, description="Continue from the newest checkpoint in the adapter folder.")

@@ -1,0 +1,42 @@
+# make demo | make test | make lint: each makes the environment first if it is not there.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+# Which MLX: Metal comes with the plain install on a Mac; CUDA where there is an NVIDIA driver; else the CPU.
+ifeq ($(shell uname -sm),Darwin arm64)
+  EXTRAS ?= dev
+else
+  CUDA := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA[A-Za-z ]*Version: *\([0-9]*\).*/\1/p' | head -n 1)
+  ifeq ($(CUDA),)
+    EXTRAS ?= cpu,dev
+  else ifeq ($(CUDA),12)
+    EXTRAS ?= cuda12,dev
+  else
+    EXTRAS ?= cuda13,dev
+  endif
+endif
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/ready
+	$(BIN)/python -m mlxmath.demo
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"mlxmath needs Python 3.11 or newer, found {sys.version.split()[0]}; set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) mlx_model adapters cache evaluation_results

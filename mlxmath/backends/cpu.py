@@ -1,0 +1,43 @@
+"""The CPU: every machine has one; float32, with a fast BLAS loaded before MLX."""
+
+import platform
+import sys
+
+from mlxmath.backends.base import DeviceInfo
+from mlxmath.backends.blas import INSTALL_HINT, preload
+from mlxmath.backends.device import MlxDevice, machine_memory_bytes
+
+
+class CpuBackend(MlxDevice):
+    """MLX on the CPU (Accelerate on a Mac; OpenBLAS or MKL, where installed, on Linux)."""
+
+    name = "cpu"
+    bucket_multiple = 32
+
+    def unavailable(self) -> str | None:
+        """None: there is always a CPU, if MLX's library for it is installed."""
+        preload()
+        try:
+            import mlx.core  # noqa: F401
+        except ImportError as error:
+            return f"MLX does not load ({error}); on Linux install it with `pip install 'mlxmath[cpu]'`."
+        return None
+
+    def _select(self) -> None:
+        import mlx.core as mx
+
+        mx.set_default_device(mx.cpu)
+
+    def _describe(self) -> DeviceInfo:
+        blas = preload()
+        notes: tuple[str, ...] = ()
+        if sys.platform.startswith("linux") and blas is None:
+            notes = (f"no fast BLAS found, matrix products run at about 1 % of this CPU's speed: {INSTALL_HINT}",)
+        return DeviceInfo(
+            backend=self.name,
+            device=f"{platform.processor() or platform.machine()} ({blas or 'system BLAS'})",
+            memory_bytes=int(machine_memory_bytes() * 0.8),
+            compute_dtype="float32",
+            dtype_reason="MLX's 16-bit matrix products on a CPU are 40 to 80 times slower",
+            notes=notes,
+        )

@@ -1,0 +1,81 @@
+"""What the three backends share: MLX's allocator, and opening a device."""
+
+import os
+from abc import ABC, abstractmethod
+
+from mlxmath.backends.base import DeviceInfo, Feature, MemoryStats
+from mlxmath.errors import InputError
+
+
+def machine_memory_bytes() -> int:
+    """Physical memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+class MlxDevice(ABC):
+    """A backend on MLX. Imports MLX only when it is used, so that listing backends is instant."""
+
+    name: str
+    bucket_multiple: int
+    features: frozenset[Feature] = frozenset()
+
+    @abstractmethod
+    def unavailable(self) -> str | None:
+        """See `Backend`."""
+
+    @abstractmethod
+    def _describe(self) -> DeviceInfo:
+        """The device with the memory that MLX should be allowed by default."""
+
+    def _select(self) -> None:
+        import mlx.core as mx
+
+        mx.set_default_device(mx.gpu)
+
+    def open(self, seed: int, memory_limit_bytes: int | None = None) -> DeviceInfo:
+        """Make the device MLX's default, set its limits and seed its random state.
+
+        Raises:
+            InputError: the backend is not available here.
+        """
+        if reason := self.unavailable():
+            raise InputError(f"--backend {self.name}: {reason}")
+        import mlx.core as mx
+
+        self._select()
+        info = self._describe()
+        limit = memory_limit_bytes or info.memory_bytes
+        mx.set_memory_limit(limit)
+        mx.set_cache_limit(limit // 8)
+        if self.supports("wired_memory"):
+            mx.set_wired_limit(min(limit, info.memory_bytes))
+        mx.random.seed(seed)
+        return info
+
+    def supports(self, feature: Feature) -> bool:
+        """See `Backend`."""
+        return feature in self.features
+
+    def memory(self) -> MemoryStats:
+        """See `Backend`."""
+        import mlx.core as mx
+
+        return MemoryStats(mx.get_active_memory(), mx.get_peak_memory(), mx.get_cache_memory())
+
+    def reset_peak(self) -> None:
+        """See `Backend`."""
+        import mlx.core as mx
+
+        mx.reset_peak_memory()
+
+    def trim(self) -> None:
+        """See `Backend`."""
+        import mlx.core as mx
+
+        mx.clear_cache()
+
+    def synchronize(self) -> None:
+        """See `Backend`."""
+        import mlx.core as mx
+
+        mx.synchronize()

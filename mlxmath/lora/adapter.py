@@ -1,0 +1,139 @@
+"""The adapter folder: written so that mlx_lm reads it, read so that nothing wrong passes."""
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxmath.config.schema import LoraConfig
+from mlxmath.errors import MlxmathError
+from mlxmath.files import atomic_file, atomic_json, read_json
+from mlxmath.lora.inject import adapter_arrays, inject
+
+WEIGHTS = "adapters.safetensors"
+CONFIG = "adapter_config.json"
+
+
+def adapter_config(config: LoraConfig, keys: tuple[str, ...], **extra: Any) -> dict[str, Any]:
+    """adapter_config.json: the keys that mlx_lm needs, then our own.
+
+    Args:
+        config: the LoRA section of the run.
+        keys: adapted layers, relative to their block.
+        extra: `base_model`, `base_fingerprint` and whatever else should travel with the adapter.
+    """
+    return {
+        "fine_tune_type": "lora",
+        "num_layers": config.num_layers,
+        "lora_parameters": {
+            "rank": config.rank,
+            "scale": config.scale,
+            "dropout": config.dropout,
+            "keys": list(keys),
+        },
+        "lora_alpha": config.alpha,
+        **extra,
+    }
+
+
+def save_weights(path: Path, model: nn.Module) -> None:
+    """Write the model's adapter arrays to `path` in one step."""
+    save_arrays(path, adapter_arrays(model))
+
+
+def save_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str] | None = None) -> None:
+    """Write arrays as safetensors in one step."""
+    mx.eval(arrays)
+    with atomic_file(path) as file:
+        mx.save_safetensors(file, arrays, metadata or {"format": "mlx"})
+
+
+def save_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write adapter_config.json. Weights there that belong to another configuration are removed first."""
+    path = folder / CONFIG
+    if path.exists() and read_json(path) == config:
+        return
+    (folder / WEIGHTS).unlink(missing_ok=True)
+    atomic_json(path, config)
+
+
+def load_adapter(model: nn.Module, folder: Path, base_fingerprint: str | None = None) -> dict[str, Any]:
+    """Inject the adapter in `folder` into `model` and load its weights.
+
+    Args:
+        model: a base model without adapters.
+        folder: an adapter folder, ours or one that mlx_lm made.
+        base_fingerprint: the base's; an adapter that records another one is refused.
+
+    Returns:
+        The parsed adapter_config.json.
+
+    Raises:
+        MlxmathError: a file or key is missing, the adapter was made for another base, or any tensor is missing,
+            extra or of the wrong shape (all of them are named).
+    """
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        absent = CONFIG if not (folder / CONFIG).is_file() else WEIGHTS
+        raise MlxmathError(
+            f"{folder} holds no adapter: {absent} is missing. Train one (`mlxmath train`), name another folder "
+            "with --adapter-path, or ask the base model with --no-adapter."
+        )
+    record = read_json(folder / CONFIG)
+    made_for = record.get("base_fingerprint")
+    if base_fingerprint and made_for and made_for != base_fingerprint:
+        raise MlxmathError(
+            f"{folder} was trained on another base model ({record.get('base_model', 'unknown')}, fingerprint "
+            f"{made_for}) than the one loaded (fingerprint {base_fingerprint}). Choose the matching --mlx-path."
+        )
+    injected = inject(model, _lora_section(folder, record))
+    del injected
+    load_weights(model, folder / WEIGHTS)
+    return dict(record)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load adapter arrays into the LoRA layers of `model`; every tensor must be there and fit.
+
+    Raises:
+        MlxmathError: the file is not readable, or tensors are missing, extra or misshapen.
+    """
+    try:
+        found: dict[str, mx.array] = mx.load(str(path), format="safetensors")
+    except RuntimeError as error:
+        raise MlxmathError(f"{path} is damaged or not a safetensors file ({error}).") from None
+    expected = adapter_arrays(model)
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} belongs to no adapter of this model" for name in found if name not in expected]
+    problems += [
+        f"{name} has shape {tuple(found[name].shape)}, expected {tuple(array.shape)}"
+        for name, array in expected.items()
+        if name in found and found[name].shape != array.shape
+    ]
+    if problems:
+        shown = "\n  ".join(problems[:20])
+        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise MlxmathError(f"{path} does not fit the model and the rank and targets beside it:\n  {shown}{more}")
+    model.load_weights([(name, array.astype(mx.float32)) for name, array in found.items()], strict=False)
+    mx.eval(adapter_arrays(model))
+
+
+def _lora_section(folder: Path, record: dict[str, Any]) -> LoraConfig:
+    kind = record.get("fine_tune_type", "lora")
+    if kind != "lora":
+        raise MlxmathError(f"{folder / CONFIG}: fine_tune_type {kind!r} is not supported; expected 'lora'.")
+    try:
+        parameters = record["lora_parameters"]
+        rank, scale = int(parameters["rank"]), float(parameters["scale"])
+        return LoraConfig(
+            rank=rank,
+            alpha=scale * rank,
+            dropout=float(parameters.get("dropout", 0.0)),
+            targets=tuple(parameters["keys"]),
+            num_layers=int(record["num_layers"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise MlxmathError(
+            f"{folder / CONFIG} is not an adapter configuration: {type(error).__name__} {error}. Expected num_layers "
+            "and lora_parameters with rank, scale and keys."
+        ) from None

@@ -1,0 +1,41 @@
+"""Loads an MLX model folder. The only place that imports mlx_lm's model classes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.utils import load_model as mlx_lm_load_model
+
+from mlxmath.errors import MlxmathError
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory and its config.json."""
+
+    model: nn.Module
+    config: dict[str, Any]
+
+
+def load_model(folder: Path, dtype: str) -> Loaded:
+    """Load the model in `folder` with its floating-point parameters as `dtype` (quantized weights stay packed).
+
+    Args:
+        folder: config.json and model*.safetensors, as `mlxmath convert` or mlx_lm writes them.
+        dtype: "float32", "bfloat16" or "float16".
+
+    Raises:
+        MlxmathError: files are missing or damaged, or mlx_lm does not know the architecture.
+    """
+    if not (folder / "config.json").is_file():
+        raise MlxmathError(f"{folder} is not a model folder: config.json is missing. Make one with `mlxmath convert`.")
+    try:
+        model, config = mlx_lm_load_model(folder, lazy=True)
+    except (ValueError, RuntimeError, FileNotFoundError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise MlxmathError(f"{folder} does not load: {reason}. `mlxmath convert --overwrite` makes it again.") from error
+    model.set_dtype(getattr(mx, dtype))
+    mx.eval(model.parameters())
+    return Loaded(model, config)

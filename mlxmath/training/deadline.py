@@ -1,0 +1,79 @@
+"""Two ways for a run to end early: its time is up, or somebody asks it to stop."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from mlxmath.console import say
+
+
+class Deadline:
+    """A time limit that leaves room for one more window and the final save.
+
+    Args:
+        limit_s: seconds from now.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, limit_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._start = clock()
+        self._limit_s = limit_s
+        self._window_s = 0.0
+        self._save_s = min(1.0, 0.1 * limit_s)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the start."""
+        return self._clock() - self._start
+
+    @property
+    def left_s(self) -> float:
+        """Seconds to the limit."""
+        return self._limit_s - self.elapsed_s
+
+    def note_window(self, seconds: float) -> None:
+        """Learn how long windows take (the longest counts, fading slowly, since lengths differ)."""
+        self._window_s = max(seconds, 0.95 * self._window_s)
+
+    def note_save(self, seconds: float) -> None:
+        """Learn how long saving takes."""
+        self._save_s = max(self._save_s, 2 * seconds)
+
+    def reached(self) -> bool:
+        """Whether another window and the final save would no longer fit."""
+        return self.left_s < self._window_s + self._save_s
+
+
+class StopRequest:
+    """Whether a signal asked the run to stop; `exit_code` is what a shell expects then (128 + the signal)."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        """0 if nothing was asked."""
+        return 0 if self.signal is None else 128 + self.signal
+
+    @contextmanager
+    def listening(self) -> Iterator["StopRequest"]:
+        """Catch the first SIGINT or SIGTERM; a second one ends the process at once, even inside a computation."""
+
+        def handle(number: int, _: FrameType | None) -> None:
+            self.signal = number
+            for name in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(name, signal.SIG_DFL)
+            say(f"{signal.Signals(number).name}: saving and stopping (once more to exit at once)")
+
+        before = {name: signal.signal(name, handle) for name in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for name, handler in before.items():
+                signal.signal(name, handler)

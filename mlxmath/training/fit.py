@@ -1,0 +1,138 @@
+"""The training loop. It never knows which objective it runs."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+
+from mlxmath.console import warn
+from mlxmath.data.batches import Window
+from mlxmath.errors import MlxmathError
+from mlxmath.objectives.base import Objective
+from mlxmath.training.deadline import Deadline, StopRequest
+from mlxmath.training.step import accumulate, update
+
+MAX_BAD_WINDOWS = 5
+"""Windows in a row without a finite gradient after which a run gives up."""
+
+Ending = Literal["finished", "deadline", "stopped"]
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run is: `window` is the next one of `epoch`; `step` counts windows over all epochs."""
+
+    step: int = 0
+    epoch: int = 0
+    window: int = 0
+    num_tokens: int = 0
+    num_targets: int = 0
+    num_skipped: int = 0
+
+    def after(self, window: Window, num_tokens: int, num_targets: int, *, skipped: bool) -> "Position":
+        """The position once `window` is done."""
+        return replace(
+            self,
+            step=self.step + 1,
+            epoch=window.epoch,
+            window=window.index + 1,
+            num_tokens=self.num_tokens + num_tokens,
+            num_targets=self.num_targets + num_targets,
+            num_skipped=self.num_skipped + skipped,
+        )
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One finished step, as hooks see it. `loss` is nats a target token; both are not finite if it was skipped."""
+
+    position: Position
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    num_tokens: int
+    num_targets: int
+    seconds: float
+    applied: bool
+
+
+Hook = Callable[[StepReport], None]
+
+
+def fit(
+    model: nn.Module,
+    objective: Objective,
+    windows: Iterable[Window],
+    optimizer: optim.Optimizer,
+    learning_rate: Callable[[int], float],
+    *,
+    max_grad_norm: float,
+    deadline: Deadline,
+    stop: StopRequest,
+    hooks: Sequence[Hook] = (),
+    position: Position = Position(),  # noqa: B008 (immutable)
+) -> tuple[Ending, Position]:
+    """Train on `windows` until they end, time is up or somebody asks to stop.
+
+    A window whose loss or gradient is not finite is not applied and its rows are named; a window during which a stop is
+    requested is abandoned, and random state is put back, so that a resumed run repeats it exactly.
+
+    Args:
+        model: trainable parameters are those not frozen.
+        objective: loss sum of a micro-batch.
+        windows: micro-batches of one optimizer step each, starting at `position`.
+        optimizer: its learning rate is set before each step.
+        learning_rate: rate by step number.
+        max_grad_norm: global norm to clip to.
+        deadline: asked before each window.
+        stop: asked before each micro-batch.
+        hooks: called after each window, in order.
+        position: where to start counting.
+
+    Returns:
+        Why it ended, and how far it got.
+
+    Raises:
+        MlxmathError: `MAX_BAD_WINDOWS` windows in a row were not finite; the parameters are the last good ones.
+    """
+    model.train()
+    bad_in_a_row = 0
+    for window in windows:
+        if deadline.reached():
+            return "deadline", position
+        start = time.perf_counter()
+        random_state = mx.array(mx.random.state[0])
+        sums = accumulate(model, objective, window, stopped=lambda: bool(stop))
+        if sums is None:
+            mx.random.state[0][:] = random_state
+            return "stopped", position
+        rate = learning_rate(position.step)
+        loss = sums.loss_sum / sums.num_targets
+        norm = update(model, optimizer, sums, rate, max_grad_norm) if math.isfinite(loss) else math.nan
+        applied = math.isfinite(norm)
+        position = position.after(window, sums.num_tokens, sums.num_targets, skipped=not applied)
+        seconds = time.perf_counter() - start
+        deadline.note_window(seconds)
+        report = StepReport(
+            position, loss, norm, rate, sums.num_tokens, sums.num_targets, seconds, applied
+        )
+        bad_in_a_row = 0 if applied else bad_in_a_row + 1
+        if not applied:
+            rows = sums.bad_rows or window.row_ids
+            warn(
+                f"step {position.step}: {'gradient' if math.isfinite(loss) else 'loss'} is not finite, the step is "
+                f"not applied; rows {', '.join(map(str, rows))}"
+            )
+        for hook in hooks:
+            hook(report)
+        if bad_in_a_row >= MAX_BAD_WINDOWS:
+            raise MlxmathError(
+                f"{bad_in_a_row} steps in a row were not finite (the last: step {position.step}). The adapters saved "
+                "are the last good ones; lower --learning-rate or look at the rows named above."
+            )
+    return "finished", position

@@ -1,0 +1,252 @@
+"""The loop: sums, the update, non-finite windows, the deadline, stopping, checkpoints."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from mlxmath.config.schema import LoraConfig, TrainingConfig
+from mlxmath.data.batches import Batch, Window, epoch_windows
+from mlxmath.errors import InputError, MlxmathError
+from mlxmath.lora.inject import adapter_arrays, inject
+from mlxmath.objectives.base import LossSum
+from mlxmath.objectives.sft import sft_loss
+from mlxmath.training.checkpoint import check_settings, newest_checkpoint, restore, save_checkpoint
+from mlxmath.training.deadline import Deadline, StopRequest
+from mlxmath.training.fit import MAX_BAD_WINDOWS, Position, StepReport, fit
+from mlxmath.training.schedule import learning_rates
+from mlxmath.training.step import accumulate, global_norm, update
+from tests.conftest import FakeRows, make_tiny_llama
+
+
+def windows_of(rows: FakeRows, batch_size: int = 2, accumulation: int = 4, **more: Any) -> list[Window]:
+    return list(
+        epoch_windows(rows, batch_size=batch_size, accumulation=accumulation, bucket_multiple=32, seed=0, epoch=0, **more)
+    )
+
+
+def adapted(dropout: float = 0.0) -> nn.Module:
+    model = make_tiny_llama()
+    mx.random.seed(5)
+    inject(model, LoraConfig(rank=4, dropout=dropout))
+    return model
+
+
+def run(model: nn.Module, windows: list[Window], optimizer: optim.Optimizer, **more: Any) -> tuple[str, Position]:
+    settings: dict[str, Any] = {"max_grad_norm": 1.0, "deadline": Deadline(1e9), "stop": StopRequest()} | more
+    return fit(model, sft_loss, windows, optimizer, lambda _: 1e-2, **settings)
+
+
+def adamw(model: nn.Module) -> optim.Optimizer:
+    optimizer = optim.AdamW(1e-2, bias_correction=True)
+    optimizer.init(model.trainable_parameters())
+    return optimizer
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_accumulated_gradient_is_that_of_one_big_batch(uneven_rows: FakeRows, batch_size: int) -> None:
+    model = adapted()
+    model.update(nn.utils.tree_map(lambda a: a + 0.01, model.trainable_parameters()))
+    split = accumulate(model, sft_loss, windows_of(uneven_rows, batch_size, 24 // batch_size)[0])
+    whole = accumulate(model, sft_loss, windows_of(uneven_rows, 24, 1)[0])
+    assert split is not None and whole is not None
+    assert (split.num_targets, split.num_tokens) == (whole.num_targets, whole.num_tokens)
+    assert split.loss_sum == pytest.approx(whole.loss_sum, rel=1e-6)
+    for (_, a), (_, b) in zip(tree_flatten(split.grad_sum), tree_flatten(whole.grad_sum), strict=True):
+        np.testing.assert_allclose(np.array(a), np.array(b), rtol=1e-4, atol=1e-5)
+
+
+def test_loss_by_hand() -> None:
+    rows = FakeRows([np.array([1, 2, 3])], [np.array([0, 0, 1])])
+    model = make_tiny_llama()
+    logits = np.array(model(mx.array([[1, 2]])), np.float64)[0, 1]
+    expected = np.log(np.exp(logits).sum()) - logits[3]
+    batch = next(windows_of(rows, 1, 1)[0].batches())
+    assert sft_loss(model, batch).total.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_clipping_is_by_the_global_norm(uneven_rows: FakeRows) -> None:
+    model = adapted()
+    sums = accumulate(model, sft_loss, windows_of(uneven_rows)[0])
+    assert sums is not None
+    flat = np.concatenate([np.array(a).ravel() for _, a in tree_flatten(sums.grad_sum)])
+    assert global_norm(sums.grad_sum).item() == pytest.approx(np.linalg.norm(flat), rel=1e-5)
+    norm = np.linalg.norm(flat) / sums.num_targets
+    before = {k: np.array(v) for k, v in adapter_arrays(model).items()}
+    assert update(model, optim.SGD(1.0), sums, 1.0, max_grad_norm=norm / 4) == pytest.approx(norm, rel=1e-5)
+    moved = np.concatenate([(before[k] - np.array(v)).ravel() for k, v in adapter_arrays(model).items()])
+    assert np.linalg.norm(moved) == pytest.approx(norm / 4, rel=1e-3)
+
+
+def test_training_lowers_the_loss_and_moves_only_adapters(uneven_rows: FakeRows) -> None:
+    model = adapted()
+    before = {name: np.array(a) for name, a in tree_flatten(model.parameters())}
+    losses: list[float] = []
+    windows = windows_of(uneven_rows) * 8
+    ending, position = run(model, windows, adamw(model), hooks=[lambda r: losses.append(r.loss)])
+    assert (ending, position.step) == ("finished", len(windows))
+    assert losses[-1] < losses[0] - 0.05
+    for name, array in tree_flatten(model.parameters()):
+        if not name.endswith(("lora_a", "lora_b")):
+            assert np.array_equal(before[name], np.array(array)), name
+    assert position.num_tokens == 8 * int(uneven_rows.lengths.sum())
+
+
+def planted(bad_row: int) -> Any:
+    def objective(model: nn.Module, batch: Batch) -> LossSum:
+        loss = sft_loss(model, batch).total
+        return LossSum(loss * mx.array(math.nan) if bad_row in batch.row_ids else loss)
+
+    return objective
+
+
+def test_a_nan_row_skips_its_window_names_it_and_the_run_goes_on(
+    uneven_rows: FakeRows, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = adapted()
+    reports: list[StepReport] = []
+    windows = windows_of(uneven_rows, 1, 8)
+    bad = windows[1].row_ids[3]
+    arrays: list[dict[str, np.ndarray]] = []
+
+    def remember(report: StepReport) -> None:
+        reports.append(report)
+        arrays.append({k: np.array(v) for k, v in adapter_arrays(model).items()})
+
+    ending, position = fit(
+        model, planted(bad), windows, adamw(model), lambda _: 1e-2,
+        max_grad_norm=1.0, deadline=Deadline(1e9), stop=StopRequest(), hooks=[remember],
+    )  # fmt: skip
+    assert (ending, position.num_skipped) == ("finished", 1)
+    assert [r.applied for r in reports] == [True, False, True, True, True]
+    assert all(np.array_equal(arrays[0][k], arrays[1][k]) for k in arrays[0])
+    assert all(np.isfinite(a).all() for a in arrays[-1].values())
+    assert f"step 2: loss is not finite, the step is not applied; rows {bad}\n" in capsys.readouterr().err
+
+
+def test_too_many_bad_windows_end_the_run_on_good_adapters(uneven_rows: FakeRows) -> None:
+    model = adapted()
+    before = {k: np.array(v) for k, v in adapter_arrays(model).items()}
+
+    def always(model: nn.Module, batch: Batch) -> LossSum:
+        return LossSum(sft_loss(model, batch).total * mx.array(math.inf))
+
+    with pytest.raises(MlxmathError, match=f"{MAX_BAD_WINDOWS} steps in a row were not finite"):
+        fit(model, always, windows_of(uneven_rows) * 3, adamw(model), lambda _: 1e-2,
+            max_grad_norm=1.0, deadline=Deadline(1e9), stop=StopRequest())  # fmt: skip
+    assert all(np.array_equal(before[k], np.array(v)) for k, v in adapter_arrays(model).items())
+
+
+class Clock:
+    """Seconds that pass only when told."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_deadline_leaves_time_for_a_window_and_the_save(uneven_rows: FakeRows) -> None:
+    clock = Clock()
+    deadline = Deadline(100.0, clock)
+    deadline.note_save(5.0)
+    model = adapted()
+
+    def pass_time(report: StepReport) -> None:
+        clock.now += 12.0
+        deadline.note_window(12.0)
+
+    ending, position = run(model, windows_of(uneven_rows) * 10, adamw(model), deadline=deadline, hooks=[pass_time])
+    assert ending == "deadline"
+    assert position.step == 7  # after 84 s, 12 s for a window and 10 s for the save no longer fit
+    assert deadline.left_s == pytest.approx(16.0)
+
+
+def test_a_stop_abandons_the_window_and_puts_random_state_back(uneven_rows: FakeRows) -> None:
+    model = adapted(dropout=0.5)
+    stop = StopRequest()
+    windows = windows_of(uneven_rows, 1, 8)
+    optimizer = adamw(model)
+    run(model, windows[:1], optimizer)
+    before = {k: np.array(v) for k, v in adapter_arrays(model).items()}
+    random_state = np.array(mx.random.state[0])
+    calls = []
+
+    def objective(model: nn.Module, batch: Batch) -> LossSum:
+        calls.append(batch.row_ids)
+        if len(calls) == 3:
+            stop.signal = 2
+        return sft_loss(model, batch)
+
+    ending, position = fit(model, objective, windows[1:], optimizer, lambda _: 1e-2, max_grad_norm=1.0,
+                           deadline=Deadline(1e9), stop=stop, position=Position(step=1, window=1))  # fmt: skip
+    assert (ending, position.step, position.window, len(calls)) == ("stopped", 1, 1, 3)
+    assert np.array_equal(random_state, np.array(mx.random.state[0]))
+    assert all(np.array_equal(before[k], np.array(v)) for k, v in adapter_arrays(model).items())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, uneven_rows: FakeRows, dropout: float) -> None:
+    windows = windows_of(uneven_rows)
+    straight = adapted(dropout)
+    run(straight, windows, adamw(straight))
+
+    first = adapted(dropout)
+    optimizer = adamw(first)
+    _, position = run(first, windows[:2], optimizer)
+    save_checkpoint(tmp_path, first, optimizer, position, {"seed": 0})
+    run(first, windows[2:3], optimizer)  # work that a kill would lose
+
+    mx.random.seed(999)
+    second = adapted(dropout)
+    mx.random.seed(12345)
+    optimizer = adamw(second)
+    checkpoint = newest_checkpoint(tmp_path)
+    assert checkpoint is not None and checkpoint.position == position
+    restore(checkpoint, second, optimizer)
+    run(second, windows_of(uneven_rows, start=position.window), optimizer, position=checkpoint.position)
+    for name, array in adapter_arrays(straight).items():
+        assert np.array_equal(np.array(array), np.array(adapter_arrays(second)[name])), name
+
+
+def test_checkpoints_keep_two_and_pass_over_a_damaged_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = adapted()
+    optimizer = adamw(model)
+    for step in (9, 10, 11):
+        save_checkpoint(tmp_path, model, optimizer, Position(step=step), {})
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-10", "step-11"]
+    damaged = tmp_path / "checkpoints" / "step-11" / "optimizer.safetensors"
+    data = bytearray(damaged.read_bytes())
+    data[-3] ^= 1
+    damaged.write_bytes(data)
+    found = newest_checkpoint(tmp_path)
+    assert found is not None and found.position.step == 10
+    assert "step-11" in capsys.readouterr().err
+
+
+def test_resuming_another_run_names_every_difference(tmp_path: Path) -> None:
+    model = adapted()
+    save_checkpoint(tmp_path, model, adamw(model), Position(step=1), {"lora.rank": 4, "training.seed": 0, "same": 1})
+    checkpoint = newest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    with pytest.raises(InputError, match=r"lora\.rank was 4 and is 8; training\.seed was 0 and is 1"):
+        check_settings(checkpoint, {"lora.rank": 8, "training.seed": 1, "same": 1})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1.0, 1.0, (1 + math.cos(math.pi / 4)) / 2, 0.5, (1 + math.cos(3 * math.pi / 4)) / 2]),
+    ],
+)
+def test_schedules_by_hand(schedule: str, expected: list[float]) -> None:
+    rate = learning_rates(TrainingConfig(learning_rate=1.0, warmup_steps=2, schedule=schedule), total_steps=6)
+    assert [rate(s) for s in range(6)] == pytest.approx(expected)
