@@ -11,6 +11,8 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxmath.config.schema import TrainingConfig
+
 
 class Rows(Protocol):
     """Tokenized rows, as `mlxmath.data.cache.TokenRows` holds them."""
@@ -104,3 +106,19 @@ def epoch_windows(
         ids = ids[np.argsort(lengths[ids], kind="stable")]
         micro = tuple(tuple(int(i) for i in ids[j : j + batch_size]) for j in range(0, len(ids), batch_size))
         yield Window(rows, micro, bucket_multiple, epoch, index)
+
+
+def training_windows(
+    rows: Rows, config: TrainingConfig, bucket_multiple: int, *, epoch: int = 0, window: int = 0
+) -> Iterator[Window]:
+    """The windows of a whole run, from window number `window` of `epoch` to the end of the last epoch."""
+    for number in range(epoch, config.num_epochs):
+        yield from epoch_windows(
+            rows,
+            batch_size=config.batch_size,
+            accumulation=config.grad_accumulation_steps,
+            bucket_multiple=bucket_multiple,
+            seed=config.seed,
+            epoch=number,
+            start=window if number == epoch else 0,
+        )

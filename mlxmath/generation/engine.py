@@ -84,7 +84,7 @@ def generate_batch(
     sampling: Sampling,
     *,
     concurrency: int = 32,
-    on_done: Callable[[int, Completion], None] = lambda index, completion: None,
+    on_done: Callable[[int, Completion], object] | None = None,
 ) -> list[Completion]:
     """Answer all prompts, `concurrency` of them at a time; a finished one makes room for the next.
 
@@ -123,6 +123,7 @@ def generate_batch(
                 completions[index] = Completion(
                     tokenizer.decode(ids), tuple(ids), response.finish_reason, len(prompts[index])
                 )
-                on_done(index, completions[index])
+                if on_done:
+                    on_done(index, completions[index])
     generator.close()
     return [completions[i] for i in range(len(prompts))]

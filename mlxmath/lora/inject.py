@@ -68,9 +68,7 @@ def inject(model: nn.Module, config: LoraConfig) -> Injected:
 def adapter_arrays(model: nn.Module) -> dict[str, mx.array]:
     """The adapters' arrays by their full names, for example `model.layers.0.self_attn.q_proj.lora_a`."""
     return {
-        name: array
-        for name, array in tree_flatten(model.parameters())
-        if name.rsplit(".", 1)[-1] in ADAPTER_PARAMETERS
+        name: array for name, array in tree_flatten(model.parameters()) if name.rsplit(".", 1)[-1] in ADAPTER_PARAMETERS
     }
 
 

@@ -4,6 +4,7 @@ Shapes: B batch, L length, I inputs, O outputs, R rank.
 """
 
 import math
+from typing import TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -11,7 +12,7 @@ import mlx.nn as nn
 ADAPTER_PARAMETERS = ("lora_a", "lora_b")
 """Names of the trained arrays of an adapter layer."""
 
-BaseLinear = nn.Linear | nn.QuantizedLinear
+BaseLinear: TypeAlias = nn.Linear | nn.QuantizedLinear
 
 
 def linear_shape(linear: BaseLinear) -> tuple[int, int]:

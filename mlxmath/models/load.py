@@ -35,7 +35,9 @@ def load_model(folder: Path, dtype: str) -> Loaded:
         model, config = mlx_lm_load_model(folder, lazy=True)
     except (ValueError, RuntimeError, FileNotFoundError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise MlxmathError(f"{folder} does not load: {reason}. `mlxmath convert --overwrite` makes it again.") from error
+        raise MlxmathError(
+            f"{folder} does not load: {reason}. `mlxmath convert --overwrite` makes it again."
+        ) from error
     model.set_dtype(getattr(mx, dtype))
     mx.eval(model.parameters())
     return Loaded(model, config)

@@ -18,7 +18,8 @@ from mlxmath.console import warn
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.files import atomic_folder, atomic_json, read_json, sha256
 from mlxmath.lora.adapter import WEIGHTS, load_weights, save_arrays, save_weights
-from mlxmath.training.fit import Position
+from mlxmath.training.deadline import Deadline
+from mlxmath.training.fit import Position, StepReport
 
 FOLDER = "checkpoints"
 _OPTIMIZER = "optimizer.safetensors"
@@ -92,6 +93,46 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: optim.Optimizer
     mx.random.state[0][:] = arrays.pop(_RANDOM)
     optimizer.state = tree_unflatten(list(arrays.items()))
     mx.eval(optimizer.state, mx.random.state)
+
+
+class Saver:
+    """Saves a run: a checkpoint every `every` steps and at the end, and the adapters beside it.
+
+    Args:
+        folder: the adapter folder.
+        model: holds the adapters.
+        optimizer: its state goes into the checkpoints.
+        settings: what a resumed run must share.
+        every: steps between checkpoints.
+        deadline: learns how long saving takes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: nn.Module,
+        optimizer: optim.Optimizer,
+        settings: dict[str, Any],
+        every: int,
+        deadline: Deadline,
+    ) -> None:
+        self._folder, self._model, self._optimizer = folder, model, optimizer
+        self._settings, self._every, self._deadline = settings, every, deadline
+
+    def on_step(self, report: StepReport) -> None:
+        """Save if it is time to. A disk that is full now may not be at the next one: the run goes on."""
+        if report.position.step % self._every == 0:
+            try:
+                self.save(report.position)
+            except MlxmathError as error:
+                warn(f"no checkpoint at step {report.position.step}: {error}")
+
+    def save(self, position: Position) -> None:
+        """Write the checkpoint, then the adapters."""
+        start = self._deadline.elapsed_s
+        save_checkpoint(self._folder, self._model, self._optimizer, position, self._settings)
+        save_weights(self._folder / WEIGHTS, self._model)
+        self._deadline.note_save(self._deadline.elapsed_s - start)
 
 
 def _by_step(folder: Path) -> list[Path]:

@@ -71,7 +71,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 
 class ProgressBar:
-    """A tqdm bar on a terminal; elsewhere a plain line at most every `interval_s` seconds, and one for the last step."""
+    """A tqdm bar on a terminal; elsewhere a plain line every `interval_s` seconds, and for the last step."""
 
     def __init__(
         self,

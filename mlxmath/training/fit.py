@@ -12,7 +12,6 @@ import mlx.optimizers as optim
 
 from mlxmath.console import warn
 from mlxmath.data.batches import Window
-from mlxmath.errors import MlxmathError
 from mlxmath.objectives.base import Objective
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.step import accumulate, update
@@ -20,7 +19,7 @@ from mlxmath.training.step import accumulate, update
 MAX_BAD_WINDOWS = 5
 """Windows in a row without a finite gradient after which a run gives up."""
 
-Ending = Literal["finished", "deadline", "stopped"]
+Ending = Literal["finished", "deadline", "stopped", "diverged"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def fit(
     deadline: Deadline,
     stop: StopRequest,
     hooks: Sequence[Hook] = (),
-    position: Position = Position(),  # noqa: B008 (immutable)
+    position: Position = Position(),
 ) -> tuple[Ending, Position]:
     """Train on `windows` until they end, time is up or somebody asks to stop.
 
@@ -95,10 +94,8 @@ def fit(
         position: where to start counting.
 
     Returns:
-        Why it ended, and how far it got.
-
-    Raises:
-        MlxmathError: `MAX_BAD_WINDOWS` windows in a row were not finite; the parameters are the last good ones.
+        Why it ended, and how far it got. "diverged": `MAX_BAD_WINDOWS` windows in a row were not finite; the parameters
+        are the last good ones.
     """
     model.train()
     bad_in_a_row = 0
@@ -118,9 +115,7 @@ def fit(
         position = position.after(window, sums.num_tokens, sums.num_targets, skipped=not applied)
         seconds = time.perf_counter() - start
         deadline.note_window(seconds)
-        report = StepReport(
-            position, loss, norm, rate, sums.num_tokens, sums.num_targets, seconds, applied
-        )
+        report = StepReport(position, loss, norm, rate, sums.num_tokens, sums.num_targets, seconds, applied)
         bad_in_a_row = 0 if applied else bad_in_a_row + 1
         if not applied:
             rows = sums.bad_rows or window.row_ids
@@ -131,8 +126,5 @@ def fit(
         for hook in hooks:
             hook(report)
         if bad_in_a_row >= MAX_BAD_WINDOWS:
-            raise MlxmathError(
-                f"{bad_in_a_row} steps in a row were not finite (the last: step {position.step}). The adapters saved "
-                "are the last good ones; lower --learning-rate or look at the rows named above."
-            )
+            return "diverged", position
     return "finished", position

@@ -2,23 +2,29 @@
 
 import shutil
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mlxmath import __version__
+from mlxmath.backends.base import DeviceInfo
+from mlxmath.config.load import Resolved
 from mlxmath.config.schema import DEMO, RunConfig
 from mlxmath.console import say
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.files import atomic_json, disk_errors, read_json
-from mlxmath.lora.adapter import CONFIG, WEIGHTS
+from mlxmath.files import atomic_json, atomic_write, disk_errors, read_json
+from mlxmath.lora.adapter import CONFIG, WEIGHTS, save_config
+from mlxmath.lora.inject import Injected
 from mlxmath.training.checkpoint import FOLDER, Checkpoint, newest_checkpoint
 from mlxmath.training.events import EVENTS, PLOT, RUN
 
-_OURS = (WEIGHTS, CONFIG, EVENTS, PLOT, RUN, FOLDER, "chat_template.jinja")
+CHAT_TEMPLATE = "chat_template.jinja"
+_OURS = (WEIGHTS, CONFIG, EVENTS, PLOT, RUN, FOLDER, CHAT_TEMPLATE)
 
 
 def claim(config: RunConfig) -> Checkpoint | None:
-    """Make `--adapter-path` ready for this run, without losing another one's results.
+    """Check that `--adapter-path` is this run's to write to. Nothing is changed yet.
 
     Returns:
         The checkpoint to continue from, with `--resume` and if there is one.
@@ -41,20 +47,63 @@ def claim(config: RunConfig) -> Checkpoint | None:
             f"--adapter-path: {folder} holds the adapters of another run. Use --resume to continue it, --overwrite to "
             "replace it, or another --adapter-path."
         )
-    with disk_errors(folder):
-        for name in _OURS:
-            path = folder / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        folder.mkdir(parents=True, exist_ok=True)
     return None
 
 
-def write_run(folder: Path, record: dict[str, Any], **more: Any) -> None:
-    """Write run.json: the record of the run, with what is now known about its end."""
-    atomic_json(folder / RUN, record | more | {"updated": timestamp()})
+def fixed_settings(config: RunConfig, base_fingerprint: str, data_fingerprint: str) -> dict[str, Any]:
+    """What a resumed run must share with the run that it continues, by name."""
+    unchanging = ("batch_size", "grad_accumulation_steps", "weight_decay", "max_grad_norm", "seed")
+    return {
+        "base model": base_fingerprint,
+        "data": data_fingerprint,
+        **{f"lora.{name}": value for name, value in config.lora.model_dump(mode="json").items()},
+        **{f"training.{name}": getattr(config.training, name) for name in unchanging},
+    }
+
+
+def start(folder: Path, adapter: dict[str, Any], chat_template: str, *, anew: bool) -> None:
+    """Write what is known of the adapter before it is trained: its configuration and how it is prompted.
+
+    Args:
+        folder: the adapter folder.
+        adapter: adapter_config.json.
+        chat_template: Jinja, for chat servers.
+        anew: remove what an earlier run left there.
+    """
+    if anew:
+        with disk_errors(folder):
+            for name in _OURS:
+                path = folder / name
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+    save_config(folder, adapter)
+    atomic_write(folder / CHAT_TEMPLATE, chat_template)
+
+
+class Record:
+    """run.json: everything that a run was, kept up to date."""
+
+    def __init__(
+        self, folder: Path, resolved: Resolved, device: DeviceInfo, data: dict[str, Any], adapter: Injected
+    ) -> None:
+        self._path = folder / RUN
+        self._record = {
+            "mlxmath": __version__,
+            "started": timestamp(),
+            "config": resolved.config.model_dump(mode="json"),
+            "origin": dict(resolved.origin),
+            "device": asdict(device),
+            "data": data,
+            "adapter": asdict(adapter),
+        }
+        self.write(status="running")
+
+    def write(self, **outcome: Any) -> None:
+        """Write the file again with what is known of the outcome."""
+        atomic_json(self._path, self._record | outcome | {"updated": timestamp()})
 
 
 def timestamp() -> str:

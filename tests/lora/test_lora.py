@@ -106,7 +106,12 @@ def test_only_adapters_train_and_the_count_is_right() -> None:
 def test_quantized_parameters_are_counted_unpacked() -> None:
     model = make_tiny_llama()
     plain = inject(make_tiny_llama(), LoraConfig(rank=4))
-    nn.quantize(model, group_size=32, bits=4, class_predicate=lambda _, m: isinstance(m, nn.Linear) and m.weight.shape[1] % 32 == 0)
+    nn.quantize(
+        model,
+        group_size=32,
+        bits=4,
+        class_predicate=lambda _, m: isinstance(m, nn.Linear) and m.weight.shape[1] % 32 == 0,
+    )
     scales = sum(a.size for name, a in tree_flatten(model.parameters()) if name.endswith((".scales", ".biases")))
     assert inject(model, LoraConfig(rank=4)).num_total == plain.num_total + scales
 
@@ -228,9 +233,13 @@ def test_a_full_disk_leaves_the_old_adapter(tmp_path: Path) -> None:
     """On a real, tiny file system; needs the right to mount one."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True, check=False
-    ).returncode == 0
+    mounted = (
+        shutil.which("mount")
+        and subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True, check=False
+        ).returncode
+        == 0
+    )
     if not mounted:
         pytest.skip("cannot mount a small file system here")
     try:
@@ -244,5 +253,3 @@ def test_a_full_disk_leaves_the_old_adapter(tmp_path: Path) -> None:
         assert [p.name for p in folder.iterdir() if p.name.endswith(".tmp")] == []
     finally:
         subprocess.run(["umount", str(disk)], check=True)
-
-

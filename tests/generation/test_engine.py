@@ -1,0 +1,125 @@
+"""Generation: batched equals streamed equals mlx_lm; sampling is seeded."""
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx_lm.generate import generate_step
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from mlxmath.errors import InputError
+from mlxmath.generation.engine import Completion, Sampling, generate_batch, stream
+from tests.conftest import make_tiny_llama
+
+EOS = 63
+
+
+@pytest.fixture
+def tokenizer() -> TokenizerWrapper:
+    """64 words, of which the last one ends the text."""
+    vocabulary = {f"w{i}": i for i in range(63)} | {"</s>": EOS}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.decoder = decoders.Fuse()
+    return TokenizerWrapper(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>"))
+
+
+@pytest.fixture
+def model() -> Any:
+    """Random weights, sharpened so that greedy choices are clear, and EOS made likely enough to occur."""
+    model = make_tiny_llama()
+    weight = np.array(model.lm_head.weight) * 8
+    weight[EOS] *= 2
+    model.lm_head.weight = mx.array(weight)
+    return model
+
+
+PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11], [12, 13], [3, 1], [60, 61, 62, 1, 2]]
+
+
+def reference(model: Any, prompt: list[int], count: int) -> tuple[list[int], str]:
+    """Greedy tokens from a full forward pass each time, without any cache."""
+    tokens = list(prompt)
+    for _ in range(count):
+        token = int(mx.argmax(model(mx.array([tokens]))[0, -1]).item())
+        if token == EOS:
+            return tokens[len(prompt) :], "stop"
+        tokens.append(token)
+    return tokens[len(prompt) :], "length"
+
+
+def test_greedy_batch_and_stream_equal_full_forward_passes(model: Any, tokenizer: TokenizerWrapper) -> None:
+    sampling = Sampling(max_new_tokens=20)
+    done: list[int] = []
+    batch = generate_batch(model, tokenizer, PROMPTS, sampling, concurrency=3, on_done=lambda i, _: done.append(i))
+    reasons = set()
+    for prompt, completion in zip(PROMPTS, batch, strict=True):
+        tokens, reason = reference(model, prompt, 20)
+        assert (list(completion.tokens), completion.finish_reason) == (tokens, reason)
+        assert completion.num_prompt_tokens == len(prompt)
+        *pieces, whole = stream(model, tokenizer, prompt, sampling)
+        assert isinstance(whole, Completion)
+        assert whole.tokens == completion.tokens and whole.finish_reason == reason
+        assert "".join(str(p) for p in pieces) == whole.text == completion.text
+        reasons.add(reason)
+    assert reasons == {"stop", "length"}  # both ways to end occur
+    assert sorted(done) == list(range(len(PROMPTS)))
+    mlx_lm_tokens = [t for (t, _), _ in zip(generate_step(mx.array(PROMPTS[0]), model), range(5), strict=False)]
+    assert mlx_lm_tokens == list(batch[0].tokens[:5]) + ([EOS] if len(batch[0].tokens) < 5 else [])
+
+
+def test_the_seed_decides_the_text(model: Any, tokenizer: TokenizerWrapper) -> None:
+    def sample(seed: int) -> list[tuple[int, ...]]:
+        sampling = Sampling(12, temperature=1.0, seed=seed)
+        return [c.tokens for c in generate_batch(model, tokenizer, PROMPTS, sampling)]
+
+    assert sample(1) == sample(1) != sample(2)
+
+
+def test_sampling_follows_the_distribution(model: Any, tokenizer: TokenizerWrapper) -> None:
+    """First tokens of 4,000 samples at temperature 5 against softmax(logits / 5), by a chi-square statistic."""
+    temperature, count = 5.0, 4000
+    completions = generate_batch(
+        model, tokenizer, [[1, 2, 3]] * count, Sampling(1, temperature=temperature, seed=3), concurrency=500
+    )
+    first = [c.tokens[0] if c.tokens else EOS for c in completions]
+    logits = np.array(model(mx.array([[1, 2, 3]]))[0, -1], np.float64) / temperature
+    expected = count * np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    observed = np.bincount(first, minlength=64)
+    common = expected >= 5
+    statistic = ((observed - expected)[common] ** 2 / expected[common]).sum()
+    freedom = common.sum() - 1
+    assert freedom > 5
+    assert statistic < freedom + 5 * np.sqrt(2 * freedom)  # five standard deviations
+
+
+def test_top_p_keeps_the_smallest_set_of_that_probability(model: Any, tokenizer: TokenizerWrapper) -> None:
+    completions = generate_batch(
+        model, tokenizer, [[1, 2, 3]] * 500, Sampling(1, temperature=1.0, top_p=0.5, seed=3), concurrency=500
+    )
+    logits = np.array(model(mx.array([[1, 2, 3]]))[0, -1], np.float64)
+    probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    order = np.argsort(-probabilities)
+    kept = set(order[: int(np.searchsorted(np.cumsum(probabilities[order]), 0.5)) + 1].tolist())
+    assert {c.tokens[0] if c.tokens else EOS for c in completions} == kept
+
+
+@pytest.mark.parametrize(
+    ("values", "option"),
+    [({"temperature": -1.0}, "--temperature"), ({"top_p": 0.0}, "--top-p"), ({"max_new_tokens": 0}, "--max-new-tok")],
+)
+def test_bad_values_name_their_option(values: dict[str, Any], option: str) -> None:
+    with pytest.raises(InputError, match=option):
+        Sampling(**values)
+
+
+def test_an_unreadable_tokenizer_is_one_clear_error(tmp_path: Path) -> None:
+    from mlxmath.errors import MlxmathError
+    from mlxmath.generation.engine import load_generation_tokenizer
+
+    with pytest.raises(MlxmathError, match=f"the tokenizer in {tmp_path} does not load"):
+        load_generation_tokenizer(tmp_path)

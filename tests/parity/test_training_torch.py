@@ -1,0 +1,129 @@
+"""The whole training step against torch and peft: loss, LoRA gradients, and 20 AdamW steps over uneven rows."""
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from mlxmath.config.schema import LoraConfig
+from mlxmath.data.batches import Window, epoch_windows
+from mlxmath.lora.inject import adapter_arrays, inject
+from mlxmath.models.load import load_model
+from mlxmath.objectives.sft import sft_loss
+from mlxmath.training.deadline import Deadline, StopRequest
+from mlxmath.training.fit import fit
+from mlxmath.training.step import accumulate
+from tests.conftest import FakeRows
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+RANK, ALPHA, LR, DECAY, CLIP = 4, 12.0, 5e-3, 0.05, 0.5
+
+
+def both_models(folder: Path, targets: tuple[str, ...]) -> tuple[Any, Any]:
+    """The same tiny Llama with the same LoRA values (B not zero) in torch + peft and in mlx."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=64, max_position_embeddings=64, tie_word_embeddings=False,
+    )  # fmt: skip
+    base = transformers.LlamaForCausalLM(config).float()
+    base.save_pretrained(folder)
+    ours = load_model(folder, "float32").model
+    inject(ours, LoraConfig(rank=RANK, alpha=ALPHA, targets=targets))
+    theirs = peft.get_peft_model(
+        base, peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(targets), lora_dropout=0.0)
+    )
+    values = {}
+    for name, parameter in theirs.named_parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.05)
+            values[our_name(name)] = mx.array(parameter.detach().numpy().T)
+    ours.load_weights(list(values.items()), strict=False)
+    return ours, theirs
+
+
+def our_name(peft_name: str) -> str:
+    """`base_model.model.model.layers.0.….lora_A.default.weight` -> `model.layers.0.….lora_a`."""
+    return (
+        peft_name.removeprefix("base_model.model.")
+        .replace("lora_A.default.weight", "lora_a")
+        .replace("lora_B.default.weight", "lora_b")
+    )
+
+
+def torch_loss_sum(model: Any, rows: FakeRows, ids: tuple[int, ...]) -> Any:
+    """Cross-entropy summed over target tokens, a row at a time: no padding at all."""
+    total = 0.0
+    for index in ids:
+        tokens, mask = (torch.tensor(np.asarray(a).astype(np.int64)) for a in rows.row(index))
+        logits = model(tokens[None, :-1]).logits[0]
+        losses = torch.nn.functional.cross_entropy(logits, tokens[1:], reduction="none")
+        total = total + (losses * mask[1:]).sum()
+    return total
+
+
+def num_targets(rows: FakeRows, ids: tuple[int, ...]) -> int:
+    return sum(int(rows.row(i)[1][1:].sum()) for i in ids)
+
+
+def windows(rows: FakeRows, epochs: int) -> list[Window]:
+    return [
+        window
+        for epoch in range(epochs)
+        for window in epoch_windows(rows, batch_size=2, accumulation=4, bucket_multiple=32, seed=0, epoch=epoch)
+    ]
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("q_proj", "k_proj", "o_proj", "gate_proj", "down_proj")])
+def test_loss_and_gradients(tmp_path: Path, uneven_rows: FakeRows, targets: tuple[str, ...]) -> None:
+    ours, theirs = both_models(tmp_path, targets)
+    window = windows(uneven_rows, 1)[0]
+    sums = accumulate(ours, sft_loss, window)
+    assert sums is not None
+    expected = torch_loss_sum(theirs, uneven_rows, window.row_ids)
+    expected.backward()
+    assert sums.num_targets == num_targets(uneven_rows, window.row_ids)
+    assert sums.loss_sum / sums.num_targets == pytest.approx(expected.item() / sums.num_targets, rel=1e-5)
+    gradients = dict(tree_flatten(sums.grad_sum))
+    compared = 0
+    for name, parameter in theirs.named_parameters():
+        if parameter.grad is not None:
+            reference = parameter.grad.numpy().T
+            error = np.abs(np.array(gradients[our_name(name)]) - reference).max() / np.abs(reference).max()
+            assert error < 1e-4, name
+            compared += 1
+    assert compared == len(gradients) == 2 * 2 * len(targets)
+
+
+def test_twenty_steps(tmp_path: Path, uneven_rows: FakeRows) -> None:
+    ours, theirs = both_models(tmp_path, ("q_proj", "v_proj"))
+    schedule = windows(uneven_rows, 4)
+    assert len(schedule) == 20 and len(schedule[4].row_ids) < len(schedule[0].row_ids)  # tails are trained
+    losses: list[float] = []
+    optimizer = optim.AdamW(LR, weight_decay=DECAY, bias_correction=True)
+    fit(ours, sft_loss, schedule, optimizer, lambda _: LR, max_grad_norm=CLIP, deadline=Deadline(1e9),
+        stop=StopRequest(), hooks=[lambda report: losses.append(report.loss)])  # fmt: skip
+
+    parameters = [p for p in theirs.parameters() if p.requires_grad]
+    reference_optimizer = torch.optim.AdamW(parameters, lr=LR, weight_decay=DECAY)
+    for loss, window in zip(losses, schedule, strict=True):
+        reference_optimizer.zero_grad()
+        reference = torch_loss_sum(theirs, uneven_rows, window.row_ids) / num_targets(uneven_rows, window.row_ids)
+        reference.backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+        assert norm > 0
+        reference_optimizer.step()
+        assert loss == pytest.approx(reference.item(), rel=1e-4)
+    arrays = adapter_arrays(ours)
+    for name, parameter in theirs.named_parameters():
+        if parameter.requires_grad:
+            expected = parameter.detach().numpy().T
+            error = np.linalg.norm(np.array(arrays[our_name(name)]) - expected) / np.linalg.norm(expected)
+            assert error < 1e-3, (name, error)
