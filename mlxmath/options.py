@@ -35,6 +35,7 @@ RUNTIME = ("runtime.backend", "runtime.memory_limit_gb")
 
 DEBUG: Values = {
     "model.model": DEMO,
+    "model.dtype": "float32",
     "data.dataset": DEMO,
     "data.num_examples": 10,
     "data.max_seq_len": 256,

@@ -47,6 +47,7 @@ def train(resolved: Resolved) -> int:
     import mlx.optimizers as optim
 
     from mlxmath.data.batches import num_windows, training_windows
+    from mlxmath.data.render import adds_bos, load_tokenizer
     from mlxmath.lora.adapter import adapter_config
     from mlxmath.lora.inject import inject
     from mlxmath.models.load import load_model
@@ -65,7 +66,7 @@ def train(resolved: Resolved) -> int:
     folder, model_folder = Path(training.adapter_path), Path(config.model.mlx_path)
     checkpoint = run.claim(config)
     manifest = ensure_model(config.model)
-    rows = prepare_rows(config.data, model_folder, config.model.trust_remote_code)
+    rows = prepare_rows(config.data, model_folder, trust_remote_code=config.model.trust_remote_code)
 
     model = load_model(model_folder, device.compute_dtype).model
     injected = inject(model, config.lora)
@@ -97,7 +98,7 @@ def train(resolved: Resolved) -> int:
             template=template.name,
             mlxmath_version=__version__,
         ),
-        template.chat_template(),
+        template.chat_template(bos=adds_bos(load_tokenizer(model_folder, config.model.trust_remote_code))),
         anew=checkpoint is None,
     )
     record = run.Record(folder, resolved, device, {"fingerprint": rows.fingerprint, **rows.stats}, injected)

@@ -1,0 +1,3 @@
+from mlxmath.backends.blas import preload
+
+preload()

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from mlxmath.demo.word_problems import (
     LARGEST_NUMBER,
+    SMALLEST_NUMBER,
     make_problem_sets,
     normalise_question,
     problem_stream,
@@ -95,7 +96,7 @@ def test_answers_follow_from_the_equations(name: str) -> None:
 def test_numbers_stay_small_and_operands_are_known(name: str) -> None:
     for row in rows(name):
         numbers = [int(number) for number in re.findall(r"\d+", row["problem"] + " " + row["solution"])]
-        assert all(1 <= number <= LARGEST_NUMBER for number in numbers)
+        assert all(SMALLEST_NUMBER <= number <= LARGEST_NUMBER for number in numbers)
         known = re.findall(r"\d+", row["problem"])
         for a, b, result in re.findall(r"(\d+) [-+*/] (\d+) = (\d+)", row["solution"]):
             assert a in known and b in known, row

@@ -1,0 +1,215 @@
+"""How fast are rows tokenized, and how fast is a large cache loaded?
+
+    python benchmarks/bench_prepare.py [--data ../shared/data/gsm8k/train.jsonl]
+
+Three ways of making the same training rows, completion-only, are timed on GSM8K: ours, mlx_lm's own path with the
+prompt masked (`CompletionsDataset`, each row through the chat template twice), and ours on one core. Each is run
+several times in turn and the fastest run counts. Then a cache of 100 million tokens is written, loaded, and loaded with
+its checksum verified.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import click
+import numpy as np
+
+REPOSITORY = Path(__file__).parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from mlxmath.backends.blas import preload  # noqa: E402
+
+preload()
+
+from mlx_lm.tokenizer_utils import TokenizerWrapper  # noqa: E402
+from mlx_lm.tuner.datasets import CompletionsDataset  # noqa: E402
+
+from mlxmath.config.schema import DataConfig  # noqa: E402
+from mlxmath.data.cache import TokenRows, write_rows  # noqa: E402
+from mlxmath.data.codec import load_tokenizer  # noqa: E402
+from mlxmath.data.render import Rendered, adds_bos  # noqa: E402
+from mlxmath.files import atomic_json  # noqa: E402
+from mlxmath.prepare import tokenize  # noqa: E402
+from mlxmath.problems.prompts import get_template  # noqa: E402
+from mlxmath.problems.sources import load_problems  # noqa: E402
+
+TEMPLATE = get_template("tutor")
+NUM_TOKENS = 100_000_000
+
+
+def byte_level_tokenizer(texts: list[str], vocab_size: int) -> Any:
+    """Byte-level BPE with the splitting pattern of Llama 3 and Qwen 2."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+        r"|\s+(?!\S)|\s+"
+    )
+    backend = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+
+
+def compare(name: str, tokenizer: Any, problems: list[Any], repeats: int) -> dict[str, Any]:
+    """Rows a second of each way; the fastest of `repeats` runs, taken in turn."""
+    tokenizer.chat_template = TEMPLATE.chat_template(bos=adds_bos(tokenizer))
+    wrapped = TokenizerWrapper(tokenizer)
+    rows = [{"prompt": p.question, "completion": p.solution} for p in problems]
+    dataset = CompletionsDataset(rows, wrapped, "prompt", "completion", mask_prompt=True)
+    rendered: list[Rendered] = []
+
+    def theirs() -> list[Any]:
+        return [dataset.process(dataset[i]) for i in range(len(dataset))]
+
+    def ours() -> None:
+        rendered[:] = [rows for rows, _ in tokenize(problems, DataConfig(), tokenizer)]
+
+    def one_core() -> None:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        with mock.patch("mlxmath.prepare.NUM_THREADS", 1):
+            ours()
+        os.environ["TOKENIZERS_PARALLELISM"] = "true"
+
+    spent: dict[str, list[tuple[float, float]]] = {"mlx_lm": [], "ours": [], "ours, one core": []}
+    ways: dict[str, Callable[[], Any]] = {"mlx_lm": theirs, "ours": ours, "ours, one core": one_core}
+    ours()
+    for _ in range(repeats):
+        for way, run in ways.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            run()
+            spent[way].append((time.perf_counter() - wall, time.process_time() - cpu))
+    num_equal = count_equal(theirs(), rendered)
+    best = {way: min(times) for way, times in spent.items()}
+    cpu = {way: min(c for _, c in times) for way, times in spent.items()}
+    return {
+        "tokenizer": name,
+        "rows": len(problems),
+        "tokens": int(sum(len(batch.tokens) for batch in rendered)),
+        "rows_equal_to_mlx_lm": num_equal,
+        "rows_per_s": {way: round(len(problems) / wall) for way, (wall, _) in best.items()},
+        "cpu_s": {way: round(seconds, 3) for way, seconds in cpu.items()},
+        "speedup": round(best["mlx_lm"][0] / best["ours"][0], 2),
+        "speedup_one_core": round(best["mlx_lm"][0] / best["ours, one core"][0], 2),
+    }
+
+
+def count_equal(theirs: list[Any], ours: list[Rendered]) -> int:
+    """Rows with the same tokens and the same first target."""
+    mine = [
+        (batch.tokens[a:b].tolist(), int(np.argmax(batch.mask[a:b])))
+        for batch in ours
+        for a, b in zip(batch.offsets[:-1], batch.offsets[1:], strict=True)
+    ]
+    if len(mine) != len(theirs):
+        return 0
+    return sum(row == (list(tokens), offset) for row, (tokens, offset) in zip(mine, theirs, strict=True))
+
+
+def cache_times(num_tokens: int, repeats: int) -> dict[str, Any]:
+    """Seconds to write a cache, to load it, and to load it when its checksum must be verified."""
+    rng = np.random.default_rng(0)
+    batch_tokens = 1_000_000
+    offsets = np.arange(0, batch_tokens + 1, 500, dtype=np.int64)
+    tokens = rng.integers(0, 32_000, batch_tokens).astype(np.uint32)
+    batch = Rendered(tokens, (rng.random(batch_tokens) < 0.5).astype(np.uint8), offsets)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.pkl"
+        started = time.perf_counter()
+        with write_rows(path, np.dtype(np.uint16)) as writer:
+            for _ in range(num_tokens // batch_tokens):
+                writer.add(batch)
+        write_s = time.perf_counter() - started
+        loads, verified = [], []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            rows = TokenRows.load(path)
+            loads.append(time.perf_counter() - started)
+        for _ in range(repeats):
+            path.with_suffix(".verified").unlink()
+            started = time.perf_counter()
+            TokenRows.load(path)
+            verified.append(time.perf_counter() - started)
+        return {
+            "tokens": len(rows.tokens),
+            "rows": len(rows),
+            "file_bytes": path.stat().st_size,
+            "write_s": round(write_s, 3),
+            "load_ms": round(1000 * sorted(loads)[repeats // 2], 2),
+            "load_ms_worst": round(1000 * max(loads), 2),
+            "load_and_verify_ms": round(1000 * sorted(verified)[repeats // 2], 1),
+        }
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what this was measured."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True)
+    packages = ("tokenizers", "transformers", "numpy", "mlx-lm", "mlx")
+    return {
+        "platform": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in packages},
+        "commit": commit.stdout.strip(),
+    }
+
+
+def main() -> None:
+    """Run, print a table, write benchmarks/results/prepare.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data" / "gsm8k" / "train.jsonl")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--num-tokens", type=int, default=NUM_TOKENS)
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results" / "prepare.json")
+    options = parser.parse_args()
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    problems = list(load_problems(DataConfig(dataset=str(options.data))))
+    texts = ["".join(TEMPLATE.render(p)) for p in problems]
+    tokenizers = {
+        "bundled demo": load_tokenizer(REPOSITORY / "mlxmath" / "demo" / "model"),
+        "byte-level BPE, 32k, trained on these rows": byte_level_tokenizer(texts, 32_000),
+    }
+    result = {
+        "machine": machine(),
+        "tokenization": [compare(name, t, problems, options.repeats) for name, t in tokenizers.items()],
+        "cache": cache_times(options.num_tokens, options.repeats),
+    }
+    for row in result["tokenization"]:
+        click.echo(f"\n{row['tokenizer']}: {row['rows']:,} rows, {row['tokens']:,} tokens")
+        click.echo(f"  {row['rows_equal_to_mlx_lm']:,} rows equal to mlx_lm's")
+        for way, rate in row["rows_per_s"].items():
+            click.echo(f"  {way:15} {rate:>8,} rows/s   {row['cpu_s'][way]:6.2f} s of processor time")
+        click.echo(f"  ours is {row['speedup']}x as fast, {row['speedup_one_core']}x on one core")
+    cache = result["cache"]
+    click.echo(f"\ncache of {cache['tokens']:,} tokens, {cache['file_bytes'] / 1e6:.0f} MB")
+    click.echo(
+        f"  written in {cache['write_s']} s, loaded in {cache['load_ms']} ms (worst {cache['load_ms_worst']} ms)"
+    )
+    click.echo(f"  loaded in {cache['load_and_verify_ms']} ms when the checksum is verified")
+    atomic_json(options.out, result)
+    click.echo(f"\n{json.dumps(result['machine'])}\n-> {options.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,269 @@
+"""Text to token ids, the same way for training and for inference.
+
+A text never becomes a control token: `</s>` in a problem is four characters. The beginning-of-text token that a
+tokenizer adds, and the end-of-text token of a training row, are put there as ids.
+"""
+
+import copy
+import json
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+from mlxmath.errors import InputError, MlxmathError
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
+_ANCHORS = ("\n", ":", "a", ".", "", " ")
+"""Texts after which a completion is encoded, so that it does not look like the beginning of a text."""
+_PROBES = ("Natalia sold 48/2 = 24.", "\\frac{1}{2}", " a", "5", "\n\nx\n", "  \n y", "é中", "$x$", "<b>")
+
+Pair = tuple[str, str]
+IdPair = tuple[list[int], list[int]]
+
+
+class TextCodec(Protocol):
+    """A tokenizer without its control tokens."""
+
+    prefix: list[int]
+    """What the tokenizer puts before every text: its beginning-of-text token, or nothing."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text` alone, without `prefix`."""
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of `ids`, control tokens shown."""
+
+    def encode_pairs(self, pairs: Sequence[Pair]) -> list[IdPair | None]:
+        """For each (prompt, completion): `encode(prompt)` and the ids that continue it with the completion.
+
+        None where the tokenizer cannot write the completion after those ids.
+        """
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
+    """Load the tokenizer of a model folder, without network.
+
+    Raises:
+        InputError: the folder has no tokenizer.
+        MlxmathError: its files are damaged, or no end-of-text token is named.
+    """
+    if not has_tokenizer(folder):
+        raise InputError(
+            f"{folder} holds no tokenizer (expected {', '.join(TOKENIZER_FILES[:3])}); convert a model first."
+        )
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise MlxmathError(
+            f"the tokenizer in {folder} cannot be loaded: {type(error).__name__}: {str(error).strip()[:300]}; "
+            "fetch or convert the model again."
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise MlxmathError(
+            f"the tokenizer in {folder} names no end-of-text token, so a solution could not end; "
+            'set "eos_token" in its tokenizer_config.json.'
+        )
+    return tokenizer
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether `folder` holds a tokenizer's vocabulary."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES[:3]) or any(folder.glob("*.tiktoken"))
+
+
+_codecs: "WeakKeyDictionary[Any, tuple[int, TextCodec]]" = WeakKeyDictionary()
+
+
+def codec_of(tokenizer: Any) -> TextCodec:
+    """The codec of a `transformers` tokenizer (or of mlx_lm's wrapper around one); made once a tokenizer."""
+    inner = getattr(tokenizer, "_tokenizer", None)
+    if hasattr(inner, "convert_tokens_to_ids"):  # mlx_lm's wrapper
+        tokenizer = inner
+    size, codec = _codecs.get(tokenizer, (-1, None))
+    if codec is None or size != len(tokenizer):
+        backend = getattr(tokenizer, "backend_tokenizer", None) if getattr(tokenizer, "is_fast", False) else None
+        codec = SlowCodec(tokenizer) if backend is None else FastCodec(tokenizer, backend)
+        _codecs[tokenizer] = (len(tokenizer), codec)
+    return codec
+
+
+def _prefix(tokenizer: Any) -> list[int]:
+    """The ids that the tokenizer itself puts before a text."""
+    bare: list[int] = tokenizer.encode("a", add_special_tokens=False)
+    whole: list[int] = tokenizer.encode("a", add_special_tokens=True)
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return whole[:start]
+    return []
+
+
+def _continue(codec: TextCodec, prompt: str, completion: str) -> IdPair | None:
+    """One pair, by every way there is; the first whose text is the whole text."""
+    prompt_ids, whole_ids = codec.encode(prompt), codec.encode(prompt + completion)
+    if whole_ids[: len(prompt_ids)] == prompt_ids:
+        return prompt_ids, whole_ids[len(prompt_ids) :]
+    whole = codec.decode(whole_ids)  # of a tokenizer that changes some characters, this is all that can be asked
+    for anchor in _ANCHORS:
+        before, after = codec.encode(anchor), codec.encode(anchor + completion)
+        ids = after[len(before) :]
+        if after[: len(before)] == before and codec.decode(prompt_ids + ids) == whole:
+            return prompt_ids, ids
+    return None
+
+
+def _same(found: str, text: str) -> bool:
+    """Whether texts agree but for spaces at the very beginning, with which some tokenizers take liberties."""
+    return found == text or found.lstrip(" ") == text.lstrip(" ")
+
+
+class SlowCodec:
+    """A tokenizer written in Python: text by text."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.prefix = _prefix(tokenizer)
+        self._tokenizer = tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text` alone, without `prefix`."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of `ids`, control tokens shown."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    def encode_pairs(self, pairs: Sequence[Pair]) -> list[IdPair | None]:
+        """See `TextCodec.encode_pairs`."""
+        return [_continue(self, prompt, completion) for prompt, completion in pairs]
+
+
+class FastCodec:
+    """A tokenizer of the `tokenizers` library: batches on all cores, each pair in one pass.
+
+    A private added token is put between prompt and completion. Added tokens are cut out of a text before anything else
+    is done to it, so what precedes it is tokenized as if it stood alone: exactly as at inference. An anchor begins the
+    other side where the tokenizer would otherwise put a space there. Each pair's text is compared with what its ids
+    decode to; a pair that differs is done again by `_continue`.
+    """
+
+    def __init__(self, tokenizer: Any, backend: Any) -> None:
+        from tokenizers import AddedToken
+
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        self.prefix = _prefix(tokenizer)
+        self._plain = _without_control_tokens(backend)
+        self._marked = copy.deepcopy(self._plain)
+        self._marked.encode_special_tokens = True
+        self._mark = f"\U0010fffe{secrets.token_hex(8)}\U0010fffe"  # a text cannot hold it on purpose
+        self._marked.add_tokens([AddedToken(self._mark, normalized=False, special=False)])
+        self._mark_id: int = self._marked.token_to_id(self._mark)
+        self._original = backend
+        self._anchor, self._anchor_ids = self._choose_anchor()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text` alone, without `prefix`."""
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of `ids`, control tokens shown."""
+        text: str = self._original.decode(ids, skip_special_tokens=False)
+        return text
+
+    def encode_pairs(self, pairs: Sequence[Pair]) -> list[IdPair | None]:
+        """See `TextCodec.encode_pairs`."""
+        split = self._split(pairs, self._anchor, self._anchor_ids)
+        texts = self._original.decode_batch(
+            [ids[0] + ids[1] if ids else [] for ids in split], skip_special_tokens=False
+        )
+        return [
+            ids if ids and _same(text, prompt + completion) else _continue(self, prompt, completion)
+            for ids, text, (prompt, completion) in zip(split, texts, pairs, strict=True)
+        ]
+
+    def _split(self, pairs: Sequence[Pair], anchor: str, anchor_ids: list[int]) -> list[IdPair | None]:
+        """Both sides of each pair, None where the anchor's ids do not begin the completion's side."""
+        middle = self._mark + anchor
+        encodings = self._marked.encode_batch_fast([p + middle + c for p, c in pairs], add_special_tokens=False)
+        result: list[IdPair | None] = []
+        for encoding in encodings:
+            ids = encoding.ids
+            cut = ids.index(self._mark_id)
+            start = cut + 1 + len(anchor_ids)
+            result.append((ids[:cut], ids[start:]) if ids[cut + 1 : start] == anchor_ids else None)
+        return result
+
+    def _choose_anchor(self) -> tuple[str, list[int]]:
+        """The first anchor after which most probes continue a line exactly; no anchor if all do without."""
+        pairs = [("Solution:\n", probe) for probe in _PROBES]
+        scores: list[tuple[int, str, list[int]]] = []
+        for anchor in ("", *_ANCHORS):
+            with_nothing = self._split([("a", "")], anchor, [])[0]
+            assert with_nothing is not None
+            anchor_ids = with_nothing[1]
+            split = self._split(pairs, anchor, anchor_ids)
+            good = [
+                ids and _same(self.decode(ids[0] + ids[1]), p + c) for ids, (p, c) in zip(split, pairs, strict=True)
+            ]
+            scores.append((sum(map(bool, good)), anchor, anchor_ids))
+        _, anchor, anchor_ids = max(scores, key=lambda score: score[0])  # the first of the best
+        return anchor, anchor_ids
+
+
+def _without_control_tokens(backend: Any) -> Any:
+    """A copy of a `tokenizers.Tokenizer` that reads the spelling of a control token as text.
+
+    `encode_special_tokens` turns off the search for control tokens, but the model below may know their spelling as a
+    piece of its own (Unigram scores it best); then the copy's pieces are renamed to something that no text holds.
+    """
+    from tokenizers import Tokenizer
+
+    plain = copy.deepcopy(backend)
+    plain.encode_special_tokens = True
+    special = {token.content: i for i, token in backend.get_added_tokens_decoder().items() if token.special}
+    in_model = {name for name, i in special.items() if backend.model.token_to_id(name) == i}
+    if in_model and _reachable(plain, {name: special[name] for name in in_model}):
+        spec = json.loads(backend.to_str())
+        _rename_pieces(spec, {name: f"\U0010fffe{secrets.token_hex(8)}{name}" for name in in_model})
+        plain = Tokenizer.from_str(json.dumps(spec))
+        plain.encode_special_tokens = True
+    plain.no_truncation()
+    plain.no_padding()
+    return plain
+
+
+def _reachable(plain: Any, special: dict[str, int]) -> bool:
+    """Whether text can become one of the control tokens."""
+    if type(plain.model).__name__ != "BPE" or plain.model.ignore_merges:
+        return True
+    return any(
+        token_id in plain.encode(text, add_special_tokens=False).ids
+        for name, token_id in special.items()
+        for text in (name, f" {name}", f"a{name}a")
+        if plain.model.unk_token != name
+    )
+
+
+def _rename_pieces(spec: dict[str, Any], names: dict[str, str]) -> None:
+    """Rename pieces in the JSON form of a tokenizer, with the added tokens that refer to them."""
+    model = spec["model"]
+    if isinstance(model["vocab"], list):
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+    else:
+        model["vocab"] = {names.get(piece, piece): i for piece, i in model["vocab"].items()}
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+    if "merges" in model:
+        pairs = [merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"]]
+        model["merges"] = [pair for pair in pairs if "".join(pair) not in names]
+    for token in spec["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    spec["post_processor"] = None

@@ -1,0 +1,101 @@
+"""A language model in two parts: tokens to hidden states, and hidden states to logits.
+
+Splitting lets the loss see only the positions that count, in chunks, and never all logits at once.
+
+Shapes: B rows, L positions, D hidden width, V vocabulary, N positions.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+
+@dataclass(frozen=True)
+class Head:
+    """The frozen output layer.
+
+    logits (N, V) = hidden (N, D) · weightᵀ + bias, then cap · tanh(logits / cap) under a soft cap.
+    """
+
+    layer: nn.Module
+    """nn.Linear or nn.Embedding (tied), or its quantized form."""
+    soft_cap: float | None = None
+
+    @property
+    def _quantized(self) -> bool:
+        return isinstance(self.layer, nn.QuantizedLinear | nn.QuantizedEmbedding)
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        size: int = self.layer.weight.shape[0]
+        return size
+
+    def logits(self, hidden_ND: mx.array) -> mx.array:
+        """(N, V), before the cap."""
+        logits_NV = self._product(hidden_ND, transpose=True)
+        return logits_NV + self.layer.bias if "bias" in self.layer else logits_NV
+
+    def hidden_gradient(self, d_logits_NV: mx.array) -> mx.array:
+        """(N, D): the gradient of the hidden states, given that of the logits before the cap."""
+        return self._product(d_logits_NV, transpose=False)
+
+    def _product(self, x: mx.array, *, transpose: bool) -> mx.array:
+        layer = self.layer
+        if self._quantized:
+            return mx.quantized_matmul(
+                x,
+                layer.weight,
+                layer.scales,
+                layer.get("biases"),
+                transpose=transpose,
+                group_size=layer.group_size,
+                bits=layer.bits,
+                mode=layer.mode,
+            )
+        weight_VD = layer.weight.astype(x.dtype)
+        return x @ weight_VD.T if transpose else x @ weight_VD
+
+
+@dataclass(frozen=True)
+class Split:
+    """A model's parts: `hidden(tokens_BL)` gives (B, L, D); `head` makes logits of it."""
+
+    hidden: Callable[[mx.array], mx.array]
+    head: Head
+
+
+def split(model: nn.Module) -> Split | str:
+    """Split `model`, or say why it cannot be.
+
+    A split is accepted only if its two parts together give the model's own logits on a few tokens.
+    """
+    body = getattr(model, "model", None)
+    if body is None or not callable(body):
+        return "it has no separate body"
+    layer = getattr(model, "lm_head", None) or getattr(body, "embed_tokens", None)
+    kinds = nn.Linear | nn.Embedding | nn.QuantizedLinear | nn.QuantizedEmbedding
+    if not isinstance(layer, kinds):
+        return f"its head is a {type(layer).__name__}"
+    if tree_flatten(layer.trainable_parameters()):
+        return "its head is trained"
+    head = Head(layer, _soft_cap(model))
+    tokens_BL = mx.arange(6)[None] % head.vocab_size
+    expected_NV = model(tokens_BL)[0].astype(mx.float32)
+    found_NV = head.logits(body(tokens_BL)[0]).astype(mx.float32)
+    if head.soft_cap is not None:
+        found_NV = head.soft_cap * mx.tanh(found_NV / head.soft_cap)
+    tolerance = 1e-3 if expected_NV.dtype == mx.float32 else 3e-2
+    if found_NV.shape != expected_NV.shape or not mx.allclose(found_NV, expected_NV, rtol=tolerance, atol=tolerance):
+        return "its logits are more than a linear function of its body's output"
+    return Split(body, head)
+
+
+def _soft_cap(model: nn.Module) -> float | None:
+    arguments: Any = getattr(model, "args", None)
+    cap = getattr(model, "final_logit_softcapping", None) or getattr(arguments, "final_logit_softcapping", None)
+    return float(cap) if cap else None

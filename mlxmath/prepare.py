@@ -1,0 +1,281 @@
+"""`mlxmath prepare`: turn a dataset into tokens, once; training finds them in the cache."""
+
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlxmath import options
+from mlxmath.config.schema import DataConfig, ModelConfig
+from mlxmath.console import duration, say, size, warn
+from mlxmath.errors import MlxmathError
+from mlxmath.files import sha256
+
+if TYPE_CHECKING:
+    from mlxmath.data.cache import RowWriter, Stats, TokenRows
+    from mlxmath.data.render import Rendered
+    from mlxmath.problems.problem import Problem
+    from mlxmath.problems.prompts import Template
+    from mlxmath.problems.sources import LoadedProblems
+
+BATCH_ROWS = 1000
+BATCH_CHARACTERS = 1_000_000
+NUM_THREADS = 2
+PROGRESS_SECONDS = 10.0
+
+
+@options.command("prepare")
+@options.setting_options(*options.MODEL, *options.DATA)
+@click.option("--debug", is_flag=True, help="The bundled model and ten bundled problems.")
+@click.option(
+    "--show",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Print the first N rows; what is trained on is green.",
+)
+def main(debug: bool, show: int, **values: Any) -> None:
+    """Tokenize a dataset into the cache and say what became of it."""
+    resolved = options.settings(values, debug=debug)
+    for line in resolved.lines(("data",)):
+        say(line)
+    config = resolved.config
+    folder = tokenizer_folder(config.model)
+    rows = prepare_rows(config.data, folder, trust_remote_code=config.model.trust_remote_code)
+    for line in statistics(rows):
+        say(line)
+    if show:
+        show_rows(rows, folder, show, trust_remote_code=config.model.trust_remote_code)
+
+
+def tokenizer_folder(config: ModelConfig) -> Path:
+    """The folder with the tokenizer of `config.model`: `config.mlx_path`, which is made if need be."""
+    from mlxmath.data.codec import has_tokenizer
+    from mlxmath.weights.hub import is_source
+    from mlxmath.weights.manifest import FILE_NAME, read_manifest
+
+    folder = Path(config.mlx_path).expanduser()
+    usable = has_tokenizer(folder)
+    if usable and (folder / FILE_NAME).exists():
+        try:
+            usable = is_source(config.model, read_manifest(folder).source)
+        except MlxmathError:
+            usable = False
+    if not usable:
+        from mlxmath.weights.convert import ensure_model
+
+        ensure_model(config)
+    say(f"tokenizer: {folder}")
+    return folder
+
+
+def prepare_rows(config: DataConfig, model_folder: Path, *, trust_remote_code: bool = False) -> "TokenRows":
+    """The tokenized dataset, from the cache if it is there, else made and put there.
+
+    Args:
+        config: which rows, and how they become tokens.
+        model_folder: a folder with the model's tokenizer.
+        trust_remote_code: let the tokenizer run code from its repository.
+
+    Raises:
+        InputError: no such dataset, column, split, template or tokenizer.
+        MlxmathError: the data cannot be read, or no row of it can be trained on.
+    """
+    from mlxmath.data.cache import CacheError, TokenRows, fingerprint, token_dtype, write_rows
+    from mlxmath.data.codec import load_tokenizer
+    from mlxmath.problems.prompts import get_template
+    from mlxmath.problems.sources import load_problems
+
+    template = get_template(config.template)
+    problems = load_problems(config)
+    tokenizer = load_tokenizer(model_folder, trust_remote_code)
+    say(f"dataset: {problems}")
+    key = {
+        "dataset": problems.rows.name,
+        "revision": problems.revision,
+        "split": problems.split,
+        "columns": [*problems.columns.used],
+        "template": [template.name, template.text],
+        "tokenizer": _tokenizer_identity(tokenizer, model_folder),
+        **config.model_dump(include={"max_seq_len", "overflow", "train_on_prompt", "num_examples"}),
+    }
+    path = Path(config.cache_dir).expanduser() / f"{fingerprint(key)}.pkl"
+    started = time.perf_counter()
+    try:
+        rows = TokenRows.load(path)
+    except FileNotFoundError:
+        pass
+    except CacheError as error:
+        warn(f"{error}; rebuilding")
+    else:
+        say(f"{path} holds these rows already: {len(rows):,}, loaded in {time.perf_counter() - started:.3f}s")
+        return rows
+    with write_rows(path, token_dtype(max(tokenizer.get_vocab().values()) + 1)) as writer:
+        _write_all(problems, config, tokenizer, writer)
+    rows = TokenRows.load(path)
+    spent = time.perf_counter() - started
+    say(
+        f"{path}: {len(rows):,} rows, {len(rows.tokens):,} tokens, {size(path.stat().st_size)} "
+        f"in {duration(spent)} ({len(rows.tokens) / spent:,.0f} tokens/s)"
+    )
+    return rows
+
+
+def _write_all(problems: "LoadedProblems", config: DataConfig, tokenizer: Any, writer: "RowWriter") -> None:
+    """Render, fit and write all problems, batch by batch."""
+    counts: Counter[str] = Counter()
+    with _progress(problems.num_rows) as advance:
+        for rows, batch_counts in tokenize(problems, config, tokenizer):
+            if len(rows.offsets) > 1:
+                writer.add(rows)
+            counts.update(batch_counts)
+            advance(batch_counts["problems"])
+    skipped = {f"skipped: {reason}": count for reason, count in problems.skipped.items()}
+    if not counts["output_rows"]:
+        what = (
+            ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+            or f"{counts['problems']} rows were read"
+        )
+        raise MlxmathError(
+            f"{problems.rows.name}: no row with a target is left ({what}; --max-seq-len {config.max_seq_len}, "
+            f"--overflow {config.overflow}); choose other columns or a larger --max-seq-len."
+        )
+    writer.stats.update({**counts, **skipped, "overflow": config.overflow, "max_seq_len": config.max_seq_len})
+
+
+def tokenize(
+    problems: Iterable["Problem"], config: DataConfig, tokenizer: Any
+) -> Iterator[tuple["Rendered", Counter[str]]]:
+    """Rows of the right length, batch by batch, each with `fit_rows`'s counts and two more.
+
+    `problems` counts those of the batch, `not_encodable` those whose solution the tokenizer cannot write after their
+    prompt. Two batches are under way at a time, so that all cores are busy while Python handles one of them.
+    """
+    from mlxmath.data.chunk import fit_rows
+    from mlxmath.data.codec import codec_of
+    from mlxmath.data.render import render
+    from mlxmath.problems.prompts import get_template
+
+    codec_of(tokenizer)  # made here, once, not by two threads
+
+    def work(batch: list[tuple[str, str]]) -> tuple["Rendered", Counter[str]]:
+        rendered, num_failed = render(tokenizer, batch, config.train_on_prompt)
+        rows, counts = fit_rows(rendered, config.max_seq_len, config.overflow)
+        counts.update(problems=len(batch), not_encodable=num_failed)
+        return rows, counts
+
+    under_way: deque[Future[tuple[Rendered, Counter[str]]]] = deque()
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        for batch in _batches(problems, get_template(config.template)):
+            under_way.append(pool.submit(work, batch))
+            if len(under_way) > NUM_THREADS:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+
+
+def _batches(problems: Iterable["Problem"], template: "Template") -> Iterator[list[tuple[str, str]]]:
+    """Texts, in batches large enough for all cores and small enough for the memory."""
+    batch: list[tuple[str, str]] = []
+    num_characters = 0
+    for problem in problems:
+        pair = template.render(problem)
+        batch.append(pair)
+        num_characters += len(pair[0]) + len(pair[1])
+        if len(batch) >= BATCH_ROWS or num_characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, num_characters = [], 0
+    if batch:
+        yield batch
+
+
+@contextmanager
+def _progress(total: int | None) -> Iterator[Callable[[int], None]]:
+    """Counts rows: a bar on a terminal, otherwise a line now and then."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(total=total, unit=" rows", desc="tokenizing", dynamic_ncols=True) as bar:
+            yield lambda count: bar.update(count) and None
+        return
+    done, said = 0, time.monotonic()
+
+    def advance(count: int) -> None:
+        nonlocal done, said
+        done += count
+        if time.monotonic() - said >= PROGRESS_SECONDS:
+            said = time.monotonic()
+            say(f"tokenized {done:,}{f' of {total:,}' if total else ''} rows")
+
+    yield advance
+
+
+def statistics(rows: "TokenRows") -> list[str]:
+    """What became of the dataset, one line a fact."""
+    import numpy as np
+
+    stats = rows.stats
+    lines = [
+        f"{_number(stats, 'problems'):,} problems became {len(rows):,} rows of {len(rows.tokens):,} tokens, "
+        f"{rows.num_targets:,} of them targets"
+    ]
+    if overlong := _number(stats, "overlong_rows"):
+        fate = {"chunk": "split into chunks", "truncate": "cut", "drop": "left out"}[str(stats["overflow"])]
+        lost = f"; {_number(stats, 'lost_target_tokens'):,} targets lost" if stats["lost_target_tokens"] else ""
+        lines.append(f"{overlong:,} were longer than {stats['max_seq_len']} tokens and were {fate}{lost}")
+    if empty := _number(stats, "rows_without_target"):
+        lines.append(f"{empty:,} rows or chunks without a target were left out")
+    if failed := _number(stats, "not_encodable"):
+        lines.append(f"{failed:,} problems were left out: the tokenizer cannot write their solution after their prompt")
+    for name in stats:
+        if name.startswith("skipped: "):
+            lines.append(f"{_number(stats, name):,} rows of the dataset were skipped: {name.removeprefix('skipped: ')}")
+    low, median, high, most = np.percentile(rows.lengths, [0, 50, 95, 100])
+    mean = rows.lengths.mean()
+    lines.append(f"tokens a row: min {low:.0f}, median {median:.0f}, mean {mean:.1f}, 95 % {high:.0f}, max {most:.0f}")
+    return lines
+
+
+def show_rows(rows: "TokenRows", model_folder: Path, count: int, *, trust_remote_code: bool = False) -> None:
+    """Print the first `count` rows to standard output: targets in green, context dim."""
+    import numpy as np
+
+    from mlxmath.data.codec import codec_of, load_tokenizer
+
+    codec = codec_of(load_tokenizer(model_folder, trust_remote_code))
+    for index in range(min(count, len(rows))):
+        tokens, mask = rows.row(index)
+        ends = [*(np.flatnonzero(np.diff(mask)) + 1).tolist(), len(tokens)]
+        click.echo(f"--- row {index}: {len(tokens)} tokens, {int(mask.sum())} targets")
+        start = shown = 0
+        for end in ends:
+            text = codec.decode(tokens[:end].tolist())
+            target = bool(mask[start])
+            click.secho(text[shown:], nl=False, fg="green" if target else None, dim=not target)
+            start, shown = end, len(text)
+        click.echo()
+
+
+def _tokenizer_identity(tokenizer: Any, folder: Path) -> list[Any]:
+    """What decides how text becomes ids: the vocabulary's files, the control tokens, and how a probe comes out."""
+    from mlxmath.data.codec import TOKENIZER_FILES
+    from mlxmath.data.render import encode_prompt
+
+    paths = [folder / name for name in TOKENIZER_FILES] + sorted(folder.glob("*.tiktoken"))
+    hashes = [[path.name, sha256(path)] for path in paths if path.is_file()]
+    probe = encode_prompt(tokenizer, " Tom's 3.5 \n\n  <s> </s> <think>\\frac{1}{2} é中\n")
+    return [hashes, tokenizer.eos_token_id, len(tokenizer), probe]
+
+
+def _number(stats: "Stats", name: str) -> int:
+    return int(stats.get(name, 0))
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m mlxmath.prepare")

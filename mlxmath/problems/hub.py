@@ -1,0 +1,129 @@
+"""Reads rows from a dataset repository, through `datasets`."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mlxmath.config.schema import DataConfig
+from mlxmath.console import say
+from mlxmath.errors import InputError, MlxmathError
+from mlxmath.problems.local import Row, Rows
+
+STREAM_UP_TO = 10_000
+"""With `--num-examples` up to this many, rows are streamed and the dataset is not downloaded whole."""
+
+
+def open_repository(config: DataConfig) -> Rows:
+    """Open a dataset repository at one commit; its Arrow files stay on disk.
+
+    Raises:
+        InputError: the dataset, its revision, configuration or split does not exist.
+        MlxmathError: the hub cannot be reached and there is no local copy, or the data cannot be read.
+    """
+    import datasets
+
+    name = config.dataset
+    say(f"opening {name} on the hub")
+    with _clear_errors(config):
+        builder = datasets.load_dataset_builder(name, config.dataset_config, revision=config.dataset_revision)
+    asked = config.dataset_revision
+    commit = builder.hash
+    if asked is not None and re.fullmatch("[0-9a-f]{40}", asked) and commit != asked:
+        raise MlxmathError(
+            f"--dataset-revision: the hub cannot be reached, and the local copy of {name} is {commit}, not {asked}."
+        )
+    few = config.num_examples is not None and config.num_examples <= STREAM_UP_TO
+    with _clear_errors(config):
+        streams = builder.as_streaming_dataset() if few and not Path(builder.cache_dir).is_dir() else {}
+        splits = list(streams or builder.info.splits or ())
+        split = choose_split(config, splits) if splits else ""  # an unknown split is told before the download
+        if split in streams:
+            data = streams[split]
+        else:
+            builder.download_and_prepare()
+            split = choose_split(config, list(builder.info.splits))
+            data = builder.as_dataset(split=split)
+    columns = data.column_names
+    if columns is None:  # a stream without metadata
+        with _clear_errors(config):
+            columns = list(next(iter(data), {}))
+
+    def read(used: tuple[str, ...]) -> Iterator[Row]:
+        with _clear_errors(config):
+            yield from _rows(data.select_columns(_wanted(data.features, used)))
+
+    num_rows = len(data) if isinstance(data, datasets.Dataset) else None
+    return Rows(name, split, f"{builder.config.name}@{commit}", tuple(columns), read, num_rows)
+
+
+def choose_split(config: DataConfig, splits: Sequence[str]) -> str:
+    """The split asked for, or the training split under one of the names that it goes by.
+
+    Raises:
+        InputError: there is no such split.
+    """
+    if config.split is not None:
+        unknown = [part for part in re.split(r"\[[^]]*]|\+", config.split) if part and part not in splits]
+        if unknown:
+            raise InputError(f"--split: {config.dataset} has no split {unknown[0]!r}, but {', '.join(splits)}.")
+        return config.split
+    if "train" in splits:
+        return "train"
+    if {"default", "extended"} <= set(splits):
+        return "default+extended"
+    if len(splits) == 1:
+        return splits[0]
+    raise InputError(f"--split: {config.dataset} has no split 'train', but {', '.join(splits)}; choose one of these.")
+
+
+def _wanted(features: Any, used: tuple[str, ...]) -> list[str]:
+    """The columns used, and the plain ones beside them (a list of ten generations a row is not read)."""
+    import datasets
+
+    if features is None:
+        return list(used)
+    return [name for name, feature in features.items() if name in used or isinstance(feature, datasets.Value)]
+
+
+def _rows(data: Any) -> Iterator[Row]:
+    for batch in data.iter(batch_size=1000):
+        names = list(batch)
+        for values in zip(*batch.values(), strict=True):
+            yield dict(zip(names, values, strict=True))
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """What the hub's client raises when there is no network; its HTTP library is not the same in every version."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        from httpx import HTTPError
+    except ImportError:
+        return (OSError, HfHubHTTPError)
+    return (OSError, HfHubHTTPError, HTTPError)
+
+
+@contextmanager
+def _clear_errors(config: DataConfig) -> Iterator[None]:
+    """One clear error for each way in which opening a dataset can fail."""
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+
+    name = config.dataset
+    try:
+        yield
+    except DatasetNotFoundError as error:
+        option = "--dataset-revision" if "evision" in str(error) else "--dataset"
+        raise InputError(f"{option}: {error} Check its name; a gated dataset needs `hf auth login`.") from None
+    except (ValueError, RuntimeError) as error:  # an unknown or missing configuration; a dataset that is a script
+        reason = " ".join(str(error).split())
+        option = "--dataset-config" if "onfig" in reason else "--dataset"
+        raise InputError(f"{option}: {name}: {reason}") from None
+    except DatasetsError as error:
+        raise MlxmathError(f"{name} cannot be read: {type(error).__name__}: {error}") from error
+    except _network_errors() as error:
+        raise MlxmathError(
+            f"{name} cannot be fetched: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. "
+            "Check the network and the name, or give a local .jsonl, .json or .parquet file to --dataset."
+        ) from None

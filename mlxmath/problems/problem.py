@@ -1,0 +1,30 @@
+"""A mathematics problem, whatever dataset it came from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+
+class Message(NamedTuple):
+    """One turn of a conversation."""
+
+    role: str
+    """"system", "user" or "assistant"."""
+    content: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One row of a dataset."""
+
+    id: str
+    """The dataset's own identifier, or the row's number (from 0)."""
+    question: str
+    answer: str | None = None
+    """The final answer alone, where the dataset tells it."""
+    solution: str | None = None
+    """The worked solution: what a model learns to write."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """The row's other plain values: source, level, subject …"""
+    messages: tuple[Message, ...] = ()
+    """The conversation, for rows that came as one."""

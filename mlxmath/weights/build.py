@@ -1,0 +1,273 @@
+"""Builds an MLX model folder out of a model folder of Hugging Face, a block of a tensor at a time."""
+
+import json
+import math
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256 as new_sha256
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mlxmath.config.schema import ModelConfig
+from mlxmath.console import duration, say, size, warn
+from mlxmath.errors import InputError, MlxmathError
+from mlxmath.files import atomic_folder, sha256
+from mlxmath.weights import quantize
+from mlxmath.weights.dtypes import DTYPES, Array, prevailing, stored_as
+from mlxmath.weights.hub import LICENSES, TOKENIZER_FILES, Source
+from mlxmath.weights.layout import plan_layout, read_config, stored_quantization
+from mlxmath.weights.manifest import FileRecord, Manifest, fingerprint, verify, versions
+from mlxmath.weights.safetensor import SafetensorsWriter
+from mlxmath.weights.source import open_weights
+from mlxmath.weights.tensors import TensorRef
+
+SHARD_BYTES = 5_000_000_000
+SPARE_BYTES = 64 << 20
+"""Room left on the disk for tokenizer files and the file system's own needs."""
+
+
+@dataclass(frozen=True)
+class _Output:
+    """Tensors of the output that come from one tensor of the source.
+
+    Attributes:
+        tensors: (name, dtype, shape) of each.
+        blocks: their elements, in that order.
+    """
+
+    tensors: tuple[tuple[str, str, tuple[int, ...]], ...]
+    blocks: Callable[[], Iterator[Array]]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(DTYPES[dtype].itemsize * math.prod(shape) for _, dtype, shape in self.tensors)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    outputs: tuple[_Output, ...]
+    config: dict[str, Any]
+    quantization: dict[str, Any] | None
+    dtype: str
+    num_parameters: int
+    notes: tuple[str, ...]
+
+
+def build_model(config: ModelConfig, source: Source, *, shard_bytes: int = SHARD_BYTES) -> Manifest:
+    """Write `config.mlx_path` from `source`, whole or not at all.
+
+    Args:
+        config: where to, the type of the weights, the quantization.
+        source: the model folder.
+        shard_bytes: a safetensors file is not begun a tensor beyond this size.
+
+    Raises:
+        InputError: the settings do not fit the model.
+        MlxmathError: the source is damaged or incomplete, or the disk is full. Nothing is left behind.
+    """
+    started = time.perf_counter()
+    target = Path(config.mlx_path).expanduser().resolve()
+    if target == source.folder or target in source.folder.parents:
+        raise InputError(
+            f"--mlx-path {config.mlx_path} would replace the model that it is made from; choose another folder."
+        )
+    model_config = read_config(source.folder)
+    weights = open_weights(source.folder)
+    plan = _plan(config, model_config, weights.tensors)
+    if weights.num_ignored:
+        say(f"  ignored {weights.num_ignored} entries of the weight files that are no tensors")
+    for note in plan.notes:
+        say(f"  {note}")
+    total = sum(output.num_bytes for output in plan.outputs)
+    _check_space(target, total)
+    say(f"  writing {size(total)} from {len(weights.files)} {weights.files[0].suffix} file(s) to {config.mlx_path}")
+    with atomic_folder(target) as folder, _hashing(weights.files, source.folder) as source_records:
+        records = _write_weights(folder, plan.outputs, shard_bytes)
+        (folder / "config.json").write_text(json.dumps(plan.config, indent=2) + "\n", encoding="utf-8")
+        _copy_companions(source.folder, folder, trust_remote_code=config.trust_remote_code)
+        known = {record.name for record in records}
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = path.relative_to(folder).as_posix()
+            if name not in known:
+                records.append(FileRecord(name=name, size=path.stat().st_size, sha256=sha256(path)))
+        sources = source_records()
+        manifest = Manifest(
+            source=source.name,
+            revision=source.revision,
+            requested_revision=config.revision,
+            source_files=tuple(sources),
+            files=tuple(records),
+            requested_dtype=config.dtype,
+            dtype=plan.dtype,
+            quantization=plan.quantization,
+            quantization_of_source=config.quantize is None and plan.quantization is not None,
+            num_parameters=plan.num_parameters,
+            versions=versions(),
+            fingerprint=fingerprint(sources, plan.dtype, plan.quantization),
+        )
+        manifest.write(folder)
+        checked = verify(folder)
+        if isinstance(checked, str):
+            raise MlxmathError(f"the converted model is not whole: {checked}. Run the command again.")
+    say(f"  wrote {config.mlx_path}: {manifest.describe()}, in {duration(time.perf_counter() - started)}")
+    return manifest
+
+
+def _plan(config: ModelConfig, model_config: dict[str, Any], stored: Mapping[str, TensorRef]) -> _Plan:
+    """Decide every tensor of the output before any is read."""
+    quantized = stored_quantization(model_config)
+    if quantized is not None and (config.quantize is not None or config.dtype != "auto"):
+        raise InputError(
+            f"--model {config.model} is quantized already ({json.dumps(quantized)[:120]}); use it as it is, without "
+            "--quantize and --dtype."
+        )
+    layout = plan_layout(model_config, stored)
+    output_config, notes, tensors = layout.config, list(layout.notes), layout.tensors
+    chosen: Mapping[str, tuple[int, int]] = {}
+    if config.quantize is not None:
+        plan = quantize.plan_quantization(output_config, tensors, bits=config.quantize, group_size=config.group_size)
+        if plan.skipped:
+            notes.append(
+                f"not quantized, since {config.group_size} does not divide their rows: {', '.join(plan.skipped[:4])}"
+                f"{f' and {len(plan.skipped) - 4} more' if len(plan.skipped) > 4 else ''}"
+            )
+        quantized, chosen, tensors = plan.settings, plan.bits, plan.tensors
+        output_config["quantization"] = output_config["quantization_config"] = quantized
+
+    dtypes = {name: stored_as(tensor.dtype, config.dtype) for name, tensor in tensors.items()}
+    if config.dtype != "auto" and any(dtypes[name] != tensor.dtype for name, tensor in tensors.items()):
+        for name in quantize.kept_floats(output_config, tensors):
+            dtypes[name] = stored_as(tensors[name].dtype, "auto")
+    widened = sum(tensor.dtype == "float64" for tensor in tensors.values())
+    if widened and config.dtype == "auto":
+        notes.append(f"{widened} float64 tensors become float32: MLX has float64 on the CPU alone")
+
+    dtype = prevailing((dtypes[name], tensor.num_elements) for name, tensor in tensors.items())
+    for key in ("dtype", "torch_dtype"):
+        if key in output_config and quantized is None:
+            output_config[key] = dtype
+
+    outputs = [_output(name, tensor, dtypes[name], chosen.get(name)) for name, tensor in tensors.items()]
+    outputs.sort(key=lambda output: -DTYPES[output.tensors[0][1]].itemsize)  # keeps every tensor aligned to its type
+    return _Plan(
+        tuple(outputs),
+        output_config,
+        quantized,
+        dtype,
+        sum(tensor.num_elements for tensor in tensors.values()),
+        tuple(notes),
+    )
+
+
+def _output(name: str, tensor: TensorRef, dtype: str, bits: tuple[int, int] | None) -> _Output:
+    if bits is None:
+        return _Output(((name, dtype, tensor.shape),), lambda: tensor.blocks_as(dtype))
+    return _Output(
+        tuple(quantize.quantized_tensors(tensor, name, dtype, *bits)),
+        lambda: quantize.quantized_blocks(tensor, dtype, *bits),
+    )
+
+
+def _check_space(target: Path, needed: int) -> None:
+    parent = next(path for path in target.parents if path.exists())
+    free = shutil.disk_usage(parent).free
+    if needed + SPARE_BYTES > free:
+        raise MlxmathError(
+            f"cannot write {target}: the model takes {size(needed)}, and {size(free)} are free there. Nothing was "
+            "written; free some space or choose another folder with --mlx-path."
+        )
+
+
+def _write_weights(folder: Path, outputs: Sequence[_Output], shard_bytes: int) -> list[FileRecord]:
+    """Write the safetensors files, and their index if they are several."""
+    shards: list[list[_Output]] = [[]]
+    begun = 0
+    for output in outputs:
+        if shards[-1] and begun + output.num_bytes > shard_bytes:
+            shards.append([])
+            begun = 0
+        shards[-1].append(output)
+        begun += output.num_bytes
+    total = sum(output.num_bytes for output in outputs)
+    records = []
+    weight_map: dict[str, str] = {}
+    with tqdm(
+        total=total, unit="B", unit_scale=True, desc="converting", leave=False, disable=not sys.stderr.isatty()
+    ) as bar:
+        for number, shard in enumerate(shards, 1):
+            name = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
+            tensors = [tensor for output in shard for tensor in output.tensors]
+            with SafetensorsWriter(folder / name, tensors) as writer:
+                for output in shard:
+                    for block in output.blocks():
+                        writer.write(block)
+                        bar.update(block.nbytes)
+            records.append(FileRecord(name=name, size=writer.num_bytes, sha256=writer.sha256))
+            weight_map |= {tensor[0]: name for tensor in tensors}
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        path = folder / "model.safetensors.index.json"
+        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return records
+
+
+def _copy_companions(source: Path, folder: Path, *, trust_remote_code: bool) -> None:
+    """Copy tokenizer, generation settings and licence."""
+    for pattern in (*TOKENIZER_FILES, *LICENSES, *(("*.py",) if trust_remote_code else ())):
+        for path in source.glob(pattern):
+            copy = folder / path.relative_to(source)
+            if path.is_file() and not copy.exists():
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, copy)
+    if not any(folder.glob("tokenizer*")) and not any(folder.glob("*.model")):
+        warn(f"{source} holds no tokenizer files; the model can be loaded, but not used for text.")
+
+
+@contextmanager
+def _hashing(files: Sequence[Path], folder: Path) -> Iterator[Callable[[], list[FileRecord]]]:
+    """Hash files in a second thread meanwhile; the yielded function waits for the records."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        futures = [pool.submit(_record, file, folder, stop) for file in files]
+        try:
+            yield lambda: [future.result() for future in futures]
+        finally:
+            stop.set()
+
+
+def _record(path: Path, folder: Path, stop: threading.Event) -> FileRecord:
+    digest = new_sha256()
+    buffer = bytearray(1 << 20)
+    try:
+        before = path.stat()
+        with path.open("rb", buffering=0) as file:
+            while (count := file.readinto(buffer)) and not stop.is_set():
+                digest.update(memoryview(buffer)[:count])
+        after = path.stat()
+    except OSError as error:
+        raise MlxmathError(f"cannot read {path}: {error.strerror or error}") from error
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise MlxmathError(f"{path} changed while it was read; run the command again when it is complete.")
+    expected = _known_sha256(path)
+    if expected not in (None, digest.hexdigest()) and not stop.is_set():
+        raise MlxmathError(
+            f"{path} is damaged: its SHA-256 is {digest.hexdigest()[:12]}..., the repository's {expected[:12]}... "
+            f"Delete {path.resolve()} and run the command again to download it anew."
+        )
+    name = path.relative_to(folder).as_posix()
+    return FileRecord(name=name, size=after.st_size, sha256=digest.hexdigest(), modified_ns=after.st_mtime_ns)
+
+
+def _known_sha256(path: Path) -> str | None:
+    """The hash that the Hugging Face cache stores a large file under."""
+    blob = path.resolve()
+    known = blob.parent.name == "blobs" and len(blob.name) == 64 and set(blob.name) <= set("0123456789abcdef")
+    return blob.name if known else None

@@ -1,0 +1,148 @@
+"""Decides whether a converted model can be used again, must be made, or must not be touched."""
+
+from pathlib import Path
+
+from mlxmath.config.schema import DEMO, ModelConfig
+from mlxmath.console import say, warn
+from mlxmath.errors import InputError, MlxmathError
+from mlxmath.files import sha256
+from mlxmath.weights.build import build_model
+from mlxmath.weights.dtypes import prevailing
+from mlxmath.weights.hub import DEMO_FOLDER, fetch, is_source
+from mlxmath.weights.layout import read_config, stored_quantization
+from mlxmath.weights.manifest import FILE_NAME, FileRecord, Manifest, fingerprint, read_manifest, verify, versions
+from mlxmath.weights.source import open_weights
+
+
+def ensure_model(config: ModelConfig, *, exact: bool = False) -> Manifest:
+    """Make sure that `config.mlx_path` holds the model that `config` describes.
+
+    A whole folder made from the same source with the same settings is used again, without the network. A damaged one
+    is made anew. One made from something else is replaced only with `config.overwrite`, or if it is the demo's.
+
+    Args:
+        config: the model that is wanted.
+        exact: take an unset `quantize` for "not quantized", and `dtype` "auto" for the source's; otherwise a folder
+            made with other values of the two will do.
+
+    Returns:
+        The manifest of the folder.
+
+    Raises:
+        InputError: the folder holds something else; the model does not exist.
+        MlxmathError: the model cannot be downloaded, read or written.
+    """
+    folder = Path(config.mlx_path).expanduser()
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return convert(config)
+    if not folder.is_dir():
+        raise InputError(f"--mlx-path {config.mlx_path} is a file; expected a folder.")
+    itself = config.model != DEMO and Path(config.model).expanduser().resolve() == folder.resolve()
+    if not (folder / FILE_NAME).exists():
+        if itself:
+            return _adopt(config, folder)
+        raise InputError(
+            f"--mlx-path {config.mlx_path} holds files that mlxmath did not write, so it is not replaced; choose "
+            f"another folder, or use the model in it with --model {config.mlx_path}."
+        )
+    try:
+        manifest = read_manifest(folder)
+    except MlxmathError as error:
+        if not config.overwrite or itself:
+            raise InputError(
+                f"{error} What {config.mlx_path} was made from is unknown; delete it, choose another --mlx-path, or "
+                "make it anew with --overwrite."
+            ) from None
+        warn(f"{error} Making {config.mlx_path} anew.")
+        return convert(config)
+    differences = _differences(config, manifest, any_form=itself or not exact, itself=itself)
+    if differences:
+        if not itself and (config.overwrite or manifest.source == DEMO):
+            say(f"{config.mlx_path} holds {manifest.describe()}; replacing it.")
+            return convert(config)
+        raise InputError(
+            f"--mlx-path {config.mlx_path} holds {manifest.describe()}, but {' and '.join(differences)}. Ask for what "
+            "it holds, choose another --mlx-path, or replace it with --overwrite."
+        )
+    reason = verify(folder)
+    if isinstance(reason, Manifest):
+        say(f"{config.mlx_path} is valid ({manifest.describe()}), using it again.")
+        return manifest
+    if itself:
+        raise MlxmathError(f"{config.mlx_path} is damaged: {reason}. Make it anew from {manifest.source}.")
+    warn(f"{config.mlx_path} is damaged ({reason}); making it anew.")
+    return convert(config)
+
+
+def convert(config: ModelConfig) -> Manifest:
+    """Find or download `config.model` and write `config.mlx_path`, replacing what is there.
+
+    Raises:
+        InputError: the model does not exist, or the settings do not fit it.
+        MlxmathError: the model cannot be downloaded, read or written; nothing is left behind.
+    """
+    source = fetch(config.model, config.revision, trust_remote_code=config.trust_remote_code)
+    say(f"converting {source.name}{f' at {source.revision[:12]}' if source.revision else ''}")
+    return build_model(config, source)
+
+
+def _differences(config: ModelConfig, manifest: Manifest, *, any_form: bool, itself: bool) -> list[str]:
+    """In what the wanted model is not the one that the folder holds, as parts of a sentence."""
+    found = []
+    if not itself and not is_source(config.model, manifest.source):
+        return [f"--model {config.model} was asked for"]
+    commits = (manifest.requested_revision or "main", manifest.revision or "")
+    if config.revision is not None and config.revision not in commits:
+        found.append(f"--revision {config.revision} was asked for")
+    bits = (manifest.quantization or {}).get("bits")
+    if not (any_form and config.quantize is None) and not (config.quantize is None and manifest.quantization_of_source):
+        group_size = (manifest.quantization or {}).get("group_size")
+        if config.quantize != bits:
+            found.append(f"--quantize {config.quantize} was asked for" if config.quantize else "no --quantize was")
+        elif config.quantize is not None and config.group_size != group_size:
+            found.append(f"--group-size {config.group_size} was asked for, not {group_size}")
+    asked = {manifest.requested_dtype, manifest.dtype}
+    if config.dtype not in asked and not (any_form and config.dtype == "auto"):
+        found.append(f"--dtype {config.dtype} was asked for")
+    if not found and not itself and _source_changed(manifest):
+        found.append(f"the weights in {manifest.source} have changed since")
+    return found
+
+
+def _source_changed(manifest: Manifest) -> bool:
+    """Whether the local folder of the source is there and holds other weights now."""
+    folder = DEMO_FOLDER if manifest.source == DEMO else Path(manifest.source)
+    if manifest.revision is not None or not folder.is_dir():
+        return False
+    return not all(record.unchanged(folder) for record in manifest.source_files)
+
+
+def _adopt(config: ModelConfig, folder: Path) -> Manifest:
+    """Describe a model folder that someone else made, given as both --model and --mlx-path; nothing is written."""
+    model_config = read_config(folder)
+    weights = open_weights(folder)
+    if weights.files[0].suffix != ".safetensors":
+        raise InputError(f"--mlx-path {config.mlx_path} is --model itself, in .bin files; choose another --mlx-path.")
+    quantization = stored_quantization(model_config)
+    dtype = prevailing((tensor.dtype, tensor.num_elements) for tensor in weights.tensors.values())
+    if config.quantize not in (None, (quantization or {}).get("bits")) or config.dtype not in ("auto", dtype):
+        raise InputError(
+            f"--mlx-path {config.mlx_path} is --model itself, so --quantize and --dtype cannot change it; choose "
+            "another --mlx-path."
+        )
+    files = tuple(FileRecord(name=file.name, size=file.stat().st_size, sha256=sha256(file)) for file in weights.files)
+    say(f"{config.mlx_path} is a model folder made elsewhere ({dtype}), using it as it is.")
+    return Manifest(
+        source=str(folder.resolve()),
+        revision=None,
+        requested_revision=None,
+        source_files=files,
+        files=files,
+        requested_dtype="auto",
+        dtype=dtype,
+        quantization=quantization,
+        quantization_of_source=quantization is not None,
+        num_parameters=sum(tensor.num_elements for tensor in weights.tensors.values()),
+        versions=versions(),
+        fingerprint=fingerprint(files, dtype, quantization),
+    )

@@ -1,0 +1,151 @@
+"""`mlxmath.json`: what a converted model was made from, and whether its folder is whole."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mlxmath import __version__
+from mlxmath.console import size
+from mlxmath.errors import MlxmathError
+from mlxmath.files import atomic_json, inside, sha256
+
+FILE_NAME = "mlxmath.json"
+
+
+class FileRecord(BaseModel):
+    """A file as it was: name inside its folder, size in bytes, hex SHA-256, time of change (source files only)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    size: int
+    sha256: str
+    modified_ns: int | None = None
+
+    def unchanged(self, folder: Path) -> bool:
+        """Whether the file in `folder` is still this one; it is hashed only if its time of change differs."""
+        path = inside(folder, self.name)
+        try:
+            state = path.stat()
+        except OSError:
+            return False
+        if state.st_size != self.size:
+            return False
+        return state.st_mtime_ns == self.modified_ns or sha256(path) == self.sha256
+
+
+class Manifest(BaseModel):
+    """What a converted model was made from, and its files.
+
+    Attributes:
+        source: repository name, absolute path of a local folder, or "demo".
+        revision: commit of the repository.
+        requested_revision: branch, tag or commit that the user asked for.
+        source_files: the weight files it was made from.
+        files: the folder's own files, this one excepted.
+        requested_dtype: `--dtype` as given.
+        dtype: floating type of most of the weights (under quantization: of the scales).
+        quantization: "quantization" of config.json.
+        quantization_of_source: whether the source was quantized already.
+        num_parameters: elements of all tensors before quantization.
+        versions: of mlxmath and mlx.
+        fingerprint: the same for the same weights wherever they lie; adapters record it to know their base.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str
+    revision: str | None
+    requested_revision: str | None
+    source_files: tuple[FileRecord, ...]
+    files: tuple[FileRecord, ...]
+    requested_dtype: str
+    dtype: str
+    quantization: dict[str, Any] | None
+    quantization_of_source: bool = False
+    num_parameters: int
+    versions: dict[str, str]
+    fingerprint: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the folder's files."""
+        return sum(file.size for file in self.files)
+
+    def describe(self) -> str:
+        """`deepseek-ai/deepseek-math-7b-instruct, float16, 13.82 GB`."""
+        revision = f" at {self.revision[:12]}" if self.revision else ""
+        bits = (self.quantization or {}).get("bits")
+        return f"{self.source}{revision}, {f'{bits} bits, ' if bits else ''}{self.dtype}, {size(self.num_bytes)}"
+
+    def write(self, folder: Path) -> None:
+        """Save as `mlxmath.json`."""
+        atomic_json(folder / FILE_NAME, self.model_dump(mode="json"))
+
+
+def fingerprint(source_files: Sequence[FileRecord], dtype: str, quantization: dict[str, Any] | None) -> str:
+    """16 hex digits over what defines the weights: the source's files, the type, the quantization."""
+    content = [sorted(file.sha256 for file in source_files), dtype, quantization]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Versions of the tools that made a model."""
+    return {"mlxmath": __version__, "mlx": metadata.version("mlx")}
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a folder's manifest.
+
+    Raises:
+        MlxmathError: it is missing or damaged.
+    """
+    path = folder / FILE_NAME
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise MlxmathError(f"{path} does not exist; {folder} was not made by mlxmath.") from None
+    except (OSError, ValidationError) as error:
+        detail = error.strerror if isinstance(error, OSError) else f"{error.error_count()} damaged entries"
+        raise MlxmathError(f"{path} cannot be read ({detail}).") from error
+
+
+def read_fingerprint(folder: Path) -> str | None:
+    """The fingerprint that a folder's manifest records; None for a model that was made elsewhere.
+
+    Raises:
+        MlxmathError: the manifest is damaged.
+    """
+    return read_manifest(folder).fingerprint if (folder / FILE_NAME).exists() else None
+
+
+def verify(folder: Path, *, full: bool = False) -> Manifest | str:
+    """Check that a converted model is whole: every file is there with its size.
+
+    Args:
+        folder: the converted model.
+        full: also hash the files.
+
+    Returns:
+        The manifest, or the reason why the folder is not to be used.
+    """
+    try:
+        manifest = read_manifest(folder)
+        for record in manifest.files:
+            path = inside(folder, record.name)
+            if not path.is_file():
+                return f"{path} is missing"
+            if path.stat().st_size != record.size:
+                return f"{path} has {path.stat().st_size} bytes instead of {record.size}"
+            if full and sha256(path) != record.sha256:
+                return f"{path} has changed since it was written (its SHA-256 differs)"
+    except MlxmathError as error:
+        return str(error)
+    names = {record.name for record in manifest.files}
+    extra = sorted(path.name for path in folder.glob("model*.safetensors") if path.name not in names)
+    return f"{folder / extra[0]} does not belong to it" if extra else manifest

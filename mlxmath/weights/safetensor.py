@@ -1,0 +1,133 @@
+"""Reads and writes the safetensors format tensor by tensor (https://huggingface.co/docs/safetensors).
+
+A file is: the header's length (8 bytes, little-endian), the header (JSON: name -> dtype, shape, data_offsets), then the
+tensors' bytes side by side.
+"""
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from mlxmath.errors import MlxmathError
+from mlxmath.weights.dtypes import BY_CODE, DTYPES, Array
+from mlxmath.weights.tensors import TensorRef, place_tensor, row_major
+
+MAX_HEADER_BYTES = 100_000_000
+
+
+def open_safetensors(path: Path) -> dict[str, TensorRef]:
+    """Where each tensor of a file lies; only the header is read.
+
+    Raises:
+        MlxmathError: the file is missing, truncated or damaged, or holds a type that MLX cannot.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            prefix = file.read(8)
+            if prefix + file.read(15) == b"version https://git-lfs":
+                raise MlxmathError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` in its folder.")
+            file.seek(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+            if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+                raise MlxmathError(f"{path} is not a safetensors file, or is truncated ({size} bytes).")
+            header = json.loads(file.read(length), object_pairs_hook=_without_doubles)
+    except FileNotFoundError:
+        raise MlxmathError(f"{path} does not exist.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise MlxmathError(f"{path} cannot be read as a safetensors file: {error}; download it again.") from error
+    if not isinstance(header, dict):
+        raise MlxmathError(f"{path} has no safetensors header; download it again.")
+    header.pop("__metadata__", None)
+    return {name: _entry(path, name, entry, 8 + length, size) for name, entry in header.items()}
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name occurs twice in its header")
+    return result
+
+
+def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> TensorRef:
+    fields = entry if isinstance(entry, dict) else {}
+    code: Any = fields.get("dtype")
+    shape: Any = fields.get("shape")
+    offsets: Any = fields.get("data_offsets")
+    numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
+    if not isinstance(code, str) or any(type(n) is not int or not 0 <= n < 1 << 63 for n in numbers):
+        raise MlxmathError(f"{path}: the header's entry for tensor {name!r} is damaged.")
+    if len(offsets) != 2 or not offsets[0] <= offsets[1]:
+        raise MlxmathError(f"{path}: tensor {name!r} has damaged offsets {offsets}.")
+    if start + offsets[1] > size:
+        raise MlxmathError(
+            f"{path} is truncated: tensor {name!r} ends at byte {start + offsets[1]}, the file at {size}. "
+            "Download it again."
+        )
+    dtype = BY_CODE[code].name if code in BY_CODE else code
+    dims = tuple(shape)
+    region = (start + offsets[0], offsets[1] - offsets[0])
+    reference = place_tensor(path, name, dtype, dims, row_major(dims), element=0, storage=region)
+    if reference.num_bytes != region[1]:
+        raise MlxmathError(
+            f"{path}: tensor {name!r} of shape {dims} should take {reference.num_bytes} bytes, not {region[1]}."
+        )
+    return reference
+
+
+class SafetensorsWriter:
+    """Writes one file: the header at once, then the tensors' bytes in the order in which they were declared.
+
+    Use as a context manager; `num_bytes` and `sha256` describe the finished file.
+    """
+
+    def __init__(self, path: Path, tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> None:
+        """
+        Args:
+            path: the file to write.
+            tensors: (name, dtype, shape) of each.
+        """
+        header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+        position = 0
+        for name, dtype, shape in tensors:
+            size = DTYPES[dtype].itemsize * math.prod(shape)
+            offsets = [position, position + size]
+            header[name] = {"dtype": DTYPES[dtype].code, "shape": list(shape), "data_offsets": offsets}
+            position += size
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        self._file = path.open("wb", buffering=0)
+        self._hash = hashlib.sha256()
+        self._path = path
+        self._expected = 8 + len(text) + position
+        self.num_bytes = 0
+        self._write(struct.pack("<Q", len(text)) + text)
+
+    def write(self, block: Array) -> None:
+        """Append the bytes of a contiguous array."""
+        self._write(memoryview(block.reshape(-1).view("u1").data))
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self._hash.update(data)
+        rest = memoryview(data)
+        self.num_bytes += len(rest)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+
+    @property
+    def sha256(self) -> str:
+        """Hex SHA-256 of what was written."""
+        return self._hash.hexdigest()
+
+    def __enter__(self) -> "SafetensorsWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._file.close()
+        assert kind is not None or self.num_bytes == self._expected, f"{self._path} was not written whole"

@@ -1,0 +1,198 @@
+"""Where a tensor lies in a file, and reading it without holding more of the file than needed."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import RawIOBase
+from pathlib import Path
+
+import numpy as np
+
+from mlxmath.errors import MlxmathError
+from mlxmath.weights.dtypes import DTYPES, Array, convert
+
+BLOCK_BYTES = 1 << 20
+MAX_DIMENSIONS = 32
+
+
+@dataclass(frozen=True)
+class TensorRef:
+    """A tensor in a file, not yet read.
+
+    Attributes:
+        path: the file.
+        name: the tensor's name.
+        dtype: a name of `DTYPES`.
+        shape: its dimensions.
+        stride: for each dimension the distance between neighbours, in elements.
+        offset: position in the file of the element at index (0, 0, ...), in bytes.
+    """
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    @property
+    def num_elements(self) -> int:
+        """Product of the shape."""
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the tensor once its elements lie side by side."""
+        return self.num_elements * DTYPES[self.dtype].itemsize
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether its elements already lie side by side in row-major order."""
+        return all(n == 1 or s == d for n, s, d in zip(self.shape, self.stride, row_major(self.shape), strict=True))
+
+    @property
+    def place(self) -> tuple[Path, int, str, tuple[int, ...], tuple[int, ...]]:
+        """Equal for two names of the same values (tied weights)."""
+        return self.path, self.offset, self.dtype, self.shape, self.stride
+
+    def read(self) -> Array:
+        """The tensor (shape `self.shape`, row-major); only its own bytes are read.
+
+        Raises:
+            MlxmathError: the file cannot be read or is shorter than it was.
+        """
+        result: Array = np.empty(self.num_elements, DTYPES[self.dtype].numpy)
+        position = 0
+        for block in self.blocks():
+            result[position : position + block.size] = block
+            position += block.size
+        return result.reshape(self.shape)
+
+    def blocks(self, *, multiple: int = 1, block_bytes: int = BLOCK_BYTES) -> Iterator[Array]:
+        """Yield the elements in row-major order as flat arrays of about `block_bytes`.
+
+        A yielded array is valid until the next one is asked for.
+
+        Args:
+            multiple: every block holds a multiple of this many elements (a row, say).
+            block_bytes: size to aim at.
+
+        Raises:
+            MlxmathError: the file cannot be read or is shorter than it was.
+        """
+        if not self.num_elements:
+            return
+        kind = DTYPES[self.dtype].numpy
+        per_block = max(block_bytes // (kind.itemsize * multiple), 1) * multiple
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(self.offset)
+                if self.contiguous:
+                    buffer: Array = np.empty(min(per_block, self.num_elements), kind)
+                    for start in range(0, self.num_elements, per_block):
+                        block = buffer[: self.num_elements - start]
+                        self._fill(file, block)
+                        yield block
+                    return
+                span = 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
+                storage: Array = np.empty(span, kind)
+                self._fill(file, storage)
+        except OSError as error:
+            raise MlxmathError(f"cannot read {self.path}: {error.strerror or error}") from error
+        strides = tuple(s * kind.itemsize for s in self.stride)
+        view = np.lib.stride_tricks.as_strided(storage, self.shape, strides, writeable=False)
+        yield from _pieces(view, per_block)
+
+    def blocks_as(self, dtype: str, *, multiple: int = 1) -> Iterator[Array]:
+        """`blocks`, converted to `dtype`.
+
+        Raises:
+            MlxmathError: as `blocks`; a value is beyond the range of `dtype`.
+        """
+        for block in self.blocks(multiple=multiple):
+            values, num_infinite = convert(block, self.dtype, dtype)
+            if num_infinite:
+                raise MlxmathError(
+                    f"{self.path}: tensor {self.name!r} has values beyond the range of {dtype}; "
+                    f"choose --dtype bfloat16 or float32."
+                )
+            yield values
+
+    def _fill(self, file: RawIOBase, array: Array) -> None:
+        """Read exactly `array`'s bytes."""
+        rest = memoryview(array.view(np.uint8).data)
+        while rest:
+            count = file.readinto(rest)
+            if not count:
+                raise MlxmathError(f"{self.path} ends inside the tensor {self.name!r}; the file is truncated.")
+            rest = rest[count:]
+
+
+def _pieces(view: Array, per_block: int) -> Iterator[Array]:
+    """Row-major flat copies of at most `per_block` elements; the last dimension is cut only when it is longer."""
+    if view.size <= per_block:
+        yield np.ascontiguousarray(view).reshape(-1)
+        return
+    rows = max(per_block // (view.size // view.shape[0]), 1)
+    if view.ndim == 1 or view.size // view.shape[0] <= per_block:
+        for start in range(0, view.shape[0], rows):
+            yield np.ascontiguousarray(view[start : start + rows]).reshape(-1)
+    else:
+        for row in view:
+            yield from _pieces(row, per_block)
+
+
+def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides, in elements, of a tensor whose elements lie side by side."""
+    strides = [1]
+    for size in reversed(shape[1:]):
+        strides.append(strides[-1] * size)
+    return tuple(reversed(strides))[: len(shape)]
+
+
+def place_tensor(
+    path: Path,
+    name: str,
+    dtype: str,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    *,
+    element: int,
+    storage: tuple[int, int],
+) -> TensorRef:
+    """Check that a tensor lies inside its storage, and say where that is in the file.
+
+    Args:
+        path: the file.
+        name: the tensor's name.
+        dtype: name of its type.
+        shape: its dimensions.
+        stride: in elements.
+        element: index of its first element in the storage.
+        storage: the storage's position in the file and its size, both in bytes.
+
+    Raises:
+        MlxmathError: an unsupported type, a negative or overflowing number, or an element outside the storage.
+    """
+    where = f"{path}: tensor {name!r}"
+    if dtype not in DTYPES:
+        raise MlxmathError(
+            f"{where} is of type {dtype}, which MLX cannot hold; expected one of {', '.join(DTYPES)}. "
+            "Save the model in one of these types first."
+        )
+    numbers = (*shape, *stride, element)
+    if len(shape) != len(stride) or len(shape) > MAX_DIMENSIONS or any(type(n) is not int or n < 0 for n in numbers):
+        raise MlxmathError(f"{where} has a damaged shape {shape}, stride {stride} or offset {element}.")
+    itemsize = DTYPES[dtype].itemsize
+    if math.prod(n for n in shape if n) * itemsize >= 1 << 63:
+        raise MlxmathError(f"{where} has a shape {shape} beyond any memory; the file is damaged.")
+    start, num_bytes = storage
+    if 0 in shape:
+        return TensorRef(path, name, dtype, shape, row_major(shape), start)
+    last = element + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
+    if (last + 1) * itemsize > num_bytes:
+        raise MlxmathError(
+            f"{where} (shape {shape}, stride {stride}, offset {element}) reaches {(last + 1) * itemsize} bytes "
+            f"into a storage of {num_bytes}; the file is damaged."
+        )
+    return TensorRef(path, name, dtype, shape, stride, start + element * itemsize)

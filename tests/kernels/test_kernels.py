@@ -1,0 +1,91 @@
+"""Every form of every kernel against torch-free references: autodiff of plain formulas in float32, NumPy in float64."""
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxmath.kernels.cpu import CpuKernels
+from mlxmath.kernels.portable import PortableKernels
+
+FORMS = [PortableKernels, CpuKernels]
+
+
+@pytest.fixture(params=FORMS, ids=lambda form: form.__name__)
+def kernels(request: pytest.FixtureRequest) -> Any:
+    return request.param()
+
+
+def close(found: mx.array, expected: mx.array, tolerance: float = 2e-6) -> None:
+    found_, expected_ = np.array(found, np.float64), np.array(expected, np.float64)
+    assert found_.shape == expected_.shape
+    assert np.abs(found_ - expected_).max() <= tolerance * max(1.0, np.abs(expected_).max())
+
+
+def gradients(function: Any, arrays: list[mx.array], cotangent: mx.array) -> tuple[mx.array, list[mx.array]]:
+    value, grads = mx.value_and_grad(lambda *a: (function(*a) * cotangent).sum(), argnums=tuple(range(len(arrays))))(
+        *arrays
+    )
+    return value, list(grads)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 5), (3, 257, 301)])
+def test_swiglu(kernels: Any, shape: tuple[int, ...]) -> None:
+    mx.random.seed(0)
+    gate, up, cotangent = (mx.random.normal(shape) * 4 for _ in range(3))
+    gate[0, 0, 0] = -120.0  # exp overflows there; the result must not
+    close(kernels.swiglu(gate, up), gate * mx.sigmoid(gate) * up)
+    _, found = gradients(kernels.swiglu, [gate, up], cotangent)
+    sigmoid = mx.sigmoid(gate)
+    close(found[0], cotangent * up * sigmoid * (1 + gate * (1 - sigmoid)))
+    close(found[1], cotangent * gate * sigmoid)
+
+
+def plain_attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+    groups, length = q.shape[1] // k.shape[1], q.shape[2]
+    k, v = (mx.repeat(a, groups, axis=1) for a in (k, v))
+    scores = scale * q @ k.swapaxes(-1, -2)
+    scores = mx.where(mx.tril(mx.ones((length, length))) > 0, scores, -mx.inf)
+    return mx.softmax(scores, axis=-1) @ v
+
+
+@pytest.mark.parametrize(("rows", "heads", "kv_heads", "length"), [(1, 1, 1, 1), (2, 4, 4, 7), (3, 6, 2, 33)])
+def test_attention(kernels: Any, rows: int, heads: int, kv_heads: int, length: int) -> None:
+    mx.random.seed(1)
+    q = mx.random.normal((rows, heads, length, 8)) * 3
+    k, v = (mx.random.normal((rows, kv_heads, length, 8)) for _ in range(2))
+    cotangent = mx.random.normal(q.shape)
+    close(kernels.attention(q, k, v, 0.4), plain_attention(q, k, v, 0.4), 1e-5)
+    _, found = gradients(lambda *a: kernels.attention(*a, 0.4), [q, k, v], cotangent)
+    _, expected = gradients(lambda *a: plain_attention(*a, 0.4), [q, k, v], cotangent)
+    for one, other in zip(found, expected, strict=True):
+        close(one, other, 1e-5)
+
+
+def test_attention_of_transposed_inputs(kernels: Any) -> None:
+    """As a model makes them: heads split off and moved by strides only."""
+    mx.random.seed(2)
+    q, k, v = (mx.random.normal((2, 9, heads, 4)).swapaxes(1, 2) for heads in (4, 2, 2))
+    close(kernels.attention(q, k, v, 0.5), plain_attention(q, k, v, 0.5), 1e-5)
+
+
+@pytest.mark.parametrize("soft_cap", [None, 5.0])
+@pytest.mark.parametrize(("tokens", "vocabulary"), [(1, 2), (5, 11), (40, 70_000)])
+def test_softmax_gradient(kernels: Any, tokens: int, vocabulary: int, soft_cap: float | None) -> None:
+    rng = np.random.default_rng(3)
+    logits = (rng.normal(size=(tokens, vocabulary)) * 6).astype(np.float32)
+    targets = rng.integers(0, vocabulary, tokens)
+    weights = rng.uniform(0, 2, tokens).astype(np.float32)
+    weights[0] = 0.0
+    capped = logits.astype(np.float64)
+    if soft_cap:
+        capped = soft_cap * np.tanh(capped / soft_cap)
+    exps = np.exp(capped - capped.max(1, keepdims=True))
+    expected = exps / exps.sum(1, keepdims=True)
+    losses = -np.log(expected[np.arange(tokens), targets]) * weights
+    expected[np.arange(tokens), targets] -= 1
+    expected *= weights[:, None] * (1 - (capped / soft_cap) ** 2 if soft_cap else 1)
+    found, gradient = kernels.softmax_gradient(mx.array(logits), mx.array(targets), mx.array(weights), soft_cap)
+    np.testing.assert_allclose(np.array(found), losses, rtol=2e-5, atol=1e-5)
+    np.testing.assert_allclose(np.array(gradient), expected, rtol=1e-4, atol=1e-6)

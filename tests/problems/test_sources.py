@@ -1,0 +1,172 @@
+"""Datasets of every origin, and one clear error for everything that can be wrong with them."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxmath.config.schema import DataConfig
+from mlxmath.errors import InputError, MlxmathError
+from mlxmath.problems.sources import load_problems
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+ROWS = [{"problem": f"q{i}", "solution": f"s{i}", "answer": str(i)} for i in range(5)]
+
+
+def config(dataset: Path | str, **changes: Any) -> DataConfig:
+    return DataConfig(dataset=str(dataset), **changes)
+
+
+def write_lines(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def test_demo() -> None:
+    sizes = {}
+    for split in (None, "validation", "test"):
+        problems = load_problems(config("demo", split=split))
+        found = list(problems)
+        assert problems.split == (split or "train")
+        assert all(p.question and p.solution and p.answer for p in found)
+        assert not problems.skipped
+        sizes[problems.split] = len(found)
+    assert sizes["train"] > sizes["validation"] > 0
+    with pytest.raises(InputError, match="--split: demo has no split 'dev', but train, validation, test"):
+        load_problems(config("demo", split="dev"))
+
+
+def test_every_kind_of_file(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text(json.dumps(ROWS))
+    (tmp_path / "object.json").write_text(json.dumps({"version": 1, "data": ROWS}))
+    paths = [
+        write_lines(tmp_path / "a.jsonl", ROWS),
+        write_lines(tmp_path / "lines.json", ROWS),
+        tmp_path / "list.json",
+        tmp_path / "object.json",
+        write_parquet(tmp_path / "a.parquet", ROWS),
+    ]
+    for path in paths:
+        problems = load_problems(config(path))
+        assert [(p.id, p.question, p.solution, p.answer) for p in problems] == [
+            (str(i), f"q{i}", f"s{i}", str(i)) for i in range(5)
+        ]
+        assert list(problems) == list(problems), "reading again starts anew"
+        assert problems.revision.startswith("sha256:")
+
+
+def test_byte_order_mark_and_blank_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(ROWS[0]).encode() + b"\r\n\n  \n" + json.dumps(ROWS[1]).encode())
+    assert [p.id for p in load_problems(config(path))] == ["0", "1"]
+
+
+def test_revision_follows_the_contents(tmp_path: Path) -> None:
+    first = load_problems(config(write_lines(tmp_path / "a.jsonl", ROWS))).revision
+    second = load_problems(config(write_lines(tmp_path / "a.jsonl", ROWS[1:]))).revision
+    assert first != second
+
+
+def test_unusable_rows_are_counted(tmp_path: Path) -> None:
+    rows = [{"problem": None, "solution": "s"}, *ROWS, {"problem": "q", "solution": ""}, {"problem": "q"}]
+    problems = load_problems(config(write_lines(tmp_path / "a.jsonl", rows)))
+    assert len(list(problems)) == 5
+    assert problems.skipped == {"empty problem": 1, "empty solution": 2}
+    problems = load_problems(config(tmp_path / "a.jsonl", num_examples=2))
+    assert [p.question for p in problems] == ["q0", "q1"], "the first two usable rows"
+    assert problems.skipped == {"empty problem": 1}
+    assert len(list(load_problems(config(tmp_path / "a.jsonl"), solutions_required=False))) == 7
+
+
+def test_columns_by_name(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{"Body": "b", "Why": "w"}])
+    (problem,) = load_problems(config(path, question_column="Body", solution_column="Why"))
+    assert (problem.question, problem.solution) == ("b", "w")
+    with pytest.raises(InputError, match=r"a\.jsonl has no column 'body', but Body, Why; did you mean 'Body'"):
+        load_problems(config(path, question_column="body"))
+
+
+def test_nested_parquet_columns_are_read_only_if_used(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    path = write_parquet(tmp_path / "a.parquet", [{"messages": messages, "generations": ["x"], "source": "s"}])
+    (problem,) = load_problems(config(path))
+    assert (problem.question, problem.solution, dict(problem.meta)) == ("q", "a", {"source": "s"})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "message"),
+    [
+        (
+            "a.jsonl",
+            '{"problem": "q", "solution": "s"}\n{"problem": \n',
+            MlxmathError,
+            r"a\.jsonl:2: expected one JSON",
+        ),
+        ("a.jsonl", '{"problem": "q", "solution": "s"}\n3\n', MlxmathError, r"a\.jsonl:2: .*found a number"),
+        ("a.jsonl", b'{"problem": "\xff"}\n', MlxmathError, r"a\.jsonl:1: .*utf-8"),
+        ("a.jsonl", "", InputError, "holds no rows"),
+        ("a.json", "[]", InputError, "holds no rows"),
+        ("a.json", "[1", MlxmathError, r"a\.json:1: expected a JSON list"),
+        ("a.json", "[1]", MlxmathError, "row 1: expected a JSON object, found a number"),
+        ("a.json", '{"a": 1}', MlxmathError, "expected a JSON list of rows, found an object"),
+        ("a.parquet", "PAR1", MlxmathError, "not a readable parquet file"),
+        ("a.csv", "a,b", InputError, r"is not a \.jsonl, \.json, \.parquet file"),
+        ("a.jsonl", '{"x": 1}', InputError, "no column for the problem among x; name it with --question-column"),
+    ],
+)
+def test_bad_files(tmp_path: Path, name: str, content: str | bytes, error: type[Exception], message: str) -> None:
+    (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(error, match=message) as caught:
+        list(load_problems(config(tmp_path / name)))
+    assert type(caught.value) is error
+
+
+def test_malformed_line_far_down(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(ROWS[0]) + "\n" + (json.dumps(ROWS[0]) + "\n") * 500 + "{oops\n")
+    problems = load_problems(config(path))
+    with pytest.raises(MlxmathError, match=re.escape(f"{path}:502: expected one JSON object")):
+        list(problems)
+
+
+def test_no_such_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        load_problems(config(tmp_path / "a.jsonl"))
+    with pytest.raises(InputError, match=r"data/train\.jsonl does not exist"):
+        load_problems(config("data/train.jsonl"))
+    write_lines(tmp_path / "inside.jsonl", ROWS)
+    with pytest.raises(InputError, match=r"is a folder; name a file \(it holds inside\.jsonl\)"):
+        load_problems(config(tmp_path))
+
+
+@pytest.mark.parametrize("option", ["split", "dataset_config", "dataset_revision"])
+def test_options_that_a_file_does_not_have(tmp_path: Path, option: str) -> None:
+    path = write_lines(tmp_path / "a.jsonl", ROWS)
+    with pytest.raises(InputError, match=f"--{option.replace('_', '-')}: .* is one file"):
+        load_problems(config(path, **{option: "x"}))
+    assert list(load_problems(config(path, split="train")))
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("gsm8k/train", 7473), ("gsm8k/test", 1319), ("math500/test", 500), ("minerva_math/test", 272)]
+)
+def test_real_data_loses_no_row(name: str, count: int) -> None:
+    path = SHARED / f"{name}.jsonl"
+    if not path.exists():
+        pytest.skip(f"{path} is absent")
+    problems = load_problems(config(path))
+    found = list(problems)
+    assert (len(found), dict(problems.skipped)) == (count, {})
+    if name.startswith("gsm8k"):
+        assert not any("<<" in (p.solution or "") for p in found)
+        assert all(re.fullmatch(r"-?[\d,.]+", p.answer or "") for p in found)

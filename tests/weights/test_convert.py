@@ -1,0 +1,590 @@
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxmath.config.schema import ModelConfig
+from mlxmath.errors import InputError, MlxmathError
+from mlxmath.weights import hub
+from mlxmath.weights.build import build_model
+from mlxmath.weights.convert import ensure_model
+from mlxmath.weights.hub import fetch
+from mlxmath.weights.manifest import Manifest, read_fingerprint, read_manifest, verify
+from mlxmath.weights.safetensor import SafetensorsWriter, open_safetensors
+from tests.weights.handmade import llama_arrays, llama_folder, torch_bin
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return llama_folder(tmp_path / "source", shards=2)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out" / "mlx_model"
+
+
+def settings(model: Path | str, out: Path, **changes: Any) -> ModelConfig:
+    return ModelConfig(model=str(model), mlx_path=str(out), **changes)
+
+
+def nothing_left(out: Path) -> bool:
+    return not out.parent.exists() or not list(out.parent.iterdir())
+
+
+def test_every_tensor_arrives(model: Path, out: Path) -> None:
+    manifest = ensure_model(settings(model, out))
+    loaded = mx.load(str(out / "model.safetensors"))
+    expected = llama_arrays()
+    assert set(loaded) == set(expected)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(np.array(loaded[name]), array, strict=True)
+    assert manifest == read_manifest(out) == verify(out, full=True)
+    assert manifest.dtype == "float16"
+    assert manifest.num_parameters == sum(array.size for array in expected.values())
+    assert {file.name for file in manifest.files} == {"model.safetensors", "config.json", "tokenizer.json"}
+    assert sorted(p.name for p in out.parent.iterdir()) == ["mlx_model"]
+
+
+def test_mlx_lm_loads_it(model: Path, out: Path) -> None:
+    from mlx_lm.utils import load_model
+
+    ensure_model(settings(model, out))
+    loaded, _ = load_model(out)
+    assert loaded(mx.array([[1, 2, 3]])).shape == (1, 3, 96)
+
+
+def test_shards_and_index(model: Path, out: Path) -> None:
+    build_model(settings(model, out), fetch(str(model)), shard_bytes=40_000)
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    files = sorted(out.glob("model*.safetensors"))
+    assert len(files) > 2
+    assert files[0].name == f"model-00001-of-{len(files):05d}.safetensors"
+    assert {name: path.name for path in files for name in open_safetensors(path)} == index["weight_map"]
+    assert index["metadata"]["total_size"] == sum(array.nbytes for array in llama_arrays().values())
+    for path in files:
+        tensors = open_safetensors(path)
+        assert len(tensors) == 1 or sum(t.num_bytes for t in tensors.values()) <= 40_000
+    assert isinstance(verify(out, full=True), Manifest)
+    again = out.with_name("again")
+    ensure_model(settings(out, again))  # and an index of safetensors is a source
+    for name, array in llama_arrays().items():
+        np.testing.assert_array_equal(open_safetensors(again / "model.safetensors")[name].read(), array)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_dtype(tmp_path: Path, out: Path, dtype: str) -> None:
+    model = llama_folder(tmp_path / "source", dtype="float32", torch_dtype="float32")
+    assert ensure_model(settings(model, out, dtype=dtype)).dtype == dtype
+    loaded = mx.load(str(out / "model.safetensors"))
+    for name, array in llama_arrays(dtype="float32").items():
+        assert mx.array_equal(loaded[name], mx.array(array).astype(getattr(mx, dtype)))
+    assert json.loads((out / "config.json").read_text())["torch_dtype"] == dtype
+
+
+def test_values_beyond_float16(tmp_path: Path, out: Path) -> None:
+    model = llama_folder(tmp_path / "source")
+    arrays = llama_arrays(dtype="float32")
+    arrays["model.norm.weight"][3] = 1e6
+    (model / "pytorch_model.bin").write_bytes(torch_bin(arrays))
+    with pytest.raises(MlxmathError, match=r"'model\.norm\.weight' has values beyond the range of float16"):
+        ensure_model(settings(model, out, dtype="float16"))
+    assert nothing_left(out)
+    arrays["model.norm.weight"][3] = np.inf  # what is infinite already may stay so
+    (model / "pytorch_model.bin").write_bytes(torch_bin(arrays))
+    ensure_model(settings(model, out, dtype="float16"))
+
+
+def test_float64_becomes_float32(tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = llama_folder(tmp_path / "source", dtype="float64")
+    assert ensure_model(settings(model, out)).dtype == "float32"
+    assert "float64 tensors become float32" in capsys.readouterr().err
+
+
+class TestHead:
+    """Who decides whether the head is the embedding: the weights, then config.json."""
+
+    @pytest.mark.parametrize("tied", [True, False, None])
+    @pytest.mark.parametrize("equal", [True, False])
+    def test_head(self, tmp_path: Path, out: Path, tied: bool | None, equal: bool) -> None:
+        from mlx_lm.utils import load_model
+
+        model = llama_folder(tmp_path / "source")
+        config = json.loads((model / "config.json").read_text()) | {"tie_word_embeddings": tied}
+        if tied is None:
+            del config["tie_word_embeddings"]
+        (model / "config.json").write_text(json.dumps(config))
+        arrays = llama_arrays()
+        if equal:
+            arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"]
+        (model / "pytorch_model.bin").write_bytes(torch_bin(arrays))
+        ensure_model(settings(model, out))
+        is_tied = equal and tied is not False
+        assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is is_tied
+        assert ("lm_head.weight" in open_safetensors(out / "model.safetensors")) is not is_tied
+        loaded, _ = load_model(out)
+        assert ("lm_head" in loaded) is not is_tied
+
+    def test_no_head(self, tmp_path: Path, out: Path) -> None:
+        model = llama_folder(tmp_path / "source", model_type="qwen3", head_dim=16)
+        config = json.loads((model / "config.json").read_text())
+        del config["tie_word_embeddings"]
+        (model / "config.json").write_text(json.dumps(config))
+        arrays = llama_arrays()
+        del arrays["lm_head.weight"]
+        (model / "pytorch_model.bin").write_bytes(torch_bin(arrays))
+        ensure_model(settings(model, out))
+        assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is True
+
+
+def test_rotary_frequencies_are_left_out(tmp_path: Path, out: Path) -> None:
+    model = llama_folder(tmp_path / "source")
+    arrays = llama_arrays() | {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32)}
+    (model / "pytorch_model.bin").write_bytes(torch_bin(arrays))
+    ensure_model(settings(model, out))
+    assert set(open_safetensors(out / "model.safetensors")) == set(llama_arrays())
+
+
+class TestQuantize:
+    @pytest.mark.parametrize("bits", [4, 8])
+    @pytest.mark.parametrize("dtype", ["float16", "float32"])
+    def test_equals_mlx_lm(self, tmp_path: Path, out: Path, bits: int, dtype: str) -> None:
+        from mlx_lm.utils import load_model, quantize_model, save_config, save_model
+
+        model = llama_folder(tmp_path / "source", dtype=dtype, torch_dtype=dtype, intermediate_size=96)
+        ensure_model(settings(model, out.with_name("plain")))
+        manifest = ensure_model(settings(model, out, quantize=bits, group_size=64))
+        theirs, config = load_model(out.with_name("plain"))
+        theirs, config = quantize_model(theirs, config, 64, bits)
+        save_model(tmp_path / "theirs", theirs)
+        save_config(config, tmp_path / "theirs" / "config.json")
+
+        expected = mx.load(str(tmp_path / "theirs" / "model.safetensors"))
+        found = mx.load(str(out / "model.safetensors"))
+        assert set(found) == set(expected)
+        for name, array in expected.items():
+            assert found[name].dtype == array.dtype
+            assert mx.array_equal(found[name], array), name
+        for key in ("quantization", "quantization_config"):
+            theirs_config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+            assert json.loads((out / "config.json").read_text())[key] == theirs_config[key]
+        assert manifest.quantization == {"group_size": 64, "bits": bits, "mode": "affine"}
+        assert "model.layers.0.mlp.down_proj.scales" not in found  # rows of 96 are no multiple of 64
+        load_model(out)
+
+    def test_what_is_skipped_is_said(self, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        model = llama_folder(tmp_path / "source", intermediate_size=96)
+        ensure_model(settings(model, out, quantize=4))
+        assert "not quantized, since 64 does not divide their rows: model.layers.0.mlp.down_proj" in (
+            capsys.readouterr().err
+        )
+
+    def test_blocks_of_rows_are_the_whole(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = llama_folder(tmp_path / "source")
+        whole = ensure_model(settings(model, tmp_path / "whole", quantize=4))
+        monkeypatch.setattr(
+            "mlxmath.weights.tensors.TensorRef.blocks.__kwdefaults__", {"multiple": 1, "block_bytes": 700}
+        )
+        parts = ensure_model(settings(model, tmp_path / "parts", quantize=4))
+        assert whole.files == parts.files
+
+    def test_twice_is_refused(self, model: Path, out: Path) -> None:
+        ensure_model(settings(model, out, quantize=4))
+        with pytest.raises(InputError, match="quantized already"):
+            ensure_model(settings(out, out.with_name("again"), quantize=4))
+        copy = ensure_model(settings(out, out.with_name("copy")))
+        assert copy.quantization == read_manifest(out).quantization
+        assert ensure_model(settings(out, out.with_name("copy"))) == copy
+
+    def test_missing_and_misshapen_tensors(self, tmp_path: Path, out: Path) -> None:
+        model = llama_folder(tmp_path / "source")
+        arrays = llama_arrays()
+        del arrays["model.norm.weight"]
+        (model / "pytorch_model.bin").write_bytes(torch_bin(arrays))
+        with pytest.raises(MlxmathError, match=r"lack 1 tensors of the model .* model\.norm\.weight"):
+            ensure_model(settings(model, out, quantize=4))
+        arrays["model.norm.weight"] = np.ones(63, np.float16)
+        (model / "pytorch_model.bin").write_bytes(torch_bin(arrays))
+        with pytest.raises(MlxmathError, match=r"model\.norm\.weight.*\(63,\).*\(64,\)"):
+            ensure_model(settings(model, out, quantize=4))
+        assert nothing_left(out)
+
+    def test_rearranged_architectures(self, tmp_path: Path, out: Path) -> None:
+        changes = {
+            "model_type": "qwen2_moe", "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 64,
+            "shared_expert_intermediate_size": 64, "num_hidden_layers": 1,
+        }  # fmt: skip
+        model = llama_folder(tmp_path / "source", **changes)
+        arrays = llama_arrays(**changes)
+        for label in list(arrays):
+            if ".mlp." in label:
+                for expert in range(2):
+                    arrays[label.replace(".mlp.", f".mlp.experts.{expert}.")] = arrays[label]
+        (model / "pytorch_model.bin").write_bytes(torch_bin(arrays))
+        with pytest.raises(InputError, match=r"rearrange.*mlx_lm\.convert -q"):
+            ensure_model(settings(model, out, quantize=4))
+
+
+def edit_index(model: Path, **changes: str) -> None:
+    path = model / "pytorch_model.bin.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"] |= {key.replace("__", "."): value for key, value in changes.items()}
+    path.write_text(json.dumps(index))
+
+
+class TestDamagedSource:
+    """Each gives one clear line, and nothing is left behind."""
+
+    def fails(self, model: Path, out: Path, message: str) -> None:
+        with pytest.raises(MlxmathError, match=message) as caught:
+            ensure_model(settings(model, out))
+        assert "\n" not in str(caught.value)
+        assert nothing_left(out)
+
+    def test_missing_shard(self, model: Path, out: Path) -> None:
+        (model / "pytorch_model-00002-of-00002.bin").unlink()
+        self.fails(model, out, r"lacks 1 of the 2 weight files .*: pytorch_model-00002-of-00002\.bin")
+
+    def test_missing_shard_without_an_index(self, model: Path, out: Path) -> None:
+        (model / "pytorch_model.bin.index.json").unlink()
+        (model / "pytorch_model-00001-of-00002.bin").unlink()
+        self.fails(model, out, "00002-of-00002.bin counts otherwise")
+
+    def test_absent_tensor(self, model: Path, out: Path) -> None:
+        edit_index(model, model__other="pytorch_model-00001-of-00002.bin")
+        self.fails(model, out, r"pytorch_model-00001-of-00002\.bin lacks the tensor 'model\.other'")
+
+    def test_tensor_twice(self, model: Path, out: Path) -> None:
+        shutil.copy(model / "pytorch_model-00001-of-00002.bin", model / "extra.bin")
+        edit_index(model, model__other="extra.bin")
+        self.fails(model, out, r"is in both extra\.bin and pytorch_model-00001")
+
+    @pytest.mark.parametrize("name", ["../outside.bin", "/etc/passwd", "a/../../b.bin", "C:\\x.bin"])
+    def test_index_outside(self, model: Path, out: Path, name: str) -> None:
+        (model.parent / "outside.bin").write_bytes(torch_bin(llama_arrays()))
+        edit_index(model, model__other=name)
+        self.fails(model, out, "outside the folder")
+
+    @pytest.mark.parametrize("index", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 1}}'])
+    def test_damaged_index(self, model: Path, out: Path, index: str) -> None:
+        (model / "pytorch_model.bin.index.json").write_text(index)
+        self.fails(model, out, r"pytorch_model\.bin\.index\.json")
+
+    @pytest.mark.parametrize("part", [0.1, 0.5, 0.99])
+    def test_truncated_file(self, model: Path, out: Path, part: float) -> None:
+        path = model / "pytorch_model-00002-of-00002.bin"
+        path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
+        self.fails(model, out, r"pytorch_model-00002-of-00002\.bin")
+
+    def test_wrong_hash_in_the_hub_cache(self, model: Path, out: Path) -> None:
+        path = model / "pytorch_model-00002-of-00002.bin"
+        blob = model / "blobs" / ("0123456789abcdef" * 4)
+        blob.parent.mkdir()
+        path.rename(blob)
+        path.symlink_to(blob)
+        self.fails(model, out, r"pytorch_model-00002-of-00002\.bin is damaged: its SHA-256 is .* Delete .*blobs")
+
+    def test_no_config(self, model: Path, out: Path) -> None:
+        (model / "config.json").unlink()
+        self.fails(model, out, r"config\.json does not exist")
+
+    @pytest.mark.parametrize(
+        ("config", "message"),
+        [
+            ("{", "not readable JSON"),
+            ("[]", "no model_type"),
+            ('{"model_type": 3}', "no model_type"),
+            ('{"model_type": "orca"}', "no model of type 'orca'"),
+            ('{"model_type": "../x"}', r"no model of type '\.\./x'"),
+        ],
+    )
+    def test_config(self, model: Path, out: Path, config: str, message: str) -> None:
+        (model / "config.json").write_text(config)
+        self.fails(model, out, message)
+
+    def test_no_weights(self, model: Path, out: Path) -> None:
+        for path in model.glob("pytorch*"):
+            path.unlink()
+        self.fails(model, out, "holds no weights")
+
+
+class TestFullDisk:
+    def test_refused_beforehand(self, model: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        usage = shutil.disk_usage(model)._replace(free=1000)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(MlxmathError, match=r"the model takes .* 1\.00 kB are free"):
+            ensure_model(settings(model, out))
+        assert nothing_left(out)
+
+    def test_met_while_writing(self, model: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write = SafetensorsWriter.write
+
+        def full(self: SafetensorsWriter, block: Any) -> None:
+            if self.num_bytes > 100_000:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write(self, block)
+
+        monkeypatch.setattr(SafetensorsWriter, "write", full)
+        with pytest.raises(MlxmathError, match="No space left on device"):
+            ensure_model(settings(model, out))
+        assert nothing_left(out)
+
+    @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs root to mount a small disk")
+    def test_a_really_full_disk(self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        disk = tmp_path / "disk"
+        disk.mkdir()
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)], check=False).returncode:
+            pytest.skip("cannot mount here")
+        try:
+            monkeypatch.setattr("mlxmath.weights.build._check_space", lambda *_: None)
+            with pytest.raises(MlxmathError, match="No space left on device"):
+                ensure_model(settings(model, disk / "mlx_model"))
+            assert list(disk.iterdir()) == []
+        finally:
+            subprocess.run(["umount", str(disk)], check=True)
+
+
+class TestAgain:
+    def test_a_valid_folder_is_used_again(
+        self, model: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = ensure_model(settings(model, out))
+        before = (out / "model.safetensors").stat().st_mtime_ns
+        capsys.readouterr()
+        monkeypatch.setattr("mlxmath.weights.convert.fetch", None)
+        assert ensure_model(settings(model, out)) == first
+        assert "is valid" in capsys.readouterr().err
+        assert (out / "model.safetensors").stat().st_mtime_ns == before
+        shutil.rmtree(model)
+        assert ensure_model(settings(model, out)) == first
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"quantize": 4}, "--quantize 4 was asked for"),
+            ({"dtype": "float32"}, "--dtype float32 was asked for"),
+            ({"revision": "v2"}, "--revision v2 was asked for"),
+        ],
+    )
+    def test_other_settings(self, model: Path, out: Path, changes: dict[str, Any], message: str) -> None:
+        ensure_model(settings(model, out))
+        with pytest.raises(InputError, match=message) as caught:
+            ensure_model(settings(model, out, **changes))
+        assert str(out) in str(caught.value)
+        assert "--overwrite" in str(caught.value)
+        assert isinstance(verify(out, full=True), Manifest)
+
+    def test_the_same_settings_in_other_words(self, model: Path, out: Path) -> None:
+        first = ensure_model(settings(model, out))
+        assert ensure_model(settings(model, out, dtype="float16", group_size=32)) == first
+
+    def test_quantized(self, model: Path, out: Path) -> None:
+        first = ensure_model(settings(model, out, quantize=8, group_size=32))
+        assert ensure_model(settings(model, out, quantize=8, group_size=32)) == first
+        for changes in ({}, {"quantize": 4}, {"quantize": 8, "group_size": 64}):
+            with pytest.raises(InputError, match="8 bits"):
+                ensure_model(settings(model, out, **changes), exact=True)
+        assert ensure_model(settings(model, out)) == first  # training takes the model in the form it finds
+        with pytest.raises(InputError, match="8 bits"):
+            ensure_model(settings(model, out, quantize=4))
+
+    def test_another_model(self, model: Path, out: Path, tmp_path: Path) -> None:
+        first = ensure_model(settings(model, out))
+        other = llama_folder(tmp_path / "other", seed=1)
+        with pytest.raises(InputError, match="--model .*other was asked for"):
+            ensure_model(settings(other, out))
+        assert verify(out, full=True) == first
+        second = ensure_model(settings(other, out, overwrite=True))
+        assert second.fingerprint != first.fingerprint
+        assert verify(out, full=True) == second
+
+    def test_the_source_has_changed(self, model: Path, out: Path) -> None:
+        first = ensure_model(settings(model, out))
+        path = model / "pytorch_model-00002-of-00002.bin"
+        os.utime(path, ns=(1, 1))
+        assert ensure_model(settings(model, out)) == first
+        data = bytearray(path.read_bytes())
+        data[-2000] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(InputError, match="have changed since"):
+            ensure_model(settings(model, out))
+
+    def test_damaged_is_made_anew(self, model: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        first = ensure_model(settings(model, out))
+        path = out / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-1])
+        assert "bytes instead of" in str(verify(out))
+        capsys.readouterr()
+        assert ensure_model(settings(model, out)).files == first.files
+        assert "is damaged" in capsys.readouterr().err
+        (out / "tokenizer.json").unlink()
+        assert "is missing" in str(verify(out))
+        assert ensure_model(settings(model, out)).files == first.files
+        shutil.copy(out / "model.safetensors", out / "model-extra.safetensors")
+        assert "does not belong" in str(verify(out))
+        assert ensure_model(settings(model, out)).files == first.files
+
+    def test_full_verification(self, model: Path, out: Path) -> None:
+        ensure_model(settings(model, out))
+        data = bytearray((out / "model.safetensors").read_bytes())
+        data[-1] ^= 1
+        (out / "model.safetensors").write_bytes(data)
+        assert isinstance(verify(out), Manifest)
+        assert "SHA-256" in str(verify(out, full=True))
+
+    @pytest.mark.parametrize("content", ["", "{}", "[]", '{"source": 3}'])
+    def test_a_damaged_manifest(self, model: Path, out: Path, content: str) -> None:
+        ensure_model(settings(model, out))
+        (out / "mlxmath.json").write_text(content)
+        with pytest.raises(InputError, match="unknown; delete it"):
+            ensure_model(settings(model, out))
+        ensure_model(settings(model, out, overwrite=True))
+        assert isinstance(verify(out, full=True), Manifest)
+
+    def test_foreign_files_are_never_replaced(self, model: Path, out: Path) -> None:
+        out.mkdir(parents=True)
+        (out / "thesis.txt").write_text("years of work")
+        for overwrite in (False, True):
+            with pytest.raises(InputError, match="did not write"):
+                ensure_model(settings(model, out, overwrite=overwrite))
+        assert (out / "thesis.txt").read_text() == "years of work"
+
+    def test_an_empty_folder_and_a_file(self, model: Path, out: Path) -> None:
+        out.mkdir(parents=True)
+        ensure_model(settings(model, out))
+        with pytest.raises(InputError, match="is a file"):
+            ensure_model(settings(model, out / "config.json"))
+
+    def test_a_link_to_another_disk(self, model: Path, out: Path, tmp_path: Path) -> None:
+        first = ensure_model(settings(model, tmp_path / "elsewhere"))
+        out.parent.mkdir(parents=True)
+        out.symlink_to(tmp_path / "elsewhere")
+        assert ensure_model(settings(model, out)) == first
+        ensure_model(settings(model, out, dtype="float32", overwrite=True))
+        assert out.is_symlink()
+        assert isinstance(verify(out, full=True), Manifest)
+
+
+class TestItself:
+    """--model and --mlx-path name one folder."""
+
+    def test_ours(self, model: Path, out: Path) -> None:
+        first = ensure_model(settings(model, out, quantize=4))
+        assert ensure_model(settings(out, out)) == first
+
+    def test_made_elsewhere(self, model: Path, out: Path) -> None:
+        ensure_model(settings(model, out))
+        (out / "mlxmath.json").unlink()
+        before = sorted(out.iterdir())
+        manifest = ensure_model(settings(out, out))
+        assert manifest.dtype == "float16"
+        assert manifest.fingerprint == ensure_model(settings(out, out)).fingerprint
+        assert sorted(out.iterdir()) == before
+        assert read_fingerprint(out) is None
+        with pytest.raises(InputError, match="--model itself"):
+            ensure_model(settings(out, out, quantize=4))
+
+    def test_a_source_in_bin_files(self, model: Path) -> None:
+        with pytest.raises(InputError, match=r"in \.bin files"):
+            ensure_model(settings(model, model))
+
+    def test_a_source_inside_the_target(self, tmp_path: Path) -> None:
+        llama_folder(tmp_path / "all" / "source")
+        with pytest.raises(InputError, match="would replace the model that it is made from"):
+            build_model(
+                settings(tmp_path / "all" / "source", tmp_path / "all"), fetch(str(tmp_path / "all" / "source"))
+            )
+
+
+class TestDemo:
+    @pytest.fixture(autouse=True)
+    def bundled(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        folder = llama_folder(tmp_path / "bundled", shards=2, seed=5)
+        monkeypatch.setattr(hub, "DEMO_FOLDER", folder)
+        monkeypatch.setattr("mlxmath.weights.convert.DEMO_FOLDER", folder)
+        return folder
+
+    def test_it_gives_way(self, model: Path, out: Path) -> None:
+        first = ensure_model(settings("demo", out))
+        assert first.source == "demo"
+        assert ensure_model(settings("demo", out)) == first
+        second = ensure_model(settings(model, out))
+        assert second.source == str(model)
+        with pytest.raises(InputError, match="--model demo was asked for"):
+            ensure_model(settings("demo", out))
+
+    def test_a_newer_demo_replaces_the_old(self, out: Path, bundled: Path) -> None:
+        first = ensure_model(settings("demo", out))
+        shutil.rmtree(bundled)
+        llama_folder(bundled, shards=2, seed=6)
+        assert ensure_model(settings("demo", out)).fingerprint != first.fingerprint
+
+
+def test_fingerprint_knows_the_weights_only(model: Path, out: Path, tmp_path: Path) -> None:
+    first = ensure_model(settings(model, out))
+    shutil.copytree(model, tmp_path / "moved")
+    moved = ensure_model(settings(tmp_path / "moved", tmp_path / "elsewhere"))
+    assert moved.fingerprint == first.fingerprint == read_fingerprint(out)
+    variants = {
+        ensure_model(settings(model, tmp_path / f"v{number}", **changes)).fingerprint
+        for number, changes in enumerate([{"dtype": "float32"}, {"quantize": 4}, {"quantize": 8}])
+    }
+    assert len(variants | {first.fingerprint}) == 4
+
+
+def test_remote_code_only_when_trusted(model: Path, out: Path) -> None:
+    (model / "tokenization_x.py").write_text("raise SystemExit")
+    (model / "LICENSE").write_text("licence")
+    (model / "additional_chat_templates").mkdir()
+    (model / "additional_chat_templates" / "tool.jinja").write_text("x")
+    ensure_model(settings(model, out))
+    assert not list(out.glob("*.py"))
+    assert (out / "LICENSE").exists()
+    assert (out / "additional_chat_templates" / "tool.jinja").exists()
+    ensure_model(settings(model, out.with_name("trusted"), trust_remote_code=True))
+    assert (out.with_name("trusted") / "tokenization_x.py").exists()
+
+
+SLOW = """
+import sys, time
+from mlxmath.config.schema import ModelConfig
+from mlxmath.weights.safetensor import SafetensorsWriter
+from mlxmath.weights.convert import ensure_model
+write = SafetensorsWriter.write
+def slow(self, block):
+    write(self, block)
+    time.sleep(0.02)
+SafetensorsWriter.write = slow
+print("ready", flush=True)
+ensure_model(ModelConfig(model=sys.argv[1], mlx_path=sys.argv[2], dtype=sys.argv[3], overwrite=True))
+"""
+
+
+def test_killed_at_any_moment(model: Path, out: Path) -> None:
+    """Whenever a conversion is killed, the folder is absent or whole, and the next run works and cleans up."""
+    for number, delay in enumerate(np.linspace(0.02, 0.7, 8)):
+        dtype = ("float32", "float16")[number % 2]
+        process = subprocess.Popen(
+            [sys.executable, "-c", SLOW, str(model), str(out), dtype], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        assert not out.exists() or isinstance(verify(out, full=True), Manifest)
+    leftovers = [path for path in out.parent.iterdir() if path.name != out.name]
+    manifest = ensure_model(settings(model, out, overwrite=True, dtype="bfloat16"))
+    assert verify(out, full=True) == manifest
+    assert [path.name for path in out.parent.iterdir()] == ["mlx_model"], leftovers
