@@ -1,0 +1,97 @@
+"""mlx_lm serves, generates with and fuses what `train` leaves, and says what `infer` says."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.commands import ENVIRONMENT, succeed
+
+openai = pytest.importorskip("openai", reason="the parity extra is not installed")
+
+QUESTIONS = ["What is 12 + 7?", "Tom has 5 apples. He buys 4 more. How many apples does Tom have?"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("serve")
+    succeed(folder, "train", "--debug", "--num-examples", "40")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(trained: Path) -> Iterator["openai.OpenAI"]:
+    """An OpenAI client of a real `mlx_lm.server` process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable, "-m", "mlx_lm", "server", "--model", "mlx_model", "--adapter-path", "adapters", "--port",
+        str(port), "--chat-template", (trained / "adapters" / "chat_template.jinja").read_text(),
+    ]  # fmt: skip
+    with (trained / "server.log").open("w") as log:
+        process = subprocess.Popen(command, cwd=trained, env=ENVIRONMENT, stdout=log, stderr=log)
+    try:
+        for _ in range(240):
+            assert process.poll() is None, (trained / "server.log").read_text()
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                    break
+            except OSError:
+                time.sleep(0.25)
+        yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=60, max_retries=0)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=20)
+
+
+def ours(folder: Path, question: str, *arguments: str) -> dict:
+    options = ("--json", "--temperature", "0", "--max-new-tokens", "48")
+    return json.loads(succeed(folder, "infer", "--prompt", question, *options, *arguments).stdout)
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_served_chat_is_our_answer(client: "openai.OpenAI", trained: Path, question: str) -> None:
+    expected = ours(trained, question)
+    served = client.chat.completions.create(
+        model="default_model", messages=[{"role": "user", "content": question}], temperature=0, max_tokens=48
+    )
+    assert served.choices[0].message.content.strip() == expected["text"].strip()
+    assert served.usage.prompt_tokens == expected["prompt_tokens"]
+    assert expected["text"] != ours(trained, question, "--no-adapter")["text"]
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_served_completion_is_our_answer(client: "openai.OpenAI", trained: Path, question: str) -> None:
+    from mlxmath.problems.prompts import get_template
+
+    served = client.completions.create(
+        model="default_model", prompt=get_template("tutor").prompt(question), temperature=0, max_tokens=48
+    )
+    assert served.choices[0].text.strip() == ours(trained, question)["text"].strip()
+
+
+def mlx_lm(folder: Path, *arguments: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-m", "mlx_lm", *arguments], cwd=folder, env=ENVIRONMENT | {"COLUMNS": "200"},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_generate_and_fuse_take_the_folders(trained: Path) -> None:
+    question = QUESTIONS[0]
+    expected = ours(trained, question)["text"].strip()
+    generate = ("generate", "--prompt", question, "--max-tokens", "48", "--temp", "0", "--verbose", "False")
+    said = mlx_lm(trained, *generate, "--model", "mlx_model", "--adapter-path", "adapters")
+    assert said.strip() == expected
+    mlx_lm(trained, "fuse", "--model", "mlx_model", "--adapter-path", "adapters", "--save-path", "fused")
+    assert mlx_lm(trained, *generate, "--model", "fused").strip() == expected
