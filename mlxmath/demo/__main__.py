@@ -22,10 +22,10 @@ PRESET: Values = {
     "data.max_seq_len": 256,
     "training.learning_rate": 3e-3,
     "training.batch_size": 8,
-    "training.grad_accumulation_steps": 2,
+    "training.grad_accumulation_steps": 1,
     "training.num_epochs": 3,
     "training.schedule": "cosine",
-    "training.warmup_steps": 10,
+    "training.warmup_steps": 28,
 }
 TEST_PROBLEMS = Path(__file__).parent / "problems" / "test.jsonl"
 MAX_NEW_TOKENS = 120
