@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from mlxmath.errors import MlxmathError
+
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.[^.]+\.(?P<kind>tmp|old)")
+"""Names of temporary files and folders: that of what they become, the process that writes them, something random."""
 
 
 def fsync_path(path: Path) -> None:
@@ -48,7 +52,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.{os.getpid()}.", suffix=".tmp", dir=path.parent)
         temporary = Path(name)
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -82,7 +86,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
+        remove_leftovers(path.parent, path.name)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.{os.getpid()}.", suffix=".tmp", dir=path.parent))
         try:
             yield temporary
@@ -103,17 +107,35 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             raise
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Remove temporary folders for `path` whose process no longer lives (it was killed)."""
-    for leftover in path.parent.glob(f".{path.name}.*.*"):
-        if leftover.suffix not in {".tmp", ".old"} or not leftover.is_dir():
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove temporary files and folders in `folder` whose process no longer lives (it was killed).
+
+    Args:
+        folder: only what lies directly in it is looked at; it need not exist.
+        name: only those for this name; None: all, at a time when this process writes nothing there.
+    """
+    for leftover in folder.glob(".*.*.*"):
+        match = _TEMPORARY.fullmatch(leftover.name)
+        if match is None or (name is not None and match["name"] != name):
             continue
-        pid = leftover.name.removeprefix(f".{path.name}.").split(".")[0]
-        if pid.isdigit() and not _alive(int(pid)):
-            if leftover.suffix == ".old" and not path.exists():
-                leftover.rename(path)  # killed between the two renames: the old folder is the whole one
-            else:
-                shutil.rmtree(leftover, ignore_errors=True)
+        pid = int(match["pid"])
+        if _alive(pid) and not (name is None and pid == os.getpid()):  # in a container, every run may have the same id
+            continue
+        target = folder / match["name"]
+        if not leftover.is_dir():
+            leftover.unlink(missing_ok=True)
+        elif match["kind"] == "old" and not target.exists():
+            leftover.rename(target)  # killed between the two renames: the old folder is the whole one
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system cannot. For files that are replaced, never edited."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _alive(pid: int) -> bool:

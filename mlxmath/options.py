@@ -24,14 +24,22 @@ DATA = (
     "data.solution_column", "data.template", "data.max_seq_len", "data.overflow", "data.train_on_prompt",
     "data.num_examples", "data.cache_dir",
 )  # fmt: skip
-LORA = ("lora.rank", "lora.alpha", "lora.dropout", "lora.targets", "lora.num_layers")
+LORA = (
+    "lora.variant", "lora.rank", "lora.alpha", "lora.rslora", "lora.plus_ratio", "lora.dropout", "lora.targets",
+    "lora.num_layers",
+)  # fmt: skip
 TRAINING = (
-    "training.adapter_path", "training.learning_rate", "training.batch_size", "training.grad_accumulation_steps",
+    "training.adapter_path", "training.full", "training.optimizer", "training.learning_rate",
+    "training.batch_size", "training.grad_accumulation_steps",
+    "training.batching", "training.max_batch_tokens", "training.grad_checkpoint",
     "training.num_epochs", "training.max_steps", "training.max_training_time_hours", "training.schedule",
-    "training.warmup_steps", "training.weight_decay", "training.max_grad_norm", "training.save_every",
-    "training.resume", "training.seed",
+    "training.warmup_steps", "training.warmup_ratio", "training.min_learning_rate_ratio",
+    "training.weight_decay", "training.max_grad_norm", "training.save_every",
+    "training.keep_checkpoints", "training.validation_split", "training.validation_dataset", "training.eval_every",
+    "training.early_stopping_patience", "training.early_stopping_min_delta", "training.resume", "training.seed",
 )  # fmt: skip
 RUNTIME = ("runtime.backend", "runtime.memory_limit_gb")
+OVERCOMMIT = ("runtime.allow_overcommit",)
 
 DEBUG: Values = {
     "model.model": DEMO,
@@ -40,8 +48,8 @@ DEBUG: Values = {
     "data.num_examples": 10,
     "data.max_seq_len": 256,
     "training.learning_rate": 2e-3,
-    "training.num_epochs": 6,
-    "training.save_every": 5,
+    "training.num_epochs": 20,
+    "training.save_every": 10,
 }
 """What `--debug` stands for: the bundled model and ten problems, in seconds."""
 

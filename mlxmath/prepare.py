@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxmath import options
-from mlxmath.config.schema import DataConfig, ModelConfig
+from mlxmath.config.schema import DEMO, DataConfig, ModelConfig
 from mlxmath.console import duration, say, size, warn
-from mlxmath.errors import MlxmathError
+from mlxmath.errors import InputError, MlxmathError
 from mlxmath.files import sha256
 
 if TYPE_CHECKING:
@@ -125,6 +125,40 @@ def prepare_rows(config: DataConfig, model_folder: Path, *, trust_remote_code: b
         f"in {duration(spent)} ({len(rows.tokens) / spent:,.0f} tokens/s)"
     )
     return rows
+
+
+def prepare_held_out(
+    config: DataConfig, name: str, model_folder: Path, *, trust_remote_code: bool = False
+) -> "TokenRows":
+    """The rows of `--validation-dataset`, made as those of the training data are.
+
+    Args:
+        config: how rows become tokens; the columns are called the same.
+        name: a file, the demo, or a repository as NAME or NAME:SPLIT (its validation split).
+        model_folder: a folder with the model's tokenizer.
+        trust_remote_code: let the tokenizer run code from its repository.
+
+    Raises:
+        InputError: no such dataset or split.
+        MlxmathError: see `prepare_rows`.
+    """
+    from mlxmath.problems.local import is_file_name
+
+    changes: dict[str, Any] = {"dataset": name, "split": None, "num_examples": None}
+    hint = ""
+    if name == DEMO:
+        changes |= {"split": "validation", "question_column": None, "solution_column": None}
+    elif not is_file_name(name):
+        repository, _, split = name.partition(":")
+        changes |= {"dataset": repository, "split": split or "validation"}
+        hint = f" Another split: --validation-dataset {repository}:SPLIT."
+    if changes["dataset"] != config.dataset:
+        changes |= {"dataset_config": None, "dataset_revision": None}
+    say("held-out rows:")
+    try:
+        return prepare_rows(config.model_copy(update=changes), model_folder, trust_remote_code=trust_remote_code)
+    except InputError as error:
+        raise InputError(f"--validation-dataset {name}: {error}{hint}") from None
 
 
 def _write_all(problems: "LoadedProblems", config: DataConfig, tokenizer: Any, writer: "RowWriter") -> None:

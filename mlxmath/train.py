@@ -5,19 +5,31 @@ The order of things: settings, device, model, data, adapters, optimizer, loop, f
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlxmath import __version__, options
 from mlxmath.config.load import Resolved
+from mlxmath.config.schema import RunConfig
 from mlxmath.console import duration, say, size
-from mlxmath.errors import MlxmathError
+from mlxmath.errors import InputError, MlxmathError
+
+if TYPE_CHECKING:
+    from mlxmath.data.batches import Rows
+    from mlxmath.data.cache import TokenRows
+    from mlxmath.data.holdout import Subset
 
 
 @options.command("train")
 @options.setting_options(
-    *options.MODEL, *options.MODEL_WRITE, *options.DATA, *options.LORA, *options.TRAINING, *options.RUNTIME
+    *options.MODEL,
+    *options.MODEL_WRITE,
+    *options.DATA,
+    *options.LORA,
+    *options.TRAINING,
+    *options.RUNTIME,
+    *options.OVERCOMMIT,
 )
 @click.option("--debug", is_flag=True, help="The bundled model, ten problems, a few seconds.")
 def main(debug: bool, **values: Any) -> None:
@@ -44,14 +56,16 @@ def train(resolved: Resolved) -> int:
 
     from itertools import islice
 
-    import mlx.optimizers as optim
-
-    from mlxmath.data.batches import num_windows, training_windows
+    from mlxmath.data.batches import Shape, WindowPlan
     from mlxmath.data.render import adds_bos, load_tokenizer
+    from mlxmath.files import read_json
+    from mlxmath.kernels.select import kernels_for
     from mlxmath.lora.adapter import adapter_config
-    from mlxmath.lora.inject import inject
+    from mlxmath.lora.inject import inject, open_blocks
     from mlxmath.models.load import load_model
-    from mlxmath.objectives.sft import sft_loss
+    from mlxmath.models.memory import auto_batch_tokens
+    from mlxmath.objectives.sft import SupervisedFineTuning
+    from mlxmath.plan import check_fits
     from mlxmath.prepare import prepare_rows
     from mlxmath.problems.prompts import get_template
     from mlxmath.training import run
@@ -59,40 +73,63 @@ def train(resolved: Resolved) -> int:
     from mlxmath.training.deadline import Deadline, StopRequest
     from mlxmath.training.events import EVENTS, PLOT, EventLog, ProgressBar, plot_loss
     from mlxmath.training.fit import MAX_BAD_WINDOWS, Position, fit
+    from mlxmath.training.gradients import choose_gradients
+    from mlxmath.training.optimizers import make_optimizer
     from mlxmath.training.schedule import learning_rates
+    from mlxmath.training.validation import BEST, Validation
     from mlxmath.weights.convert import ensure_model
 
     template = get_template(config.data.template)
     folder, model_folder = Path(training.adapter_path), Path(config.model.mlx_path)
     checkpoint = run.claim(config)
     manifest = ensure_model(config.model)
-    rows = prepare_rows(config.data, model_folder, trust_remote_code=config.model.trust_remote_code)
+    data = prepare_rows(config.data, model_folder, trust_remote_code=config.model.trust_remote_code)
+    rows, held_out = _split(config, data, model_folder)
 
-    model = load_model(model_folder, device.compute_dtype).model
-    injected = inject(model, config.lora)
+    shape = Shape(backend.bucket_multiple, target_steps=16 if backend.supports("compile") else 0)
+    longest = shape.width(int(rows.lengths.max()))
+    check_fits(config, model_folder, read_json(model_folder / "config.json"), device, longest)
+
+    loaded = load_model(model_folder, device.compute_dtype)
+    model = loaded.model
+    injected = open_blocks(model, config.lora.num_layers) if training.full else inject(model, config.lora)
     say(str(injected))
-    optimizer = optim.AdamW(training.learning_rate, weight_decay=training.weight_decay, bias_correction=True)
-    optimizer.init(model.trainable_parameters())
-    settings = run.fixed_settings(config, manifest.fingerprint, rows.fingerprint)
+    optimizer = make_optimizer(training, model, config.lora.plus_ratio)
+    held_out_fingerprint = held_out.fingerprint if held_out else None
+    settings = run.fixed_settings(config, manifest.fingerprint, data.fingerprint, held_out_fingerprint)
     position = Position()
     if checkpoint:
         check_settings(checkpoint, settings)
         restore(checkpoint, model, optimizer)
         position = checkpoint.position
 
-    total = training.num_epochs * num_windows(len(rows), training.batch_size, training.grad_accumulation_steps)
+    gradients = choose_gradients(
+        model,
+        SupervisedFineTuning(),
+        kernels_for(device),
+        compiled=backend.supports("compile"),
+        checkpoint_every=training.grad_checkpoint,
+    )
+    plan = WindowPlan(
+        rows,
+        training,
+        training.max_batch_tokens or auto_batch_tokens(loaded.config, config, device, longest),
+        shape,
+    )
+    total = training.num_epochs * plan.windows_per_epoch
     total = min(total, training.max_steps or total)
     say(
         f"{len(rows):,} sequences, {int(rows.lengths.sum()):,} tokens an epoch; {total:,} steps of "
-        f"{training.batch_size} x {training.grad_accumulation_steps} sequences"
+        f"{training.batch_size} x {training.grad_accumulation_steps} sequences, micro-batches of up to "
+        f"{plan.max_tokens:,} tokens; {gradients.how}"
     )
-    windows = training_windows(rows, training, backend.bucket_multiple, epoch=position.epoch, window=position.window)
 
     run.start(
         folder,
         adapter_config(
             config.lora,
             injected.keys,
+            full=training.full,
             base_model=config.model.model,
             base_fingerprint=manifest.fingerprint,
             template=template.name,
@@ -101,34 +138,57 @@ def train(resolved: Resolved) -> int:
         template.chat_template(bos=adds_bos(load_tokenizer(model_folder, config.model.trust_remote_code))),
         anew=checkpoint is None,
     )
-    record = run.Record(folder, resolved, device, {"fingerprint": rows.fingerprint, **rows.stats}, injected)
+    facts = {"fingerprint": data.fingerprint, "training_rows": len(rows), "held_out_rows": len(held_out or ())}
+    record = run.Record(folder, resolved, device, facts | data.stats, injected)
     events = EventLog(folder / EVENTS, from_step=position.step)
     events.write("resume" if checkpoint else "start", step=position.step, total_steps=total)
     stop, deadline = StopRequest(), Deadline(training.max_training_time_hours * 3600)
     progress = ProgressBar(total, position.step, deadline, backend)
-    saver = Saver(folder, model, optimizer, settings, training.save_every, deadline)
+    validation = Validation(
+        model,
+        gradients,
+        list(WindowPlan(held_out, training, plan.max_tokens, shape).epoch(0)) if held_out else [],
+        folder,
+        training,
+        windows_per_epoch=plan.windows_per_epoch,
+        total_steps=total,
+        deadline=deadline,
+        stop=stop,
+        listeners=(
+            events.on_validation,
+            progress.on_validation,
+            lambda _: record.update(validation=validation.summary()),
+        ),
+    )
+    if checkpoint:
+        validation.restore(checkpoint)
+    saver = Saver(folder, model, optimizer, settings, training, deadline, parts=[validation])
     backend.reset_peak()
     with stop.listening():
         try:
-            ending, position = fit(
-                model,
-                sft_loss,
-                islice(windows, max(0, total - position.step)),
-                optimizer,
-                learning_rates(training, total),
-                max_grad_norm=training.max_grad_norm,
-                deadline=deadline,
-                stop=stop,
-                hooks=(events.on_step, progress.on_step, saver.on_step),
-                position=position,
-            )
+            ending = validation.catch_up(position)
+            if ending is None:
+                ending, position = fit(
+                    model,
+                    gradients,
+                    islice(plan.windows(position.epoch, position.window), max(0, total - position.step)),
+                    optimizer,
+                    learning_rates(training, total),
+                    max_grad_norm=training.max_grad_norm,
+                    deadline=deadline,
+                    stop=stop,
+                    hooks=(events.on_step, progress.on_step, validation.on_step, saver.on_step),
+                    position=position,
+                )
         finally:
             progress.close()
         saver.save(position)
     memory, seconds = backend.memory(), deadline.elapsed_s
     events.write("end", step=position.step, status=ending, seconds=seconds, peak_bytes=memory.peak_bytes)
     plot_loss(folder / EVENTS, folder / PLOT)
-    record.write(status=ending, steps=position.step, seconds=seconds, **vars(memory))
+    record.write(
+        status=ending, steps=position.step, seconds=seconds, validation=validation.summary(), **vars(memory)
+    )  # fmt: skip
     say(
         f"{ending} at step {position.step} of {total} after {duration(seconds)}; peak memory "
         f"{size(memory.peak_bytes)}; adapters, curves and checkpoints are in {folder}"
@@ -138,11 +198,36 @@ def train(resolved: Resolved) -> int:
             f"the last {MAX_BAD_WINDOWS} steps were not finite; {folder} holds the last good adapters. Lower "
             "--learning-rate, or look at the rows named above."
         )
-    if ending == "finished":
+    if best := validation.best:
+        say(f"the lowest validation loss, {best.loss:.4f}, was at step {best.step}: --adapter-path {folder / BEST}")
+    if ending in ("finished", "early_stopped"):
         say(f'try: python -m mlxmath.infer --adapter-path {folder} --prompt "What is 12 + 7?"')
     else:
         say("continue with the same command and --resume")
     return stop.exit_code if ending == "stopped" else 0
+
+
+def _split(config: RunConfig, data: "TokenRows", model_folder: Path) -> "tuple[Rows, TokenRows | Subset | None]":
+    """The rows to train on, and those to measure on if any are asked for."""
+    from mlxmath.data.holdout import hold_out
+    from mlxmath.prepare import prepare_held_out
+
+    training = config.training
+    if training.validation_split is not None:
+        rows, held_out = hold_out(data, training.validation_split, training.seed)
+        say(f"{len(held_out):,} of {len(data):,} sequences are held out")
+        return rows, held_out
+    if training.validation_dataset is None:
+        return data, None
+    other = prepare_held_out(
+        config.data, training.validation_dataset, model_folder, trust_remote_code=config.model.trust_remote_code
+    )
+    if other.fingerprint == data.fingerprint:
+        raise InputError(
+            f"--validation-dataset {training.validation_dataset} is the training data itself; name another dataset or "
+            "split, or hold out some of it with --validation-split."
+        )
+    return data, other
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-Feature = Literal["fused_attention_backward", "fast_quantized_matmul", "wired_memory"]
+Feature = Literal["compile", "fused_attention_backward", "fast_quantized_matmul", "wired_memory"]
 
 
 @dataclass(frozen=True)

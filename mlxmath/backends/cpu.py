@@ -12,7 +12,7 @@ class CpuBackend(MlxDevice):
     """MLX on the CPU (Accelerate on a Mac; OpenBLAS or MKL, where installed, on Linux)."""
 
     name = "cpu"
-    bucket_multiple = 32
+    bucket_multiple = 16
 
     def unavailable(self) -> str | None:
         """None: there is always a CPU, if MLX's library for it is installed."""

@@ -12,7 +12,7 @@ class CudaBackend(MlxDevice):
 
     name = "cuda"
     bucket_multiple = 128  # cuDNN's fused attention backward wants query lengths that are multiples of 128
-    features = frozenset({"fused_attention_backward"})
+    features = frozenset({"compile", "fused_attention_backward"})
 
     def unavailable(self) -> str | None:
         """Why there is no CUDA device here."""

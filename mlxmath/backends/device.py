@@ -2,6 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
+from dataclasses import replace
 
 from mlxmath.backends.base import DeviceInfo, Feature, MemoryStats
 from mlxmath.errors import InputError
@@ -50,7 +51,7 @@ class MlxDevice(ABC):
         if self.supports("wired_memory"):
             mx.set_wired_limit(min(limit, info.memory_bytes))
         mx.random.seed(seed)
-        return info
+        return replace(info, memory_bytes=limit)
 
     def supports(self, feature: Feature) -> bool:
         """See `Backend`."""

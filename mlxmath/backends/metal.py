@@ -11,8 +11,8 @@ class MetalBackend(MlxDevice):
     """MLX on Metal, with unified memory."""
 
     name = "metal"
-    bucket_multiple = 32
-    features = frozenset({"fast_quantized_matmul", "wired_memory"})
+    bucket_multiple = 16
+    features = frozenset({"compile", "fast_quantized_matmul", "wired_memory"})
 
     def unavailable(self) -> str | None:
         """Why there is no Metal here."""

@@ -1,8 +1,9 @@
 """Every setting of a run, once: its type, its limits, its default and the sentence that `--help` shows for it."""
 
+import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 DEFAULT_MODEL = "deepseek-ai/deepseek-math-7b-instruct"
 DEFAULT_DATASET = "open-r1/OpenR1-Math-220k"
@@ -53,15 +54,22 @@ class DataConfig(Section):
 
 
 class LoraConfig(Section):
-    """The adapter: y = W x + (alpha / rank) B A x."""
+    """The adapter: y = W x + scale B A x with scale = alpha / rank."""
 
+    variant: Literal["lora", "dora"] = Field(
+        "lora", description="Kind of adapter: lora, or dora, which also trains each output's magnitude."
+    )
     rank: Annotated[int, Field(ge=1)] = Field(8, description="Rank of the adapters.")
     alpha: Annotated[float, Field(gt=0)] = Field(16.0, description="Numerator of the adapter's scale, alpha / rank.")
+    rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead, which keeps high ranks learning.")
+    plus_ratio: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="LoRA+: learning rate of B over that of A (its paper suggests 16)."
+    )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout on the adapter's input.")
     targets: tuple[str, ...] = Field(
         ("q_proj", "v_proj"), description="Layers that get an adapter: names or globs, several separated by commas."
     )
-    num_layers: Annotated[int, Field(ge=-1)] = Field(-1, description="Adapt only the last N blocks (-1: all).")
+    num_layers: Annotated[int, Field(ge=-1)] = Field(-1, description="Train only the last N blocks (-1: all).")
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -79,31 +87,102 @@ class LoraConfig(Section):
 
     @property
     def scale(self) -> float:
-        """alpha / rank."""
-        return self.alpha / self.rank
+        """alpha / rank, or alpha / √rank for rsLoRA."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 class TrainingConfig(Section):
     """The loop: how much, how fast, for how long."""
 
     adapter_path: str = Field("adapters", description="Folder for the adapters, checkpoints and curves.")
+    full: bool = Field(
+        False, description="Train the blocks' own weights, not adapters (of the lora settings, num_layers counts)."
+    )
+    optimizer: Literal["adamw", "adamw8bit", "adafactor", "lion", "muon"] = Field(
+        "adamw", description="Optimizer; adamw8bit keeps its state in 8 bits, muon is for matrices (vectors: adamw)."
+    )
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-5, description="Peak learning rate.")
     batch_size: Annotated[int, Field(ge=1)] = Field(1, description="Sequences in a micro-batch.")
     grad_accumulation_steps: Annotated[int, Field(ge=1)] = Field(8, description="Micro-batches an optimizer step.")
+    batching: Literal["bucket", "pad"] = Field(
+        "bucket", description="Rows of like length together in micro-batches of --max-batch-tokens, or as they come."
+    )
+    max_batch_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Padded tokens in a micro-batch (unset: as many as pay off and fit the device's memory)."
+    )
+    grad_checkpoint: Annotated[int, Field(ge=0)] = Field(
+        0, description="Recompute every n-th block in the backward pass to save memory (1: all, 0: none)."
+    )
     num_epochs: Annotated[int, Field(ge=1)] = Field(1, description="Passes over the data.")
     max_steps: Annotated[int, Field(ge=1)] | None = Field(None, description="Stop after N optimizer steps in all.")
     max_training_time_hours: Annotated[float, Field(gt=0)] = Field(
         16.0, description="Stop, saved, within this many hours of training; a resumed run gets them anew."
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="Learning rate after the warm-up: held, or decayed to zero over the planned steps."
+        "constant", description="Learning rate after the warm-up: held, or decayed over the planned steps."
     )
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Steps over which the learning rate rises from 0.")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW's decoupled weight decay.")
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="The same as a fraction of the planned steps."
+    )
+    min_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Where a decaying learning rate ends, as a fraction of its peak."
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Decoupled weight decay of matrices; norms, biases and other vectors have none."
+    )
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="Gradients are clipped to this global norm.")
     save_every: Annotated[int, Field(ge=1)] = Field(100, description="Optimizer steps between checkpoints.")
+    keep_checkpoints: Annotated[int, Field(ge=1)] = Field(2, description="Keep the newest N checkpoints.")
+    validation_split: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Hold out rows to measure the loss on: a fraction of them if below 1, else their number."
+    )
+    validation_dataset: str | None = Field(
+        None,
+        description="Measure the loss on another dataset: a file, a Hugging Face dataset as NAME or NAME:SPLIT (unset: "
+        "its validation split), or 'demo'.",
+    )
+    eval_every: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Optimizer steps between validations (unset: each epoch's end); the run's end is always one."
+    )
+    early_stopping_patience: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Stop after N validations in a row without improvement (unset: never)."
+    )
+    early_stopping_min_delta: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="By how much a validation loss must be lower to count as an improvement."
+    )
     resume: bool = Field(False, description="Continue from the newest checkpoint in the adapter folder.")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Seed of the order, the adapters and dropout.")
+
+    @field_validator("warmup_ratio")
+    @classmethod
+    def _one_warmup(cls, value: float, info: ValidationInfo) -> float:
+        if value and info.data.get("warmup_steps"):
+            raise ValueError("give --warmup-steps or --warmup-ratio, not both")
+        return value
+
+    @field_validator("validation_split")
+    @classmethod
+    def _whole(cls, value: float | None) -> float | None:
+        if value is not None and value >= 1 and not value.is_integer():
+            raise ValueError("give a fraction below 1 or a whole number of rows")
+        return value
+
+    @field_validator("validation_dataset")
+    @classmethod
+    def _one_source(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("validation_split") is not None:
+            raise ValueError("give either this or --validation-split, not both")
+        return value
+
+    @field_validator("eval_every", "early_stopping_patience")
+    @classmethod
+    def _measured(cls, value: int | None, info: ValidationInfo) -> int | None:
+        wrong = "one of these was given, and is wrong itself"
+        sources = [info.data.get(name, wrong) for name in ("validation_split", "validation_dataset")]
+        if value is not None and sources == [None, None]:
+            raise ValueError("needs --validation-split or --validation-dataset")
+        return value
 
 
 class RuntimeConfig(Section):
@@ -113,6 +192,7 @@ class RuntimeConfig(Section):
     memory_limit_gb: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Most device memory MLX may hold, in GB (unset: the device's recommendation)."
     )
+    allow_overcommit: bool = Field(False, description="Start a run even if its planned memory exceeds the device's.")
 
 
 class RunConfig(Section):

@@ -1,9 +1,9 @@
 """Rows into windows: the micro-batches of one optimizer step, in a seeded order that any machine repeats.
 
-Shapes: B rows, L positions (padded to a bucket width, so that few shapes occur).
+Shapes: B rows, L positions (padded to a bucket width, so that few shapes occur), N target positions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxmath.config.schema import TrainingConfig
+
+LOOK_AHEAD_WINDOWS = 64
+"""Windows whose rows are sorted by length together. More save padding; fewer mix the lengths better."""
+
+Ids = NDArray[np.int64]
 
 
 class Rows(Protocol):
@@ -29,11 +34,13 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch: position l predicts `targets[l]`, and counts if `weights[l]` is 1."""
+    """A micro-batch. The hidden state at flat position `positions[n]` (of B · L) predicts `targets[n]`."""
 
     inputs_BL: mx.array
-    targets_BL: mx.array
-    weights_BL: mx.array
+    positions_N: mx.array
+    targets_N: mx.array
+    weights_N: mx.array
+    """1 for a target; 0 for an entry that only fills up a fixed shape."""
     row_ids: tuple[int, ...]
     num_tokens: int
     """Real tokens, padding not counted."""
@@ -44,9 +51,8 @@ class Batch:
 class Window:
     """The micro-batches of one optimizer step, made when they are asked for."""
 
-    rows: Rows
+    plan: "WindowPlan"
     micro_batches: tuple[tuple[int, ...], ...]
-    bucket_multiple: int
     epoch: int
     index: int
     """Position of the window in its epoch."""
@@ -57,68 +63,146 @@ class Window:
         return tuple(row for batch in self.micro_batches for row in batch)
 
     def batches(self) -> Iterator[Batch]:
-        """The micro-batches, padded."""
+        """The micro-batches, padded. The next one is made while the one before is computed."""
         for ids in self.micro_batches:
-            yield make_batch(self.rows, ids, self.bucket_multiple)
+            yield make_batch(self.plan.rows, ids, self.plan.shape)
+
+    def finer(self) -> "Window | None":
+        """The same window in micro-batches of half the size, to which the plan keeps from now on; None at one row."""
+        largest = max(map(len, self.micro_batches))
+        if largest == 1:
+            return None
+        self.plan.max_rows = largest // 2
+        return self.plan.window(np.array(self.row_ids), self.epoch, self.index)
 
 
-def make_batch(rows: Rows, ids: tuple[int, ...], bucket_multiple: int) -> Batch:
-    """Pad rows to a common bucket width. A row's first token is never a target, its last token never an input."""
+@dataclass(frozen=True)
+class Shape:
+    """How batches are brought to few shapes.
+
+    Attributes:
+        multiple: rows are padded to a multiple of this many positions.
+        target_steps: the number of targets is filled up to a multiple of B · L / target_steps (0: not at all), for
+            devices that compile one graph a shape.
+    """
+
+    multiple: int
+    target_steps: int = 0
+
+    def width(self, length: int) -> int:
+        """Positions for a row of `length` tokens (its last token is no input)."""
+        return max(1, -(-(length - 1) // self.multiple)) * self.multiple
+
+
+def make_batch(rows: Rows, ids: tuple[int, ...], shape: Shape) -> Batch:
+    """Pad rows to a common width. A row's first token is never a target, its last token never an input."""
     taken = [rows.row(index) for index in ids]
-    longest = max(len(tokens) for tokens, _ in taken) - 1
-    width = -(-longest // bucket_multiple) * bucket_multiple
+    width = shape.width(max(len(tokens) for tokens, _ in taken))
     inputs = np.zeros((len(ids), width), np.int32)
-    targets = np.zeros((len(ids), width), np.int32)
-    weights = np.zeros((len(ids), width), np.float32)
+    positions, targets = [], []
     for i, (tokens, mask) in enumerate(taken):
-        n = len(tokens) - 1
-        inputs[i, :n] = tokens[:-1]
-        targets[i, :n] = tokens[1:]
-        weights[i, :n] = mask[1:]
+        inputs[i, : len(tokens) - 1] = tokens[:-1]
+        here = np.flatnonzero(mask[1:])
+        positions.append(here + i * width)
+        targets.append(tokens[1:][here].astype(np.int64))
+    count = sum(len(part) for part in positions)
+    step = max(1, len(ids) * width // shape.target_steps) if shape.target_steps else 1
+    fill = np.zeros(-count % step, np.int64)
     return Batch(
         mx.array(inputs),
-        mx.array(targets),
-        mx.array(weights),
+        mx.array(np.concatenate([*positions, fill]).astype(np.int32)),
+        mx.array(np.concatenate([*targets, fill]).astype(np.int32)),
+        mx.array((np.arange(count + len(fill)) < count).astype(np.float32)),
         ids,
         num_tokens=sum(len(tokens) for tokens, _ in taken),
-        num_targets=int(weights.sum()),
+        num_targets=count,
     )
 
 
-def num_windows(num_rows: int, batch_size: int, accumulation: int) -> int:
-    """Windows of an epoch; the last one may be smaller."""
-    return -(-num_rows // (batch_size * accumulation))
+class WindowPlan:
+    """Which rows make which windows.
 
+    A window holds `batch_size · grad_accumulation_steps` rows, exactly; the last one of an epoch holds what is left.
 
-def epoch_windows(
-    rows: Rows, *, batch_size: int, accumulation: int, bucket_multiple: int, seed: int, epoch: int, start: int = 0
-) -> Iterator[Window]:
-    """The windows of an epoch from number `start` on.
+    - `bucket`: rows are sorted by length within a look-ahead buffer of a few dozen windows drawn in random order, cut
+      into windows, and the windows shuffled; a window is split into micro-batches of at most `max_tokens` padded
+      tokens, whatever `batch_size` is.
+    - `pad`: windows in random order as they come, split into micro-batches of `batch_size` rows.
 
-    A window holds `batch_size * accumulation` rows (the last one what is left: nothing is dropped). Within it rows are
-    sorted by length before they are split into micro-batches, which saves padding and changes no sum.
+    Args:
+        rows: the data.
+        config: batch size, accumulation, batching, epochs and seed.
+        max_tokens: padded tokens in a micro-batch; a longer single row makes one alone.
+        shape: of the batches.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(len(rows))
-    lengths = rows.lengths
-    per_window = batch_size * accumulation
-    for index in range(start, num_windows(len(rows), batch_size, accumulation)):
-        ids = order[index * per_window : (index + 1) * per_window]
-        ids = ids[np.argsort(lengths[ids], kind="stable")]
-        micro = tuple(tuple(int(i) for i in ids[j : j + batch_size]) for j in range(0, len(ids), batch_size))
-        yield Window(rows, micro, bucket_multiple, epoch, index)
+
+    def __init__(self, rows: Rows, config: TrainingConfig, max_tokens: int, shape: Shape) -> None:
+        self.rows, self.shape = rows, shape
+        self.max_tokens = max_tokens
+        self.max_rows = config.batch_size if config.batching == "pad" else len(rows)
+        self._config = config
+        self._per_window = config.batch_size * config.grad_accumulation_steps
+        self.windows_per_epoch = -(-len(rows) // self._per_window)
+
+    def windows(self, epoch: int = 0, window: int = 0) -> Iterator[Window]:
+        """All windows of the run from number `window` of `epoch` on."""
+        for number in range(epoch, self._config.num_epochs):
+            yield from self.epoch(number, window if number == epoch else 0)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Window]:
+        """The windows of an epoch from number `start` on."""
+        for index, ids in enumerate(self._order(epoch)[start:], start):
+            yield self.window(ids, epoch, index)
+
+    def window(self, ids: Ids, epoch: int, index: int) -> Window:
+        """The window of the rows `ids`, split into micro-batches."""
+        split = self._by_tokens if self._config.batching == "bucket" else self._by_rows
+        return Window(self, tuple(split(ids)), epoch, index)
+
+    def _order(self, epoch: int) -> list[Ids]:
+        random = np.random.default_rng([self._config.seed, epoch])
+        order = random.permutation(len(self.rows))
+        if self._config.batching == "pad":
+            return _cut(order, self._per_window)
+        # in a small dataset a buffer of all rows would make the same windows in every epoch
+        look_ahead = max(1, min(LOOK_AHEAD_WINDOWS, self.windows_per_epoch // 4))
+        windows: list[Ids] = []
+        for buffer in _cut(order, look_ahead * self._per_window):
+            by_length = buffer[np.argsort(self.rows.lengths[buffer], kind="stable")]
+            parts = _cut(by_length, self._per_window)
+            windows += [parts[i] for i in random.permutation(len(parts))]
+        return windows
+
+    def _by_rows(self, ids: Ids) -> list[tuple[int, ...]]:
+        return [tuple(map(int, part)) for part in _cut(self._by_length(ids), self.max_rows)]
+
+    def _by_tokens(self, ids: Ids) -> list[tuple[int, ...]]:
+        """From the longest row down: each group is as wide as its first row."""
+        groups: list[list[int]] = []
+        room = 0
+        for row in map(int, self._by_length(ids)[::-1]):
+            if room == 0:
+                room = max(1, self.max_tokens // self.shape.width(int(self.rows.lengths[row])))
+                room = min(room, self.max_rows)
+                groups.append([])
+            groups[-1].append(row)
+            room -= 1
+        return [tuple(group) for group in groups]
+
+    def _by_length(self, ids: Ids) -> Ids:
+        return ids[np.argsort(self.rows.lengths[ids], kind="stable")]
 
 
-def training_windows(
-    rows: Rows, config: TrainingConfig, bucket_multiple: int, *, epoch: int = 0, window: int = 0
-) -> Iterator[Window]:
-    """The windows of a whole run, from window number `window` of `epoch` to the end of the last epoch."""
-    for number in range(epoch, config.num_epochs):
-        yield from epoch_windows(
-            rows,
-            batch_size=config.batch_size,
-            accumulation=config.grad_accumulation_steps,
-            bucket_multiple=bucket_multiple,
-            seed=config.seed,
-            epoch=number,
-            start=window if number == epoch else 0,
-        )
+def _cut(ids: Ids, size: int) -> list[Ids]:
+    return [ids[i : i + size] for i in range(0, len(ids), size)]
+
+
+def fill(windows: Iterator[Window], width: Callable[[int], int]) -> float:
+    """The share of processed positions that hold a token, over `windows`."""
+    real = padded = 0
+    for window in windows:
+        for ids in window.micro_batches:
+            lengths = window.plan.rows.lengths[list(ids)]
+            real += int((lengths - 1).sum())
+            padded += len(ids) * width(int(lengths.max()))
+    return real / padded

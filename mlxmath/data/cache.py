@@ -6,7 +6,8 @@ Layout of `cache/<fingerprint>.pkl`, all parts 64-byte aligned:
     tokens   uint16 or uint32 (N,)
     mask     uint8 (N,)
     offsets  int64 (R + 1,)
-    pickle   protocol 5: {"stats": {…}, "tokens": …, "mask": …, "offsets": …}, the arrays out-of-band
+    sources  int64 (R,)
+    pickle   protocol 5: {"stats": {…}, "tokens": …, "mask": …, "offsets": …, "sources": …}, the arrays out-of-band
 
 The pickle may use only the operations that plain values need; anything else (a class, a function call) is refused
 before it is read. Header, pickle and bounds are checked at every load. The arrays' checksum is checked whenever the
@@ -40,16 +41,16 @@ from mlxmath.data.render import Rendered
 from mlxmath.errors import MlxmathError
 from mlxmath.files import atomic_file, atomic_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 Stats = dict[str, int | float | str]
 
 _MAGIC = b"mlxmath rows\r\n\x1a\n"
-_HEADER = struct.Struct("<16sII8Q16s32s")  # magic, version, token bytes, four (offset, size), two checksums
+_HEADER = struct.Struct("<16sII10Q16s32s")  # magic, version, token bytes, five (offset, size), two checksums
 _HEADER_BYTES = 192  # the header's own checksum ends it
 _ALIGN = 64
 _MAX_PICKLE_BYTES = 1 << 20
 _COPY_BYTES = 1 << 22
-_ARRAYS = ("tokens", "mask", "offsets")
+_ARRAYS = ("tokens", "mask", "offsets", "sources")
 _PLAIN_OPERATIONS = frozenset((
     "PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "BINGET", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1",
     "BININT2", "LONG1", "BINFLOAT", "SHORT_BINUNICODE", "BINUNICODE", "EMPTY_DICT", "SETITEM", "SETITEMS",
@@ -80,6 +81,8 @@ class TokenRows:
     """What happened on the way here."""
     fingerprint: str = ""
     """16 hex digits of the arrays' SHA-256: the same for the same rows, wherever their file lies."""
+    sources: NDArray[np.int64] | None = None
+    """(R,) ascending: rows with the same number are chunks of one text. None: each row is a whole one."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -114,7 +117,7 @@ class TokenRows:
         """
         assert len(self) > 0, "a cache without rows is not written"
         with write_rows(path, self.tokens.dtype) as writer:
-            writer.add(Rendered(self.tokens, self.mask, self.offsets))  # type: ignore[arg-type]
+            writer.add(Rendered(self.tokens, self.mask, self.offsets, self.sources))  # type: ignore[arg-type]
             writer.stats.update(self.stats)
 
     @classmethod
@@ -140,13 +143,14 @@ def fingerprint(key: Mapping[str, Any]) -> str:
 
 
 class RowWriter:
-    """Appends rows to a cache file; memory holds the batch at hand and eight bytes a row."""
+    """Appends rows to a cache file; memory holds the batch at hand and sixteen bytes a row."""
 
     def __init__(self, file: BinaryIO, masks: BinaryIO, dtype: "np.dtype[Any]") -> None:
         self.stats: Stats = {}
         self._file, self._masks, self._dtype = file, masks, dtype
         self._offsets = [np.zeros(1, np.int64)]
-        self._num_tokens = 0
+        self._sources: list[NDArray[np.int64]] = []
+        self._num_tokens = self._num_sources = 0
         self._digest = hashlib.sha256()
         file.write(bytes(_HEADER_BYTES))
 
@@ -156,6 +160,10 @@ class RowWriter:
         self._masks.write(np.ascontiguousarray(rows.mask, np.uint8).data)
         self._offsets.append(rows.offsets[1:] + self._num_tokens)
         self._num_tokens += len(rows.tokens)
+        sources = np.arange(len(rows.offsets) - 1) if rows.sources is None else rows.sources
+        if len(sources):
+            self._sources.append(sources + self._num_sources)
+            self._num_sources += int(sources[-1]) + 1
 
     def finish(self) -> None:
         """Write what follows the tokens, and the header."""
@@ -167,10 +175,10 @@ class RowWriter:
             self._file.write(block)
         spans.append((start, self._num_tokens))
         start = self._pad()
-        offsets = np.concatenate(self._offsets)
-        self._write(offsets)
-        spans.append((start, offsets.nbytes))
-        start = self._pad()
+        for part in (np.concatenate(self._offsets), np.concatenate(self._sources)):
+            self._write(part)
+            spans.append((start, part.nbytes))
+            start = self._pad()
         value = {"stats": self.stats, **{name: pickle.PickleBuffer(b"") for name in _ARRAYS}}
         dumped = pickle.dumps(value, protocol=5, buffer_callback=lambda _: None)
         self._file.write(dumped)
@@ -241,7 +249,7 @@ def _load(path: Path) -> TokenRows:
     spans = list(zip(numbers[::2], numbers[1::2], strict=True))
     if any(start % _ALIGN or start < _HEADER_BYTES or start + size > status.st_size for start, size in spans):
         raise CacheError(path, "cut short: it ends before its contents do")
-    if any(size == 0 or size % width for (_, size), width in zip(spans, (itemsize, 1, 8), strict=False)):
+    if any(size == 0 or size % width for (_, size), width in zip(spans, (itemsize, 1, 8, 8), strict=False)):
         raise CacheError(path, "its parts have sizes that their types cannot have")
     *arrays, dumped = [view[start : start + size] for start, size in spans]
     if len(dumped) > _MAX_PICKLE_BYTES or _short_digest(dumped) != pickle_digest:
@@ -253,6 +261,7 @@ def _load(path: Path) -> TokenRows:
         offsets=np.frombuffer(value["offsets"], "<i8"),
         stats=value["stats"],
         fingerprint=digest.hex()[:16],
+        sources=np.frombuffer(value["sources"], "<i8"),
     )
     _check_bounds(path, rows)
     if not _stamped(path, status):
@@ -290,6 +299,9 @@ def _check_bounds(path: Path, rows: TokenRows) -> None:
         raise CacheError(path, "its row boundaries are out of order")
     if offsets[-1] != len(rows.tokens) or len(rows.tokens) != len(rows.mask):
         raise CacheError(path, "its row boundaries do not fit its tokens")
+    sources = rows.sources
+    if sources is None or len(sources) != len(rows) or sources[0] < 0 or not (np.diff(sources) >= 0).all():
+        raise CacheError(path, "its rows' sources are out of order")
 
 
 def _short_digest(data: bytes | memoryview) -> bytes:

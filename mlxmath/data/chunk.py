@@ -27,9 +27,9 @@ def fit_rows(rows: Rendered, max_seq_len: int, overflow: Overflow) -> tuple[Rend
         overflow: what becomes of longer rows.
 
     Returns:
-        The rows that remain (C of them), and counts: `rows` and `overlong_rows` before; `output_rows`, `tokens` and
-        `target_tokens` after; `dropped_rows` (over-long, left out), `rows_without_target` (rows or chunks left out for
-        want of a target), `lost_target_tokens`.
+        The rows that remain (C of them; `sources` tells whose chunks they are), and counts: `rows` and `overlong_rows`
+        before; `output_rows`, `tokens` and `target_tokens` after; `dropped_rows` (over-long, left out),
+        `rows_without_target` (rows or chunks left out for want of a target), `lost_target_tokens`.
     """
     lengths = np.diff(rows.offsets)
     overlong = lengths > max_seq_len
@@ -47,10 +47,8 @@ def fit_rows(rows: Rendered, max_seq_len: int, overflow: Overflow) -> tuple[Rend
     fitted.mask[fitted.offsets[:-1]] = 0
     targets = targets_per_row(fitted.mask, fitted.offsets)
     empty = targets == 0
-    if empty.any():
-        kept = _gather(fitted, fitted.offsets[:-1][~empty], chunk_lengths[~empty])
-    else:
-        kept = fitted
+    kept = _gather(fitted, fitted.offsets[:-1][~empty], chunk_lengths[~empty]) if empty.any() else fitted
+    kept = kept._replace(sources=row_of_chunk[~empty])
     num_before = _count(rows.mask) - _count(rows.mask[rows.offsets[:-1]])
     counts = Counter(
         rows=len(lengths),

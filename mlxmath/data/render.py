@@ -29,6 +29,8 @@ class Rendered(NamedTuple):
     """(N,) 1 where the token is a target. A row's first token never is: nothing precedes it."""
     offsets: NDArray[np.int64]
     """(R + 1,)"""
+    sources: NDArray[np.int64] | None = None
+    """(R,) ascending: rows with the same number are parts of one text. None: each row is a whole one."""
 
 
 def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:

@@ -35,16 +35,108 @@ class CpuKernels:
         self._portable = PortableKernels()
 
     def swiglu(self, gate_BLF: mx.array, up_BLF: mx.array) -> mx.array:
-        """silu(gate) · up."""
-        if gate_BLF.dtype != mx.float32 or up_BLF.dtype != mx.float32:
+        """Four passes over a block while it is in the cache."""
+        if _others(gate_BLF, up_BLF):
             return self._portable.swiglu(gate_BLF, up_BLF)
-        return _swiglu(gate_BLF, up_BLF)
+        g, u = (_view(array).reshape(-1) for array in (gate_BLF, up_BLF))
+        out = np.empty_like(g)
 
-    def attention(self, q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float) -> mx.array:
-        """Softmax in place between two matrix products; the backward pass computes the probabilities again."""
-        if {q_BHLD.dtype, k_BKLD.dtype, v_BKLD.dtype} != {mx.float32}:
-            return self._portable.attention(q_BHLD, k_BKLD, v_BKLD, scale)
-        return _attention(scale)(q_BHLD, k_BKLD, v_BKLD)[0]
+        def block(a: int, b: int) -> None:
+            t = np.negative(g[a:b])
+            np.exp(t, out=t)
+            t += 1
+            np.divide(g[a:b], t, out=t)
+            np.multiply(t, u[a:b], out=out[a:b])
+
+        _parallel(block, g.size, _BLOCK)
+        return mx.array(out).reshape(gate_BLF.shape)
+
+    def swiglu_backward(self, gate_BLF: mx.array, up_BLF: mx.array, d_BLF: mx.array) -> tuple[mx.array, mx.array]:
+        """Both gradients while a block is in the cache."""
+        if _others(gate_BLF, up_BLF, d_BLF):
+            return self._portable.swiglu_backward(gate_BLF, up_BLF, d_BLF)
+        g, u, d = (_view(array).reshape(-1) for array in (gate_BLF, up_BLF, d_BLF))
+        d_gate, d_up = np.empty_like(g), np.empty_like(g)
+
+        def block(a: int, b: int) -> None:
+            sigmoid, out = np.negative(g[a:b]), d_gate[a:b]
+            np.exp(sigmoid, out=sigmoid)
+            sigmoid += 1
+            np.reciprocal(sigmoid, out=sigmoid)
+            silu = g[a:b] * sigmoid
+            np.multiply(d[a:b], silu, out=d_up[a:b])
+            np.subtract(1, sigmoid, out=out)
+            out *= silu
+            out += sigmoid
+            out *= u[a:b]
+            out *= d[a:b]
+
+        _parallel(block, g.size, _BLOCK)
+        return mx.array(d_gate).reshape(gate_BLF.shape), mx.array(d_up).reshape(gate_BLF.shape)
+
+    def attention(
+        self, q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float, mask: mx.array | None
+    ) -> tuple[mx.array, mx.array]:
+        """Softmax in place between two matrix products; the rows' log-sums are kept, the probabilities are not."""
+        if _others(q_BHLD, k_BKLD, v_BKLD):
+            return self._portable.attention(q_BHLD, k_BKLD, v_BKLD, scale, mask)
+        length = q_BHLD.shape[2]
+        scores = _scores(q_BHLD, k_BKLD, scale)
+        log_sums = np.empty(scores.shape[:-1], np.float32)
+        rows, sums = _view(scores).reshape(-1, length, length), log_sums.reshape(-1, length)
+        added = _added_mask(mask, q_BHLD.shape)
+
+        def heads(a: int, b: int) -> None:
+            for head in range(a, b):
+                s = rows[head]
+                s += added[head % len(added)]
+                top = s.max(axis=1)
+                s -= top[:, None]
+                np.exp(s, out=s)
+                total = s.sum(axis=1)
+                s *= (1 / total)[:, None]
+                sums[head] = top + np.log(total)
+
+        _parallel(heads, len(rows), 1)
+        return (scores @ v_BKLD).reshape(q_BHLD.shape), mx.array(log_sums)
+
+    def attention_backward(
+        self,
+        q_BHLD: mx.array,
+        k_BKLD: mx.array,
+        v_BKLD: mx.array,
+        scale: float,
+        mask: mx.array | None,
+        output: tuple[mx.array, mx.array],
+        d_BHLD: mx.array,
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """dS = P ∘ (dO vᵀ − rowsum(dO ∘ O)), with P = exp(S − log-sums) computed again."""
+        if _others(q_BHLD, k_BKLD, v_BKLD, d_BHLD):
+            return self._portable.attention_backward(q_BHLD, k_BKLD, v_BKLD, scale, mask, output, d_BHLD)
+        length = q_BHLD.shape[2]
+        d_stacked = _stacked(d_BHLD, k_BKLD)
+        probabilities = _scores(q_BHLD, k_BKLD, scale)
+        d_scores = d_stacked @ v_BKLD.swapaxes(-1, -2)
+        row_sums = (d_BHLD * output[0]).sum(-1)
+        mx.eval(d_scores, row_sums)
+        p_rows, d_rows = (_view(array).reshape(-1, length, length) for array in (probabilities, d_scores))
+        sums, deltas = (_view(array).reshape(-1, length, 1) for array in (output[1], row_sums))
+        added = _added_mask(mask, q_BHLD.shape)
+
+        def heads(a: int, b: int) -> None:
+            for head in range(a, b):
+                p, d = p_rows[head], d_rows[head]
+                p += added[head % len(added)]
+                p -= sums[head]
+                np.exp(p, out=p)
+                d -= deltas[head]
+                d *= p
+                d *= scale
+
+        _parallel(heads, len(p_rows), 1)
+        d_q = (d_scores @ k_BKLD).reshape(q_BHLD.shape)
+        d_k = d_scores.swapaxes(-1, -2) @ _stacked(q_BHLD, k_BKLD)
+        return d_q, d_k, probabilities.swapaxes(-1, -2) @ d_stacked
 
     def softmax_gradient(
         self, logits_NV: mx.array, targets_N: mx.array, weights_N: mx.array, soft_cap: float | None
@@ -61,6 +153,32 @@ class CpuKernels:
 
         _parallel(rows, len(logits), max(1, _BLOCK // logits.shape[1]))
         return mx.array(losses), logits_NV
+
+
+def _others(*arrays: mx.array) -> bool:
+    """Whether any of the arrays is not float32."""
+    return any(array.dtype != mx.float32 for array in arrays)
+
+
+def _stacked(x_BHLD: mx.array, k_BKLD: mx.array) -> mx.array:
+    """Query heads that share a key head laid end to end: (B, H, L, D) -> (B, K, H/K · L, D)."""
+    return x_BHLD.reshape(k_BKLD.shape[0], k_BKLD.shape[1], -1, x_BHLD.shape[3])
+
+
+def _scores(q_BHLD: mx.array, k_BKLD: mx.array, scale: float) -> mx.array:
+    """scale · q kᵀ, evaluated and nobody else's: (B, K, H/K · L, L)."""
+    scores = _stacked(q_BHLD * scale, k_BKLD) @ k_BKLD.swapaxes(-1, -2)
+    mx.eval(scores)
+    return scores
+
+
+def _added_mask(mask: mx.array | None, shape: tuple[int, ...]) -> Floats:
+    """(1, L, L) or (B · H, L, L) of 0 where attention is allowed and −∞ where it is not."""
+    batch, heads, length, _ = shape
+    if mask is None:
+        return np.triu(np.full((1, length, length), -np.inf, np.float32), 1)
+    allowed = np.broadcast_to(_view(mask), (batch, heads, length, length))
+    return np.where(allowed, np.float32(0), np.float32(-np.inf)).reshape(-1, length, length)
 
 
 def _view(array: mx.array) -> NDArray[Any]:
@@ -90,133 +208,6 @@ def _parallel(work: Callable[[int, int], None], count: int, block: int) -> None:
     run(0)
     for other in others:
         other.result()
-
-
-# SwiGLU
-
-
-@mx.custom_function
-def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
-    g, u = (_view(a).reshape(-1) for a in (gate, up))
-    out = np.empty_like(g)
-
-    def block(a: int, b: int) -> None:
-        t = np.negative(g[a:b])
-        np.exp(t, out=t)
-        t += 1
-        np.divide(g[a:b], t, out=t)
-        np.multiply(t, u[a:b], out=out[a:b])
-
-    _parallel(block, g.size, _BLOCK)
-    return mx.array(out).reshape(gate.shape)
-
-
-@_swiglu.vjp
-def _swiglu_vjp(primals: Any, cotangent: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
-    """d gate = d · up · σ (1 + gate (1 − σ)), d up = d · gate σ."""
-    gate, up = primals
-    g, u, d = (_view(a).reshape(-1) for a in (gate, up, cotangent))
-    d_gate, d_up = np.empty_like(g), np.empty_like(g)
-
-    def block(a: int, b: int) -> None:
-        sigmoid, out = np.negative(g[a:b]), d_gate[a:b]
-        np.exp(sigmoid, out=sigmoid)
-        sigmoid += 1
-        np.reciprocal(sigmoid, out=sigmoid)
-        silu = g[a:b] * sigmoid
-        np.multiply(d[a:b], silu, out=d_up[a:b])
-        np.subtract(1, sigmoid, out=out)
-        out *= silu
-        out += sigmoid
-        out *= u[a:b]
-        out *= d[a:b]
-
-    _parallel(block, g.size, _BLOCK)
-    return mx.array(d_gate).reshape(gate.shape), mx.array(d_up).reshape(gate.shape)
-
-
-# Attention. Query heads that share a key head are stacked: (B, H, L, D) -> (B, K, H/K · L, D).
-
-
-@cache
-def _attention(scale: float) -> Any:
-    @mx.custom_function
-    def attention(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
-        scores = _scores(q, k, scale)
-        log_sums = np.empty(scores.shape[:-1], np.float32)
-        _softmax_rows(_view(scores), log_sums, q.shape[2])
-        out = (scores @ v).reshape(q.shape)
-        return out, mx.array(log_sums)
-
-    @attention.vjp
-    def attention_vjp(primals: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, mx.array, mx.array]:
-        """dS = P ∘ (dO vᵀ − rowsum(dO ∘ O)); Dao et al. 2022, arXiv:2205.14135, appendix B."""
-        q, k, v = primals
-        out, log_sums = outputs
-        stacked = (k.shape[0], k.shape[1], -1, q.shape[3])
-        d_out = mx.contiguous(cotangents[0]).reshape(stacked)
-        probabilities = _scores(q, k, scale)
-        d_scores = d_out @ v.swapaxes(-1, -2)
-        row_sums = (d_out * out.reshape(stacked)).sum(-1)
-        mx.eval(probabilities, d_scores, row_sums)
-        _probabilities_and_gradient(
-            _view(probabilities), _view(d_scores), _view(log_sums), _view(row_sums), scale, q.shape[2]
-        )
-        d_q = (d_scores @ k).reshape(q.shape)
-        d_k = d_scores.swapaxes(-1, -2) @ q.reshape(stacked)
-        d_v = probabilities.swapaxes(-1, -2) @ d_out
-        return d_q, d_k, d_v
-
-    return attention
-
-
-def _scores(q: mx.array, k: mx.array, scale: float) -> mx.array:
-    """scale · q kᵀ, evaluated and ours alone: (B, K, H/K · L, L)."""
-    stacked = (q * scale).reshape(k.shape[0], k.shape[1], -1, q.shape[3])
-    scores = stacked @ k.swapaxes(-1, -2)
-    mx.eval(scores)
-    return scores
-
-
-def _softmax_rows(scores: Floats, log_sums: Floats, length: int) -> None:
-    """Causal softmax in place; row r stands at position r mod length."""
-    rows, sums = scores.reshape(-1, length), log_sums.reshape(-1)
-    future = np.triu(np.full((length, length), -np.inf, np.float32), 1)
-
-    def block(a: int, b: int) -> None:
-        for head in range(a, b):
-            s = rows[head * length : (head + 1) * length]
-            s += future
-            top = s.max(axis=1)
-            s -= top[:, None]
-            np.exp(s, out=s)
-            total = s.sum(axis=1)
-            s *= (1 / total)[:, None]
-            sums[head * length : (head + 1) * length] = top + np.log(total)
-
-    _parallel(block, len(rows) // length, 1)
-
-
-def _probabilities_and_gradient(
-    scores: Floats, d_scores: Floats, log_sums: Floats, row_sums: Floats, scale: float, length: int
-) -> None:
-    """scores -> probabilities and d_scores -> scale · P ∘ (d_scores − row_sums), both in place."""
-    s_rows, d_rows = scores.reshape(-1, length), d_scores.reshape(-1, length)
-    log_sums, row_sums = log_sums.reshape(-1, 1), row_sums.reshape(-1, 1)
-    future = np.triu(np.full((length, length), -np.inf, np.float32), 1)
-
-    def block(a: int, b: int) -> None:
-        for head in range(a, b):
-            part = slice(head * length, (head + 1) * length)
-            s, d = s_rows[part], d_rows[part]
-            s += future
-            s -= log_sums[part]
-            np.exp(s, out=s)
-            d -= row_sums[part]
-            d *= s
-            d *= scale
-
-    _parallel(block, len(s_rows) // length, 1)
 
 
 # Cross-entropy

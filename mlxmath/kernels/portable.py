@@ -12,9 +12,35 @@ class PortableKernels:
         """silu(gate) · up."""
         return gate_BLF * mx.sigmoid(gate_BLF) * up_BLF
 
-    def attention(self, q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float) -> mx.array:
+    def swiglu_backward(self, gate_BLF: mx.array, up_BLF: mx.array, d_BLF: mx.array) -> tuple[mx.array, mx.array]:
+        """By autodiff."""
+        d_gate, d_up = mx.vjp(self.swiglu, [gate_BLF, up_BLF], [d_BLF])[1]
+        return d_gate, d_up
+
+    def attention(
+        self, q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float, mask: mx.array | None
+    ) -> tuple[mx.array, mx.array]:
         """MLX's fused attention where the device has it."""
-        return mx.fast.scaled_dot_product_attention(q_BHLD, k_BKLD, v_BKLD, scale=scale, mask="causal")
+        out_BHLD = mx.fast.scaled_dot_product_attention(
+            q_BHLD, k_BKLD, v_BKLD, scale=scale, mask="causal" if mask is None else mask
+        )
+        return out_BHLD, out_BHLD
+
+    def attention_backward(
+        self,
+        q_BHLD: mx.array,
+        k_BKLD: mx.array,
+        v_BKLD: mx.array,
+        scale: float,
+        mask: mx.array | None,
+        output: tuple[mx.array, mx.array],  # noqa: ARG002 (autodiff computes it again)
+        d_BHLD: mx.array,
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """By autodiff."""
+        d_q, d_k, d_v = mx.vjp(
+            lambda q, k, v: self.attention(q, k, v, scale, mask)[0], [q_BHLD, k_BKLD, v_BKLD], [d_BHLD]
+        )[1]
+        return d_q, d_k, d_v
 
     def softmax_gradient(
         self, logits_NV: mx.array, targets_N: mx.array, weights_N: mx.array, soft_cap: float | None

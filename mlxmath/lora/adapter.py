@@ -9,22 +9,25 @@ import mlx.nn as nn
 from mlxmath.config.schema import LoraConfig
 from mlxmath.errors import MlxmathError
 from mlxmath.files import atomic_file, atomic_json, read_json
-from mlxmath.lora.inject import adapter_arrays, inject
+from mlxmath.lora.inject import adapter_arrays, inject, open_blocks
 
 WEIGHTS = "adapters.safetensors"
 CONFIG = "adapter_config.json"
 
 
-def adapter_config(config: LoraConfig, keys: tuple[str, ...], **extra: Any) -> dict[str, Any]:
+def adapter_config(config: LoraConfig, keys: tuple[str, ...], *, full: bool = False, **extra: Any) -> dict[str, Any]:
     """adapter_config.json: the keys that mlx_lm needs, then our own.
 
     Args:
         config: the LoRA section of the run.
         keys: adapted layers, relative to their block.
+        full: the blocks themselves are trained (`open_blocks`); the weights' file holds them whole.
         extra: `base_model`, `base_fingerprint` and whatever else should travel with the adapter.
     """
+    if full:
+        return {"fine_tune_type": "full", "num_layers": config.num_layers, **extra}
     return {
-        "fine_tune_type": "lora",
+        "fine_tune_type": config.variant,
         "num_layers": config.num_layers,
         "lora_parameters": {
             "rank": config.rank,
@@ -33,12 +36,13 @@ def adapter_config(config: LoraConfig, keys: tuple[str, ...], **extra: Any) -> d
             "keys": list(keys),
         },
         "lora_alpha": config.alpha,
+        "use_rslora": config.rslora,
         **extra,
     }
 
 
 def save_weights(path: Path, model: nn.Module) -> None:
-    """Write the model's adapter arrays to `path` in one step."""
+    """Write the arrays that train to `path` in one step."""
     save_arrays(path, adapter_arrays(model))
 
 
@@ -59,7 +63,7 @@ def save_config(folder: Path, config: dict[str, Any]) -> None:
 
 
 def load_adapter(model: nn.Module, folder: Path, base_fingerprint: str | None = None) -> dict[str, Any]:
-    """Inject the adapter in `folder` into `model` and load its weights.
+    """Inject the adapter in `folder` into `model` and load its weights; or load the blocks of a full fine-tuning.
 
     Args:
         model: a base model without adapters.
@@ -86,14 +90,15 @@ def load_adapter(model: nn.Module, folder: Path, base_fingerprint: str | None = 
             f"{folder} was trained on another base model ({record.get('base_model', 'unknown')}, fingerprint "
             f"{made_for}) than the one loaded (fingerprint {base_fingerprint}). Choose the matching --mlx-path."
         )
-    injected = inject(model, _lora_section(folder, record))
-    del injected
+    _prepare(model, folder, record)
     load_weights(model, folder / WEIGHTS)
     return dict(record)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Load adapter arrays into the LoRA layers of `model`; every tensor must be there and fit.
+    """Load the arrays that train into `model`; every tensor must be there and fit.
+
+    Adapters become float32; the blocks of a full fine-tuning keep the type that the model was loaded in.
 
     Raises:
         MlxmathError: the file is not readable, or tensors are missing, extra or misshapen.
@@ -114,18 +119,23 @@ def load_weights(model: nn.Module, path: Path) -> None:
         shown = "\n  ".join(problems[:20])
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise MlxmathError(f"{path} does not fit the model and the rank and targets beside it:\n  {shown}{more}")
-    model.load_weights([(name, array.astype(mx.float32)) for name, array in found.items()], strict=False)
+    model.load_weights([(name, array.astype(expected[name].dtype)) for name, array in found.items()], strict=False)
     mx.eval(adapter_arrays(model))
 
 
-def _lora_section(folder: Path, record: dict[str, Any]) -> LoraConfig:
+def _prepare(model: nn.Module, folder: Path, record: dict[str, Any]) -> None:
+    """Give `model` the trainable arrays that adapter_config.json describes. The scale is the recorded one, exactly."""
     kind = record.get("fine_tune_type", "lora")
-    if kind != "lora":
-        raise MlxmathError(f"{folder / CONFIG}: fine_tune_type {kind!r} is not supported; expected 'lora'.")
+    if kind not in ("lora", "dora", "full"):
+        raise MlxmathError(f"{folder / CONFIG}: fine_tune_type {kind!r} is not supported; expected lora, dora or full.")
     try:
+        if kind == "full":
+            open_blocks(model, int(record.get("num_layers", -1)))
+            return
         parameters = record["lora_parameters"]
         rank, scale = int(parameters["rank"]), float(parameters["scale"])
-        return LoraConfig(
+        section = LoraConfig(
+            variant=kind,
             rank=rank,
             alpha=scale * rank,
             dropout=float(parameters.get("dropout", 0.0)),
@@ -137,3 +147,4 @@ def _lora_section(folder: Path, record: dict[str, Any]) -> LoraConfig:
             f"{folder / CONFIG} is not an adapter configuration: {type(error).__name__} {error}. Expected num_layers "
             "and lora_parameters with rank, scale and keys."
         ) from None
+    inject(model, section, scale=scale)

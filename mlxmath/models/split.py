@@ -85,8 +85,11 @@ def split(model: nn.Module) -> Split | str:
         return "its head is trained"
     head = Head(layer, _soft_cap(model))
     tokens_BL = mx.arange(6)[None] % head.vocab_size
+    was_training = model.training
+    model.eval()  # no dropout: it would differ, and draw random numbers that are the training's
     expected_NV = model(tokens_BL)[0].astype(mx.float32)
     found_NV = head.logits(body(tokens_BL)[0]).astype(mx.float32)
+    model.train(was_training)
     if head.soft_cap is not None:
         found_NV = head.soft_cap * mx.tanh(found_NV / head.soft_cap)
     tolerance = 1e-3 if expected_NV.dtype == mx.float32 else 3e-2

@@ -1,22 +1,22 @@
-"""What the training loop knows of an objective: a loss SUM over a micro-batch."""
+"""What training asks of an objective: a loss SUM over a micro-batch; the loop divides by the window's targets once.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+Shapes: N target positions, D hidden width, V vocabulary.
+"""
+
+from typing import Protocol
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from mlxmath.data.batches import Batch
+from mlxmath.kernels.base import Kernels
+from mlxmath.models.split import Head
 
 
-@dataclass(frozen=True)
-class LossSum:
-    """Sum of a loss over a micro-batch; the loop divides by the window's total weight once.
+class Objective(Protocol):
+    """A loss in two forms, which are equal. Both return a scalar, float32, differentiable in their first argument."""
 
-    total: scalar, float32.
-    """
+    def from_hidden(self, hidden_ND: mx.array, batch: Batch, head: Head, kernels: Kernels) -> mx.array:
+        """Of the hidden states at the batch's positions; the head is frozen."""
 
-    total: mx.array
-
-
-Objective = Callable[[nn.Module, Batch], LossSum]
+    def from_logits(self, logits_NV: mx.array, batch: Batch) -> mx.array:
+        """Of the logits at the batch's positions, for models whose head cannot be split off."""

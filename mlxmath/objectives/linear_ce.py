@@ -8,10 +8,10 @@ from typing import Any
 import mlx.core as mx
 
 from mlxmath.kernels.base import Kernels
+from mlxmath.models.memory import HEAD_CHUNK_BYTES
 from mlxmath.models.split import Head
 
-CHUNK_BYTES = 64 << 20
-"""Logits held at a time, in float32."""
+CHUNK_BYTES = HEAD_CHUNK_BYTES
 
 
 def linear_cross_entropy(

@@ -1,23 +1,25 @@
 """Supervised fine-tuning: next-token cross-entropy on the target positions.
 
-Shapes: B rows, L positions, V vocabulary.
+Shapes: N target positions, D hidden width, V vocabulary.
 """
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from mlxmath.data.batches import Batch
-from mlxmath.objectives.base import LossSum
+from mlxmath.kernels.base import Kernels
+from mlxmath.models.split import Head
+from mlxmath.objectives.linear_ce import linear_cross_entropy
 
 
-def cross_entropy_sum(logits_BLV: mx.array, targets_BL: mx.array, weights_BL: mx.array) -> mx.array:
-    """Σ weight · (logsumexp(logits) − logits[target]), in float32 whatever the logits' type."""
-    logits_BLV = logits_BLV.astype(mx.float32)
-    chosen_BL = mx.take_along_axis(logits_BLV, targets_BL[..., None], axis=-1).squeeze(-1)
-    losses_BL = mx.logsumexp(logits_BLV, axis=-1) - chosen_BL
-    return (losses_BL * weights_BL).sum()
+class SupervisedFineTuning:
+    """Σ weight · (logsumexp(logits) − logits[target]); see `Objective`."""
 
+    def from_hidden(self, hidden_ND: mx.array, batch: Batch, head: Head, kernels: Kernels) -> mx.array:
+        """In one pass, without the logits."""
+        return linear_cross_entropy(hidden_ND, batch.targets_N, batch.weights_N, head, kernels)
 
-def sft_loss(model: nn.Module, batch: Batch) -> LossSum:
-    """Cross-entropy summed over the batch's target tokens."""
-    return LossSum(cross_entropy_sum(model(batch.inputs_BL), batch.targets_BL, batch.weights_BL))
+    def from_logits(self, logits_NV: mx.array, batch: Batch) -> mx.array:
+        """In float32 whatever the logits' type."""
+        logits_NV = logits_NV.astype(mx.float32)
+        chosen_N = mx.take_along_axis(logits_NV, batch.targets_N[:, None], axis=-1).squeeze(-1)
+        return ((mx.logsumexp(logits_NV, axis=-1) - chosen_N) * batch.weights_N).sum()

@@ -1,22 +1,25 @@
 """Checkpoints that continue a run bit for bit: adapters, optimizer, random state and position.
 
-`checkpoints/step-N/` holds adapters.safetensors, optimizer.safetensors (with the random state) and state.json, which
-also has the files' SHA-256 and the settings that must not change. It is written whole or not at all.
+`checkpoints/step-N/` holds adapters.safetensors, optimizer.safetensors (with the random state), what the parts of the
+run add (the best adapters so far) and state.json, which also has the files' SHA-256 and the settings that must not
+change. It is written whole or not at all.
 """
 
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_unflatten
 
+from mlxmath.config.schema import TrainingConfig
 from mlxmath.console import warn
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.files import atomic_folder, atomic_json, read_json, sha256
+from mlxmath.files import atomic_folder, atomic_json, link_or_copy, read_json, sha256
 from mlxmath.lora.adapter import WEIGHTS, load_weights, save_arrays, save_weights
 from mlxmath.training.deadline import Deadline
 from mlxmath.training.fit import Position, StepReport
@@ -36,20 +39,47 @@ class Checkpoint:
     position: Position
     settings: dict[str, Any]
     """Settings of the run that a resumed run must share."""
+    state: dict[str, Any] = field(default_factory=dict)
+    """What the other parts of the run put there."""
+
+
+class Stateful(Protocol):
+    """A part of a run that goes on where it was."""
+
+    def state(self) -> dict[str, Any]:
+        """What state.json is to hold of it."""
+
+    def files(self) -> dict[str, Path]:
+        """Files to be kept with the checkpoint, by their name there."""
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: optim.Optimizer, position: Position, settings: dict[str, Any]
+    folder: Path,
+    model: nn.Module,
+    optimizer: optim.Optimizer,
+    position: Position,
+    settings: dict[str, Any],
+    *,
+    parts: Sequence[Stateful] = (),
+    keep: int = KEEP,
 ) -> Path:
-    """Write `folder/checkpoints/step-N` and remove all but the newest `KEEP`."""
+    """Write `folder/checkpoints/step-N` and remove all but the newest `keep`."""
     path = folder / FOLDER / f"step-{position.step}"
     optimizer_arrays = dict(tree_flatten(optimizer.state)) | {_RANDOM: mx.random.state[0]}
     with atomic_folder(path) as temporary:
         save_weights(temporary / WEIGHTS, model)
-        save_arrays(temporary / _OPTIMIZER, optimizer_arrays)
-        files = {name: sha256(temporary / name) for name in (WEIGHTS, _OPTIMIZER)}
-        atomic_json(temporary / _STATE, {"position": asdict(position), "settings": settings, "sha256": files})
-    for old in _by_step(folder)[:-KEEP]:
+        save_arrays(temporary / _OPTIMIZER, dict(sorted(optimizer_arrays.items())))  # the same bytes after a resume
+        state: dict[str, Any] = {}
+        for part in parts:
+            state |= part.state()
+            for name, file in part.files().items():
+                link_or_copy(file, temporary / name)
+        digests = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
+        atomic_json(
+            temporary / _STATE,
+            {"position": asdict(position), "settings": settings, "state": state, "sha256": digests},
+        )
+    for old in _by_step(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return path
 
@@ -62,7 +92,7 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
             for name, digest in state["sha256"].items():
                 if sha256(path / name) != digest:
                     raise MlxmathError(f"{path / name} is damaged")
-            return Checkpoint(path, Position(**state["position"]), state["settings"])
+            return Checkpoint(path, Position(**state["position"]), state["settings"], state.get("state", {}))
         except (MlxmathError, OSError, KeyError, TypeError) as error:
             warn(f"checkpoint {path} is not usable ({error}); trying the one before")
     return None
@@ -103,8 +133,9 @@ class Saver:
         model: holds the adapters.
         optimizer: its state goes into the checkpoints.
         settings: what a resumed run must share.
-        every: steps between checkpoints.
+        config: `save_every` steps lie between checkpoints, the newest `keep_checkpoints` are kept.
         deadline: learns how long saving takes.
+        parts: what else goes into the checkpoints.
     """
 
     def __init__(
@@ -113,15 +144,16 @@ class Saver:
         model: nn.Module,
         optimizer: optim.Optimizer,
         settings: dict[str, Any],
-        every: int,
+        config: TrainingConfig,
         deadline: Deadline,
+        parts: Sequence[Stateful] = (),
     ) -> None:
         self._folder, self._model, self._optimizer = folder, model, optimizer
-        self._settings, self._every, self._deadline = settings, every, deadline
+        self._settings, self._config, self._deadline, self._parts = settings, config, deadline, parts
 
     def on_step(self, report: StepReport) -> None:
         """Save if it is time to. A disk that is full now may not be at the next one: the run goes on."""
-        if report.position.step % self._every == 0:
+        if report.position.step % self._config.save_every == 0:
             try:
                 self.save(report.position)
             except MlxmathError as error:
@@ -130,7 +162,10 @@ class Saver:
     def save(self, position: Position) -> None:
         """Write the checkpoint, then the adapters."""
         start = self._deadline.elapsed_s
-        save_checkpoint(self._folder, self._model, self._optimizer, position, self._settings)
+        save_checkpoint(
+            self._folder, self._model, self._optimizer, position, self._settings,
+            parts=self._parts, keep=self._config.keep_checkpoints,
+        )  # fmt: skip
         save_weights(self._folder / WEIGHTS, self._model)
         self._deadline.note_save(self._deadline.elapsed_s - start)
 

@@ -1,29 +1,37 @@
 """What a run leaves for people and programs to look at: events.jsonl, run.json, loss.png, a progress line."""
 
+import contextlib
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mlxmath.backends.base import Backend
-from mlxmath.console import duration, say, size
-from mlxmath.files import atomic_file, atomic_write, disk_errors
+from mlxmath.console import duration, say, size, warn
+from mlxmath.files import atomic_file
 from mlxmath.training.deadline import Deadline
 from mlxmath.training.fit import StepReport
+from mlxmath.training.validation import Measurement
 
 EVENTS = "events.jsonl"
 RUN = "run.json"
 PLOT = "loss.png"
+PLOTTED_SPANS = 1000
+"""A longer run is drawn as this many spans of steps."""
 
 
 class EventLog:
     """events.jsonl: one JSON object a line, flushed as it is written.
+
+    A disk that is full does not end the run: the lines wait in memory until one can be written.
 
     Args:
         path: the file.
@@ -32,14 +40,29 @@ class EventLog:
 
     def __init__(self, path: Path, from_step: int = 0) -> None:
         self.path = path
-        kept = [event for event in read_events(path) if event.get("step", 0) <= from_step] if from_step else []
-        atomic_write(path, "".join(json.dumps(event) + "\n" for event in kept))
+        self._waiting: list[str] = []
+        with atomic_file(path) as file:
+            for event in read_events(path) if from_step else ():
+                if event.get("step", 0) <= from_step:
+                    file.write(_line(event).encode())
 
     def write(self, kind: str, **fields: Any) -> None:
         """Append an event with the time of day in seconds since 1970. Numbers that JSON lacks become null."""
         event = {"event": kind, "time": round(time.time(), 3), **{k: _plain(v) for k, v in fields.items()}}
-        with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+        self._waiting.append(_line(event))
+        length = None
+        try:
+            with self.path.open("ab") as file:
+                length = file.tell()
+                file.write("".join(self._waiting).encode())
+        except OSError as error:
+            if len(self._waiting) == 1:
+                warn(f"{self.path} cannot be written now ({error.strerror}); its lines wait in memory")
+            if length is not None:
+                with contextlib.suppress(OSError):  # half a line may have fitted
+                    os.truncate(self.path, length)
+        else:
+            self._waiting.clear()
 
     def on_step(self, report: StepReport) -> None:
         """Record a training step."""
@@ -56,18 +79,27 @@ class EventLog:
             applied=report.applied,
         )
 
+    def on_validation(self, measurement: Measurement) -> None:
+        """Record a validation."""
+        self.write(
+            "validation",
+            step=measurement.step,
+            epoch=measurement.epoch,
+            loss=measurement.loss,
+            targets=measurement.num_targets,
+            seconds=round(measurement.seconds, 4),
+            best=measurement.is_best,
+        )
 
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """The events in a log; a last line cut off by a kill is left out."""
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """The events in a log, one after the other; a last line cut off by a kill is left out."""
     if not path.exists():
-        return []
-    events = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            continue
-    return events
+        return
+    with path.open("rb") as file:
+        for line in file:
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)
 
 
 class ProgressBar:
@@ -86,6 +118,7 @@ class ProgressBar:
         self._interval_s, self._clock, self._last_s = interval_s, clock, -math.inf
         self._tokens = 0
         self._loss = math.nan
+        self._validation = ""
         self._terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=total_steps, initial=first_step, unit="step", disable=not self._terminal, dynamic_ncols=True
@@ -98,7 +131,7 @@ class ProgressBar:
             self._loss = report.loss if math.isnan(self._loss) else 0.9 * self._loss + 0.1 * report.loss
         rate = self._tokens / max(self._deadline.elapsed_s, 1e-9)
         memory = size(self._backend.memory().peak_bytes)
-        status = f"loss {self._loss:.4f}, {rate:,.0f} tok/s, peak {memory}"
+        status = f"loss {self._loss:.4f}{self._validation}, {rate:,.0f} tok/s, peak {memory}"
         if self._terminal:
             self._bar.set_postfix_str(f"{status}, deadline in {duration(self._deadline.left_s)}", refresh=False)
             self._bar.update()
@@ -109,38 +142,75 @@ class ProgressBar:
                 f"elapsed {duration(self._deadline.elapsed_s)}, deadline in {duration(self._deadline.left_s)}"
             )
 
+    def on_validation(self, measurement: Measurement) -> None:
+        """Tell a validation loss, and show it with the steps that follow."""
+        loss = f"{measurement.loss:.4f}"
+        self._validation = f", validation {loss}"
+        found, lowest = "", measurement.lowest
+        if lowest is not None:
+            found = (
+                ", the lowest so far"
+                if measurement.is_best
+                else f"; the lowest: {lowest.loss:.4f} at step {lowest.step}"
+            )
+        say(
+            f"step {measurement.step}/{self._total}: validation loss {loss} on {measurement.num_targets:,} tokens in "
+            f"{duration(measurement.seconds)}{found}"
+        )
+
     def close(self) -> None:
         """Remove the bar."""
         self._bar.close()
 
 
 def plot_loss(events: Path, path: Path) -> None:
-    """Draw loss (each step and smoothed) and learning rate against steps."""
+    """Draw the loss of each step (in a long run its range over spans of steps), smoothed, and on held-out rows."""
     os.environ.setdefault("MPLBACKEND", "Agg")
     from matplotlib.figure import Figure
 
-    steps = [event for event in read_events(events) if event["event"] == "step" and event.get("loss") is not None]
+    curves: dict[str, list[tuple[int, float]]] = {"step": [], "validation": []}
+    for event in read_events(events):
+        if event["event"] in curves and event.get("loss") is not None:
+            curves[event["event"]].append((event["step"], event["loss"]))
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    x = [event["step"] for event in steps]
-    y = [event["loss"] for event in steps]
-    axes.plot(x, y, color="tab:blue", alpha=0.3, linewidth=1, label="each step")
-    axes.plot(x, _smooth(y), color="tab:blue", linewidth=2, label="smoothed")
-    axes.set(xlabel="optimizer step", ylabel="training loss (nats a target token)", title="Training loss")
+    if curves["step"]:
+        steps, losses = np.array(curves["step"]).T
+        smoothed = _smooth(losses)
+        starts = np.unique(np.linspace(0, len(steps), min(len(steps), PLOTTED_SPANS), endpoint=False, dtype=np.int64))
+        ends = np.append(starts[1:], len(steps)) - 1
+        low, high = np.minimum.reduceat(losses, starts), np.maximum.reduceat(losses, starts)
+        if len(starts) == len(steps):
+            axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=1, label="each step")
+        else:
+            axes.fill_between(steps[ends], low, high, color="tab:blue", alpha=0.2, linewidth=0, label="range of steps")
+        axes.plot(steps[ends], smoothed[ends], color="tab:blue", linewidth=2, label="training, smoothed")
+    if curves["validation"]:
+        steps, losses = np.array(curves["validation"]).T
+        best = int(losses.argmin())
+        marker = "o" if len(steps) <= 50 else None
+        axes.plot(steps, losses, color="tab:orange", marker=marker, markersize=4, linewidth=2, label="held-out rows")
+        lowest = f"lowest: {losses[best]:.4f} at step {steps[best]:.0f}"
+        axes.plot(steps[best], losses[best], "*", color="tab:red", markersize=12, label=lowest)
+    axes.set(xlabel="optimizer step", ylabel="loss (nats a target token)", title="Loss")
     axes.grid(alpha=0.3)
-    if steps:
+    if axes.lines:
         axes.legend()
     with atomic_file(path) as file:
         figure.savefig(file, format="png", dpi=120)
 
 
-def _smooth(values: list[float], decay: float = 0.9) -> list[float]:
+def _smooth(values: NDArray[np.float64], decay: float = 0.9) -> NDArray[np.float64]:
     """Exponential moving average, corrected for its start at zero."""
-    smoothed, average = [], 0.0
-    for i, value in enumerate(values, start=1):
+    smoothed, average = np.empty(len(values)), 0.0
+    for i, value in enumerate(values.tolist()):
         average = decay * average + (1 - decay) * value
-        smoothed.append(average / (1 - decay**i))
+        smoothed[i] = average / (1 - decay ** (i + 1))
     return smoothed
+
+
+def _line(event: dict[str, Any]) -> str:
+    return json.dumps(event) + "\n"
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The training loop. It never knows which objective it runs."""
+"""The training loop. It never knows which objective it runs, nor on what."""
 
 import math
 import time
@@ -12,14 +12,15 @@ import mlx.optimizers as optim
 
 from mlxmath.console import warn
 from mlxmath.data.batches import Window
-from mlxmath.objectives.base import Objective
+from mlxmath.errors import MlxmathError
 from mlxmath.training.deadline import Deadline, StopRequest
-from mlxmath.training.step import accumulate, update
+from mlxmath.training.gradients import Gradients
+from mlxmath.training.step import WindowSum, accumulate, is_out_of_memory, update
 
 MAX_BAD_WINDOWS = 5
 """Windows in a row without a finite gradient after which a run gives up."""
 
-Ending = Literal["finished", "deadline", "stopped", "diverged"]
+Ending = Literal["finished", "early_stopped", "deadline", "stopped", "diverged"]
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,13 @@ class StepReport:
     applied: bool
 
 
-Hook = Callable[[StepReport], None]
+Hook = Callable[[StepReport], Ending | None]
+"""Called after a window; may say why the run should end."""
 
 
 def fit(
     model: nn.Module,
-    objective: Objective,
+    gradients: Gradients,
     windows: Iterable[Window],
     optimizer: optim.Optimizer,
     learning_rate: Callable[[int], float],
@@ -83,14 +85,14 @@ def fit(
 
     Args:
         model: trainable parameters are those not frozen.
-        objective: loss sum of a micro-batch.
+        gradients: loss sum and gradients of a micro-batch.
         windows: micro-batches of one optimizer step each, starting at `position`.
         optimizer: its learning rate is set before each step.
         learning_rate: rate by step number.
         max_grad_norm: global norm to clip to.
         deadline: asked before each window.
         stop: asked before each micro-batch.
-        hooks: called after each window, in order.
+        hooks: called after each window, in order, all of them; the first ending that one of them returns ends the run.
         position: where to start counting.
 
     Returns:
@@ -104,7 +106,7 @@ def fit(
             return "deadline", position
         start = time.perf_counter()
         random_state = mx.array(mx.random.state[0])
-        sums = accumulate(model, objective, window, stopped=lambda: bool(stop))
+        sums = _accumulate(gradients, window, stop, random_state)
         if sums is None:
             mx.random.state[0][:] = random_state
             return "stopped", position
@@ -123,8 +125,29 @@ def fit(
                 f"step {position.step}: {'gradient' if math.isfinite(loss) else 'loss'} is not finite, the step is "
                 f"not applied; rows {', '.join(map(str, rows))}"
             )
-        for hook in hooks:
-            hook(report)
+        endings = [ending for hook in hooks if (ending := hook(report))]
+        if endings:
+            return endings[0], position
         if bad_in_a_row >= MAX_BAD_WINDOWS:
             return "diverged", position
     return "finished", position
+
+
+def _accumulate(gradients: Gradients, window: Window, stop: StopRequest, random_state: mx.array) -> WindowSum | None:
+    """`accumulate`, in ever smaller micro-batches while the device has too little memory; the sums stay the same."""
+    while True:
+        try:
+            return accumulate(gradients, window, stopped=lambda: bool(stop))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            finer = window.finer()
+            if finer is None:
+                raise MlxmathError(
+                    f"out of memory with a single row of the window ({error}). Use --grad-checkpoint 1, a smaller "
+                    "--max-seq-len, or --quantize 4."
+                ) from error
+            window = finer
+        warn(f"out of memory; micro-batches of at most {window.plan.max_rows} rows from now on, the same steps")
+        mx.clear_cache()
+        mx.random.state[0][:] = random_state

@@ -11,16 +11,17 @@ from mlxmath import __version__
 from mlxmath.backends.base import DeviceInfo
 from mlxmath.config.load import Resolved
 from mlxmath.config.schema import DEMO, RunConfig
-from mlxmath.console import say
+from mlxmath.console import say, warn
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.files import atomic_json, atomic_write, disk_errors, read_json
+from mlxmath.files import atomic_json, atomic_write, disk_errors, read_json, remove_leftovers
 from mlxmath.lora.adapter import CONFIG, WEIGHTS, save_config
 from mlxmath.lora.inject import Injected
 from mlxmath.training.checkpoint import FOLDER, Checkpoint, newest_checkpoint
 from mlxmath.training.events import EVENTS, PLOT, RUN
+from mlxmath.training.validation import BEST
 
 CHAT_TEMPLATE = "chat_template.jinja"
-_OURS = (WEIGHTS, CONFIG, EVENTS, PLOT, RUN, FOLDER, CHAT_TEMPLATE)
+_OURS = (WEIGHTS, CONFIG, EVENTS, PLOT, RUN, FOLDER, BEST, CHAT_TEMPLATE)
 
 
 def claim(config: RunConfig) -> Checkpoint | None:
@@ -36,6 +37,7 @@ def claim(config: RunConfig) -> Checkpoint | None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--adapter-path: {folder} is a file; expected a folder.")
     if config.training.resume:
+        _clean(folder)
         if checkpoint := newest_checkpoint(folder):
             say(f"resuming {checkpoint.path} (step {checkpoint.position.step})")
             return checkpoint
@@ -50,12 +52,24 @@ def claim(config: RunConfig) -> Checkpoint | None:
     return None
 
 
-def fixed_settings(config: RunConfig, base_fingerprint: str, data_fingerprint: str) -> dict[str, Any]:
+def fixed_settings(
+    config: RunConfig, base_fingerprint: str, data_fingerprint: str, held_out_fingerprint: str | None = None
+) -> dict[str, Any]:
     """What a resumed run must share with the run that it continues, by name."""
-    unchanging = ("batch_size", "grad_accumulation_steps", "weight_decay", "max_grad_norm", "seed")
+    unchanging = (
+        "full",
+        "optimizer",
+        "validation_split",
+        "batch_size",
+        "grad_accumulation_steps",
+        "weight_decay",
+        "max_grad_norm",
+        "seed",
+    )
     return {
         "base model": base_fingerprint,
         "data": data_fingerprint,
+        "held-out rows": held_out_fingerprint,
         **{f"lora.{name}": value for name, value in config.lora.model_dump(mode="json").items()},
         **{f"training.{name}": getattr(config.training, name) for name in unchanging},
     }
@@ -70,6 +84,7 @@ def start(folder: Path, adapter: dict[str, Any], chat_template: str, *, anew: bo
         chat_template: Jinja, for chat servers.
         anew: remove what an earlier run left there.
     """
+    _clean(folder)
     if anew:
         with disk_errors(folder):
             for name in _OURS:
@@ -101,9 +116,22 @@ class Record:
         }
         self.write(status="running")
 
+    def update(self, **facts: Any) -> None:
+        """Put what is known meanwhile into the file. A disk that is full now may not be later: the run goes on."""
+        try:
+            self.write(status="running", **facts)
+        except MlxmathError as error:
+            warn(f"{RUN} is not up to date: {error}")
+
     def write(self, **outcome: Any) -> None:
         """Write the file again with what is known of the outcome."""
         atomic_json(self._path, self._record | outcome | {"updated": timestamp()})
+
+
+def _clean(folder: Path) -> None:
+    """Remove what killed runs left half-written."""
+    for place in (folder, folder / FOLDER, folder / BEST):
+        remove_leftovers(place)
 
 
 def timestamp() -> str:

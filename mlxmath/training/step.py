@@ -11,7 +11,7 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map
 
 from mlxmath.data.batches import Batch, Window
-from mlxmath.objectives.base import Objective
+from mlxmath.training.gradients import Gradients
 
 Tree = Any
 
@@ -28,25 +28,19 @@ class WindowSum:
     """Rows of the micro-batches whose loss was not finite."""
 
 
-def accumulate(
-    model: nn.Module, objective: Objective, window: Window, stopped: Callable[[], bool] = lambda: False
-) -> WindowSum | None:
+def accumulate(gradients: Gradients, window: Window, stopped: Callable[[], bool] = lambda: False) -> WindowSum | None:
     """Sum loss and gradient over the window, evaluating after each micro-batch so that memory stays one micro-batch's.
 
     Returns:
         The sums, or None if `stopped()` came true before the last micro-batch.
     """
-
-    def total(model: nn.Module, batch: Batch) -> mx.array:
-        return objective(model, batch).total
-
-    loss_and_grad = nn.value_and_grad(model, total)
     grad_sum: Tree = None
     losses: list[tuple[mx.array, Batch]] = []
     for batch in window.batches():
         if stopped():
             return None
-        loss, grad = loss_and_grad(model, batch)
+        loss, grad = gradients.loss_and_gradients(batch)
+        grad = tree_map(lambda g: g.astype(mx.float32), grad)  # 16-bit sums would lose small gradients
         grad_sum = grad if grad_sum is None else tree_map(mx.add, grad_sum, grad)
         mx.eval(loss, grad_sum, mx.random.state)
         losses.append((loss, batch))
@@ -87,3 +81,10 @@ def update(
     optimizer.update(model, tree_map(lambda g: g * factor, sums.grad_sum))
     mx.eval(model.trainable_parameters(), optimizer.state)
     return norm_value
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception means that the allocator (MLX's on any device, or NumPy's) had nothing left."""
+    text = str(error).lower()
+    signs = ("unable to allocate", "out of memory", "outofmemory", "attempting to allocate", "insufficient memory")
+    return isinstance(error, MemoryError) or any(sign in text for sign in signs)

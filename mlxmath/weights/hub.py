@@ -61,13 +61,16 @@ def _looks_like_path(model: str) -> bool:
     return model.startswith((".", "/", "~")) or "\\" in model or model.count("/") > 1 or not model.strip("/")
 
 
-def fetch(model: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Source:
+def fetch(
+    model: str, revision: str | None = None, *, trust_remote_code: bool = False, config_only: bool = False
+) -> Source:
     """Find a model, downloading what is missing of it (an interrupted download is continued).
 
     Args:
         model: "demo", a local folder, or a Hugging Face repository.
         revision: branch, tag or commit of the repository.
         trust_remote_code: download the repository's Python files too.
+        config_only: download config.json alone.
 
     Raises:
         InputError: no such folder, repository or revision, or a name that cannot be one.
@@ -83,7 +86,7 @@ def fetch(model: str, revision: str | None = None, *, trust_remote_code: bool = 
     if path.exists() or _looks_like_path(model):
         found = "is a file" if path.exists() else "does not exist"
         raise InputError(f"--model {model} {found}; expected a model folder, a Hugging Face repository or 'demo'.")
-    folder = _snapshot(model, revision, trust_remote_code)
+    folder = _snapshot(model, revision, trust_remote_code, config_only)
     return Source(model, folder, "hub", folder.name)
 
 
@@ -104,7 +107,7 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatchcase(name, p) and name.count("/") == p.count("/") for p in patterns)
 
 
-def _snapshot(repo: str, revision: str | None, trust_remote_code: bool) -> Path:
+def _snapshot(repo: str, revision: str | None, trust_remote_code: bool, config_only: bool) -> Path:
     """Download a repository's needed files into the Hugging Face cache."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (  # type: ignore[attr-defined]
@@ -121,7 +124,7 @@ def _snapshot(repo: str, revision: str | None, trust_remote_code: bool) -> Path:
     # The hub's own messages are not repeated: they may quote the request. Hence also `from None`.
     try:
         names = _listed(HfApi(), repo, revision)
-        wanted = needed_files(names, trust_remote_code=trust_remote_code)
+        wanted = ["config.json"] if config_only else needed_files(names, trust_remote_code=trust_remote_code)
         return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
     except HFValidationError:
         raise InputError(

@@ -1,48 +1,96 @@
 """Windows and micro-batches."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from mlxmath.data.batches import epoch_windows, make_batch, num_windows
+from mlxmath.config.schema import TrainingConfig
+from mlxmath.data.batches import Shape, WindowPlan, fill, make_batch
 from tests.conftest import FakeRows
 
-SETTINGS = {"batch_size": 2, "accumulation": 4, "bucket_multiple": 32, "seed": 3, "epoch": 0}
+CONFIG = TrainingConfig(batch_size=2, grad_accumulation_steps=4, num_epochs=2, seed=3)
+
+
+def plan(rows: FakeRows, max_tokens: int = 64, multiple: int = 16, **changes: object) -> WindowPlan:
+    return WindowPlan(rows, CONFIG.model_copy(update=changes), max_tokens, Shape(multiple))
 
 
 def test_a_batch_by_hand() -> None:
     rows = FakeRows([np.array([5, 6, 7, 8]), np.array([9, 3])], [np.array([0, 0, 1, 1]), np.array([1, 1])])
-    batch = make_batch(rows, (0, 1), bucket_multiple=4)
+    batch = make_batch(rows, (0, 1), Shape(4))
     assert batch.inputs_BL.tolist() == [[5, 6, 7, 0], [9, 0, 0, 0]]
-    assert batch.targets_BL.tolist() == [[6, 7, 8, 0], [3, 0, 0, 0]]
-    assert batch.weights_BL.tolist() == [[0, 1, 1, 0], [1, 0, 0, 0]]  # the end is in, padding is out
+    assert batch.positions_N.tolist() == [1, 2, 4]  # the end is in, padding is out
+    assert batch.targets_N.tolist() == [7, 8, 3]
+    assert batch.weights_N.tolist() == [1, 1, 1]
     assert (batch.num_tokens, batch.num_targets) == (6, 3)
 
 
-def test_every_row_once_an_epoch_with_a_smaller_last_window(uneven_rows: FakeRows) -> None:
-    windows = list(epoch_windows(uneven_rows, **SETTINGS))
-    assert len(windows) == num_windows(37, 2, 4) == 5
-    assert [len(w.row_ids) for w in windows] == [8, 8, 8, 8, 5]
+def test_targets_are_filled_up_with_weight_zero_for_devices_that_compile() -> None:
+    rows = FakeRows([np.array([5, 6, 7, 8])], [np.array([0, 1, 1, 1])])
+    batch = make_batch(rows, (0,), Shape(8, target_steps=2))  # multiples of 8 / 2
+    assert batch.targets_N.tolist() == [6, 7, 8, 0]
+    assert batch.weights_N.tolist() == [1, 1, 1, 0]
+    assert batch.num_targets == 3
+
+
+@pytest.mark.parametrize("batching", ["bucket", "pad"])
+def test_every_row_once_an_epoch_in_windows_of_the_size_asked_for(
+    uneven_rows: FakeRows, batching: str
+) -> None:
+    windows = list(plan(uneven_rows, batching=batching).epoch(0))
+    assert sorted(len(w.row_ids) for w in windows) == [5, 8, 8, 8, 8]
     assert sorted(row for w in windows for row in w.row_ids) == list(range(37))
 
 
-def test_widths_are_buckets_and_micro_batches_have_their_size(uneven_rows: FakeRows) -> None:
-    for window in epoch_windows(uneven_rows, **SETTINGS):
-        batches = list(window.batches())
-        assert {b.inputs_BL.shape[1] for b in batches} <= {32, 64}
-        assert all(len(b.row_ids) == 2 for b in batches[:-1])
+def test_pad_keeps_batch_size_rows_together(uneven_rows: FakeRows) -> None:
+    for window in plan(uneven_rows, batching="pad").epoch(0):
+        assert [len(ids) for ids in window.micro_batches][:-1] == [2] * (len(window.micro_batches) - 1)
 
 
-def test_order_is_seeded_changes_with_the_epoch_and_starts_anywhere(uneven_rows: FakeRows) -> None:
-    first = [w.row_ids for w in epoch_windows(uneven_rows, **SETTINGS)]
-    assert first == [w.row_ids for w in epoch_windows(uneven_rows, **SETTINGS)]
-    assert first != [w.row_ids for w in epoch_windows(uneven_rows, **SETTINGS | {"epoch": 1})]
-    assert first != [w.row_ids for w in epoch_windows(uneven_rows, **SETTINGS | {"seed": 4})]
-    assert first[3:] == [w.row_ids for w in epoch_windows(uneven_rows, **SETTINGS, start=3)]
+@pytest.mark.parametrize("max_tokens", [1, 40, 64, 96, 10_000])
+def test_micro_batches_keep_to_the_token_budget(uneven_rows: FakeRows, max_tokens: int) -> None:
+    for window in plan(uneven_rows, max_tokens).epoch(0):
+        for batch in window.batches():
+            rows, width = batch.inputs_BL.shape
+            assert width % 16 == 0
+            assert rows * width <= max_tokens or rows == 1
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_the_rows_of_a_window_do_not_depend_on_the_split(uneven_rows: FakeRows, batch_size: int) -> None:
-    whole = SETTINGS | {"batch_size": 24, "accumulation": 1}
-    split = SETTINGS | {"batch_size": batch_size, "accumulation": 24 // batch_size}
-    for a, b in zip(epoch_windows(uneven_rows, **whole), epoch_windows(uneven_rows, **split), strict=True):
+@pytest.mark.parametrize("batching", ["bucket", "pad"])
+def test_order_is_seeded_changes_with_the_epoch_and_starts_anywhere(uneven_rows: FakeRows, batching: str) -> None:
+    def order(epoch: int = 0, **changes: object) -> list[tuple[int, ...]]:
+        return [w.row_ids for w in plan(uneven_rows, batching=batching, **changes).epoch(epoch)]
+
+    assert order() == order()
+    assert order() != order(epoch=1)
+    assert order() != order(seed=4)
+    positions = [(w.epoch, w.index) for w in plan(uneven_rows).windows(0, 3)]
+    assert positions == [(0, 3), (0, 4), *((1, i) for i in range(5))]
+    rest = [w.row_ids for w in plan(uneven_rows, batching=batching).windows(0, 3)]
+    assert rest == order()[3:] + order(epoch=1)
+
+
+def test_the_rows_of_a_window_do_not_depend_on_the_token_budget(uneven_rows: FakeRows) -> None:
+    for a, b in zip(plan(uneven_rows, 32).epoch(0), plan(uneven_rows, 4096).epoch(0), strict=True):
         assert set(a.row_ids) == set(b.row_ids)
+        assert len(b.micro_batches) == 1 < len(a.micro_batches)
+
+
+def test_bucketing_makes_other_windows_in_every_epoch_even_of_few_rows(uneven_rows: FakeRows) -> None:
+    sets = [{frozenset(w.row_ids) for w in plan(uneven_rows).epoch(e)} for e in (0, 1)]
+    assert len(sets[0] & sets[1]) <= 1
+
+
+def test_gsm8k_is_filled_to_93_percent(tmp_path: Path) -> None:
+    """With lengths like those of a 1,000-piece tokenizer: a character count over three."""
+    data = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k" / "train.jsonl"
+    if not data.exists():
+        pytest.skip(f"{data} is not here")
+    lengths = [max(8, len(line) // 4) for line in data.read_text().splitlines()]
+    rows = FakeRows([np.zeros(n, np.int64) for n in lengths], [np.ones(n, np.uint8) for n in lengths])
+    for accumulation in (4, 16):
+        windows = WindowPlan(
+            rows, TrainingConfig(batch_size=2, grad_accumulation_steps=accumulation), 1024, Shape(16)
+        ).epoch(0)
+        assert fill(windows, Shape(16).width) >= 0.93

@@ -50,7 +50,8 @@ def test_round_trip(tmp_path: Path, dtype: Any) -> None:
         loaded.row(50)
     with pytest.raises(ValueError, match="read-only"):
         loaded.tokens[0] = 1
-    for array in (loaded.tokens, loaded.mask, loaded.offsets):
+    np.testing.assert_array_equal(loaded.sources, np.arange(50))
+    for array in (loaded.tokens, loaded.mask, loaded.offsets, loaded.sources):
         assert array.ctypes.data % 64 == 0
 
 
@@ -63,6 +64,27 @@ def test_batches_are_appended(tmp_path: Path) -> None:
             writer.add(Rendered(rows.tokens[span].astype(np.uint32), rows.mask[span], offsets - offsets[0]))
         writer.stats.update(rows.stats)
     assert_equal(TokenRows.load(tmp_path / "x.pkl"), rows)
+
+
+def test_sources_of_batches_are_numbered_on(tmp_path: Path) -> None:
+    batch = Rendered(np.ones(4, np.uint32), np.ones(4, np.uint8), np.arange(5), np.array([0, 0, 2, 3]))
+    with write_rows(tmp_path / "x.pkl", np.dtype(np.uint16)) as writer:
+        writer.add(batch)
+        writer.add(batch._replace(sources=None))
+        writer.add(batch)
+    loaded = TokenRows.load(tmp_path / "x.pkl")
+    assert loaded.sources.tolist() == [0, 0, 2, 3, 4, 5, 6, 7, 8, 8, 10, 11]
+    loaded.save(tmp_path / "again.pkl")
+    assert TokenRows.load(tmp_path / "again.pkl").sources.tolist() == loaded.sources.tolist()
+
+
+@pytest.mark.parametrize("sources", [[0, 1], [0, 2, 1], [-1, 0, 1]])
+def test_sources_must_be_in_order(tmp_path: Path, sources: list[int]) -> None:
+    with write_rows(tmp_path / "x.pkl", np.dtype(np.uint16)) as writer:
+        writer.add(Rendered(np.ones(3, np.uint32), np.ones(3, np.uint8), np.arange(4)))
+        writer._sources = [np.array(sources, np.int64)]
+    with pytest.raises(CacheError, match="sources are out of order"):
+        TokenRows.load(tmp_path / "x.pkl")
 
 
 def test_token_type() -> None:
@@ -95,7 +117,7 @@ def test_any_flipped_byte_is_found(tmp_path: Path, verified_before: bool) -> Non
             padding += 1  # between two parts, where nothing is kept
         except CacheError as error:
             assert error.path == path and error.reason
-    assert padding < 15
+    assert padding < 25
 
 
 def test_every_truncation_is_found(tmp_path: Path) -> None:
@@ -161,17 +183,17 @@ def crafted(path: Path, dumped: bytes, version: int = cache.FORMAT_VERSION, edit
     rows.save(path)
     data = path.read_bytes()
     fields = list(cache._HEADER.unpack_from(data))
-    start = fields[9]
+    start = fields[11]
     data = data[:start] + dumped
-    fields[1], fields[10] = version, len(dumped)
-    fields[11] = hashlib.blake2b(dumped, digest_size=16).digest()
+    fields[1], fields[12] = version, len(dumped)
+    fields[13] = hashlib.blake2b(dumped, digest_size=16).digest()
     header = cache._HEADER.pack(*edit(fields)).ljust(cache._HEADER_BYTES - 16, b"\0")
     header += hashlib.blake2b(header, digest_size=16).digest()
     path.write_bytes(header + data[cache._HEADER_BYTES :])
 
 
 def description(**changes: Any) -> bytes:
-    arrays = {name: pickle.PickleBuffer(b"") for name in ("tokens", "mask", "offsets")}
+    arrays = {name: pickle.PickleBuffer(b"") for name in cache._ARRAYS}
     return pickle.dumps({"stats": {}, **arrays, **changes}, protocol=5, buffer_callback=lambda _: None)
 
 
@@ -219,7 +241,7 @@ def test_even_without_the_list_of_operations_no_class_is_found(tmp_path: Path, m
         (pickle.dumps(3), "lacks a part"),
         (b"", "cannot be read"),
         (b"\x80\x05", "cannot be read"),
-        (b"\x80\x05\x97\x97\x97\x97.", "cannot be read"),  # more arrays than there are
+        (b"\x80\x05" + b"\x97" * 5 + b".", "cannot be read"),  # more arrays than there are
         (b"\x80\x05h\x07.", "cannot be read"),  # a memo entry that was never made
         (b"\x80\x05r\xff\xff\xff\x7f.", "operation LONG_BINPUT"),  # a memo of two thousand million entries
         (b"\x80\x05X\xff\xff\xff\x7fa.", "cannot be read"),  # a text of two gigabytes
@@ -234,7 +256,7 @@ def test_description_of_another_shape(tmp_path: Path, dumped: bytes, reason: str
 
 def test_other_version(tmp_path: Path) -> None:
     crafted(tmp_path / "x.pkl", description(), version=99)
-    with pytest.raises(CacheError, match="format version 99, this program reads 1"):
+    with pytest.raises(CacheError, match="format version 99, this program reads 2"):
         TokenRows.load(tmp_path / "x.pkl")
 
 
@@ -244,7 +266,7 @@ def test_places_outside_the_file_are_refused(tmp_path: Path) -> None:
         number = rng.choice([0, 1, 64, 63, 2**31, 2**63 - 1, 2**64 - 64, rng.randrange(2**20)])
 
         def edit(fields: list[Any], number: int = number) -> list[Any]:
-            fields[rng.randrange(3, 11)] = number
+            fields[rng.randrange(3, 13)] = number
             return fields
 
         crafted(tmp_path / "x.pkl", description(), edit=edit)

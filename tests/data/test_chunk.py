@@ -47,6 +47,7 @@ def test_by_hand() -> None:
         ([16, 17, 18], [0, 1, 1]),
         ([1, 2], [0, 1]),
     ]
+    assert fitted.sources is not None and fitted.sources.tolist() == [0, 0, 0, 1]
     assert counts == {
         "rows": 2, "overlong_rows": 1, "output_rows": 4, "tokens": 13, "target_tokens": 7, "dropped_rows": 0,
         "rows_without_target": 0, "lost_target_tokens": 0,
@@ -56,6 +57,7 @@ def test_by_hand() -> None:
     assert counts["lost_target_tokens"] == 5
     fitted, counts = fit_rows(rows, 4, "drop")
     assert listed(fitted) == [([1, 2], [0, 1])]
+    assert fitted.sources is not None and fitted.sources.tolist() == [1]
     assert (counts["dropped_rows"], counts["lost_target_tokens"]) == (1, 6)
 
 

@@ -1,6 +1,7 @@
 """The loop: sums, the update, non-finite windows, the deadline, stopping, checkpoints."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,44 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxmath.config.schema import LoraConfig, TrainingConfig
-from mlxmath.data.batches import Batch, Window, epoch_windows
-from mlxmath.errors import InputError
+from mlxmath.data.batches import Batch, Shape, Window, WindowPlan
+from mlxmath.errors import InputError, MlxmathError
+from mlxmath.kernels.portable import PortableKernels
 from mlxmath.lora.inject import adapter_arrays, inject
-from mlxmath.objectives.base import LossSum
-from mlxmath.objectives.sft import sft_loss
+from mlxmath.objectives.sft import SupervisedFineTuning
 from mlxmath.training.checkpoint import check_settings, newest_checkpoint, restore, save_checkpoint
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.fit import MAX_BAD_WINDOWS, Position, StepReport, fit
+from mlxmath.training.gradients import Gradients, choose_gradients
 from mlxmath.training.schedule import learning_rates
 from mlxmath.training.step import accumulate, global_norm, update
 from tests.conftest import FakeRows, make_tiny_llama
 
 
-def windows_of(rows: FakeRows, batch_size: int = 2, accumulation: int = 4, **more: Any) -> list[Window]:
-    return list(
-        epoch_windows(
-            rows, batch_size=batch_size, accumulation=accumulation, bucket_multiple=32, seed=0, epoch=0, **more
-        )
-    )
+def windows_of(rows: FakeRows, batch_size: int = 2, accumulation: int = 4, start: int = 0) -> list[Window]:
+    config = TrainingConfig(batch_size=batch_size, grad_accumulation_steps=accumulation, batching="pad")
+    return list(WindowPlan(rows, config, 1, Shape(32)).epoch(0, start))
+
+
+def gradients_of(model: nn.Module) -> Gradients:
+    return choose_gradients(model, SupervisedFineTuning(), PortableKernels(), compiled=False)
+
+
+class Changed:
+    """Gradients whose loss goes through `change(loss, batch)`, to plant what a test needs."""
+
+    how = "changed"
+
+    def __init__(self, model: nn.Module, change: Callable[[mx.array, Batch], mx.array]) -> None:
+        self._inner, self._change = gradients_of(model), change
+
+    def loss(self, batch: Batch) -> mx.array:
+        return self._change(self._inner.loss(batch), batch)
+
+    def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, Any]:
+        loss, gradients = self._inner.loss_and_gradients(batch)
+        changed = self._change(loss, batch)
+        return changed, nn.utils.tree_map(lambda g: g * (changed / loss), gradients)
 
 
 def adapted(dropout: float = 0.0) -> nn.Module:
@@ -42,7 +62,7 @@ def adapted(dropout: float = 0.0) -> nn.Module:
 
 def run(model: nn.Module, windows: list[Window], optimizer: optim.Optimizer, **more: Any) -> tuple[str, Position]:
     settings: dict[str, Any] = {"max_grad_norm": 1.0, "deadline": Deadline(1e9), "stop": StopRequest()} | more
-    return fit(model, sft_loss, windows, optimizer, lambda _: 1e-2, **settings)
+    return fit(model, gradients_of(model), windows, optimizer, lambda _: 1e-2, **settings)
 
 
 def adamw(model: nn.Module) -> optim.Optimizer:
@@ -55,8 +75,8 @@ def adamw(model: nn.Module) -> optim.Optimizer:
 def test_accumulated_gradient_is_that_of_one_big_batch(uneven_rows: FakeRows, batch_size: int) -> None:
     model = adapted()
     model.update(nn.utils.tree_map(lambda a: a + 0.01, model.trainable_parameters()))
-    split = accumulate(model, sft_loss, windows_of(uneven_rows, batch_size, 24 // batch_size)[0])
-    whole = accumulate(model, sft_loss, windows_of(uneven_rows, 24, 1)[0])
+    split = accumulate(gradients_of(model), windows_of(uneven_rows, batch_size, 24 // batch_size)[0])
+    whole = accumulate(gradients_of(model), windows_of(uneven_rows, 24, 1)[0])
     assert split is not None and whole is not None
     assert (split.num_targets, split.num_tokens) == (whole.num_targets, whole.num_tokens)
     assert split.loss_sum == pytest.approx(whole.loss_sum, rel=1e-6)
@@ -70,12 +90,12 @@ def test_loss_by_hand() -> None:
     logits = np.array(model(mx.array([[1, 2]])), np.float64)[0, 1]
     expected = np.log(np.exp(logits).sum()) - logits[3]
     batch = next(windows_of(rows, 1, 1)[0].batches())
-    assert sft_loss(model, batch).total.item() == pytest.approx(expected, rel=1e-5)
+    assert gradients_of(model).loss(batch).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_clipping_is_by_the_global_norm(uneven_rows: FakeRows) -> None:
     model = adapted()
-    sums = accumulate(model, sft_loss, windows_of(uneven_rows)[0])
+    sums = accumulate(gradients_of(model), windows_of(uneven_rows)[0])
     assert sums is not None
     flat = np.concatenate([np.array(a).ravel() for _, a in tree_flatten(sums.grad_sum)])
     assert global_norm(sums.grad_sum).item() == pytest.approx(np.linalg.norm(flat), rel=1e-5)
@@ -100,14 +120,6 @@ def test_training_lowers_the_loss_and_moves_only_adapters(uneven_rows: FakeRows)
     assert position.num_tokens == 8 * int(uneven_rows.lengths.sum())
 
 
-def planted(bad_row: int) -> Any:
-    def objective(model: nn.Module, batch: Batch) -> LossSum:
-        loss = sft_loss(model, batch).total
-        return LossSum(loss * mx.array(math.nan) if bad_row in batch.row_ids else loss)
-
-    return objective
-
-
 def test_a_nan_row_skips_its_window_names_it_and_the_run_goes_on(
     uneven_rows: FakeRows, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,13 +128,14 @@ def test_a_nan_row_skips_its_window_names_it_and_the_run_goes_on(
     windows = windows_of(uneven_rows, 1, 8)
     bad = windows[1].row_ids[3]
     arrays: list[dict[str, np.ndarray]] = []
+    planted = Changed(model, lambda loss, batch: loss * math.nan if bad in batch.row_ids else loss)
 
     def remember(report: StepReport) -> None:
         reports.append(report)
         arrays.append({k: np.array(v) for k, v in adapter_arrays(model).items()})
 
     ending, position = fit(
-        model, planted(bad), windows, adamw(model), lambda _: 1e-2,
+        model, planted, windows, adamw(model), lambda _: 1e-2,
         max_grad_norm=1.0, deadline=Deadline(1e9), stop=StopRequest(), hooks=[remember],
     )  # fmt: skip
     assert (ending, position.num_skipped) == ("finished", 1)
@@ -136,11 +149,9 @@ def test_too_many_bad_windows_end_the_run_on_good_adapters(uneven_rows: FakeRows
     model = adapted()
     before = {k: np.array(v) for k, v in adapter_arrays(model).items()}
 
-    def always(model: nn.Module, batch: Batch) -> LossSum:
-        return LossSum(sft_loss(model, batch).total * mx.array(math.inf))
-
     ending, position = fit(
-        model, always, windows_of(uneven_rows) * 3, adamw(model), lambda _: 1e-2,
+        model, Changed(model, lambda loss, _: loss * math.inf), windows_of(uneven_rows) * 3, adamw(model),
+        lambda _: 1e-2,
         max_grad_norm=1.0, deadline=Deadline(1e9), stop=StopRequest(),
     )  # fmt: skip
     assert (ending, position.step, position.num_skipped) == ("diverged", MAX_BAD_WINDOWS, MAX_BAD_WINDOWS)
@@ -182,13 +193,13 @@ def test_a_stop_abandons_the_window_and_puts_random_state_back(uneven_rows: Fake
     random_state = np.array(mx.random.state[0])
     calls = []
 
-    def objective(model: nn.Module, batch: Batch) -> LossSum:
+    def count(loss: mx.array, batch: Batch) -> mx.array:
         calls.append(batch.row_ids)
         if len(calls) == 3:
             stop.signal = 2
-        return sft_loss(model, batch)
+        return loss
 
-    ending, position = fit(model, objective, windows[1:], optimizer, lambda _: 1e-2, max_grad_norm=1.0,
+    ending, position = fit(model, Changed(model, count), windows[1:], optimizer, lambda _: 1e-2, max_grad_norm=1.0,
                            deadline=Deadline(1e9), stop=stop, position=Position(step=1, window=1))  # fmt: skip
     assert (ending, position.step, position.window, len(calls)) == ("stopped", 1, 1, 3)
     assert np.array_equal(random_state, np.array(mx.random.state[0]))
@@ -254,3 +265,35 @@ def test_resuming_another_run_names_every_difference(tmp_path: Path) -> None:
 def test_schedules_by_hand(schedule: str, expected: list[float]) -> None:
     rate = learning_rates(TrainingConfig(learning_rate=1.0, warmup_steps=2, schedule=schedule), total_steps=6)
     assert [rate(s) for s in range(6)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("batching", ["bucket", "pad"])
+def test_an_allocator_failure_halves_the_micro_batches_and_changes_nothing_else(
+    uneven_rows: FakeRows, capsys: pytest.CaptureFixture[str], batching: str
+) -> None:
+    def train(limit_rows: int) -> tuple[nn.Module, Position, WindowPlan]:
+        model = adapted(dropout=0.0)
+
+        def allocate(loss: mx.array, batch: Batch) -> mx.array:
+            if len(batch.row_ids) > limit_rows:
+                raise RuntimeError("[malloc] Unable to allocate 123456789 bytes.")
+            return loss
+
+        config = TrainingConfig(batch_size=8, grad_accumulation_steps=1, batching=batching)
+        plan = WindowPlan(uneven_rows, config, 10_000, Shape(32))
+        _, position = fit(
+            model, Changed(model, allocate), plan.windows(), adamw(model), lambda _: 1e-2,
+            max_grad_norm=1.0, deadline=Deadline(1e9), stop=StopRequest(),
+        )  # fmt: skip
+        return model, position, plan
+
+    free, free_position, _ = train(limit_rows=8)
+    assert "out of memory" not in capsys.readouterr().err
+    tight, tight_position, plan = train(limit_rows=3)
+    assert capsys.readouterr().err.count("out of memory; micro-batches of at most") == 2  # 8, then 4, then 2
+    assert plan.max_rows == 2
+    assert free_position == tight_position
+    for name, array in adapter_arrays(free).items():
+        np.testing.assert_allclose(np.array(array), np.array(adapter_arrays(tight)[name]), rtol=1e-3, atol=1e-5)
+    with pytest.raises(MlxmathError, match="out of memory with a single row .*--grad-checkpoint 1"):
+        train(limit_rows=0)

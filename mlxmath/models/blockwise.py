@@ -1,0 +1,300 @@
+"""A transformer's forward and backward pass, block by block, with the few arrays kept that are worth keeping.
+
+Autodiff over a whole model keeps what each operation needs and must see every operation. Here a block is five segments
+with two kernels between them; the arrays between the segments are kept (or, under checkpointing, only the block's
+input), and the backward pass differentiates one segment at a time. MLX is lazy, so a segment's own products are not
+computed again: only its gradients are asked for.
+
+    q, k, v = project(norm(x))        kept: x, q, k, v
+    o = attention(q, k, v)            kept: o              (a kernel)
+    h = x + output(o)                 kept: h
+    g, u = gate(norm(h)), up(norm(h)) kept: g, u
+    y = h + down(swiglu(g, u))                             (swiglu is a kernel, computed again)
+
+The segments are the model's own modules, called with its attention and swiglu functions replaced by probes, so any
+adapter on any of their layers takes part.
+
+Shapes: B rows, L positions, D hidden width.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+from mlxmath.kernels.base import Kernels
+
+Gradients = dict[str, mx.array]
+_ATTENTION, _SWIGLU = "scaled_dot_product_attention", "swiglu"
+
+
+@dataclass
+class _Kept:
+    """What a block's forward pass leaves for its backward pass; under checkpointing only `x` and the random state."""
+
+    x: mx.array
+    random_state: mx.array | None
+    inner: "tuple[_Attended, tuple[mx.array, mx.array], mx.array, mx.array, mx.array] | None" = None
+
+
+@dataclass
+class _Attended:
+    """Arguments of a block's attention."""
+
+    q: mx.array
+    k: mx.array
+    v: mx.array
+    scale: float
+
+
+@dataclass
+class Tape:
+    """The arrays that a backward pass needs."""
+
+    blocks: list[_Kept]
+    last: mx.array
+    mask: mx.array | None
+
+
+class Blockwise:
+    """Computes hidden states and the gradients of the blocks' trainable parameters.
+
+    Args:
+        model: an mlx_lm model that `unsupported` has nothing against.
+        kernels: the device's.
+        checkpoint_every: keep only the input of every n-th block and compute the rest again (0: of none, 1: of all).
+    """
+
+    def __init__(self, model: nn.Module, kernels: Kernels, checkpoint_every: int = 0) -> None:
+        self._body = model.model
+        self._kernels = kernels
+        self._checkpoint_every = checkpoint_every
+        trained = [i for i, block in enumerate(self._body.layers) if tree_flatten(block.trainable_parameters())]
+        self._first = trained[0] if trained else len(self._body.layers)
+        self._random = any(isinstance(m, nn.Dropout) and m._p_1 < 1 for m in model.modules())
+
+    @staticmethod
+    def unsupported(model: nn.Module) -> str | None:
+        """Why the model cannot be computed block by block; None if it can."""
+        body = getattr(model, "model", None)
+        parts = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
+        if body is None or not all(hasattr(body, name) for name in ("embed_tokens", "layers", "norm")):
+            return "its body is not embedding, blocks and norm"
+        for block in body.layers:
+            if not all(hasattr(block, name) for name in parts):
+                return f"its blocks are not {', '.join(parts)}"
+            if not hasattr(_home(block.self_attn), _ATTENTION) or not hasattr(_home(block.mlp), _SWIGLU):
+                return "its blocks compute attention or SwiGLU in their own way"
+            if getattr(block, "use_sliding", False):
+                return "its attention is windowed"
+        outside = [name for name, _ in tree_flatten(model.trainable_parameters()) if ".layers." not in f".{name}"]
+        if outside or any("norm" in name for name, _ in tree_flatten(model.trainable_parameters())):
+            return "more than its linear layers in the blocks is trained"
+        from mlxmath.kernels.portable import PortableKernels
+
+        tokens_BL = mx.arange(7)[None] % body.embed_tokens.weight.shape[0]
+        was_training = model.training
+        model.eval()
+        expected = body(tokens_BL)
+        try:
+            found, _ = Blockwise(model, PortableKernels()).forward(tokens_BL)
+        except (AttributeError, TypeError, ValueError, KeyError) as error:
+            return f"its blocks need other arguments ({error})"
+        finally:
+            model.train(was_training)
+        tolerance = 1e-3 if expected.dtype == mx.float32 else 5e-2
+        if not mx.allclose(found.astype(mx.float32), expected.astype(mx.float32), rtol=tolerance, atol=tolerance):
+            return "its blocks are put together in another way"
+        return None
+
+    def forward(self, tokens_BL: mx.array, mask: mx.array | None = None, *, keep: bool = True) -> tuple[mx.array, Tape]:
+        """Hidden states (B, L, D) after the last norm, and the tape (of no use without `keep`).
+
+        `mask` as `Kernels.attention` has it.
+        """
+        x = self._body.embed_tokens(tokens_BL)
+        kept = []
+        for number, block in enumerate(self._body.layers):
+            entry = _Kept(x, mx.array(mx.random.state[0]) if self._random else None)
+            x, inner = self._block_forward(block, x, mask)
+            if not (self._checkpoint_every and number % self._checkpoint_every == 0):
+                entry.inner = inner
+            mx.eval(x)
+            if keep and number >= self._first:
+                kept.append(entry)
+        return self._body.norm(x), Tape(kept, x, mask)
+
+    def backward(self, tape: Tape, d_hidden_BLD: mx.array) -> Gradients:
+        """Gradients of the trainable parameters by their full names, given those of the hidden states.
+
+        Frees the tape as it goes.
+        """
+        gradients: Gradients = {}
+        _, (d,) = mx.vjp(self._body.norm, [tape.last], [d_hidden_BLD])
+        state_after = mx.array(mx.random.state[0]) if self._random else None
+        for number in range(len(self._body.layers) - 1, self._first - 1, -1):
+            block, entry = self._body.layers[number], tape.blocks.pop()
+            if entry.random_state is not None:
+                mx.random.state[0][:] = entry.random_state
+            d, found = self._block_backward(block, entry, tape.mask, d, last=number == self._first)
+            mx.eval(d, found)
+            gradients |= {f"model.layers.{number}.{name}": value for name, value in found.items()}
+        if state_after is not None:
+            mx.random.state[0][:] = state_after
+        return gradients
+
+    # The five segments. Each takes the block and its inputs and gives its outputs.
+
+    @staticmethod
+    def _project(block: nn.Module, x: mx.array) -> _Attended:
+        seen: list[_Attended] = []
+
+        def probe(q: mx.array, k: mx.array, v: mx.array, cache: Any, scale: float, mask: Any) -> mx.array:  # noqa: ARG001
+            seen.append(_Attended(q, k, v, scale))
+            return mx.zeros(q.shape, q.dtype)
+
+        with _replaced(block.self_attn, _ATTENTION, probe):
+            block.self_attn(block.input_layernorm(x), mask="causal", cache=None)
+        return seen[0]
+
+    @staticmethod
+    def _output(block: nn.Module, x: mx.array, o: mx.array) -> mx.array:
+        with _replaced(block.self_attn, _ATTENTION, lambda *_, **__: o):
+            return block.self_attn(block.input_layernorm(x), mask="causal", cache=None)
+
+    @staticmethod
+    def _gate_up(block: nn.Module, h: mx.array) -> tuple[mx.array, mx.array]:
+        seen: list[tuple[mx.array, mx.array]] = []
+
+        def probe(gate: mx.array, up: mx.array) -> mx.array:
+            seen.append((gate, up))
+            return mx.zeros(gate.shape, gate.dtype)
+
+        with _replaced(block.mlp, _SWIGLU, probe):
+            block.mlp(block.post_attention_layernorm(h))
+        return seen[0]
+
+    @staticmethod
+    def _down(block: nn.Module, h: mx.array, activated: mx.array) -> mx.array:
+        with _replaced(block.mlp, _SWIGLU, lambda *_: activated):
+            return block.mlp(block.post_attention_layernorm(h))
+
+    def _block_forward(self, block: nn.Module, x: mx.array, mask: mx.array | None) -> tuple[mx.array, Any]:
+        a = self._project(block, x)
+        attended = self._kernels.attention(a.q, a.k, a.v, a.scale, mask)
+        h = x + self._output(block, x, attended[0])
+        gate, up = self._gate_up(block, h)
+        y = h + self._down(block, h, self._kernels.swiglu(gate, up))
+        return y, (a, attended, h, gate, up)
+
+    def _block_backward(
+        self, block: nn.Module, entry: _Kept, mask: mx.array | None, d_y: mx.array, *, last: bool
+    ) -> tuple[mx.array, Gradients]:
+        """`last`: nothing before this block is trained, so the gradient of its input is not needed."""
+        x, kernels = entry.x, self._kernels
+        if entry.inner is None:
+            state = mx.array(mx.random.state[0])
+            entry.inner = self._block_forward(block, x, mask)[1]
+            mx.random.state[0][:] = state
+        a, attended, h, gate, up = entry.inner
+        replay = _Replay(self._random)
+        # segments draw random numbers in the forward pass's order: go through them, lazily, to find the states
+        states = replay.states(
+            lambda: self._project(block, x),
+            lambda: self._output(block, x, attended[0]),
+            lambda: self._gate_up(block, h),
+        )
+        activated = kernels.swiglu(gate, up)
+        replay.to(states, 3)
+        (d_activated,), g4 = _vjp(block.mlp, "mlp.", lambda s: (self._down(block, h, s),), [activated], [d_y])
+        d_gate, d_up = kernels.swiglu_backward(gate, up, d_activated)
+        replay.to(states, 2)
+        (d_h,), g3 = _vjp(block.mlp, "mlp.", lambda t: self._gate_up(block, t), [h], [d_gate, d_up])
+        d_h = d_h + d_y
+        replay.to(states, 1)
+        (d_o,), g2 = _vjp(block.self_attn, "self_attn.", lambda o: (self._output(block, x, o),), [attended[0]], [d_h])
+        d_q, d_k, d_v = kernels.attention_backward(a.q, a.k, a.v, a.scale, mask, attended, d_o)
+
+        def project(t: mx.array) -> tuple[mx.array, ...]:
+            found = self._project(block, t)
+            return found.q, found.k, found.v
+
+        replay.to(states, 0)
+        (d_x,), g1 = _vjp(block.self_attn, "self_attn.", project, [x], [d_q, d_k, d_v])
+        return (d_h if last else d_x + d_h), _sum(g1, g2, g3, g4)
+
+
+class _Replay:
+    """Random states at the beginning of each segment, so that dropout masks are those of the forward pass."""
+
+    def __init__(self, needed: bool) -> None:
+        self._needed = needed
+
+    def states(self, *segments: Callable[[], Any]) -> list[mx.array]:
+        """The state before each of the segments and after the last."""
+        if not self._needed:
+            return []
+        found = [mx.array(mx.random.state[0])]
+        for segment in segments:
+            segment()
+            found.append(mx.array(mx.random.state[0]))
+        mx.eval(found)
+        return found
+
+    def to(self, states: list[mx.array], index: int) -> None:
+        """Put the state of segment `index` back."""
+        if self._needed:
+            mx.random.state[0][:] = states[index]
+
+
+def _vjp(
+    module: nn.Module,
+    prefix: str,
+    function: Callable[[mx.array], tuple[mx.array, ...]],
+    inputs: list[mx.array],
+    cotangents: list[mx.array],
+) -> tuple[list[mx.array], Gradients]:
+    """Gradients of `inputs` and of the module's trainable parameters."""
+    names, values = zip(*flat, strict=True) if (flat := tree_flatten(module.trainable_parameters())) else ((), ())
+
+    def of_everything(*arrays: mx.array) -> tuple[mx.array, ...]:
+        module.update(tree_unflatten(list(zip(names, arrays[len(inputs) :], strict=True))))
+        return function(*arrays[: len(inputs)])
+
+    try:
+        _, found = mx.vjp(of_everything, [*inputs, *values], cotangents)
+    finally:
+        module.update(tree_unflatten(list(zip(names, values, strict=True))))
+    return list(found[: len(inputs)]), {
+        f"{prefix}{name}": value for name, value in zip(names, found[len(inputs) :], strict=True)
+    }
+
+
+def _sum(*parts: Gradients) -> Gradients:
+    total: Gradients = {}
+    for part in parts:
+        for name, value in part.items():
+            total[name] = total[name] + value if name in total else value
+    return total
+
+
+def _home(module: nn.Module) -> ModuleType:
+    """The Python module in which a layer's class is defined, where it looks its functions up."""
+    return sys.modules[type(module).__module__]
+
+
+@contextmanager
+def _replaced(module: nn.Module, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    home = _home(module)
+    original = getattr(home, name)
+    setattr(home, name, function)
+    try:
+        yield
+    finally:
+        setattr(home, name, original)

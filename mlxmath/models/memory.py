@@ -1,0 +1,171 @@
+"""How much memory training takes, from the shape of the model alone, before anything is loaded.
+
+Shapes: D hidden width, F feed-forward width, H and K query and key heads, W head width, V vocabulary, L positions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from mlxmath.backends.base import DeviceInfo
+from mlxmath.config.schema import LoraConfig, RunConfig
+from mlxmath.errors import MlxmathError
+
+HEAD_CHUNK_BYTES = 128 << 20
+"""Logits that the loss holds at a time, in float32. (Matrix products of fewer than some 200 rows waste a CPU.)"""
+
+_PAYS_OFF = {"cpu": 1024, "metal": 4096, "cuda": 16384}
+"""Padded tokens beyond which a larger micro-batch no longer makes a device faster."""
+
+_OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "adafactor": 4, "lion": 4, "muon": 4}
+"""State bytes a trained parameter (an upper bound for adafactor)."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes of a Llama-like model."""
+
+    layers: int
+    hidden: int
+    feed_forward: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    vocab: int
+    tied: bool
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "ModelShape":
+        """Out of a config.json.
+
+        Raises:
+            MlxmathError: a size is missing.
+        """
+        try:
+            heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+            return cls(
+                layers=int(config["num_hidden_layers"]),
+                hidden=hidden,
+                feed_forward=int(config["intermediate_size"]),
+                heads=heads,
+                kv_heads=int(config.get("num_key_value_heads") or heads),
+                head_width=int(config.get("head_dim") or hidden // heads),
+                vocab=int(config["vocab_size"]),
+                tied=bool(config.get("tie_word_embeddings", False)),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise MlxmathError(f"config.json lacks a size that memory is planned from: {error}.") from None
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of a block's linear layers."""
+        d, q, kv = self.hidden, self.heads * self.head_width, self.kv_heads * self.head_width
+        return {
+            "q_proj": (d, q), "k_proj": (d, kv), "v_proj": (d, kv), "o_proj": (q, d),
+            "gate_proj": (d, self.feed_forward), "up_proj": (d, self.feed_forward),
+            "down_proj": (self.feed_forward, d),
+        }  # fmt: skip
+
+    @property
+    def block_parameters(self) -> int:
+        """Of a block's linear layers."""
+        return sum(inputs * outputs for inputs, outputs in self.linears().values())
+
+    @property
+    def parameters(self) -> int:
+        """Of the whole model (biases of single layers left out)."""
+        embeddings = self.vocab * self.hidden * (1 if self.tied else 2)
+        return self.layers * (self.block_parameters + 2 * self.hidden) + embeddings + self.hidden
+
+    @property
+    def kept_per_token(self) -> int:
+        """Numbers that a block keeps of a token: input, state after attention, q, its result, k, v, gate, up."""
+        return 2 * self.hidden + 2 * (self.heads + self.kv_heads) * self.head_width + 2 * self.feed_forward
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes by purpose at the fullest moment of a training step."""
+
+    weights: int
+    adapters: int
+    """The trained parameters, their gradients and the sums of these over a window."""
+    optimizer: int
+    activations: int
+    """What the forward pass keeps for the backward pass."""
+    working: int
+    """The block or the head's chunk at hand."""
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def trained_parameters(shape: ModelShape, lora: LoraConfig, *, full: bool) -> int:
+    """Parameters that train: the adapters', or the blocks' own."""
+    layers = shape.layers if lora.num_layers in (-1, 0) else min(shape.layers, lora.num_layers)
+    if full:
+        return layers * (shape.block_parameters + 2 * shape.hidden)
+    from fnmatch import fnmatchcase
+
+    chosen = {
+        name: size
+        for name, size in shape.linears().items()
+        if any(fnmatchcase(name, target.rsplit(".", 1)[-1]) for target in lora.targets)
+    }
+    return layers * sum(lora.rank * (inputs + outputs) for inputs, outputs in chosen.values())
+
+
+def plan_memory(shape: ModelShape, config: RunConfig, *, itemsize: int, batch_tokens: int, longest: int) -> MemoryPlan:
+    """The memory of a training step.
+
+    Args:
+        shape: the model's sizes.
+        config: quantization, adapters, optimizer, checkpointing.
+        itemsize: bytes of an activation and of an unquantized weight.
+        batch_tokens: padded tokens in a micro-batch.
+        longest: positions of the longest row.
+    """
+    bits, every = config.model.quantize, config.training.grad_checkpoint
+    per_weight = itemsize if bits is None else bits / 8 + 2 * itemsize / config.model.group_size
+    trained = trained_parameters(shape, config.lora, full=config.training.full)
+    tokens = max(batch_tokens, longest)
+    checkpointed = -(-shape.layers // every) if every else 0
+    kept = (shape.layers - checkpointed) * shape.kept_per_token + checkpointed * shape.hidden
+    scores = max(1, tokens // longest) * shape.heads * longest * longest
+    block = max(4 * tokens * shape.feed_forward, 2 * scores + 4 * tokens * shape.hidden)
+    if checkpointed:
+        block += tokens * shape.kept_per_token
+    head_rows = min(tokens, max(1, HEAD_CHUNK_BYTES // (4 * shape.vocab)))
+    head = 4 * head_rows * shape.vocab + 4 * tokens * shape.hidden * itemsize
+    return MemoryPlan(
+        weights=int(shape.parameters * per_weight),
+        adapters=trained * 4 * 3,
+        optimizer=trained * _OPTIMIZER_BYTES[config.training.optimizer],
+        activations=int(tokens * kept * itemsize),
+        working=int(max(block * itemsize, head)),
+    )
+
+
+def auto_batch_tokens(model_config: Mapping[str, Any], config: RunConfig, device: DeviceInfo, longest: int) -> int:
+    """Padded tokens in a micro-batch: as many as pay off on the device and fit into half of the memory left.
+
+    Args:
+        model_config: config.json.
+        config: the run's.
+        device: where it runs.
+        longest: positions of the longest row.
+    """
+    tokens = _PAYS_OFF[device.backend]
+    try:
+        shape = ModelShape.from_config(model_config)
+    except MlxmathError:
+        return tokens
+    itemsize = 4 if device.compute_dtype == "float32" else 2
+    while tokens > 256:
+        found = plan_memory(shape, config, itemsize=itemsize, batch_tokens=tokens, longest=longest)
+        steady = found.weights + found.adapters + found.optimizer
+        if found.total - steady <= (device.memory_bytes - steady) / 2:
+            break
+        tokens //= 2
+    return tokens

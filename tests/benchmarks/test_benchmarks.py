@@ -1,0 +1,132 @@
+"""The benchmarks run: their options, their arithmetic, and one tiny run of each. Nothing here looks at a time."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from benchmarks.bench_train import loss_disagreements, ratios
+from benchmarks.common import run_process
+from benchmarks.contestants import entries
+from benchmarks.workload import SHAPES, write_weights
+from tests.commands import ENVIRONMENT, REPOSITORY
+
+BENCHMARKS = REPOSITORY / "benchmarks"
+DEMO_ROWS = REPOSITORY / "mlxmath" / "demo" / "problems" / "train.jsonl"
+
+
+def run(script: str, *arguments: str | Path) -> str:
+    result = subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), *map(str, arguments)],
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in BENCHMARKS.glob("*.py") if "main(" in path.read_text()))
+def test_help(script: str) -> None:
+    assert script in run(script, "--help")
+
+
+def test_gpu_dry_run_names_all_parts() -> None:
+    text = run("gpu.py", "--dry-run")
+    for part in ("tests of backends", "0.5b", "1.5b", "7b", "mlxmath", "mlx_lm.lora", "torch + peft", "bfloat16"):
+        assert part in text
+
+
+@pytest.mark.slow
+def test_training_benchmark(tmp_path: Path) -> None:
+    out = tmp_path / "train.json"
+    run("bench_train.py", "--shape", "tiny", "--contestants", "ours,mlx_lm,unsloth", "--batches", "4", "--rows", "16",
+        "--data", DEMO_ROWS, "--work", tmp_path / "work", "--out", out)  # fmt: skip
+    record = json.loads(out.read_text())
+    part = record["shapes"]["tiny"]
+    outcomes = {run["name"]: run for run in part["runs"]}
+    assert {run["contestant"] for run in part["runs"]} == {"ours", "mlx_lm", "unsloth"}
+    for name, outcome in outcomes.items():
+        if outcome["contestant"] == "unsloth":
+            assert "--peer-python" in outcome["skipped"]
+            continue
+        assert outcome.get("tokens_per_s", 0) > 0, (name, outcome)
+        assert outcome["above_weights_bytes"] > 0 and outcome["peak_rss_bytes"] > 0 and outcome["of_ceiling"] > 0
+    assert part["loss_disagreements"] == []
+    assert part["ratios"][0]["peer"] == "mlx_lm.lora"
+    assert record["machine"]["versions"]["mlx"]
+
+
+@pytest.mark.slow
+def test_memory_benchmark(tmp_path: Path) -> None:
+    out = tmp_path / "memory.json"
+    run("bench_memory.py", "--shape", "tiny", "--lengths", "64,128", "--vocabularies", "2000", "--length", "64",
+        "--work", tmp_path / "work", "--out", out)  # fmt: skip
+    record = json.loads(out.read_text())
+    assert {point["length"] for point in record["by_length"]} == {64, 128}
+    assert all(point["above_weights_bytes"] > 0 for point in record["by_length"] + record["by_vocabulary"])
+    assert out.with_suffix(".png").stat().st_size > 0
+
+
+def test_a_process_that_takes_too_long_is_killed_with_its_children() -> None:
+    sleeper = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(100)'])"
+    finished = run_process([sys.executable, "-c", sleeper], timeout_s=1)
+    assert finished.timed_out and finished.seconds < 30 and "not finished" in (finished.failure or "")
+
+
+def test_a_process_that_fails_says_why() -> None:
+    finished = run_process([sys.executable, "-c", "raise SystemExit('no such thing')"], timeout_s=60)
+    assert "exit code 1" in (finished.failure or "") and "no such thing" in (finished.failure or "")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_are_a_readable_checkpoint(tmp_path: Path, dtype: str) -> None:
+    shape = SHAPES["tiny"]
+    write_weights(shape, tmp_path, dtype)
+    arrays = mx.load(str(tmp_path / "model.safetensors"))
+    assert {name: array.shape for name, array in arrays.items()} == dict(shape.tensors())
+    assert all(array.dtype == getattr(mx, dtype) for array in arrays.values())
+    embedding = arrays["model.embed_tokens.weight"].astype(mx.float32)
+    assert embedding.std().item() == pytest.approx(0.02, rel=0.05)
+    assert not mx.array_equal(embedding[0], embedding[1])
+
+
+def test_shapes_are_what_their_names_say() -> None:
+    for name, millions in {"small": 58.5, "0.5b": 494.0, "1.5b": 1543.7, "7b": 7615.6}.items():
+        assert SHAPES[name].num_parameters / 1e6 == pytest.approx(millions, rel=2e-3)
+
+
+def test_flops_count_frozen_weights_twice_and_the_head_on_targets() -> None:
+    shape = SHAPES["tiny"]
+    block = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 160
+    assert shape.flops_per_token(0.0) == 4 * 2 * block
+    assert shape.flops_per_token(0.5) == 4 * (2 * block + 0.5 * 2_000 * 64)
+
+
+def test_losses_that_differ_are_named() -> None:
+    runs = [{"name": "a", "first_batch_loss": 1.0}, {"name": "b", "first_batch_loss": 1.0005}, {"name": "s"}]
+    assert loss_disagreements(runs, 1e-3) == []
+    found = loss_disagreements([*runs, {"name": "c", "first_batch_loss": 1.1}], 1e-3)
+    assert len(found) == 1 and found[0].startswith("c has")
+    assert loss_disagreements([*runs, {"name": "c", "first_batch_loss": float("nan")}], 1e-3)
+
+
+def test_ratios_take_our_fastest_and_each_peers_default_and_fastest() -> None:
+    def outcome(contestant: str, setting: str, rate: float, peak: int) -> dict:
+        return {"contestant": contestant, "setting": setting, "tokens_per_s": rate, "peak_device_bytes": peak}
+
+    found = ratios(
+        [
+            outcome("ours", "batch 1", 100.0, 10), outcome("ours", "batch 8", 300.0, 30),
+            outcome("mlx_lm", "batch 4", 100.0, 60), outcome("mlx_lm", "batch 1", 150.0, 20),
+            {"contestant": "torch", "setting": "batch 1", "skipped": "no torch"},
+        ]
+    )  # fmt: skip
+    assert [(r["setting"], r["tokens_per_s"], r["peak_device_bytes"]) for r in found] == [
+        ("default: batch 4", 3.0, 0.5), ("fastest: batch 1", 2.0, 1.5),
+    ]  # fmt: skip
+
+
+def test_mlx_lm_is_always_tried_at_its_default() -> None:
+    assert [entry.label for entry in entries(["mlx_lm"], [1], [8])] == ["batch 1", "batch 4"]

@@ -1,0 +1,173 @@
+"""Block by block against autodiff through the whole model: the same hidden states, the same gradients."""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten, tree_map
+from mlx_lm.models import gemma2, phi3, qwen2, qwen3
+
+from mlxmath.config.schema import LoraConfig
+from mlxmath.kernels.cpu import CpuKernels
+from mlxmath.kernels.portable import PortableKernels
+from mlxmath.lora.inject import inject
+from mlxmath.models.blockwise import Blockwise
+from mlxmath.models.split import split
+from tests.conftest import make_tiny_llama
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 48, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "vocab_size": 64,
+}  # fmt: skip
+TOKENS = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [9, 8, 7, 6, 5, 4, 3, 2, 1]]
+
+
+def make(family: str) -> nn.Module:
+    mx.random.seed(0)
+    if family == "llama":
+        return make_tiny_llama(num_hidden_layers=3)
+    if family == "qwen2":
+        return qwen2.Model(qwen2.ModelArgs(model_type="qwen2", **SIZES))
+    if family == "qwen3":
+        return qwen3.Model(
+            qwen3.ModelArgs(
+                model_type="qwen3", head_dim=8, rope_theta=1e4, max_position_embeddings=64, tie_word_embeddings=True,
+                **SIZES,
+            )
+        )  # fmt: skip
+    if family == "phi3":
+        return phi3.Model(phi3.ModelArgs(model_type="phi3", max_position_embeddings=64, **SIZES))
+    return gemma2.Model(gemma2.ModelArgs(model_type="gemma2", head_dim=8, **SIZES))
+
+
+def adapted(family: str = "llama", **changes: Any) -> nn.Module:
+    """With adapters whose B is not zero."""
+    model = make(family)
+    inject(model, LoraConfig(**({"rank": 4} | changes)))
+    model.update(tree_map(lambda a: a + 0.05, model.trainable_parameters()))
+    model.train()
+    return model
+
+
+def autodiff(model: nn.Module, cotangent: mx.array) -> tuple[mx.array, dict[str, mx.array]]:
+    tokens = mx.array(TOKENS)
+    _, gradients = nn.value_and_grad(model, lambda m: (m.model(tokens) * cotangent).sum())(model)
+    return model.model(tokens), dict(tree_flatten(gradients))
+
+
+def same(found: dict[str, mx.array], expected: dict[str, mx.array]) -> None:
+    assert set(found) == set(expected) and found
+    for name, array in expected.items():
+        error = np.abs(np.array(found[name]) - np.array(array)).max() / np.abs(np.array(array)).max()
+        assert error < 3e-4, (name, error)
+
+
+@pytest.mark.parametrize("kernels", [CpuKernels, PortableKernels])
+@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("*",), ("down_proj",)])
+@pytest.mark.parametrize("checkpoint_every", [0, 1, 2])
+def test_gradients(kernels: Any, targets: tuple[str, ...], checkpoint_every: int) -> None:
+    model = adapted(targets=targets)
+    cotangent = mx.random.normal((2, 9, 32))
+    hidden, expected = autodiff(model, cotangent)
+    blocks = Blockwise(model, kernels(), checkpoint_every)
+    found, tape = blocks.forward(mx.array(TOKENS))
+    np.testing.assert_allclose(np.array(found), np.array(hidden), rtol=1e-5, atol=1e-5)
+    same(blocks.backward(tape, cotangent), expected)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_other_families(family: str) -> None:
+    model = adapted(family)
+    assert Blockwise.unsupported(model) is None
+    cotangent = mx.random.normal((2, 9, 32))
+    _, expected = autodiff(model, cotangent)
+    blocks = Blockwise(model, CpuKernels())
+    _, tape = blocks.forward(mx.array(TOKENS))
+    same(blocks.backward(tape, cotangent), expected)
+
+
+def test_fused_projections() -> None:
+    model = adapted("phi3", targets=("qkv_proj", "down_proj"))
+    assert Blockwise.unsupported(model) is None
+    cotangent = mx.random.normal((2, 9, 32))
+    _, expected = autodiff(model, cotangent)
+    blocks = Blockwise(model, CpuKernels())
+    _, tape = blocks.forward(mx.array(TOKENS))
+    same(blocks.backward(tape, cotangent), expected)
+
+
+@pytest.mark.parametrize("checkpoint_every", [0, 1])
+def test_dropout_is_the_same_in_both_passes(checkpoint_every: int) -> None:
+    """Against autodiff through this very forward pass, from the same random state."""
+    model = adapted(targets=("*",), dropout=0.4)
+    cotangent = mx.random.normal((2, 9, 32))
+    blocks = Blockwise(model, PortableKernels(), checkpoint_every)
+    mx.random.seed(11)
+    _, expected = nn.value_and_grad(model, lambda _: (blocks.forward(mx.array(TOKENS))[0] * cotangent).sum())(model)
+    mx.eval(expected)
+    mx.random.seed(11)
+    hidden, tape = blocks.forward(mx.array(TOKENS))
+    after = np.array(mx.random.state[0])
+    same(blocks.backward(tape, cotangent), dict(tree_flatten(expected)))
+    assert np.array_equal(after, np.array(mx.random.state[0]))
+    mx.random.seed(12)
+    assert not mx.allclose(blocks.forward(mx.array(TOKENS))[0], hidden)
+
+
+def test_blocks_before_the_first_adapter_need_no_gradient() -> None:
+    model = adapted(num_layers=1)
+    cotangent = mx.random.normal((2, 9, 32))
+    _, expected = autodiff(model, cotangent)
+    blocks = Blockwise(model, CpuKernels())
+    _, tape = blocks.forward(mx.array(TOKENS))
+    same(blocks.backward(tape, cotangent), expected)
+
+
+def test_quantized_blocks() -> None:
+    model = make_tiny_llama(hidden_size=64, intermediate_size=96)
+    nn.quantize(model, group_size=32, bits=4)
+    inject(model, LoraConfig(rank=4, targets=("*",)))
+    model.update(tree_map(lambda a: a + 0.05, model.trainable_parameters()))
+    cotangent = mx.random.normal((2, 9, 64))
+    _, expected = autodiff(model, cotangent)
+    blocks = Blockwise(model, CpuKernels())
+    _, tape = blocks.forward(mx.array(TOKENS))
+    same(blocks.backward(tape, cotangent), expected)
+
+
+def test_what_it_cannot_do_it_says() -> None:
+    gemma = adapted("gemma2")
+    assert Blockwise.unsupported(gemma)
+    whole = make_tiny_llama()
+    assert "more than its linear layers" in (Blockwise.unsupported(whole) or "")
+
+
+def test_the_models_own_functions_are_back_in_place() -> None:
+    from mlx_lm.models import llama
+
+    before = (llama.scaled_dot_product_attention, llama.swiglu)
+    model = adapted()
+    blocks = Blockwise(model, CpuKernels())
+    _, tape = blocks.forward(mx.array(TOKENS))
+    blocks.backward(tape, mx.ones((2, 9, 32)))
+    assert (llama.scaled_dot_product_attention, llama.swiglu) == before
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "phi3", "gemma2"])
+def test_split_gives_the_models_logits(family: str) -> None:
+    model = adapted(family, targets=("o_proj",))
+    parts = split(model)
+    assert not isinstance(parts, str), parts
+    assert parts.head.soft_cap == (30.0 if family == "gemma2" else None)
+    tokens = mx.array(TOKENS)
+    logits = parts.head.logits(parts.hidden(tokens).reshape(-1, 32))
+    if parts.head.soft_cap:
+        logits = parts.head.soft_cap * mx.tanh(logits / parts.head.soft_cap)
+    np.testing.assert_allclose(np.array(logits), np.array(model(tokens)).reshape(-1, 64), rtol=1e-4, atol=1e-4)
+
+
+def test_a_trained_head_is_not_split_off() -> None:
+    model = adapted(targets=("q_proj", "lm_head"))
+    assert "LoRALinear" in str(split(model))

@@ -1,0 +1,203 @@
+"""Checkpoints: how many are kept, what they take in, full disks, what killed processes leave."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import pytest
+
+from mlxmath import files
+from mlxmath.config.schema import LoraConfig, RunConfig, TrainingConfig
+from mlxmath.errors import InputError, MlxmathError
+from mlxmath.files import atomic_file, atomic_folder, atomic_write, remove_leftovers
+from mlxmath.lora.inject import inject
+from mlxmath.training import run
+from mlxmath.training.checkpoint import Saver, newest_checkpoint, save_checkpoint
+from mlxmath.training.deadline import Deadline
+from mlxmath.training.fit import Position, StepReport
+from tests.conftest import make_tiny_llama
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    model = make_tiny_llama()
+    inject(model, LoraConfig(rank=4))
+    return model
+
+
+def adamw(model: nn.Module) -> optim.Optimizer:
+    optimizer = optim.AdamW(1e-2, bias_correction=True)
+    optimizer.init(model.trainable_parameters())
+    return optimizer
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def report(step: int) -> StepReport:
+    return StepReport(Position(step=step), 1.0, 1.0, 1e-3, 1, 1, 0.1, applied=True)
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_newest_are_kept(tmp_path: Path, model: nn.Module, keep: int) -> None:
+    saver = Saver(
+        tmp_path, model, adamw(model), {}, TrainingConfig(save_every=5, keep_checkpoints=keep), Deadline(1e9)
+    )  # fmt: skip
+    for step in range(1, 26):
+        saver.on_step(report(step))
+    assert names(tmp_path) == sorted(f"step-{step}" for step in (5, 10, 15, 20, 25)[-keep:])
+
+
+class Part:
+    """A part of a run with something of its own to keep."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def state(self) -> dict[str, Any]:
+        return {"part": {"loss": 0.1 + 0.2}}
+
+    def files(self) -> dict[str, Path]:
+        return {"kept.bin": self.file}
+
+
+def test_parts_state_and_files_are_taken_in_as_they_are_then(tmp_path: Path, model: nn.Module) -> None:
+    atomic_write(tmp_path / "now.bin", b"then")
+    path = save_checkpoint(tmp_path, model, adamw(model), Position(step=1), {}, parts=[Part(tmp_path / "now.bin")])
+    atomic_write(tmp_path / "now.bin", b"later")
+    found = newest_checkpoint(tmp_path)
+    assert found is not None and found.state == {"part": {"loss": 0.1 + 0.2}}
+    assert (found.path / "kept.bin").read_bytes() == b"then"
+    (path / "kept.bin").write_bytes(b"harm")
+    assert newest_checkpoint(tmp_path) is None
+
+
+def test_where_files_cannot_be_linked_they_are_copied(
+    tmp_path: Path, model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EXDEV, "another file system")
+
+    monkeypatch.setattr(files.os, "link", refuse)
+    (tmp_path / "now.bin").write_bytes(b"then")
+    path = save_checkpoint(tmp_path, model, adamw(model), Position(step=1), {}, parts=[Part(tmp_path / "now.bin")])
+    assert (path / "kept.bin").read_bytes() == b"then"
+
+
+@pytest.mark.parametrize("failing_write", [1, 2, 3, 4])
+def test_a_full_disk_at_a_checkpoint_warns_and_loses_nothing(
+    tmp_path: Path,
+    model: nn.Module,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    failing_write: int,
+) -> None:
+    """Each of the files of a save in turn: adapters, optimizer and state of the checkpoint, the adapters beside it."""
+    saver = Saver(tmp_path, model, adamw(model), {}, TrainingConfig(save_every=1), Deadline(1e9))
+    saver.on_step(report(1))
+    before = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    calls = 0
+    make = files.tempfile.mkstemp
+
+    def full(*args: Any, **more: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == failing_write:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return make(*args, **more)
+
+    monkeypatch.setattr(files.tempfile, "mkstemp", full)
+    saver.on_step(report(2))
+    error = capsys.readouterr().err
+    assert "no checkpoint at step 2: cannot write" in error and "No space left on device" in error
+    after = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert before.items() <= after.items()
+    assert not list(tmp_path.rglob(".*"))
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None and newest.position.step == (2 if failing_write == 4 else 1)
+    saver.on_step(report(3))
+    assert names(tmp_path)[-1] == "step-3"
+
+
+def test_the_last_save_of_a_run_tells_its_failure(
+    tmp_path: Path, model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    saver = Saver(tmp_path, model, adamw(model), {}, TrainingConfig(), Deadline(1e9))
+    monkeypatch.setattr(files.tempfile, "mkdtemp", full)
+    with pytest.raises(MlxmathError, match="No space left"):
+        saver.save(Position(step=1))
+
+
+@pytest.fixture
+def dead_pid() -> int:
+    """The id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_leftovers_of_dead_processes_are_removed_and_others_stay(tmp_path: Path, dead_pid: int) -> None:
+    stay = [
+        f".events.jsonl.{os.getppid()}.abc.tmp", ".hidden", ".DS_Store", "loss.png", ".a.tmp", f"x.{dead_pid}.abc.tmp",
+        f".x.{dead_pid}.abc.bak",
+    ]  # fmt: skip
+    for name in (f".adapters.safetensors.{dead_pid}.abc_d.tmp", f".run.json.{os.getpid()}.abc.tmp", *stay):
+        (tmp_path / name).write_text("")
+    for name in (f".step-5.{dead_pid}.abc.tmp", f".step-6.{dead_pid}.abc.old", f".best.{dead_pid}.abc.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    (tmp_path / "step-6").mkdir()
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*stay, "step-6", "best"}
+    assert (tmp_path / "best" / "file").exists()  # killed between two renames: it was the whole one
+    remove_leftovers(tmp_path / "absent")
+
+
+def test_the_names_that_are_written_are_recognized(tmp_path: Path) -> None:
+    with pytest.raises(MlxmathError, match="full"), atomic_folder(tmp_path / "folder.v1") as temporary:
+        with pytest.raises(MlxmathError, match="full"), atomic_file(tmp_path / "file.v1"):
+            assert len(list(tmp_path.glob(".*"))) == 2
+            remove_leftovers(tmp_path, "another")
+            assert len(list(tmp_path.glob(".*"))) == 2
+            remove_leftovers(tmp_path)  # in a container, a killed process may have had this one's id
+            assert not list(tmp_path.iterdir())
+            raise OSError(errno.ENOSPC, "full")
+        assert not temporary.exists()
+        raise OSError(errno.ENOSPC, "full")
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_the_next_run_removes_them(tmp_path: Path, dead_pid: int, resume: bool) -> None:
+    folder = tmp_path / "adapters"
+    planted = (
+        folder / f".adapters.safetensors.{dead_pid}.abc.tmp",
+        folder / "checkpoints" / f".step-9.{dead_pid}.abc.tmp" / "adapters.safetensors",
+        folder / "best" / f".adapters.safetensors.{dead_pid}.abc.tmp",
+    )
+    for path in planted:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    if resume:
+        config = RunConfig(training=TrainingConfig(adapter_path=str(folder), resume=True))
+        with pytest.raises(InputError, match="holds the adapters of another run"):
+            run.claim(config)  # it holds no whole checkpoint
+    else:
+        run.start(folder, {"adapter": 1}, "template", anew=False)
+    assert not list(folder.rglob(".*"))
+
+
+def test_the_random_state_is_part_of_it(tmp_path: Path, model: nn.Module) -> None:
+    mx.random.seed(77)
+    path = save_checkpoint(tmp_path, model, adamw(model), Position(step=1), {})
+    saved = mx.load(str(path / "optimizer.safetensors"))
+    assert mx.array_equal(saved["random_state"], mx.random.state[0])

@@ -1,0 +1,471 @@
+"""Validation: the loss itself, that it disturbs nothing, the best adapters, early stopping, and exact resume."""
+
+import errno
+import json
+import math
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+import pytest
+
+from mlxmath import files, prepare
+from mlxmath.config.schema import DataConfig, LoraConfig, TrainingConfig
+from mlxmath.data.batches import Batch, Shape, Window, WindowPlan
+from mlxmath.data.cache import TokenRows
+from mlxmath.data.holdout import hold_out
+from mlxmath.errors import InputError, MlxmathError
+from mlxmath.kernels.portable import PortableKernels
+from mlxmath.lora.adapter import adapter_config, save_config
+from mlxmath.lora.inject import adapter_arrays, inject
+from mlxmath.objectives.sft import SupervisedFineTuning
+from mlxmath.training.checkpoint import newest_checkpoint, save_checkpoint
+from mlxmath.training.deadline import Deadline, StopRequest
+from mlxmath.training.fit import Position, StepReport, fit
+from mlxmath.training.gradients import Gradients, choose_gradients
+from mlxmath.training.validation import BEST, Measurement, Validation, mean_loss
+from tests.commands import run, start, succeed
+from tests.conftest import FakeRows, make_tiny_llama
+from tests.test_train import adapters, debug_run, events, prepared, wait_for_step  # noqa: F401 (fixtures)
+
+LORA = LoraConfig(rank=4, dropout=0.5)
+
+
+def adapted(dropout: float = 0.5) -> nn.Module:
+    model = make_tiny_llama()
+    mx.random.seed(5)
+    inject(model, LORA.model_copy(update={"dropout": dropout}))
+    return model
+
+
+def gradients_of(model: nn.Module) -> Gradients:
+    return choose_gradients(model, SupervisedFineTuning(), PortableKernels(), compiled=False)
+
+
+def windows_of(rows: FakeRows, **changes: Any) -> list[Window]:
+    config = TrainingConfig(batch_size=4, grad_accumulation_steps=2, **changes)
+    return list(WindowPlan(rows, config, 256, Shape(32)).windows())
+
+
+class TestHoldOut:
+    """Which rows are held out."""
+
+    def rows(self, num_texts: int, chunks: int = 1) -> TokenRows:
+        sources = np.repeat(np.arange(num_texts), chunks)
+        length = len(sources)
+        return TokenRows(np.arange(length, dtype=np.uint16), np.ones(length, np.uint8), np.arange(length + 1),
+                         sources=sources)  # fmt: skip
+
+    def test_every_row_is_on_one_side_and_chunks_stay_together(self) -> None:
+        rows = self.rows(100, chunks=3)
+        training, held_out = hold_out(rows, 0.1, seed=0)
+        assert (len(training), len(held_out)) == (270, 30)
+        assert sorted([*training.ids, *held_out.ids]) == list(range(300))
+        assert not set(training.ids // 3) & set(held_out.ids // 3)
+        assert [int(held_out.row(i)[0][0]) for i in range(30)] == held_out.ids.tolist()
+        assert held_out.lengths.tolist() == [1] * 30
+
+    def test_the_choice_is_the_seeds_and_the_same_everywhere(self) -> None:
+        chosen = [hold_out(self.rows(1000), 7, seed)[1] for seed in (0, 0, 1)]
+        assert chosen[0].ids.tolist() == chosen[1].ids.tolist() != chosen[2].ids.tolist()
+        assert chosen[0].fingerprint == chosen[1].fingerprint != chosen[2].fingerprint
+
+        def mix(number: int) -> int:  # SplitMix64 with Python's integers
+            mask = 2**64 - 1
+            number = (number + 0x9E3779B97F4A7C15) & mask
+            number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) & mask
+            number = ((number ^ (number >> 27)) * 0x94D049BB133111EB) & mask
+            return number ^ (number >> 31)
+
+        for seed in (0, 1, 2**63 - 1):
+            expected = sorted(sorted(range(1000), key=lambda text: mix(text ^ mix(seed)))[:7])
+            assert hold_out(self.rows(1000), 7, seed)[1].ids.tolist() == expected
+
+    def test_more_holds_out_the_same_and_more(self) -> None:
+        few, many = (set(hold_out(self.rows(1000), amount, 3)[1].ids.tolist()) for amount in (0.02, 0.05))
+        assert len(few) == 20 and len(many) == 50 and few < many
+
+    def test_at_least_one_and_never_all(self) -> None:
+        assert len(hold_out(self.rows(9), 0.001, 0)[1]) == 1
+        for amount in (9.0, 100.0, 0.99):
+            with pytest.raises(InputError, match=r"--validation-split .* of 9 problems and leaves none to train on"):
+                hold_out(self.rows(9), amount, 0)
+
+    def test_rows_without_sources_are_texts_of_their_own(self) -> None:
+        rows = TokenRows(np.ones(8, np.uint16), np.ones(8, np.uint8), np.arange(9))
+        assert len(hold_out(rows, 3, 0)[1]) == 3
+
+
+def test_the_loss_is_each_held_out_token_counted_once(uneven_rows: FakeRows) -> None:
+    model = adapted()
+    model.update(nn.utils.tree_map(lambda a: a + 0.02, model.trainable_parameters()))
+    found = mean_loss(model, gradients_of(model), windows_of(uneven_rows))
+    model.eval()
+    losses: list[float] = []
+    for index in range(len(uneven_rows)):
+        tokens, mask = uneven_rows.row(index)
+        logits = np.array(model(mx.array(tokens[None, :-1])), np.float64)[0]
+        log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        losses += [-log_probs[i, tokens[i + 1]] for i in range(len(tokens) - 1) if mask[i + 1]]
+    assert found is not None
+    assert found[0] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert found[1] == len(losses)
+
+
+def test_measuring_changes_neither_mode_nor_random_state(uneven_rows: FakeRows) -> None:
+    model = adapted()
+    gradients = gradients_of(model)
+    before = np.array(mx.random.state[0])
+
+    class Random:
+        """Draws, as an objective may."""
+
+        def loss(self, batch: Batch) -> mx.array:
+            return gradients.loss(batch) + mx.random.uniform()
+
+    mean_loss(model, Random(), windows_of(uneven_rows))  # type: ignore[arg-type]
+    assert model.training and all(module.training for module in model.modules())
+    assert np.array_equal(before, np.array(mx.random.state[0]))
+
+
+def train(rows: FakeRows, folder: Path, model: nn.Module, validation: "Validation | None" = None) -> Any:
+    optimizer = optim.AdamW(1e-2, bias_correction=True)
+    optimizer.init(model.trainable_parameters())
+    losses: list[float] = []
+    mx.random.seed(11)
+    fit(
+        model, gradients_of(model), windows_of(rows, num_epochs=2), optimizer, lambda _: 1e-2, max_grad_norm=1.0,
+        deadline=Deadline(1e9), stop=StopRequest(),
+        hooks=[lambda report: losses.append(report.loss), *([validation.on_step] if validation else [])],
+    )  # fmt: skip
+    return losses, {name: np.array(array) for name, array in adapter_arrays(model).items()}
+
+
+def test_training_is_bit_identical_with_and_without(uneven_rows: FakeRows, tmp_path: Path) -> None:
+    losses, arrays = train(uneven_rows, tmp_path, adapted())
+    model = adapted()
+    measurements: list[Measurement] = []
+    config = TrainingConfig(validation_split=0.1, eval_every=2)
+    save_config(tmp_path, adapter_config(LORA, ("self_attn.q_proj", "self_attn.v_proj")))
+    validation = Validation(
+        model, gradients_of(model), windows_of(uneven_rows), tmp_path, config, windows_per_epoch=5, total_steps=10,
+        deadline=Deadline(1e9), stop=StopRequest(), listeners=[measurements.append],
+    )  # fmt: skip
+    found_losses, found = train(uneven_rows, tmp_path, model, validation)
+    assert found_losses == losses
+    assert all(np.array_equal(found[name], array) for name, array in arrays.items())
+    assert [m.step for m in measurements] == [2, 4, 6, 8, 10]
+    assert measurements[-1].loss < measurements[0].loss
+
+
+class Scripted:
+    """A validation that measures what a list says, one target at a time."""
+
+    def __init__(self, folder: Path, losses: Sequence[float], **changes: Any) -> None:
+        self.model = adapted()
+        self.folder, self.left = folder, list(losses)
+        self.stop, self.clock = StopRequest(), Clock()
+        self.deadline = Deadline(1000.0, self.clock)
+        save_config(folder, adapter_config(LORA, ("self_attn.q_proj", "self_attn.v_proj")))
+        self.measurements: list[Measurement] = []
+        rows = FakeRows([np.array([1, 2])], [np.array([0, 1])])
+        self.validation = Validation(
+            self.model, self, windows_of(rows), folder,  # type: ignore[arg-type]
+            TrainingConfig(**{"validation_split": 1, "eval_every": 1} | changes), windows_per_epoch=4, total_steps=10,
+            deadline=self.deadline, stop=self.stop, listeners=[self.measurements.append],
+        )  # fmt: skip
+
+    def loss(self, batch: Batch) -> mx.array:
+        return mx.array(self.left.pop(0))
+
+    def step(self, step: int) -> Any:
+        """Change the adapters so that each step's can be told apart, then let it measure."""
+        self.model.update(nn.utils.tree_map(lambda a: mx.full(a.shape, float(step)), self.model.trainable_parameters()))
+        return self.validation.on_step(StepReport(Position(step=step), 1.0, 1.0, 1e-3, 1, 1, 0.1, applied=True))
+
+    def run(self, first: int = 1) -> tuple[Any, int]:
+        ending, step = None, first - 1
+        while ending is None and self.left:
+            step += 1
+            ending = self.step(step)
+        return ending, step
+
+    @property
+    def kept_step(self) -> float | None:
+        path = self.folder / BEST / "adapters.safetensors"
+        return float(next(iter(mx.load(str(path)).values())).max()) if path.exists() else None
+
+
+class Clock:
+    """Seconds that pass only when told."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "min_delta", "ended", "best"),
+    [
+        ([3, 2, 1, 1.5, 0.5], 2, 0.0, None, 5),
+        ([3, 2, 2.5, 2.1, 1.0], 2, 0.0, 4, 2),
+        ([3, 2.95, 2.9, 2.85, 2.8], 2, 0.2, 3, 3),  # each is lower and kept, but none by enough
+        ([3, 2.9, 2.7, 2.65, 2.6, 2.55], 3, 0.2, 6, 6),
+        ([math.nan, math.nan, 1.0], 2, 0.0, 2, None),
+        ([2.0, math.nan, 1.0, math.inf, 1.0], 2, 0.0, 5, 3),
+        ([1, 1, 1, 1, 1], None, 0.0, None, 1),
+    ],
+)
+def test_the_best_are_kept_and_patience_ends(
+    tmp_path: Path, losses: list[float], patience: int | None, min_delta: float, ended: int | None, best: int | None
+) -> None:
+    scripted = Scripted(tmp_path, losses, early_stopping_patience=patience, early_stopping_min_delta=min_delta)
+    assert scripted.run() == (("early_stopped", ended) if ended else (None, len(losses)))
+    assert scripted.kept_step == best
+    assert (scripted.validation.best and scripted.validation.best.step) == best
+    lowest = [m.lowest.step if m.lowest else None for m in scripted.measurements]
+    assert lowest[-1] == best
+    assert all(m.is_best == (m.lowest is not None and m.lowest.step == m.step) for m in scripted.measurements)
+    if best is not None:
+        assert {p.name for p in (tmp_path / BEST).iterdir()} == {"adapters.safetensors", "adapter_config.json"}
+        assert (tmp_path / BEST / "adapter_config.json").read_text() == (tmp_path / "adapter_config.json").read_text()
+        _, metadata = mx.load(str(tmp_path / BEST / "adapters.safetensors"), return_metadata=True)
+        assert metadata["step"] == str(best)
+
+
+@pytest.mark.parametrize(
+    ("eval_every", "expected"), [(None, [4, 8, 10]), (3, [3, 6, 9, 10]), (5, [5, 10]), (100, [10])]
+)
+def test_when_it_is_measured(tmp_path: Path, eval_every: int | None, expected: list[int]) -> None:
+    scripted = Scripted(tmp_path, [1.0] * 10, eval_every=eval_every)
+    for step in range(1, 11):
+        scripted.step(step)
+    assert [m.step for m in scripted.measurements] == expected
+
+
+def test_without_held_out_rows_nothing_is_measured(tmp_path: Path) -> None:
+    model = adapted()
+    validation = Validation(
+        model, gradients_of(model), [], tmp_path, TrainingConfig(), windows_per_epoch=1, total_steps=1,
+        deadline=Deadline(1e9), stop=StopRequest(),
+    )  # fmt: skip
+    assert validation.on_step(StepReport(Position(step=1), 1.0, 1.0, 1e-3, 1, 1, 0.1, applied=True)) is None
+    assert validation.summary() is None and validation.files() == {} and list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_brings_back_history_patience_and_the_best_of_its_time(tmp_path: Path) -> None:
+    losses = [3.0, 2.0, 2.5, 1.0, math.nan, 1.5]
+    straight = Scripted(tmp_path / "straight", losses, early_stopping_patience=2)
+    ending = straight.run()
+
+    folder = tmp_path / "killed"
+    first = Scripted(folder, losses, early_stopping_patience=2)
+    for step in (1, 2, 3):
+        first.step(step)
+    optimizer = optim.AdamW(1e-2)
+    optimizer.init(first.model.trainable_parameters())
+    save_checkpoint(folder, first.model, optimizer, Position(step=3), {}, parts=[first.validation])
+    first.step(4)
+    assert first.kept_step == 4  # which the resumed run knows nothing of
+
+    second = Scripted(folder, losses[3:], early_stopping_patience=2)
+    checkpoint = newest_checkpoint(folder)
+    assert checkpoint is not None
+    second.validation.restore(checkpoint)
+    assert second.kept_step == 2
+    assert second.validation.catch_up(checkpoint.position) is None
+    assert second.run(first=4) == ending == ("early_stopped", 6)
+    assert json.dumps(second.validation.state()) == json.dumps(straight.validation.state())
+    assert second.validation.summary() == straight.validation.summary()
+    assert second.kept_step == straight.kept_step == 4
+
+    exhausted = Scripted(folder, [], early_stopping_patience=1)
+    exhausted.validation.restore(checkpoint)
+    assert exhausted.validation.catch_up(checkpoint.position) == "early_stopped"
+
+
+def test_resuming_before_the_first_measurement_forgets_the_best(tmp_path: Path) -> None:
+    scripted = Scripted(tmp_path, [1.0, 1.0])
+    optimizer = optim.AdamW(1e-2)
+    optimizer.init(scripted.model.trainable_parameters())
+    save_checkpoint(tmp_path, scripted.model, optimizer, Position(step=0), {}, parts=[scripted.validation])
+    scripted.step(1)
+    checkpoint = newest_checkpoint(tmp_path)
+    assert scripted.kept_step == 1 and checkpoint is not None
+    scripted.validation.restore(checkpoint)
+    assert scripted.kept_step is None and not scripted.validation.history
+
+
+def test_stop_and_deadline_abandon_a_measurement_which_a_resumed_run_makes_up(tmp_path: Path) -> None:
+    scripted = Scripted(tmp_path, [1.0, 0.5])
+    scripted.stop.signal = signal.SIGINT
+    assert scripted.step(1) == "stopped"
+    scripted.stop.signal = None
+    scripted.clock.now = 999.9
+    assert scripted.step(1) == "deadline"
+    assert not scripted.measurements and scripted.left == [1.0, 0.5]
+    scripted.clock.now = 0.0
+    assert scripted.validation.catch_up(Position(step=1)) is None
+    assert scripted.validation.catch_up(Position(step=1)) is None  # once
+    assert [(m.step, m.loss) for m in scripted.measurements] == [(1, 1.0)]
+
+
+def test_a_full_disk_keeps_the_older_best_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted = Scripted(tmp_path, [4.0, 3.0, 3.5, 2.0])
+    scripted.step(1)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", full)
+        assert scripted.step(2) is None
+    assert "the best adapters so far, of step 2, are not kept: cannot write" in capsys.readouterr().err
+    assert scripted.kept_step == 1 and scripted.validation.best is not None and scripted.validation.best.step == 1
+    assert not list(tmp_path.rglob(".*"))
+    scripted.step(3)
+    assert scripted.kept_step == 3  # lower than what is kept, though not the lowest
+    assert not scripted.measurements[-1].is_best
+    scripted.step(4)
+    assert scripted.kept_step == 4
+
+
+VALIDATED = (
+    "--debug", "--num-examples", "40", "--max-seq-len", "64", "--save-every", "3", "--lora-dropout", "0.1",
+    "--validation-split", "0.2", "--eval-every", "2", "--learning-rate", "0.01", "--num-epochs", "5",
+)  # fmt: skip
+
+
+def validations(folder: Path) -> list[tuple[int, float]]:
+    return [(e["step"], e["loss"], e["best"]) for e in events(folder) if e["event"] == "validation"]
+
+
+def best_adapters(folder: Path) -> bytes:
+    return (folder / "adapters" / "best" / "adapters.safetensors").read_bytes()
+
+
+def test_killed_and_resumed_equals_uninterrupted_with_validation(prepared: Path, tmp_path: Path) -> None:  # noqa: F811
+    straight = tmp_path / "straight"
+    straight.mkdir()
+    for name in ("mlx_model", "cache"):
+        shutil.copytree(prepared / name, straight / name)
+    succeed(straight, "train", *VALIDATED)
+    for step in (4, 11):
+        process = start(prepared, "train", *VALIDATED, *(["--resume"] if step > 4 else []), log=tmp_path / "log")
+        wait_for_step(prepared, step)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    succeed(prepared, "train", *VALIDATED, "--resume")
+    assert adapters(prepared) == adapters(straight)
+    assert best_adapters(prepared) == best_adapters(straight)
+    assert validations(prepared) == validations(straight) and len(validations(straight)) >= 10
+    records = [json.loads((folder / "adapters" / "run.json").read_text()) for folder in (prepared, straight)]
+    assert records[0]["validation"] == records[1]["validation"]
+    assert records[0]["validation"]["best"]["loss"] == min(loss for _, loss, _ in validations(straight))
+    assert (records[0]["data"]["held_out_rows"], records[0]["data"]["training_rows"]) != (0, 0)
+    checkpoints = [newest_checkpoint(folder / "adapters") for folder in (prepared, straight)]
+    states = [json.loads((found.path / "state.json").read_text()) for found in checkpoints if found]
+    assert len(states) == 2 and states[0] == states[1]
+
+    refused = run(prepared, "train", *VALIDATED, "--validation-split", "0.1", "--resume")
+    assert refused.returncode == 2 and "training.validation_split was 0.2 and is 0.1" in refused.stderr
+    asked = ("--prompt", "What is 12 + 7?", "--max-new-tokens", "2")
+    succeed(prepared, "infer", "--adapter-path", "adapters/best", *asked)
+
+
+def test_another_dataset_leaves_training_as_it_was_and_early_stopping_ends_it(prepared: Path) -> None:  # noqa: F811
+    plain = ("--debug", "--lora-dropout", "0.1", "--num-epochs", "3")
+    succeed(prepared, "train", *plain)
+    before = adapters(prepared)
+    measured = (*plain, "--validation-dataset", "demo", "--eval-every", "1")
+    result = succeed(prepared, "train", *measured)
+    assert adapters(prepared) == before
+    assert "validation loss" in result.stderr and "--adapter-path adapters/best" in result.stderr
+    record = json.loads((prepared / "adapters" / "run.json").read_text())
+    assert record["data"]["held_out_rows"] == 100 and record["data"]["training_rows"] == 10
+
+    patient = ("--early-stopping-patience", "2", "--early-stopping-min-delta", "100", "--num-epochs", "100")
+    result = succeed(prepared, "train", *measured, *patient)
+    assert "early_stopped at step 3 of " in result.stderr
+    assert json.loads((prepared / "adapters" / "run.json").read_text())["status"] == "early_stopped"
+    again = succeed(prepared, "train", *measured, *patient, "--resume")
+    assert "early_stopped at step 3 of " in again.stderr
+    assert not list((prepared / "adapters").rglob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--validation-split", "0.1", "--validation-dataset", "demo"), "not both"),
+        (("--validation-split", "0"), "--validation-split"),
+        (("--validation-split", "1.5"), "a fraction below 1 or a whole number of rows; found 1.5"),
+        (("--validation-split", "10"), "holds out 10 of 10 problems and leaves none"),
+        (("--eval-every", "5"), "--eval-every (option): needs --validation-split or --validation-dataset"),
+        (("--early-stopping-patience", "5"), "needs --validation-split or --validation-dataset"),
+        (("--validation-dataset", "nowhere.jsonl"), "--validation-dataset nowhere.jsonl: "),
+        (("--validation-dataset", "same.jsonl", "--dataset", "same.jsonl"), "is the training data itself"),
+    ],
+)
+def test_bad_requests(prepared: Path, arguments: tuple[str, ...], message: str) -> None:  # noqa: F811
+    (prepared / "same.jsonl").write_text(json.dumps({"problem": "What is 1 + 1?", "solution": "2"}) + "\n")
+    result = run(prepared, "train", "--debug", *arguments)
+    assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
+    assert not (prepared / "adapters").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("demo", ("demo", "validation", None, None, None, None)),
+        ("org/train", ("org/train", "validation", "main", "abc", "Q", None)),
+        ("org/train:test", ("org/train", "test", "main", "abc", "Q", None)),
+        ("org/other", ("org/other", "validation", None, None, "Q", None)),
+        ("held.jsonl", ("held.jsonl", None, None, None, "Q", None)),
+    ],
+)
+def test_what_the_name_of_another_dataset_means(
+    monkeypatch: pytest.MonkeyPatch, name: str, expected: tuple[str | None, ...]
+) -> None:
+    asked: list[DataConfig] = []
+    monkeypatch.setattr(prepare, "prepare_rows", lambda config, *_, **__: asked.append(config))
+    config = DataConfig(
+        dataset="org/train", split="train", dataset_config="main", dataset_revision="abc", question_column="Q",
+        num_examples=5, max_seq_len=77,
+    )  # fmt: skip
+    prepare.prepare_held_out(config, name, Path())
+    found = asked[0]
+    assert expected == (
+        found.dataset, found.split, found.dataset_config, found.dataset_revision, found.question_column,
+        found.num_examples,
+    )  # fmt: skip
+    assert found.max_seq_len == 77
+
+
+def test_a_missing_split_tells_how_to_name_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: Any, **__: Any) -> None:
+        raise InputError("--split: org/other has no split 'validation', but train, test.")
+
+    monkeypatch.setattr(prepare, "prepare_rows", absent)
+    with pytest.raises(InputError, match="Another split: --validation-dataset org/other:SPLIT"):
+        prepare.prepare_held_out(DataConfig(), "org/other", Path())
+
+
+def test_a_failing_measurement_is_not_swallowed(tmp_path: Path) -> None:
+    scripted = Scripted(tmp_path, [])
+
+    def broken(_: Batch) -> mx.array:
+        raise MlxmathError("broken")
+
+    scripted.loss = broken  # type: ignore[method-assign]
+    with pytest.raises(MlxmathError, match="broken"):
+        scripted.step(1)
+    assert scripted.model.training
