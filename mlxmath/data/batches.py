@@ -62,6 +62,11 @@ class Window:
         """All rows of the window."""
         return tuple(row for batch in self.micro_batches for row in batch)
 
+    def row_numbers(self, rows: tuple[int, ...]) -> list[int]:
+        """Numbers of `rows` in the whole dataset, of which the training rows may be a part."""
+        ids = getattr(self.plan.rows, "ids", None)
+        return list(rows) if ids is None else [int(ids[row]) for row in rows]
+
     def batches(self) -> Iterator[Batch]:
         """The micro-batches, padded. The next one is made while the one before is computed."""
         for ids in self.micro_batches:

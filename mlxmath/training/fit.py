@@ -120,7 +120,7 @@ def fit(
         report = StepReport(position, loss, norm, rate, sums.num_tokens, sums.num_targets, seconds, applied)
         bad_in_a_row = 0 if applied else bad_in_a_row + 1
         if not applied:
-            rows = sums.bad_rows or window.row_ids
+            rows = window.row_numbers(sums.bad_rows or window.row_ids)
             warn(
                 f"step {position.step}: {'gradient' if math.isfinite(loss) else 'loss'} is not finite, the step is "
                 f"not applied; rows {', '.join(map(str, rows))}"

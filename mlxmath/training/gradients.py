@@ -110,8 +110,8 @@ class AutodiffGradients:
             checkpoint_blocks(model, checkpoint_every)
         step = nn.value_and_grad(model, lambda _, *arrays: self._total(*arrays))
         if compiled and kernels.compiles:
-            state = [model.state, mx.random.state]
-            step = mx.compile(step, inputs=state, outputs=[mx.random.state])
+            state = [model.state, mx.random.state]  # out as well as in: tracing leaves placeholders in the model
+            step = mx.compile(step, inputs=state, outputs=state)
         self._step = step
 
     def loss(self, batch: Batch) -> mx.array:

@@ -1,0 +1,110 @@
+"""The whole engine against the plainest loop there is: a row at a time, full logits, autodiff, nothing compiled."""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+import pytest
+from mlx.utils import tree_map
+
+from mlxmath.config.schema import LoraConfig, TrainingConfig
+from mlxmath.data.batches import Shape, WindowPlan
+from mlxmath.kernels.cpu import CpuKernels
+from mlxmath.kernels.portable import PortableKernels
+from mlxmath.lora.inject import inject
+from mlxmath.objectives.sft import SupervisedFineTuning
+from mlxmath.training.deadline import Deadline, StopRequest
+from mlxmath.training.fit import fit
+from mlxmath.training.gradients import AutodiffGradients, choose_gradients
+from tests.conftest import FakeRows, make_tiny_llama
+
+LEARNING_RATE, CLIP = 5e-3, 0.5
+
+
+@pytest.fixture(scope="module")
+def rows() -> FakeRows:
+    rng = np.random.default_rng(1)
+    tokens = [rng.integers(1, 64, rng.integers(5, 90)) for _ in range(125)]
+    return FakeRows(tokens, [(np.arange(len(t)) >= len(t) // 2).astype(np.uint8) for t in tokens])
+
+
+def plan(rows: FakeRows, target_steps: int = 0) -> WindowPlan:
+    config = TrainingConfig(batch_size=1, grad_accumulation_steps=8, num_epochs=4)
+    return WindowPlan(rows, config, 256, Shape(16, target_steps))
+
+
+def model() -> nn.Module:
+    model = make_tiny_llama()
+    mx.random.seed(3)
+    inject(model, LoraConfig(rank=4, targets=("q_proj", "v_proj", "down_proj")))
+    return model
+
+
+def reference_losses(rows: FakeRows, steps: int) -> list[float]:
+    tuned = model()
+    optimizer = optim.AdamW(LEARNING_RATE, weight_decay=0.0, bias_correction=True)
+
+    def row_loss(m: nn.Module, index: int) -> mx.array:
+        tokens, mask = rows.row(index)
+        logits = m(mx.array(tokens[None, :-1]))[0]
+        return (nn.losses.cross_entropy(logits, mx.array(tokens[1:])) * mx.array(mask[1:])).sum()
+
+    losses = []
+    for _, window in zip(range(steps), plan(rows).windows(), strict=False):
+        targets = sum(int(rows.row(i)[1][1:].sum()) for i in window.row_ids)
+        loss_sum, gradient_sum = 0.0, None
+        for index in window.row_ids:
+            loss, gradient = nn.value_and_grad(tuned, row_loss)(tuned, index)
+            mx.eval(loss, gradient)
+            loss_sum += loss.item()
+            gradient_sum = gradient if gradient_sum is None else tree_map(mx.add, gradient_sum, gradient)
+        gradient = tree_map(lambda g: g / targets, gradient_sum)  # noqa: B023
+        gradient, _ = optim.clip_grad_norm(gradient, CLIP)
+        optimizer.update(tuned, gradient)
+        mx.eval(tuned.trainable_parameters(), optimizer.state)
+        losses.append(loss_sum / targets)
+    return losses
+
+
+@pytest.mark.parametrize(
+    ("kernels", "compiled", "checkpoint_every"),
+    [(CpuKernels, False, 0), (CpuKernels, False, 1), (PortableKernels, False, 2), (PortableKernels, True, 0)],
+)
+def test_fifty_steps_have_the_same_losses(rows: FakeRows, kernels: Any, compiled: bool, checkpoint_every: int) -> None:
+    tuned = model()
+    gradients = choose_gradients(
+        tuned, SupervisedFineTuning(), kernels(), compiled=compiled, checkpoint_every=checkpoint_every
+    )
+    optimizer = optim.AdamW(LEARNING_RATE, weight_decay=0.0, bias_correction=True)
+    optimizer.init(tuned.trainable_parameters())
+    found: list[float] = []
+    windows = (window for _, window in zip(range(50), plan(rows, 16 if compiled else 0).windows(), strict=False))
+    fit(
+        tuned, gradients, windows, optimizer, lambda _: LEARNING_RATE, max_grad_norm=CLIP, deadline=Deadline(1e9),
+        stop=StopRequest(), hooks=[lambda report: found.append(report.loss)],
+    )  # fmt: skip
+    expected = reference_losses(rows, 50)
+    assert len(found) == 50 and expected[-1] < expected[0] - 0.02
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_no_more_graphs_are_compiled_than_there_are_shapes(rows: FakeRows, monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = []
+    original = AutodiffGradients._total
+
+    def count(self: AutodiffGradients, *arrays: mx.array) -> mx.array:
+        traced.append(tuple(a.shape for a in arrays))
+        return original(self, *arrays)
+
+    monkeypatch.setattr(AutodiffGradients, "_total", count)
+    tuned = model()
+    gradients = choose_gradients(tuned, SupervisedFineTuning(), PortableKernels(), compiled=True)
+    tuned.train()
+    shapes = set()
+    for window in plan(rows, 16).windows():
+        for batch in window.batches():
+            mx.eval(gradients.loss_and_gradients(batch))
+            shapes.add((batch.inputs_BL.shape, batch.positions_N.shape))
+    assert len(traced) <= len(shapes) < 125 * 4 / 2
