@@ -12,7 +12,9 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-INSTALL_HINT = "`apt-get install libopenblas0-pthread` (Debian, Ubuntu) or `pip install mkl` makes it about 50x faster"
+INSTALL_HINT = (
+    "`apt-get install libopenblas0-pthread` (Debian, Ubuntu) or `pip install mkl` makes this CPU several times faster"
+)
 _SYSTEM = ("libopenblas.so.0", "libopenblasp.so.0", "libmkl_rt.so.2", "libmkl_rt.so.3", "libmkl_rt.so")
 
 
@@ -32,6 +34,11 @@ def preload() -> str | None:
             continue
         return Path(name).name
     return None
+
+
+def blas_is_missing() -> bool:
+    """Whether MLX's matrix products on this CPU go to the reference BLAS."""
+    return sys.platform.startswith("linux") and preload() is None
 
 
 def _from_wheels() -> list[str]:

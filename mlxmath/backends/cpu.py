@@ -1,10 +1,9 @@
 """The CPU: every machine has one; float32, with a fast BLAS loaded before MLX."""
 
 import platform
-import sys
 
 from mlxmath.backends.base import DeviceInfo
-from mlxmath.backends.blas import INSTALL_HINT, preload
+from mlxmath.backends.blas import INSTALL_HINT, blas_is_missing, preload
 from mlxmath.backends.device import MlxDevice, machine_memory_bytes
 
 
@@ -31,8 +30,8 @@ class CpuBackend(MlxDevice):
     def _describe(self) -> DeviceInfo:
         blas = preload()
         notes: tuple[str, ...] = ()
-        if sys.platform.startswith("linux") and blas is None:
-            notes = (f"no fast BLAS found, matrix products run at about 1 % of this CPU's speed: {INSTALL_HINT}",)
+        if blas_is_missing():
+            notes = (f"no fast BLAS found for MLX, so matrix products go through NumPy or are slow: {INSTALL_HINT}",)
         return DeviceInfo(
             backend=self.name,
             device=f"{platform.processor() or platform.machine()} ({blas or 'system BLAS'})",

@@ -1,7 +1,7 @@
 """The kernels on a CPU, in NumPy over the arrays' own memory.
 
 MLX's exponential takes about 10 ns an element on x86, on one thread; NumPy's vectorized one takes 0.3 ns and lets go of
-the interpreter, so blocks that fit a core's cache run on all cores. The arrays are shared, not copied: `_view` is a
+the interpreter, so blocks that fit a core's cache run on all cores. The arrays are shared, not copied: `view` is a
 window on an evaluated array, and what is overwritten is always an array made here that nothing else has seen.
 
 Since they look at values, they cannot run inside `mx.compile`. Inputs of other types than float32 take the portable
@@ -38,7 +38,7 @@ class CpuKernels:
         """Four passes over a block while it is in the cache."""
         if _others(gate_BLF, up_BLF):
             return self._portable.swiglu(gate_BLF, up_BLF)
-        g, u = (_view(array).reshape(-1) for array in (gate_BLF, up_BLF))
+        g, u = (view(array).reshape(-1) for array in (gate_BLF, up_BLF))
         out = np.empty_like(g)
 
         def block(a: int, b: int) -> None:
@@ -55,7 +55,7 @@ class CpuKernels:
         """Both gradients while a block is in the cache."""
         if _others(gate_BLF, up_BLF, d_BLF):
             return self._portable.swiglu_backward(gate_BLF, up_BLF, d_BLF)
-        g, u, d = (_view(array).reshape(-1) for array in (gate_BLF, up_BLF, d_BLF))
+        g, u, d = (view(array).reshape(-1) for array in (gate_BLF, up_BLF, d_BLF))
         d_gate, d_up = np.empty_like(g), np.empty_like(g)
 
         def block(a: int, b: int) -> None:
@@ -83,7 +83,7 @@ class CpuKernels:
         length = q_BHLD.shape[2]
         scores = _scores(q_BHLD, k_BKLD, scale)
         log_sums = np.empty(scores.shape[:-1], np.float32)
-        rows, sums = _view(scores).reshape(-1, length, length), log_sums.reshape(-1, length)
+        rows, sums = view(scores).reshape(-1, length, length), log_sums.reshape(-1, length)
         added = _added_mask(mask, q_BHLD.shape)
 
         def heads(a: int, b: int) -> None:
@@ -119,8 +119,8 @@ class CpuKernels:
         d_scores = d_stacked @ v_BKLD.swapaxes(-1, -2)
         row_sums = (d_BHLD * output[0]).sum(-1)
         mx.eval(d_scores, row_sums)
-        p_rows, d_rows = (_view(array).reshape(-1, length, length) for array in (probabilities, d_scores))
-        sums, deltas = (_view(array).reshape(-1, length, 1) for array in (output[1], row_sums))
+        p_rows, d_rows = (view(array).reshape(-1, length, length) for array in (probabilities, d_scores))
+        sums, deltas = (view(array).reshape(-1, length, 1) for array in (output[1], row_sums))
         added = _added_mask(mask, q_BHLD.shape)
 
         def heads(a: int, b: int) -> None:
@@ -144,7 +144,7 @@ class CpuKernels:
         """In the memory of the logits."""
         if logits_NV.dtype != mx.float32:
             logits_NV = logits_NV.astype(mx.float32)
-        logits, targets, weights = _view(logits_NV), _view(targets_N), _view(weights_N)
+        logits, targets, weights = view(logits_NV), view(targets_N), view(weights_N)
         losses = np.empty(len(logits), np.float32)
 
         def rows(start: int, stop: int) -> None:
@@ -177,11 +177,11 @@ def _added_mask(mask: mx.array | None, shape: tuple[int, ...]) -> Floats:
     batch, heads, length, _ = shape
     if mask is None:
         return np.triu(np.full((1, length, length), -np.inf, np.float32), 1)
-    allowed = np.broadcast_to(_view(mask), (batch, heads, length, length))
+    allowed = np.broadcast_to(view(mask), (batch, heads, length, length))
     return np.where(allowed, np.float32(0), np.float32(-np.inf)).reshape(-1, length, length)
 
 
-def _view(array: mx.array) -> NDArray[Any]:
+def view(array: mx.array) -> NDArray[Any]:
     """The array's memory, evaluated, in row-major order."""
     array_ = mx.contiguous(array)
     mx.eval(array_)

@@ -8,7 +8,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.utils import load_model as mlx_lm_load_model
 
+from mlxmath.backends.blas import blas_is_missing
 from mlxmath.errors import MlxmathError
+from mlxmath.models.numpy_linear import use_numpy
 
 
 @dataclass(frozen=True)
@@ -39,5 +41,7 @@ def load_model(folder: Path, dtype: str) -> Loaded:
             f"{folder} does not load: {reason}. `mlxmath convert --overwrite` makes it again."
         ) from error
     model.set_dtype(getattr(mx, dtype))
+    if dtype == "float32" and mx.default_device() == mx.Device(mx.cpu, 0) and blas_is_missing():
+        use_numpy(model)
     mx.eval(model.parameters())
     return Loaded(model, config)

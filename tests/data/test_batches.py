@@ -35,9 +35,7 @@ def test_targets_are_filled_up_with_weight_zero_for_devices_that_compile() -> No
 
 
 @pytest.mark.parametrize("batching", ["bucket", "pad"])
-def test_every_row_once_an_epoch_in_windows_of_the_size_asked_for(
-    uneven_rows: FakeRows, batching: str
-) -> None:
+def test_every_row_once_an_epoch_in_windows_of_the_size_asked_for(uneven_rows: FakeRows, batching: str) -> None:
     windows = list(plan(uneven_rows, batching=batching).epoch(0))
     assert sorted(len(w.row_ids) for w in windows) == [5, 8, 8, 8, 8]
     assert sorted(row for w in windows for row in w.row_ids) == list(range(37))
