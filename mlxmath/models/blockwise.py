@@ -22,13 +22,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxmath.kernels.base import Kernels
+from mlxmath.models.numpy_linear import NumpyLinear
 
 Gradients = dict[str, mx.array]
 _ATTENTION, _SWIGLU = "scaled_dot_product_attention", "swiglu"
@@ -159,13 +160,13 @@ class Blockwise:
             seen.append(_Attended(q, k, v, scale))
             return mx.zeros(q.shape, q.dtype)
 
-        with _replaced(block.self_attn, _ATTENTION, probe):
+        with _replaced(block.self_attn, _ATTENTION, probe, wanted="before"):
             block.self_attn(block.input_layernorm(x), mask="causal", cache=None)
         return seen[0]
 
     @staticmethod
     def _output(block: nn.Module, x: mx.array, o: mx.array) -> mx.array:
-        with _replaced(block.self_attn, _ATTENTION, lambda *_, **__: o):
+        with _replaced(block.self_attn, _ATTENTION, lambda *_, **__: o, wanted="after"):
             return block.self_attn(block.input_layernorm(x), mask="causal", cache=None)
 
     @staticmethod
@@ -176,13 +177,13 @@ class Blockwise:
             seen.append((gate, up))
             return mx.zeros(gate.shape, gate.dtype)
 
-        with _replaced(block.mlp, _SWIGLU, probe):
+        with _replaced(block.mlp, _SWIGLU, probe, wanted="before"):
             block.mlp(block.post_attention_layernorm(h))
         return seen[0]
 
     @staticmethod
     def _down(block: nn.Module, h: mx.array, activated: mx.array) -> mx.array:
-        with _replaced(block.mlp, _SWIGLU, lambda *_: activated):
+        with _replaced(block.mlp, _SWIGLU, lambda *_: activated, wanted="after"):
             return block.mlp(block.post_attention_layernorm(h))
 
     def _block_forward(self, block: nn.Module, x: mx.array, mask: mx.array | None) -> tuple[mx.array, Any]:
@@ -242,7 +243,8 @@ class _Replay:
             return []
         found = [mx.array(mx.random.state[0])]
         for segment in segments:
-            segment()
+            with _only_gradients():
+                segment()
             found.append(mx.array(mx.random.state[0]))
         mx.eval(found)
         return found
@@ -268,7 +270,8 @@ def _vjp(
         return function(*arrays[: len(inputs)])
 
     try:
-        _, found = mx.vjp(of_everything, [*inputs, *values], cotangents)
+        with _only_gradients():
+            _, found = mx.vjp(of_everything, [*inputs, *values], cotangents)
     finally:
         module.update(tree_unflatten(list(zip(names, values, strict=True))))
     return list(found[: len(inputs)]), {
@@ -290,11 +293,32 @@ def _home(module: nn.Module) -> ModuleType:
 
 
 @contextmanager
-def _replaced(module: nn.Module, name: str, function: Callable[..., Any]) -> Iterator[None]:
+def _replaced(
+    module: nn.Module, name: str, function: Callable[..., Any], *, wanted: Literal["before", "after"]
+) -> Iterator[None]:
+    """Let the module call `function` for its function `name`; only products before, or after, that call are wanted."""
     home = _home(module)
     original = getattr(home, name)
-    setattr(home, name, function)
+    was_lazy = NumpyLinear.lazy
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        NumpyLinear.lazy = was_lazy or wanted == "before"
+        return function(*args, **kwargs)
+
+    setattr(home, name, call)
+    NumpyLinear.lazy = was_lazy or wanted == "after"
     try:
         yield
     finally:
         setattr(home, name, original)
+        NumpyLinear.lazy = was_lazy
+
+
+@contextmanager
+def _only_gradients() -> Iterator[None]:
+    """No product of a segment is wanted for itself."""
+    NumpyLinear.lazy = True
+    try:
+        yield
+    finally:
+        NumpyLinear.lazy = False

@@ -14,25 +14,37 @@ from mlxmath.kernels.cpu import view
 
 
 @mx.custom_function
-def _times_transposed(x: mx.array, weight: mx.array) -> mx.array:
+def _now(x: mx.array, weight: mx.array) -> mx.array:
     x_NI = view(x).reshape(-1, x.shape[-1])
     return mx.array(np.matmul(x_NI, view(weight).T)).reshape(*x.shape[:-1], weight.shape[0])
 
 
-@_times_transposed.vjp
-def _times_transposed_vjp(primals: Any, cotangent: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
+@mx.custom_function
+def _if_asked_for(x: mx.array, weight: mx.array) -> mx.array:
+    return x @ weight.T
+
+
+def _vjp(primals: Any, cotangent: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
     x, weight = primals
     d_NO = cotangent.reshape(-1, weight.shape[0])
     d_x = mx.array(np.matmul(view(d_NO), view(weight))).reshape(x.shape)
     return d_x, d_NO.T @ x.reshape(-1, x.shape[-1])  # the second is lazy, and a frozen weight never asks for it
 
 
+_now.vjp(_vjp)
+_if_asked_for.vjp(_vjp)
+
+
 class NumpyLinear(nn.Linear):
     """y = x Wᵀ + b in float32."""
 
+    lazy = False
+    """NumPy computes at once, needed or not. While this is True, products are left to MLX, which computes only what is
+    asked for; gradients still go through NumPy."""
+
     def __call__(self, x: mx.array) -> mx.array:
         """Apply the layer."""
-        y = _times_transposed(x, self.weight)
+        y = (_if_asked_for if NumpyLinear.lazy else _now)(x, self.weight)
         return y + self.bias if "bias" in self else y
 
 

@@ -13,7 +13,9 @@ from mlxmath.config.schema import LoraConfig
 from mlxmath.kernels.cpu import CpuKernels
 from mlxmath.kernels.portable import PortableKernels
 from mlxmath.lora.inject import inject
+from mlxmath.models import numpy_linear
 from mlxmath.models.blockwise import Blockwise
+from mlxmath.models.numpy_linear import use_numpy
 from mlxmath.models.split import split
 from tests.conftest import make_tiny_llama
 
@@ -96,6 +98,22 @@ def test_fused_projections() -> None:
     blocks = Blockwise(model, CpuKernels())
     _, tape = blocks.forward(mx.array(TOKENS))
     same(blocks.backward(tape, cotangent), expected)
+
+
+@pytest.mark.parametrize("checkpoint_every", [0, 1])
+def test_numpy_products_and_only_those_that_are_needed(monkeypatch: pytest.MonkeyPatch, checkpoint_every: int) -> None:
+    model = adapted(targets=("*",))
+    cotangent = mx.random.normal((2, 9, 32))
+    hidden, expected = autodiff(model, cotangent)
+    use_numpy(model)
+    counts = []
+    monkeypatch.setattr(numpy_linear.np, "matmul", lambda a, b: counts.append(1) or a @ b)
+    blocks = Blockwise(model, CpuKernels(), checkpoint_every)
+    found, tape = blocks.forward(mx.array(TOKENS))
+    np.testing.assert_allclose(np.array(found), np.array(hidden), rtol=1e-5, atol=1e-5)
+    assert len(counts) == 3 * 7  # blocks, linear layers
+    same(blocks.backward(tape, cotangent), expected)
+    assert len(counts) == 3 * 7 * (3 if checkpoint_every else 2)  # forward, backward, and the block recomputed
 
 
 @pytest.mark.parametrize("checkpoint_every", [0, 1])
