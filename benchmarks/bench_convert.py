@@ -11,16 +11,17 @@ import argparse
 import json
 import math
 import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-from importlib import metadata
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results" / "convert.json"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.common import RESULTS, machine, save_json
+
 MAKE = """
 import json, sys, torch
 folder, layers = sys.argv[1], int(sys.argv[2])
@@ -103,7 +104,7 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--folder", type=Path, default=None, help="where to work; default: the temporary folder")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=RESULTS / "convert.json")
     arguments = parser.parse_args()
 
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
@@ -138,33 +139,15 @@ def main() -> None:
         memory = ("", "") if way.startswith("cp") else (f"{above / 1e6:.0f}", f"{imports / 1e6:.0f}")
         print(f"{way:28} {seconds:8.2f} {seconds / copy:7.2f} {memory[0]:>21} {memory[1]:>17}")
 
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
     packages = ("mlx", "mlx-lm", "numpy", "safetensors", "torch")
     result = {
         "question": "peak memory and time of converting a float16 .bin",
         "bytes": num_bytes,
         "repeat": arguments.repeat,
-        "machine": {
-            "platform": platform.platform(),
-            "cpus": os.cpu_count(),
-            "processor": _processor(),
-            "load": os.getloadavg(),
-        },
-        "python": platform.python_version(),
-        "versions": {package: metadata.version(package) for package in packages},
-        "commit": commit.stdout.strip(),
+        "machine": machine(packages),
         "results": rows,
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    save_json(arguments.output, result)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,10 @@ its checksum verified.
 import argparse
 import json
 import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -35,6 +32,8 @@ preload()
 from mlx_lm.tokenizer_utils import TokenizerWrapper  # noqa: E402
 from mlx_lm.tuner.datasets import CompletionsDataset  # noqa: E402
 
+from benchmarks.common import GSM8K, RESULTS, machine  # noqa: E402
+from benchmarks.workload import byte_level_tokenizer  # noqa: E402
 from mlxmath.config.schema import DataConfig  # noqa: E402
 from mlxmath.data.cache import TokenRows, write_rows  # noqa: E402
 from mlxmath.data.codec import load_tokenizer  # noqa: E402
@@ -46,29 +45,7 @@ from mlxmath.problems.sources import load_problems  # noqa: E402
 
 TEMPLATE = get_template("tutor")
 NUM_TOKENS = 100_000_000
-
-
-def byte_level_tokenizer(texts: list[str], vocab_size: int) -> Any:
-    """Byte-level BPE with the splitting pattern of Llama 3 and Qwen 2."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    pattern = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-        r"|\s+(?!\S)|\s+"
-    )
-    backend = Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(pattern), "isolated")
-    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=["<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+PACKAGES = ("tokenizers", "transformers", "numpy", "mlx-lm", "mlx")
 
 
 def compare(name: str, tokenizer: Any, problems: list[Any], repeats: int) -> dict[str, Any]:
@@ -161,27 +138,13 @@ def cache_times(num_tokens: int, repeats: int) -> dict[str, Any]:
         }
 
 
-def machine() -> dict[str, Any]:
-    """Where and with what this was measured."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True)
-    packages = ("tokenizers", "transformers", "numpy", "mlx-lm", "mlx")
-    return {
-        "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "load_average": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in packages},
-        "commit": commit.stdout.strip(),
-    }
-
-
 def main() -> None:
     """Run, print a table, write benchmarks/results/prepare.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data" / "gsm8k" / "train.jsonl")
+    parser.add_argument("--data", type=Path, default=GSM8K)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--num-tokens", type=int, default=NUM_TOKENS)
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results" / "prepare.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "prepare.json")
     options = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     problems = list(load_problems(DataConfig(dataset=str(options.data))))
@@ -191,7 +154,7 @@ def main() -> None:
         "byte-level BPE, 32k, trained on these rows": byte_level_tokenizer(texts, 32_000),
     }
     result = {
-        "machine": machine(),
+        "machine": machine(PACKAGES),
         "tokenization": [compare(name, t, problems, options.repeats) for name, t in tokenizers.items()],
         "cache": cache_times(options.num_tokens, options.repeats),
     }

@@ -1,0 +1,185 @@
+"""How does the peak memory of training grow with the length of the rows and with the vocabulary?
+
+    python benchmarks/bench_memory.py [--mlx-lm] [--quick]
+
+One row a step, rank-8 LoRA on q and v of a small Llama (hidden 512, 8 blocks), every token but the prompt's a target,
+float32 on the CPU: `mlxmath train` with and without --grad-checkpoint, and with --mlx-lm also mlx_lm.lora. "above
+weights" is the peak of MLX's allocator during training less the weights. The last column is the growth from the row
+before, in kB a token (constant where memory is linear in the length).
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from mlxmath.backends.blas import preload  # noqa: E402
+
+preload()
+
+from benchmarks import contestants  # noqa: E402
+from benchmarks.common import (  # noqa: E402
+    DEMO_ROWS,
+    GSM8K,
+    RESULTS,
+    exit_on_sigterm,
+    gigabytes,
+    machine,
+    save_json,
+    show_table,
+)
+from benchmarks.contestants import Conditions, run_worker, train, train_help  # noqa: E402
+from benchmarks.workload import SHAPES, Shape, Workload, make_workload, tokenize  # noqa: E402
+
+NUM_IDS = 2_000
+"""Size of the tokenizer, whatever the model's vocabulary: memory does not depend on which ids occur."""
+NUM_STEPS = 2
+CHECKPOINT = "--grad-checkpoint"
+
+Result = dict[str, Any]
+
+
+def main() -> None:
+    """Run, print tables, write JSON and a plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="small", help=f"one of {', '.join(SHAPES)} (default: small)")
+    parser.add_argument("--lengths", default="128,256,512,1024,2048", help="tokens of a row")
+    parser.add_argument("--vocabularies", default="8000,32000,64000,128000,152000")
+    parser.add_argument("--length", type=int, default=512, help="tokens of a row where the vocabulary varies")
+    parser.add_argument("--mlx-lm", action="store_true", help="measure mlx_lm.lora too")
+    parser.add_argument("--quick", action="store_true", help="two lengths, two vocabularies")
+    parser.add_argument("--backend", default="cpu", choices=("cpu", "cuda", "metal"))
+    parser.add_argument("--timeout", type=float, default=900, help="seconds a run may take")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "mlxmath-benchmarks")
+    parser.add_argument("--out", type=Path, default=RESULTS / "memory.json")
+    options = parser.parse_args()
+    exit_on_sigterm()
+    lengths, vocabularies = (
+        [int(part) for part in text.split(",")][: 2 if options.quick else None]
+        for text in (options.lengths, options.vocabularies)
+    )
+    shape = SHAPES[options.shape]
+    conditions = Conditions(options.backend, 1, options.timeout)
+    ways = [("mlxmath", False)] + ([("mlxmath", True)] if CHECKPOINT in train_help() else [])
+    ways += [("mlx_lm.lora", False), ("mlx_lm.lora", True)] if options.mlx_lm else []
+    record: Result = {
+        "question": "peak memory of a training step of one row",
+        "machine": machine(("mlx", "mlx-lm", "numpy")),
+        "shape": shape.title,
+        "by_length": [],
+        "by_vocabulary": [],
+    }
+    plan = [("by_length", length, shape.vocab) for length in lengths]
+    plan += [("by_vocabulary", options.length, vocabulary) for vocabulary in vocabularies]
+    for kind, length, vocabulary in plan:
+        workload = row_of(replace(shape, vocab=vocabulary), options.work, length)
+        for trainer, checkpoint in ways:
+            result = measure(workload, conditions, trainer, length, checkpoint=checkpoint)
+            record[kind].append({"trainer": trainer, "grad_checkpoint": checkpoint, "length": length,
+                                 "vocabulary": vocabulary, **result})  # fmt: skip
+            print(f"{_way(record[kind][-1])}, {length} tokens, vocabulary {vocabulary:,}: "
+                  f"{result.get('failed') or gigabytes(result['above_weights_bytes'])}", flush=True)  # fmt: skip
+            save_json(options.out, record)
+    show("by length", record["by_length"], "length")
+    show(f"by vocabulary, {options.length} tokens", record["by_vocabulary"], "vocabulary")
+    plot(record, options.out.with_suffix(".png"))
+    print(f"\n-> {options.out}, {options.out.with_suffix('.png')}")
+
+
+def row_of(shape: Shape, work: Path, length: int) -> Workload:
+    """A workload of `NUM_STEPS` equal rows with exactly `length` inputs (`length` + 1 tokens)."""
+    data = GSM8K if GSM8K.exists() else DEMO_ROWS
+    workload = make_workload(
+        shape, work, data, dtype="float32", num_rows=1, template=contestants.TEMPLATE, num_ids=NUM_IDS
+    )
+
+    def lines(num_words: int) -> list[str]:
+        return [json.dumps({"problem": "Say a.", "solution": "a" + " a" * num_words})] * NUM_STEPS
+
+    def rows(num_words: int) -> list[Any]:
+        return tokenize(lines(num_words), workload.folder, workload.model, contestants.TEMPLATE)
+
+    num_words = length + 1 - len(rows(0)[0].tokens)
+    found = replace(workload, rows=rows(num_words), folder=workload.folder)
+    assert all(len(row.tokens) == length + 1 for row in found.rows), (length, len(found.rows[0].tokens))
+    found.dataset.write_text("".join(line + "\n" for line in lines(num_words)))
+    return found
+
+
+def measure(workload: Workload, conditions: Conditions, trainer: str, length: int, *, checkpoint: bool) -> Result:
+    """Peak memory of a few steps of one row."""
+    with tempfile.TemporaryDirectory() as folder:
+        if trainer == "mlxmath":
+            extra = ["--max-seq-len", str(length + 1)] + ([CHECKPOINT, "1"] if checkpoint else [])
+            run, finished = train(
+                workload, Path(folder) / "run", workload.dataset, conditions,
+                batch_size=1, accumulation=1, num_epochs=1, extra=extra,
+            )  # fmt: skip
+            result = {"failed": finished.failure} if finished.failure else {"peak_device_bytes": run["peak_bytes"]}
+        else:
+            job = contestants.job_of(workload, conditions, batch_size=1, accumulation=1, first_batch=1,
+                                     setting={"grad_checkpoint": checkpoint})  # fmt: skip
+            result = run_worker("mlx_lm_lora", job, Path(folder), conditions.timeout_s)
+    if "failed" in result or "skipped" in result:
+        return {"failed": result.get("failed") or result["skipped"]}
+    peak = result["peak_device_bytes"]
+    return {"peak_device_bytes": peak, "above_weights_bytes": peak - workload.weights_bytes}
+
+
+def _way(result: Result) -> str:
+    return result["trainer"] + (", checkpointing" if result["grad_checkpoint"] else "")
+
+
+def _curves(results: Sequence[Result]) -> dict[str, list[Result]]:
+    curves: dict[str, list[Result]] = {}
+    for result in results:
+        if "failed" not in result:
+            curves.setdefault(_way(result), []).append(result)
+    return curves
+
+
+def show(title: str, results: Sequence[Result], by: str) -> None:
+    """Print a table: each way's memory against `by`."""
+    rows = []
+    for way, points in _curves(results).items():
+        for i, point in enumerate(points):
+            growth = "-"
+            if i:
+                before = points[i - 1]
+                step = (point["above_weights_bytes"] - before["above_weights_bytes"]) / (point[by] - before[by])
+                growth = f"{step / 1000:,.1f} kB"
+            above = point["above_weights_bytes"]
+            cells = [f"{point[by]:,}", gigabytes(point["peak_device_bytes"]), f"{above / 1e6:,.1f} MB", growth]
+            rows.append([way, *cells])
+    show_table(title, ("", by, "peak", "above weights", f"growth a unit of {by}"), rows)
+
+
+def plot(record: Result, path: Path) -> None:
+    """Memory above the weights against length and against vocabulary."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("no plot: matplotlib is not installed")
+        return
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    panels = zip(figure.subplots(1, 2), (("by_length", "length"), ("by_vocabulary", "vocabulary")), strict=True)
+    for axes, (kind, by) in panels:
+        for way, points in _curves(record[kind]).items():
+            x = [point[by] for point in points]
+            axes.plot(x, [point["above_weights_bytes"] / 1e6 for point in points], marker="o", label=way)
+        axes.set(xlabel={"length": "tokens of a row"}.get(by, by), ylabel="peak above weights (MB)", ylim=(0, None))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle(f"Memory of a training step, {record['shape']}")
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
