@@ -4,11 +4,12 @@
                                      [--peer-python PATH] [--repeat N] [--quick]
 
 All train the same rows of GSM8K on the same model folder (random weights): rank-8 LoRA on q and v, loss on completions
-only, effective batch 8, AdamW, float32. Each run is a fresh process with the same BLAS. tokens/s counts the same real
-tokens (prompt, completion, end-of-text; no padding) for all, over every epoch after the first. "above weights" is peak
-device memory less the weights (for torch: highest resident set less that at the start of training). "of ceiling" is the
-fraction of what this machine's matrix products alone, measured at the start in the model's shapes, would allow: 4 FLOP
-a frozen weight and token, the head on target tokens only. The loss of the first batch must agree between all.
+only, effective batch 8, AdamW, float32. Each run is a fresh process; those on MLX have the same BLAS, torch the one it
+comes with, on which it is much faster. tokens/s counts the same real tokens (prompt, completion, end-of-text; no
+padding) for all, over every epoch after the first. "above weights" is peak device memory less the weights (for torch:
+highest resident set less that at the start of training). "of ceiling" is the fraction of what this machine's matrix
+products alone, by MLX, measured at the start in the model's shapes, would allow: 4 FLOP a frozen weight and token, the
+head on target tokens only. The loss of the first batch must agree between all.
 
 Unsloth needs a Python environment of its own, made once:
 
@@ -73,6 +74,7 @@ def main() -> None:
     names = options.contestants.split(",")
     if unknown := set(names) - set(NAMES):
         sys.exit(f"--contestants: {', '.join(sorted(unknown))} is unknown; there are {', '.join(NAMES)}")
+    torch_blas = ["own", "preloaded"] if options.torch_blas == "both" else [options.torch_blas]
     record: Result = {
         "question": "tokens/s and memory of LoRA training",
         "machine": machine(PACKAGES),
@@ -88,7 +90,9 @@ def main() -> None:
         workload = make_workload(shape, work, data, dtype="float32", num_rows=num_rows, template=contestants.TEMPLATE)
         print(f"\n{shape.title}: {len(workload.rows)} rows, {workload.num_tokens:,} tokens, "
               f"{workload.num_targets:,} targets, weights {gigabytes(workload.weights_bytes)}", flush=True)  # fmt: skip
-        chosen = contestants.entries(names, batches, ours_batches or contestants.default_ours_batches(batches))
+        chosen = contestants.entries(
+            names, batches, ours_batches or contestants.default_ours_batches(batches), torch_blas
+        )
 
         def save(part: Result, name: str = name) -> None:
             record["shapes"][name] = part
@@ -111,6 +115,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batches", default="1,2,4", help="micro-batch sizes to try (default: 1,2,4)")
     parser.add_argument("--ours-batches", help="the same for mlxmath (default: its own planning, where it has one)")
     parser.add_argument("--ours-options", default="", help="further options for mlxmath train, in one string")
+    parser.add_argument(
+        "--torch-blas",
+        default="own",
+        choices=("own", "preloaded", "both"),
+        help="torch on the BLAS it comes with (default), on the one that the others share, or each",
+    )
     parser.add_argument("--epochs", type=int, default=2, help="passes over the rows, the first not timed (default: 2)")
     parser.add_argument("--rows", type=int, help="rows to train on (default: the shape's)")
     parser.add_argument("--repeat", type=int, default=1, help="runs of each, in turn; the fastest counts (default: 1)")

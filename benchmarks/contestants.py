@@ -53,10 +53,13 @@ class Conditions:
     """Also run ours on the first batch alone, for its loss (the others give theirs on the way)."""
 
 
-def entries(names: Sequence[str], batches: Sequence[int], ours_batches: Sequence[int]) -> list[Entry]:
+def entries(
+    names: Sequence[str], batches: Sequence[int], ours_batches: Sequence[int], torch_blas: Sequence[str] = ("own",)
+) -> list[Entry]:
     """All settings of the contestants in `names`; those that differ in batch size only are tried at each of `batches`.
 
-    mlx_lm.lora is always tried at batch 4, its default.
+    mlx_lm.lora is always tried at batch 4, its default. torch runs on its own BLAS unless `torch_blas` says
+    "preloaded": OpenBLAS's idle threads spin, and torch's OpenMP threads then wait for a core at every barrier.
     """
     found: list[Entry] = []
     if "ours" in names:
@@ -70,8 +73,9 @@ def entries(names: Sequence[str], batches: Sequence[int], ours_batches: Sequence
             for size in sorted({2, *batches} - {4, 8})
         ]
     if "torch" in names:
-        found += [Entry("torch", f"batch {size}", size) for size in batches]
-        found.append(Entry("torch", "batch 2, its own BLAS", 2, {"own_blas": True}))
+        for blas in torch_blas:
+            label = ", OpenBLAS preloaded" if blas == "preloaded" else ""
+            found += [Entry("torch", f"batch {size}{label}", size, {"own_blas": blas == "own"}) for size in batches]
     return found
 
 

@@ -71,7 +71,6 @@ def main() -> None:
     shapes = [tiny(SHAPES[name]) if options.tiny else SHAPES[name] for name in names]
     dtype = "float32" if options.backend == "cpu" else "bfloat16"
     chosen = entries(options.contestants.split(","), [8], [8])
-    chosen = [entry for entry in chosen if entry.contestant != "torch" or not entry.setting]
     out = options.out or RESULTS / ("gpu_tiny.json" if options.tiny else "gpu.json")
     if options.dry_run:
         print(f"{options.minutes:g} minutes on {options.backend}, {dtype}, -> {out}")

@@ -1,13 +1,16 @@
 """Every setting of a run, once: its type, its limits, its default and the sentence that `--help` shows for it."""
 
 import math
+import os.path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 DEFAULT_MODEL = "deepseek-ai/deepseek-math-7b-instruct"
 DEFAULT_DATASET = "open-r1/OpenR1-Math-220k"
 DEMO = "demo"
+
+Folder = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 class Section(BaseModel):
@@ -21,7 +24,7 @@ class ModelConfig(Section):
 
     model: str = Field(DEFAULT_MODEL, description="Hugging Face repository or local folder; 'demo' is the bundled one.")
     revision: str | None = Field(None, description="Branch, tag or commit of the model repository.")
-    mlx_path: str = Field("mlx_model", description="Folder for the converted model.")
+    mlx_path: Folder = Field("mlx_model", description="Folder for the converted model.")
     quantize: Literal[4, 8] | None = Field(None, description="Bits a weight of the linear layers (unset: none).")
     group_size: Literal[32, 64, 128] = Field(64, description="Weights that share one quantization scale.")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
@@ -50,7 +53,7 @@ class DataConfig(Section):
     )
     train_on_prompt: bool = Field(False, description="Train on the problem's tokens too, not only the solution's.")
     num_examples: Annotated[int, Field(ge=1)] | None = Field(None, description="Use only the first N rows.")
-    cache_dir: str = Field("cache", description="Folder for the tokenized dataset.")
+    cache_dir: Folder = Field("cache", description="Folder for the tokenized dataset.")
 
 
 class LoraConfig(Section):
@@ -94,7 +97,7 @@ class LoraConfig(Section):
 class TrainingConfig(Section):
     """The loop: how much, how fast, for how long."""
 
-    adapter_path: str = Field("adapters", description="Folder for the adapters, checkpoints and curves.")
+    adapter_path: Folder = Field("adapters", description="Folder for the adapters, checkpoints and curves.")
     full: bool = Field(
         False, description="Train the blocks' own weights, not adapters (of the lora settings, num_layers counts)."
     )

@@ -60,6 +60,7 @@ def fixed_settings(
         "full",
         "optimizer",
         "validation_split",
+        "batching",
         "batch_size",
         "grad_accumulation_steps",
         "weight_decay",

@@ -61,3 +61,11 @@ def test_published_defaults() -> None:
     assert config.model.model == "deepseek-ai/deepseek-math-7b-instruct"
     assert config.data.dataset == "open-r1/OpenR1-Math-220k"
     assert (config.model.mlx_path, training.adapter_path, config.data.cache_dir) == ("mlx_model", "adapters", "cache")
+
+
+def test_folders_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    config = settings({"model__mlx_path": "~/m", "training__adapter_path": "~/a", "data__cache_dir": "~/c"}).config
+    assert (config.model.mlx_path, config.training.adapter_path, config.data.cache_dir) == (
+        "/home/somebody/m", "/home/somebody/a", "/home/somebody/c",
+    )  # fmt: skip
