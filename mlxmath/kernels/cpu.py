@@ -18,6 +18,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxmath.backends.blas import blas_is_missing
 from mlxmath.kernels.portable import PortableKernels
 
 _BLOCK = 1 << 15
@@ -98,7 +99,7 @@ class CpuKernels:
                 sums[head] = top + np.log(total)
 
         _parallel(heads, len(rows), 1)
-        return (scores @ v_BKLD).reshape(q_BHLD.shape), mx.array(log_sums)
+        return product(scores, v_BKLD).reshape(q_BHLD.shape), mx.array(log_sums)
 
     def attention_backward(
         self,
@@ -116,7 +117,7 @@ class CpuKernels:
         length = q_BHLD.shape[2]
         d_stacked = _stacked(d_BHLD, k_BKLD)
         probabilities = _scores(q_BHLD, k_BKLD, scale)
-        d_scores = d_stacked @ v_BKLD.swapaxes(-1, -2)
+        d_scores = product(d_stacked, v_BKLD.swapaxes(-1, -2))
         row_sums = (d_BHLD * output[0]).sum(-1)
         mx.eval(d_scores, row_sums)
         p_rows, d_rows = (view(array).reshape(-1, length, length) for array in (probabilities, d_scores))
@@ -134,9 +135,9 @@ class CpuKernels:
                 d *= scale
 
         _parallel(heads, len(p_rows), 1)
-        d_q = (d_scores @ k_BKLD).reshape(q_BHLD.shape)
-        d_k = d_scores.swapaxes(-1, -2) @ _stacked(q_BHLD, k_BKLD)
-        return d_q, d_k, probabilities.swapaxes(-1, -2) @ d_stacked
+        d_q = product(d_scores, k_BKLD).reshape(q_BHLD.shape)
+        d_k = product(d_scores.swapaxes(-1, -2), _stacked(q_BHLD, k_BKLD))
+        return d_q, d_k, product(probabilities.swapaxes(-1, -2), d_stacked)
 
     def softmax_gradient(
         self, logits_NV: mx.array, targets_N: mx.array, weights_N: mx.array, soft_cap: float | None
@@ -167,7 +168,7 @@ def _stacked(x_BHLD: mx.array, k_BKLD: mx.array) -> mx.array:
 
 def _scores(q_BHLD: mx.array, k_BKLD: mx.array, scale: float) -> mx.array:
     """scale · q kᵀ, evaluated and nobody else's: (B, K, H/K · L, L)."""
-    scores = _stacked(q_BHLD * scale, k_BKLD) @ k_BKLD.swapaxes(-1, -2)
+    scores = product(_stacked(q_BHLD * scale, k_BKLD), k_BKLD.swapaxes(-1, -2))
     mx.eval(scores)
     return scores
 
@@ -186,6 +187,14 @@ def view(array: mx.array) -> NDArray[Any]:
     array_ = mx.contiguous(array)
     mx.eval(array_)
     return np.asarray(array_)
+
+
+def product(a: mx.array, b: mx.array) -> mx.array:
+    """a b: MLX's matrix product, or NumPy's where MLX has only the reference BLAS (see `mlxmath.backends.blas`)."""
+    if not blas_is_missing():
+        return a @ b
+    mx.eval(a, b)
+    return mx.array(np.matmul(np.asarray(a), np.asarray(b)))  # a transposed factor is one by its strides, not a copy
 
 
 @cache

@@ -13,6 +13,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from mlxmath.kernels.cpu import product
+
 
 @dataclass(frozen=True)
 class Head:
@@ -58,7 +60,8 @@ class Head:
                 mode=layer.mode,
             )
         weight_VD = layer.weight.astype(x.dtype)
-        return x @ weight_VD.T if transpose else x @ weight_VD
+        multiply = product if x.dtype == mx.float32 and mx.default_device() == mx.Device(mx.cpu, 0) else mx.matmul
+        return multiply(x, weight_VD.T if transpose else weight_VD)
 
 
 @dataclass(frozen=True)

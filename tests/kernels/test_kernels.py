@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxmath.kernels.cpu import CpuKernels
+from mlxmath.kernels.cpu import CpuKernels, product
 from mlxmath.kernels.portable import PortableKernels
 
 FORMS = [PortableKernels, CpuKernels]
@@ -86,3 +86,16 @@ def test_softmax_gradient(kernels: Any, tokens: int, vocabulary: int, soft_cap: 
     found, gradient = kernels.softmax_gradient(mx.array(logits), mx.array(targets), mx.array(weights), soft_cap)
     np.testing.assert_allclose(np.array(found), losses, rtol=2e-5, atol=1e-5)
     np.testing.assert_allclose(np.array(gradient), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_products_are_the_same_through_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = mx.random.normal((2, 3, 4)), mx.random.normal((2, 5, 4)).swapaxes(-1, -2)
+    expected = a @ b
+    for missing in (False, True):
+        monkeypatch.setattr("mlxmath.kernels.cpu.blas_is_missing", lambda missing=missing: missing)
+        close(product(a, b), expected)
+
+
+def test_attention_through_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlxmath.kernels.cpu.blas_is_missing", lambda: True)
+    test_attention(CpuKernels(), 3, 6, 2, 33, packed=True)
