@@ -71,7 +71,12 @@ def processor() -> str:
 
 def exit_on_sigterm() -> None:
     """Turn SIGTERM into an exit that cleans up, so that no started process is left behind."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+    def leave(*_: object) -> None:
+        print("ended by SIGTERM", file=sys.stderr, flush=True)
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, leave)
 
 
 def save_json(path: Path, value: Any) -> None:

@@ -12,6 +12,7 @@ class CpuBackend(MlxDevice):
 
     name = "cpu"
     bucket_multiple = 16
+    most_cache_bytes = 512 << 20
 
     def unavailable(self) -> str | None:
         """None: there is always a CPU, if MLX's library for it is installed."""

@@ -19,6 +19,8 @@ class MlxDevice(ABC):
     name: str
     bucket_multiple: int
     features: frozenset[Feature] = frozenset()
+    most_cache_bytes: int = 8 << 30
+    """Freed buffers that MLX keeps for the next operations."""
 
     @abstractmethod
     def unavailable(self) -> str | None:
@@ -47,7 +49,7 @@ class MlxDevice(ABC):
         info = self._describe()
         limit = memory_limit_bytes or info.memory_bytes
         mx.set_memory_limit(limit)
-        mx.set_cache_limit(limit // 8)
+        mx.set_cache_limit(min(limit // 8, self.most_cache_bytes))
         if self.supports("wired_memory"):
             mx.set_wired_limit(min(limit, info.memory_bytes))
         mx.random.seed(seed)

@@ -14,7 +14,7 @@ from mlxmath.errors import MlxmathError
 HEAD_CHUNK_BYTES = 128 << 20
 """Logits that the loss holds at a time, in float32. (Matrix products of fewer than some 200 rows waste a CPU.)"""
 
-_PAYS_OFF = {"cpu": 1024, "metal": 4096, "cuda": 16384}
+_PAYS_OFF = {"cpu": 512, "metal": 4096, "cuda": 16384}
 """Padded tokens beyond which a larger micro-batch no longer makes a device faster."""
 
 _OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "adafactor": 4, "lion": 4, "muon": 4}
