@@ -23,7 +23,7 @@ demo: $(VENV)/ready
 	$(BIN)/python -m mlxmath.demo
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
