@@ -39,7 +39,7 @@ TRAINING = (
     "training.early_stopping_patience", "training.early_stopping_min_delta", "training.resume", "training.seed",
 )  # fmt: skip
 RUNTIME = ("runtime.backend", "runtime.memory_limit_gb")
-OVERCOMMIT = ("runtime.allow_overcommit",)
+SCHEDULING = ("runtime.workers", "runtime.allow_overcommit")
 
 DEBUG: Values = {
     "model.model": DEMO,

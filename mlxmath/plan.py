@@ -16,7 +16,7 @@ from mlxmath.errors import InputError
 if TYPE_CHECKING:
     from mlxmath.backends.base import DeviceInfo
     from mlxmath.config.schema import RunConfig
-    from mlxmath.models.memory import MemoryPlan
+    from mlxmath.models.memory import Batching, MemoryPlan
 
 _UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "": 1.0}
 
@@ -33,6 +33,7 @@ _UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "": 1.0}
     "training.max_batch_tokens",
     "training.grad_checkpoint",
     *options.RUNTIME,
+    "runtime.workers",
 )
 @click.option("--memory", metavar="SIZE", help="Plan for a machine with this much memory, for example 16GB.")
 def main(memory: str | None, **values: Any) -> None:
@@ -48,8 +49,11 @@ def main(memory: str | None, **values: Any) -> None:
         device = replace(device, memory_bytes=parse_size(memory))
     source = fetch(config.model.model, config.model.revision, config_only=True)
     model_config = read_json(source.folder / "config.json")
-    plan, tokens = planned(config, model_config, device, config.data.max_seq_len)
-    click.echo(f"{source.name}: micro-batches of {tokens:,} tokens, rows of up to {config.data.max_seq_len:,}")
+    plan, batching = planned(config, model_config, device, config.data.max_seq_len)
+    click.echo(
+        f"{source.name}: {batching.num_workers} x {batching.tokens:,} tokens at once, rows of up to "
+        f"{config.data.max_seq_len:,}"
+    )
     for line in table(plan):
         click.echo(line)
     if plan.total <= device.memory_bytes:
@@ -65,17 +69,17 @@ def main(memory: str | None, **values: Any) -> None:
 
 def planned(
     config: "RunConfig", model_config: Mapping[str, Any], device: "DeviceInfo", longest: int
-) -> tuple["MemoryPlan", int]:
-    """The plan, and the padded tokens in a micro-batch that it is for."""
-    from mlxmath.models.memory import ModelShape, auto_batch_tokens, plan_memory
+) -> tuple["MemoryPlan", "Batching"]:
+    """The plan, and the micro-batches that it is for."""
+    from mlxmath.models.memory import ModelShape, choose_batching, plan_memory
 
     shape = ModelShape.from_config(model_config)
     if stored := model_config.get("quantization"):
         quantized = {"quantize": stored["bits"], "group_size": stored["group_size"]}
         config = config.model_copy(update={"model": config.model.model_copy(update=quantized)})
-    tokens = config.training.max_batch_tokens or auto_batch_tokens(model_config, config, device, longest)
+    batching = choose_batching(model_config, config, device, longest)
     itemsize = 4 if device.compute_dtype == "float32" else 2
-    return plan_memory(shape, config, itemsize=itemsize, batch_tokens=tokens, longest=longest), tokens
+    return plan_memory(shape, config, itemsize=itemsize, batching=batching, longest=longest), batching
 
 
 def remedies(

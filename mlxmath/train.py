@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     *options.LORA,
     *options.TRAINING,
     *options.RUNTIME,
-    *options.OVERCOMMIT,
+    *options.SCHEDULING,
 )
 @click.option("--debug", is_flag=True, help="The bundled model, ten problems, a few seconds.")
 def main(debug: bool, **values: Any) -> None:
@@ -63,7 +63,7 @@ def train(resolved: Resolved) -> int:
     from mlxmath.lora.adapter import adapter_config
     from mlxmath.lora.inject import inject, open_blocks
     from mlxmath.models.load import load_model
-    from mlxmath.models.memory import auto_batch_tokens
+    from mlxmath.models.memory import choose_batching
     from mlxmath.objectives.sft import SupervisedFineTuning
     from mlxmath.plan import check_fits
     from mlxmath.prepare import prepare_rows
@@ -77,6 +77,7 @@ def train(resolved: Resolved) -> int:
     from mlxmath.training.optimizers import make_optimizer
     from mlxmath.training.schedule import learning_rates
     from mlxmath.training.validation import BEST, Validation
+    from mlxmath.training.workers import Workers
     from mlxmath.weights.convert import ensure_model
 
     template = get_template(config.data.template)
@@ -103,25 +104,26 @@ def train(resolved: Resolved) -> int:
         restore(checkpoint, model, optimizer)
         position = checkpoint.position
 
-    gradients = choose_gradients(
+    batching = choose_batching(loaded.config, config, device, longest)
+    kernels = kernels_for(device, batching.num_workers)
+    workers = Workers(
         model,
-        SupervisedFineTuning(),
-        kernels_for(device),
-        compiled=backend.supports("compile"),
-        checkpoint_every=training.grad_checkpoint,
+        lambda replica: choose_gradients(
+            replica,
+            SupervisedFineTuning(),
+            kernels,
+            compiled=backend.supports("compile"),
+            checkpoint_every=training.grad_checkpoint,
+        ),
+        batching.num_workers,
     )
-    plan = WindowPlan(
-        rows,
-        training,
-        training.max_batch_tokens or auto_batch_tokens(loaded.config, config, device, longest),
-        shape,
-    )
+    plan = WindowPlan(rows, training, batching.tokens, shape, batching.num_workers)
     total = training.num_epochs * plan.windows_per_epoch
     total = min(total, training.max_steps or total)
     say(
         f"{len(rows):,} sequences, {int(rows.lengths.sum()):,} tokens an epoch; {total:,} steps of "
         f"{training.batch_size} x {training.grad_accumulation_steps} sequences, micro-batches of up to "
-        f"{plan.max_tokens:,} tokens; {gradients.how}"
+        f"{plan.max_tokens:,} tokens; {workers.how}"
     )
 
     run.start(
@@ -145,8 +147,7 @@ def train(resolved: Resolved) -> int:
     stop, deadline = StopRequest(), Deadline(training.max_training_time_hours * 3600)
     progress = ProgressBar(total, position.step, deadline, backend)
     validation = Validation(
-        model,
-        gradients,
+        workers,
         list(WindowPlan(held_out, training, plan.max_tokens, shape).epoch(0)) if held_out else [],
         folder,
         training,
@@ -169,8 +170,7 @@ def train(resolved: Resolved) -> int:
             ending = validation.catch_up(position)
             if ending is None:
                 ending, position = fit(
-                    model,
-                    gradients,
+                    workers,
                     islice(plan.windows(position.epoch, position.window), max(0, total - position.step)),
                     optimizer,
                     learning_rates(training, total),

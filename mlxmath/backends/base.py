@@ -17,6 +17,8 @@ class DeviceInfo:
     compute_dtype: str
     """Type of the activations and of unquantized weights in memory."""
     dtype_reason: str
+    num_workers: int = 1
+    """Micro-batches that it computes faster at once than one after the other."""
     notes: tuple[str, ...] = ()
     """What would make it faster, a line each."""
 

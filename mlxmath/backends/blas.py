@@ -8,9 +8,13 @@ must run before any import of mlx; the parts of mlxmath that import mlx call `pr
 import ctypes
 import ctypes.util
 import functools
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 INSTALL_HINT = (
     "`apt-get install libopenblas0-pthread` (Debian, Ubuntu) or `pip install mkl` makes this CPU several times faster"
@@ -39,6 +43,30 @@ def preload() -> str | None:
 def blas_is_missing() -> bool:
     """Whether MLX's matrix products on this CPU go to the reference BLAS."""
     return sys.platform.startswith("linux") and preload() is None
+
+
+def num_usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def can_limit_threads() -> bool:
+    """Whether `one_thread` works here: for OpenBLAS and MKL, not for Apple's Accelerate."""
+    return preload() is not None
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let matrix products run on the thread that asks for them, so that several threads can ask at once."""
+    with _libraries().limit(limits=1, user_api="blas"):
+        yield
+
+
+@functools.cache
+def _libraries() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def _from_wheels() -> list[str]:

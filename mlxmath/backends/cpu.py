@@ -3,7 +3,7 @@
 import platform
 
 from mlxmath.backends.base import DeviceInfo
-from mlxmath.backends.blas import INSTALL_HINT, blas_is_missing, preload
+from mlxmath.backends.blas import INSTALL_HINT, blas_is_missing, can_limit_threads, num_usable_cores, preload
 from mlxmath.backends.device import MlxDevice, machine_memory_bytes
 
 
@@ -39,5 +39,6 @@ class CpuBackend(MlxDevice):
             memory_bytes=int(machine_memory_bytes() * 0.8),
             compute_dtype="float32",
             dtype_reason="MLX's 16-bit matrix products on a CPU are 40 to 80 times slower",
+            num_workers=num_usable_cores() if can_limit_threads() else 1,
             notes=notes,
         )

@@ -195,6 +195,9 @@ class RuntimeConfig(Section):
     memory_limit_gb: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Most device memory MLX may hold, in GB (unset: the device's recommendation)."
     )
+    workers: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Micro-batches computed at once (unset: on the CPU one a core, if memory allows; else one)."
+    )
     allow_overcommit: bool = Field(False, description="Start a run even if its planned memory exceeds the device's.")
 
 

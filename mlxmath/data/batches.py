@@ -67,10 +67,24 @@ class Window:
         ids = getattr(self.plan.rows, "ids", None)
         return list(rows) if ids is None else [int(ids[row]) for row in rows]
 
+    def batch(self, index: int) -> Batch:
+        """A micro-batch, padded."""
+        return make_batch(self.plan.rows, self.micro_batches[index], self.plan.shape)
+
     def batches(self) -> Iterator[Batch]:
-        """The micro-batches, padded. The next one is made while the one before is computed."""
-        for ids in self.micro_batches:
-            yield make_batch(self.plan.rows, ids, self.plan.shape)
+        """All micro-batches."""
+        return map(self.batch, range(len(self.micro_batches)))
+
+    def shares(self, count: int) -> list[tuple[int, ...]]:
+        """The micro-batches' numbers in at most `count` parts of about the same number of padded tokens."""
+        sizes = [self.plan.size(ids) for ids in self.micro_batches]
+        shares: list[list[int]] = [[] for _ in range(min(count, len(sizes)))]
+        loads = [0] * len(shares)
+        for index in sorted(range(len(sizes)), key=lambda index: (-sizes[index], index)):  # the largest first
+            least = loads.index(min(loads))
+            shares[least].append(index)
+            loads[least] += sizes[index]
+        return [tuple(share) for share in shares]
 
     def finer(self) -> "Window | None":
         """The same window in micro-batches of half the size, to which the plan keeps from now on; None at one row."""
@@ -139,10 +153,11 @@ class WindowPlan:
         config: batch size, accumulation, batching, epochs and seed.
         max_tokens: padded tokens in a micro-batch; a longer single row makes one alone.
         shape: of the batches.
+        num_workers: micro-batches that are computed at once; a window is split so that all are busy.
     """
 
-    def __init__(self, rows: Rows, config: TrainingConfig, max_tokens: int, shape: Shape) -> None:
-        self.rows, self.shape = rows, shape
+    def __init__(self, rows: Rows, config: TrainingConfig, max_tokens: int, shape: Shape, num_workers: int = 1) -> None:
+        self.rows, self.shape, self._num_workers = rows, shape, num_workers
         self.max_tokens = max_tokens
         self.max_rows = config.batch_size if config.batching == "pad" else len(rows)
         self._config = config
@@ -182,17 +197,36 @@ class WindowPlan:
         return [tuple(map(int, part)) for part in _cut(self._by_length(ids), self.max_rows)]
 
     def _by_tokens(self, ids: Ids) -> list[tuple[int, ...]]:
+        """Of at most `max_tokens`; for several workers, as many as keep all of them busy and as even as possible."""
+        groups = self._groups(ids, self.max_tokens)
+        if self._num_workers == 1:
+            return groups
+        wanted = -(-len(groups) // self._num_workers) * self._num_workers
+        low, high = 1, self.max_tokens
+        while low < high:  # the least bound that needs no more groups than are wanted
+            middle = (low + high) // 2
+            if len(self._groups(ids, middle)) <= wanted:
+                high = middle
+            else:
+                low = middle + 1
+        return self._groups(ids, low)
+
+    def _groups(self, ids: Ids, max_tokens: int) -> list[tuple[int, ...]]:
         """From the longest row down: each group is as wide as its first row."""
         groups: list[list[int]] = []
         room = 0
         for row in map(int, self._by_length(ids)[::-1]):
             if room == 0:
-                room = max(1, self.max_tokens // self.shape.width(int(self.rows.lengths[row])))
+                room = max(1, max_tokens // self.shape.width(int(self.rows.lengths[row])))
                 room = min(room, self.max_rows)
                 groups.append([])
             groups[-1].append(row)
             room -= 1
         return [tuple(group) for group in groups]
+
+    def size(self, ids: tuple[int, ...]) -> int:
+        """Padded tokens of a micro-batch."""
+        return len(ids) * self.shape.width(int(self.rows.lengths[list(ids)].max()))
 
     def _by_length(self, ids: Ids) -> Ids:
         return ids[np.argsort(self.rows.lengths[ids], kind="stable")]

@@ -8,7 +8,6 @@ Since they look at values, they cannot run inside `mx.compile`. Inputs of other 
 form.
 """
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -18,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxmath.backends.blas import blas_is_missing
+from mlxmath.backends.blas import blas_is_missing, num_usable_cores
 from mlxmath.kernels.portable import PortableKernels
 
 _BLOCK = 1 << 15
@@ -28,12 +27,31 @@ Floats = NDArray[np.float32]
 
 
 class CpuKernels:
-    """See `Kernels`."""
+    """See `Kernels`.
+
+    Args:
+        num_cores: cores to use at once (default: all).
+    """
 
     compiles = False
 
-    def __init__(self) -> None:
+    def __init__(self, num_cores: int | None = None) -> None:
+        self._num_cores = num_cores or num_usable_cores()
         self._portable = PortableKernels()
+
+    def _parallel(self, work: Callable[[int, int], None], count: int, block: int) -> None:
+        """Call `work(start, stop)` over range(count) in blocks, an even share on each core."""
+        share = -(-count // self._num_cores)
+
+        def run(first: int) -> None:
+            with np.errstate(over="ignore", under="ignore"):  # exp(100) is inf, and 1 / (1 + inf) is 0, as it should be
+                for start in range(first, min(first + share, count), block):
+                    work(start, min(start + block, first + share, count))
+
+        others = [_pool().submit(run, first) for first in range(share, count, share)]
+        run(0)
+        for other in others:
+            other.result()
 
     def swiglu(self, gate_BLF: mx.array, up_BLF: mx.array) -> mx.array:
         """Four passes over a block while it is in the cache."""
@@ -49,7 +67,7 @@ class CpuKernels:
             np.divide(g[a:b], t, out=t)
             np.multiply(t, u[a:b], out=out[a:b])
 
-        _parallel(block, g.size, _BLOCK)
+        self._parallel(block, g.size, _BLOCK)
         return mx.array(out).reshape(gate_BLF.shape)
 
     def swiglu_backward(self, gate_BLF: mx.array, up_BLF: mx.array, d_BLF: mx.array) -> tuple[mx.array, mx.array]:
@@ -72,7 +90,7 @@ class CpuKernels:
             out *= u[a:b]
             out *= d[a:b]
 
-        _parallel(block, g.size, _BLOCK)
+        self._parallel(block, g.size, _BLOCK)
         return mx.array(d_gate).reshape(gate_BLF.shape), mx.array(d_up).reshape(gate_BLF.shape)
 
     def attention(
@@ -98,7 +116,7 @@ class CpuKernels:
                 s *= (1 / total)[:, None]
                 sums[head] = top + np.log(total)
 
-        _parallel(heads, len(rows), 1)
+        self._parallel(heads, len(rows), 1)
         return product(scores, v_BKLD).reshape(q_BHLD.shape), mx.array(log_sums)
 
     def attention_backward(
@@ -134,7 +152,7 @@ class CpuKernels:
                 d *= p
                 d *= scale
 
-        _parallel(heads, len(p_rows), 1)
+        self._parallel(heads, len(p_rows), 1)
         d_q = product(d_scores, k_BKLD).reshape(q_BHLD.shape)
         d_k = product(d_scores.swapaxes(-1, -2), _stacked(q_BHLD, k_BKLD))
         return d_q, d_k, product(probabilities.swapaxes(-1, -2), d_stacked)
@@ -152,7 +170,7 @@ class CpuKernels:
             for n in range(start, stop):
                 losses[n] = _softmax_gradient_row(logits[n], int(targets[n]), weights[n], soft_cap)
 
-        _parallel(rows, len(logits), max(1, _BLOCK // logits.shape[1]))
+        self._parallel(rows, len(logits), max(1, _BLOCK // logits.shape[1]))
         return mx.array(losses), logits_NV
 
 
@@ -198,25 +216,8 @@ def product(a: mx.array, b: mx.array) -> mx.array:
 
 
 @cache
-def _pool() -> tuple[ThreadPoolExecutor, int]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return ThreadPoolExecutor(max(1, cores - 1), thread_name_prefix="mlxmath"), cores
-
-
-def _parallel(work: Callable[[int, int], None], count: int, block: int) -> None:
-    """Call `work(start, stop)` over range(count) in blocks, an even share on each core."""
-    pool, cores = _pool()
-    share = -(-count // cores)
-
-    def run(first: int) -> None:
-        with np.errstate(over="ignore", under="ignore"):  # exp(100) is inf, and 1 / (1 + inf) is 0, as it should be
-            for start in range(first, min(first + share, count), block):
-                work(start, min(start + block, first + share, count))
-
-    others = [pool.submit(run, first) for first in range(share, count, share)]
-    run(0)
-    for other in others:
-        other.result()
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(1, num_usable_cores() - 1), thread_name_prefix="mlxmath")
 
 
 # Cross-entropy

@@ -1,11 +1,14 @@
 """The kernels of a device."""
 
 from mlxmath.backends.base import DeviceInfo
+from mlxmath.backends.blas import num_usable_cores
 from mlxmath.kernels.base import Kernels
 from mlxmath.kernels.cpu import CpuKernels
 from mlxmath.kernels.portable import PortableKernels
 
 
-def kernels_for(device: DeviceInfo) -> Kernels:
-    """The device's own kernels where it has some."""
-    return CpuKernels() if device.backend == "cpu" and device.compute_dtype == "float32" else PortableKernels()
+def kernels_for(device: DeviceInfo, num_workers: int = 1) -> Kernels:
+    """The device's own kernels where it has some, for one of `num_workers` micro-batches at a time."""
+    if device.backend == "cpu" and device.compute_dtype == "float32":
+        return CpuKernels(max(1, num_usable_cores() // num_workers))
+    return PortableKernels()

@@ -17,7 +17,9 @@ adapter on any of their layers takes part.
 Shapes: B rows, L positions, D hidden width.
 """
 
+import functools
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxmath.kernels.base import Kernels
-from mlxmath.models.numpy_linear import NumpyLinear
+from mlxmath.models.numpy_linear import laziness
 
 Gradients = dict[str, mx.array]
 _ATTENTION, _SWIGLU = "scaled_dot_product_attention", "swiglu"
@@ -75,6 +77,9 @@ class Blockwise:
     def __init__(self, model: nn.Module, kernels: Kernels, checkpoint_every: int = 0) -> None:
         self._body = model.model
         self._kernels = kernels
+        for block in self._body.layers:
+            _make_replaceable(_home(block.self_attn), _ATTENTION)
+            _make_replaceable(_home(block.mlp), _SWIGLU)
         self._checkpoint_every = checkpoint_every
         trained = [i for i, block in enumerate(self._body.layers) if tree_flatten(block.trainable_parameters())]
         self._first = trained[0] if trained else len(self._body.layers)
@@ -160,13 +165,13 @@ class Blockwise:
             seen.append(_Attended(q, k, v, scale))
             return mx.zeros(q.shape, q.dtype)
 
-        with _replaced(block.self_attn, _ATTENTION, probe, wanted="before"):
+        with _replaced(_ATTENTION, probe, wanted="before"):
             block.self_attn(block.input_layernorm(x), mask="causal", cache=None)
         return seen[0]
 
     @staticmethod
     def _output(block: nn.Module, x: mx.array, o: mx.array) -> mx.array:
-        with _replaced(block.self_attn, _ATTENTION, lambda *_, **__: o, wanted="after"):
+        with _replaced(_ATTENTION, lambda *_, **__: o, wanted="after"):
             return block.self_attn(block.input_layernorm(x), mask="causal", cache=None)
 
     @staticmethod
@@ -177,13 +182,13 @@ class Blockwise:
             seen.append((gate, up))
             return mx.zeros(gate.shape, gate.dtype)
 
-        with _replaced(block.mlp, _SWIGLU, probe, wanted="before"):
+        with _replaced(_SWIGLU, probe, wanted="before"):
             block.mlp(block.post_attention_layernorm(h))
         return seen[0]
 
     @staticmethod
     def _down(block: nn.Module, h: mx.array, activated: mx.array) -> mx.array:
-        with _replaced(block.mlp, _SWIGLU, lambda *_: activated, wanted="after"):
+        with _replaced(_SWIGLU, lambda *_: activated, wanted="after"):
             return block.mlp(block.post_attention_layernorm(h))
 
     def _block_forward(self, block: nn.Module, x: mx.array, mask: mx.array | None) -> tuple[mx.array, Any]:
@@ -292,33 +297,53 @@ def _home(module: nn.Module) -> ModuleType:
     return sys.modules[type(module).__module__]
 
 
-@contextmanager
-def _replaced(
-    module: nn.Module, name: str, function: Callable[..., Any], *, wanted: Literal["before", "after"]
-) -> Iterator[None]:
-    """Let the module call `function` for its function `name`; only products before, or after, that call are wanted."""
-    home = _home(module)
+class _Probes(threading.local):
+    """What stands in for a model's attention and SwiGLU, by their names, in this thread."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, Callable[..., Any]] = {}
+
+
+_probes = _Probes()
+
+
+def _make_replaceable(home: ModuleType, name: str) -> None:
+    """Let the function `name` of a module give way to this thread's probe, where there is one."""
     original = getattr(home, name)
-    was_lazy = NumpyLinear.lazy
+    if hasattr(original, "gives_way"):
+        return
+
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return _probes.by_name.get(name, original)(*args, **kwargs)
+
+    call.gives_way = True  # type: ignore[attr-defined]
+    setattr(home, name, call)
+
+
+@contextmanager
+def _replaced(name: str, function: Callable[..., Any], *, wanted: Literal["before", "after"]) -> Iterator[None]:
+    """Let the model call `function` for its function `name`; only products before, or after, that call are wanted."""
+    was_lazy = laziness.on
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        NumpyLinear.lazy = was_lazy or wanted == "before"
+        laziness.on = was_lazy or wanted == "before"
         return function(*args, **kwargs)
 
-    setattr(home, name, call)
-    NumpyLinear.lazy = was_lazy or wanted == "after"
+    _probes.by_name[name] = call
+    laziness.on = was_lazy or wanted == "after"
     try:
         yield
     finally:
-        setattr(home, name, original)
-        NumpyLinear.lazy = was_lazy
+        del _probes.by_name[name]
+        laziness.on = was_lazy
 
 
 @contextmanager
 def _only_gradients() -> Iterator[None]:
     """No product of a segment is wanted for itself."""
-    NumpyLinear.lazy = True
+    laziness.on = True
     try:
         yield
     finally:
-        NumpyLinear.lazy = False
+        laziness.on = False

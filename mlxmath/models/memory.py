@@ -101,6 +101,16 @@ class MemoryPlan:
         return sum(getattr(self, field.name) for field in fields(self))
 
 
+@dataclass(frozen=True)
+class Batching:
+    """How much of a window is computed at once."""
+
+    num_workers: int
+    """Micro-batches."""
+    tokens: int
+    """Padded tokens in each."""
+
+
 def trained_parameters(shape: ModelShape, lora: LoraConfig, *, full: bool) -> int:
     """Parameters that train: the adapters', or the blocks' own."""
     layers = shape.layers if lora.num_layers in (-1, 0) else min(shape.layers, lora.num_layers)
@@ -116,20 +126,20 @@ def trained_parameters(shape: ModelShape, lora: LoraConfig, *, full: bool) -> in
     return layers * sum(lora.rank * (inputs + outputs) for inputs, outputs in chosen.values())
 
 
-def plan_memory(shape: ModelShape, config: RunConfig, *, itemsize: int, batch_tokens: int, longest: int) -> MemoryPlan:
+def plan_memory(shape: ModelShape, config: RunConfig, *, itemsize: int, batching: Batching, longest: int) -> MemoryPlan:
     """The memory of a training step.
 
     Args:
         shape: the model's sizes.
         config: quantization, adapters, optimizer, checkpointing.
         itemsize: bytes of an activation and of an unquantized weight.
-        batch_tokens: padded tokens in a micro-batch.
+        batching: micro-batches at once, and their size.
         longest: positions of the longest row.
     """
     bits, every = config.model.quantize, config.training.grad_checkpoint
     per_weight = itemsize if bits is None else bits / 8 + 2 * itemsize / config.model.group_size
     trained = trained_parameters(shape, config.lora, full=config.training.full)
-    tokens = max(batch_tokens, longest)
+    tokens = max(batching.tokens, longest)
     checkpointed = -(-shape.layers // every) if every else 0
     kept = (shape.layers - checkpointed) * shape.kept_per_token + checkpointed * shape.hidden
     scores = max(1, tokens // longest) * shape.heads * longest * longest
@@ -142,30 +152,38 @@ def plan_memory(shape: ModelShape, config: RunConfig, *, itemsize: int, batch_to
         weights=int(shape.parameters * per_weight),
         adapters=trained * 4 * 3,
         optimizer=trained * _OPTIMIZER_BYTES[config.training.optimizer],
-        activations=int(tokens * kept * itemsize),
-        working=int(max(block * itemsize, head)),
+        activations=int(batching.num_workers * tokens * kept * itemsize),
+        working=int(batching.num_workers * max(block * itemsize, head)),
     )
 
 
-def auto_batch_tokens(model_config: Mapping[str, Any], config: RunConfig, device: DeviceInfo, longest: int) -> int:
-    """Padded tokens in a micro-batch: as many as pay off on the device and fit into half of the memory left.
+def choose_batching(model_config: Mapping[str, Any], config: RunConfig, device: DeviceInfo, longest: int) -> Batching:
+    """As many micro-batches at once, and as many padded tokens in each, as pay off and fit half of the memory left.
 
     Args:
         model_config: config.json.
-        config: the run's.
+        config: the run's; what it sets is kept to.
         device: where it runs.
         longest: positions of the longest row.
     """
-    tokens = _PAYS_OFF[device.backend]
+    training, most = config.training, _PAYS_OFF[device.backend]
+    at_hand = training.grad_accumulation_steps * (training.batch_size if training.batching == "bucket" else 1)
+    busy = min(device.num_workers, at_hand)
+    counts = [busy, 1] if 2 * busy > device.num_workers else [1]  # one worker uses all cores, though not as well
+    if config.runtime.workers is not None:
+        counts = [config.runtime.workers]
+    sizes = (
+        [training.max_batch_tokens] if training.max_batch_tokens else [most >> i for i in range(8) if most >> i >= 256]
+    )
+    choices = [Batching(count, tokens) for count in counts for tokens in sizes]
     try:
         shape = ModelShape.from_config(model_config)
     except MlxmathError:
-        return tokens
+        return choices[0]
     itemsize = 4 if device.compute_dtype == "float32" else 2
-    while tokens > 256:
-        found = plan_memory(shape, config, itemsize=itemsize, batch_tokens=tokens, longest=longest)
+    for choice in choices:
+        found = plan_memory(shape, config, itemsize=itemsize, batching=choice, longest=longest)
         steady = found.weights + found.adapters + found.optimizer
         if found.total - steady <= (device.memory_bytes - steady) / 2:
-            break
-        tokens //= 2
-    return tokens
+            return choice
+    return choices[-1]

@@ -4,6 +4,7 @@ NumPy's wheels bring a fast BLAS of their own, which MLX cannot use. Where no ot
 a matrix product some twenty times faster than MLX's.
 """
 
+import threading
 from typing import Any
 
 import mlx.core as mx
@@ -35,16 +36,22 @@ _now.vjp(_vjp)
 _if_asked_for.vjp(_vjp)
 
 
+class _Laziness(threading.local):
+    """NumPy computes at once, needed or not. While `on`, products are left to MLX, which computes only what is asked
+    for; gradients still go through NumPy."""
+
+    on = False
+
+
+laziness = _Laziness()
+
+
 class NumpyLinear(nn.Linear):
     """y = x Wᵀ + b in float32."""
 
-    lazy = False
-    """NumPy computes at once, needed or not. While this is True, products are left to MLX, which computes only what is
-    asked for; gradients still go through NumPy."""
-
     def __call__(self, x: mx.array) -> mx.array:
         """Apply the layer."""
-        y = (_if_asked_for if NumpyLinear.lazy else _now)(x, self.weight)
+        y = (_if_asked_for if laziness.on else _now)(x, self.weight)
         return y + self.bias if "bias" in self else y
 
 

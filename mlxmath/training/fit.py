@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers as optim
 
 from mlxmath.console import warn
 from mlxmath.data.batches import Window
 from mlxmath.errors import MlxmathError
 from mlxmath.training.deadline import Deadline, StopRequest
-from mlxmath.training.gradients import Gradients
 from mlxmath.training.step import WindowSum, accumulate, is_out_of_memory, update
+from mlxmath.training.workers import Workers
 
 MAX_BAD_WINDOWS = 5
 """Windows in a row without a finite gradient after which a run gives up."""
@@ -66,8 +65,7 @@ Hook = Callable[[StepReport], Ending | None]
 
 
 def fit(
-    model: nn.Module,
-    gradients: Gradients,
+    workers: Workers,
     windows: Iterable[Window],
     optimizer: optim.Optimizer,
     learning_rate: Callable[[int], float],
@@ -84,8 +82,8 @@ def fit(
     requested is abandoned, and random state is put back, so that a resumed run repeats it exactly.
 
     Args:
-        model: trainable parameters are those not frozen.
-        gradients: loss sum and gradients of a micro-batch.
+        workers: compute loss sums and gradients of micro-batches; their model's trainable parameters are those not
+            frozen.
         windows: micro-batches of one optimizer step each, starting at `position`.
         optimizer: its learning rate is set before each step.
         learning_rate: rate by step number.
@@ -99,6 +97,7 @@ def fit(
         Why it ended, and how far it got. "diverged": `MAX_BAD_WINDOWS` windows in a row were not finite; the parameters
         are the last good ones.
     """
+    model = workers.model
     model.train()
     bad_in_a_row = 0
     for window in windows:
@@ -106,7 +105,7 @@ def fit(
             return "deadline", position
         start = time.perf_counter()
         random_state = mx.array(mx.random.state[0])
-        sums = _accumulate(gradients, window, stop, random_state)
+        sums = _accumulate(workers, window, stop, random_state)
         if sums is None:
             mx.random.state[0][:] = random_state
             return "stopped", position
@@ -133,11 +132,11 @@ def fit(
     return "finished", position
 
 
-def _accumulate(gradients: Gradients, window: Window, stop: StopRequest, random_state: mx.array) -> WindowSum | None:
+def _accumulate(workers: Workers, window: Window, stop: StopRequest, random_state: mx.array) -> WindowSum | None:
     """`accumulate`, in ever smaller micro-batches while the device has too little memory; the sums stay the same."""
     while True:
         try:
-            return accumulate(gradients, window, stopped=lambda: bool(stop))
+            return accumulate(workers, window, stopped=lambda: bool(stop))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

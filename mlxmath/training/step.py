@@ -1,6 +1,8 @@
 """One optimizer step: sums over the window's micro-batches, one division, one check, one update."""
 
+import functools
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +14,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlxmath.data.batches import Batch, Window
 from mlxmath.training.gradients import Gradients
+from mlxmath.training.workers import Workers
 
 Tree = Any
 
@@ -27,36 +30,50 @@ class WindowSum:
     bad_rows: tuple[int, ...]
     """Rows of the micro-batches whose loss was not finite."""
 
+    def __add__(self, other: "WindowSum") -> "WindowSum":
+        return WindowSum(
+            self.loss_sum + other.loss_sum,
+            tree_map(mx.add, self.grad_sum, other.grad_sum),
+            self.num_targets + other.num_targets,
+            self.num_tokens + other.num_tokens,
+            self.bad_rows + other.bad_rows,
+        )
 
-def accumulate(gradients: Gradients, window: Window, stopped: Callable[[], bool] = lambda: False) -> WindowSum | None:
+
+def accumulate(workers: Workers, window: Window, stopped: Callable[[], bool] = lambda: False) -> WindowSum | None:
     """Sum loss and gradient over the window, evaluating after each micro-batch so that memory stays one micro-batch's.
+
+    Dropout draws from a key of each micro-batch's own, so that it does not matter which worker takes it.
 
     Returns:
         The sums, or None if `stopped()` came true before the last micro-batch.
     """
-    grad_sum: Tree = None
-    losses: list[tuple[mx.array, Batch]] = []
-    for batch in window.batches():
-        if stopped():
-            return None
-        loss, grad = gradients.loss_and_gradients(batch)
-        grad = tree_map(lambda g: g.astype(mx.float32), grad)  # 16-bit sums would lose small gradients
-        grad_sum = grad if grad_sum is None else tree_map(mx.add, grad_sum, grad)
-        mx.eval(loss, grad_sum, mx.random.state)
-        losses.append((loss, batch))
-    values = [loss.item() for loss, _ in losses]
-    return WindowSum(
-        loss_sum=math.fsum(values) if all(map(math.isfinite, values)) else math.nan,
-        grad_sum=grad_sum,
-        num_targets=sum(batch.num_targets for _, batch in losses),
-        num_tokens=sum(batch.num_tokens for _, batch in losses),
-        bad_rows=tuple(
-            row
-            for value, (_, batch) in zip(values, losses, strict=True)
-            if not math.isfinite(value)
-            for row in batch.row_ids
-        ),
-    )
+    keys = mx.random.split(mx.array(mx.random.state[0]), len(window.micro_batches) + 1)
+    mx.eval(keys)
+
+    def work(gradients: Gradients, share: tuple[int, ...]) -> WindowSum | None:
+        sums: WindowSum | None = None
+        for index in share:
+            if stopped():
+                return None
+            mx.random.state[0][:] = keys[index]
+            part = _sum_of(gradients, window.batch(index))
+            sums = part if sums is None else sums + part
+            mx.eval(sums.grad_sum)
+        return sums
+
+    parts = workers.run(work, window.shares(workers.count))
+    mx.random.state[0][:] = keys[-1]
+    whole = [part for part in parts if part is not None]
+    return functools.reduce(operator.add, whole) if len(whole) == len(parts) else None
+
+
+def _sum_of(gradients: Gradients, batch: Batch) -> WindowSum:
+    loss, grad = gradients.loss_and_gradients(batch)
+    grad = tree_map(lambda g: g.astype(mx.float32), grad)  # 16-bit sums would lose small gradients
+    mx.eval(loss, grad, mx.random.state)
+    value = loss.item()
+    return WindowSum(value, grad, batch.num_targets, batch.num_tokens, () if math.isfinite(value) else batch.row_ids)
 
 
 def global_norm(tree: Tree) -> mx.array:

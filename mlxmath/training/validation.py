@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from mlxmath.config.schema import TrainingConfig
 from mlxmath.console import warn
@@ -26,6 +25,7 @@ from mlxmath.training.checkpoint import Checkpoint
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.fit import Ending, Position, StepReport
 from mlxmath.training.gradients import Gradients
+from mlxmath.training.workers import Workers
 
 BEST = "best"
 """Folder of the best adapters, in the adapter folder."""
@@ -60,7 +60,7 @@ class Measurement:
 
 
 def mean_loss(
-    model: nn.Module, gradients: Gradients, windows: Iterable[Window], stopped: Callable[[], bool] = lambda: False
+    workers: Workers, windows: Iterable[Window], stopped: Callable[[], bool] = lambda: False
 ) -> tuple[float, int] | None:
     """Mean loss over all target tokens of `windows`, each token counting the same, in evaluation mode.
 
@@ -68,34 +68,36 @@ def mean_loss(
         The mean and the number of target tokens, or None if `stopped()` came true before the last micro-batch.
     """
     random_state = mx.array(mx.random.state[0])
-    training = model.training
+    model, training = workers.model, workers.model.training
     model.eval()
-    sums: list[float] = []
-    under_way: mx.array | None = None
-    num_targets = 0
+
+    def work(gradients: Gradients, share: tuple[tuple[Window, int], ...]) -> list[tuple[float, int]]:
+        found: list[tuple[float, int]] = []
+        for window, index in share:
+            if stopped():
+                break
+            batch = window.batch(index)
+            found.append((gradients.loss(batch).item(), batch.num_targets))
+        return found
+
     try:
-        for window in windows:
-            for batch in window.batches():  # made while the one before is computed
-                if stopped():
-                    return None
-                loss = gradients.loss(batch)
-                mx.async_eval(loss)
-                sums += [] if under_way is None else [under_way.item()]
-                under_way = loss
-                num_targets += batch.num_targets
-        sums += [] if under_way is None else [under_way.item()]
+        micro_batches = [(window, index) for window in windows for index in range(len(window.micro_batches))]
+        shares = [tuple(micro_batches[first :: workers.count]) for first in range(workers.count)]
+        found = [pair for part in workers.run(work, shares) for pair in part]
     finally:
         model.train(training)
         mx.random.state[0][:] = random_state
-    return (math.fsum(sums) if all(map(math.isfinite, sums)) else math.nan) / num_targets, num_targets
+    if len(found) < len(micro_batches):
+        return None
+    losses, targets = zip(*found, strict=True)
+    return (math.fsum(losses) if all(map(math.isfinite, losses)) else math.nan) / sum(targets), sum(targets)
 
 
 class Validation:
     """Measures when it is time to, keeps the best adapters in `best/`, and says when there is no point in going on.
 
     Args:
-        model: holds the adapters.
-        gradients: its loss sums, as in training.
+        workers: compute loss sums; their model holds the adapters.
         windows: the held-out rows, batched as in training; without any, nothing is ever measured.
         folder: the adapter folder, with its adapter_config.json.
         config: `eval_every`, `early_stopping_patience` and `early_stopping_min_delta`.
@@ -108,8 +110,7 @@ class Validation:
 
     def __init__(
         self,
-        model: nn.Module,
-        gradients: Gradients,
+        workers: Workers,
         windows: Sequence[Window],
         folder: Path,
         config: TrainingConfig,
@@ -120,7 +121,7 @@ class Validation:
         stop: StopRequest,
         listeners: Sequence[Callable[[Measurement], None]] = (),
     ) -> None:
-        self._model, self._gradients, self._windows, self._folder = model, gradients, windows, folder
+        self._workers, self._windows, self._folder = workers, windows, folder
         self._config, self._windows_per_epoch, self._total_steps = config, windows_per_epoch, total_steps
         self._deadline, self._stop, self._listeners = deadline, stop, listeners
         self._seconds = 0.0
@@ -152,9 +153,7 @@ class Validation:
         if self._deadline.left_s < self._seconds:
             return "deadline"
         start = time.perf_counter()
-        found = mean_loss(
-            self._model, self._gradients, self._windows, lambda: bool(self._stop) or self._deadline.reached()
-        )
+        found = mean_loss(self._workers, self._windows, lambda: bool(self._stop) or self._deadline.reached())
         if found is None:
             return "stopped" if self._stop else "deadline"
         self._seconds = time.perf_counter() - start
@@ -179,7 +178,7 @@ class Validation:
     def _keep(self, step: int, loss: float) -> None:
         """Write `best/`. A disk that is full now may not be at the next one: the run goes on."""
         metadata = {"format": "mlx", "step": str(step), "validation_loss": repr(loss)}
-        arrays = adapter_arrays(self._model)
+        arrays = adapter_arrays(self._workers.model)
         folder = self._folder / BEST
         try:
             if (folder / CONFIG).is_file():

@@ -9,7 +9,7 @@ from mlxmath.backends.base import DeviceInfo
 from mlxmath.config.load import resolve
 from mlxmath.errors import MlxmathError
 from mlxmath.lora.inject import adapter_arrays, inject
-from mlxmath.models.memory import ModelShape, auto_batch_tokens, plan_memory, trained_parameters
+from mlxmath.models.memory import Batching, ModelShape, choose_batching, plan_memory, trained_parameters
 from tests.conftest import make_tiny_llama
 
 TINY: dict[str, Any] = {
@@ -43,7 +43,7 @@ def test_quantization_checkpointing_and_smaller_batches_take_less() -> None:
 
     def total(tokens: int = 1024, **values: object) -> int:
         config = resolve([("t", {k.replace("__", "."): v for k, v in values.items()})]).config
-        return plan_memory(shape, config, itemsize=2, batch_tokens=tokens, longest=1024).total
+        return plan_memory(shape, config, itemsize=2, batching=Batching(1, tokens), longest=1024).total
 
     plain = total()
     assert 2 * shape.parameters < plain < 2 * shape.parameters + 8e9
@@ -58,7 +58,7 @@ def test_auto_takes_less_where_memory_is_short() -> None:
 
     def tokens(memory: float) -> int:
         device = DeviceInfo("metal", "M", int(memory), "bfloat16", "")
-        return auto_batch_tokens(DEEPSEEK, config, device, longest=512)
+        return choose_batching(DEEPSEEK, config, device, longest=512).tokens
 
     assert tokens(200e9) == 4096
     assert 256 <= tokens(24e9) < 4096

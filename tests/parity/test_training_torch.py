@@ -20,6 +20,7 @@ from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.fit import fit
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.step import accumulate
+from mlxmath.training.workers import Workers
 from tests.conftest import FakeRows
 
 torch = pytest.importorskip("torch")
@@ -86,12 +87,15 @@ def kernels(request: pytest.FixtureRequest) -> Any:
     return request.param()
 
 
+def workers_of(model: Any, kernels: Any) -> Workers:
+    return Workers(model, lambda m: choose_gradients(m, SupervisedFineTuning(), kernels, compiled=False))
+
+
 @pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("q_proj", "k_proj", "o_proj", "gate_proj", "down_proj")])
 def test_loss_and_gradients(tmp_path: Path, uneven_rows: FakeRows, kernels: Any, targets: tuple[str, ...]) -> None:
     ours, theirs = both_models(tmp_path, targets)
     window = windows(uneven_rows, 1)[0]
-    gradients_of_ours = choose_gradients(ours, SupervisedFineTuning(), kernels, compiled=False)
-    sums = accumulate(gradients_of_ours, window)
+    sums = accumulate(workers_of(ours, kernels), window)
     assert sums is not None
     expected = torch_loss_sum(theirs, uneven_rows, window.row_ids)
     expected.backward()
@@ -114,8 +118,7 @@ def test_twenty_steps(tmp_path: Path, uneven_rows: FakeRows, kernels: Any) -> No
     assert len(schedule) == 20 and sorted({len(w.row_ids) for w in schedule}) == [5, 8]  # tails are trained
     losses: list[float] = []
     optimizer = optim.AdamW(LR, weight_decay=DECAY, bias_correction=True)
-    ours_gradients = choose_gradients(ours, SupervisedFineTuning(), kernels, compiled=False)
-    fit(ours, ours_gradients, schedule, optimizer, lambda _: LR, max_grad_norm=CLIP, deadline=Deadline(1e9),
+    fit(workers_of(ours, kernels), schedule, optimizer, lambda _: LR, max_grad_norm=CLIP, deadline=Deadline(1e9),
         stop=StopRequest(), hooks=[lambda report: losses.append(report.loss)])  # fmt: skip
 
     parameters = [p for p in theirs.parameters() if p.requires_grad]

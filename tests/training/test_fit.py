@@ -24,6 +24,7 @@ from mlxmath.training.fit import MAX_BAD_WINDOWS, Position, StepReport, fit
 from mlxmath.training.gradients import Gradients, choose_gradients
 from mlxmath.training.schedule import learning_rates
 from mlxmath.training.step import accumulate, global_norm, update
+from mlxmath.training.workers import Workers
 from tests.conftest import FakeRows, make_tiny_llama
 
 
@@ -34,6 +35,10 @@ def windows_of(rows: FakeRows, batch_size: int = 2, accumulation: int = 4, start
 
 def gradients_of(model: nn.Module) -> Gradients:
     return choose_gradients(model, SupervisedFineTuning(), PortableKernels(), compiled=False)
+
+
+def workers_of(model: nn.Module, count: int = 1) -> Workers:
+    return Workers(model, gradients_of, count)
 
 
 class Changed:
@@ -53,6 +58,10 @@ class Changed:
         return changed, nn.utils.tree_map(lambda g: g * (changed / loss), gradients)
 
 
+def changed(model: nn.Module, change: Callable[[mx.array, Batch], mx.array], count: int = 1) -> Workers:
+    return Workers(model, lambda each: Changed(each, change), count)
+
+
 def adapted(dropout: float = 0.0) -> nn.Module:
     model = make_tiny_llama()
     mx.random.seed(5)
@@ -62,7 +71,7 @@ def adapted(dropout: float = 0.0) -> nn.Module:
 
 def run(model: nn.Module, windows: list[Window], optimizer: optim.Optimizer, **more: Any) -> tuple[str, Position]:
     settings: dict[str, Any] = {"max_grad_norm": 1.0, "deadline": Deadline(1e9), "stop": StopRequest()} | more
-    return fit(model, gradients_of(model), windows, optimizer, lambda _: 1e-2, **settings)
+    return fit(workers_of(model), windows, optimizer, lambda _: 1e-2, **settings)
 
 
 def adamw(model: nn.Module) -> optim.Optimizer:
@@ -75,8 +84,8 @@ def adamw(model: nn.Module) -> optim.Optimizer:
 def test_accumulated_gradient_is_that_of_one_big_batch(uneven_rows: FakeRows, batch_size: int) -> None:
     model = adapted()
     model.update(nn.utils.tree_map(lambda a: a + 0.01, model.trainable_parameters()))
-    split = accumulate(gradients_of(model), windows_of(uneven_rows, batch_size, 24 // batch_size)[0])
-    whole = accumulate(gradients_of(model), windows_of(uneven_rows, 24, 1)[0])
+    split = accumulate(workers_of(model), windows_of(uneven_rows, batch_size, 24 // batch_size)[0])
+    whole = accumulate(workers_of(model), windows_of(uneven_rows, 24, 1)[0])
     assert split is not None and whole is not None
     assert (split.num_targets, split.num_tokens) == (whole.num_targets, whole.num_tokens)
     assert split.loss_sum == pytest.approx(whole.loss_sum, rel=1e-6)
@@ -95,7 +104,7 @@ def test_loss_by_hand() -> None:
 
 def test_clipping_is_by_the_global_norm(uneven_rows: FakeRows) -> None:
     model = adapted()
-    sums = accumulate(gradients_of(model), windows_of(uneven_rows)[0])
+    sums = accumulate(workers_of(model), windows_of(uneven_rows)[0])
     assert sums is not None
     flat = np.concatenate([np.array(a).ravel() for _, a in tree_flatten(sums.grad_sum)])
     assert global_norm(sums.grad_sum).item() == pytest.approx(np.linalg.norm(flat), rel=1e-5)
@@ -128,14 +137,14 @@ def test_a_nan_row_skips_its_window_names_it_and_the_run_goes_on(
     windows = windows_of(uneven_rows, 1, 8)
     bad = windows[1].row_ids[3]
     arrays: list[dict[str, np.ndarray]] = []
-    planted = Changed(model, lambda loss, batch: loss * math.nan if bad in batch.row_ids else loss)
+    planted = changed(model, lambda loss, batch: loss * math.nan if bad in batch.row_ids else loss)
 
     def remember(report: StepReport) -> None:
         reports.append(report)
         arrays.append({k: np.array(v) for k, v in adapter_arrays(model).items()})
 
     ending, position = fit(
-        model, planted, windows, adamw(model), lambda _: 1e-2,
+        planted, windows, adamw(model), lambda _: 1e-2,
         max_grad_norm=1.0, deadline=Deadline(1e9), stop=StopRequest(), hooks=[remember],
     )  # fmt: skip
     assert (ending, position.num_skipped) == ("finished", 1)
@@ -150,7 +159,7 @@ def test_too_many_bad_windows_end_the_run_on_good_adapters(uneven_rows: FakeRows
     before = {k: np.array(v) for k, v in adapter_arrays(model).items()}
 
     ending, position = fit(
-        model, Changed(model, lambda loss, _: loss * math.inf), windows_of(uneven_rows) * 3, adamw(model),
+        changed(model, lambda loss, _: loss * math.inf), windows_of(uneven_rows) * 3, adamw(model),
         lambda _: 1e-2,
         max_grad_norm=1.0, deadline=Deadline(1e9), stop=StopRequest(),
     )  # fmt: skip
@@ -199,7 +208,7 @@ def test_a_stop_abandons_the_window_and_puts_random_state_back(uneven_rows: Fake
             stop.signal = 2
         return loss
 
-    ending, position = fit(model, Changed(model, count), windows[1:], optimizer, lambda _: 1e-2, max_grad_norm=1.0,
+    ending, position = fit(changed(model, count), windows[1:], optimizer, lambda _: 1e-2, max_grad_norm=1.0,
                            deadline=Deadline(1e9), stop=stop, position=Position(step=1, window=1))  # fmt: skip
     assert (ending, position.step, position.window, len(calls)) == ("stopped", 1, 1, 3)
     assert np.array_equal(random_state, np.array(mx.random.state[0]))
@@ -282,7 +291,7 @@ def test_an_allocator_failure_halves_the_micro_batches_and_changes_nothing_else(
         config = TrainingConfig(batch_size=8, grad_accumulation_steps=1, batching=batching)
         plan = WindowPlan(uneven_rows, config, 10_000, Shape(32))
         _, position = fit(
-            model, Changed(model, allocate), plan.windows(), adamw(model), lambda _: 1e-2,
+            changed(model, allocate), plan.windows(), adamw(model), lambda _: 1e-2,
             max_grad_norm=1.0, deadline=Deadline(1e9), stop=StopRequest(),
         )  # fmt: skip
         return model, position, plan

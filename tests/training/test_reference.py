@@ -1,5 +1,6 @@
 """The whole engine against the plainest loop there is: a row at a time, full logits, autodiff, nothing compiled."""
 
+import itertools
 from typing import Any
 
 import mlx.core as mx
@@ -18,6 +19,7 @@ from mlxmath.objectives.sft import SupervisedFineTuning
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.fit import fit
 from mlxmath.training.gradients import AutodiffGradients, choose_gradients
+from mlxmath.training.workers import Workers
 from tests.conftest import FakeRows, make_tiny_llama
 
 LEARNING_RATE, CLIP = 5e-3, 0.5
@@ -30,9 +32,9 @@ def rows() -> FakeRows:
     return FakeRows(tokens, [(np.arange(len(t)) >= len(t) // 2).astype(np.uint8) for t in tokens])
 
 
-def plan(rows: FakeRows, target_steps: int = 0) -> WindowPlan:
+def plan(rows: FakeRows, target_steps: int = 0, num_workers: int = 1) -> WindowPlan:
     config = TrainingConfig(batch_size=1, grad_accumulation_steps=8, num_epochs=4)
-    return WindowPlan(rows, config, 256, Shape(16, target_steps))
+    return WindowPlan(rows, config, 256, Shape(16, target_steps), num_workers)
 
 
 def model() -> nn.Module:
@@ -69,20 +71,32 @@ def reference_losses(rows: FakeRows, steps: int) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("kernels", "compiled", "checkpoint_every"),
-    [(CpuKernels, False, 0), (CpuKernels, False, 1), (PortableKernels, False, 2), (PortableKernels, True, 0)],
+    ("kernels", "compiled", "checkpoint_every", "num_workers"),
+    [
+        (CpuKernels, False, 0, 1),
+        (CpuKernels, False, 0, 3),
+        (CpuKernels, False, 1, 2),
+        (PortableKernels, False, 2, 2),
+        (PortableKernels, True, 0, 1),
+    ],
 )
-def test_fifty_steps_have_the_same_losses(rows: FakeRows, kernels: Any, compiled: bool, checkpoint_every: int) -> None:
+def test_fifty_steps_have_the_same_losses(
+    rows: FakeRows, kernels: Any, compiled: bool, checkpoint_every: int, num_workers: int
+) -> None:
     tuned = model()
-    gradients = choose_gradients(
-        tuned, SupervisedFineTuning(), kernels(), compiled=compiled, checkpoint_every=checkpoint_every
+    workers = Workers(
+        tuned,
+        lambda model: choose_gradients(
+            model, SupervisedFineTuning(), kernels(), compiled=compiled, checkpoint_every=checkpoint_every
+        ),
+        num_workers,
     )
     optimizer = optim.AdamW(LEARNING_RATE, weight_decay=0.0, bias_correction=True)
     optimizer.init(tuned.trainable_parameters())
     found: list[float] = []
-    windows = (window for _, window in zip(range(50), plan(rows, 16 if compiled else 0).windows(), strict=False))
+    windows = itertools.islice(plan(rows, 16 if compiled else 0, num_workers).windows(), 50)
     fit(
-        tuned, gradients, windows, optimizer, lambda _: LEARNING_RATE, max_grad_norm=CLIP, deadline=Deadline(1e9),
+        workers, windows, optimizer, lambda _: LEARNING_RATE, max_grad_norm=CLIP, deadline=Deadline(1e9),
         stop=StopRequest(), hooks=[lambda report: found.append(report.loss)],
     )  # fmt: skip
     expected = reference_losses(rows, 50)

@@ -30,6 +30,7 @@ from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.fit import Position, StepReport, fit
 from mlxmath.training.gradients import Gradients, choose_gradients
 from mlxmath.training.validation import BEST, Measurement, Validation, mean_loss
+from mlxmath.training.workers import Workers
 from tests.commands import run, start, succeed
 from tests.conftest import FakeRows, make_tiny_llama
 from tests.test_train import adapters, debug_run, events, prepared, wait_for_step  # noqa: F401 (fixtures)
@@ -46,6 +47,10 @@ def adapted(dropout: float = 0.5) -> nn.Module:
 
 def gradients_of(model: nn.Module) -> Gradients:
     return choose_gradients(model, SupervisedFineTuning(), PortableKernels(), compiled=False)
+
+
+def workers_of(model: nn.Module, count: int = 1) -> Workers:
+    return Workers(model, gradients_of, count)
 
 
 def windows_of(rows: FakeRows, **changes: Any) -> list[Window]:
@@ -105,7 +110,7 @@ class TestHoldOut:
 def test_the_loss_is_each_held_out_token_counted_once(uneven_rows: FakeRows) -> None:
     model = adapted()
     model.update(nn.utils.tree_map(lambda a: a + 0.02, model.trainable_parameters()))
-    found = mean_loss(model, gradients_of(model), windows_of(uneven_rows))
+    found = mean_loss(workers_of(model), windows_of(uneven_rows))
     model.eval()
     losses: list[float] = []
     for index in range(len(uneven_rows)):
@@ -120,16 +125,18 @@ def test_the_loss_is_each_held_out_token_counted_once(uneven_rows: FakeRows) -> 
 
 def test_measuring_changes_neither_mode_nor_random_state(uneven_rows: FakeRows) -> None:
     model = adapted()
-    gradients = gradients_of(model)
     before = np.array(mx.random.state[0])
 
     class Random:
         """Draws, as an objective may."""
 
-        def loss(self, batch: Batch) -> mx.array:
-            return gradients.loss(batch) + mx.random.uniform()
+        def __init__(self, model: nn.Module) -> None:
+            self._gradients = gradients_of(model)
 
-    mean_loss(model, Random(), windows_of(uneven_rows))  # type: ignore[arg-type]
+        def loss(self, batch: Batch) -> mx.array:
+            return self._gradients.loss(batch) + mx.random.uniform()
+
+    mean_loss(Workers(model, Random, 2), windows_of(uneven_rows))  # type: ignore[arg-type]
     assert model.training and all(module.training for module in model.modules())
     assert np.array_equal(before, np.array(mx.random.state[0]))
 
@@ -140,7 +147,7 @@ def train(rows: FakeRows, folder: Path, model: nn.Module, validation: "Validatio
     losses: list[float] = []
     mx.random.seed(11)
     fit(
-        model, gradients_of(model), windows_of(rows, num_epochs=2), optimizer, lambda _: 1e-2, max_grad_norm=1.0,
+        workers_of(model), windows_of(rows, num_epochs=2), optimizer, lambda _: 1e-2, max_grad_norm=1.0,
         deadline=Deadline(1e9), stop=StopRequest(),
         hooks=[lambda report: losses.append(report.loss), *([validation.on_step] if validation else [])],
     )  # fmt: skip
@@ -154,7 +161,7 @@ def test_training_is_bit_identical_with_and_without(uneven_rows: FakeRows, tmp_p
     config = TrainingConfig(validation_split=0.1, eval_every=2)
     save_config(tmp_path, adapter_config(LORA, ("self_attn.q_proj", "self_attn.v_proj")))
     validation = Validation(
-        model, gradients_of(model), windows_of(uneven_rows), tmp_path, config, windows_per_epoch=5, total_steps=10,
+        workers_of(model), windows_of(uneven_rows), tmp_path, config, windows_per_epoch=5, total_steps=10,
         deadline=Deadline(1e9), stop=StopRequest(), listeners=[measurements.append],
     )  # fmt: skip
     found_losses, found = train(uneven_rows, tmp_path, model, validation)
@@ -176,7 +183,7 @@ class Scripted:
         self.measurements: list[Measurement] = []
         rows = FakeRows([np.array([1, 2])], [np.array([0, 1])])
         self.validation = Validation(
-            self.model, self, windows_of(rows), folder,  # type: ignore[arg-type]
+            Workers(self.model, lambda _: self), windows_of(rows), folder,  # type: ignore[arg-type, return-value]
             TrainingConfig(**{"validation_split": 1, "eval_every": 1} | changes), windows_per_epoch=4, total_steps=10,
             deadline=self.deadline, stop=self.stop, listeners=[self.measurements.append],
         )  # fmt: skip
@@ -253,7 +260,7 @@ def test_when_it_is_measured(tmp_path: Path, eval_every: int | None, expected: l
 def test_without_held_out_rows_nothing_is_measured(tmp_path: Path) -> None:
     model = adapted()
     validation = Validation(
-        model, gradients_of(model), [], tmp_path, TrainingConfig(), windows_per_epoch=1, total_steps=1,
+        workers_of(model), [], tmp_path, TrainingConfig(), windows_per_epoch=1, total_steps=1,
         deadline=Deadline(1e9), stop=StopRequest(),
     )  # fmt: skip
     assert validation.on_step(StepReport(Position(step=1), 1.0, 1.0, 1e-3, 1, 1, 0.1, applied=True)) is None

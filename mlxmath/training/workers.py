@@ -1,0 +1,105 @@
+"""Several micro-batches of a window at once, each on a core of its own.
+
+MLX computes element-wise operations on one thread, and a matrix product of a few hundred rows is no faster on two cores
+than two of them on one core each. So on a CPU each worker takes whole micro-batches: a thread, with MLX's own stream
+for it, the products' threads limited to that one. Workers share the weights, which nobody changes meanwhile. On a GPU
+there is one worker, which is the calling thread.
+"""
+
+import contextlib
+import copy
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxmath.backends.blas import one_thread
+from mlxmath.training.gradients import Gradients
+
+Share = TypeVar("Share")
+Result = TypeVar("Result")
+
+
+class Workers:
+    """Computes shares of a window side by side.
+
+    Args:
+        model: its arrays are shared, also those that training replaces later.
+        gradients_of: makes the loss and gradients of a model; called for `model` and for each replica.
+        count: shares at a time.
+    """
+
+    def __init__(self, model: nn.Module, gradients_of: Callable[[nn.Module], Gradients], count: int = 1) -> None:
+        self.model = model
+        self._replicas = [replica(model) for _ in range(count - 1)]
+        self._gradients = [gradients_of(each) for each in (model, *self._replicas)]
+        mx.eval([each.state for each in (model, *self._replicas)])  # a thread cannot evaluate another's graph
+
+    @property
+    def count(self) -> int:
+        """Shares at a time."""
+        return len(self._gradients)
+
+    @property
+    def how(self) -> str:
+        """The way in which gradients are computed and why, for people."""
+        return self._gradients[0].how + (f", {self.count} micro-batches at once" if self.count > 1 else "")
+
+    def run(self, work: Callable[[Gradients, Share], Result], shares: Sequence[Share]) -> list[Result]:
+        """`work(gradients, share)` for each of at most `count` shares, at once; the results must be evaluated.
+
+        Raises:
+            Exception: the first that any of them raised, after all have ended.
+        """
+        assert 0 < len(shares) <= self.count
+        for other in self._replicas:
+            other.update(self.model.trainable_parameters())
+            other.train(self.model.training)
+        results: dict[int, Result] = {}
+        errors: list[BaseException] = []
+
+        def attempt(index: int) -> None:
+            try:
+                results[index] = work(self._gradients[index], shares[index])
+            except BaseException as error:
+                errors.append(error)
+
+        def in_thread(index: int) -> None:
+            attempt(index)
+            mx.clear_streams()  # MLX makes one for each thread, and does not end it by itself
+
+        with one_thread() if self.count > 1 else contextlib.nullcontext():
+            threads = [threading.Thread(target=in_thread, args=(index,)) for index in range(1, len(shares))]
+            for thread in threads:
+                thread.start()
+            attempt(0)
+            for thread in threads:
+                thread.join()
+        if errors:
+            raise errors[0]
+        return [results[index] for index in range(len(shares))]
+
+
+def replica(model: nn.Module) -> nn.Module:
+    """Another tree of modules with the same arrays: assigning to one of its parameters leaves `model` alone."""
+    made: dict[int, Any] = {}
+
+    def copied(value: Any) -> Any:
+        if id(value) in made:
+            return made[id(value)]
+        if isinstance(value, nn.Module):
+            made[id(value)] = twin = copy.copy(value)
+            for name, child in value.items():
+                dict.__setitem__(twin, name, copied(child))
+            for name, attribute in vars(value).items():
+                twin.__dict__[name] = set(attribute) if isinstance(attribute, set) else attribute
+            return twin
+        if isinstance(value, list | tuple):
+            return type(value)(map(copied, value))
+        if isinstance(value, dict):
+            return {name: copied(child) for name, child in value.items()}
+        return value
+
+    return copied(model)
