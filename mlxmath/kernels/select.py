@@ -2,13 +2,20 @@
 
 from mlxmath.backends.base import DeviceInfo
 from mlxmath.backends.blas import num_usable_cores
+from mlxmath.console import warn
 from mlxmath.kernels.base import Kernels
 from mlxmath.kernels.cpu import CpuKernels
+from mlxmath.kernels.gpu import GpuKernels, works
 from mlxmath.kernels.portable import PortableKernels
 
 
 def kernels_for(device: DeviceInfo, num_workers: int = 1) -> Kernels:
     """The device's own kernels where it has some, for one of `num_workers` micro-batches at a time."""
-    if device.backend == "cpu" and device.compute_dtype == "float32":
-        return CpuKernels(max(1, num_usable_cores() // num_workers))
+    if device.backend == "cpu":
+        cores = max(1, num_usable_cores() // num_workers)
+        return CpuKernels(cores) if device.compute_dtype == "float32" else PortableKernels()
+    kernels = GpuKernels(device.backend)
+    if works(kernels):
+        return kernels
+    warn(f"the kernel for the loss does not work on {device.device}; MLX's own operations take its place")
     return PortableKernels()

@@ -1,20 +1,31 @@
 """Every form of every kernel against torch-free references: autodiff of plain formulas in float32, NumPy in float64."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxmath.backends.select import BACKENDS
 from mlxmath.kernels.cpu import CpuKernels, product
+from mlxmath.kernels.gpu import GpuKernels
 from mlxmath.kernels.portable import PortableKernels
 
-FORMS = [PortableKernels, CpuKernels]
+FORMS = ["portable", "cpu", "metal", "cuda"]
 
 
-@pytest.fixture(params=FORMS, ids=lambda form: form.__name__)
-def kernels(request: pytest.FixtureRequest) -> Any:
-    return request.param()
+@pytest.fixture(params=FORMS)
+def kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
+    if request.param in ("portable", "cpu"):
+        yield PortableKernels() if request.param == "portable" else CpuKernels()
+        return
+    if reason := BACKENDS[request.param]().unavailable():
+        pytest.skip(reason)
+    before = mx.default_device()
+    mx.set_default_device(mx.gpu)
+    yield GpuKernels(request.param)
+    mx.set_default_device(before)
 
 
 def close(found: mx.array, expected: mx.array, tolerance: float = 2e-6) -> None:
