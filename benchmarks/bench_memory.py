@@ -5,7 +5,8 @@
 One row a step, rank-8 LoRA on q and v of a small Llama (hidden 512, 8 blocks), every token but the prompt's a target,
 float32 on the CPU: `mlxmath train` with and without --grad-checkpoint, and with --mlx-lm also mlx_lm.lora. "above
 weights" is the peak of MLX's allocator during training less the weights. The last column is the growth from the row
-before, in kB a token (constant where memory is linear in the length).
+before, in kB a token (constant where memory is linear in the length). A last table sets the whole peak of some other
+runs against what `mlxmath plan` says of them before they start.
 """
 
 import argparse
@@ -42,6 +43,18 @@ NUM_IDS = 2_000
 """Size of the tokenizer, whatever the model's vocabulary: memory does not depend on which ids occur."""
 NUM_STEPS = 2
 CHECKPOINT = "--grad-checkpoint"
+
+PLANNED: dict[str, tuple[int, int, list[str]]] = {
+    "one worker": (512, 1, ["--workers", "1"]),
+    "two workers, 8 rows": (256, 8, ["--workers", "2"]),
+    "checkpointing every block": (1024, 1, [CHECKPOINT, "1"]),
+    "checkpointing every other block": (1024, 1, [CHECKPOINT, "2"]),
+    "all layers, rank 64": (512, 1, ["--lora-targets", "*", "--lora-rank", "64"]),
+    "4-bit weights": (512, 1, ["--quantize", "4"]),
+    "full fine-tuning": (512, 1, ["--full"]),
+    "full fine-tuning, 8-bit AdamW": (512, 1, ["--full", "--optimizer", "adamw8bit"]),
+}
+"""Runs whose plan is checked: tokens of a row, rows a step, options."""
 
 Result = dict[str, Any]
 
@@ -87,6 +100,20 @@ def main() -> None:
             print(f"{_way(record[kind][-1])}, {length} tokens, vocabulary {vocabulary:,}: "
                   f"{result.get('failed') or gigabytes(result['above_weights_bytes'])}", flush=True)  # fmt: skip
             save_json(options.out, record)
+    record["planned"] = []
+    for name, (length, rows, extra) in list(PLANNED.items())[: 2 if options.quick else None]:
+        result = planned(row_of(shape, options.work, length), conditions, length, rows, extra)
+        record["planned"].append({"run": name, **result})
+        save_json(options.out, record)
+    show_table(
+        "planned and measured",
+        ("", "planned", "measured", "planned / measured"),
+        [
+            [r["run"], gigabytes(r["planned_bytes"]), gigabytes(r["peak_bytes"]),
+             f"{r['planned_bytes'] / r['peak_bytes']:.2f}"] if "failed" not in r else [r["run"], "failed", "", ""]
+            for r in record["planned"]
+        ],
+    )  # fmt: skip
     show("by length", record["by_length"], "length")
     show(f"by vocabulary, {options.length} tokens", record["by_vocabulary"], "vocabulary")
     plot(record, options.out.with_suffix(".png"))
@@ -131,6 +158,20 @@ def measure(workload: Workload, conditions: Conditions, trainer: str, length: in
         return {"failed": result.get("failed") or result["skipped"]}
     peak = result["peak_device_bytes"]
     return {"peak_device_bytes": peak, "above_weights_bytes": peak - workload.weights_bytes}
+
+
+def planned(workload: Workload, conditions: Conditions, length: int, rows: int, extra: list[str]) -> Result:
+    """Bytes planned and taken by two steps of `rows` rows each."""
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = Path(folder) / "rows.jsonl"
+        dataset.write_text(workload.dataset.read_text() * rows)
+        run, finished = train(
+            workload, Path(folder) / "run", dataset, conditions, batch_size=rows, accumulation=1, num_epochs=1,
+            extra=["--max-seq-len", str(length + 1), "--mlx-path", str(Path(folder) / "model"), *extra],
+        )  # fmt: skip
+    if finished.failure:
+        return {"failed": finished.failure}
+    return {"planned_bytes": run["planned_bytes"], "peak_bytes": run["peak_bytes"], "options": extra}
 
 
 def _way(result: Result) -> str:

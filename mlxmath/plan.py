@@ -110,9 +110,9 @@ def table(plan: "MemoryPlan") -> list[str]:
     """A line for each purpose."""
     rows = {
         "weights": plan.weights,
-        "adapters and their gradients": plan.adapters,
+        "adapters and sums of gradients": plan.adapters,
         "optimizer": plan.optimizer,
-        "activations": plan.activations,
+        "activations, then gradients": plan.activations,
         "block or head at hand": plan.working,
         "in all": plan.total,
     }
@@ -133,20 +133,20 @@ def parse_size(text: str) -> int:
 
 def check_fits(
     config: "RunConfig", model_folder: Path, model_config: Mapping[str, Any], device: "DeviceInfo", longest: int
-) -> None:
-    """Refuse a run that cannot fit.
+) -> int | None:
+    """The bytes that a run takes, as planned; None for a model whose sizes have other names.
 
     Raises:
-        InputError: the plan exceeds the device's memory and `--allow-overcommit` was not given.
+        InputError: they exceed the device's memory and `--allow-overcommit` was not given.
     """
     from mlxmath.errors import MlxmathError
 
     try:
         plan, _ = planned(config, model_config, device, longest)
     except MlxmathError:
-        return  # a model whose sizes have other names
+        return None
     if plan.total <= device.memory_bytes or config.runtime.allow_overcommit:
-        return
+        return plan.total
     hints = [f"{change} ({size(total)})" for change, total in remedies(config, model_config, device, longest)]
     raise InputError(
         f"training {model_folder} takes about {size(plan.total)}, this device has {size(device.memory_bytes)}. Try "

@@ -89,7 +89,7 @@ def train(resolved: Resolved) -> int:
 
     shape = Shape(backend.bucket_multiple, target_steps=16 if backend.supports("compile") else 0)
     longest = shape.width(int(rows.lengths.max()))
-    check_fits(config, model_folder, read_json(model_folder / "config.json"), device, longest)
+    planned_bytes = check_fits(config, model_folder, read_json(model_folder / "config.json"), device, longest)
 
     loaded = load_model(model_folder, device.compute_dtype)
     model = loaded.model
@@ -187,11 +187,13 @@ def train(resolved: Resolved) -> int:
     events.write("end", step=position.step, status=ending, seconds=seconds, peak_bytes=memory.peak_bytes)
     plot_loss(folder / EVENTS, folder / PLOT)
     record.write(
-        status=ending, steps=position.step, seconds=seconds, validation=validation.summary(), **vars(memory)
+        status=ending, steps=position.step, seconds=seconds, validation=validation.summary(),
+        planned_bytes=planned_bytes, **vars(memory),
     )  # fmt: skip
+    planned = f" ({size(planned_bytes)} planned)" if planned_bytes else ""
     say(
         f"{ending} at step {position.step} of {total} after {duration(seconds)}; peak memory "
-        f"{size(memory.peak_bytes)}; adapters, curves and checkpoints are in {folder}"
+        f"{size(memory.peak_bytes)}{planned}; adapters, curves and checkpoints are in {folder}"
     )
     if ending == "diverged":
         raise MlxmathError(

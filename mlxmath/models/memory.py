@@ -88,10 +88,10 @@ class MemoryPlan:
 
     weights: int
     adapters: int
-    """The trained parameters, their gradients and the sums of these over a window."""
+    """Those parameters that training adds, and the sums of their gradients over a window."""
     optimizer: int
     activations: int
-    """What the forward pass keeps for the backward pass."""
+    """What the forward pass keeps for the backward pass, or the gradients that take its place there."""
     working: int
     """The block or the head's chunk at hand."""
 
@@ -139,6 +139,10 @@ def plan_memory(shape: ModelShape, config: RunConfig, *, itemsize: int, batching
     bits, every = config.model.quantize, config.training.grad_checkpoint
     per_weight = itemsize if bits is None else bits / 8 + 2 * itemsize / config.model.group_size
     trained = trained_parameters(shape, config.lora, full=config.training.full)
+    rows = config.training.batch_size * config.training.grad_accumulation_steps
+    is_split = rows * longest > batching.num_workers * batching.tokens  # then there are sums besides the gradients
+    sums = batching.num_workers if is_split else 0
+    added = 0 if config.training.full else 1
     tokens = max(batching.tokens, longest)
     checkpointed = -(-shape.layers // every) if every else 0
     kept = (shape.layers - checkpointed) * shape.kept_per_token + checkpointed * shape.hidden
@@ -150,9 +154,9 @@ def plan_memory(shape: ModelShape, config: RunConfig, *, itemsize: int, batching
     head = 4 * head_rows * shape.vocab + 4 * tokens * shape.hidden * itemsize
     return MemoryPlan(
         weights=int(shape.parameters * per_weight),
-        adapters=trained * 4 * 3,
+        adapters=trained * 4 * (added + sums),
         optimizer=trained * _OPTIMIZER_BYTES[config.training.optimizer],
-        activations=int(batching.num_workers * tokens * kept * itemsize),
+        activations=int(batching.num_workers * max(tokens * kept * itemsize, trained * 4)),
         working=int(batching.num_workers * max(block * itemsize, head)),
     )
 

@@ -124,6 +124,7 @@ def fit(
                 f"step {position.step}: {'gradient' if math.isfinite(loss) else 'loss'} is not finite, the step is "
                 f"not applied; rows {', '.join(map(str, rows))}"
             )
+        del sums  # the next window needs the memory
         endings = [ending for hook in hooks if (ending := hook(report))]
         if endings:
             return endings[0], position

@@ -59,6 +59,7 @@ def accumulate(workers: Workers, window: Window, stopped: Callable[[], bool] = l
             mx.random.state[0][:] = keys[index]
             part = _sum_of(gradients, window.batch(index))
             sums = part if sums is None else sums + part
+            del part  # so that the addition can take place in its memory
             mx.eval(sums.grad_sum)
         return sums
 

@@ -159,7 +159,7 @@ def test_what_it_cannot_do_it_says() -> None:
     gemma = adapted("gemma2")
     assert Blockwise.unsupported(gemma)
     whole = make_tiny_llama()
-    assert "more than its linear layers" in (Blockwise.unsupported(whole) or "")
+    assert "more than its blocks" in (Blockwise.unsupported(whole) or "")
 
 
 def test_the_models_own_functions_are_back_in_place() -> None:
