@@ -10,6 +10,7 @@ from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from mlxmath.backends.blas import blas_is_missing
 from mlxmath.errors import MlxmathError
+from mlxmath.models.dequantized import use_dequantized
 from mlxmath.models.numpy_linear import use_numpy
 
 
@@ -41,7 +42,9 @@ def load_model(folder: Path, dtype: str) -> Loaded:
             f"{folder} does not load: {reason}. `mlxmath convert --overwrite` makes it again."
         ) from error
     model.set_dtype(getattr(mx, dtype))
-    if dtype == "float32" and mx.default_device() == mx.Device(mx.cpu, 0) and blas_is_missing():
-        use_numpy(model)
+    if mx.default_device() == mx.Device(mx.cpu, 0):
+        use_dequantized(model)
+        if dtype == "float32" and blas_is_missing():
+            use_numpy(model)
     mx.eval(model.parameters())
     return Loaded(model, config)

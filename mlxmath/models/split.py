@@ -14,6 +14,10 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlxmath.kernels.cpu import product
+from mlxmath.models.dequantized import dequantized
+
+_SLICE = 16_384
+"""Rows of a quantized head that a CPU dequantizes at a time."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,9 @@ class Head:
 
     def _product(self, x: mx.array, *, transpose: bool) -> mx.array:
         layer = self.layer
+        on_cpu = mx.default_device() == mx.Device(mx.cpu, 0)
+        if self._quantized and on_cpu:
+            return self._dequantized_product(x, transpose=transpose)
         if self._quantized:
             return mx.quantized_matmul(
                 x,
@@ -60,8 +67,24 @@ class Head:
                 mode=layer.mode,
             )
         weight_VD = layer.weight.astype(x.dtype)
-        multiply = product if x.dtype == mx.float32 and mx.default_device() == mx.Device(mx.cpu, 0) else mx.matmul
+        multiply = product if x.dtype == mx.float32 and on_cpu else mx.matmul
         return multiply(x, weight_VD.T if transpose else weight_VD)
+
+    def _dequantized_product(self, x: mx.array, *, transpose: bool) -> mx.array:
+        """In slices of the vocabulary, so that only one slice's weight is dequantized at a time."""
+        layer = self.layer
+        packed = [layer[name] for name in ("weight", "scales", "biases") if layer.get(name) is not None]
+        parts: list[mx.array] = []
+        for start in range(0, self.vocab_size, _SLICE):
+            rows = slice(start, start + _SLICE)
+            chosen = tuple(mx.depends([array[rows] for array in packed], parts[-1:]) if parts else
+                           [array[rows] for array in packed])  # fmt: skip
+            weight_SD = dequantized(chosen, layer.group_size, layer.bits, layer.mode).astype(x.dtype)
+            if transpose:
+                parts.append(product(x, weight_SD.T))
+            else:
+                parts = [product(x[:, rows], weight_SD) + (parts[0] if parts else 0)]
+        return mx.concatenate(parts, axis=1) if transpose else parts[0]
 
 
 @dataclass(frozen=True)

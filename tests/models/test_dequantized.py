@@ -1,0 +1,38 @@
+"""Dequantize-then-multiply: the same values and gradients as MLX's product with packed weights."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+from mlxmath.models.dequantized import FEW_ROWS, DequantizedLinear, use_dequantized
+from mlxmath.models.split import Head
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1, 40])
+@pytest.mark.parametrize("bias", [False, True])
+def test_values_and_gradients(rows: int, bits: int, bias: bool) -> None:
+    plain = nn.Linear(64, 24, bias=bias).to_quantized(32, bits)
+    ours = nn.Linear(64, 24, bias=bias).to_quantized(32, bits)
+    ours.update(plain.parameters())
+    use_dequantized(ours)
+    assert type(ours) is DequantizedLinear
+    x, cotangent = mx.random.normal((2, rows, 64)), mx.random.normal((2, rows, 24))
+    for layer in (plain, ours):
+        layer.freeze()
+    found, expected = (mx.vjp(layer, [x], [cotangent]) for layer in (ours, plain))
+    for one, other in zip([*found[0], *found[1]], [*expected[0], *expected[1]], strict=True):
+        np.testing.assert_allclose(np.array(one), np.array(other), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("vocabulary", [64, 16_384, 40_000])
+def test_a_head_in_slices(vocabulary: int) -> None:
+    layer = nn.Embedding(vocabulary, 64).to_quantized(64, 4)
+    weight = mx.dequantize(layer.weight, layer.scales, layer.biases, 64, 4)
+    hidden, d_logits = mx.random.normal((7, 64)), mx.random.normal((7, vocabulary))
+    head = Head(layer)
+    np.testing.assert_allclose(np.array(head.logits(hidden)), np.array(hidden @ weight.T), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        np.array(head.hidden_gradient(d_logits)), np.array(d_logits @ weight), rtol=1e-3, atol=1e-3
+    )
