@@ -13,6 +13,8 @@ Rule = Literal["####", "boxed", "answer line", "whole", "therefore", "last"]
 _TAIL = 6000
 """The weak layers look only so far back, in characters."""
 _MAX_BOXES = 40
+_LONGEST_BARE_GOLD = 250
+"""A gold text above this many characters is a solution, not an answer by itself."""
 
 _STOP = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|end_of_text|end|user)\|>|</s>|<eos>|<end_of_turn>")
 _NUMBER_TEXT = (
@@ -27,9 +29,11 @@ _MATH = re.compile(
     r"|(?<![\\\d$])\$(?P<d>(?:\\[^\n]|[^$\\\n]){1,1000})\$"
 )
 _BARE_LATEX = re.compile(r"-?\s?\\[dtc]?frac\s?(?:\{[^{}\n]{1,80}\}\s?\{[^{}\n]{1,80}\}|\d\d)|-?\d*\s?\\sqrt\s?\{[^{}\n]{1,80}\}")
-_CONNECTOR = re.compile(r"^[\s,;]*(?:and|or|&)?[\s,;]*$")
+_CONNECTOR = re.compile(r"^[^\w.!?=<>\\]*(?:and|or)?[^\w.!?=<>\\]*$")
 _CONNECTING = re.compile(r"^[^.!?\n]{0,20}\b(?:and|or)\b[^.!?\n]{0,20}$")
 _GAP_NOISE = re.compile(r"\\(?:quad|qquad|text|textbf|mathrm)(?![A-Za-z])|\\[()\[\],;:! ]|[${}]")
+
+_PLACEHOLDER = re.compile(r"^(?:\\[hv]?phantom\s*\{[^{}]*\}|\\(?:square|Box|ldots|dots)(?![A-Za-z])|\\[ ,;:!]|[\s?_.…~])*$")
 
 _HASHES = re.compile(r"^[ \t>*]*####(?!#)[ \t]*(.*)$", re.MULTILINE)
 _ANSWER_LINE = re.compile(
@@ -38,6 +42,7 @@ _ANSWER_LINE = re.compile(
     r"(?:\b(?:is|are|be|was|equals)\b|[:=])[*_]*:?[*_]*)[ \t]*(?P<text>[^\n]*(?:\n[ \t]*\n?[ \t]*(?=\$|\\\[|\\\()[^\n]*)?)",
     re.MULTILINE | re.IGNORECASE,
 )
+_FINAL_ANSWER = re.compile(r"\bfinal answer is[ \t]*:?[ \t]*([^\n]+)", re.IGNORECASE)
 _THEREFORE = re.compile(r"(?:^|(?<=[.!?:\n*] )|(?<=[\n*]))\W{0,3}(?:therefore|thus|hence|so|in conclusion|altogether|in total)\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z\[(*#]|\s*$)|\n")
 _HOPE = re.compile(r"\.?\s*I hope (?:it|this) (?:is correct|helps).*$", re.IGNORECASE | re.DOTALL)
@@ -77,8 +82,8 @@ def extract(response: str) -> Extracted | None:
 
 
 def reference(gold: str) -> str:
-    r"""The answer that a gold text states: after `####` or in its last `\boxed{}`, else all of it."""
-    found = _hashes(gold) or _boxed(gold)
+    r"""The answer that a gold text states: after `####` or in its last `\boxed{}`; of a whole solution the final answer."""
+    found = _hashes(gold) or _boxed(gold) or (extract(gold) if len(gold) > _LONGEST_BARE_GOLD else None)
     return found.text if found else gold.strip()
 
 
@@ -112,12 +117,21 @@ def _boxed(response: str) -> Extracted | None:
         return None
     texts = [boxes[-1][2]]
     for (_, end, text), (start, _, _) in zip(reversed(boxes[:-1]), reversed(boxes[1:]), strict=True):
-        gap = _GAP_NOISE.sub(" ", response[end:start]) if start - end <= 60 else "…"
+        gap = _GAP_NOISE.sub(" ", response[end:start].rstrip("\\")) if start - end <= 60 else "…"
         if not (_CONNECTOR.match(gap) or _CONNECTING.match(gap)):
             break
         texts.append(text)
+    if final := _final_answer_line(response[boxes[-1][1] :]):
+        return final
     unique = list(dict.fromkeys(reversed(texts)))
     return Extracted(", ".join(unique), "boxed")
+
+
+def _final_answer_line(text: str) -> Extracted | None:
+    """What "the final answer is" states behind the last box."""
+    matches = list(_FINAL_ANSWER.finditer(text[-_TAIL:]))
+    found = _pick(_HOPE.sub("", matches[-1][1])) if matches else None
+    return Extracted(found, "answer line") if found else None
 
 
 def _boxes(text: str) -> list[tuple[int, int, str]]:
@@ -134,7 +148,7 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
         if span is None:
             continue
         content = text[span[0] : span[1]].strip()
-        if content and len(content) <= MAX_CHARACTERS:
+        if len(content) <= MAX_CHARACTERS and not _PLACEHOLDER.match(content):
             boxes.append((start, min(span[1] + 1, len(text)), content))
     return boxes[::-1]
 
@@ -184,7 +198,7 @@ def _whole(response: str) -> Extracted | None:
 def _is_answer(text: str) -> bool:
     if parse_quantity(clean(text).replace("$", "").rstrip(". ").strip()):
         return True
-    plain = re.sub(r"\\(?:text|mathrm|textbf|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+", " ", text)
+    plain = re.sub(r"(?<=[\d)}])(?:and|or)(?=[A-Za-z(\d])|\\(?:text|mathrm|textbf|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+", " ", text)
     words = [w for w in re.findall(r"[A-Za-z]{2,}", plain) if w.lower() not in ("and", "or", "sqrt", "pi", "sin", "cos", "tan", "ln", "log")]
     return len(words) <= (0 if re.search(r"\d|\\", text) else 1)
 

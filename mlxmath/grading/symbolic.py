@@ -16,7 +16,7 @@ def equivalent(answer: str, gold: str) -> bool:
 
     targets = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
     golds, answers = (parse(wrapped(text), targets, parsing_timeout=0) for text in (gold, answer))
-    return bool(golds and answers) and bool(verify(golds, answers, timeout_seconds=0))
+    return bool(golds and answers) and verify(golds, answers, allow_set_relation_comp=True, timeout_seconds=0)
 
 
 def wrapped(text: str) -> str:
