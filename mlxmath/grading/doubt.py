@@ -18,12 +18,12 @@ MAX_NULL_DOUBT = 0.5
 _MIN_NGRAMS = 24
 _MIN_TAIL_TOKENS = 12
 _MIN_TAIL_TOKENS_WITHOUT_WORDS = 32
-_MAX_CHARACTERS = 400_000
+_MAX_CHARACTERS = 100_000
 
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|\w+|[^\w\s]")
 _CALCULATOR = re.compile(r"<<[^<>]{0,200}>>")
 _MARKER = re.compile(
-    r"(?:^|(?<=[.!?:;…\n>*\"”)]))[ \t\"“*(]*(?:(?:but|and|so|oh|okay|ok|hmm+|well|no|ah)[, .…]+)?"
+    r"(?:^|(?<=[.!?:;…\n>*\"”)]))[ \t\"“*(]{0,6}(?:(?:but|and|so|oh|okay|ok|hmm{1,9}|well|no|ah)[, .…]{1,4})?"
     r"(?:wait|hold on|hang on|hmm+|hm|no(?=\s*[,.!…]|\s+wait)|nope|actually|oops|scratch that|on second thought|let me (?:re-?\s?(?:check|do|think|"
     r"consider|calculate|compute|examine|read|count|verify)|double[- ]check|check (?:that|this|it|again)|start over|try again|"
     r"think again|reconsider|go back)|i (?:made|think i made) (?:a|an) (?:mistake|error)|that(?:'s| is|’s) (?:not right|wrong|"
@@ -31,10 +31,13 @@ _MARKER = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _COMPUTATION = re.compile(
-    r"(?P<left>[-+]?[(\d$][\d.,()$%\s]*(?:[-+*/^x×÷]\s*[-(\d$][\d.,()$%\s]*)+)=\s*\$?(?P<right>-?[\d,]*\.?\d+)"
+    r"(?P<left>(?<![\d.,()$%])[-+]?[(\d$][\d.,()$% ]{0,40}(?:[-+*/^x×÷] ?[-(\d$][\d.,()$% ]{0,40}){1,20})= ?\$?(?P<right>-?[\d,]*\.?\d+)"
 )
 _FORMULA = re.compile(r"[\w)\]}%'$][ \t]*=[ \t]*[-\w$(\\.]")
-_STATED = re.compile(r"(?:answer|result|total|it|that|this)\b[^.\n=:]{0,40}?(?:\b(?:is|must be|should be|equals|was)\b|[:=])\s*\**\$?\s*(-?\d[\d,]*(?:\.\d+)?)", re.IGNORECASE)
+_STATED = re.compile(
+    r"(?:answer|result|total|it|that|this)\b[^.\n=:]{0,40}?(?:\b(?:is|must be|should be|equals|was)\b|[:=])\s*\**\$?\s*(-?\d[\d,]*(?:\.\d+)?)",
+    re.IGNORECASE,
+)
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 
 

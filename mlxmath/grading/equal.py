@@ -133,7 +133,7 @@ def _is_rounding(decimal: Quantity, exact: Value, least_digits: int) -> bool:
 
 
 def _close(a: Value, b: Value) -> bool:
-    return abs(a - b) <= RELATIVE_TOLERANCE * max(abs(a), abs(b))
+    return bool(abs(a - b) <= RELATIVE_TOLERANCE * max(abs(float(a)), abs(float(b))))
 
 
 def _infinite(answer: str, gold: str) -> bool | None:

@@ -136,7 +136,7 @@ class _Parser:
         return -value if signs % 2 else value
 
     def _signed_power(self, depth: int) -> Value:
-        sign = 1
+        sign = Fraction(1)
         while self.peek() in ("+", "-"):
             sign = -sign if self._next() == "-" else sign
         return sign * self._power(depth)
@@ -276,7 +276,11 @@ def _power(base: Value, exponent: Value) -> Value:
         if root is not None:
             return _power(root, Fraction(exponent.numerator))
         if base < 0 and exponent.denominator % 2:
-            return float(-((-float(base)) ** float(exponent))) if exponent.numerator % 2 else (-float(base)) ** float(exponent)
+            return (
+                float(-((-float(base)) ** float(exponent)))
+                if exponent.numerator % 2
+                else (-float(base)) ** float(exponent)
+            )
     result = float(base) ** float(exponent)
     if isinstance(result, complex):
         raise NotArithmetic

@@ -28,12 +28,16 @@ _MATH = re.compile(
     r"\$\$(?P<a>[^$]{1,1000})\$\$|\\\[(?P<b>(?:[^\\]|\\(?!\])){1,1000})\\\]|\\\((?P<c>(?:[^\\]|\\(?!\))){1,1000})\\\)"
     r"|(?<![\\\d$])\$(?P<d>(?:\\[^\n]|[^$\\\n]){1,1000})\$"
 )
-_BARE_LATEX = re.compile(r"-?\s?\\[dtc]?frac\s?(?:\{[^{}\n]{1,80}\}\s?\{[^{}\n]{1,80}\}|\d\d)|-?\d*\s?\\sqrt\s?\{[^{}\n]{1,80}\}")
+_BARE_LATEX = re.compile(
+    r"-?\s?\\[dtc]?frac\s?(?:\{[^{}\n]{1,80}\}\s?\{[^{}\n]{1,80}\}|\d\d)|-?\d*\s?\\sqrt\s?\{[^{}\n]{1,80}\}"
+)
 _CONNECTOR = re.compile(r"^[^\w.!?=<>\\]*(?:and|or)?[^\w.!?=<>\\]*$")
 _CONNECTING = re.compile(r"^[^.!?\n]{0,20}\b(?:and|or)\b[^.!?\n]{0,20}$")
 _GAP_NOISE = re.compile(r"\\(?:quad|qquad|text|textbf|mathrm)(?![A-Za-z])|\\[()\[\],;:! ]|[${}]")
 
-_PLACEHOLDER = re.compile(r"^(?:\\[hv]?phantom\s*\{[^{}]*\}|\\(?:square|Box|ldots|dots)(?![A-Za-z])|\\[ ,;:!]|[\s?_.…~])*$")
+_PLACEHOLDER = re.compile(
+    r"^(?:\\[hv]?phantom\s*\{[^{}]*\}|\\(?:square|Box|ldots|dots)(?![A-Za-z])|\\[ ,;:!]|[\s?_.…~])*$"
+)
 
 _HASHES = re.compile(r"^[ \t>*]*####(?!#)[ \t]*(.*)$", re.MULTILINE)
 _ANSWER_LINE = re.compile(
@@ -43,10 +47,16 @@ _ANSWER_LINE = re.compile(
     re.MULTILINE | re.IGNORECASE,
 )
 _FINAL_ANSWER = re.compile(r"\bfinal answer is[ \t]*:?[ \t]*([^\n]+)", re.IGNORECASE)
-_THEREFORE = re.compile(r"(?:^|(?<=[.!?:\n*] )|(?<=[\n*]))\W{0,3}(?:therefore|thus|hence|so|in conclusion|altogether|in total)\b", re.IGNORECASE)
+_THEREFORE = re.compile(
+    r"(?:^|(?<=[.!?:\n*] )|(?<=[\n*]))\W{0,3}(?:therefore|thus|hence|so|in conclusion|altogether|in total)\b",
+    re.IGNORECASE,
+)
 _SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z\[(*#]|\s*$)|\n")
 _HOPE = re.compile(r"\.?\s*I hope (?:it|this) (?:is correct|helps).*$", re.IGNORECASE | re.DOTALL)
-_IS = re.compile(r"(?:\b(?:is|are|be|equals)\b(?:\s+(?:equal to|approximately|about|exactly|therefore|thus))?|[=:≈])\s*", re.IGNORECASE)
+_IS = re.compile(
+    r"(?:\b(?:is|are|be|equals)\b(?:\s+(?:equal to|approximately|about|exactly|therefore|thus))?|[=:≈])\s*",
+    re.IGNORECASE,
+)
 _LETTER = re.compile(r"^\**\(?([A-Z])\)?\**(?=[\s.,:)*]|$)")
 
 
@@ -198,8 +208,16 @@ def _whole(response: str) -> Extracted | None:
 def _is_answer(text: str) -> bool:
     if parse_quantity(clean(text).replace("$", "").rstrip(". ").strip()):
         return True
-    plain = re.sub(r"(?<=[\d)}])(?:and|or)(?=[A-Za-z(\d])|\\(?:text|mathrm|textbf|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+", " ", text)
-    words = [w for w in re.findall(r"[A-Za-z]{2,}", plain) if w.lower() not in ("and", "or", "sqrt", "pi", "sin", "cos", "tan", "ln", "log")]
+    plain = re.sub(
+        r"(?<=[\d)}])(?:and|or)(?=[A-Za-z(\d])|\\(?:text|mathrm|textbf|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+",
+        " ",
+        text,
+    )
+    words = [
+        w
+        for w in re.findall(r"[A-Za-z]{2,}", plain)
+        if w.lower() not in ("and", "or", "sqrt", "pi", "sin", "cos", "tan", "ln", "log")
+    ]
     return len(words) <= (0 if re.search(r"\d|\\", text) else 1)
 
 

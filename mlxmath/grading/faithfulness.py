@@ -12,7 +12,9 @@ from mlxmath.grading.quantity import parse_quantity
 CONSTANTS = frozenset(map(Fraction, (1, 2, 7, 10, 12, 24, 30, 52, 60, 100, 365, 1000)))
 """Numbers that a rationale may use without naming a source: halves, dozens, percent, units of time."""
 
-_NUMBER = re.compile(r"(?P<whole>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:\s?/\s?(?P<below>\d+))?\s?(?P<percent>%|percent)?")
+_NUMBER = re.compile(
+    r"(?P<whole>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:\s?/\s?(?P<below>\d+))?\s?(?P<percent>%|percent)?"
+)
 _WORD_VALUES = {
     word: Fraction(value)
     for words, value in (

@@ -24,10 +24,14 @@ _TEXT_MACRO = re.compile(
     r"\\(?:text(?:bf|it|rm|normal|tt|sf)?|mbox|hbox|mathrm|mathbf|mathit|mathsf|operatorname\*?|emph|boldsymbol|bm)"
     r"\s*\{([^{}]*)\}"
 )
-_SIZES = re.compile(r"\\(?:left|right|displaystyle|textstyle|scriptstyle|limits|bigl?|bigr|Bigl?|Bigr|biggl?|biggr|Biggl?|Biggr)(?![A-Za-z])\s*")
+_SIZES = re.compile(
+    r"\\(?:left|right|displaystyle|textstyle|scriptstyle|limits|bigl?|bigr|Bigl?|Bigr|biggl?|biggr|Biggl?|Biggr)(?![A-Za-z])\s*"
+)
 _NEGATIVE_SPACE = re.compile(r"\\!\s*")
 _SPACES = re.compile(r"\\(?:[,;: ]|q?quad|hspace\*?\{[^{}]*\})|~")
-_DOUBLED = re.compile(r"\\\\(?=(?:frac|dfrac|tfrac|sqrt|left|right|text|pi|cdot|times|boxed|in|le|ge|infty|cup|circ|%)\b)")
+_DOUBLED = re.compile(
+    r"\\\\(?=(?:frac|dfrac|tfrac|sqrt|left|right|text|pi|cdot|times|boxed|in|le|ge|infty|cup|circ|%)\b)"
+)
 _DEGREE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree(?![A-Za-z])|\\textdegree(?![A-Za-z])")
 _FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _BINOMIAL = re.compile(r"\\[dt]binom(?![A-Za-z])")

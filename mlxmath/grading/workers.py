@@ -6,6 +6,7 @@ module is not imported again.
 """
 
 import atexit
+import contextlib
 import json
 import os
 import queue
@@ -85,8 +86,9 @@ class _Worker:
     def end(self) -> None:
         self._process.kill()
         for pipe in (self._process.stdin, self._process.stdout):
-            if pipe:
-                pipe.close()
+            with contextlib.suppress(OSError):  # what is left in its buffer has no reader
+                if pipe:
+                    pipe.close()
         self._process.wait()
 
 
@@ -114,11 +116,14 @@ class Pool:
                 self.num_started += 1
                 worker = _Worker(self._limit_s)
             verdict = worker.ask(answer, gold, self._limit_s)
-        except _Failure:
+        except BaseException as error:
+            # Interrupted or not: a reply may still be under way, so this worker can serve no other question.
             if worker:
                 worker.end()
                 worker = None
-            return None
+            if isinstance(error, _Failure):
+                return None
+            raise
         finally:
             self._slots.put(worker)
         if verdict is not None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,20 +15,25 @@ from mlxmath.grading.symbolic import wrapped
 from mlxmath.grading.workers import Pool
 
 REPOSITORY = Path(__file__).parents[2]
-# Each is short, so it is not refused, and costs sympy more than a second.
-SLOW = r"\sum_{k=1}^{10000000} \frac{x^k}{k^2}"
-SLOWER = r"x^{2} + (10^{7})!"
+# Short, so it is not refused, but it costs sympy many seconds.
+SLOW = r"x^{2} + (10^{7})!"
 
 
 def run_python(code: str, **options: object) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False, **options
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        **options,
     )  # type: ignore[call-overload]
 
 
 @pytest.fixture
-def pool() -> "Pool":
+def pool() -> Iterator[Pool]:
     created = Pool(1, limit_s=1.0)
     yield created
     created.close()
@@ -36,8 +42,8 @@ def pool() -> "Pool":
 def test_a_hung_worker_is_killed_and_replaced(pool: Pool) -> None:
     assert pool.ask("2(x+1)", "2x+2") is True
     start = time.perf_counter()
-    assert pool.ask(SLOWER, "x") is None
-    assert time.perf_counter() - start < 2
+    assert pool.ask(SLOW, "x^2") is None
+    assert time.perf_counter() - start < 5
     assert pool.ask("2(x+1)", "2x+3") is False
     assert pool.num_started == 2
 
@@ -61,7 +67,7 @@ def test_repeated_questions_are_asked_once(pool: Pool) -> None:
 
 
 def test_timed_out_is_told() -> None:
-    verdict = grade("\\boxed{" + SLOWER + "}", "x^2")
+    verdict = grade("\\boxed{" + SLOW + "}", "x^2")
     assert (verdict.correct, verdict.timed_out) == (False, True)
 
 
