@@ -1,7 +1,7 @@
 """How fast and how reliable is the grader? Ours against math_verify alone, on graded answers and GSM8K's solutions.
 
-math_verify gets what a user of it would write: its default extraction on the response, and the gold answer between dollar
-signs where it is bare LaTeX.
+math_verify gets what a user of it would write: its default extraction on the response, and the gold answer between
+dollar signs where it is bare LaTeX.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Arithmetic without `eval`: a recursive-descent parser over a whitelist of operations, exact wherever that is possible."""
+"""Arithmetic without `eval`: a recursive-descent parser over a whitelist of operations, exact where it can be."""
 
 import math
 import re
@@ -31,7 +31,7 @@ _OVER = {"/", "\\div"}
 _CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|", "\\{": "\\}"}
 
 
-class NotArithmetic(Exception):
+class NotArithmetic(Exception):  # noqa: N818
     """The text is no arithmetic of the kinds known here, or beyond the limits on size."""
 
 
@@ -54,8 +54,8 @@ class Evaluated:
 def evaluate(text: str) -> Evaluated:
     r"""Value of plain or LaTeX arithmetic without variables.
 
-    Knows + - * / ^ !, `\frac`, `\sqrt`, `\binom`, brackets, |x|, percent, π, e, functions, `2\frac{1}{3}` (mixed), `2\pi`
-    (implied product). Raises NotArithmetic for all else.
+    Knows + - * / ^ !, `\frac`, `\sqrt`, `\binom`, brackets, |x|, percent, π, e, functions, `2\frac{1}{3}` (mixed),
+    `2\pi` (implied product). Raises NotArithmetic for all else.
     """
     if len(text) > MAX_CHARACTERS:
         raise NotArithmetic
@@ -186,7 +186,7 @@ class _Parser:
         if token in _CLOSING:
             value = self.sum(depth + 1)
             self._expect(_CLOSING[token])
-            return abs(value) if token == "|" else value
+            return -value if token == "|" and value < 0 else value
         if token in ("\\frac", "\\binom"):
             top, bottom = self._argument(depth), self._argument(depth)
             self.operations += 1

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from mlxmath.grading.normal import MAX_CHARACTERS, clean
@@ -43,7 +44,8 @@ _HASHES = re.compile(r"^[ \t>*]*####(?!#)[ \t]*(.*)$", re.MULTILINE)
 _ANSWER_LINE = re.compile(
     r"(?:^[ \t>*_#-]*(?:A|Ans(?:wer)?|Solution|Result)[ \t]*[*_]*[ \t]*[:=][*_]*"
     r"|\b(?:final|correct)?[ \t]*(?:answers?|option|choice)\b(?![ \t]*(?:choices|options)\b)[^.\n:=$\\]{0,80}?"
-    r"(?:\b(?:is|are|be|was|equals)\b|[:=])[*_]*:?[*_]*)[ \t]*(?P<text>[^\n]*(?:\n[ \t]*\n?[ \t]*(?=\$|\\\[|\\\()[^\n]*)?)",
+    r"(?:\b(?:is|are|be|was|equals)\b|[:=])[*_]*:?[*_]*)[ \t]*"
+    r"(?P<text>[^\n]*(?:\n[ \t]*\n?[ \t]*(?=\$|\\\[|\\\()[^\n]*)?)",
     re.MULTILINE | re.IGNORECASE,
 )
 _FINAL_ANSWER = re.compile(r"\bfinal answer is[ \t]*:?[ \t]*([^\n]+)", re.IGNORECASE)
@@ -78,8 +80,8 @@ def after_thinking(response: str) -> str | None:
 def extract(response: str) -> Extracted | None:
     r"""The final answer of a response without its thinking, None if there is none.
 
-    Layers: after `####`; the last `\boxed{}`; a line such as `A: …`, "the answer is …"; a response that is nothing but an
-    answer; the last "Therefore …" sentence; the last number or formula.
+    Layers: after `####`; the last `\boxed{}`; a line such as `A: …`, "the answer is …"; a response that is nothing but
+    an answer; the last "Therefore …" sentence; the last number or formula.
     """
     if stop := _STOP.search(response, 1):
         response = response[: stop.start()]
@@ -92,7 +94,7 @@ def extract(response: str) -> Extracted | None:
 
 
 def reference(gold: str) -> str:
-    r"""The answer that a gold text states: after `####` or in its last `\boxed{}`; of a whole solution the final answer."""
+    r"""The answer that a gold text states: after `####` or in its last `\boxed{}`; of a solution the final answer."""
     found = _hashes(gold) or _boxed(gold) or (extract(gold) if len(gold) > _LONGEST_BARE_GOLD else None)
     return found.text if found else gold.strip()
 
@@ -304,7 +306,7 @@ def _formulas(text: str) -> list[tuple[int, int, str]]:
 def _joined(text: str, formulas: list[tuple[int, int, str]]) -> str:
     """The first formula and those joined to it by commas, "and", "or"; a percent sign behind it belongs to it."""
     parts = [formulas[0][2]]
-    for (_, end, _), (start, _, part) in zip(formulas, formulas[1:], strict=False):
+    for (_, end, _), (start, _, part) in pairwise(formulas):
         if not _CONNECTOR.match(text[end:start]):
             break
         parts.append(part)

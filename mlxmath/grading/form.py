@@ -19,7 +19,7 @@ class Form:
     """Measures of form; nothing here looks at whether the answer is right."""
 
     num_steps: int
-    """Numbered steps; without numbers, lines before the final answer; in a single paragraph, sentences with mathematics."""
+    """Numbered steps; without numbers, lines before the final answer; in one paragraph, sentences with numbers."""
     num_words: int
     num_characters: int
     rule: Rule | None

@@ -20,6 +20,8 @@ from functools import lru_cache
 from pathlib import Path
 
 TIME_LIMIT_S = 5.0
+"""Processor time for one item; the verdict does not depend on how busy the machine is."""
+_WALL_FACTOR = 6
 _START_LIMIT_S = 60.0
 _MAX_WORKERS = 8
 _MAX_CHARACTERS = 1000
@@ -39,7 +41,7 @@ def refuses(text: str) -> bool:
     return deepest > _MAX_DEPTH
 
 
-class _Failure(Exception):
+class _Failure(Exception):  # noqa: N818
     """The worker gave no reply in time, or died."""
 
 
@@ -115,7 +117,7 @@ class Pool:
             if worker is None:
                 self.num_started += 1
                 worker = _Worker(self._limit_s)
-            verdict = worker.ask(answer, gold, self._limit_s)
+            verdict = worker.ask(answer, gold, _WALL_FACTOR * self._limit_s)
         except BaseException as error:
             # Interrupted or not: a reply may still be under way, so this worker can serve no other question.
             if worker:

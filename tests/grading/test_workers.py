@@ -43,7 +43,7 @@ def test_a_hung_worker_is_killed_and_replaced(pool: Pool) -> None:
     assert pool.ask("2(x+1)", "2x+2") is True
     start = time.perf_counter()
     assert pool.ask(SLOW, "x^2") is None
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 6
     assert pool.ask("2(x+1)", "2x+3") is False
     assert pool.num_started == 2
 
@@ -89,7 +89,8 @@ def test_no_worker_without_algebra_and_no_mlx() -> None:
     code = (
         "import sys; from mlxmath.grading import grade, faithfulness, doubt, workers\n"
         "assert grade('\\\\boxed{\\\\frac12}', '0.5').correct; faithfulness('2+2=4', 'two'); doubt('Wait.')\n"
-        "print(workers.pool().num_started, [m for m in sys.modules if m.split('.')[0] in ('mlx', 'sympy', 'numpy', 'multiprocessing')])"
+        "heavy = ('mlx', 'sympy', 'numpy', 'multiprocessing')\n"
+        "print(workers.pool().num_started, [m for m in sys.modules if m.split('.')[0] in heavy])"
     )
     result = run_python(code)
     assert result.stdout.strip() == "0 []", result.stderr
