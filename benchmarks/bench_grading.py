@@ -6,11 +6,13 @@ dollar signs where it is bare LaTeX.
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.common import REPOSITORY, RESULTS, machine, save_json, show_table
 
 SHARED = REPOSITORY.parent / "shared" / "data"

@@ -125,7 +125,7 @@ def maj_at_k(
     """Expected accuracy of the majority vote over k of the n samples, drawn without replacement, ties shared evenly.
 
     `correct` says of each sample whether its answer is right; samples without an answer (None) do not vote, a draw
-    without any answer is wrong. Exact where there are at most `num_draws` subsets, else the mean over as many random ones.
+    without any answer is wrong. Exact where there are at most `num_draws` subsets, else over as many random ones.
     """
     num_samples = len(answers)
     if not 1 <= k <= num_samples or len(correct) != num_samples:

@@ -39,8 +39,8 @@ _DIMENSIONLESS = {"°", "rad"}
 
 _NO_UNIT_WORDS = (
     "and or plus minus times over to of from mod modulo by sqrt pi sin cos tan cot sec csc log ln exp lim max gcd lcm"
-    " choose then than but not is are equals remainder for if when where with without squared cubed least most more less"
-    " about approximately"
+    " choose then than but not is are equals remainder for if when where with without squared cubed least most more"
+    " less about approximately"
 )
 _NOT_UNITS = frozenset(_NO_UNIT_WORDS.split())
 _UNIT_WORD = r"(?:[A-Za-z°$€£¥µμ]+(?:-[A-Za-z]+)*\.?(?:\s*\^\s*\{?-?[1-9]\}?)?)"
