@@ -1,5 +1,23 @@
-"""Was the answer right? Pure Python, usable by itself: `from mlxmath.grading import grade`."""
+"""Was the answer right, and was it reached soundly? Pure Python, usable by itself, without a model.
 
-from mlxmath.grading.grade import Grade, grade
+`from mlxmath.grading import grade, faithfulness, doubt`
+"""
 
-__all__ = ["Grade", "grade"]
+from mlxmath.grading.doubt import Doubt, doubt
+from mlxmath.grading.faithfulness import Faithfulness, faithfulness
+from mlxmath.grading.form import Form, form
+from mlxmath.grading.grade import Grade, cluster, equal, grade, grade_many
+
+__all__ = [
+    "Doubt",
+    "Faithfulness",
+    "Form",
+    "Grade",
+    "cluster",
+    "doubt",
+    "equal",
+    "faithfulness",
+    "form",
+    "grade",
+    "grade_many",
+]
