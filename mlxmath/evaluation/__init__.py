@@ -1,0 +1,1 @@
+"""Did the model get better, and are we sure? Asks models, grades, compares, reports."""
