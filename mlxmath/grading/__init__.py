@@ -1,5 +1,8 @@
-"""Was the answer right? Pure Python, usable by itself: `from mlxmath.grading import grade`."""
+"""Was the answer right, and was it reached soundly? Pure Python, usable by itself, without a model.
 
-from mlxmath.grading.grade import Grade, grade
+`from mlxmath.grading import grade, faithfulness, doubt`
+"""
 
-__all__ = ["Grade", "grade"]
+from mlxmath.grading.grade import Grade, equal, grade, grade_many
+
+__all__ = ["Grade", "equal", "grade", "grade_many"]

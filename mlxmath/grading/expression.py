@@ -1,0 +1,305 @@
+"""Arithmetic without `eval`: a recursive-descent parser over a whitelist of operations, exact wherever that is possible."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import NamedTuple
+
+Value = Fraction | float
+"""Exact, or a float where a root, π or a function came in."""
+
+MAX_CHARACTERS = 400
+MAX_DEPTH = 40
+MAX_BITS = 4096
+MAX_FACTORIAL = 170
+
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+    r"|(?P<command>\\[A-Za-z]+)"
+    r"|(?P<word>[A-Za-z]+)"
+    r"|(?P<symbol>\*\*|[-+*/^(){}\[\]!|%°]))"
+)
+_FUNCTIONS: dict[str, Callable[[float], float]] = {
+    "sin": math.sin, "cos": math.cos, "tan": math.tan, "arcsin": math.asin, "arccos": math.acos, "arctan": math.atan,
+    "sinh": math.sinh, "cosh": math.cosh, "tanh": math.tanh, "exp": math.exp, "ln": math.log,
+    "sec": lambda x: 1 / math.cos(x), "csc": lambda x: 1 / math.sin(x), "cot": lambda x: 1 / math.tan(x),
+}  # fmt: skip
+_TIMES = {"*", "\\cdot", "\\times", "\\ast", "x", "X"}
+_OVER = {"/", "\\div"}
+_CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|", "\\{": "\\}"}
+
+
+class NotArithmetic(Exception):
+    """The text is no arithmetic of the kinds known here, or beyond the limits on size."""
+
+
+class _Token(NamedTuple):
+    kind: str
+    text: str
+    spaced: bool
+    """Whether a blank stood before it."""
+
+
+@dataclass
+class Evaluated:
+    """The value of an expression, and the numbers that were written in it."""
+
+    value: Value
+    operands: list[Fraction] = field(default_factory=list)
+    operations: int = 0
+
+
+def evaluate(text: str) -> Evaluated:
+    r"""Value of plain or LaTeX arithmetic without variables.
+
+    Knows + - * / ^ !, `\frac`, `\sqrt`, `\binom`, brackets, |x|, percent, π, e, functions, `2\frac{1}{3}` (mixed), `2\pi`
+    (implied product). Raises NotArithmetic for all else.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise NotArithmetic
+    parser = _Parser(_tokens(text))
+    try:
+        value = parser.sum(0)
+    except (ZeroDivisionError, OverflowError, ValueError) as error:
+        raise NotArithmetic from error
+    if parser.peek() or (isinstance(value, float) and not math.isfinite(value)):
+        raise NotArithmetic
+    return Evaluated(value, parser.operands, parser.operations)
+
+
+def _tokens(text: str) -> list[_Token]:
+    tokens: list[_Token] = []
+    position, end = 0, len(text.rstrip())
+    while position < end:
+        match = _TOKEN.match(text, position)
+        if not match or match.lastgroup is None:
+            raise NotArithmetic
+        word = match[match.lastgroup]
+        tokens.append(_Token(match.lastgroup, word, match.start(match.lastgroup) > position))
+        position = match.end()
+    return tokens
+
+
+class _Parser:
+    """sum := product (± product)*; product := power ((×|÷)? power)*; power := postfix (^ power)?"""
+
+    def __init__(self, tokens: list[_Token]) -> None:
+        self._tokens = tokens
+        self._at = 0
+        self.operands: list[Fraction] = []
+        self.operations = 0
+
+    def peek(self) -> str:
+        return self._tokens[self._at].text if self._at < len(self._tokens) else ""
+
+    def _kind(self) -> str:
+        return self._tokens[self._at].kind if self._at < len(self._tokens) else ""
+
+    def _next(self) -> str:
+        text = self.peek()
+        if not text:
+            raise NotArithmetic
+        self._at += 1
+        return text
+
+    def _expect(self, text: str) -> None:
+        if self._next() != text:
+            raise NotArithmetic
+
+    def sum(self, depth: int) -> Value:
+        if depth > MAX_DEPTH:
+            raise NotArithmetic
+        value = self._product(depth)
+        while self.peek() in ("+", "-"):
+            sign = 1 if self._next() == "+" else -1
+            value = _bounded(value + sign * self._product(depth))
+            self.operations += 1
+        return value
+
+    def _product(self, depth: int) -> Value:
+        signs = 0
+        while self.peek() in ("+", "-"):
+            signs += self._next() == "-"
+        value = self._power(depth)
+        while token := self.peek():
+            if token in _TIMES or token in _OVER:
+                self._next()
+                right = self._signed_power(depth)
+                value = _bounded(value * right if token in _TIMES else value / right)
+            elif self._implies_product():
+                value = _bounded(value * self._power(depth))
+            else:
+                break
+            self.operations += 1
+        return -value if signs % 2 else value
+
+    def _signed_power(self, depth: int) -> Value:
+        sign = 1
+        while self.peek() in ("+", "-"):
+            sign = -sign if self._next() == "-" else sign
+        return sign * self._power(depth)
+
+    def _implies_product(self) -> bool:
+        """A bracket, root, constant or function straight behind a factor; never a second bare number."""
+        if self.peek() in ("(", "[", "{", "\\{", "e"):
+            return True
+        return self._kind() == "command" and self.peek() not in ("\\%",)
+
+    def _power(self, depth: int) -> Value:
+        base = self._postfix(depth)
+        if self.peek() not in ("^", "**"):
+            return base
+        self._next()
+        if depth + 1 > MAX_DEPTH:
+            raise NotArithmetic
+        braced = self.peek() == "{"
+        exponent = self._signed_exponent(depth + 1) if not braced else self._primary(depth + 1)
+        self.operations += 1
+        return _power(base, exponent)
+
+    def _signed_exponent(self, depth: int) -> Value:
+        if self.peek() == "-":
+            self._next()
+            return -self._power(depth)
+        return self._power(depth)
+
+    def _postfix(self, depth: int) -> Value:
+        value = self._primary(depth)
+        while self.peek() in ("!", "%", "°"):
+            mark = self._next()
+            if mark == "!":
+                if not isinstance(value, Fraction) or value.denominator != 1 or not 0 <= value <= MAX_FACTORIAL:
+                    raise NotArithmetic
+                value = Fraction(math.factorial(int(value)))
+            elif mark == "%":
+                value = value / 100
+        return value
+
+    def _primary(self, depth: int) -> Value:
+        if depth > MAX_DEPTH:
+            raise NotArithmetic
+        kind, token = self._kind(), self._next()
+        if kind == "number":
+            return self._number(token)
+        if token in _CLOSING:
+            value = self.sum(depth + 1)
+            self._expect(_CLOSING[token])
+            return abs(value) if token == "|" else value
+        if token in ("\\frac", "\\binom"):
+            top, bottom = self._argument(depth), self._argument(depth)
+            self.operations += 1
+            return _bounded(top / bottom) if token == "\\frac" else _binomial(top, bottom)
+        if token in ("\\sqrt", "sqrt"):
+            root: Value = Fraction(2)
+            if token == "\\sqrt" and self.peek() == "[":
+                root = self._primary(depth + 1)
+            self.operations += 1
+            return _power(self._argument(depth), 1 / root)
+        if token in ("\\pi", "pi"):
+            return math.pi
+        if token in ("e", "\\e"):
+            return math.e
+        if kind in ("command", "word") and token.lstrip("\\") in _FUNCTIONS:
+            return self._function(token.lstrip("\\"), depth)
+        raise NotArithmetic
+
+    def _number(self, token: str) -> Fraction:
+        value = _bounded_number(token)
+        self.operands.append(value)
+        is_whole = "." not in token
+        following = self._tokens[self._at : self._at + 3]
+        if is_whole and following and following[0].text == "\\frac":
+            part = self._primary(0)
+            if isinstance(part, Fraction) and 0 < part < 1:
+                return value + part
+            raise NotArithmetic
+        if (
+            is_whole
+            and [t.kind for t in following] == ["number", "symbol", "number"]
+            and following[0].spaced
+            and following[1].text == "/"
+        ):
+            self._at += 3
+            top, bottom = (_bounded_number(following[i].text) for i in (0, 2))
+            if top < bottom:
+                return value + top / bottom
+            raise NotArithmetic
+        return value
+
+    def _argument(self, depth: int) -> Value:
+        r"""A braced argument, or the first digit or symbol as in `\frac12`."""
+        if self.peek() in ("{", "("):
+            return self._primary(depth + 1)
+        if self._kind() == "number" and self.peek().isdigit() and len(self.peek()) > 1:
+            token = self._tokens[self._at]
+            self._tokens[self._at] = token._replace(text=token.text[1:], spaced=False)
+            self.operands.append(Fraction(token.text[0]))
+            return Fraction(token.text[0])
+        if self._kind() == "number":
+            value = _bounded_number(self._next())
+            self.operands.append(value)
+            return value
+        return self._primary(depth + 1)
+
+    def _function(self, name: str, depth: int) -> Value:
+        exponent = None
+        if self.peek() == "^":
+            self._next()
+            exponent = self._argument(depth)
+        value = self._argument(depth) if self.peek() in ("(", "{") else self._power(depth + 1)
+        at_degree = self._at > 0 and self._tokens[self._at - 1].text == "°"
+        result = _FUNCTIONS[name](math.radians(value) if at_degree else float(value))
+        self.operations += 1
+        return result if exponent is None else _power(result, exponent)
+
+
+def _bounded_number(token: str) -> Fraction:
+    return Fraction(token.replace(",", ""))
+
+
+def _bounded(value: Value) -> Value:
+    if isinstance(value, Fraction) and value.numerator.bit_length() + value.denominator.bit_length() > MAX_BITS:
+        raise NotArithmetic
+    return value
+
+
+def _power(base: Value, exponent: Value) -> Value:
+    if isinstance(base, Fraction) and isinstance(exponent, Fraction):
+        if exponent.denominator == 1:
+            bits = base.numerator.bit_length() + base.denominator.bit_length()
+            if abs(exponent) * bits > MAX_BITS:
+                raise NotArithmetic
+            return Fraction(base ** int(exponent))
+        root = _exact_root(base, exponent.denominator)
+        if root is not None:
+            return _power(root, Fraction(exponent.numerator))
+        if base < 0 and exponent.denominator % 2:
+            return float(-((-float(base)) ** float(exponent))) if exponent.numerator % 2 else (-float(base)) ** float(exponent)
+    result = float(base) ** float(exponent)
+    if isinstance(result, complex):
+        raise NotArithmetic
+    return result
+
+
+def _exact_root(value: Fraction, degree: int) -> Fraction | None:
+    """The rational root, if there is one that is small enough to be found through floats."""
+    if degree > 64 or (value < 0 and degree % 2 == 0):
+        return None
+    parts = []
+    for number in (abs(value.numerator), value.denominator):
+        if number.bit_length() > 1000:
+            return None
+        guess = round(number ** (1 / degree))
+        if guess**degree != number:
+            return None
+        parts.append(guess)
+    return Fraction(parts[0] if value >= 0 else -parts[0], parts[1])
+
+
+def _binomial(top: Value, bottom: Value) -> Value:
+    whole = isinstance(top, Fraction) and isinstance(bottom, Fraction) and top.denominator == bottom.denominator == 1
+    if not whole or not 0 <= bottom <= top <= 2000:
+        raise NotArithmetic
+    return _bounded(Fraction(math.comb(int(top), int(bottom))))

@@ -1,0 +1,98 @@
+"""One spelling for what can be written in several ways: LaTeX spacing and fonts, Unicode signs, markdown, delimiters."""
+
+import re
+
+MAX_CHARACTERS = 2000
+"""No final answer is longer; longer ones are compared as text alone."""
+
+_UNICODE = {
+    "−": "-", "–": "-", "—": "-", "‐": "-", "﹣": "-", "×": "\\times ", "÷": "\\div ", "·": "\\cdot ", "⋅": "\\cdot ",
+    "∗": "*", "⁄": "/", "∕": "/", "√": "\\sqrt ", "π": "\\pi ", "∞": "\\infty ", "∪": "\\cup ", "∩": "\\cap ",
+    "∈": "\\in ", "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "±": "\\pm ", "°": "^\\circ ", "º": "^\\circ ",
+    "½": "\\frac{1}{2}", "⅓": "\\frac{1}{3}", "⅔": "\\frac{2}{3}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}",
+    "⅕": "\\frac{1}{5}", "⅖": "\\frac{2}{5}", "⅗": "\\frac{3}{5}", "⅘": "\\frac{4}{5}", "⅙": "\\frac{1}{6}",
+    "⅛": "\\frac{1}{8}", "⅜": "\\frac{3}{8}", "⅝": "\\frac{5}{8}", "⅞": "\\frac{7}{8}",
+    "⁰": "^0", "¹": "^1", "²": "^2", "³": "^3", "⁴": "^4", "⁵": "^5", "⁶": "^6", "⁷": "^7", "⁸": "^8", "⁹": "^9",
+    "％": "%", "＄": "$", "，": ",", "．": ".", "：": ":", "（": "(", "）": ")", "［": "[", "］": "]", "＝": "=", "‚": ",",
+    "‘": "'", "’": "'", "“": '"', "”": '"', "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u2212": "-",
+    **{chr(0xFF10 + digit): str(digit) for digit in range(10)},
+}  # fmt: skip
+_CONTROL = dict.fromkeys((*range(9), 11, 12, *range(14, 32), 127, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF))
+_TRANSLATION = str.maketrans(_UNICODE) | _CONTROL
+
+_TEXT_MACRO = re.compile(
+    r"\\(?:text(?:bf|it|rm|normal|tt|sf)?|mbox|hbox|mathrm|mathbf|mathit|mathsf|operatorname\*?|emph|boldsymbol|bm)"
+    r"\s*\{([^{}]*)\}"
+)
+_SIZES = re.compile(r"\\(?:left|right|displaystyle|textstyle|scriptstyle|limits|bigl?|bigr|Bigl?|Bigr|biggl?|biggr|Biggl?|Biggr)(?![A-Za-z])\s*")
+_NEGATIVE_SPACE = re.compile(r"\\!\s*")
+_SPACES = re.compile(r"\\(?:[,;: ]|q?quad|hspace\*?\{[^{}]*\})|~")
+_DOUBLED = re.compile(r"\\\\(?=(?:frac|dfrac|tfrac|sqrt|left|right|text|pi|cdot|times|boxed|in|le|ge|infty|cup|circ|%)\b)")
+_DEGREE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree(?![A-Za-z])|\\textdegree(?![A-Za-z])")
+_FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
+_BINOMIAL = re.compile(r"\\[dt]binom(?![A-Za-z])")
+_THOUSANDS_BRACE = re.compile(r"\{\s*,\s*\}")
+_BOXED = re.compile(r"\\(?:f?boxed|fbox)\s*(?=\{)")
+_RELATIONS = (
+    (re.compile(r"\\leq?slant|\\leq(?![A-Za-z])|<="), r"\\le "),
+    (re.compile(r"\\geq?slant|\\geq(?![A-Za-z])|>="), r"\\ge "),
+    (re.compile(r"\\neq(?![A-Za-z])|!="), r"\\ne "),
+    (re.compile(r"\\lt(?![A-Za-z])"), "<"),
+    (re.compile(r"\\gt(?![A-Za-z])"), ">"),
+)
+_BLANKS = re.compile(r"\s+")
+
+
+def clean(text: str) -> str:
+    """Unicode signs as ASCII or LaTeX, control characters gone. For text of any length."""
+    return text.translate(_TRANSLATION)
+
+
+def normalize(answer: str) -> str:
+    """An answer without delimiters, fonts, spacing commands, markdown and final full stop."""
+    text = clean(answer[: MAX_CHARACTERS + 1]).strip()
+    text = _DOUBLED.sub(r"\\", text)
+    text = _NEGATIVE_SPACE.sub("", text)
+    text = text.replace("\\$", "").replace("$", "").replace("\\(", "").replace("\\)", "")
+    text = text.replace("\\[", "").replace("\\]", "") if "\\\\[" not in text else text
+    text = _THOUSANDS_BRACE.sub(",", text).replace("**", "^" if re.search(r"\d\s*\*\*\s*\d", text) else "")
+    text = text.replace("`", "").replace("\\%", "%").replace("\\#", "#").replace("\\&", "&")
+    text = _BOXED.sub("", text)
+    text = _SIZES.sub("", text)
+    text = _SPACES.sub(" ", text)
+    text = _DEGREE.sub("°", text)
+    for _ in range(3):
+        replaced = _TEXT_MACRO.sub(r" \1 ", text)
+        if replaced == text:
+            break
+        text = replaced
+    text = _BINOMIAL.sub(r"\\binom", _FRACTION.sub(r"\\frac", text))
+    for pattern, sign in _RELATIONS:
+        text = pattern.sub(sign, text)
+    text = _BLANKS.sub(" ", text).strip(" \t\n\"'")
+    while text.endswith((".", ",", ";", ":")) and not re.search(r"\b[ap]\.\s?m\.$", text, re.IGNORECASE):
+        text = text[:-1].rstrip()
+    return _without_outer_braces(text)
+
+
+def squeeze(text: str) -> str:
+    """Normalized text without blanks and without the braces around single signs: `x^{2}` as `x^2`."""
+    return re.sub(r"\{(\w)\}", r"\1", text.replace(" ", ""))
+
+
+def _without_outer_braces(text: str) -> str:
+    r"""`{1,2}` as `1,2`: braces only group in LaTeX (a set is `\{1,2\}`)."""
+    for _ in range(3):
+        if not (text.startswith("{") and text.endswith("}") and not text.endswith("\\}") and _closes_at_end(text)):
+            break
+        text = text[1:-1].strip()
+    return text
+
+
+def _closes_at_end(text: str) -> bool:
+    depth = 0
+    for position, sign in enumerate(text):
+        depth += {"{": 1, "}": -1}.get(sign, 0)
+        if depth == 0:
+            return position == len(text) - 1
+    return False

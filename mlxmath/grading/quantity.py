@@ -1,0 +1,195 @@
+"""A number as people write it: separators, currency, percent, fractions, scientific, words, with or without a unit."""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from mlxmath.grading.expression import NotArithmetic, Value, evaluate
+
+_SIGNED = r"(?P<sign>[-+]?)\s*"
+_CURRENCY = r"(?:US\s?|C|A)?[$€£¥₹₽₩₪¢]|USD|EUR|GBP|Rs\.?"
+_NUMBER = re.compile(
+    rf"^(?:{_CURRENCY})?\s*{_SIGNED}(?:{_CURRENCY})?\s*"
+    r"(?P<digits>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+(?:\.\d+)?|\d+(?:[.,]\d*)?|\.\d+)"
+    r"(?:[eE](?P<exponent>[-+]?\d{1,3})|\s*(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*\{?\s*(?P<power>[-+]?\s*\d{1,3})\s*\}?(?![\d.]))?"
+    r"\s*(?P<rest>.*)$",
+    re.DOTALL,
+)
+_PERCENT = re.compile(r"^\s*(?:%|(?:percent(?:age)?|pct|per cent)\b\.?)\s*", re.IGNORECASE)
+_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12, "hundred": 100}
+_SCALE = re.compile(rf"^({'|'.join(_SCALES)})s?\b\s*", re.IGNORECASE)
+
+# Each canonical unit and its other names. Two answers in different units of this table are different.
+_UNIT_NAMES = {
+    "mm": "millimeter millimeters millimetre millimetres", "cm": "centimeter centimeters centimetre centimetres",
+    "m": "meter meters metre metres", "km": "kilometer kilometers kilometre kilometres kms",
+    "in": "inch inches", "ft": "foot feet", "yd": "yard yards yds", "mi": "mile miles",
+    "mg": "milligram milligrams", "g": "gram grams", "kg": "kilogram kilograms kgs", "lb": "pound pounds lbs",
+    "oz": "ounce ounces", "ton": "tons tonne tonnes",
+    "ml": "mL milliliter milliliters millilitre millilitres", "L": "l liter liters litre litres",
+    "gal": "gallon gallons", "pt": "pint pints", "qt": "quart quarts",
+    "s": "sec secs second seconds", "min": "mins minute minutes", "h": "hr hrs hour hours", "day": "days",
+    "week": "weeks", "month": "months", "year": "years yr yrs",
+    "°": "degree degrees deg", "rad": "radian radians", "dollar": "dollars usd bucks", "cent": "cents",
+    "euro": "euros", "mph": "", "kph": "km/h", "m/s": "", "Hz": "hertz", "J": "joule joules", "N": "newton newtons",
+    "W": "watt watts", "V": "volt volts", "K": "kelvin", "Pa": "pascal pascals",
+}  # fmt: skip
+_UNITS = {name: unit for unit, names in _UNIT_NAMES.items() for name in (unit, *names.split())}
+_DIMENSIONLESS = {"°", "rad"}
+
+_NOT_UNITS = frozenset(
+    "and or plus minus times over to of from mod modulo by sqrt pi sin cos tan cot sec csc log ln exp lim max min gcd lcm"
+    " choose then than but not is are equals remainder for if when where with without times squared cubed"
+    " least most more less about approximately".split()
+) - {"min"}  # fmt: skip
+_UNIT_WORD = r"(?:[A-Za-z°$€£¥µμ]+(?:-[A-Za-z]+)*\.?(?:\s*\^\s*\{?-?[1-9]\}?)?)"
+_UNIT = re.compile(rf"^{_UNIT_WORD}(?:\s*(?:/|\*|\\cdot|\s)\s*{_UNIT_WORD}){{0,7}}$")
+_LETTERS = re.compile(r"[A-Za-z]+")
+
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+    " eighteen nineteen"
+).split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_WORDS = {word: value for value, word in enumerate(_ONES)} | {word: 10 * i for i, word in enumerate(_TENS, 2)}
+_PARTS = {"half": 2, "halves": 2, "third": 3, "thirds": 3, "quarter": 4, "quarters": 4, "fourth": 4, "fourths": 4,
+          "fifth": 5, "fifths": 5, "sixth": 6, "sixths": 6, "eighth": 8, "eighths": 8, "tenth": 10, "tenths": 10}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number and what stood around it."""
+
+    value: Value
+    percent: bool = False
+    decimals: int | None = None
+    """Digits behind the point where it was written as a decimal number; None for fractions, words and expressions."""
+    unit: str = ""
+    """Canonical name of a known unit; empty for none or an unknown one."""
+    plain: bool = True
+    """Written as one number, not as something to be worked out."""
+
+
+def parse_quantity(text: str) -> Quantity | None:
+    """Read normalized text as a number with an optional percent sign or unit; None if it is anything else."""
+    if not text or len(text) > 300:
+        return None
+    return _decimal(text) or _fraction_or_expression(text) or _words(text)
+
+
+def _decimal(text: str) -> Quantity | None:
+    match = _NUMBER.match(text)
+    if not match or len(match["digits"]) > 60:
+        return None
+    digits = match["digits"]
+    whole, point, decimals = _split_decimals(digits)
+    if point and not decimals and match["rest"][:1].isdigit():
+        return None
+    value = Fraction(f"{whole or 0}.{decimals or 0}")
+    exponent = match["exponent"] or match["power"]
+    if exponent:
+        value *= Fraction(10) ** int(exponent.replace(" ", ""))
+    if match["sign"] == "-":
+        value = -value
+    return _with_rest(value, match["rest"], None if exponent else len(decimals))
+
+
+def _split_decimals(digits: str) -> tuple[str, str, str]:
+    """Whole part, separator, decimals. A comma separates thousands where all groups have three digits, else decimals."""
+    if "." in digits:
+        return digits.replace(",", "").replace(" ", "").partition(".")
+    if re.fullmatch(r"[1-9]\d{0,2}(?:[, ]\d{3})+", digits):
+        return digits.replace(",", "").replace(" ", ""), "", ""
+    return digits.replace(" ", "").partition(",")
+
+
+def _with_rest(value: Value, rest: str, decimals: int | None, plain: bool = True) -> Quantity | None:
+    """The number with what follows it: percent, a scale word, a unit; None if that is no unit."""
+    rest = rest.strip()
+    if rest.startswith("(") and rest.endswith(")"):
+        rest = rest[1:-1].strip()
+    if scale := _SCALE.match(rest):
+        value, decimals, rest = value * _SCALES[scale[1].lower()], None, rest[scale.end() :]
+    percent = bool(match := _PERCENT.match(rest))
+    if match:
+        rest = rest[match.end() :]
+    unit = read_unit(rest)
+    return None if unit is None else Quantity(value, percent, decimals, unit, plain)
+
+
+def read_unit(text: str) -> str | None:
+    """The canonical name of a unit, "" for none or an unknown one, None if the text is no unit."""
+    text = text.strip().strip(".").strip()
+    if not text:
+        return ""
+    if text in _UNITS or text.lower() in _UNITS:
+        unit = _UNITS.get(text) or _UNITS[text.lower()]
+        return "" if unit in _DIMENSIONLESS else unit
+    if len(text) > 80 or not _UNIT.match(text):
+        return None
+    words = _LETTERS.findall(text)
+    if any(word.lower() in _NOT_UNITS for word in words):
+        return None
+    # A lone letter is a variable unless it is a known unit or stands inside a longer phrase.
+    if all(len(word) < 3 and word not in _UNITS for word in words) and words:
+        return None
+    return ""
+
+
+def _fraction_or_expression(text: str) -> Quantity | None:
+    """`3/4`, `\\frac{3}{4}`, `2 1/3`, `7\\pi`, `\\sqrt{2}/2`, also with percent or a unit behind."""
+    body, rest = _split_unit(text)
+    try:
+        result = evaluate(body)
+    except NotArithmetic:
+        return None
+    plain = result.operations <= 1 and isinstance(result.value, Fraction) and not re.search(r"[-+*^!|(]", body[1:])
+    return _with_rest(result.value, rest, None, plain)
+
+
+_TRAILING_UNIT = re.compile(r"(?<=[\d)}! ])\s*((?:%|°|percent|[A-Za-z]{2,}|[mghsL]\b)[A-Za-z°/ .^\d{}%-]*)$")
+
+
+def _split_unit(text: str) -> tuple[str, str]:
+    """An expression and the unit or percent sign behind it."""
+    match = _TRAILING_UNIT.search(text)
+    if not match or text[match.start(1) - 1 : match.start(1)] == "\\":
+        return text, ""
+    body = text[: match.start(1)].strip()
+    if body.count("{") != body.count("}"):
+        return text, ""
+    return body, match[1]
+
+
+def _words(text: str) -> Quantity | None:
+    """`twenty-five`, `one hundred and five dollars`, `two thirds`, `minus three`."""
+    words = text.lower().replace("-", " ").replace(",", " ").split()
+    if not words or len(words) > 14 or not all(word.isalpha() for word in words):
+        return None
+    sign = 1
+    if words[0] in ("minus", "negative"):
+        sign, words = -1, words[1:]
+    if words and words[0] in ("a", "an") and len(words) > 1 and (words[1] in _SCALES or words[1] in _PARTS):
+        words[0] = "one"
+    if words and words[0] == "half":
+        words = ["one", *words]
+    total, group, used = 0, 0, 0
+    for i, word in enumerate(words):
+        if word in _WORDS:
+            group += _WORDS[word]
+        elif word == "hundred" and used:
+            group *= 100
+        elif word in _SCALES and used:
+            total, group = total + group * _SCALES[word], 0
+        elif word == "and" and used and i + 1 < len(words) and words[i + 1] in _WORDS:
+            continue
+        else:
+            break
+        used = i + 1
+    if not used:
+        return None
+    value = Fraction(total + group)
+    rest = words[used:]
+    if rest and rest[0] in _PARTS:
+        value, rest = value / _PARTS[rest[0]], rest[1:]
+    return _with_rest(sign * value, " ".join(rest), None)

@@ -1,0 +1,155 @@
+"""A pool of worker processes for algebra on what a model wrote: each item has a time limit, a hung or crashed worker is
+killed and replaced. Processes are started when first needed and ended with this one.
+
+They are started by command line, not by `multiprocessing`: nothing is forked under Metal or CUDA, and the caller's main
+module is not imported again.
+"""
+
+import atexit
+import json
+import os
+import queue
+import re
+import select
+import subprocess
+import sys
+import threading
+import time
+from functools import lru_cache
+from pathlib import Path
+
+TIME_LIMIT_S = 5.0
+_START_LIMIT_S = 60.0
+_MAX_WORKERS = 8
+_MAX_CHARACTERS = 1000
+_MAX_DEPTH = 24
+_LONG_NUMBER = re.compile(r"\d{200}")
+_TOWER = re.compile(r"\^\s*\{?[^{}^]{0,40}\^\s*\{?[^{}^]{0,40}\^")
+
+
+def refuses(text: str) -> bool:
+    """Whether an answer is beyond what algebra is tried on: too long, too deeply nested, a tower of powers."""
+    if len(text) > _MAX_CHARACTERS or _LONG_NUMBER.search(text) or _TOWER.search(text) or "\x00" in text:
+        return True
+    depth = deepest = 0
+    for sign in text:
+        depth += (sign in "({[") - (sign in ")}]")
+        deepest = max(deepest, depth)
+    return deepest > _MAX_DEPTH
+
+
+class _Failure(Exception):
+    """The worker gave no reply in time, or died."""
+
+
+class _Worker:
+    """One process, one request at a time."""
+
+    def __init__(self, limit_s: float) -> None:
+        root = str(Path(__file__).parents[2])
+        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "mlxmath.grading.symbolic", str(limit_s)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "0"},
+        )
+        if self._reply(_START_LIMIT_S) != "ready":
+            raise _Failure
+
+    def ask(self, answer: str, gold: str, limit_s: float) -> bool | None:
+        request = json.dumps({"answer": answer, "gold": gold}) + "\n"
+        try:
+            assert self._process.stdin
+            self._process.stdin.write(request.encode())
+            self._process.stdin.flush()
+        except OSError as error:
+            raise _Failure from error
+        return json.loads(self._reply(limit_s))
+
+    def _reply(self, limit_s: float) -> str:
+        """One line; raises when the time is over or the pipe has closed."""
+        assert self._process.stdout
+        stream = self._process.stdout.fileno()
+        end = time.monotonic() + limit_s
+        line = b""
+        while not line.endswith(b"\n"):
+            readable, _, _ = select.select([stream], [], [], max(0.0, end - time.monotonic()))
+            chunk = os.read(stream, 65536) if readable else b""
+            if not chunk:
+                raise _Failure
+            line += chunk
+        return line.decode().strip()
+
+    def end(self) -> None:
+        self._process.kill()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                pipe.close()
+        self._process.wait()
+
+
+class Pool:
+    """Up to `size` workers, shared by all threads."""
+
+    def __init__(self, size: int, limit_s: float = TIME_LIMIT_S) -> None:
+        self.size = size
+        self.num_started = 0
+        self._limit_s = limit_s
+        self._slots: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
+        for _ in range(size):
+            self._slots.put(None)
+        self._known: dict[tuple[str, str], bool] = {}
+
+    def ask(self, answer: str, gold: str) -> bool | None:
+        """Whether math_verify takes the answers for the same; None after a time-out or a crash."""
+        if refuses(answer) or refuses(gold):
+            return False
+        if (known := self._known.get((answer, gold))) is not None:
+            return known
+        worker = self._slots.get()
+        try:
+            if worker is None:
+                self.num_started += 1
+                worker = _Worker(self._limit_s)
+            verdict = worker.ask(answer, gold, self._limit_s)
+        except _Failure:
+            if worker:
+                worker.end()
+                worker = None
+            return None
+        finally:
+            self._slots.put(worker)
+        if verdict is not None:
+            if len(self._known) > 50_000:
+                self._known.clear()
+            self._known[answer, gold] = verdict
+        return verdict
+
+    def close(self) -> None:
+        """End all idle workers; the pool can be used again."""
+        workers = []
+        while not self._slots.empty():
+            workers.append(self._slots.get_nowait())
+        for worker in workers:
+            if worker:
+                worker.end()
+            self._slots.put(None)
+
+
+_lock = threading.Lock()
+
+
+def pool() -> Pool:
+    """This process's pool."""
+    with _lock:
+        return _pool_of(os.getpid())
+
+
+@lru_cache(maxsize=1)
+def _pool_of(_: int) -> Pool:
+    """One pool a process: after a fork the child has its own workers and leaves the parent's alone."""
+    created = Pool(max(1, min(_MAX_WORKERS, os.cpu_count() or 1)))
+    atexit.register(created.close)
+    return created
