@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from mlxmath.config.schema import DEMO, DataConfig
 from mlxmath.errors import InputError
-from mlxmath.grading import grade
+from mlxmath.grading.extract import extract
 from mlxmath.problems.columns import SkippedRowError, find_columns, make_problem
 from mlxmath.problems.hub import open_repository
 from mlxmath.problems.local import Rows, is_file_name, open_file
@@ -202,7 +202,8 @@ def _first(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
 
 
 def _final_answer(solution: str) -> str | None:
-    return grade(solution, "0").extracted
+    found = extract(solution)
+    return found.text if found else None
 
 
 def _choose(items: list[Item], limit: int | None) -> list[Item]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxmath.errors import InputError
-from mlxmath.files import sha256
 
 BUNDLED = Path(__file__).with_name("formulas.jsonl")
 _K1, _B = 1.5, 0.75
@@ -36,8 +35,8 @@ class Formula:
 class Retriever:
     """Ranks formulas for a question."""
 
-    def __init__(self, formulas: Sequence[Formula], count: int, fingerprint: str) -> None:
-        self.formulas, self.count, self.fingerprint = list(formulas), count, fingerprint
+    def __init__(self, formulas: Sequence[Formula], count: int) -> None:
+        self.formulas, self.count = list(formulas), count
         self._terms = [Counter(words(f"{f.topic} {f.name} {f.keywords}")) for f in self.formulas]
         self._lengths = [sum(terms.values()) for terms in self._terms]
         self._mean = sum(self._lengths) / max(1, len(self._lengths))
@@ -46,12 +45,13 @@ class Retriever:
         self._idf = {word: math.log(1 + (total - n + 0.5) / (n + 0.5)) for word, n in found_in.items()}
 
     @classmethod
-    def load(cls, path: Path, count: int) -> "Retriever":
-        """Read a file of {"name", "formula"[, "topic", "keywords"]}, a row a formula.
+    def load(cls, source: str, count: int) -> "Retriever":
+        """Read a file of {"name", "formula"[, "topic", "keywords"]}, a row a formula; "bundled" is the one beside this.
 
         Raises:
             InputError: the file is absent or a row is something else.
         """
+        path = BUNDLED if source == "bundled" else Path(source).expanduser()
         if not path.is_file():
             raise InputError(f"--retrieve: {path} does not exist; give a .jsonl file of formulas, or 'bundled'.")
         formulas = []
@@ -70,7 +70,7 @@ class Retriever:
             formulas.append(Formula(**texts))
         if not formulas:
             raise InputError(f"--retrieve: {path} holds no formula.")
-        return cls(formulas, count, sha256(path))
+        return cls(formulas, count)
 
     def scores(self, question: str) -> list[float]:
         """BM25 of each formula for the question."""
