@@ -3,6 +3,9 @@
 `from mlxmath.grading import grade, faithfulness, doubt`
 """
 
+from mlxmath.grading.doubt import Doubt, doubt
+from mlxmath.grading.faithfulness import Faithfulness, faithfulness
+from mlxmath.grading.form import Form, form
 from mlxmath.grading.grade import Grade, equal, grade, grade_many
 
-__all__ = ["Grade", "equal", "grade", "grade_many"]
+__all__ = ["Doubt", "Faithfulness", "Form", "Grade", "doubt", "equal", "faithfulness", "form", "grade", "grade_many"]

@@ -114,10 +114,12 @@ def _same_value(answer: Quantity, gold: Quantity, factor: Fraction) -> bool:
         if gold.decimals is None:
             return _is_rounding(answer, reference, 6)
         return answer.decimals is None and _is_rounding(gold, value, 6)
+    if _close(value, reference, _FLOAT_TOLERANCE):
+        return True
     if answer.decimals is not None or gold.decimals is not None:
         decimal = answer if answer.decimals is not None else gold
         return _is_rounding(decimal, reference if decimal is answer else value, 6)
-    return _close(value, reference, _FLOAT_TOLERANCE)
+    return False
 
 
 def _is_rounding(decimal: Quantity, exact: Value, least_digits: int) -> bool:
@@ -167,8 +169,16 @@ def _based(answer: str, gold: str) -> bool | None:
         return None
     a = _BASED.match(squeeze(answer))
     if a:
-        return a.groups() == g.groups() if a[2] == g[2] else None
+        return _value_in_base(*a.groups()) == _value_in_base(*g.groups())
     return squeeze(answer) == g[1] if re.fullmatch(r"[0-9A-Za-z]+", squeeze(answer)) else None
+
+
+def _value_in_base(digits: str, base: str) -> int | str:
+    """The number, or its own spelling where the digits do not fit the base."""
+    try:
+        return int(digits, int(base))
+    except ValueError:
+        return f"{digits}_{base}"
 
 
 def _lists(answer: Shape, gold: Shape, depth: int) -> bool | None:

@@ -25,17 +25,27 @@ _LATEX = (
     (re.compile(r"\\boxed\s*\{([^{}]{1,80})\}"), r" \1 "),
     (re.compile(r"\\\$"), "$"),
     (re.compile(r"\{,\}"), ","),
+    (re.compile(r"(?<=\d)-(?=[A-Za-z]{2})"), " "),
+    (re.compile(r"\b(?:equals|is equal to)\b"), "="),
+    (re.compile(r"\b(?:multiplied by)\b"), "*"),
+    (re.compile(r"\bdivided by\b"), "/"),
+    (re.compile(r"(?<=\d) plus (?=[$\d])"), " + "),
+    (re.compile(r"(?<=\d) minus (?=[$\d])"), " - "),
     (re.compile(r"(?<=\d) and (?=\d+/\d)"), " "),
     (re.compile(r"\["), "("),
     (re.compile(r"\]"), ")"),
 )
 _TOKEN = re.compile(
-    r"(?P<number>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)|(?P<word>[A-Za-z'’]+(?:-[A-Za-z]+)*)|(?P<relation>=|[<>]=?)|(?P<sign>[-+*/^()%])"
+    r"(?P<number>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)|(?P<word>[A-Za-z'’]+(?:&[A-Za-z]+)?(?:-[A-Za-z]+)*(?:\.(?=\s?[/a-z*]))?)|(?P<relation>=|[<>]=?)|(?P<sign>[-+*/^()%])"
     r"|(?P<money>[$€£¥₹¢])|(?P<stop>[^\s])"
 )
 _TIMES_WORDS = {"x", "X", "of", "times"}
 _LETTER_UNITS = {"m", "g", "h", "s", "L", "l"}
+_VERBS = {"is", "are", "was", "were", "be", "because", "so", "then", "therefore", "since", "cost", "costs", "has", "have", "had"}
 _OPERATORS = set("+-*/^")
+
+
+_FRACTION = re.compile(r"^\d+/\d+$")
 
 
 class _Token(NamedTuple):
@@ -129,7 +139,7 @@ def _judge(before: list[_Token], after: list[_Token], position: int) -> Equation
         verdict = "true"
     elif not left.complete or not right.complete:
         verdict = "abstain"
-    elif not left.operations and left.has_unit:
+    elif not left.operations and (left.has_unit or left.percent) or _is_share(left, before):
         verdict = "abstain"
     else:
         verdict = "false"
@@ -147,6 +157,12 @@ def _agree(left: _Side, right: _Side) -> bool:
         if abs(value - stated) <= tolerance:
             return True
     return False
+
+
+def _is_share(left: _Side, before: list[_Token]) -> bool:
+    """`2/3 of the tank = 16`: a statement about a part, not a computation."""
+    last_number = max(i for i, token in enumerate(before) if token.kind == "number")
+    return bool(_FRACTION.match(left.text)) and any(token.text == "of" for token in before[last_number + 1 :][:1])
 
 
 def _names_cents(tokens: list[_Token]) -> bool:
@@ -198,7 +214,7 @@ def _suffix(tokens: list[_Token]) -> _Side | None:
 def _may_be_unit(token: _Token, before: _Token | None) -> bool:
     """Any word but a lone letter, which is a variable unless it is a common unit set apart from its number."""
     if len(token.text) > 1 or token.text == "a":
-        return True
+        return token.text.lower() not in _VERBS
     return token.text in _LETTER_UNITS and before is not None and before.end < token.start
 
 
@@ -236,6 +252,8 @@ def _adjectives(tokens: list[_Token], i: int) -> int | None:
     """Of "+ Sam's remaining 8": from the last word back to the operator, None if there is none close by."""
     for j in range(i, max(-1, i - 4), -1):
         if tokens[j].text in ("+", "-", "*", "/"):
+            if tokens[j].text == "/" and tokens[j].end == tokens[j + 1].start:
+                return None
             return j if j > 0 and (tokens[j - 1].kind in ("number", "word") or tokens[j - 1].text in (")", "%")) else None
         if tokens[j].kind != "word" or not _may_be_unit(tokens[j], tokens[j - 1] if j else None):
             return None

@@ -7,7 +7,7 @@ from typing import Literal
 from mlxmath.grading.normal import MAX_CHARACTERS, clean
 from mlxmath.grading.quantity import parse_quantity, read_unit
 
-Rule = Literal["####", "boxed", "answer line", "whole", "therefore", "last"]
+Rule = Literal["####", "boxed", "answer is", "whole", "therefore", "last number"]
 """Which layer found the answer, from the surest to the weakest."""
 
 _TAIL = 6000
@@ -131,7 +131,7 @@ def _final_answer_line(text: str) -> Extracted | None:
     """What "the final answer is" states behind the last box."""
     matches = list(_FINAL_ANSWER.finditer(text[-_TAIL:]))
     found = _pick(_HOPE.sub("", matches[-1][1])) if matches else None
-    return Extracted(found, "answer line") if found else None
+    return Extracted(found, "answer is") if found else None
 
 
 def _boxes(text: str) -> list[tuple[int, int, str]]:
@@ -183,14 +183,14 @@ def _answer_line(response: str) -> Extracted | None:
     matches = list(_ANSWER_LINE.finditer(response[-_TAIL:]))
     for match in reversed(matches[-20:]):
         if text := _pick(_HOPE.sub("", match["text"])):
-            return Extracted(text, "answer line")
+            return Extracted(text, "answer is")
     return None
 
 
 def _whole(response: str) -> Extracted | None:
     """A response that is one short line without a sentence: an answer by itself."""
     text = response.strip()
-    if not text or "\n" in text or len(text) > 200:
+    if "\n" in text or len(text) > 200 or not re.search(r"\w", text.replace("\\boxed", "")):
         return None
     return Extracted(text, "whole") if _is_answer(text) else None
 
@@ -216,7 +216,7 @@ def _therefore(response: str) -> Extracted | None:
 
 def _last(response: str) -> Extracted | None:
     text = _pick_last(response[-_TAIL:])
-    return Extracted(text, "last") if text else None
+    return Extracted(text, "last number") if text else None
 
 
 def _first_sentence(text: str) -> str:

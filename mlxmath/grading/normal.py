@@ -76,8 +76,8 @@ def normalize(answer: str) -> str:
 
 
 def squeeze(text: str) -> str:
-    """Normalized text without blanks and without the braces around single signs: `x^{2}` as `x^2`."""
-    return re.sub(r"\{(\w)\}", r"\1", text.replace(" ", ""))
+    """Normalized text without blanks, but for those between digits, and without the braces around single signs: `x^{2}` as `x^2`."""
+    return re.sub(r"\{(\w)\}", r"\1", re.sub(r"(?<!\d) | (?!\d)", "", text))
 
 
 def _without_outer_braces(text: str) -> str:

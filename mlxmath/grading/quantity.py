@@ -147,7 +147,7 @@ def _fraction_or_expression(text: str) -> Quantity | None:
     return _with_rest(result.value, rest, None, plain)
 
 
-_TRAILING_UNIT = re.compile(r"(?<=[\d)}! ])\s*((?:%|°|percent|[A-Za-z]{2,}|[mghsL]\b)[A-Za-z°/ .^\d{}%-]*)$")
+_TRAILING_UNIT = re.compile(r"(?<=[\d)}! ])\s*((?:%|percent|[A-Za-z]{2,}|[mghsL]\b)[A-Za-z°/ .^\d{}%-]*)$")
 
 
 def _split_unit(text: str) -> tuple[str, str]:

@@ -22,7 +22,7 @@ from mlxmath.grading import grade
         ("no digits here", "8", False, None),
         ("", "8", False, None),
         ("#### -3", "3", False, "####"),
-        ("1/0", "0", False, "last number"),
+        ("1/0", "0", False, "whole"),
     ],
 )
 def test_grade(response: str, gold: str, correct: bool, rule: str | None) -> None:

@@ -1,0 +1,163 @@
+"""Recursive doubt: does a response go round in circles instead of on?"""
+
+import re
+from dataclasses import dataclass
+
+from mlxmath.grading.equations import prepare
+
+NGRAM = 8
+MAX_REPEATED_NGRAMS = 0.2
+_SHORT_NGRAMS = 80
+_MAX_REPEATED_NGRAMS_SHORT = 0.35
+"""In a text of fewer 8-grams one honest parallel sentence already gives 0.2."""
+MAX_COMPUTATIONS = 3
+MAX_PERIOD = 128
+MIN_PERIODS = 3
+MIN_MARKERS = 3
+MAX_NULL_DOUBT = 0.5
+_MIN_NGRAMS = 24
+_MIN_TAIL_TOKENS = 12
+_MIN_TAIL_TOKENS_WITHOUT_WORDS = 32
+_MAX_CHARACTERS = 400_000
+
+_TOKEN = re.compile(r"\d+(?:[.,]\d+)*|\w+|[^\w\s]")
+_CALCULATOR = re.compile(r"<<[^<>]{0,200}>>")
+_MARKER = re.compile(
+    r"(?:^|(?<=[.!?:;…\n>*\"”)]))[ \t\"“*(]*(?:(?:but|and|so|oh|okay|ok|hmm+|well|no|ah)[, .…]+)?"
+    r"(?:wait|hold on|hang on|hmm+|hm|no(?=\s*[,.!…]|\s+wait)|nope|actually|oops|scratch that|on second thought|let me (?:re-?\s?(?:check|do|think|"
+    r"consider|calculate|compute|examine|read|count|verify)|double[- ]check|check (?:that|this|it|again)|start over|try again|"
+    r"think again|reconsider|go back)|i (?:made|think i made) (?:a|an) (?:mistake|error)|that(?:'s| is|’s) (?:not right|wrong|"
+    r"incorrect)|(?:that|this) (?:doesn't|does not|can't|cannot) (?:seem |be |look )?(?:right|correct)|am i sure|i(?:'m| am) not sure|maybe not)\b",
+    re.IGNORECASE | re.MULTILINE,
+)
+_COMPUTATION = re.compile(
+    r"(?P<left>[-+]?[(\d$][\d.,()$%\s]*(?:[-+*/^x×÷]\s*[-(\d$][\d.,()$%\s]*)+)=\s*\$?(?P<right>-?[\d,]*\.?\d+)"
+)
+_FORMULA = re.compile(r"[\w)\]}%'$][ \t]*=[ \t]*[-\w$(\\.]")
+_STATED = re.compile(r"(?:answer|result|total|it|that|this)\b[^.\n=:]{0,40}?(?:\b(?:is|must be|should be|equals|was)\b|[:=])\s*\**\$?\s*(-?\d[\d,]*(?:\.\d+)?)", re.IGNORECASE)
+_NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """The five measures and the verdict."""
+
+    num_markers: int
+    """Sentences that begin with "wait", "hold on", "hmm", "no", "actually" and the like."""
+    markers_per_1000_tokens: float
+    """D1."""
+    max_same_computation: int
+    """D2: how often the most frequent computation is carried out."""
+    repeated_ngrams: float
+    """D3: 1 - distinct / all 8-grams of words."""
+    tail_period: int | None
+    """D4: tokens after which the end of the text repeats itself, at least three times; None if it does not."""
+    answer_flips: int
+    """D5: how often a stated answer differs from the one stated before."""
+    null_doubt: float
+    """D5: share of the markers that nothing but already seen equations and numbers follow."""
+    reasons: tuple[str, ...]
+
+    @property
+    def flagged(self) -> bool:
+        """The tail or an 8-gram share or a computation repeats, or doubt keeps coming back without anything new."""
+        return bool(self.reasons)
+
+
+def doubt(response: str) -> Doubt:
+    """Measure repetition and unproductive doubt in a response, its thinking included.
+
+    One "Wait" that leads to something new does not flag a text; loops do.
+    """
+    text = _CALCULATOR.sub("", response[-_MAX_CHARACTERS:])
+    tokens = [token.lower() for token in _TOKEN.findall(text)]
+    markers = [match.start() for match in _MARKER.finditer(text)]
+    # An answer sums up its thinking: computations count apart in the two.
+    computations = max(map(_max_same_computation, text.split("</think>")))
+    ngrams = _repeated_ngrams(text.lower().split())
+    period = _tail_period(tokens)
+    null_doubt = _null_doubt(text, markers)
+    reasons = []
+    if period is not None:
+        reasons.append("repeating tail")
+    if computations >= MAX_COMPUTATIONS:
+        reasons.append("same computation again")
+    is_short = len(text.split()) < _SHORT_NGRAMS + NGRAM - 1
+    if ngrams > (_MAX_REPEATED_NGRAMS_SHORT if is_short else MAX_REPEATED_NGRAMS):
+        reasons.append("repeated phrases")
+    if len(markers) >= MIN_MARKERS and null_doubt >= MAX_NULL_DOUBT:
+        reasons.append("doubt without progress")
+    return Doubt(
+        num_markers=len(markers),
+        markers_per_1000_tokens=1000 * len(markers) / len(tokens) if tokens else 0.0,
+        max_same_computation=computations,
+        repeated_ngrams=ngrams,
+        tail_period=period,
+        answer_flips=_answer_flips(text),
+        null_doubt=null_doubt,
+        reasons=tuple(reasons),
+    )
+
+
+def _max_same_computation(text: str) -> int:
+    """Most occurrences of one computation, `12 * 3 = 36` and `12 x 3 = 36` being the same."""
+    counts: dict[str, int] = {}
+    for line in prepare(text).split("\n"):
+        if "=" not in line:
+            continue
+        for match in _COMPUTATION.finditer(line[:20_000]):
+            key = re.sub(r"[\s$,]", "", match[0]).replace("x", "*")
+            counts[key] = counts.get(key, 0) + 1
+    return max(counts.values(), default=0)
+
+
+def _repeated_ngrams(words: list[str]) -> float:
+    num_ngrams = len(words) - NGRAM + 1
+    if num_ngrams < _MIN_NGRAMS:
+        return 0.0
+    distinct = len({tuple(words[i : i + NGRAM]) for i in range(num_ngrams)})
+    return 1 - distinct / num_ngrams
+
+
+def _tail_period(tokens: list[str]) -> int | None:
+    """The shortest period with which the last tokens repeat three times or more; a word cut off at the end is left out."""
+    return _period(tokens) or _period(tokens[:-1])
+
+
+def _period(tokens: list[str]) -> int | None:
+    last = len(tokens) - 1
+    for period in range(1, min(MAX_PERIOD, len(tokens) // MIN_PERIODS) + 1):
+        has_words = any(token.isalpha() for token in tokens[-period:])
+        wanted = max((MIN_PERIODS * period), _MIN_TAIL_TOKENS if has_words else _MIN_TAIL_TOKENS_WITHOUT_WORDS)
+        if wanted > len(tokens):
+            continue
+        if all(tokens[last - i] == tokens[last - i - period] for i in range(wanted - period)):
+            return period
+    return None
+
+
+def _null_doubt(text: str, markers: list[int]) -> float:
+    """Share of markers up to whose successor no new equation and no new number appears."""
+    if not markers:
+        return 0.0
+    num_null = 0
+    seen = _content(text[: markers[0]])
+    for start, end in zip(markers, [*markers[1:], len(text)], strict=True):
+        fresh = _content(text[start:end]) - seen
+        num_null += not fresh
+        seen |= fresh
+    return num_null / len(markers)
+
+
+def _content(text: str) -> set[str]:
+    """Numbers, and the sides of equations around their signs, as they stand."""
+    found = {number.replace(",", "") for number in _NUMBER.findall(text)}
+    for match in _FORMULA.finditer(text):
+        around = text[max(0, match.start() - 12) : match.end() + 8]
+        found.add(re.sub(r"\s+", "", around))
+    return found
+
+
+def _answer_flips(text: str) -> int:
+    stated = [match[1].replace(",", "") for match in _STATED.finditer(text)]
+    return sum(a != b for a, b in zip(stated, stated[1:], strict=False))
