@@ -35,8 +35,13 @@ def verdict(comparison: Mapping[str, Any]) -> str:
 
 def sentence(comparison: Mapping[str, Any]) -> str:
     """The verdict with its figures."""
+    return f"{verdict(comparison)}: {evidence(comparison)}"
+
+
+def evidence(comparison: Mapping[str, Any]) -> str:
+    """The figures behind a verdict."""
     return (
-        f"{verdict(comparison)}: {points(comparison['difference'])} points (95 % interval "
+        f"{points(comparison['difference'])} points (95 % interval "
         f"{points(comparison['low'])} to {points(comparison['high'])}; exact McNemar {p_value(comparison['p_value'])}), "
         f"{comparison['fixed']} fixed, {comparison['broken']} broken of {comparison['total']}"
     )

@@ -12,8 +12,8 @@ from typing import Any
 from mlxmath.evaluation.measures import CATEGORIES
 from mlxmath.evaluation.score import OUTCOMES, Answers, Scored, outcome
 from mlxmath.evaluation.web import charts
-from mlxmath.evaluation.web.latex import to_html
-from mlxmath.evaluation.wording import interval, p_value, percent, points, sentence, verdict
+from mlxmath.evaluation.web.latex import formula, to_html
+from mlxmath.evaluation.wording import evidence, interval, p_value, percent, points, verdict
 from mlxmath.files import atomic_write
 
 _FOLDER = Path(__file__).parent
@@ -56,7 +56,7 @@ def _summary(results: Mapping[str, Any], names: str, now: datetime) -> Iterator[
     if comparisons:
         best = max(comparisons, key=lambda comparison: comparison["difference"])
         title = verdict(best)
-        yield f"<h1>{escape(title[0].upper() + title[1:])}</h1><p class='lead'>{escape(sentence(best))}.</p>"
+        yield f"<h1>{escape(title[0].upper() + title[1:])}</h1><p class='lead'>{escape(evidence(best))}.</p>"
     else:
         label, found = next(iter(contestants.items()))
         yield f"<h1>{escape(label)}: {percent(found['accuracy']['value'])}</h1>"
@@ -70,7 +70,7 @@ def _summary(results: Mapping[str, Any], names: str, now: datetime) -> Iterator[
         yield _card("ensemble", percent(ensemble["accuracy"]["value"]), f"{ensemble['vote']} vote: {weights}")
     for comparison in comparisons[:1]:
         yield _card("fixed", f"{comparison['fixed']:,}", "wrong before, right now", "good")
-        yield _card("broken", f"{comparison['broken']:,}", "right before, wrong now", "bad")
+        yield _card("broken", f"{comparison['broken']:,}", "right before, wrong now", "bad" if comparison["broken"] else "")
     yield "</section>"
     how = {
         "problems": f"{results['num_problems']:,} of {names}",
@@ -290,8 +290,6 @@ def _side(label: str, answer: Answers, scored: Scored) -> str:
 
 def _math(text: str) -> str:
     """A final answer: a formula if it looks like one, else text."""
-    from mlxmath.evaluation.web.latex import formula
-
     if "\\" in text or "^" in text or "_" in text:
         return formula(text.strip().strip("$")) or escape(text)
     return escape(text)
