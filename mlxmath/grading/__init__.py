@@ -6,6 +6,6 @@
 from mlxmath.grading.doubt import Doubt, doubt
 from mlxmath.grading.faithfulness import Faithfulness, faithfulness
 from mlxmath.grading.form import Form, form
-from mlxmath.grading.grade import Grade, equal, grade, grade_many
+from mlxmath.grading.grade import Grade, cluster, equal, grade, grade_many
 
-__all__ = ["Doubt", "Faithfulness", "Form", "Grade", "doubt", "equal", "faithfulness", "form", "grade", "grade_many"]
+__all__ = ["Doubt", "Faithfulness", "Form", "Grade", "cluster", "doubt", "equal", "faithfulness", "form", "grade", "grade_many"]

@@ -9,10 +9,10 @@ from mlxmath.grading.normal import MAX_CHARACTERS, normalize, squeeze
 from mlxmath.grading.quantity import Quantity, parse_quantity
 from mlxmath.grading.structure import Shape, is_equation, shape, split_name, union_parts
 
-RELATIVE_TOLERANCE = 1e-6
-"""Between a computed float gold (five or more decimals) and an answer."""
-_FLOAT_TOLERANCE = 1e-9
-_LONG_DECIMALS = 5
+RELATIVE_TOLERANCE = 1e-9
+"""Between numbers of which one is a float: the noise of its computation."""
+LONG_DECIMALS = 5
+"""A gold with so many decimals is a computed float; an answer may be its rounding to four or more significant digits."""
 _MAX_ITEMS = 60
 _MAX_DEPTH = 4
 
@@ -109,30 +109,31 @@ def _same_value(answer: Quantity, gold: Quantity, factor: Fraction) -> bool:
     if isinstance(value, Fraction) and isinstance(reference, Fraction):
         if value.denominator == 1 and reference.denominator == 1:
             return False
-        if gold.decimals is not None and gold.decimals >= _LONG_DECIMALS:
-            return _close(value, reference, RELATIVE_TOLERANCE) or _is_rounding(answer, reference, 4)
+        if gold.decimals is not None and gold.decimals >= LONG_DECIMALS:
+            close = _close(value, reference) or _is_rounding(gold, value, 6)
+            return close or _is_rounding(answer, reference, 4 if answer.decimals else 6)
         if gold.decimals is None:
-            return _is_rounding(answer, reference, 6)
-        return answer.decimals is None and _is_rounding(gold, value, 6)
-    if _close(value, reference, _FLOAT_TOLERANCE):
+            return bool(answer.decimals) and _is_rounding(answer, reference, 6)
+        return answer.decimals is None and bool(gold.decimals) and _is_rounding(gold, value, 6)
+    if _close(value, reference):
         return True
     if answer.decimals is not None or gold.decimals is not None:
         decimal = answer if answer.decimals is not None else gold
-        return _is_rounding(decimal, reference if decimal is answer else value, 6)
+        return bool(decimal.decimals) and _is_rounding(decimal, reference if decimal is answer else value, 6)
     return False
 
 
 def _is_rounding(decimal: Quantity, exact: Value, least_digits: int) -> bool:
     """Whether a printed decimal number is `exact` rounded to its last digit, with so many significant digits or more."""
-    if decimal.decimals is None or decimal.decimals == 0 or isinstance(decimal.value, float):
+    if decimal.decimals is None or isinstance(decimal.value, float):
         return False
     digits = len(str(abs(decimal.value.numerator * 10**decimal.decimals // decimal.value.denominator)))
     half_step = Fraction(1, 2 * 10**decimal.decimals)
     return digits >= least_digits and abs(decimal.value - Fraction(exact)) <= half_step * Fraction(1001, 1000)
 
 
-def _close(a: Value, b: Value, relative: float) -> bool:
-    return abs(a - b) <= relative * max(abs(a), abs(b))
+def _close(a: Value, b: Value) -> bool:
+    return abs(a - b) <= RELATIVE_TOLERANCE * max(abs(a), abs(b))
 
 
 def _infinite(answer: str, gold: str) -> bool | None:

@@ -53,6 +53,18 @@ def equal(answer: str, gold: str) -> bool:
     return bool(workers.pool().ask(answer, gold)) if same is None else same
 
 
+def cluster(answers: Sequence[str | None]) -> list[int | None]:
+    """For each answer the index of the first one that equals it, for votes; None stays None."""
+    firsts: dict[str, int] = {}
+    indices: list[int | None] = []
+    for i, answer in enumerate(answers):
+        same = None if answer is None else next((k for first, k in firsts.items() if equal(answer, first)), i)
+        if answer is not None and same == i:
+            firsts[answer] = i
+        indices.append(same)
+    return indices
+
+
 def _decide(response: str, gold: str, truncated: bool) -> tuple[Grade, tuple[str, str] | None]:
     """The verdict of the exact rules, and the question that they leave open for algebra."""
     rest = after_thinking(response)
