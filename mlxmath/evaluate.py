@@ -22,10 +22,14 @@ if TYPE_CHECKING:
 @click.option("--no-adapter", is_flag=True, help="Evaluate the base model alone.")
 @click.option("--compare", is_flag=True, help="Evaluate the base model too and compare the others with it.")
 @click.option(
-    "--against", multiple=True, metavar="MODEL[:ADAPTER]", help="Compare with another MLX model folder; may be repeated."
+    "--against",
+    multiple=True,
+    metavar="MODEL[:ADAPTER]",
+    help="Compare with another MLX model folder; may be repeated.",
 )
 @click.option(
-    "--template", help="Prompt template, the same for all; 'chat' is the model's own (unset: the adapter's training one)."
+    "--template",
+    help="Prompt template, the same for all; 'chat' is the model's own (unset: the adapter's training one).",
 )
 @options.setting_options(*options.EVALUATION)
 @click.option("--seed", default=0, show_default=True, help="Seed of the samples.")
@@ -133,7 +137,9 @@ def evaluate(
     fingerprints = {entry.contestant.label: entry.fingerprint for entry in entries}
     found, left_out = read_samples(folder, fingerprints)
     if found or left_out:
-        say(f"{folder}: {len(found):,} answers are there already" + (f"; {left_out} lines left out" if left_out else ""))
+        say(
+            f"{folder}: {len(found):,} answers are there already" + (f"; {left_out} lines left out" if left_out else "")
+        )
     share = ranks.share
     path = folder / (SAMPLES if share.world == 1 else f"samples.rank-{share.rank}.jsonl")
     if share.world == 1:
@@ -172,9 +178,7 @@ def _voters(settings: EvaluationConfig, contestants: "list[Contestant]") -> list
     if len(voters) < 2:
         raise InputError(f"--vote: expected at least two tuned models, found {len(voters)}; repeat --adapter-path.")
     if settings.weights and len(settings.weights) != len(voters):
-        raise InputError(
-            f"--weights: expected one for each of {', '.join(voters)}, found {len(settings.weights)}."
-        )
+        raise InputError(f"--weights: expected one for each of {', '.join(voters)}, found {len(settings.weights)}.")
     return voters
 
 

@@ -205,7 +205,9 @@ class EvaluationConfig(Section):
         None, description="Longest answer, in tokens (unset: the benchmark's)."
     )
     temperature: Annotated[float, Field(ge=0)] = Field(
-        0.0, validate_default=True, description="0 always takes the most likely token; several samples need more than 0."
+        0.0,
+        validate_default=True,
+        description="0 always takes the most likely token; several samples need more than 0.",
     )
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="Keep the most likely tokens of this total probability."

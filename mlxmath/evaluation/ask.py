@@ -60,7 +60,9 @@ def make_entry(
     """
     identity = contestant.identity()
     prompts = Prompts(load_tokenizer(contestant.model), template, settings.shots, retriever)
-    ids = {item.id: prompts.encode(item.question, benchmark.kind) for benchmark in benchmarks for item in benchmark.items}
+    ids = {
+        item.id: prompts.encode(item.question, benchmark.kind) for benchmark in benchmarks for item in benchmark.items
+    }
     sampling = {"temperature": settings.temperature, "top_p": settings.top_p}
     if settings.temperature > 0:
         sampling["seed"] = seed
@@ -173,9 +175,7 @@ def _ask(
     ids = [entry.prompts[item.id] for item, _ in chosen]
     max_tokens = settings.max_tokens or benchmark.max_tokens
     longest = max(map(len, ids)) + max_tokens
-    slots, reason = choose_slots(
-        loaded.config, device, held_bytes=backend.memory().active_bytes, longest=longest
-    )
+    slots, reason = choose_slots(loaded.config, device, held_bytes=backend.memory().active_bytes, longest=longest)
     if settings.concurrency is not None:
         slots, reason = settings.concurrency, "asked for"
     say(

@@ -141,9 +141,7 @@ def _open(benchmark: Benchmark) -> Iterator[Rows]:
         yield open_file(DEMO_PROBLEMS / f"{benchmark.split}.jsonl", benchmark.split)
         return
     for config in benchmark.configs:
-        yield open_repository(
-            DataConfig(dataset=benchmark.repository, dataset_config=config, split=benchmark.split)
-        )
+        yield open_repository(DataConfig(dataset=benchmark.repository, dataset_config=config, split=benchmark.split))
 
 
 def _read(rows: Rows, benchmark: Benchmark) -> Iterator[Item | None]:
@@ -161,14 +159,18 @@ def _read(rows: Rows, benchmark: Benchmark) -> Iterator[Item | None]:
         solution = _first(row, benchmark.solution)
         answer = _first(row, benchmark.answer) or (solution and _final_answer(solution))
         level = _first(row, ("level",))
-        yield None if not question.strip() or not answer else Item(
-            benchmark.name,
-            "",
-            question.strip(),
-            answer,
-            level.removeprefix("Level ") if level else None,
-            _first(row, benchmark.subject),
-            solution,
+        yield (
+            None
+            if not question.strip() or not answer
+            else Item(
+                benchmark.name,
+                "",
+                question.strip(),
+                answer,
+                level.removeprefix("Level ") if level else None,
+                _first(row, benchmark.subject),
+                solution,
+            )
         )
 
 

@@ -16,9 +16,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     for label, found in results["contestants"].items():
         cells = [percent(found["by"]["benchmark"][name]["value"]) for name in names] if by_benchmark else []
         tokens = f"{found['tokens']['mean']:.0f}"
-        lines.append(
-            _row([label, *cells, percent(found["accuracy"]["value"]), interval(found["accuracy"]), tokens])
-        )
+        lines.append(_row([label, *cells, percent(found["accuracy"]["value"]), interval(found["accuracy"]), tokens]))
     if ensemble := results.get("ensemble"):
         gap = ["–"] * len(names) if by_benchmark else []
         accuracy = ensemble["accuracy"]

@@ -49,7 +49,7 @@ class Prompts:
         codec = codec_of(self._tokenizer)
         pairs = codec.encode_pairs([(self._text.prompt(q), solution) for q, solution in shots])
         ids = list(codec.prefix)
-        for (question_ids, solution_ids) in filter(None, pairs):
+        for question_ids, solution_ids in filter(None, pairs):
             ids += [*question_ids, *solution_ids, self._tokenizer.eos_token_id]
         return ids + codec.encode(self._text.prompt(asked))
 

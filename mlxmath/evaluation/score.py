@@ -12,13 +12,15 @@ from typing import Any
 
 from mlxmath.evaluation.measures import CATEGORIES, Measures, measure
 from mlxmath.evaluation.samples import Sample
-from mlxmath.evaluation.stats import mcnemar_exact, paired_bootstrap, pass_at_k, wilson
-from mlxmath.evaluation.vote import elected
+from mlxmath.evaluation.stats import maj_at_k, mcnemar_exact, paired_bootstrap, pass_at_k, wilson_interval
+from mlxmath.evaluation.vote import ballots, elected
 
 ENSEMBLE = "ensemble"
 OUTCOMES = ("fixed", "broken", "both right", "both wrong")
 _FEW = 12
 """A grouping with more values than this is not shown."""
+_DRAWS = 200
+"""Subsets of a problem's samples over which maj@k is averaged."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,7 @@ def collect(samples: Sequence[Sample], labels: Sequence[str], num_samples: int) 
         for label, own in by_problem.items()
     }
     measures = {
-        sample.key: measure(sample)
-        for own in answers.values()
-        for answer in own.values()
-        for sample in answer.samples
+        sample.key: measure(sample) for own in answers.values() for answer in own.values() for sample in answer.samples
     }
     return Scored(answers, measures, problems)
 
@@ -100,16 +99,20 @@ def results(scored: Scored, settings: Mapping[str, Any]) -> dict[str, Any]:
         found["ensemble"] = {
             "vote": settings["vote"],
             "weights": weights,
-            "accuracy": proportion(sum(verdicts), len(verdicts)),
+            "accuracy": proportion(verdicts),
             "against_best": compare(compared | {ENSEMBLE: answers}, best, ENSEMBLE, groups),
         }
     return found
 
 
-def proportion(successes: float, total: int) -> dict[str, float]:
-    """A share with its Wilson interval."""
-    low, high = wilson(successes, total)
-    return {"value": successes / total, "low": low, "high": high, "right": successes, "total": total}
+def proportion(scores: Sequence[float]) -> dict[str, float]:
+    """The mean of problems' scores with its interval: Wilson's where each is right or wrong, else a bootstrap's."""
+    total, right = len(scores), sum(scores)
+    if all(score in (0, 1) for score in scores):
+        interval = wilson_interval(round(right), total)
+    else:
+        interval = paired_bootstrap([0.0] * total, scores)
+    return {"value": right / total, "low": interval.low, "high": interval.high, "right": right, "total": total}
 
 
 def figures(scored: Scored, label: str, groups: Mapping[str, Mapping[str, list[str]]]) -> dict[str, Any]:
@@ -121,7 +124,7 @@ def figures(scored: Scored, label: str, groups: Mapping[str, Mapping[str, list[s
     seconds = sum(sample.seconds for sample in samples)
     num_samples = len(next(iter(answers.values())).samples)
     found: dict[str, Any] = {
-        "accuracy": proportion(sum(answer.fraction for answer in answers.values()), len(answers)),
+        "accuracy": proportion([answer.fraction for answer in answers.values()]),
         "categories": {name: 0 for name in CATEGORIES} | Counter(m.category for m in measures),
         "tokens": {"mean": fmean(tokens), "median": median(tokens), "total": sum(tokens)},
         "prompt_tokens": sum(sample.prompt_tokens for sample in samples),
@@ -134,9 +137,7 @@ def figures(scored: Scored, label: str, groups: Mapping[str, Mapping[str, list[s
         "doubt": fmean(m.doubt for m in measures),
         "formulas": fmean(sample.formulas for sample in samples),
         "by": {
-            grouping: {
-                value: proportion(sum(answers[i].fraction for i in ids), len(ids)) for value, ids in values.items()
-            }
+            grouping: {value: proportion([answers[i].fraction for i in ids]) for value, ids in values.items()}
             for grouping, values in groups.items()
         },
     }
@@ -144,19 +145,17 @@ def figures(scored: Scored, label: str, groups: Mapping[str, Mapping[str, list[s
         counts = [sum(sample.correct for sample in answer.samples) for answer in answers.values()]
         powers = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k < num_samples] + [num_samples]
         found["pass_at"] = {str(k): fmean(pass_at_k(num_samples, c, k) for c in counts) for k in powers}
-        found["maj_at"] = {str(k): fmean(_majority_right(a.samples[:k]) for a in answers.values()) for k in powers}
-        found["majority"] = proportion(sum(answer.right for answer in answers.values()), len(answers))
+        votes = [(ballots(a.samples), [sample.correct for sample in a.samples]) for a in answers.values()]
+        found["maj_at"] = {
+            str(k): fmean(maj_at_k(cast, right, k, num_draws=_DRAWS) for cast, right in votes) for k in powers
+        }
+        found["majority"] = proportion([answer.right for answer in answers.values()])
     return found
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
-
-
-def _majority_right(samples: Sequence[Sample]) -> bool:
-    winner = elected(samples)
-    return winner is not None and winner.correct
 
 
 def compare(
@@ -171,15 +170,15 @@ def compare(
 
     def difference(ids: Sequence[str]) -> dict[str, Any]:
         first, second = [answers[base][i].fraction for i in ids], [answers[other][i].fraction for i in ids]
-        low, high = paired_bootstrap(first, second)
-        counts = Counter(outcomes[i] for i in ids)
+        interval = paired_bootstrap(first, second)
+        test = mcnemar_exact([answers[base][i].right for i in ids], [answers[other][i].right for i in ids])
         return {
-            "difference": fmean(second) - fmean(first),
-            "low": low,
-            "high": high,
-            "p_value": mcnemar_exact(counts["fixed"], counts["broken"]),
-            "fixed": counts["fixed"],
-            "broken": counts["broken"],
+            "difference": interval.estimate,
+            "low": interval.low,
+            "high": interval.high,
+            "p_value": test.p_value,
+            "fixed": test.num_fixed,
+            "broken": test.num_broken,
             "total": len(ids),
         }
 
@@ -251,7 +250,8 @@ def vote(scored: Scored, settings: Mapping[str, Any]) -> tuple[dict[str, float],
         weights = dict(zip(voters, given, strict=True))
     found = {}
     for problem in scored.problems:
-        samples, each = [], []
+        samples: list[Sample] = []
+        each: list[float] = []
         for label in voters:
             answer = scored.answers[label][problem]
             weight = weights[label]

@@ -180,7 +180,7 @@ def seed_of(*parts: object) -> int:
 
 def _shared_prefix(model: nn.Module, prompts: Sequence[Sequence[int]]) -> tuple[int, list[KVCache] | None]:
     """How many tokens all prompts begin with (each keeps one of its own at least), and their keys and values."""
-    first, last = min(prompts), max(prompts)
+    first, last = min(map(list, prompts)), max(map(list, prompts))
     longest = min(map(len, prompts)) - 1
     num_shared = next((i for i in range(longest) if first[i] != last[i]), longest)
     if len(prompts) < 2 or num_shared < _LEAST_SHARED:
@@ -189,6 +189,6 @@ def _shared_prefix(model: nn.Module, prompts: Sequence[Sequence[int]]) -> tuple[
     if any(type(layer) is not KVCache for layer in cache):  # others do not copy their past into a batch unchanged
         return 0, None
     for start in range(0, num_shared, _PREFILL_STEP):
-        model(mx.array([list(first[start : min(start + _PREFILL_STEP, num_shared)])]), cache=cache)
+        model(mx.array([first[start : min(start + _PREFILL_STEP, num_shared)]]), cache=cache)
         mx.eval([layer.state for layer in cache])
     return num_shared, cache

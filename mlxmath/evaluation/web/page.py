@@ -70,7 +70,9 @@ def _summary(results: Mapping[str, Any], names: str, now: datetime) -> Iterator[
         yield _card("ensemble", percent(ensemble["accuracy"]["value"]), f"{ensemble['vote']} vote: {weights}")
     for comparison in comparisons[:1]:
         yield _card("fixed", f"{comparison['fixed']:,}", "wrong before, right now", "good")
-        yield _card("broken", f"{comparison['broken']:,}", "right before, wrong now", "bad" if comparison["broken"] else "")
+        yield _card(
+            "broken", f"{comparison['broken']:,}", "right before, wrong now", "bad" if comparison["broken"] else ""
+        )
     yield "</section>"
     how = {
         "problems": f"{results['num_problems']:,} of {names}",
