@@ -93,7 +93,7 @@ def ask_all(
     backend: Backend,
     device: DeviceInfo,
     retriever: Retriever | None = None,
-    share: Share = Share(),  # noqa: B008 (frozen)
+    share: Share = Share(),
 ) -> None:
     """Answer what is not in `done`, and append it to `path`.
 
@@ -112,7 +112,7 @@ def ask_all(
     models = _Models(device.compute_dtype)
     with path.open("ab") as file:
         for entry in entries:
-            tasks = list(_tasks(entry, benchmarks, settings, share))
+            tasks = list(_tasks(benchmarks, settings, share))
             waiting = [task for task in tasks if (entry.contestant.label, task[1].id, task[2]) not in done]
             if not waiting:
                 continue
@@ -131,7 +131,7 @@ def ask_all(
 
 
 def _tasks(
-    entry: Entry, benchmarks: Sequence[LoadedBenchmark], settings: EvaluationConfig, share: Share
+    benchmarks: Sequence[LoadedBenchmark], settings: EvaluationConfig, share: Share
 ) -> Iterator[tuple[LoadedBenchmark, Item, int]]:
     everything = ((b, item, n) for b in benchmarks for item in b.items for n in range(settings.samples))
     return (task for i, task in enumerate(everything) if i % share.world == share.rank)

@@ -14,8 +14,10 @@ BUNDLED = Path(__file__).with_name("formulas.jsonl")
 _K1, _B = 1.5, 0.75
 _WORD = re.compile(r"[a-z]+")
 _COMMON = frozenset(
-    "a an and are as at be by for from has have he her his how if in is it its many much of on or she that the their "
-    "then there they this to was what when which who will with you each does do did find".split()
+    _WORD.findall(
+        "a an and are as at be by for from has have he her his how if in is it its many much of on or she that the "
+        "their then there they this to was what when which who will with you each does do did find"
+    )
 )
 
 

@@ -125,7 +125,7 @@ def figures(scored: Scored, label: str, groups: Mapping[str, Mapping[str, list[s
     num_samples = len(next(iter(answers.values())).samples)
     found: dict[str, Any] = {
         "accuracy": proportion([answer.fraction for answer in answers.values()]),
-        "categories": {name: 0 for name in CATEGORIES} | Counter(m.category for m in measures),
+        "categories": dict.fromkeys(CATEGORIES, 0) | Counter(m.category for m in measures),
         "tokens": {"mean": fmean(tokens), "median": median(tokens), "total": sum(tokens)},
         "prompt_tokens": sum(sample.prompt_tokens for sample in samples),
         "seconds": seconds,
@@ -203,7 +203,7 @@ def outcome(before: bool, after: bool) -> str:
 
 
 def groupings(scored: Scored) -> dict[str, dict[str, list[str]]]:
-    """Problem ids by benchmark, level, subject and length of the question; groupings that divide nothing are left out."""
+    """Problem ids by benchmark, level, subject and length of the question; those that divide nothing are left out."""
     first = next(iter(scored.answers.values()))
     lengths = {i: len(first[i].shown.question.split()) for i in scored.problems}
     ordered = sorted(lengths.values())

@@ -6,7 +6,7 @@ WORD = (
         "The baker has 3 * 12 = 36 rolls.\nAfter selling 20 there are 36 - 20 = 16 rolls left.\n#### 16",
     ),
     (
-        "Mira reads 15 pages on Monday and twice as many on Tuesday. The book has 100 pages. How many are still unread?",
+        "Mira reads 15 pages on Monday and twice as many on Tuesday. The book has 100 pages. How many are unread?",
         "On Tuesday Mira reads 2 * 15 = 30 pages.\nTogether she has read 15 + 30 = 45 pages.\n"
         "100 - 45 = 55 pages are unread.\n#### 55",
     ),
@@ -59,7 +59,8 @@ COMPETITION = (
     ),
     (
         "What is the remainder when $7^{10}$ is divided by $5$?",
-        "We have $7 \\equiv 2 \\pmod 5$ and $2^4 \\equiv 1 \\pmod 5$, so $7^{10} \\equiv 2^{10} \\equiv 2^2 = 4 \\pmod 5$.\n"
+        "We have $7 \\equiv 2 \\pmod 5$ and $2^4 \\equiv 1 \\pmod 5$, so "
+        "$7^{10} \\equiv 2^{10} \\equiv 2^2 = 4 \\pmod 5$.\n"
         "The answer is $\\boxed{4}$.",
     ),
     (

@@ -42,6 +42,7 @@ def evidence(comparison: Mapping[str, Any]) -> str:
     """The figures behind a verdict."""
     return (
         f"{points(comparison['difference'])} points (95 % interval "
-        f"{points(comparison['low'])} to {points(comparison['high'])}; exact McNemar {p_value(comparison['p_value'])}), "
+        f"{points(comparison['low'])} to {points(comparison['high'])}; exact McNemar "
+        f"{p_value(comparison['p_value'])}), "
         f"{comparison['fixed']} fixed, {comparison['broken']} broken of {comparison['total']}"
     )

@@ -19,13 +19,18 @@ _MATH = re.compile(
     re.DOTALL,
 )
 _LONGEST = 2000
+_NAME = re.compile(r"[a-z]+")
 _ELEMENTS = frozenset(
-    "math mrow mi mo mn mtext mspace msup msub msubsup mfrac msqrt mroot mover munder munderover mtable mtr mtd mstyle "
-    "mpadded mphantom mmultiscripts mprescripts none merror ms".split()
+    _NAME.findall(
+        "math mrow mi mo mn mtext mspace msup msub msubsup mfrac msqrt mroot mover munder munderover mtable mtr mtd "
+        "mstyle mpadded mphantom mmultiscripts mprescripts none merror ms"
+    )
 )
 _ATTRIBUTES = frozenset(
-    "display displaystyle scriptlevel mathvariant stretchy fence separator form accent accentunder linethickness width "
-    "height depth lspace rspace minsize maxsize symmetric largeop movablelimits columnspan rowspan".split()
+    _NAME.findall(
+        "display displaystyle scriptlevel mathvariant stretchy fence separator form accent accentunder linethickness "
+        "width height depth lspace rspace minsize maxsize symmetric largeop movablelimits columnspan rowspan"
+    )
 )
 _VALUE = re.compile(r"[-\w.%# ]{0,40}")
 
@@ -54,7 +59,7 @@ def formula(source: str, display: bool = False) -> str | None:
 
     try:
         element = convert_to_element(source.strip(), display="block" if display else "inline")
-    except Exception:  # noqa: BLE001 (a converter of untrusted text fails in its own ways; the source is shown then)
+    except Exception:  # a converter of untrusted text fails in its own ways; the source is shown then
         return None
     return ElementTree.tostring(_clean(element), encoding="unicode")
 

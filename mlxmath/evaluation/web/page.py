@@ -153,7 +153,7 @@ def _figures(results: Mapping[str, Any], scored: Scored) -> Iterator[str]:
             ]
         for comparison in results["comparisons"]:
             parts.append(charts.table(
-                [f"{comparison['other']} − {comparison['base']}", "points", "95 % interval", "McNemar", "fixed", "broken"],
+                [f"{comparison['other']} − {comparison['base']}", "points", "95 % interval", "McNemar", *OUTCOMES[:2]],
                 [[value, points(c["difference"]), f"{points(c['low'])} to {points(c['high'])}", p_value(c["p_value"]),
                   c["fixed"], c["broken"]] for value, c in comparison["by"][grouping].items()],
             ))  # fmt: skip
@@ -168,7 +168,7 @@ def _figures(results: Mapping[str, Any], scored: Scored) -> Iterator[str]:
         cells = [[name, *(percent(values[k]) for k in ks)] for name, values, _, _ in series]
         yield _section(
             "Several answers to a problem",
-            "pass@k: at least one of k is right (unbiased); maj@k: the answer that most of the first k agree on is right.",
+            "pass@k: at least one of k is right (unbiased); maj@k: the answer that most of k agree on is right.",
             charts.lines(series),
             charts.table(["", *(f"k = {k}" for k in ks)], cells),
         )
@@ -180,7 +180,7 @@ def _figures(results: Mapping[str, Any], scored: Scored) -> Iterator[str]:
     ]  # fmt: skip
     yield _section(
         "Soundness",
-        "Of the equations in an answer: how many are true; how many operands come from the problem or an earlier result; "
+        "Of the equations in an answer: how many are true; how many operands come from the problem or before; "
         "whether the final answer is a result; how many lead to it. Doubt: answers that go round in circles.",
         charts.table(["", "true", "grounded", "supported", "used", "doubt"], cells),
     )
@@ -210,8 +210,7 @@ def _explorer(results: Mapping[str, Any], scored: Scored) -> Iterator[str]:
     yield '<section id="explorer"><h2>Every problem</h2><div class="filters" role="search">'
     names = ["all", *OUTCOMES] if others else ["all", "right", "wrong"]
     yield '<div class="chips">' + "".join(
-        f'<button type="button" data-outcome="{escape(name)}" aria-pressed="{str(name == "all").lower()}">{escape(name)} '
-        "<b></b></button>"
+        f'<button type="button" data-outcome="{name}" aria-pressed="false">{name} <b></b></button>'
         for name in names
     )
     yield "</div>"
@@ -227,7 +226,7 @@ def _explorer(results: Mapping[str, Any], scored: Scored) -> Iterator[str]:
                 for value in results["contestants"][labels[0]]["by"][name]
             )
             yield f'<label>{name} <select data-group="{name}"><option value="">any</option>{values}</select></label>'
-    yield '<label class="search">Search <input type="search" id="search" placeholder="text of problem or answer"></label>'
+    yield '<label class="search">Search <input type="search" id="search" placeholder="words to look for"></label>'
     yield '</div><p id="count" aria-live="polite"></p><div id="problems">'
     for problem in scored.problems:
         yield _problem(problem, scored, labels, others)
@@ -255,6 +254,7 @@ def _problem(problem: str, scored: Scored, labels: list[str], others: list[str])
         for name, value in (("benchmark", shown.benchmark), ("level", shown.level), ("subject", shown.subject))
         if value is not None
     )
+    sides = "".join(_side(label, answer, scored) for label, answer in answers.items())
     solution = ""
     if shown.solution:
         solution = (
@@ -267,7 +267,7 @@ def _problem(problem: str, scored: Scored, labels: list[str], others: list[str])
         f'<span class="id">{escape(problem)}</span></summary>'
         f'<div class="question text">{to_html(shown.question)}</div>'
         f'<p class="gold">right answer <b>{_math(shown.gold)}</b></p>{solution}'
-        f'<div class="sides">{"".join(_side(label, answer, scored) for label, answer in answers.items())}</div></details>'
+        f'<div class="sides">{sides}</div></details>'
     )
 
 
