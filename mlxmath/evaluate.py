@@ -59,7 +59,9 @@ def main(
     from mlxmath.evaluation.contestants import choose_contestants
 
     chosen = choose_contestants(Path(config.model.mlx_path), adapters, against, base=compare or no_adapter)
-    evaluate(config, chosen, template=template, seed=seed, resume=resume, overwrite=overwrite)
+    found = evaluate(config, chosen, template=template, seed=seed, resume=resume, overwrite=overwrite)
+    if found is not None:
+        click.echo(json.dumps({name: f"{found['folder']}/{name}" for name in ("results.json", "report.html")}))
 
 
 def evaluate(
@@ -166,7 +168,6 @@ def evaluate(
     for part in folder.glob("samples.rank-*.jsonl"):
         part.unlink()
     results = write_report(folder)
-    click.echo(json.dumps({"results": str(folder / "results.json"), "report": str(folder / "report.html")}))
     return results | {"folder": str(folder)}
 
 

@@ -50,7 +50,7 @@ def figures(run_folder: Path) -> dict:
 
 def test_compare_writes_everything_and_report_rebuilds_it(folder: Path) -> None:
     result = succeed(folder, "evaluate", "--compare", *QUICK)
-    assert "McNemar" in result.stderr and json.loads(result.stdout)["report"].endswith("report.html")
+    assert "McNemar" in result.stderr and json.loads(result.stdout)["report.html"].endswith("/report.html")
     made = only_run(folder)
     assert {p.name for p in made.iterdir()} == {
         "settings.json", "samples.jsonl", "results.json", "report.html", "model_card.md", "accuracy.png", "answers.png",
