@@ -66,21 +66,15 @@ def make_entry(
     sampling = {"temperature": settings.temperature, "top_p": settings.top_p}
     if settings.temperature > 0:
         sampling["seed"] = seed
-    return Entry(
-        contestant,
-        template,
-        ids,
-        {**identity, "template": template, "prompts": fingerprint(ids), "sampling": sampling,
-         "max_tokens": settings.max_tokens, "shots": settings.shots, "retrieve": settings.retrieve},
-    )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Share:
-    """The part of the work that this process does: every `world`-th answer, beginning with `rank`."""
-
-    rank: int = 0
-    world: int = 1
+    settled = {
+        "template": template,
+        "shots": settings.shots,
+        "retrieve": settings.retrieve,
+        "max_tokens": settings.max_tokens,
+        "sampling": sampling,
+        "prompts": fingerprint(ids),
+    }
+    return Entry(contestant, template, ids, identity | settled)
 
 
 def ask_all(

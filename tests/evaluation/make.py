@@ -5,7 +5,9 @@ from typing import Any
 from mlxmath.evaluation.samples import Sample
 
 
-def sample(contestant: str = "base", number: int = 0, answer: str | None = "1", gold: str = "1", **changes: Any) -> Sample:
+def sample(
+    contestant: str = "base", number: int = 0, answer: str | None = "1", gold: str = "1", **changes: Any
+) -> Sample:
     """One graded answer to problem `number`."""
     fields = {
         "contestant": contestant, "fingerprint": f"f-{contestant}", "benchmark": "b", "id": f"b/{number}", "sample": 0,

@@ -47,7 +47,12 @@ def test_formulas_become_mathml(text: str, element: str) -> None:
 
 
 def test_hostile_formulas_are_harmless() -> None:
-    for text in ("\\text{<script>x</script>}", "\\href{javascript:x}{y}", "\\style{x:y}{z}", '\\class{" onclick="x}{y}'):
+    for text in (
+        "\\text{<script>x</script>}",
+        "\\href{javascript:x}{y}",
+        "\\style{x:y}{z}",
+        '\\class{" onclick="x}{y}',
+    ):
         found = formula(text) or ""
         assert "<script" not in found and "href" not in found and "onclick=" not in found and "style=" not in found
 
@@ -99,7 +104,9 @@ def opened(browser: Any, report: Path, **context: Any) -> tuple[Any, list[str]]:
     tab = browser.new_context(**context).new_page()
     tab.on("console", lambda message: troubles.append(message.text))
     tab.on("pageerror", lambda error: troubles.append(str(error)))
-    tab.on("request", lambda request: None if request.url.startswith(("file:", "data:")) else troubles.append(request.url))
+    tab.on(
+        "request", lambda request: None if request.url.startswith(("file:", "data:")) else troubles.append(request.url)
+    )
     tab.goto(report.as_uri())
     return tab, troubles
 
