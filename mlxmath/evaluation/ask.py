@@ -77,6 +77,14 @@ def make_entry(
     return Entry(contestant, template, ids, identity | settled)
 
 
+@dataclass(frozen=True)
+class Share:
+    """The part of the work that this process does: every `world`-th answer, beginning with `rank`."""
+
+    rank: int = 0
+    world: int = 1
+
+
 def ask_all(
     entries: Sequence[Entry],
     benchmarks: Sequence[LoadedBenchmark],

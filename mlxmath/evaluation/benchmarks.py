@@ -47,7 +47,7 @@ BENCHMARKS = {
         Benchmark("demo", DEMO, "test", ("problem",), ("answer",), max_tokens=120),
         Benchmark("gsm8k", "openai/gsm8k", "test", ("question",), solution=("answer",), configs=("main",)),
         Benchmark(
-            "math500", "HuggingFaceH4/MATH-500", "test", ("problem",), ("answer",), subject=("subject",),
+            "math500", "HuggingFaceH4/MATH-500", "test", ("problem",), ("answer",), ("solution",), ("subject",),
             max_tokens=2048, kind="competition",
         ),
         Benchmark(
@@ -57,8 +57,8 @@ BENCHMARKS = {
         Benchmark("gsm-hard", "reasoning-machines/gsm-hard", "train", ("input",), ("target",)),
         Benchmark("svamp", "ChilleD/SVAMP", "test", ("Body", "Question"), ("Answer",), subject=("Type",)),
         Benchmark(
-            "aime24", "HuggingFaceH4/aime_2024", "train", ("problem",), ("answer",), max_tokens=4096,
-            kind="competition",
+            "aime24", "HuggingFaceH4/aime_2024", "train", ("problem",), ("answer",), ("solution",),
+            max_tokens=4096, kind="competition",
         ),
         Benchmark(
             "minerva", "math-ai/minervamath", "test", ("problem", "question"), ("answer",), ("solution",), ("type",),

@@ -30,7 +30,7 @@ def test_published_files(name: str, file: str, count: int, gold: str, level: str
     first = found.items[0]
     assert (first.id, first.gold, first.level, first.subject) == (f"{name}/0", gold, level, subject)
     assert all(item.question and item.gold for item in found.items)
-    if first.solution and name != "minerva":  # the gold answers are those that the reference solutions reach
+    if name in ("gsm8k", "math500"):  # the gold answers are those that the reference solutions reach
         assert sum(grade(item.solution or "", item.gold).correct for item in found.items[:50]) >= 49
 
 
