@@ -3,8 +3,8 @@
     python benchmarks/bench_evaluate.py            # trains the demo's adapter first (about two minutes)
     python benchmarks/bench_evaluate.py --folder F # F holds mlx_model/ and adapters/ of `python -m mlxmath.demo`
 
-Both answer the same prompts greedily, in one process after the other on the same machine. Answers that differ are explained:
-a tie is a first differing token whose logit is within 1e-3 of the other one's in a single forward pass.
+Both answer the same prompts greedily, one after the other on the same machine. Answers that differ are explained: a tie is a
+first differing token whose logit is within 1e-3 of the other one's in a single forward pass.
 Writes benchmarks/results/evaluate.json.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import common  # noqa: E402
+from benchmarks import common
 
 TIE = 1e-3
 LIMIT_S = 900

@@ -113,7 +113,8 @@ def _figures(results: Mapping[str, Any], scored: Scored) -> Iterator[str]:
     ]
     if ensemble := results.get("ensemble"):
         rows.append(charts.interval_row("ensemble", ensemble["accuracy"], 5))
-    yield _section("Accuracy", "Points with their 95 % Wilson intervals.", *rows)
+    kind = "bootstrap" if results["settings"]["samples"] > 1 else "Wilson"
+    yield _section("Accuracy", f"Points with their 95 % {kind} intervals.", *rows)
 
     comparisons = list(results["comparisons"])
     if ensemble:
