@@ -211,8 +211,7 @@ def _explorer(results: Mapping[str, Any], scored: Scored) -> Iterator[str]:
     yield '<section id="explorer"><h2>Every problem</h2><div class="filters" role="search">'
     names = ["all", *OUTCOMES] if others else ["all", "right", "wrong"]
     yield '<div class="chips">' + "".join(
-        f'<button type="button" data-outcome="{name}" aria-pressed="false">{name} <b></b></button>'
-        for name in names
+        f'<button type="button" data-outcome="{name}" aria-pressed="false">{name} <b></b></button>' for name in names
     )
     yield "</div>"
     if len(others) > 1:
