@@ -3,7 +3,7 @@
     python benchmarks/bench_evaluate.py            # trains the demo's adapter first (about two minutes)
     python benchmarks/bench_evaluate.py --folder F # F holds mlx_model/ and adapters/ of `python -m mlxmath.demo`
 
-Both answer the same prompts greedily, one after the other on one machine. Answers that differ are explained: a tie is a
+Both answer the same prompts greedily, one after the other. Answers that differ are explained: a tie is a
 first differing token whose logit is within 1e-3 of the other one's in a single forward pass.
 Writes benchmarks/results/evaluate.json.
 """

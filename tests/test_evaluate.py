@@ -11,7 +11,9 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from click.testing import CliRunner
 
+from mlxmath.evaluate import main
 from tests.commands import ENVIRONMENT, command, run, start, succeed
 from tests.test_train import debug_run  # noqa: F401 (a fixture)
 
@@ -163,8 +165,15 @@ def test_two_processes_share_the_work_and_find_the_same(folder: Path) -> None:
         (("--template", "chad"), 2, "no template 'chad'"),
     ],
 )
-def test_bad_input(debug_run: Path, arguments: tuple[str, ...], code: int, message: str) -> None:  # noqa: F811
-    result = run(debug_run, "evaluate", *arguments)
-    assert result.returncode == code, result.stderr
-    assert message in result.stderr and "Traceback" not in result.stderr
+def test_bad_input(
+    debug_run: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(debug_run)
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == code, result.output
+    assert message in result.output and "Traceback" not in result.output
     assert not (debug_run / "evaluation_results").exists()
