@@ -58,7 +58,12 @@ def mcnemar_exact(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
 
 
 def paired_bootstrap(
-    before: Sequence[float], after: Sequence[float], *, confidence: float = 0.95, num_samples: int = 10_000, seed: int = 0
+    before: Sequence[float],
+    after: Sequence[float],
+    *,
+    confidence: float = 0.95,
+    num_samples: int = 10_000,
+    seed: int = 0,
 ) -> Interval:
     """Percentile bootstrap interval of mean(after) - mean(before), problems being drawn together with both scores.
 
@@ -78,7 +83,9 @@ def paired_bootstrap(
 
 def _check_paired(before: Sequence[object], after: Sequence[object]) -> None:
     if len(before) != len(after) or not before:
-        raise ValueError(f"paired scores need the same problems, at least one; there are {len(before)} and {len(after)}")
+        raise ValueError(
+            f"paired scores need the same problems, at least one; there are {len(before)} and {len(after)}"
+        )
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -87,15 +94,17 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     Chen et al. 2021 (arXiv:2107.03374), equation 1. Raises ValueError unless 1 <= k <= n and 0 <= c <= n.
     """
     if not 1 <= k <= num_samples or not 0 <= num_correct <= num_samples:
-        raise ValueError(f"pass@{k} needs 1 <= k <= samples and 0 <= correct <= samples, not {num_correct} of {num_samples}")
+        raise ValueError(
+            f"pass@{k} needs 1 <= k <= samples and 0 <= correct <= samples, not {num_correct} of {num_samples}"
+        )
     return 1 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
 
 def vote(answers: Sequence[Hashable | None], weights: Sequence[float] | None = None) -> Hashable | None:
     """The answer with the most votes, or the greatest sum of weights; of equals the one given first.
 
-    None is no answer and gets no vote; the result is None if there is no answer at all. Equal answers must compare equal:
-    map them to one representative before (`mlxmath.grading.cluster`).
+    None is no answer and gets no vote; the result is None if there is no answer at all. Equal answers must compare
+    equal: map them to one representative before (`mlxmath.grading.cluster`).
     """
     totals: dict[Hashable, float] = {}
     for answer, weight in zip(answers, weights or [1.0] * len(answers), strict=True):
@@ -115,12 +124,12 @@ def maj_at_k(
 ) -> float:
     """Expected accuracy of the majority vote over k of the n samples, drawn without replacement, ties shared evenly.
 
-    `correct` says of each sample whether its answer is right; samples without an answer (None) do not vote, a draw without any
-    answer is wrong. Exact where there are at most `num_draws` subsets, else the mean over as many random ones.
+    `correct` says of each sample whether its answer is right; samples without an answer (None) do not vote, a draw
+    without any answer is wrong. Exact where there are at most `num_draws` subsets, else over as many random ones.
     """
     num_samples = len(answers)
     if not 1 <= k <= num_samples or len(correct) != num_samples:
-        raise ValueError(f"maj@{k} needs 1 <= k <= samples and a verdict a sample; there are {num_samples} and {len(correct)}")
+        raise ValueError(f"maj@{k} needs 1 <= k <= samples and as many verdicts, not {num_samples} and {len(correct)}")
     votes = [1.0] * num_samples if weights is None else list(weights)
     if math.comb(num_samples, k) <= num_draws:
         subsets: Sequence[Sequence[int]] = list(combinations(range(num_samples), k))

@@ -8,4 +8,16 @@ from mlxmath.grading.faithfulness import Faithfulness, faithfulness
 from mlxmath.grading.form import Form, form
 from mlxmath.grading.grade import Grade, cluster, equal, grade, grade_many
 
-__all__ = ["Doubt", "Faithfulness", "Form", "Grade", "cluster", "doubt", "equal", "faithfulness", "form", "grade", "grade_many"]
+__all__ = [
+    "Doubt",
+    "Faithfulness",
+    "Form",
+    "Grade",
+    "cluster",
+    "doubt",
+    "equal",
+    "faithfulness",
+    "form",
+    "grade",
+    "grade_many",
+]

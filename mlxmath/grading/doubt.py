@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 from mlxmath.grading.equations import prepare
 
@@ -18,23 +19,30 @@ MAX_NULL_DOUBT = 0.5
 _MIN_NGRAMS = 24
 _MIN_TAIL_TOKENS = 12
 _MIN_TAIL_TOKENS_WITHOUT_WORDS = 32
-_MAX_CHARACTERS = 400_000
+_MAX_CHARACTERS = 100_000
 
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|\w+|[^\w\s]")
 _CALCULATOR = re.compile(r"<<[^<>]{0,200}>>")
 _MARKER = re.compile(
-    r"(?:^|(?<=[.!?:;…\n>*\"”)]))[ \t\"“*(]*(?:(?:but|and|so|oh|okay|ok|hmm+|well|no|ah)[, .…]+)?"
-    r"(?:wait|hold on|hang on|hmm+|hm|no(?=\s*[,.!…]|\s+wait)|nope|actually|oops|scratch that|on second thought|let me (?:re-?\s?(?:check|do|think|"
-    r"consider|calculate|compute|examine|read|count|verify)|double[- ]check|check (?:that|this|it|again)|start over|try again|"
-    r"think again|reconsider|go back)|i (?:made|think i made) (?:a|an) (?:mistake|error)|that(?:'s| is|’s) (?:not right|wrong|"
-    r"incorrect)|(?:that|this) (?:doesn't|does not|can't|cannot) (?:seem |be |look )?(?:right|correct)|am i sure|i(?:'m| am) not sure|maybe not)\b",
+    r"(?:^|(?<=[.!?:;…\n>*\"”)]))[ \t\"“*(]{0,6}(?:(?:but|and|so|oh|okay|ok|hmm{1,9}|well|no|ah)[, .…]{1,4})?"
+    r"(?:wait|hold on|hang on|hmm+|hm|no(?=\s*[,.!…]|\s+wait)|nope|actually|oops|scratch that|on second thought|"
+    r"let me (?:re-?\s?(?:check|do|think|consider|calculate|compute|examine|read|count|verify)|double[- ]check|"
+    r"check (?:that|this|it|again)|start over|try again|think again|reconsider|go back)|"
+    r"i (?:made|think i made) (?:a|an) (?:mistake|error)|that(?:'s| is|’s) (?:not right|wrong|incorrect)|"
+    r"(?:that|this) (?:doesn't|does not|can't|cannot) (?:seem |be |look )?(?:right|correct)|am i sure|"
+    r"i(?:'m| am) not sure|maybe not)\b",
     re.IGNORECASE | re.MULTILINE,
 )
 _COMPUTATION = re.compile(
-    r"(?P<left>[-+]?[(\d$][\d.,()$%\s]*(?:[-+*/^x×÷]\s*[-(\d$][\d.,()$%\s]*)+)=\s*\$?(?P<right>-?[\d,]*\.?\d+)"
+    r"(?P<left>(?<![\d.,()$%])[-+]?[(\d$][\d.,()$% ]{0,40}(?:[-+*/^x×÷] ?[-(\d$][\d.,()$% ]{0,40}){1,20})="
+    r" ?\$?(?P<right>-?[\d,]*\.?\d+)"
 )
 _FORMULA = re.compile(r"[\w)\]}%'$][ \t]*=[ \t]*[-\w$(\\.]")
-_STATED = re.compile(r"(?:answer|result|total|it|that|this)\b[^.\n=:]{0,40}?(?:\b(?:is|must be|should be|equals|was)\b|[:=])\s*\**\$?\s*(-?\d[\d,]*(?:\.\d+)?)", re.IGNORECASE)
+_STATED = re.compile(
+    r"(?:answer|result|total|it|that|this)\b[^.\n=:]{0,40}?(?:\b(?:is|must be|should be|equals|was)\b|[:=])"
+    r"\s*\**\$?\s*(-?\d[\d,]*(?:\.\d+)?)",
+    re.IGNORECASE,
+)
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 
 
@@ -120,7 +128,7 @@ def _repeated_ngrams(words: list[str]) -> float:
 
 
 def _tail_period(tokens: list[str]) -> int | None:
-    """The shortest period with which the last tokens repeat three times or more; a word cut off at the end is left out."""
+    """The shortest period with which the last tokens repeat three times or more, a cut-off last word left out."""
     return _period(tokens) or _period(tokens[:-1])
 
 
@@ -160,4 +168,4 @@ def _content(text: str) -> set[str]:
 
 def _answer_flips(text: str) -> int:
     stated = [match[1].replace(",", "") for match in _STATED.finditer(text)]
-    return sum(a != b for a, b in zip(stated, stated[1:], strict=False))
+    return sum(a != b for a, b in pairwise(stated))

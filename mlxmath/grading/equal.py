@@ -1,5 +1,6 @@
 """Whether two answers are the same, decided by exact rules; what they leave open is for `symbolic`."""
 
+import math
 import re
 from fractions import Fraction
 from functools import lru_cache
@@ -9,10 +10,10 @@ from mlxmath.grading.normal import MAX_CHARACTERS, normalize, squeeze
 from mlxmath.grading.quantity import Quantity, parse_quantity
 from mlxmath.grading.structure import Shape, is_equation, shape, split_name, union_parts
 
-RELATIVE_TOLERANCE = 1e-9
+RELATIVE_TOLERANCE = Fraction(1, 10**9)
 """Between numbers of which one is a float: the noise of its computation."""
 LONG_DECIMALS = 5
-"""A gold with so many decimals is a computed float; an answer may be its rounding to four or more significant digits."""
+"""A gold with so many decimals is a computed float; an answer may be its rounding to four significant digits."""
 _MAX_ITEMS = 60
 _MAX_DEPTH = 4
 
@@ -28,8 +29,8 @@ _INFINITE = re.compile(r"^([-+]?)\s*(?:\\infty|inf(?:inity)?|oo)$")
 def compare(answer: str, gold: str) -> bool | None:
     """True or False where exact rules decide whether `answer` equals `gold`, None where algebra is needed.
 
-    Layers: the same text; numbers (separators, currency, percent, fractions, units, words); arithmetic without variables;
-    choice letters; times; words; intervals, tuples, sets and lists item by item.
+    Layers: the same text; numbers (separators, currency, percent, fractions, units, words); arithmetic without
+    variables; choice letters; times; words; intervals, tuples, sets and lists item by item.
     """
     if answer.strip() == gold.strip():
         return bool(gold.strip())
@@ -124,7 +125,7 @@ def _same_value(answer: Quantity, gold: Quantity, factor: Fraction) -> bool:
 
 
 def _is_rounding(decimal: Quantity, exact: Value, least_digits: int) -> bool:
-    """Whether a printed decimal number is `exact` rounded to its last digit, with so many significant digits or more."""
+    """Whether a printed decimal is `exact` rounded to its last digit, with so many significant digits or more."""
     if decimal.decimals is None or isinstance(decimal.value, float):
         return False
     digits = len(str(abs(decimal.value.numerator * 10**decimal.decimals // decimal.value.denominator)))
@@ -133,7 +134,10 @@ def _is_rounding(decimal: Quantity, exact: Value, least_digits: int) -> bool:
 
 
 def _close(a: Value, b: Value) -> bool:
-    return abs(a - b) <= RELATIVE_TOLERANCE * max(abs(a), abs(b))
+    if not (math.isfinite(a) and math.isfinite(b)):
+        return False
+    first, second = Fraction(a), Fraction(b)
+    return abs(first - second) <= RELATIVE_TOLERANCE * max(abs(first), abs(second))
 
 
 def _infinite(answer: str, gold: str) -> bool | None:

@@ -11,6 +11,8 @@ from mlxmath.grading.normal import clean
 Verdict = Literal["true", "false", "abstain"]
 
 MAX_EQUATIONS = 2000
+MAX_CHARACTERS = 100_000
+"""Of a longer text only the beginning is read."""
 _MAX_SIDE_TOKENS = 60
 _MAX_UNIT_WORDS = 8
 
@@ -41,7 +43,23 @@ _TOKEN = re.compile(
 )
 _TIMES_WORDS = {"x", "X", "of", "times"}
 _LETTER_UNITS = {"m", "g", "h", "s", "L", "l"}
-_VERBS = {"is", "are", "was", "were", "be", "because", "so", "then", "therefore", "since", "cost", "costs", "has", "have", "had"}
+_VERBS = {
+    "is",
+    "are",
+    "was",
+    "were",
+    "be",
+    "because",
+    "so",
+    "then",
+    "therefore",
+    "since",
+    "cost",
+    "costs",
+    "has",
+    "have",
+    "had",
+}
 _OPERATORS = set("+-*/^")
 
 
@@ -86,7 +104,7 @@ class _Side:
 
 def prepare(text: str) -> str:
     """The text with calculator marks removed, LaTeX arithmetic and Unicode operators as plain signs."""
-    text = clean(_CALCULATOR.sub("", text))
+    text = clean(_CALCULATOR.sub("", text[:MAX_CHARACTERS]))
     for pattern, plain in _LATEX:
         text = pattern.sub(plain, text)
     return text
@@ -132,14 +150,19 @@ def _judge(before: list[_Token], after: list[_Token], position: int) -> Equation
             return Equation(left.text if left else "", right.text if right else "", "abstain", position=position)
         return None
     if not left.operations and not right.operations:
-        return None
+        if left.complete and right.complete:
+            return None
+        return Equation(left.text, right.text, "abstain", position=position)
     result = right.value
     verdict: Verdict
     if _agree(left, right) or (cents and _agree_in_cents(left, right)):
         verdict = "true"
-    elif not left.complete or not right.complete:
-        verdict = "abstain"
-    elif not left.operations and (left.has_unit or left.percent) or _is_share(left, before):
+    elif (
+        not left.complete
+        or not right.complete
+        or (not left.operations and (left.has_unit or left.percent))
+        or _is_share(left, before)
+    ):
         verdict = "abstain"
     else:
         verdict = "false"
@@ -149,9 +172,12 @@ def _judge(before: list[_Token], after: list[_Token], position: int) -> Equation
 def _agree(left: _Side, right: _Side) -> bool:
     """Equal up to half the last printed decimal; a percentage may stand for itself or for its hundredth."""
     for scale in (Fraction(1), Fraction(100), Fraction(1, 100)):
-        if scale > 1 and not right.percent or scale < 1 and not left.percent:
+        if (scale > 1 and not right.percent) or (scale < 1 and not left.percent):
             continue
-        value, stated = left.value * (1 if scale > 1 else scale ** -1 if scale < 1 else 1), right.value * (scale if scale > 1 else 1)
+        value, stated = (
+            left.value * (1 if scale > 1 else scale**-1 if scale < 1 else 1),
+            right.value * (scale if scale > 1 else 1),
+        )
         step = Fraction(scale if scale > 1 else 1, 10**right.decimals * (100 if right.percent else 1))
         tolerance = step / 2 if right.decimals else Fraction(0)
         if abs(value - stated) <= tolerance:
@@ -234,7 +260,8 @@ def _ends_operand(tokens: list[_Token], i: int) -> bool:
         return i > 0 and (tokens[i - 1].kind == "number" or tokens[i - 1].text in (")", "%"))
     lowest = max(0, i - 2 * _MAX_UNIT_WORDS)
     while i > lowest and (
-        tokens[i - 1].text == "/" or tokens[i - 1].kind == "word" and _may_be_unit(tokens[i - 1], tokens[i - 2] if i > 1 else None)
+        tokens[i - 1].text == "/"
+        or (tokens[i - 1].kind == "word" and _may_be_unit(tokens[i - 1], tokens[i - 2] if i > 1 else None))
     ):
         i -= 1
     return i > 0 and (tokens[i - 1].kind == "number" or tokens[i - 1].text in (")", "%"))
@@ -254,7 +281,9 @@ def _adjectives(tokens: list[_Token], i: int) -> int | None:
         if tokens[j].text in ("+", "-", "*", "/"):
             if tokens[j].text == "/" and tokens[j].end == tokens[j + 1].start:
                 return None
-            return j if j > 0 and (tokens[j - 1].kind in ("number", "word") or tokens[j - 1].text in (")", "%")) else None
+            return (
+                j if j > 0 and (tokens[j - 1].kind in ("number", "word") or tokens[j - 1].text in (")", "%")) else None
+            )
         if tokens[j].kind != "word" or not _may_be_unit(tokens[j], tokens[j - 1] if j else None):
             return None
     return None
@@ -342,5 +371,12 @@ def _side(tokens: list[_Token], complete: bool) -> _Side | None:
     decimals = len(numbers[-1].partition(".")[2]) if numbers else 0
     has_unit = any(token.kind in ("word", "money") for token in tokens)
     return _Side(
-        text.replace(" ", ""), result.value, tuple(result.operands), result.operations, "%" in text, decimals, complete, has_unit
+        text.replace(" ", ""),
+        result.value,
+        tuple(result.operands),
+        result.operations,
+        "%" in text,
+        decimals,
+        complete,
+        has_unit,
     )

@@ -1,4 +1,4 @@
-"""Arithmetic without `eval`: a recursive-descent parser over a whitelist of operations, exact wherever that is possible."""
+"""Arithmetic without `eval`: a recursive-descent parser over a whitelist of operations, exact where it can be."""
 
 import math
 import re
@@ -31,7 +31,7 @@ _OVER = {"/", "\\div"}
 _CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|", "\\{": "\\}"}
 
 
-class NotArithmetic(Exception):
+class NotArithmetic(Exception):  # noqa: N818
     """The text is no arithmetic of the kinds known here, or beyond the limits on size."""
 
 
@@ -54,8 +54,8 @@ class Evaluated:
 def evaluate(text: str) -> Evaluated:
     r"""Value of plain or LaTeX arithmetic without variables.
 
-    Knows + - * / ^ !, `\frac`, `\sqrt`, `\binom`, brackets, |x|, percent, π, e, functions, `2\frac{1}{3}` (mixed), `2\pi`
-    (implied product). Raises NotArithmetic for all else.
+    Knows + - * / ^ !, `\frac`, `\sqrt`, `\binom`, brackets, |x|, percent, π, e, functions, `2\frac{1}{3}` (mixed),
+    `2\pi` (implied product). Raises NotArithmetic for all else.
     """
     if len(text) > MAX_CHARACTERS:
         raise NotArithmetic
@@ -136,7 +136,7 @@ class _Parser:
         return -value if signs % 2 else value
 
     def _signed_power(self, depth: int) -> Value:
-        sign = 1
+        sign = Fraction(1)
         while self.peek() in ("+", "-"):
             sign = -sign if self._next() == "-" else sign
         return sign * self._power(depth)
@@ -186,7 +186,7 @@ class _Parser:
         if token in _CLOSING:
             value = self.sum(depth + 1)
             self._expect(_CLOSING[token])
-            return abs(value) if token == "|" else value
+            return -value if token == "|" and value < 0 else value
         if token in ("\\frac", "\\binom"):
             top, bottom = self._argument(depth), self._argument(depth)
             self.operations += 1
@@ -276,7 +276,11 @@ def _power(base: Value, exponent: Value) -> Value:
         if root is not None:
             return _power(root, Fraction(exponent.numerator))
         if base < 0 and exponent.denominator % 2:
-            return float(-((-float(base)) ** float(exponent))) if exponent.numerator % 2 else (-float(base)) ** float(exponent)
+            return (
+                float(-((-float(base)) ** float(exponent)))
+                if exponent.numerator % 2
+                else (-float(base)) ** float(exponent)
+            )
     result = float(base) ** float(exponent)
     if isinstance(result, complex):
         raise NotArithmetic

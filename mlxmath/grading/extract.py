@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from mlxmath.grading.normal import MAX_CHARACTERS, clean
@@ -28,25 +29,36 @@ _MATH = re.compile(
     r"\$\$(?P<a>[^$]{1,1000})\$\$|\\\[(?P<b>(?:[^\\]|\\(?!\])){1,1000})\\\]|\\\((?P<c>(?:[^\\]|\\(?!\))){1,1000})\\\)"
     r"|(?<![\\\d$])\$(?P<d>(?:\\[^\n]|[^$\\\n]){1,1000})\$"
 )
-_BARE_LATEX = re.compile(r"-?\s?\\[dtc]?frac\s?(?:\{[^{}\n]{1,80}\}\s?\{[^{}\n]{1,80}\}|\d\d)|-?\d*\s?\\sqrt\s?\{[^{}\n]{1,80}\}")
+_BARE_LATEX = re.compile(
+    r"-?\s?\\[dtc]?frac\s?(?:\{[^{}\n]{1,80}\}\s?\{[^{}\n]{1,80}\}|\d\d)|-?\d*\s?\\sqrt\s?\{[^{}\n]{1,80}\}"
+)
 _CONNECTOR = re.compile(r"^[^\w.!?=<>\\]*(?:and|or)?[^\w.!?=<>\\]*$")
 _CONNECTING = re.compile(r"^[^.!?\n]{0,20}\b(?:and|or)\b[^.!?\n]{0,20}$")
 _GAP_NOISE = re.compile(r"\\(?:quad|qquad|text|textbf|mathrm)(?![A-Za-z])|\\[()\[\],;:! ]|[${}]")
 
-_PLACEHOLDER = re.compile(r"^(?:\\[hv]?phantom\s*\{[^{}]*\}|\\(?:square|Box|ldots|dots)(?![A-Za-z])|\\[ ,;:!]|[\s?_.…~])*$")
+_PLACEHOLDER = re.compile(
+    r"^(?:\\[hv]?phantom\s*\{[^{}]*\}|\\(?:square|Box|ldots|dots)(?![A-Za-z])|\\[ ,;:!]|[\s?_.…~])*$"
+)
 
 _HASHES = re.compile(r"^[ \t>*]*####(?!#)[ \t]*(.*)$", re.MULTILINE)
 _ANSWER_LINE = re.compile(
     r"(?:^[ \t>*_#-]*(?:A|Ans(?:wer)?|Solution|Result)[ \t]*[*_]*[ \t]*[:=][*_]*"
     r"|\b(?:final|correct)?[ \t]*(?:answers?|option|choice)\b(?![ \t]*(?:choices|options)\b)[^.\n:=$\\]{0,80}?"
-    r"(?:\b(?:is|are|be|was|equals)\b|[:=])[*_]*:?[*_]*)[ \t]*(?P<text>[^\n]*(?:\n[ \t]*\n?[ \t]*(?=\$|\\\[|\\\()[^\n]*)?)",
+    r"(?:\b(?:is|are|be|was|equals)\b|[:=])[*_]*:?[*_]*)[ \t]*"
+    r"(?P<text>[^\n]*(?:\n[ \t]*\n?[ \t]*(?=\$|\\\[|\\\()[^\n]*)?)",
     re.MULTILINE | re.IGNORECASE,
 )
 _FINAL_ANSWER = re.compile(r"\bfinal answer is[ \t]*:?[ \t]*([^\n]+)", re.IGNORECASE)
-_THEREFORE = re.compile(r"(?:^|(?<=[.!?:\n*] )|(?<=[\n*]))\W{0,3}(?:therefore|thus|hence|so|in conclusion|altogether|in total)\b", re.IGNORECASE)
+_THEREFORE = re.compile(
+    r"(?:^|(?<=[.!?:\n*] )|(?<=[\n*]))\W{0,3}(?:therefore|thus|hence|so|in conclusion|altogether|in total)\b",
+    re.IGNORECASE,
+)
 _SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z\[(*#]|\s*$)|\n")
 _HOPE = re.compile(r"\.?\s*I hope (?:it|this) (?:is correct|helps).*$", re.IGNORECASE | re.DOTALL)
-_IS = re.compile(r"(?:\b(?:is|are|be|equals)\b(?:\s+(?:equal to|approximately|about|exactly|therefore|thus))?|[=:≈])\s*", re.IGNORECASE)
+_IS = re.compile(
+    r"(?:\b(?:is|are|be|equals)\b(?:\s+(?:equal to|approximately|about|exactly|therefore|thus))?|[=:≈])\s*",
+    re.IGNORECASE,
+)
 _LETTER = re.compile(r"^\**\(?([A-Z])\)?\**(?=[\s.,:)*]|$)")
 
 
@@ -68,8 +80,8 @@ def after_thinking(response: str) -> str | None:
 def extract(response: str) -> Extracted | None:
     r"""The final answer of a response without its thinking, None if there is none.
 
-    Layers: after `####`; the last `\boxed{}`; a line such as `A: …`, "the answer is …"; a response that is nothing but an
-    answer; the last "Therefore …" sentence; the last number or formula.
+    Layers: after `####`; the last `\boxed{}`; a line such as `A: …`, "the answer is …"; a response that is nothing but
+    an answer; the last "Therefore …" sentence; the last number or formula.
     """
     if stop := _STOP.search(response, 1):
         response = response[: stop.start()]
@@ -82,7 +94,7 @@ def extract(response: str) -> Extracted | None:
 
 
 def reference(gold: str) -> str:
-    r"""The answer that a gold text states: after `####` or in its last `\boxed{}`; of a whole solution the final answer."""
+    r"""The answer that a gold text states: after `####` or in its last `\boxed{}`; of a solution the final answer."""
     found = _hashes(gold) or _boxed(gold) or (extract(gold) if len(gold) > _LONGEST_BARE_GOLD else None)
     return found.text if found else gold.strip()
 
@@ -198,8 +210,16 @@ def _whole(response: str) -> Extracted | None:
 def _is_answer(text: str) -> bool:
     if parse_quantity(clean(text).replace("$", "").rstrip(". ").strip()):
         return True
-    plain = re.sub(r"(?<=[\d)}])(?:and|or)(?=[A-Za-z(\d])|\\(?:text|mathrm|textbf|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+", " ", text)
-    words = [w for w in re.findall(r"[A-Za-z]{2,}", plain) if w.lower() not in ("and", "or", "sqrt", "pi", "sin", "cos", "tan", "ln", "log")]
+    plain = re.sub(
+        r"(?<=[\d)}])(?:and|or)(?=[A-Za-z(\d])|\\(?:text|mathrm|textbf|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+",
+        " ",
+        text,
+    )
+    words = [
+        w
+        for w in re.findall(r"[A-Za-z]{2,}", plain)
+        if w.lower() not in ("and", "or", "sqrt", "pi", "sin", "cos", "tan", "ln", "log")
+    ]
     return len(words) <= (0 if re.search(r"\d|\\", text) else 1)
 
 
@@ -286,7 +306,7 @@ def _formulas(text: str) -> list[tuple[int, int, str]]:
 def _joined(text: str, formulas: list[tuple[int, int, str]]) -> str:
     """The first formula and those joined to it by commas, "and", "or"; a percent sign behind it belongs to it."""
     parts = [formulas[0][2]]
-    for (_, end, _), (start, _, part) in zip(formulas, formulas[1:], strict=False):
+    for (_, end, _), (start, _, part) in pairwise(formulas):
         if not _CONNECTOR.match(text[end:start]):
             break
         parts.append(part)

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 from mlxmath.grading.equations import Equation, equations, prepare
 from mlxmath.grading.extract import extract
@@ -12,7 +13,9 @@ from mlxmath.grading.quantity import parse_quantity
 CONSTANTS = frozenset(map(Fraction, (1, 2, 7, 10, 12, 24, 30, 52, 60, 100, 365, 1000)))
 """Numbers that a rationale may use without naming a source: halves, dozens, percent, units of time."""
 
-_NUMBER = re.compile(r"(?P<whole>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:\s?/\s?(?P<below>\d+))?\s?(?P<percent>%|percent)?")
+_NUMBER = re.compile(
+    r"(?P<whole>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:\s?/\s?(?P<below>\d+))?\s?(?P<percent>%|percent)?"
+)
 _WORD_VALUES = {
     word: Fraction(value)
     for words, value in (
@@ -59,8 +62,8 @@ class Faithfulness:
 def faithfulness(rationale: str, question: str | None = None, answer: str | None = None) -> Faithfulness:
     """Measure the equations of a rationale.
 
-    An equation is true if its sides agree to half of the last printed decimal, in exact arithmetic. `answer` is the final
-    answer; without it the one that the rationale states is taken.
+    An equation is true if its sides agree to half of the last printed decimal, in exact arithmetic. `answer` is the
+    final answer; without it the one that the rationale states is taken.
     """
     found = equations(rationale)
     decided = [equation for equation in found if equation.verdict != "abstain"]
@@ -119,7 +122,7 @@ def _numbers_in(text: str) -> set[Fraction]:
             numbers.add(value / 100)
     words = _WORD.findall(clean(text))
     numbers |= {_WORD_VALUES[word] for word in words if word in _WORD_VALUES}
-    for tens, ones in zip(words, words[1:], strict=False):
+    for tens, ones in pairwise(words):
         if tens in _WORD_VALUES and ones in _WORD_VALUES and _WORD_VALUES[tens] % 10 == 0 < _WORD_VALUES[ones] < 10:
             numbers.add(_WORD_VALUES[tens] + _WORD_VALUES[ones])
     return numbers

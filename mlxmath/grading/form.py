@@ -6,7 +6,10 @@ from typing import Literal
 
 from mlxmath.grading.extract import Rule, after_thinking, extract
 
-_NUMBERED = re.compile(r"^\s*(?:[-*#>]\s*)*(?:\*\*)?(?:step\s+\d+|\d{1,2}[.)])(?:\s|:|\*)", re.IGNORECASE | re.MULTILINE)
+_NUMBERED = re.compile(
+    r"^[ \t]{0,20}(?:[-*#>]{1,6}[ \t]{0,3})?(?:\*\*)?(?:step[ \t]{1,3}\d+|\d{1,2}[.)])(?=\s|:|\*)",
+    re.IGNORECASE | re.MULTILINE,
+)
 _FINAL_LINE = re.compile(r"^\s*(?:####|\\boxed|\**(?:final )?answer\b|A:)", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\\$(])")
 
@@ -16,7 +19,7 @@ class Form:
     """Measures of form; nothing here looks at whether the answer is right."""
 
     num_steps: int
-    """Numbered steps; without numbers, lines before the final answer; in a single paragraph, sentences with mathematics."""
+    """Numbered steps; without numbers, lines before the final answer; in one paragraph, sentences with numbers."""
     num_words: int
     num_characters: int
     rule: Rule | None

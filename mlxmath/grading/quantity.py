@@ -37,11 +37,12 @@ _UNIT_NAMES = {
 _UNITS = {name: unit for unit, names in _UNIT_NAMES.items() for name in (unit, *names.split())}
 _DIMENSIONLESS = {"°", "rad"}
 
-_NOT_UNITS = frozenset(
-    "and or plus minus times over to of from mod modulo by sqrt pi sin cos tan cot sec csc log ln exp lim max min gcd lcm"
-    " choose then than but not is are equals remainder for if when where with without times squared cubed"
-    " least most more less about approximately".split()
-) - {"min"}  # fmt: skip
+_NO_UNIT_WORDS = (
+    "and or plus minus times over to of from mod modulo by sqrt pi sin cos tan cot sec csc log ln exp lim max gcd lcm"
+    " choose then than but not is are equals remainder for if when where with without squared cubed least most more"
+    " less about approximately"
+)
+_NOT_UNITS = frozenset(_NO_UNIT_WORDS.split())
 _UNIT_WORD = r"(?:[A-Za-z°$€£¥µμ]+(?:-[A-Za-z]+)*\.?(?:\s*\^\s*\{?-?[1-9]\}?)?)"
 _UNIT = re.compile(rf"^{_UNIT_WORD}(?:\s*(?:/|\*|\\cdot|\s)\s*{_UNIT_WORD}){{0,7}}$")
 _LETTERS = re.compile(r"[A-Za-z]+")
@@ -49,11 +50,12 @@ _LETTERS = re.compile(r"[A-Za-z]+")
 _ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
     " eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_WORDS = {word: value for value, word in enumerate(_ONES)} | {word: 10 * i for i, word in enumerate(_TENS, 2)}
+)
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_WORDS = {word: i for i, word in enumerate(_ONES.split())} | {w: 10 * i for i, w in enumerate(_TENS.split(), 2)}
 _PARTS = {"half": 2, "halves": 2, "third": 3, "thirds": 3, "quarter": 4, "quarters": 4, "fourth": 4, "fourths": 4,
-          "fifth": 5, "fifths": 5, "sixth": 6, "sixths": 6, "eighth": 8, "eighths": 8, "tenth": 10, "tenths": 10}  # fmt: skip
+          "fifth": 5, "fifths": 5, "sixth": 6, "sixths": 6, "eighth": 8, "eighths": 8, "tenth": 10,
+          "tenths": 10}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def _decimal(text: str) -> Quantity | None:
 
 
 def _split_decimals(digits: str) -> tuple[str, str, str]:
-    """Whole part, separator, decimals. A comma separates thousands where all groups have three digits, else decimals."""
+    """Whole part, separator, decimals. A comma separates thousands where all groups have three digits."""
     if "." in digits:
         return digits.replace(",", "").replace(" ", "").partition(".")
     if re.fullmatch(r"[1-9]\d{0,2}(?:[, ]\d{3})+", digits):

@@ -6,6 +6,7 @@ module is not imported again.
 """
 
 import atexit
+import contextlib
 import json
 import os
 import queue
@@ -19,6 +20,8 @@ from functools import lru_cache
 from pathlib import Path
 
 TIME_LIMIT_S = 5.0
+"""Processor time for one item; the verdict does not depend on how busy the machine is."""
+_WALL_FACTOR = 6
 _START_LIMIT_S = 60.0
 _MAX_WORKERS = 8
 _MAX_CHARACTERS = 1000
@@ -38,7 +41,7 @@ def refuses(text: str) -> bool:
     return deepest > _MAX_DEPTH
 
 
-class _Failure(Exception):
+class _Failure(Exception):  # noqa: N818
     """The worker gave no reply in time, or died."""
 
 
@@ -85,8 +88,9 @@ class _Worker:
     def end(self) -> None:
         self._process.kill()
         for pipe in (self._process.stdin, self._process.stdout):
-            if pipe:
-                pipe.close()
+            with contextlib.suppress(OSError):  # what is left in its buffer has no reader
+                if pipe:
+                    pipe.close()
         self._process.wait()
 
 
@@ -113,12 +117,15 @@ class Pool:
             if worker is None:
                 self.num_started += 1
                 worker = _Worker(self._limit_s)
-            verdict = worker.ask(answer, gold, self._limit_s)
-        except _Failure:
+            verdict = worker.ask(answer, gold, _WALL_FACTOR * self._limit_s)
+        except BaseException as error:
+            # Interrupted or not: a reply may still be under way, so this worker can serve no other question.
             if worker:
                 worker.end()
                 worker = None
-            return None
+            if isinstance(error, _Failure):
+                return None
+            raise
         finally:
             self._slots.put(worker)
         if verdict is not None:

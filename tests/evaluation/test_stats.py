@@ -32,7 +32,9 @@ def test_wilson_by_hand() -> None:
             wilson_interval(correct, total)
 
 
-@pytest.mark.parametrize(("fixed", "broken", "same"), [(0, 0, 5), (1, 0, 0), (5, 1, 10), (12, 12, 3), (40, 17, 100), (3, 90, 0)])
+@pytest.mark.parametrize(
+    ("fixed", "broken", "same"), [(0, 0, 5), (1, 0, 0), (5, 1, 10), (12, 12, 3), (40, 17, 100), (3, 90, 0)]
+)
 def test_mcnemar_equals_scipy_and_statsmodels(fixed: int, broken: int, same: int) -> None:
     before = [False] * fixed + [True] * broken + [True, False] * same
     after = [True] * fixed + [False] * broken + [True, False] * same
@@ -80,7 +82,9 @@ def test_pass_at_k_is_the_definition() -> None:
                 subsets = list(combinations(samples, k))
                 expected = sum(map(any, subsets)) / len(subsets)
                 assert pass_at_k(num_samples, num_correct, k) == pytest.approx(expected, abs=1e-12)
-    assert pass_at_k(1000, 10, 100) == pytest.approx(1 - math.prod((900 - i) / (1000 - i) for i in range(10)), abs=1e-12)
+    assert pass_at_k(1000, 10, 100) == pytest.approx(
+        1 - math.prod((900 - i) / (1000 - i) for i in range(10)), abs=1e-12
+    )
     for n, c, k in ((4, 5, 1), (4, 1, 5), (4, 1, 0)):
         with pytest.raises(ValueError, match="pass@"):
             pass_at_k(n, c, k)

@@ -14,32 +14,62 @@ OPENING = (
 def loops() -> Iterator[str]:
     """Fifty: ten of each of five kinds."""
     sentences = (
-        "I need to find the total.", "So we add the numbers again.", "The answer is 84.", "Let us think step by step.",
-        "Therefore the sum is what we want and we go on", "x = 5, so", "and then and then", "We have 3 apples left over.",
-        "Hence the result follows from the equation.", "84 pens in total",
-    )  # fmt: skip
+        "I need to find the total.",
+        "So we add the numbers again.",
+        "The answer is 84.",
+        "Let us think step by step.",
+        "Therefore the sum is what we want and we go on",
+        "x = 5, so",
+        "and then and then",
+        "We have 3 apples left over.",
+        "Hence the result follows from the equation.",
+        "84 pens in total",
+    )
     for i, sentence in enumerate(sentences):
         tail = (" " + sentence) * (3 + i)
         yield OPENING[i % 5] + tail + (sentence[: len(sentence) // 2] if i % 2 else "")
     computations = (
-        ("12 * 7", "84"), ("60 * 3", "180"), ("24 / 3", "8"), ("25 + 9", "34"), ("100 - 37", "63"),
-        ("15 x 4", "60"), ("2 * (3 + 4)", "14"), ("1,200 / 4", "300"), ("0.5 * 18", "9"), ("7 * 7 * 2", "98"),
-    )  # fmt: skip
-    links = ("First I compute {}.", "Checking it once more: {}.", "That gives {} as I said.", "Again {}, which is fine.")
+        ("12 * 7", "84"),
+        ("60 * 3", "180"),
+        ("24 / 3", "8"),
+        ("25 + 9", "34"),
+        ("100 - 37", "63"),
+        ("15 x 4", "60"),
+        ("2 * (3 + 4)", "14"),
+        ("1,200 / 4", "300"),
+        ("0.5 * 18", "9"),
+        ("7 * 7 * 2", "98"),
+    )
+    links = (
+        "First I compute {}.",
+        "Checking it once more: {}.",
+        "That gives {} as I said.",
+        "Again {}, which is fine.",
+    )
     for i, (left, right) in enumerate(computations):
         yield OPENING[(i + 1) % 5] + " " + " ".join(link.format(f"{left} = {right}") for link in links[: 3 + i % 2])
     for i in range(10):
         first, second = 40 + i, 50 - i
         flips = (
-            f"The answer is {first}. ", f"Wait, the answer is {second}. ", f"No, it is {first} after all. ",
-            f"Actually, the answer should be {second}. ", f"Hmm, I was right before, the answer is {first}. ",
+            f"The answer is {first}. ",
+            f"Wait, the answer is {second}. ",
+            f"No, it is {first} after all. ",
+            f"Actually, the answer should be {second}. ",
+            f"Hmm, I was right before, the answer is {first}. ",
             f"Hold on, it must be {second}. ",
-        )  # fmt: skip
+        )
         yield OPENING[i % 5] + " " + "".join(flips[: 5 + i % 2])
     storms = (
-        "Wait, is that right?", "Hmm, let me see.", "Hold on, I am not sure.", "Actually, maybe that is fine.",
-        "No, something is off.", "But wait, what was asked?", "Let me double-check this.", "Hmm.", "Oops, I lost track.",
-    )  # fmt: skip
+        "Wait, is that right?",
+        "Hmm, let me see.",
+        "Hold on, I am not sure.",
+        "Actually, maybe that is fine.",
+        "No, something is off.",
+        "But wait, what was asked?",
+        "Let me double-check this.",
+        "Hmm.",
+        "Oops, I lost track.",
+    )
     for i in range(10):
         yield OPENING[(i + 2) % 5] + "\n" + "\n".join(storms[(i + j) % len(storms)] for j in range(4 + i % 4))
     phrase = (

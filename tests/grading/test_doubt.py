@@ -28,7 +28,9 @@ def test_justified_doubt_is_not(text: str) -> None:
 
 
 def test_measures_by_hand() -> None:
-    measured = doubt("We add 2 + 3 = 5. Wait, is it 5? Hmm. The answer is 5. No, the answer is 6. Actually, the answer is 5.")
+    measured = doubt(
+        "We add 2 + 3 = 5. Wait, is it 5? Hmm. The answer is 5. No, the answer is 6. Actually, the answer is 5."
+    )
     assert (measured.num_markers, measured.answer_flips) == (4, 2)
     assert measured.null_doubt == 3 / 4  # only the 6 is new
     assert measured.reasons == ("doubt without progress",)
