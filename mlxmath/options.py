@@ -38,6 +38,11 @@ TRAINING = (
     "training.keep_checkpoints", "training.validation_split", "training.validation_dataset", "training.eval_every",
     "training.early_stopping_patience", "training.early_stopping_min_delta", "training.resume", "training.seed",
 )  # fmt: skip
+EVALUATION = (
+    "evaluation.benchmark", "evaluation.limit", "evaluation.shots", "evaluation.samples", "evaluation.temperature",
+    "evaluation.top_p", "evaluation.max_tokens", "evaluation.retrieve", "evaluation.retrieve_count", "evaluation.vote",
+    "evaluation.weights", "evaluation.concurrency", "evaluation.results_path", "evaluation.run_name",
+)  # fmt: skip
 RUNTIME = ("runtime.backend", "runtime.memory_limit_gb")
 SCHEDULING = ("runtime.workers", "runtime.allow_overcommit")
 

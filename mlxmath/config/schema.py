@@ -188,6 +188,75 @@ class TrainingConfig(Section):
         return value
 
 
+class EvaluationConfig(Section):
+    """What models are asked, how they answer, how answers are put together."""
+
+    benchmark: tuple[str, ...] = Field(
+        (DEMO,),
+        description="Benchmarks, separated by commas: demo, gsm8k, math500, math, gsm-hard, svamp, aime24, minerva, a "
+        "local file, or NAME=FILE for a benchmark's rows in a local file.",
+    )
+    limit: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Ask only N problems of each benchmark: always the same ones, spread over the whole."
+    )
+    shots: Annotated[int, Field(ge=0)] = Field(0, description="Worked examples before each problem.")
+    samples: Annotated[int, Field(ge=1)] = Field(1, description="Answers to each problem, for pass@k and maj@k.")
+    max_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Longest answer, in tokens (unset: the benchmark's)."
+    )
+    temperature: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        validate_default=True,
+        description="0 always takes the most likely token; several samples need more than 0.",
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Keep the most likely tokens of this total probability."
+    )
+    retrieve: str | None = Field(
+        None, description="Add the best-matching formulas of this .jsonl file to each problem; 'bundled' is ours."
+    )
+    retrieve_count: Annotated[int, Field(ge=1)] = Field(3, description="Formulas added to a problem, at most.")
+    vote: Literal["equal", "weighted"] | None = Field(
+        None, description="Let the tuned models vote together, each answer counting the same or by --weights."
+    )
+    weights: tuple[float, ...] = Field(
+        (), description="A voting model's weight each (unset: its accuracy on the other problems)."
+    )
+    concurrency: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Answers generated together (unset: as many as pay off and fit the memory)."
+    )
+    results_path: Folder = Field("evaluation_results", description="Folder for the runs' folders.")
+    run_name: str | None = Field(None, description="Name of this run's folder (unset: made from its settings).")
+
+    @field_validator("temperature")
+    @classmethod
+    def _different(cls, value: float, info: ValidationInfo) -> float:
+        if value == 0 and info.data.get("samples", 1) > 1:
+            raise ValueError("several --samples would all be the same at 0; give for example 0.7")
+        return value
+
+    @field_validator("benchmark", "weights", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("weights")
+    @classmethod
+    def _positive(cls, value: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        if value and info.data.get("vote") != "weighted":
+            raise ValueError("needs --vote weighted")
+        if any(not 0 <= weight < math.inf for weight in value) or (value and not any(value)):
+            raise ValueError("give numbers from 0, not all of them 0")
+        return value
+
+    @field_validator("run_name")
+    @classmethod
+    def _one_folder(cls, value: str | None) -> str | None:
+        if value is not None and (not value.strip(". ") or "/" in value or "\\" in value):
+            raise ValueError("give the name of a folder, without a path")
+        return value
+
+
 class RuntimeConfig(Section):
     """The device."""
 
@@ -208,4 +277,5 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     lora: LoraConfig = LoraConfig()
     training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()

@@ -3,7 +3,6 @@
 Fine-tunes on the bundled training problems, then asks the base and the tuned model the 200 test problems.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import click
 from mlxmath import options
 from mlxmath.config.load import Values, resolve
 from mlxmath.config.schema import DEMO
-from mlxmath.console import duration, say
 from mlxmath.errors import MlxmathError
 
 PRESET: Values = {
@@ -27,12 +25,12 @@ PRESET: Values = {
     "training.schedule": "cosine",
     "training.warmup_steps": 28,
 }
-TEST_PROBLEMS = Path(__file__).parent / "problems" / "test.jsonl"
-MAX_NEW_TOKENS = 120
 
 
 @options.command("demo")
-@options.setting_options("model.mlx_path", "data.cache_dir", "training.adapter_path", *options.RUNTIME)
+@options.setting_options(
+    "model.mlx_path", "data.cache_dir", "training.adapter_path", "evaluation.results_path", *options.RUNTIME
+)
 def main(**values: Any) -> None:
     """Fine-tune the bundled model and compare it with its base on 200 unseen problems."""
     from mlxmath.train import train
@@ -42,64 +40,33 @@ def main(**values: Any) -> None:
     if exit_code := train(resolved):
         raise SystemExit(exit_code)
     config = resolved.config
-    problems = [json.loads(line) for line in TEST_PROBLEMS.read_text(encoding="utf-8").splitlines()]
-    base = _answers(resolved, problems, adapter=None)
-    tuned = _answers(resolved, problems, adapter=Path(config.training.adapter_path))
 
-    from mlxmath.grading import grade
+    from mlxmath.evaluate import evaluate
+    from mlxmath.evaluation.contestants import Contestant
+    from mlxmath.evaluation.samples import read_samples
 
-    right = {
-        name: [grade(text, problem["answer"]).correct for text, problem in zip(texts, problems, strict=True)]
-        for name, texts in (("base", base), ("tuned", tuned))
-    }
-    fixed = [i for i in range(len(problems)) if right["tuned"][i] and not right["base"][i]]
+    model = Path(config.model.mlx_path)
+    contestants = [Contestant("base", model), Contestant("tuned", model, Path(config.training.adapter_path))]
+    found = evaluate(config, contestants, overwrite=True)
+    assert found is not None
+    fingerprints = {entry["label"]: entry["fingerprint"] for entry in found["settings"]["contestants"]}
+    samples, _ = read_samples(Path(found["folder"]), fingerprints)
+    fixed = found["comparisons"][0]["fixed_ids"]
     if not fixed:
         raise MlxmathError("the tuned model answers no problem that the base does not; the demo has failed.")
-    shown = fixed[0]
+    base, tuned = (next(s for s in samples if s.id == fixed[0] and s.contestant == name) for name in fingerprints)
     for title, text in (
-        ("a test problem", problems[shown]["problem"]),
-        (f"the base answers (right: {problems[shown]['answer']})", base[shown]),
-        ("the tuned model answers", tuned[shown]),
+        ("a test problem", base.question),
+        (f"the base answers (right: {base.gold})", base.response),
+        ("the tuned model answers", tuned.response),
     ):
         click.echo(f"\n{title}:\n    " + text.strip().replace("\n", "\n    "))
     question = 'python -m mlxmath.infer --prompt "What is 12 + 7?"'
     serve = f"mlx_lm.server --model {config.model.mlx_path} --adapter-path {config.training.adapter_path}"
-    click.echo(f"\nwhat to type next:\n    {question}\n    {serve}\n")
-    click.echo(f"exact answers to {len(problems)} problems that neither has seen:")
-    for name, verdicts in right.items():
-        click.echo(f"{name:5} {100 * sum(verdicts) / len(verdicts):5.1f} %")
-
-
-def _answers(resolved: Any, problems: list[dict[str, str]], adapter: Path | None) -> list[str]:
-    """Greedy answers to the problems, in the template of the training."""
-    import time
-
-    from tqdm import tqdm
-
-    from mlxmath.backends.select import choose
-    from mlxmath.data.render import encode_prompt
-    from mlxmath.generation.engine import Sampling, generate_batch, load_generation_tokenizer
-    from mlxmath.lora.adapter import load_adapter
-    from mlxmath.models.load import load_model
-    from mlxmath.problems.prompts import get_template
-
-    config = resolved.config
-    backend, _ = choose(config.runtime.backend)
-    folder = Path(config.model.mlx_path)
-    model = load_model(folder, backend.open(0).compute_dtype).model
-    if adapter:
-        load_adapter(model, adapter)
-    tokenizer = load_generation_tokenizer(folder)
-    template = get_template(config.data.template)
-    prompts = [encode_prompt(tokenizer, template.prompt(problem["problem"])) for problem in problems]
-    name = "tuned" if adapter else "base"
-    start = time.perf_counter()
-    with tqdm(total=len(prompts), desc=f"asking {name}", unit="problem", disable=None) as bar:
-        completions = generate_batch(
-            model, tokenizer, prompts, Sampling(MAX_NEW_TOKENS), on_done=lambda *_: bar.update()
-        )
-    say(f"asked {name} {len(prompts)} problems in {duration(time.perf_counter() - start)}")
-    return [completion.text for completion in completions]
+    click.echo(f"\nwhat to look at and to type next:\n    {found['folder']}/report.html\n    {question}\n    {serve}\n")
+    click.echo(f"exact answers to {found['num_problems']} problems that neither has seen:")
+    for name, figures in found["contestants"].items():
+        click.echo(f"{name:5} {100 * figures['accuracy']['value']:5.1f} %")
 
 
 if __name__ == "__main__":

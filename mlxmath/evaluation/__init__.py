@@ -1,1 +1,1 @@
-"""Benchmarks, scores and their statistics."""
+"""Did the model get better, and are we sure? Asks models, grades, compares, reports."""

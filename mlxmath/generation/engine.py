@@ -1,5 +1,8 @@
 """Text out of a model: many prompts at once, or one streamed. Both run on mlx_lm's generators."""
 
+import hashlib
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,11 +10,19 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.generate import BatchGenerator, stream_generate
-from mlx_lm.sample_utils import make_sampler
+from mlx_lm.models.cache import KVCache, make_prompt_cache
+from mlx_lm.sample_utils import apply_top_p, greedy_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
 
 from mlxmath.errors import InputError, MlxmathError
+
+_LEAST_SHARED = 8
+"""A shared prefix shorter than this is not worth a pass of its own."""
+_PREFILL_STEP = 2048
+_REFILLS = 2
+"""Finished sequences are replaced once this fraction of the slots is free: taking one in copies the others' caches."""
+_GOLDEN = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio: steps by it do not repeat within 2**64
 
 
 @dataclass(frozen=True)
@@ -31,11 +42,19 @@ class Sampling:
         if not 0 < self.top_p <= 1:
             raise InputError(f"--top-p: expected more than 0 and at most 1, found {self.top_p}")
 
-    def sampler(self) -> Callable[[mx.array], mx.array]:
-        """mlx_lm's sampler, with the random state set to the seed."""
-        mx.random.seed(self.seed)
-        sampler: Callable[[mx.array], mx.array] = make_sampler(temp=self.temperature, top_p=self.top_p)
-        return sampler
+    def sampler(self, seed: int) -> Callable[[mx.array], mx.array]:
+        """A sampler of one sequence: its i-th token is drawn with a key made from `seed` and i alone."""
+        if self.temperature == 0:
+            return greedy_sampler
+        drawn = itertools.count()
+
+        def sample(logprobs_BV: mx.array) -> mx.array:
+            if self.top_p < 1:
+                logprobs_BV = apply_top_p(logprobs_BV, self.top_p)
+            key = mx.random.key((seed + next(drawn) * _GOLDEN) % 2**64)
+            return mx.random.categorical(logprobs_BV / self.temperature, key=key)
+
+        return sample
 
 
 @dataclass(frozen=True)
@@ -64,7 +83,7 @@ def stream(
     tokens: list[int] = []
     text = ""
     reason = "length"
-    sampler = sampling.sampler()
+    sampler = sampling.sampler(seed_of(sampling.seed, 0))
     for response in stream_generate(
         model, tokenizer, list(prompt), max_tokens=sampling.max_new_tokens, sampler=sampler
     ):
@@ -83,47 +102,93 @@ def generate_batch(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     *,
+    seeds: Sequence[int] | None = None,
     concurrency: int = 32,
     on_done: Callable[[int, Completion], object] | None = None,
+    on_step: Callable[[int], object] | None = None,
 ) -> list[Completion]:
     """Answer all prompts, `concurrency` of them at a time; a finished one makes room for the next.
+
+    What the prompts begin with in common goes through the model once.
 
     Args:
         model: the model, put into evaluation mode.
         tokenizer: decodes, and knows the stop tokens.
         prompts: token ids, each at least one.
         sampling: the same for all.
+        seeds: one for each prompt, below 2**64 (unset: made from `sampling.seed` and the position). What is drawn for a
+            prompt depends on its seed alone, not on its neighbours in the batch.
         concurrency: sequences decoded together.
         on_done: called with a prompt's position and its completion as each ends.
+        on_step: called after each decoding step with the number of tokens that it made.
 
     Returns:
         Completions in the order of the prompts.
     """
+    if not prompts:
+        return []
     model.eval()
+    seeds = seeds if seeds is not None else [seed_of(sampling.seed, i) for i in range(len(prompts))]
     generator = BatchGenerator(
         model,
         stop_tokens=[[token] for token in tokenizer.eos_token_ids],
-        sampler=sampling.sampler(),
         completion_batch_size=concurrency,
         prefill_batch_size=min(concurrency, 16),
     )
+    with mx.stream(generator.stream):
+        num_shared, cache = _shared_prefix(model, prompts)
     # longest first: the last ones to finish are then short, and slots stay full
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    uids = generator.insert([list(prompts[i]) for i in order], max_tokens=[sampling.max_new_tokens] * len(prompts))
-    position = dict(zip(uids, order, strict=True))
-    tokens: dict[int, list[int]] = {uid: [] for uid in uids}
+    waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
+    refill = max(1, concurrency // _REFILLS)
+    answering: dict[int, tuple[int, list[int]]] = {}  # uid -> position, tokens so far
     completions: dict[int, Completion] = {}
-    while responses := generator.next_generated():
-        for response in responses:
-            if response.finish_reason != "stop":
-                tokens[response.uid].append(response.token)
-            if response.finish_reason is not None:
-                index = position[response.uid]
-                ids = tokens.pop(response.uid)
-                completions[index] = Completion(
-                    tokenizer.decode(ids), tuple(ids), response.finish_reason, len(prompts[index])
+    try:
+        while waiting or answering:
+            free = concurrency - len(answering)
+            if waiting and (free >= refill or not answering):
+                chosen = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+                uids = generator.insert(
+                    [list(prompts[i][num_shared:]) for i in chosen],
+                    max_tokens=[sampling.max_new_tokens] * len(chosen),
+                    caches=[cache] * len(chosen) if cache else None,
+                    samplers=[sampling.sampler(seeds[i]) for i in chosen],
                 )
-                if on_done:
-                    on_done(index, completions[index])
-    generator.close()
+                answering |= {uid: (i, []) for uid, i in zip(uids, chosen, strict=True)}
+            responses = generator.next_generated()
+            for response in responses:
+                index, ids = answering[response.uid]
+                if response.finish_reason != "stop":
+                    ids.append(response.token)
+                if response.finish_reason is not None:
+                    del answering[response.uid]
+                    completions[index] = Completion(
+                        tokenizer.decode(ids), tuple(ids), response.finish_reason, len(prompts[index])
+                    )
+                    if on_done:
+                        on_done(index, completions[index])
+            if on_step:
+                on_step(len(responses))
+    finally:
+        generator.close()
     return [completions[i] for i in range(len(prompts))]
+
+
+def seed_of(*parts: object) -> int:
+    """A seed below 2**64 made from values with stable texts: the same on every machine."""
+    return int.from_bytes(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:8], "big")
+
+
+def _shared_prefix(model: nn.Module, prompts: Sequence[Sequence[int]]) -> tuple[int, list[KVCache] | None]:
+    """How many tokens all prompts begin with (each keeps one of its own at least), and their keys and values."""
+    first, last = min(map(list, prompts)), max(map(list, prompts))
+    longest = min(map(len, prompts)) - 1
+    num_shared = next((i for i in range(longest) if first[i] != last[i]), longest)
+    if len(prompts) < 2 or num_shared < _LEAST_SHARED:
+        return 0, None
+    cache = make_prompt_cache(model)
+    if any(type(layer) is not KVCache for layer in cache):  # others do not copy their past into a batch unchanged
+        return 0, None
+    for start in range(0, num_shared, _PREFILL_STEP):
+        model(mx.array([first[start : min(start + _PREFILL_STEP, num_shared)]]), cache=cache)
+        mx.eval([layer.state for layer in cache])
+    return num_shared, cache

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mlxmath.errors import InputError
-from mlxmath.generation.engine import Completion, Sampling, generate_batch, stream
+from mlxmath.generation.engine import Completion, Sampling, generate_batch, seed_of, stream
 from tests.conftest import make_tiny_llama
 
 EOS = 63
@@ -123,3 +123,39 @@ def test_an_unreadable_tokenizer_is_one_clear_error(tmp_path: Path) -> None:
 
     with pytest.raises(MlxmathError, match=f"the tokenizer in {tmp_path} does not load"):
         load_generation_tokenizer(tmp_path)
+
+
+def test_a_shared_prefix_changes_nothing_and_goes_through_once(model: Any, tokenizer: TokenizerWrapper) -> None:
+    prefix = [7, 3, 9, 1, 22, 5, 8, 2, 30, 4]
+    prompts = [prefix + own for own in ([1], [2, 3], [40, 41, 42], [5])]
+    lengths: list[int] = []
+    forward = type(model).__call__
+
+    class Watched(type(model)):  # type: ignore[misc]
+        def __call__(self, inputs: mx.array, *arguments: Any, **named: Any) -> Any:
+            lengths.append(inputs.size)
+            return forward(self, inputs, *arguments, **named)
+
+    expected = [reference(model, prompt, 15) for prompt in prompts]
+    model.__class__ = Watched
+    found = generate_batch(model, tokenizer, prompts, Sampling(15), concurrency=2)
+    assert [(list(c.tokens), c.finish_reason) for c in found] == expected
+    assert [c.num_prompt_tokens for c in found] == [11, 12, 13, 11]
+    assert lengths.count(len(prefix)) == 1 and max(lengths) == len(prefix)
+
+
+def test_a_seeded_answer_does_not_depend_on_its_neighbours(model: Any, tokenizer: TokenizerWrapper) -> None:
+    sampling = Sampling(12, temperature=1.0)
+    seeds = [seed_of("run", i) for i in range(len(PROMPTS))]
+    together = generate_batch(model, tokenizer, PROMPTS, sampling, seeds=seeds, concurrency=4)
+    for prompt, seed, completion in zip(PROMPTS, seeds, together, strict=True):
+        (alone,) = generate_batch(model, tokenizer, [prompt], sampling, seeds=[seed], concurrency=1)
+        assert alone.tokens == completion.tokens
+    assert generate_batch(model, tokenizer, [], sampling) == []
+
+
+def test_steps_tell_their_tokens(model: Any, tokenizer: TokenizerWrapper) -> None:
+    steps: list[int] = []
+    found = generate_batch(model, tokenizer, PROMPTS, Sampling(10), concurrency=3, on_step=steps.append)
+    ended = sum(c.finish_reason == "stop" for c in found)  # the end-of-text token is made, but no part of the answer
+    assert sum(steps) == sum(len(c.tokens) for c in found) + ended

@@ -1,18 +1,15 @@
 """mlx_lm serves, generates with and fuses what `train` leaves, and says what `infer` says."""
 
 import json
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.commands import ENVIRONMENT, succeed
+from tests.parity.serving import free_port, serving
 
 openai = pytest.importorskip("openai", reason="the parity extra is not installed")
 
@@ -29,27 +26,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def client(trained: Path) -> Iterator["openai.OpenAI"]:
     """An OpenAI client of a real `mlx_lm.server` process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable, "-m", "mlx_lm", "server", "--model", "mlx_model", "--adapter-path", "adapters", "--port",
-        str(port), "--chat-template", (trained / "adapters" / "chat_template.jinja").read_text(),
-    ]  # fmt: skip
-    with (trained / "server.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=trained, env=ENVIRONMENT, stdout=log, stderr=log)
-    try:
-        for _ in range(240):
-            assert process.poll() is None, (trained / "server.log").read_text()
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                    break
-            except OSError:
-                time.sleep(0.25)
+    port = free_port()
+    with serving(trained, port):
         yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=60, max_retries=0)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=20)
 
 
 def ours(folder: Path, question: str, *arguments: str) -> dict:

@@ -1,0 +1,187 @@
+"""`mlxmath evaluate`: did the model get better, and are we sure?"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlxmath import __version__, options
+from mlxmath.config.schema import EvaluationConfig, RunConfig
+from mlxmath.console import say
+from mlxmath.errors import InputError, MlxmathError
+
+if TYPE_CHECKING:
+    from mlxmath.evaluation.contestants import Contestant
+
+
+@options.command("evaluate")
+@options.setting_options("model.mlx_path")
+@click.option("--adapter-path", multiple=True, metavar="FOLDER", help="Adapter; may be repeated.  [default: adapters]")
+@click.option("--no-adapter", is_flag=True, help="Evaluate the base model alone.")
+@click.option("--compare", is_flag=True, help="Evaluate the base model too and compare the others with it.")
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="MODEL[:ADAPTER]",
+    help="Compare with another MLX model folder; may be repeated.",
+)
+@click.option(
+    "--template",
+    help="Prompt template, the same for all; 'chat' is the model's own (unset: the adapter's training one).",
+)
+@options.setting_options(*options.EVALUATION)
+@click.option("--seed", default=0, show_default=True, help="Seed of the samples.")
+@click.option("--resume", is_flag=True, help="Continue this evaluation where it was interrupted.")
+@click.option("--overwrite", is_flag=True, help="Start this evaluation anew, whatever its folder holds.")
+@options.setting_options(*options.RUNTIME)
+def main(
+    adapter_path: tuple[str, ...],
+    no_adapter: bool,
+    compare: bool,
+    against: tuple[str, ...],
+    template: str | None,
+    seed: int,
+    resume: bool,
+    overwrite: bool,
+    **values: Any,
+) -> None:
+    """Ask benchmarks, grade the answers, compare models, write a report.
+
+    Writes results.json, samples.jsonl, report.html, charts and a table for a model card.
+    """
+    config = options.settings(values).config
+    if no_adapter and (adapter_path or compare):
+        raise InputError("--no-adapter excludes --adapter-path and --compare; give one of them.")
+    adapters = () if no_adapter else tuple(Path(a).expanduser() for a in adapter_path or ("adapters",))
+
+    from mlxmath.evaluation.contestants import choose_contestants
+
+    chosen = choose_contestants(Path(config.model.mlx_path), adapters, against, base=compare or no_adapter)
+    found = evaluate(config, chosen, template=template, seed=seed, resume=resume, overwrite=overwrite)
+    if found is not None:
+        click.echo(json.dumps({name: f"{found['folder']}/{name}" for name in ("results.json", "report.html")}))
+
+
+def evaluate(
+    config: RunConfig,
+    contestants: "list[Contestant]",
+    *,
+    template: str | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any] | None:
+    """Evaluate contestants and write everything into the run's folder.
+
+    Args:
+        config: its model, evaluation and runtime sections count.
+        contestants: the first one is what the others are compared with.
+        template: for all of them (None: the one that the first tuned model was trained with).
+        seed: of the samples.
+        resume: go on with the answers that are there.
+        overwrite: remove them.
+
+    Returns:
+        What results.json holds, and its folder under "folder"; None in processes other than the first of several.
+    """
+    from mlxmath.backends.select import open_backend
+
+    backend, device = open_backend(config.runtime, seed)
+
+    from mlxmath.evaluation.ask import ask_all, make_entry
+    from mlxmath.evaluation.benchmarks import load_benchmark
+    from mlxmath.evaluation.formulas import Retriever
+    from mlxmath.evaluation.ranks import Ranks
+    from mlxmath.evaluation.samples import SAMPLES, claim, fingerprint, read_samples, save_samples
+    from mlxmath.report import write_report
+
+    settings = config.evaluation
+    ranks = Ranks()
+    benchmarks = [load_benchmark(spec, settings.limit) for spec in settings.benchmark]
+    if len({benchmark.name for benchmark in benchmarks}) < len(benchmarks):
+        raise InputError("--benchmark: two of them have the same name; rename a file.")
+    for benchmark in benchmarks:
+        skipped = f" ({benchmark.num_skipped:,} rows without a gold answer left out)" if benchmark.num_skipped else ""
+        say(f"benchmark {benchmark.name}: {len(benchmark.items):,} problems{skipped}")
+    recorded = next((name for c in contestants if (name := c.recorded_template()) is not None), None)
+    chosen = template or recorded or config.data.template
+    retriever = Retriever.load(settings.retrieve, settings.retrieve_count) if settings.retrieve else None
+    entries = [make_entry(c, chosen, benchmarks, settings, retriever, seed) for c in contestants]
+    voters = _voters(settings, contestants)
+
+    record = {
+        "contestants": [
+            {"label": e.contestant.label, "model": str(e.contestant.model),
+             "adapter": str(e.contestant.adapter) if e.contestant.adapter else None,
+             "fingerprint": e.fingerprint, **e.identity}
+            for e in entries
+        ],
+        "benchmarks": [
+            {"name": b.name, "revision": b.revision, "problems": fingerprint([asdict(item) for item in b.items]),
+             "num_problems": len(b.items), "samples": settings.samples}
+            for b in benchmarks
+        ],
+        "samples": settings.samples, "shots": settings.shots, "temperature": settings.temperature,
+        "top_p": settings.top_p, "seed": seed, "template": chosen, "retrieve": settings.retrieve,
+        "vote": settings.vote, "weights": list(settings.weights), "voters": voters,
+        "device": {"backend": device.backend, "name": device.device, "dtype": device.compute_dtype},
+        "mlxmath": __version__,
+    }  # fmt: skip
+    whole = fingerprint({"contestants": record["contestants"], "benchmarks": record["benchmarks"]})[:8]
+    name = settings.run_name or f"{'-'.join(b.name for b in benchmarks)}-{whole}"
+    folder = Path(settings.results_path) / name
+    if ranks.first:
+        claim(folder, record, resume=resume, overwrite=overwrite)
+    ranks.wait()
+    folder.mkdir(parents=True, exist_ok=True)
+    fingerprints = {entry.contestant.label: entry.fingerprint for entry in entries}
+    found, left_out = read_samples(folder, fingerprints)
+    if found or left_out:
+        say(
+            f"{folder}: {len(found):,} answers are there already" + (f"; {left_out} lines left out" if left_out else "")
+        )
+    share = ranks.share
+    path = folder / (SAMPLES if share.world == 1 else f"samples.rank-{share.rank}.jsonl")
+    if share.world == 1:
+        save_samples(path, found)  # without what was left out
+    done = {sample.key: sample for sample in found}
+    ranks.wait()
+    ask_all(entries, benchmarks, settings, seed, done, path, backend, device, retriever, share)
+
+    if share.world > 1:
+        for rank, content in enumerate(ranks.gather(path)):
+            if ranks.first:
+                (folder / f"samples.rank-{rank}.jsonl").write_bytes(content)
+        if not ranks.first:
+            return None
+    found, _ = read_samples(folder, fingerprints)
+    order = {key: i for i, key in enumerate(
+        (e.contestant.label, item.id, n)
+        for e in entries for b in benchmarks for item in b.items for n in range(settings.samples)
+    )}  # fmt: skip
+    missing = len(order) - len(found)
+    if missing:
+        raise MlxmathError(f"{folder}: {missing:,} answers are missing; run the same command with --resume.")
+    save_samples(folder / SAMPLES, sorted(found, key=lambda sample: order[sample.key]))
+    for part in folder.glob("samples.rank-*.jsonl"):
+        part.unlink()
+    results = write_report(folder)
+    return results | {"folder": str(folder)}
+
+
+def _voters(settings: EvaluationConfig, contestants: "list[Contestant]") -> list[str]:
+    """The labels of those that vote: the tuned models, or all if none is tuned."""
+    if settings.vote is None:
+        return []
+    voters = [c.label for c in contestants if c.adapter] or [c.label for c in contestants]
+    if len(voters) < 2:
+        raise InputError(f"--vote: expected at least two tuned models, found {len(voters)}; repeat --adapter-path.")
+    if settings.weights and len(settings.weights) != len(voters):
+        raise InputError(f"--weights: expected one for each of {', '.join(voters)}, found {len(settings.weights)}.")
+    return voters
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m mlxmath.evaluate")

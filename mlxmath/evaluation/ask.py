@@ -1,0 +1,229 @@
+"""Puts the problems to a contestant, grades the answers and writes each as it comes."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import mlx.core as mx
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from mlxmath.backends.base import Backend, DeviceInfo
+from mlxmath.config.schema import EvaluationConfig
+from mlxmath.console import say
+from mlxmath.data.render import load_tokenizer
+from mlxmath.evaluation.benchmarks import Item, LoadedBenchmark
+from mlxmath.evaluation.contestants import Contestant
+from mlxmath.evaluation.formulas import Retriever
+from mlxmath.evaluation.progress import Progress
+from mlxmath.evaluation.prompts import Prompts
+from mlxmath.evaluation.samples import Sample, fingerprint, write_sample
+from mlxmath.generation.engine import Completion, Sampling, generate_batch, load_generation_tokenizer, seed_of
+from mlxmath.generation.slots import choose_slots
+from mlxmath.grading import grade
+from mlxmath.lora.adapter import load_adapter
+from mlxmath.models.load import Loaded, load_model
+from mlxmath.weights.manifest import read_fingerprint
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contestant and what it is given."""
+
+    contestant: Contestant
+    template: str
+    prompts: Mapping[str, list[int]]
+    """Token ids by the problem's id."""
+    identity: Mapping[str, Any]
+    """Everything that its answers depend on, by content."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the identity: samples of another one are never counted as this one's."""
+        return fingerprint(dict(self.identity))
+
+
+def make_entry(
+    contestant: Contestant,
+    template: str,
+    benchmarks: Sequence[LoadedBenchmark],
+    settings: EvaluationConfig,
+    retriever: Retriever | None,
+    seed: int,
+) -> Entry:
+    """Write a contestant's prompts.
+
+    Raises:
+        MlxmathError: its model or adapter is missing, or its tokenizer does not load.
+    """
+    identity = contestant.identity()
+    prompts = Prompts(load_tokenizer(contestant.model), template, settings.shots, retriever)
+    ids = {
+        item.id: prompts.encode(item.question, benchmark.kind) for benchmark in benchmarks for item in benchmark.items
+    }
+    sampling = {"temperature": settings.temperature, "top_p": settings.top_p}
+    if settings.temperature > 0:
+        sampling["seed"] = seed
+    settled = {
+        "template": template,
+        "shots": settings.shots,
+        "retrieve": settings.retrieve,
+        "max_tokens": settings.max_tokens,
+        "sampling": sampling,
+        "prompts": fingerprint(ids),
+    }
+    return Entry(contestant, template, ids, identity | settled)
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of the work that this process does: every `world`-th answer, beginning with `rank`."""
+
+    rank: int = 0
+    world: int = 1
+
+
+def ask_all(
+    entries: Sequence[Entry],
+    benchmarks: Sequence[LoadedBenchmark],
+    settings: EvaluationConfig,
+    seed: int,
+    done: Mapping[tuple[str, str, int], Sample],
+    path: Path,
+    backend: Backend,
+    device: DeviceInfo,
+    retriever: Retriever | None = None,
+    share: Share = Share(),
+) -> None:
+    """Answer what is not in `done`, and append it to `path`.
+
+    Args:
+        entries: the contestants; one model is in memory at a time.
+        benchmarks: what they are asked.
+        settings: how many samples, how they are drawn, how many decoded together.
+        seed: of the samples; each answer's own is made from this, the problem and the sample's number.
+        done: samples of an earlier process, by `Sample.key`.
+        path: of samples.jsonl.
+        backend: tells the memory in use.
+        device: to compute on.
+        retriever: gave the prompts their formulas.
+        share: this process's part.
+    """
+    models = _Models(device.compute_dtype)
+    with path.open("ab") as file:
+        for entry in entries:
+            tasks = list(_tasks(benchmarks, settings, share))
+            waiting = [task for task in tasks if (entry.contestant.label, task[1].id, task[2]) not in done]
+            if not waiting:
+                continue
+            loaded = models.load(entry.contestant)
+            tokenizer = load_generation_tokenizer(entry.contestant.model)
+            right = [done[key].correct for _, item, n in tasks if (key := (entry.contestant.label, item.id, n)) in done]
+            progress = Progress(entry.contestant.label, len(tasks), len(right), sum(right))
+            try:
+                for benchmark in benchmarks:
+                    chosen = [(item, n) for owner, item, n in waiting if owner is benchmark]
+                    if chosen:
+                        _ask(entry, loaded, tokenizer, retriever, benchmark, chosen, settings, seed, file, backend,
+                             device, progress)  # fmt: skip
+            finally:
+                progress.close()
+
+
+def _tasks(
+    benchmarks: Sequence[LoadedBenchmark], settings: EvaluationConfig, share: Share
+) -> Iterator[tuple[LoadedBenchmark, Item, int]]:
+    everything = ((b, item, n) for b in benchmarks for item in b.items for n in range(settings.samples))
+    return (task for i, task in enumerate(everything) if i % share.world == share.rank)
+
+
+class _Models:
+    """Loads contestants' models, one at a time; an adapter goes onto its base if that is the one in memory."""
+
+    def __init__(self, dtype: str) -> None:
+        self._dtype = dtype
+        self._held: tuple[Path, Loaded] | None = None
+
+    def load(self, contestant: Contestant) -> Loaded:
+        held, self._held = self._held, None
+        if held is not None and held[0] == contestant.model:
+            loaded = held[1]
+        else:
+            held = None  # frees the memory before the next model is loaded
+            loaded = load_model(contestant.model, self._dtype)
+        if contestant.adapter is None:
+            self._held = (contestant.model, loaded)
+        else:
+            load_adapter(loaded.model, contestant.adapter, read_fingerprint(contestant.model))
+        return loaded
+
+
+def _ask(
+    entry: Entry,
+    loaded: Loaded,
+    tokenizer: TokenizerWrapper,
+    retriever: Retriever | None,
+    benchmark: LoadedBenchmark,
+    chosen: Sequence[tuple[Item, int]],
+    settings: EvaluationConfig,
+    seed: int,
+    file: IO[bytes],
+    backend: Backend,
+    device: DeviceInfo,
+    progress: Progress,
+) -> None:
+    ids = [entry.prompts[item.id] for item, _ in chosen]
+    max_tokens = settings.max_tokens or benchmark.max_tokens
+    longest = max(map(len, ids)) + max_tokens
+    slots, reason = choose_slots(loaded.config, device, held_bytes=backend.memory().active_bytes, longest=longest)
+    if settings.concurrency is not None:
+        slots, reason = settings.concurrency, "asked for"
+    say(
+        f"{entry.contestant.label}: {len(chosen):,} answers to {benchmark.name}, {slots} at a time ({reason}), at most "
+        f"{max_tokens:,} tokens each, template {entry.template}"
+    )
+    last = time.perf_counter()
+
+    def finish(index: int, completion: Completion, seconds: float) -> None:
+        """Grade and write an answer; runs beside the generation, in order."""
+        item, number = chosen[index]
+        truncated = completion.finish_reason == "length"
+        verdict = grade(completion.text, item.gold, truncated=truncated)
+        write_sample(
+            file,
+            Sample(
+                entry.contestant.label, entry.fingerprint, benchmark.name, item.id, number, item.level, item.subject,
+                item.question, item.gold, item.solution,
+                0 if retriever is None else len(retriever.find(item.question)),
+                completion.text, verdict.extracted, verdict.rule, verdict.correct, completion.finish_reason,
+                verdict.truncated, completion.num_prompt_tokens, len(completion.tokens), round(seconds, 4),
+            ),
+        )  # fmt: skip
+        progress.answered(verdict.correct)
+
+    with ThreadPoolExecutor(max_workers=1) as grader:
+        pending: list[Future[None]] = []
+
+        def on_done(index: int, completion: Completion) -> None:
+            nonlocal last
+            now = time.perf_counter()
+            while pending and pending[0].done():
+                pending.pop(0).result()
+            pending.append(grader.submit(finish, index, completion, now - last))
+            last = now
+
+        generate_batch(
+            loaded.model,
+            tokenizer,
+            ids,
+            Sampling(max_tokens, settings.temperature, settings.top_p, seed),
+            seeds=[seed_of(seed, item.id, number) for item, number in chosen],
+            concurrency=slots,
+            on_done=on_done,
+            on_step=progress.step,
+        )
+        for future in pending:
+            future.result()
+    mx.clear_cache()

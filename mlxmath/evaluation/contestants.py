@@ -1,0 +1,83 @@
+"""What is compared: models, with or without an adapter, and what identifies them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxmath.errors import InputError, MlxmathError
+from mlxmath.files import read_json, sha256
+from mlxmath.lora.adapter import CONFIG, WEIGHTS
+from mlxmath.weights.manifest import read_fingerprint
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model folder and perhaps an adapter folder, under a name of its own."""
+
+    label: str
+    model: Path
+    adapter: Path | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Model and adapter by content.
+
+        Raises:
+            MlxmathError: there is no model or no adapter in the folder.
+        """
+        if not (self.model / "config.json").is_file():
+            raise MlxmathError(
+                f"{self.model} is not a model folder: config.json is missing. Make one with `mlxmath convert`."
+            )
+        model = read_fingerprint(self.model)
+        if model is None:  # made by something else: its configuration, and its weights by name and size
+            sizes = [f"{file.name}:{file.stat().st_size}" for file in sorted(self.model.glob("*.safetensors"))]
+            model = f"{sha256(self.model / 'config.json')[:16]}:{','.join(sizes)}"
+        if self.adapter is None:
+            return {"model": model, "adapter": None}
+        for name in (CONFIG, WEIGHTS):
+            if not (self.adapter / name).is_file():
+                raise MlxmathError(
+                    f"{self.adapter} holds no adapter: {name} is missing. Train one (`mlxmath train`), name another "
+                    "folder with --adapter-path, or evaluate the base model with --no-adapter."
+                )
+        return {"model": model, "adapter": sha256(self.adapter / WEIGHTS)[:16] + sha256(self.adapter / CONFIG)[:16]}
+
+    def recorded_template(self) -> str | None:
+        """The template that the adapter was trained with, where it tells."""
+        if self.adapter is None or not (self.adapter / CONFIG).is_file():
+            return None
+        template = read_json(self.adapter / CONFIG).get("template")
+        return template if isinstance(template, str) else None
+
+
+def choose_contestants(
+    model: Path, adapters: tuple[Path, ...], against: tuple[str, ...], *, base: bool
+) -> list[Contestant]:
+    """The base if asked for, then each adapter on it, then other models given as MODEL or MODEL:ADAPTER.
+
+    Raises:
+        InputError: the same one is given twice.
+    """
+    found = [Contestant("base", model)] if base else []
+    for adapter in adapters:
+        label = "tuned" if len(adapters) == 1 else adapter.name
+        found.append(Contestant(label, model, adapter))
+    for spec in against:
+        folder, _, adapter_name = spec.partition(":")
+        adapter_folder = Path(adapter_name).expanduser() if adapter_name else None
+        label = Path(folder).name + (f" + {adapter_folder.name}" if adapter_folder else "")
+        found.append(Contestant(label, Path(folder).expanduser(), adapter_folder))
+    seen: set[tuple[Path, Path | None]] = set()
+    labels: dict[str, int] = {}
+    unique = []
+    for contestant in found:
+        folders = (contestant.model, contestant.adapter)
+        if folders in seen:
+            named = f"{contestant.model}{f' with {contestant.adapter}' if contestant.adapter else ''}"
+            raise InputError(f"--compare: {named} is given twice; leave one out.")
+        seen.add(folders)
+        labels[contestant.label] = labels.get(contestant.label, 0) + 1
+        number = labels[contestant.label]
+        label = contestant.label if number == 1 else f"{contestant.label} ({number})"
+        unique.append(Contestant(label, contestant.model, contestant.adapter))
+    return unique

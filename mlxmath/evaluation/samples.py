@@ -1,0 +1,157 @@
+"""The answers of a run, a JSON line each, written as they come; and what they were made with.
+
+A folder `evaluation_results/<run>/` holds `settings.json` (written first) and `samples.jsonl`. Each line names the
+fingerprint of what answered it: model, adapter, prompts, sampling, seed and data. Lines of another fingerprint are
+never counted.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import IO, Any
+
+from mlxmath.errors import InputError, MlxmathError
+from mlxmath.files import atomic_file, atomic_json, read_json
+
+SETTINGS, SAMPLES = "settings.json", "samples.jsonl"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer of one contestant to one problem, graded."""
+
+    contestant: str
+    fingerprint: str
+    benchmark: str
+    id: str
+    sample: int
+    """Which of the problem's `--samples`, from 0."""
+    level: str | None
+    subject: str | None
+    question: str
+    gold: str
+    solution: str | None
+    formulas: int
+    """Formulas that were added to the prompt."""
+    response: str
+    extracted: str | None
+    rule: str | None
+    correct: bool
+    finish_reason: str
+    truncated: bool
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    """Time since the answer before it: an answer's share of the batch."""
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What no two samples of a run share."""
+        return self.contestant, self.id, self.sample
+
+
+def fingerprint(value: Any) -> str:
+    """16 hex digits of a JSON value."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_sample(file: IO[bytes], sample: Sample) -> None:
+    """Append one line and hand it to the system, so that a killed process loses at most the line at hand."""
+    file.write((json.dumps(asdict(sample), ensure_ascii=False) + "\n").encode())
+    file.flush()
+
+
+def save_samples(path: Path, samples: Iterable[Sample]) -> None:
+    """Write all samples in one step."""
+    with atomic_file(path) as file:
+        for sample in samples:
+            file.write((json.dumps(asdict(sample), ensure_ascii=False) + "\n").encode())
+
+
+def read_samples(folder: Path, fingerprints: Mapping[str, str]) -> tuple[list[Sample], int]:
+    """The samples of a folder (those that other processes of the run left too), each once.
+
+    Args:
+        folder: of the run.
+        fingerprints: of each contestant; samples of anything else are left out.
+
+    Returns:
+        The samples, and the number of lines left out: half-written, foreign or damaged ones.
+    """
+    found: dict[tuple[str, str, int], Sample] = {}
+    left_out = 0
+    names = {field.name for field in fields(Sample)}
+    for path in sorted(folder.glob("samples*.jsonl")):
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    row = json.loads(line)
+                    sample = Sample(**{name: row[name] for name in names})
+                except (ValueError, KeyError, TypeError):
+                    left_out += 1
+                    continue
+                if fingerprints.get(sample.contestant) == sample.fingerprint:
+                    found.setdefault(sample.key, sample)
+                else:
+                    left_out += 1
+    return list(found.values()), left_out
+
+
+def claim(folder: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """Make the folder this run's own: write its settings, or check that those found there are the same.
+
+    Raises:
+        InputError: the folder holds another run, or this one and neither `resume` nor `overwrite` is given.
+    """
+    path = folder / SETTINGS
+    record = {"format": _FORMAT, **settings}
+    if path.exists() and not overwrite:
+        found = read_json(path)
+        if found.get("contestants") != record["contestants"] or found.get("benchmarks") != record["benchmarks"]:
+            raise InputError(
+                f"{folder} holds an evaluation with other settings ({_difference(found, record)}); choose another "
+                "--run-name, or replace it with --overwrite."
+            )
+        if not resume:
+            raise InputError(
+                f"{folder} holds answers of this evaluation already; continue with --resume, or start anew with "
+                "--overwrite."
+            )
+        atomic_json(path, record)  # how the answers are put together may change
+        return
+    for old in folder.glob("samples*.jsonl"):
+        old.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_json(path, record)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """settings.json of a run.
+
+    Raises:
+        InputError: the folder is not an evaluation's.
+        MlxmathError: the file is damaged.
+    """
+    if not (folder / SETTINGS).is_file():
+        raise InputError(f"{folder} holds no evaluation: {SETTINGS} is missing; name a folder of `mlxmath evaluate`.")
+    settings = read_json(folder / SETTINGS)
+    if not isinstance(settings, dict) or settings.get("format") != _FORMAT or not settings.get("contestants"):
+        raise MlxmathError(f"{folder / SETTINGS} is damaged or of another version; run `mlxmath evaluate` again.")
+    return settings
+
+
+def _difference(found: Any, wanted: Any, name: str = "") -> str:
+    """The first place where two JSON values differ."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in {**wanted, **found}:
+            if found.get(key) != wanted.get(key) and key not in ("format", "fingerprint"):
+                return _difference(found.get(key), wanted.get(key), f"{name}.{key}".strip("."))
+    if isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
+        for one, other in zip(found, wanted, strict=True):
+            if one != other:
+                return _difference(one, other, name)
+    return f"{name}: {str(found)[:60]!r} there, {str(wanted)[:60]!r} here"

@@ -1,0 +1,83 @@
+"""Text with LaTeX in it as HTML with MathML, which browsers show by themselves.
+
+A model's text is hostile: everything is escaped, and of MathML only known elements and attributes come through.
+"""
+
+import html
+import re
+from functools import lru_cache
+from xml.etree import ElementTree
+
+_MATH = re.compile(
+    r"\$\$(?P<display>.+?)\$\$"
+    r"|\\\[(?P<bracket>.+?)\\\]"
+    r"|\\\((?P<paren>.+?)\\\)"
+    r"|(?P<environment>\\begin\{(?P<name>align\*?|aligned|equation\*?|gather\*?|cases|[pbvV]?matrix)\}.+?\\end\{(?P=name)\})"
+    # one line, no blank inside the marks, no digit behind them: "$5 and $6" is money
+    r"|(?<![\\$])\$(?!\s)(?P<inline>[^$\n]+?)(?<![\s\\])\$(?![\d$])"
+    r"|(?P<boxed>\\boxed\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})",
+    re.DOTALL,
+)
+_LONGEST = 2000
+_NAME = re.compile(r"[a-z]+")
+_ELEMENTS = frozenset(
+    _NAME.findall(
+        "math mrow mi mo mn mtext mspace msup msub msubsup mfrac msqrt mroot mover munder munderover mtable mtr mtd "
+        "mstyle mpadded mphantom mmultiscripts mprescripts none merror ms"
+    )
+)
+_ATTRIBUTES = frozenset(
+    _NAME.findall(
+        "display displaystyle scriptlevel mathvariant stretchy fence separator form accent accentunder linethickness "
+        "width height depth lspace rspace minsize maxsize symmetric largeop movablelimits columnspan rowspan"
+    )
+)
+_VALUE = re.compile(r"[-\w.%# ]{0,40}")
+
+
+def to_html(text: str) -> str:
+    """Escaped text with its formulas as MathML; a formula that cannot be read stays as its source."""
+    parts, end = [], 0
+    for match in _MATH.finditer(text):
+        parts.append(html.escape(text[end : match.start()]))
+        groups = match.groupdict()
+        is_display = any(groups[name] is not None for name in ("display", "bracket", "environment"))
+        names = ("display", "bracket", "paren", "environment", "inline", "boxed")
+        source = next(groups[name] for name in names if groups[name] is not None)
+        parts.append(formula(source, is_display) or f'<code class="tex">{html.escape(match[0])}</code>')
+        end = match.end()
+    parts.append(html.escape(text[end:]))
+    return "".join(parts)
+
+
+@lru_cache(maxsize=4096)
+def formula(source: str, display: bool = False) -> str | None:
+    """LaTeX as MathML; None if it cannot be read."""
+    if len(source) > _LONGEST or source.count("{") > 200:
+        return None
+    from latex2mathml.converter import convert_to_element
+
+    try:
+        element = convert_to_element(source.strip(), display="block" if display else "inline")
+    except Exception:  # a converter of untrusted text fails in its own ways; the source is shown then
+        return None
+    return ElementTree.tostring(_clean(element), encoding="unicode")
+
+
+def _clean(element: ElementTree.Element) -> ElementTree.Element:
+    """A copy of known elements and attributes only; an unknown element becomes a row of its children."""
+    name = element.tag.rpartition("}")[2]
+    found = ElementTree.Element(name if name in _ELEMENTS else "mrow")
+    for key, value in element.attrib.items():
+        if key in _ATTRIBUTES and _VALUE.fullmatch(value):
+            found.set(key, value)
+    if name == "menclose":
+        found.set("class", "boxed")
+    if name == "math":
+        found.set("xmlns", "http://www.w3.org/1998/Math/MathML")
+    if name == "mtd" and element.get("columnalign") in ("left", "right"):
+        found.set("class", element.attrib["columnalign"])
+    found.text = html.unescape(element.text) if element.text else None
+    for child in element:
+        found.append(_clean(child))
+    return found

@@ -1,0 +1,297 @@
+"""Builds report.html: one file, no network, readable on a phone and in the dark."""
+
+import base64
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from mlxmath.evaluation.measures import CATEGORIES
+from mlxmath.evaluation.score import OUTCOMES, Answers, Scored, outcome
+from mlxmath.evaluation.web import charts
+from mlxmath.evaluation.web.latex import formula, to_html
+from mlxmath.evaluation.wording import evidence, interval, p_value, percent, points, verdict
+from mlxmath.files import atomic_write
+
+_FOLDER = Path(__file__).parent
+_LONGEST_SHOWN = 20_000
+
+
+def write_page(path: Path, results: Mapping[str, Any], scored: Scored) -> None:
+    """Write the page to `path` in one step."""
+    atomic_write(path, page(results, scored, datetime.now(UTC)))
+
+
+def page(results: Mapping[str, Any], scored: Scored, now: datetime) -> str:
+    """The whole page."""
+    style = (_FOLDER / "report.css").read_text(encoding="utf-8")
+    script = (_FOLDER / "report.js").read_text(encoding="utf-8")
+    policy = (
+        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    names = ", ".join(benchmark["name"] for benchmark in results["settings"]["benchmarks"])
+    body = "".join([*_summary(results, names, now), *_figures(results, scored), *_explorer(results, scored)])
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
+        f"<title>{escape(names)} · mlxmath evaluation</title><style>{style}</style></head>"
+        f"<body>{body}<script>{script}</script></body></html>\n"
+    )
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _summary(results: Mapping[str, Any], names: str, now: datetime) -> Iterator[str]:
+    settings, comparisons = results["settings"], results["comparisons"]
+    contestants = results["contestants"]
+    yield f'<header><p class="eyebrow">mlxmath evaluation · {escape(names)}</p>'
+    if comparisons:
+        best = max(comparisons, key=lambda comparison: comparison["difference"])
+        title = verdict(best)
+        yield f"<h1>{escape(title[0].upper() + title[1:])}</h1><p class='lead'>{escape(evidence(best))}.</p>"
+    else:
+        label, found = next(iter(contestants.items()))
+        yield f"<h1>{escape(label)}: {percent(found['accuracy']['value'])}</h1>"
+        yield f"<p class='lead'>95 % interval {interval(found['accuracy'])}, {results['num_problems']:,} problems.</p>"
+    yield '</header><main><section class="cards">'
+    for label, found in contestants.items():
+        accuracy = found["accuracy"]
+        yield _card(label, percent(accuracy["value"]), f"{accuracy['right']:,.4g} of {accuracy['total']:,} right")
+    if ensemble := results.get("ensemble"):
+        weights = ", ".join(f"{label} {weight:.2f}" for label, weight in ensemble["weights"].items())
+        yield _card("ensemble", percent(ensemble["accuracy"]["value"]), f"{ensemble['vote']} vote: {weights}")
+    for comparison in comparisons[:1]:
+        yield _card("fixed", f"{comparison['fixed']:,}", "wrong before, right now", "good")
+        yield _card(
+            "broken", f"{comparison['broken']:,}", "right before, wrong now", "bad" if comparison["broken"] else ""
+        )
+    yield "</section>"
+    how = {
+        "problems": f"{results['num_problems']:,} of {names}",
+        "prompt": f"template {settings['template']}, "
+        + (f"{settings['shots']} worked examples" if settings["shots"] else "zero-shot"),
+        "answers": "greedy, one a problem" if not settings["temperature"] else
+        f"{settings['samples']} a problem at temperature {settings['temperature']:g}, seed {settings['seed']}",
+        "formulas": settings["retrieve"] and "retrieved from " + settings["retrieve"],
+        "device": f"{settings['device']['name']}, {settings['device']['dtype']}",
+        "made": f"{now:%Y-%m-%d %H:%M} UTC with mlxmath {settings['mlxmath']}",
+    }  # fmt: skip
+    for contestant in settings["contestants"]:
+        adapter = f" with {contestant['adapter']}" if contestant["adapter"] else ""
+        how[contestant["label"]] = f"{contestant['model']}{adapter}"
+    items = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in how.items() if v)
+    yield f'<details class="how"><summary>How this was measured</summary><dl>{items}</dl></details>'
+
+
+def _card(name: str, figure: str, note: str, kind: str = "") -> str:
+    return (
+        f'<div class="card {kind}"><h2>{escape(name)}</h2><p class="figure">{escape(figure)}</p>'
+        f"<p>{escape(note)}</p></div>"
+    )
+
+
+def _section(title: str, note: str, *parts: str) -> str:
+    return f"<section><h2>{escape(title)}</h2><p class='note'>{escape(note)}</p>{''.join(parts)}</section>"
+
+
+def _figures(results: Mapping[str, Any], scored: Scored) -> Iterator[str]:
+    contestants = results["contestants"]
+    labels = list(contestants)
+    rows = [charts.interval_row(label, contestants[label]["accuracy"], i % 6) for i, label in enumerate(labels)]
+    rows += [
+        charts.interval_row(f"{label}, majority", contestants[label]["majority"], i % 6)
+        for i, label in enumerate(labels)
+        if "majority" in contestants[label]
+    ]
+    if ensemble := results.get("ensemble"):
+        rows.append(charts.interval_row("ensemble", ensemble["accuracy"], 5))
+    kind = "bootstrap" if results["settings"]["samples"] > 1 else "Wilson"
+    yield _section("Accuracy", f"Points with their 95 % {kind} intervals.", *rows)
+
+    comparisons = list(results["comparisons"])
+    if ensemble:
+        comparisons.append(ensemble["against_best"])
+    if comparisons:
+        reach = max(0.02, *(max(abs(c["low"]), abs(c["high"])) for c in comparisons))
+        rows = [charts.difference_row(f"{c['other']} − {c['base']}", c, reach) for c in comparisons]
+        cells = [
+            [f"{c['other']} − {c['base']}", points(c["difference"]), p_value(c["p_value"]),
+             *(f"{c['outcomes'][name]:,}" for name in OUTCOMES)]
+            for c in comparisons
+        ]  # fmt: skip
+        yield _section(
+            "Difference",
+            f"In percentage points on the same problems, with 95 % bootstrap intervals; the axis ends at "
+            f"±{100 * reach:.0f}. p is exact McNemar's.",
+            *rows,
+            charts.table(["", "points", "McNemar", *OUTCOMES], cells),
+        )
+
+    rows = [charts.ending_row(label, contestants[label]["categories"]) for label in labels]
+    yield _section(
+        "How answers ended",
+        "An arithmetic slip is a wrong answer with a false equation in it; a doubt loop repeats itself.",
+        *rows,
+        charts.legend(),
+    )
+
+    for grouping in contestants[labels[0]]["by"]:
+        parts = []
+        for value in contestants[labels[0]]["by"][grouping]:
+            total = contestants[labels[0]]["by"][grouping][value]["total"]
+            parts.append(f"<h3>{escape(value)} <small>{total:,} problems</small></h3>")
+            parts += [
+                charts.interval_row(label, contestants[label]["by"][grouping][value], i % 6)
+                for i, label in enumerate(labels)
+            ]
+        for comparison in results["comparisons"]:
+            parts.append(charts.table(
+                [f"{comparison['other']} − {comparison['base']}", "points", "95 % interval", "McNemar", *OUTCOMES[:2]],
+                [[value, points(c["difference"]), f"{points(c['low'])} to {points(c['high'])}", p_value(c["p_value"]),
+                  c["fixed"], c["broken"]] for value, c in comparison["by"][grouping].items()],
+            ))  # fmt: skip
+        yield _section(f"By {grouping}", "Accuracy with 95 % intervals.", *parts)
+
+    if any("pass_at" in found for found in contestants.values()):
+        series = []
+        for i, label in enumerate(labels):
+            series.append((f"{label} pass@k", contestants[label]["pass_at"], i % 6, False))
+            series.append((f"{label} maj@k", contestants[label]["maj_at"], i % 6, True))
+        ks = list(contestants[labels[0]]["pass_at"])
+        cells = [[name, *(percent(values[k]) for k in ks)] for name, values, _, _ in series]
+        yield _section(
+            "Several answers to a problem",
+            "pass@k: at least one of k is right (unbiased); maj@k: the answer that most of k agree on is right.",
+            charts.lines(series),
+            charts.table(["", *(f"k = {k}" for k in ks)], cells),
+        )
+
+    cells = [
+        [label, *(percent(found["faithfulness"][n]) for n in ("validity", "provenance", "support", "liveness")),
+         percent(found["doubt"])]
+        for label, found in contestants.items()
+    ]  # fmt: skip
+    yield _section(
+        "Soundness",
+        "Of the equations in an answer: how many are true; how many operands come from the problem or before; "
+        "whether the final answer is a result; how many lead to it. Doubt: answers that go round in circles.",
+        charts.table(["", "true", "grounded", "supported", "used", "doubt"], cells),
+    )
+
+    tokens = {
+        label: [s.completion_tokens for a in scored.answers[label].values() for s in a.samples] for label in labels
+    }
+    reach = max(map(max, tokens.values()))
+    rows = [charts.histogram_row(label, tokens[label], reach, i % 6) for i, label in enumerate(labels)]
+    cells = [
+        [label, f"{found['tokens']['mean']:,.0f}", f"{found['tokens']['total']:,}", f"{found['prompt_tokens']:,}",
+         f"{found['seconds']:,.1f} s",
+         "–" if found["tokens_per_second"] is None else f"{found['tokens_per_second']:,.0f}"]
+        for label, found in contestants.items()
+    ]  # fmt: skip
+    yield _section(
+        "Length and speed",
+        f"Tokens an answer, from 0 to {reach:,}.",
+        *rows,
+        charts.table(["", "mean tokens", "all tokens", "prompt tokens", "time", "tokens/s"], cells),
+    )
+
+
+def _explorer(results: Mapping[str, Any], scored: Scored) -> Iterator[str]:
+    labels = list(scored.answers)
+    others = labels[1:]
+    yield '<section id="explorer"><h2>Every problem</h2><div class="filters" role="search">'
+    names = ["all", *OUTCOMES] if others else ["all", "right", "wrong"]
+    yield '<div class="chips">' + "".join(
+        f'<button type="button" data-outcome="{name}" aria-pressed="false">{name} <b></b></button>' for name in names
+    )
+    yield "</div>"
+    if len(others) > 1:
+        options = "".join(f'<option value="{i}">{escape(other)}</option>' for i, other in enumerate(others))
+        yield f'<label>{escape(labels[0])} against <select id="other">{options}</select></label>'
+    kinds = "".join(f'<option value="{key}">{escape(name)}</option>' for key, name in CATEGORIES.items())
+    yield f'<label>An answer ended as <select id="category"><option value="">anything</option>{kinds}</select></label>'
+    for name in ("benchmark", "level", "subject"):
+        if name in results["contestants"][labels[0]]["by"]:
+            values = "".join(
+                f'<option value="{escape(value)}">{escape(value)}</option>'
+                for value in results["contestants"][labels[0]]["by"][name]
+            )
+            yield f'<label>{name} <select data-group="{name}"><option value="">any</option>{values}</select></label>'
+    yield '<label class="search">Search <input type="search" id="search" placeholder="words to look for"></label>'
+    yield '</div><p id="count" aria-live="polite"></p><div id="problems">'
+    for problem in scored.problems:
+        yield _problem(problem, scored, labels, others)
+    yield '</div><p id="none" hidden>No problem fits these filters.</p></section></main>'
+
+
+def _problem(problem: str, scored: Scored, labels: list[str], others: list[str]) -> str:
+    answers = {label: scored.answers[label][problem] for label in labels}
+    first = answers[labels[0]]
+    shown = first.shown
+    if others:
+        outcomes = [outcome(first.right, answers[other].right) for other in others]
+    else:
+        outcomes = ["right" if first.right else "wrong"]
+    kinds = {scored.measures[sample.key].category for answer in answers.values() for sample in answer.samples}
+    marks = "".join(
+        f'<span class="mark {"yes" if answer.right else "no"}" title="{escape(label)}">'
+        f"{'✓' if answer.right else '✗'}</span>"
+        for label, answer in answers.items()
+    )
+    line = " ".join(shown.question.split())
+    line = line if len(line) <= 140 else line[:139] + "…"
+    groups = "".join(
+        f' data-{name}="{escape(value)}"'
+        for name, value in (("benchmark", shown.benchmark), ("level", shown.level), ("subject", shown.subject))
+        if value is not None
+    )
+    sides = "".join(_side(label, answer, scored) for label, answer in answers.items())
+    solution = ""
+    if shown.solution:
+        solution = (
+            f'<details class="solution"><summary>reference solution</summary><div class="text">'
+            f"{to_html(shown.solution[:_LONGEST_SHOWN])}</div></details>"
+        )
+    return (
+        f'<details class="problem" data-outcomes="{escape("|".join(outcomes))}" data-kinds="{" ".join(sorted(kinds))}"'
+        f'{groups}><summary><span class="marks">{marks}</span><span class="line">{to_html(line)}</span>'
+        f'<span class="id">{escape(problem)}</span></summary>'
+        f'<div class="question text">{to_html(shown.question)}</div>'
+        f'<p class="gold">right answer <b>{_math(shown.gold)}</b></p>{solution}'
+        f'<div class="sides">{sides}</div></details>'
+    )
+
+
+def _side(label: str, answer: Answers, scored: Scored) -> str:
+    sample = answer.shown
+    category = CATEGORIES[scored.measures[sample.key].category]
+    said = _math(sample.extracted) if sample.extracted is not None else "none"
+    several = ""
+    if len(answer.samples) > 1:
+        counts = Counter("no answer" if s.extracted is None else s.extracted for s in answer.samples)
+        listed = ", ".join(f"{_math(text)} ×{n}" for text, n in counts.most_common(6))
+        right = sum(s.correct for s in answer.samples)
+        several = f'<p class="note">{right} of {len(answer.samples)} right: {listed}</p>'
+    cut = "<p class='note'>… (not shown to its end)</p>" if len(sample.response) > _LONGEST_SHOWN else ""
+    return (
+        f'<article class="side {"yes" if answer.right else "no"}"><h4>{escape(label)} '
+        f'<span class="mark {"yes" if answer.right else "no"}">{"✓ right" if answer.right else "✗ " + escape(category)}'
+        f"</span></h4><p class='note'>answer <b>{said}</b> · {sample.completion_tokens:,} tokens</p>{several}"
+        f'<div class="text">{to_html(sample.response[:_LONGEST_SHOWN].strip())}</div>{cut}</article>'
+    )
+
+
+def _math(text: str) -> str:
+    """A final answer: a formula if it looks like one, else text."""
+    if "\\" in text or "^" in text or "_" in text:
+        return formula(text.strip().strip("$")) or escape(text)
+    return escape(text)

@@ -1,0 +1,158 @@
+"""The report in a real browser: nothing hostile runs, formulas and charts are shown, filters work, phone and dark."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxmath.evaluation.score import collect, results
+from mlxmath.evaluation.web.latex import formula, to_html
+from mlxmath.evaluation.web.page import page
+from tests.evaluation.make import sample, settings
+
+HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("It costs $5 and then $6.", "It costs $5 and then $6."),
+        ("from $5-$6 <b>", "from $5-$6 &lt;b&gt;"),
+        ("unread $\\frac{1}{$ &", '<code class="tex">$\\frac{1}{$</code>'),
+    ],
+)
+def test_text_that_is_no_formula_stays(text: str, expected: str) -> None:
+    assert expected in to_html(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "element"),
+    [
+        ("so $\\frac{1}{2}$.", "<mfrac>"), ("\\[ x^2 \\]", 'display="block"'), ("\\(a_1\\)", "<msub>"),
+        ("\\boxed{\\frac{1}{2}}", 'class="boxed"'), ("$$\\sqrt{2}$$", "<msqrt>"),
+        ("\\begin{align*}a&=b\\\\c&=d\\end{align*}", "<mtable"), ("$x<3$", "&lt;"),
+    ],
+)  # fmt: skip
+def test_formulas_become_mathml(text: str, element: str) -> None:
+    assert element in to_html(text) and "<math" in to_html(text)
+
+
+def test_hostile_formulas_are_harmless() -> None:
+    for text in (
+        "\\text{<script>x</script>}",
+        "\\href{javascript:x}{y}",
+        "\\style{x:y}{z}",
+        '\\class{" onclick="x}{y}',
+    ):
+        found = formula(text) or ""
+        assert "<script" not in found and "href" not in found and "onclick=" not in found and "style=" not in found
+
+
+def test_a_hostile_name_or_answer_is_escaped_everywhere() -> None:
+    made = [sample(HOSTILE, i, HOSTILE, question=HOSTILE, gold=HOSTILE, response=HOSTILE, subject=f"{HOSTILE}{i}",
+                   level=HOSTILE, solution=HOSTILE) for i in range(3)]  # fmt: skip
+    text = build(made, HOSTILE)
+    assert text.count("<script>") == 1 and "<img" not in text
+    assert re.search(r"default-src 'none'; style-src 'sha256-[\w+/=]+'; script-src 'sha256-", text)
+
+
+def build(made: list, *labels: str, **changes: Any) -> str:
+    chosen = settings(*labels, **changes)
+    scored = collect(made, labels, chosen["samples"])
+    return page(results(scored, chosen), scored, datetime(2026, 1, 2, tzinfo=UTC))
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty problems, two models: 10 fixed, 10 broken, 10 right twice, 10 wrong twice; formulas; a hostile answer."""
+    made = []
+    for i in range(40):
+        shared = {"subject": ("algebra", "geometry")[i % 2], "level": str(i % 3 + 1), "gold": "\\frac{1}{2}",
+                  "question": f"Problem {i}: what is $\\frac{{{i}}}{{{2 * i}}}$?"}  # fmt: skip
+        for label, right in (("base", i < 20), ("tuned", 10 <= i < 30)):
+            text = f"We get $x = \\frac{{1}}{{2}}$.\n\\[ x^2 = {i} \\]\n\\boxed{{{1 if right else i + 2}}}"
+            text = f"{text} {HOSTILE}" if i == 39 else text
+            made.append(sample(label, i, "1", correct=right, response=text, **shared))
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(build(made, "base", "tuned"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here (Debian: apt-get install chromium)")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (mlxmath[browser])")
+    with playwright.sync_playwright() as started:
+        launched = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield launched
+        launched.close()
+
+
+def opened(browser: Any, report: Path, **context: Any) -> tuple[Any, list[str]]:
+    """The page, and a list that collects what goes wrong in it."""
+    troubles: list[str] = []
+    tab = browser.new_context(**context).new_page()
+    tab.on("console", lambda message: troubles.append(message.text))
+    tab.on("pageerror", lambda error: troubles.append(str(error)))
+    tab.on(
+        "request", lambda request: None if request.url.startswith(("file:", "data:")) else troubles.append(request.url)
+    )
+    tab.goto(report.as_uri())
+    return tab, troubles
+
+
+def visible(tab: Any) -> int:
+    return tab.locator(".problem:visible").count()
+
+
+def test_filters_formulas_and_charts(browser: Any, report: Path) -> None:
+    tab, troubles = opened(browser, report, viewport={"width": 1200, "height": 900})
+    assert visible(tab) == 40
+    for name, count in (("fixed", 10), ("broken", 10), ("both right", 10), ("both wrong", 10), ("all", 40)):
+        button = tab.get_by_role("button", name=re.compile(f"^{name} "))
+        assert button.inner_text() == f"{name} {count}"
+        button.click()
+        assert visible(tab) == count and button.get_attribute("aria-pressed") == "true"
+        assert tab.locator("#count").inner_text() == f"{count} of 40 problems"
+    tab.locator("#search").fill("problem 17:")
+    assert visible(tab) == 1
+    tab.locator("#search").fill("")
+    tab.locator("[data-group=subject]").select_option("geometry")
+    assert visible(tab) == 20
+    tab.locator("#category").select_option("loop")
+    assert visible(tab) == 0 and tab.locator("#none").is_visible()
+    tab.locator("#category").select_option("")
+    tab.locator("[data-group=subject]").select_option("")
+    first = tab.locator(".problem").first
+    first.locator("summary").first.click()
+    assert first.locator(".side").count() == 2
+    fraction = first.locator(".question mfrac")
+    numerator, denominator = (fraction.locator(f"> :nth-child({i})").bounding_box() for i in (1, 2))
+    assert numerator["y"] + numerator["height"] <= denominator["y"] + 1  # drawn one above the other
+    assert first.locator(".side math[display=block]").count() == 2
+    point = tab.locator("svg.bar circle.f1").first.bounding_box()
+    axis = tab.locator("svg.bar").first.bounding_box()
+    assert point["width"] == 12
+    assert point["x"] + 6 - axis["x"] == pytest.approx(axis["width"] / 2, abs=1)  # 20 of 40
+    assert troubles == [] and tab.title() == "b · mlxmath evaluation"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_in_the_light_and_in_the_dark(browser: Any, report: Path, scheme: str) -> None:
+    tab, troubles = opened(browser, report, viewport={"width": 360, "height": 740}, color_scheme=scheme)
+    tab.locator(".problem").last.locator("summary").first.click()
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+    colors = "['color', 'backgroundColor'].map(k => getComputedStyle(document.body)[k].match(/\\d+/g).map(Number))"
+    ink, ground = tab.evaluate(colors)
+    assert (sum(ink) < 200 and sum(ground) > 700) if scheme == "light" else (sum(ink) > 650 and sum(ground) < 120)
+    assert troubles == [] and tab.title() == "b · mlxmath evaluation"

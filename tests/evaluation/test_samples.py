@@ -1,0 +1,45 @@
+"""Samples on disk: damaged and foreign lines never count, other settings are refused."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mlxmath.errors import InputError, MlxmathError
+from mlxmath.evaluation.samples import claim, read_samples, read_settings, save_samples
+from tests.evaluation.make import sample, settings
+
+
+def test_half_written_foreign_and_repeated_lines(tmp_path: Path) -> None:
+    whole = [sample(number=i) for i in range(3)]
+    save_samples(tmp_path / "samples.jsonl", [*whole, replace(whole[0], fingerprint="another"), whole[1]])
+    with (tmp_path / "samples.jsonl").open("ab") as file:
+        file.write(b'\xff\n{"contestant": "base", "id": "b/9", "resp')
+    save_samples(tmp_path / "samples.rank-1.jsonl", [sample(number=7)])
+    found, left_out = read_samples(tmp_path, {"base": "f-base"})
+    assert [s.id for s in found] == ["b/0", "b/1", "b/2", "b/7"]
+    assert found[:3] == whole and left_out == 3
+
+
+def test_a_folder_belongs_to_one_evaluation(tmp_path: Path) -> None:
+    mine, other = settings("base"), settings("base")
+    other["contestants"][0]["fingerprint"] = "g"
+    other["contestants"][0]["seed"] = 1
+    claim(tmp_path, mine, resume=False, overwrite=False)
+    save_samples(tmp_path / "samples.jsonl", [sample()])
+    claim(tmp_path, mine, resume=True, overwrite=False)
+    with pytest.raises(InputError, match="--resume"):
+        claim(tmp_path, mine, resume=False, overwrite=False)
+    with pytest.raises(InputError, match="other settings .*seed"):
+        claim(tmp_path, other, resume=True, overwrite=False)
+    assert read_samples(tmp_path, {"base": "f-base"})[0]
+    claim(tmp_path, other, resume=False, overwrite=True)
+    assert read_samples(tmp_path, {"base": "f-base"}) == ([], 0)
+
+
+def test_what_is_no_evaluation_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no evaluation"):
+        read_settings(tmp_path)
+    (tmp_path / "settings.json").write_text("{}")
+    with pytest.raises(MlxmathError, match="damaged"):
+        read_settings(tmp_path)

@@ -1,0 +1,90 @@
+"""Figures against hand counts."""
+
+import pytest
+
+from mlxmath.evaluation.score import collect, results
+from tests.evaluation.make import sample, settings
+
+
+def run(made: list, *labels: str, **changes: object) -> dict:
+    chosen = settings(*labels, **changes)
+    return results(collect(made, labels, chosen["samples"]), chosen)
+
+
+def test_two_models_on_the_same_problems() -> None:
+    base = [sample("base", i, "1" if i < 4 else "2") for i in range(10)]  # right: 0 to 3
+    tuned = [sample("tuned", i, "2" if i == 0 else "1" if i < 8 else None) for i in range(10)]  # right: 1 to 7
+    found = run([*tuned, *base], "base", "tuned")
+    assert found["contestants"]["base"]["accuracy"]["value"] == pytest.approx(0.4)
+    assert found["contestants"]["tuned"]["accuracy"]["value"] == pytest.approx(0.7)
+    assert found["contestants"]["tuned"]["categories"] == {
+        "right": 7, "wrong": 1, "slip": 0, "none": 2, "truncated": 0, "loop": 0,
+    }  # fmt: skip
+    (comparison,) = found["comparisons"]
+    assert comparison["difference"] == pytest.approx(0.3)
+    assert comparison["outcomes"] == {"fixed": 4, "broken": 1, "both right": 3, "both wrong": 2}
+    assert (comparison["fixed_ids"], comparison["broken_ids"]) == (["b/4", "b/5", "b/6", "b/7"], ["b/0"])
+    assert comparison["p_value"] == pytest.approx(2 * (1 + 5) / 2**5)  # at most 1 of 5 discordant pairs, two-sided
+    assert found["contestants"]["base"]["tokens"] == {"mean": 7, "median": 7, "total": 70}
+    assert found["contestants"]["base"]["tokens_per_second"] == pytest.approx(14)
+
+
+def test_groups_by_level_subject_and_length() -> None:
+    made = [
+        sample("base", i, "1" if i < 6 else "2", level=str(i % 2 + 1), subject="algebra", question="word " * (i + 1))
+        for i in range(9)
+    ]
+    found = run(made, "base")["contestants"]["base"]["by"]
+    assert set(found) == {"level", "length"}  # one subject and one benchmark divide nothing
+    assert {v: (f["right"], f["total"]) for v, f in found["level"].items()} == {"1": (3, 5), "2": (3, 4)}
+    assert [(v, f["right"], f["total"]) for v, f in found["length"].items()] == [
+        ("short (< 4 words)", 3, 3), ("medium (< 7 words)", 3, 3), ("long (≥ 7 words)", 0, 3),
+    ]  # fmt: skip
+
+
+def test_several_samples_count_by_their_fraction_and_vote() -> None:
+    said = {0: ["1", "1.0", "2", "3"], 1: ["2", "2", "1", "1"], 2: [None, "2", None, "2"]}
+    made = [
+        sample("base", i, a, sample=n, correct=a in ("1", "1.0")) for i, own in said.items() for n, a in enumerate(own)
+    ]
+    found = run(made, "base", samples=4, temperature=0.7)["contestants"]["base"]
+    assert found["accuracy"]["value"] == pytest.approx((2 / 4 + 2 / 4 + 0) / 3)
+    assert found["pass_at"] == pytest.approx({"1": 1 / 3, "2": (5 / 6 + 5 / 6) / 3, "4": 2 / 3})
+    # "1" and "1.0" are one answer: it wins problem 0; problem 1 is a tie, which is shared
+    assert found["maj_at"]["4"] == pytest.approx((1 + 0.5 + 0) / 3)
+    assert found["majority"]["right"] == 1  # of a tie the first answer counts
+
+
+def test_the_ensemble_weighs_each_voter_by_the_other_problems() -> None:
+    labels = ("a", "b", "c")
+    right = {"a": [1, 1, 1, 1], "b": [0, 0, 0, 0], "c": [0, 0, 0, 0]}
+    made = [
+        sample(label, i, "1" if right[label][i] else "9", correct=bool(right[label][i]))
+        for label in labels
+        for i in range(4)
+    ]
+    weighted = run(made, *labels, vote="weighted", voters=list(labels))
+    assert weighted["ensemble"]["weights"] == {"a": 1.0, "b": 0.0, "c": 0.0}
+    assert weighted["ensemble"]["accuracy"]["value"] == 1.0
+    equal = run(made, *labels, vote="equal", voters=list(labels))  # two wrong ones agree
+    assert equal["ensemble"]["accuracy"]["value"] == 0.0
+    assert equal["ensemble"]["against_best"]["broken"] == 4
+    given = run(made, *labels, vote="weighted", voters=list(labels), weights=[3, 1, 1])
+    assert given["ensemble"]["accuracy"]["value"] == 1.0
+
+
+def test_a_problem_that_somebody_has_not_finished_is_left_out_for_all() -> None:
+    found = run([sample("base", 0), sample("base", 1), sample("tuned", 1)], "base", "tuned")
+    assert found["num_problems"] == 1
+
+
+def test_how_answers_end() -> None:
+    loop = "Wait, 3 + 4 = 7. " * 30
+    made = [
+        sample("base", 0, "1", response="2 + 2 = 5\n#### 1", gold="3"),
+        sample("base", 1, "7", response="3 + 4 = 7\n#### 7", gold="3"),
+        sample("base", 2, None, truncated=True, finish_reason="length", response="so far"),
+        sample("base", 3, None, truncated=True, finish_reason="length", response=loop),
+    ]
+    counts = run(made, "base")["contestants"]["base"]["categories"]
+    assert counts == {"right": 0, "wrong": 1, "slip": 1, "none": 0, "truncated": 1, "loop": 1}

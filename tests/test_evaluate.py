@@ -1,0 +1,179 @@
+"""`evaluate` and `report` as a user runs them, on the bundled model."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from click.testing import CliRunner
+
+from mlxmath.evaluate import main
+from tests.commands import ENVIRONMENT, command, run, start, succeed
+from tests.test_train import debug_run  # noqa: F401 (a fixture)
+
+QUICK = ("--limit", "24", "--max-tokens", "40")
+
+
+@pytest.fixture
+def folder(debug_run: Path, tmp_path: Path) -> Path:  # noqa: F811
+    """The converted model, an adapter, and another adapter of half its strength."""
+    for name in ("mlx_model", "adapters"):
+        shutil.copytree(debug_run / name, tmp_path / name, ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copytree(tmp_path / "adapters", tmp_path / "weaker")
+    path = tmp_path / "weaker" / "adapters.safetensors"
+    arrays = mx.load(str(path))
+    mx.save_safetensors(str(path), {k: v / 2 if k.endswith("lora_b") else v for k, v in arrays.items()})
+    return tmp_path
+
+
+def only_run(folder: Path) -> Path:
+    (found,) = (folder / "evaluation_results").iterdir()
+    return found
+
+
+def samples(run_folder: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (run_folder / "samples.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def figures(run_folder: Path) -> dict:
+    """results.json without what depends on the clock."""
+    results = json.loads((run_folder / "results.json").read_text())
+    for found in results["contestants"].values():
+        del found["seconds"], found["tokens_per_second"]
+    return results
+
+
+def test_compare_writes_everything_and_report_rebuilds_it(folder: Path) -> None:
+    result = succeed(folder, "evaluate", "--compare", *QUICK)
+    assert "McNemar" in result.stderr and json.loads(result.stdout)["report.html"].endswith("/report.html")
+    made = only_run(folder)
+    assert {p.name for p in made.iterdir()} == {
+        "settings.json", "samples.jsonl", "results.json", "report.html", "model_card.md", "accuracy.png", "answers.png",
+        "groups.png",
+    }  # fmt: skip
+    rows, before = samples(made), figures(made)
+    assert [row["contestant"] for row in rows] == ["base"] * 24 + ["tuned"] * 24
+    right = [sum(row["correct"] for row in rows if row["contestant"] == name) for name in ("base", "tuned")]
+    assert [before["contestants"][name]["accuracy"]["right"] for name in ("base", "tuned")] == right
+    assert before["comparisons"][0]["difference"] == pytest.approx((right[1] - right[0]) / 24)
+    assert "| base |" in (made / "model_card.md").read_text()
+    for name in ("results.json", "report.html", "accuracy.png"):
+        (made / name).unlink()
+    succeed(folder, "report", str(made), "--regrade")
+    assert figures(made) == before and samples(made) == rows
+    assert (made / "report.html").stat().st_size > 20_000 and (made / "accuracy.png").exists()
+
+
+def test_killed_and_resumed_is_the_same_and_other_settings_do_not_mix(folder: Path) -> None:
+    sampled = ("--no-adapter", "--limit", "60", "--max-tokens", "60", "--temperature", "0.7", "--concurrency", "4")
+    process = start(folder, "evaluate", *sampled, "--run-name", "killed", log=folder / "log")
+    path = folder / "evaluation_results" / "killed" / "samples.jsonl"
+    end = time.monotonic() + 90
+    while time.monotonic() < end and not (path.exists() and path.read_bytes().count(b"\n") >= 20):
+        assert process.poll() is None, (folder / "log").read_text()
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    written = path.read_bytes()
+    assert 20 <= written.count(b"\n") < 60
+    path.write_bytes(written + b'{"contestant": "base", "id": "de')
+    refused = run(folder, "evaluate", *sampled, "--run-name", "killed")
+    assert refused.returncode == 2 and "--resume" in refused.stderr
+    for change, name in ((("--seed", "1"), "seed"), (("--template", "plain"), "template")):
+        mixed = run(folder, "evaluate", *sampled, "--run-name", "killed", "--resume", *change)
+        assert mixed.returncode == 2 and "other settings" in mixed.stderr and name in mixed.stderr
+    resumed = succeed(folder, "evaluate", *sampled, "--run-name", "killed", "--resume")
+    assert "answers are there already; 1 lines left out" in resumed.stderr
+    succeed(folder, "evaluate", *sampled, "--run-name", "whole")
+    results = folder / "evaluation_results"
+    assert samples(results / "killed") == samples(results / "whole")
+    assert figures(results / "killed") == figures(results / "whole")
+
+
+def test_majority_ensemble_and_formulas_and_their_effect(folder: Path) -> None:
+    succeed(
+        folder, "evaluate", "--compare", "--adapter-path", "adapters", "--adapter-path", "weaker", "--vote", "weighted",
+        "--samples", "3", "--temperature", "0.7", "--retrieve", "bundled", "--limit", "16", "--max-tokens", "40",
+    )  # fmt: skip
+    made = only_run(folder)
+    found, rows = figures(made), samples(made)
+    assert list(found["contestants"]) == ["base", "adapters", "weaker"] and len(rows) == 3 * 3 * 16
+    tuned = found["contestants"]["adapters"]
+    assert set(tuned["pass_at"]) == set(tuned["maj_at"]) == {"1", "2", "3"}
+    assert tuned["pass_at"]["1"] == pytest.approx(tuned["accuracy"]["value"])
+    assert tuned["pass_at"]["3"] >= tuned["pass_at"]["1"]
+    ensemble = found["ensemble"]
+    assert set(ensemble["weights"]) == {"adapters", "weaker"} and ensemble["against_best"]["total"] == 16
+    assert tuned["formulas"] > 0.5
+    plain = succeed(folder, "evaluate", "--limit", "2", "--max-tokens", "4", "--run-name", "plain")
+    assert plain.returncode == 0
+    bare = samples(folder / "evaluation_results" / "plain")[0]
+    with_formulas = next(row for row in rows if row["id"] == bare["id"])
+    assert with_formulas["prompt_tokens"] > bare["prompt_tokens"]
+    page = (made / "report.html").read_text()
+    for text in ("ensemble", "weighted vote", "maj@k", "pass@k", "retrieved from bundled", "adapters, majority"):
+        assert text in page
+
+
+def test_two_processes_share_the_work_and_find_the_same(folder: Path) -> None:
+    ports = []
+    for _ in range(2):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            ports.append(probe.getsockname()[1])
+    hosts = folder / "hosts.json"
+    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]))
+    arguments = command("evaluate", *QUICK, "--run-name", "shared")
+    processes = [
+        subprocess.Popen(
+            arguments, cwd=folder, env=ENVIRONMENT | {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert outputs[0][0] and not outputs[1][0]  # only the first one reports
+    succeed(folder, "evaluate", *QUICK, "--run-name", "alone")
+    results = folder / "evaluation_results"
+    assert samples(results / "shared") == samples(results / "alone")
+    assert not list((results / "shared").glob("samples.rank*"))
+    assert all("12 answers" in err for _, err in outputs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--benchmark", "gsm8"), 2, "did you mean 'gsm8k'"),
+        (("--benchmark", "nowhere.jsonl"), 2, "nowhere.jsonl does not exist"),
+        (("--samples", "2"), 2, "--temperature"),
+        (("--vote", "weighted"), 2, "at least two tuned models"),
+        (("--weights", "1,2"), 2, "needs --vote weighted"),
+        (("--adapter-path", "nowhere"), 1, "nowhere holds no adapter"),
+        (("--mlx-path", "nowhere"), 1, "nowhere is not a model folder"),
+        (("--adapter-path", "adapters", "--adapter-path", "adapters"), 2, "given twice"),
+        (("--no-adapter", "--compare"), 2, "--no-adapter excludes"),
+        (("--retrieve", "nowhere.jsonl"), 2, "--retrieve: nowhere.jsonl does not exist"),
+        (("--run-name", "../up"), 2, "--run-name"),
+        (("--template", "chad"), 2, "no template 'chad'"),
+    ],
+)
+def test_bad_input(
+    debug_run: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(debug_run)
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == code, result.output
+    assert message in result.output and "Traceback" not in result.output
+    assert not (debug_run / "evaluation_results").exists()
