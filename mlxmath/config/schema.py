@@ -11,6 +11,8 @@ DEFAULT_DATASET = "open-r1/OpenR1-Math-220k"
 DEMO = "demo"
 
 Folder = Annotated[str, AfterValidator(os.path.expanduser)]
+Solutions = Literal["first", "all", "shortest"]
+Filters = tuple[str, ...]
 
 
 class Section(BaseModel):
@@ -34,26 +36,127 @@ class ModelConfig(Section):
     trust_remote_code: bool = Field(False, description="Let the tokenizer run code from its repository.")
 
 
+class SourceConfig(Section):
+    """One dataset of a mixture, `[[data.sources]]` in a file."""
+
+    dataset: str = Field(
+        description="Known dataset's short name, Hugging Face dataset, or local file or folder; 'demo' is bundled."
+    )
+    config: str | None = Field(None, description="Configuration (subset) of the dataset (unset: the usual one).")
+    revision: str | None = Field(None, description="Branch, tag or commit of the dataset.")
+    split: str | None = Field(None, description="Split of the dataset (unset: its training split).")
+    question_column: str | None = Field(None, description="Column with the problem (unset: found by its usual names).")
+    solution_column: str | None = Field(None, description="Column with the solution (unset: found likewise).")
+    answer_column: str | None = Field(None, description="Column with the final answer (unset: found likewise).")
+    solutions: Solutions = Field(
+        "first", description="Which of a row's verified solutions: the first, all of them, or the shortest."
+    )
+    filters: Filters = Field((), description="Conditions that a row must meet, for example 'level <= 3'.")
+    balance: str | None = Field(None, description="Take equally many rows of each value of this field.")
+    count: Annotated[int, Field(ge=1)] | None = Field(None, description="Take this many rows, drawn at random.")
+    weight: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Take this share of the mixture, relative to the other sources' weights."
+    )
+    fallback: str | None = Field(None, description="Dataset to use, and to name, where this one cannot be had.")
+
+    @field_validator("filters", mode="before")
+    @classmethod
+    def _split_filters(cls, value: object) -> object:
+        return _parts(value, ";")
+
+    @field_validator("weight")
+    @classmethod
+    def _count_or_weight(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("count") is not None:
+            raise ValueError("give a source a count or a weight, not both")
+        return value
+
+
 class DataConfig(Section):
-    """Which rows are trained on and how they become tokens."""
+    """Which rows are trained on and how they become tokens.
+
+    `sources` replaces `dataset` and the settings that say how to read it; without it these make the only source.
+    """
 
     dataset: str = Field(
         DEFAULT_DATASET,
-        description="Hugging Face dataset, or a local .jsonl, .json or .parquet file; 'demo' is the bundled one.",
+        description="Hugging Face dataset, known dataset's short name, or local .jsonl, .json or .parquet file or "
+        "folder; 'demo' is the bundled one.",
     )
     dataset_config: str | None = Field(None, description="Configuration (subset) of the dataset.")
     dataset_revision: str | None = Field(None, description="Branch, tag or commit of the dataset.")
     split: str | None = Field(None, description="Split of the dataset (unset: train).")
     question_column: str | None = Field(None, description="Column with the problem (unset: found by its usual names).")
     solution_column: str | None = Field(None, description="Column with the solution (unset: found likewise).")
+    answer_column: str | None = Field(None, description="Column with the final answer (unset: found likewise).")
+    solutions: Solutions = Field(
+        "first", description="Which of a row's verified solutions: the first, all of them, or the shortest."
+    )
+    filters: Filters = Field(
+        (), description="Conditions that a row must meet, separated by ';', for example 'level <= 3; length <= 4000'."
+    )
+    balance: str | None = Field(None, description="Take equally many rows of each value of this field.")
+    sources: tuple[SourceConfig, ...] = Field(
+        (), description="A mixture of datasets, instead of the one above ([[data.sources]] in a file)."
+    )
+    num_examples: Annotated[int, Field(ge=1)] | None = Field(None, description="Use only N rows of the mixture.")
+    mixture_seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Seed of the rows drawn from sources.")
+    deduplicate: Literal["off", "exact", "near"] = Field(
+        "exact", description="Leave out repeated problems: the same but for spelling, or near-identical ones too."
+    )
+    decontaminate: tuple[str, ...] = Field(
+        ("gsm8k", "math-500"),
+        description="Leave out problems that occur in these benchmarks: known names or files, separated by commas; "
+        "'none' checks nothing.",
+    )
+    curriculum: Literal["none", "easy-to-hard"] = Field(
+        "none", description="Order of training: random, or by difficulty, level or, without these, solution length."
+    )
     template: str = Field("tutor", description="How a problem and its solution become text.")
+    template_file: Folder | None = Field(None, description="File with a template of your own, instead of a named one.")
     max_seq_len: Annotated[int, Field(ge=8)] = Field(1024, description="Longest sequence, in tokens.")
     overflow: Literal["chunk", "truncate", "drop"] = Field(
         "chunk", description="What becomes of longer rows: split into chunks, cut, or left out."
     )
     train_on_prompt: bool = Field(False, description="Train on the problem's tokens too, not only the solution's.")
-    num_examples: Annotated[int, Field(ge=1)] | None = Field(None, description="Use only the first N rows.")
     cache_dir: Folder = Field("cache", description="Folder for the tokenized dataset.")
+
+    @field_validator("filters", mode="before")
+    @classmethod
+    def _split_filters(cls, value: object) -> object:
+        return _parts(value, ";")
+
+    @field_validator("decontaminate", mode="before")
+    @classmethod
+    def _split_benchmarks(cls, value: object) -> object:
+        return () if value == "none" else _parts(value, ",")
+
+    @property
+    def mixture(self) -> tuple[SourceConfig, ...]:
+        """The sources to read: `sources`, or the one that the flat settings describe."""
+        if self.sources:
+            return self.sources
+        return (
+            SourceConfig(
+                dataset=self.dataset,
+                config=self.dataset_config,
+                revision=self.dataset_revision,
+                split=self.split,
+                question_column=self.question_column,
+                solution_column=self.solution_column,
+                answer_column=self.answer_column,
+                solutions=self.solutions,
+                filters=self.filters,
+                balance=self.balance,
+            ),
+        )
+
+
+def _parts(value: object, separator: str) -> object:
+    """The parts of a text that lists several."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(separator) if part.strip())
+    return value
 
 
 class LoraConfig(Section):
@@ -77,9 +180,7 @@ class LoraConfig(Section):
     @field_validator("targets", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value
+        return _parts(value, ",")
 
     @field_validator("targets")
     @classmethod
