@@ -11,7 +11,7 @@ DEFAULT_DATASET = "open-r1/OpenR1-Math-220k"
 DEMO = "demo"
 
 Folder = Annotated[str, AfterValidator(os.path.expanduser)]
-Solutions = Literal["first", "all", "shortest"]
+Solutions = Literal["own", "first", "all", "shortest"]
 Filters = tuple[str, ...]
 
 
@@ -49,7 +49,7 @@ class SourceConfig(Section):
     solution_column: str | None = Field(None, description="Column with the solution (unset: found likewise).")
     answer_column: str | None = Field(None, description="Column with the final answer (unset: found likewise).")
     solutions: Solutions = Field(
-        "first", description="Which of a row's verified solutions: the first, all of them, or the shortest."
+        "own", description="A row's own solution, or its verified generations: the first, all of them, or the shortest."
     )
     filters: Filters = Field((), description="Conditions that a row must meet, for example 'level <= 3'.")
     balance: str | None = Field(None, description="Take equally many rows of each value of this field.")
@@ -90,7 +90,7 @@ class DataConfig(Section):
     solution_column: str | None = Field(None, description="Column with the solution (unset: found likewise).")
     answer_column: str | None = Field(None, description="Column with the final answer (unset: found likewise).")
     solutions: Solutions = Field(
-        "first", description="Which of a row's verified solutions: the first, all of them, or the shortest."
+        "own", description="A row's own solution, or its verified generations: the first, all of them, or the shortest."
     )
     filters: Filters = Field(
         (), description="Conditions that a row must meet, separated by ';', for example 'level <= 3; length <= 4000'."
