@@ -115,7 +115,7 @@ def cache_times(num_tokens: int, repeats: int) -> dict[str, Any]:
         started = time.perf_counter()
         with write_rows(path, np.dtype(np.uint16)) as writer:
             for _ in range(num_tokens // batch_tokens):
-                writer.add(batch)
+                writer.add(batch, len(offsets) - 1)
         write_s = time.perf_counter() - started
         loads, verified = [], []
         for _ in range(repeats):

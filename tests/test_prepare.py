@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from mlxmath.data.cache import TokenRows
 from mlxmath.data.render import encode_prompt, load_tokenizer
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.prepare import main, prepare_rows, show_rows, statistics, tokenizer_folder
-from mlxmath.problems.prompts import get_template
+from mlxmath.problems.prompts import get_template, joined
 from mlxmath.problems.sources import load_problems
 
 DEMO_MODEL = Path(__file__).parents[1] / "mlxmath" / "demo" / "model"
@@ -122,13 +123,15 @@ def test_damaged_cache_is_rebuilt(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_statistics(tmp_path: Path) -> None:
     rows = [{"problem": "Add 1 and 1.", "solution": "1 + 1 = 2\n" * 40}, {"problem": None, "solution": "s"}]
-    rows += [{"problem": "Add.", "solution": "2"}] * 3
+    rows += [{"problem": f"Add {i}.", "solution": "2"} for i in range(3)]
     path = write_rows(tmp_path / "a.jsonl", rows)
     prepared = prepare_rows(config(tmp_path, dataset=path, max_seq_len=64), DEMO_MODEL)
     text = "\n".join(statistics(prepared))
     assert f"4 problems became {len(prepared)} rows of" in text
     assert "1 were longer than 64 tokens and were split into chunks\n" in text
-    assert "1 rows of the dataset were skipped: empty problem" in text
+    assert "a.jsonl (train): 1 unusable: empty problem" in text
+    assert re.search(r"a\.jsonl \(train\) │ +5 │ +1 │ +0 │ +0 │ +0 │ +4 │ +4 │", text)
+    assert text.count("█") > 10
     assert "tokens a row: min " in text and "max 64" in text
     whole = prepare_rows(config(tmp_path, dataset=path), DEMO_MODEL)
     assert whole.num_targets == prepared.num_targets, "a chunk loses no target"
@@ -156,7 +159,7 @@ def test_progress_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_nothing_to_train_on(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{"problem": "q", "solution": " "}])
-    with pytest.raises(MlxmathError, match=r"a\.jsonl: no row with a target is left \(1 skipped: empty solution"):
+    with pytest.raises(MlxmathError, match=r"a\.jsonl: no row with a target is left \(1 unusable: empty solution"):
         prepare_rows(config(tmp_path, dataset=path), DEMO_MODEL)
     path = write_rows(tmp_path / "b.jsonl", [{"problem": "q " * 50, "solution": "s"}])
     with pytest.raises(MlxmathError, match="1 rows were read; --max-seq-len 8, --overflow truncate"):
@@ -177,7 +180,7 @@ def test_shown_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     problems = list(load_problems(config(tmp_path)))
     for problem in problems[:2]:
-        assert f"{get_template('tutor').prompt(problem.question)}{problem.solution}</s>\n" in shown
+        assert f"{joined(get_template('tutor').prompt(problem.question))}{problem.solution}</s>\n" in shown
     assert shown.count("--- row ") == 2
 
 
@@ -193,8 +196,9 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, ["--debug", "--show", "1"])
     assert result.exit_code == 0, result.output
-    assert "data.num_examples      10     --debug" in result.stderr
+    assert re.search(r"data\.num_examples +10 ", result.stderr)
     assert "10 problems became 10 rows" in result.stderr
+    assert (tmp_path / "cache" / "token_lengths.png").read_bytes()[:4] == b"\x89PNG"
     assert result.stdout.startswith("--- row 0: ")
     (path,) = (tmp_path / "cache").glob("*.pkl")
     assert len(TokenRows.load(path)) == 10

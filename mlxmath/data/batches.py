@@ -134,6 +134,8 @@ class WindowPlan:
       tokens, whatever `batch_size` is.
     - `pad`: windows in random order as they come, split into micro-batches of `batch_size` rows.
 
+    Rows with ranks (a curriculum's) come in their order, every epoch; rows of the same rank are shuffled as above.
+
     Args:
         rows: the data.
         config: batch size, accumulation, batching, epochs and seed.
@@ -167,12 +169,18 @@ class WindowPlan:
     def _order(self, epoch: int) -> list[Ids]:
         random = np.random.default_rng([self._config.seed, epoch])
         order = random.permutation(len(self.rows))
+        ranks = getattr(self.rows, "ranks", None)
+        if ranks is not None:
+            order = order[np.argsort(ranks[order], kind="stable")]
         if self._config.batching == "pad":
             return _cut(order, self._per_window)
         # in a small dataset a buffer of all rows would make the same windows in every epoch
         look_ahead = max(1, min(LOOK_AHEAD_WINDOWS, self.windows_per_epoch // 4))
         windows: list[Ids] = []
         for buffer in _cut(order, look_ahead * self._per_window):
+            if ranks is not None and ranks[buffer[0]] != ranks[buffer[-1]]:
+                windows += _cut(buffer, self._per_window)
+                continue
             by_length = buffer[np.argsort(self.rows.lengths[buffer], kind="stable")]
             parts = _cut(by_length, self._per_window)
             windows += [parts[i] for i in random.permutation(len(parts))]

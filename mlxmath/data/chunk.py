@@ -48,7 +48,8 @@ def fit_rows(rows: Rendered, max_seq_len: int, overflow: Overflow) -> tuple[Rend
     targets = targets_per_row(fitted.mask, fitted.offsets)
     empty = targets == 0
     kept = _gather(fitted, fitted.offsets[:-1][~empty], chunk_lengths[~empty]) if empty.any() else fitted
-    kept = kept._replace(sources=row_of_chunk[~empty])
+    text_of_chunk = row_of_chunk if rows.sources is None else rows.sources[row_of_chunk]
+    kept = kept._replace(sources=text_of_chunk[~empty])
     num_before = _count(rows.mask) - _count(rows.mask[rows.offsets[:-1]])
     counts = Counter(
         rows=len(lengths),
