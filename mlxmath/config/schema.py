@@ -18,7 +18,7 @@ Filters = tuple[str, ...]
 class Section(BaseModel):
     """A group of settings. Unknown keys are errors; values do not change after the run has started."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -153,10 +153,10 @@ class DataConfig(Section):
 
 
 def _parts(value: object, separator: str) -> object:
-    """The parts of a text that lists several."""
+    """The parts of a text that lists several; a list of parts as it is."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(separator) if part.strip())
-    return value
+    return tuple(value) if isinstance(value, list) else value
 
 
 class LoraConfig(Section):
@@ -199,6 +199,9 @@ class TrainingConfig(Section):
     """The loop: how much, how fast, for how long."""
 
     adapter_path: Folder = Field("adapters", description="Folder for the adapters, checkpoints and curves.")
+    init_adapter: Folder | None = Field(
+        None, description="Start from the weights in this adapter folder, of the same base, rank and targets."
+    )
     full: bool = Field(
         False, description="Train the blocks' own weights, not adapters (of the lora settings, num_layers counts)."
     )
@@ -289,6 +292,35 @@ class TrainingConfig(Section):
         return value
 
 
+class GrpoConfig(Section):
+    """Reinforcement learning by group-relative policy optimization, named as TRL names it."""
+
+    num_generations: Annotated[int, Field(ge=2)] = Field(8, description="Completions of a prompt, compared as a group.")
+    max_completion_length: Annotated[int, Field(ge=1)] = Field(512, description="Longest completion, in tokens.")
+    temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="Temperature that completions are drawn at.")
+    beta: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Weight of the divergence from the model at the start (0: none)."
+    )
+    epsilon: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="How far a probability ratio may fall.")
+    epsilon_high: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="How far a probability ratio may rise (unset: as far as it may fall)."
+    )
+    num_iterations: Annotated[int, Field(ge=1)] = Field(1, description="Optimizer passes over each set of completions.")
+    loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = Field("dapo", description="How token losses are averaged.")
+    scale_rewards: Literal["group", "batch", "none"] = Field(
+        "group", description="Standard deviation that advantages are divided by: the group's, the batch's, or none."
+    )
+    importance_sampling_level: Literal["token", "sequence"] = Field(
+        "token", description="Whether probability ratios are of tokens or of whole completions."
+    )
+    mask_truncated_completions: bool = Field(
+        False, description="Leave completions that reached the longest length out of the loss."
+    )
+    reward_weights: dict[str, float] = Field(
+        {"correctness": 1.0}, description="Rewards that count, each with its weight."
+    )
+
+
 class RuntimeConfig(Section):
     """The device."""
 
@@ -306,4 +338,5 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     lora: LoraConfig = LoraConfig()
     training: TrainingConfig = TrainingConfig()
+    grpo: GrpoConfig = GrpoConfig()
     runtime: RuntimeConfig = RuntimeConfig()

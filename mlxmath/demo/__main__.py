@@ -10,23 +10,10 @@ from typing import Any
 import click
 
 from mlxmath import options
-from mlxmath.config.load import Values, resolve
 from mlxmath.config.schema import DEMO
 from mlxmath.console import duration, say
 from mlxmath.errors import MlxmathError
 
-PRESET: Values = {
-    "model.model": DEMO,
-    "model.dtype": "float32",
-    "data.dataset": DEMO,
-    "data.max_seq_len": 256,
-    "training.learning_rate": 3e-3,
-    "training.batch_size": 8,
-    "training.grad_accumulation_steps": 1,
-    "training.num_epochs": 3,
-    "training.schedule": "cosine",
-    "training.warmup_steps": 28,
-}
 TEST_PROBLEMS = Path(__file__).parent / "problems" / "test.jsonl"
 MAX_NEW_TOKENS = 120
 
@@ -37,8 +24,7 @@ def main(**values: Any) -> None:
     """Fine-tune the bundled model and compare it with its base on 200 unseen problems."""
     from mlxmath.train import train
 
-    chosen = {name.replace("__", "."): value for name, value in values.items() if value is not None}
-    resolved = resolve([("demo", PRESET), ("option", chosen)])
+    resolved = options.settings(values | {"recipe": DEMO})
     if exit_code := train(resolved):
         raise SystemExit(exit_code)
     config = resolved.config
@@ -90,7 +76,7 @@ def _answers(resolved: Any, problems: list[dict[str, str]], adapter: Path | None
     if adapter:
         load_adapter(model, adapter)
     tokenizer = load_generation_tokenizer(folder)
-    template = get_template(config.data.template)
+    template = get_template(config.data.template).for_tokenizer(tokenizer)
     prompts = [encode_prompt(tokenizer, template.prompt(problem["problem"])) for problem in problems]
     name = "tuned" if adapter else "base"
     start = time.perf_counter()
