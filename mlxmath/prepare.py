@@ -1,5 +1,6 @@
 """`mlxmath prepare`: turn a dataset into tokens, once; training finds them in the cache."""
 
+import gc
 import sys
 import time
 from collections import Counter, deque
@@ -34,6 +35,7 @@ SKIPPED = "skipped: "
 
 
 @options.command("prepare")
+@options.configured
 @options.setting_options(*options.MODEL, *options.DATA)
 @click.option("--debug", is_flag=True, help="The bundled model and ten bundled problems.")
 @click.option(
@@ -228,6 +230,7 @@ def tokenize(
         counts.update(batch.skipped, problems=batch.num_problems, not_encodable=num_failed)
         return rows, counts
 
+    gc.freeze()  # what is there already is not searched for garbage with each batch
     under_way: deque[Future[tuple[Rendered, Counter[str]]]] = deque()
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         for batch in _batches(problems, template):

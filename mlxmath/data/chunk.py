@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxmath.data.render import Rendered
+from mlxmath.data.render import Rendered, spans
 
 Overflow = Literal["chunk", "truncate", "drop"]
 
@@ -74,7 +74,7 @@ def targets_per_row(mask: NDArray[np.uint8], offsets: NDArray[np.int64]) -> NDAr
 def _gather(rows: Rendered, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Rendered:
     """The spans [start, start + length) of the token stream as rows."""
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    positions = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+    positions = spans(starts, lengths)
     return Rendered(rows.tokens[positions], rows.mask[positions], offsets)
 
 

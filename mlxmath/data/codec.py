@@ -10,11 +10,13 @@ import os
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
+from mlxmath.data.words import WordMemory, find_cuts
 from mlxmath.errors import InputError, MlxmathError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
@@ -65,6 +67,10 @@ class TextCodec(Protocol):
 
     def decode(self, ids: list[int]) -> str:
         """The text of `ids`, control tokens shown."""
+
+    @property
+    def words(self) -> WordMemory | None:
+        """A memory of the ids of words, if texts can be tokenized word by word; much faster."""
 
     def encode_pairs(self, pairs: Sequence[Pair]) -> list[IdPair | None]:
         """For each pair: `encode(prompt)` and the ids that continue it with the completion.
@@ -188,6 +194,8 @@ def _same(found: str, text: str) -> bool:
 class SlowCodec:
     """A tokenizer written in Python: text by text."""
 
+    words = None
+
     def __init__(self, tokenizer: Any) -> None:
         self.prefix = _prefix(tokenizer)
         self.control, self.control_pattern = _control(tokenizer)
@@ -255,6 +263,33 @@ class FastCodec:
             ids if ids and _same(text, pair.prompt + pair.completion) else _continue(self, *pair)
             for ids, text, pair in zip(split, texts, pairs, strict=True)
         ]
+
+    @cached_property
+    def words(self) -> WordMemory | None:
+        """See `TextCodec.words`."""
+        tokens = self._original.get_added_tokens_decoder().values()
+        control = {token.content for token in tokens if token.special}
+        added = [token.content for token in tokens if not token.special]
+        vocabulary = {*self._plain.get_vocab(with_added_tokens=False), *added} - control
+        cuts = find_cuts(self._plain.model, vocabulary, self._encode_all)
+        if cuts is None or any(" " in token or "\n" in token for token in added):
+            return None
+        return WordMemory(cuts, added, self._encode_all, self._encode_after, self._readable)
+
+    def _encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        return [e.ids for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def _encode_after(self, texts: Sequence[str]) -> list[list[int] | None]:
+        """Ids of texts that continue another; None where the anchor does not do."""
+        before = self.encode("a")
+        split = self._split([Pair("a", text) for text in texts], self._anchor, self._anchor_ids)
+        continued = [before + ids[1] if ids else [] for ids in split]
+        good = self._readable(continued, [f"a{text}" for text in texts])
+        return [ids[1] if ids and fine else None for ids, fine in zip(split, good, strict=True)]
+
+    def _readable(self, ids: Sequence[list[int]], texts: Sequence[str]) -> list[bool]:
+        decoded = self._original.decode_batch(list(ids), skip_special_tokens=False)
+        return [_same(found, text) for found, text in zip(decoded, texts, strict=True)]
 
     def _split(self, pairs: Sequence[Pair], anchor: str, anchor_ids: list[int]) -> list[IdPair | None]:
         """Both sides of each pair, None where the anchor's ids do not begin the completion's side."""

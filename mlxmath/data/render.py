@@ -22,6 +22,9 @@ from mlxmath.problems.prompts import Segment, Text
 
 __all__ = ["Rendered", "adds_bos", "encode_prompt", "has_tokenizer", "load_tokenizer", "render"]
 
+LEAST_PAIRS = 200
+"""Texts from which finding out how the tokenizer cuts them pays off."""
+
 Part = tuple[list[int] | Run, tuple[bool, ...]]
 """Ids, or a run of texts, and which of its parts are targets."""
 
@@ -64,7 +67,7 @@ def adds_bos(tokenizer: Any) -> bool:
 
 
 def render(tokenizer: Any, texts: Sequence[Text], train_on_prompt: bool = False) -> tuple[Rendered, int]:
-    """Tokenize texts, on all cores where the tokenizer can.
+    """Tokenize texts: word by word where that gives the same ids, else whole, on all cores where the tokenizer can.
 
     Args:
         tokenizer: of `transformers`, or mlx_lm's wrapper around one.
@@ -75,6 +78,68 @@ def render(tokenizer: Any, texts: Sequence[Text], train_on_prompt: bool = False)
         The rows, whose `sources` are the texts' numbers, and the number of texts left out because the tokenizer cannot
         write a segment after the ids of the one before.
     """
+    codec = codec_of(tokenizer)
+    pairs = [i for i, text in enumerate(texts) if _is_pair(text)]
+    if len(pairs) < LEAST_PAIRS or codec.words is None:
+        return _render_whole(tokenizer, texts, train_on_prompt)
+    quick = _render_words(tokenizer, texts, pairs, train_on_prompt)
+    assert quick.sources is not None
+    rest = sorted(set(range(len(texts))) - set(quick.sources.tolist()))
+    if not rest:
+        return quick, 0
+    slow, num_failed = _render_whole(tokenizer, [texts[i] for i in rest], train_on_prompt)
+    assert slow.sources is not None
+    return _merge(quick, slow._replace(sources=np.array(rest, np.int64)[slow.sources])), num_failed
+
+
+def _is_pair(text: Text) -> bool:
+    """Whether a text is plain: what is given, and what is to be written."""
+    return len(text) == 2 and not (text[0].is_target or text[0].is_control or text[1].is_control) and text[1].is_target
+
+
+def _render_words(tokenizer: Any, texts: Sequence[Text], pairs: Sequence[int], train_on_prompt: bool) -> Rendered:
+    """The rows of those of the texts `pairs` that can be tokenized word by word."""
+    codec = codec_of(tokenizer)
+    assert codec.words is not None
+    encoded = codec.words.encode([segment.text for i in pairs for segment in texts[i]], [False, True] * len(pairs))
+    good = ~encoded.refused.reshape(-1, 2).any(1)
+    ends = np.cumsum(encoded.lengths)
+    pool = np.concatenate([np.array([*codec.prefix, tokenizer.eos_token_id], np.uint32), encoded.tokens])
+    starts = np.zeros((len(pairs), 4), np.int64)  # of prefix, prompt, completion, end-of-text in the pool
+    lengths = np.full((len(pairs), 4), (len(codec.prefix), 0, 0, 1), np.int64)
+    starts[:, 1:3] = (ends - encoded.lengths).reshape(-1, 2) + len(codec.prefix) + 1
+    lengths[:, 1:3] = encoded.lengths.reshape(-1, 2)
+    starts[:, 3] = len(codec.prefix)
+    starts, lengths = starts[good], lengths[good]
+    offsets = np.concatenate([np.zeros(1, np.int64), lengths.sum(1).cumsum()])
+    is_target = np.array([train_on_prompt, train_on_prompt, True, True], np.uint8)
+    mask = np.repeat(np.tile(is_target, len(lengths)), lengths.ravel())
+    mask[offsets[:-1]] = 0
+    return Rendered(pool[spans(starts.ravel(), lengths.ravel())], mask, offsets, np.array(pairs, np.int64)[good])
+
+
+def _merge(first: Rendered, second: Rendered) -> Rendered:
+    """All rows, ascending by their source."""
+    assert first.sources is not None and second.sources is not None
+    sources = np.concatenate([first.sources, second.sources])
+    order = np.argsort(sources, kind="stable")
+    starts = np.concatenate([first.offsets[:-1], second.offsets[:-1] + len(first.tokens)])[order]
+    lengths = np.concatenate([np.diff(first.offsets), np.diff(second.offsets)])[order]
+    taken = spans(starts, lengths)
+    tokens, mask = (np.concatenate(parts) for parts in zip(first[:2], second[:2], strict=True))
+    return Rendered(
+        tokens[taken], mask[taken], np.concatenate([np.zeros(1, np.int64), lengths.cumsum()]), sources[order]
+    )
+
+
+def spans(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The positions start, start + 1, … of each span, one span after the other."""
+    ends = np.cumsum(lengths)
+    return np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
+
+
+def _render_whole(tokenizer: Any, texts: Sequence[Text], train_on_prompt: bool) -> tuple[Rendered, int]:
+    """See `render`; each text is given to the tokenizer as it is."""
     codec = codec_of(tokenizer)
     end: Part = ([tokenizer.eos_token_id], (True,))
     rows = [

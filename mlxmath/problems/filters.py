@@ -1,8 +1,9 @@
 """Conditions on a row: `difficulty in easy, medium`, `level <= 3`, `response contains </think>`, `correct = true`."""
 
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mlxmath.errors import InputError
 from mlxmath.problems.columns import near
@@ -28,7 +29,7 @@ class Filter:
     text: str
     """As the user wrote it."""
     field: str
-    holds: Callable[[Value], bool] = field(repr=False)
+    holds: Callable[[Value], bool] = dataclasses.field(repr=False)
 
     def __call__(self, problem: Problem) -> bool:
         """Whether the problem meets the condition."""

@@ -104,20 +104,21 @@ class _Survey:
             self.report.is_benchmark = counts.most_common(1)[0][0]
             warn(
                 f"{self.report.name}: {counts.total():,} of {len(self.ids):,} problems occur in "
-                f"{' or '.join(sorted(counts))}. It is that benchmark or made from it, so they are kept, and a score on "
-                "that benchmark will say nothing about a model trained on them."
+                f"{' or '.join(sorted(counts))}. It is that benchmark or made from it, so they are kept, and a score "
+                "on that benchmark will say nothing about a model trained on them."
             )
             kept = list(range(len(self.ids)))
         else:
             self.report.contaminated = dict(sorted(counts.items()))
             kept = [i for i, name in enumerate(self.occurs_in) if name is None]
-        for values in (self.ids, self.difficulty, self.lengths, self.buckets, self.held):
+        columns: tuple[list[Any] | None, ...] = (self.ids, self.difficulty, self.lengths, self.buckets, self.held)
+        for values in columns:
             if values:
                 values[:] = [values[i] for i in kept[:limit]]
         self.report.left = len(self.ids)
 
     def most(self) -> int:
-        """Problems that it can give: without a count, a balanced source gives as many of each bucket as of the least."""
+        """Problems that it can give: without a count, a balanced source gives each bucket as many as the least has."""
         if not self.buckets or self.loaded.source.count is not None:
             return len(self.ids)
         counts = Counter(self.buckets)
@@ -326,7 +327,7 @@ def _apportion(shares: Sequence[float], total: int) -> list[int]:
 
 
 def _draw(survey: _Survey, size: int, seed: int) -> Ids:
-    """Which of a survey's problems are taken, ascending: those with the least seeded hash, in each bucket if balanced."""
+    """Which of a survey's problems are taken, ascending: those with the least seeded hash (in each bucket)."""
     if size >= len(survey.ids):
         chosen = np.arange(len(survey.ids))
     else:

@@ -200,7 +200,6 @@ def known(name: str) -> Dataset | None:
 
 
 def recognise(columns: Iterable[str]) -> Dataset | None:
-    """The dataset with these columns, the one with the most of them if several fit."""
+    """The first dataset with these columns."""
     available = set(columns)
-    fitting = [d for d in _ALL if d.signature and available.issuperset(d.signature)]
-    return max(fitting, key=lambda d: len(d.signature), default=None)
+    return next((d for d in _ALL if d.signature and available.issuperset(d.signature)), None)
