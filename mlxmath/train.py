@@ -123,6 +123,8 @@ def train(resolved: Resolved) -> int:
 
     from itertools import islice
 
+    import mlx.core as mx
+
     from mlxmath.data.batches import Shape, WindowPlan
     from mlxmath.data.render import adds_bos, load_tokenizer
     from mlxmath.files import atomic_write, read_json
@@ -159,6 +161,7 @@ def train(resolved: Resolved) -> int:
 
     loaded = load_model(model_folder, device.compute_dtype)
     model = loaded.model
+    mx.random.seed(training.seed)  # converting and loading a model draw random numbers
     injected = open_blocks(model, config.lora.num_layers) if training.full else inject(model, config.lora)
     say(str(injected))
     adapter = adapter_config(
