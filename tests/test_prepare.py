@@ -217,3 +217,48 @@ def test_help_imports_nothing_heavy() -> None:
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.rstrip().endswith("set()")
     assert "--max-seq-len" in result.stdout
+
+
+def test_mixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["easy", "hard", "medium", "very hard"]
+    a = [{"problem": f"Add {i} and {i}.", "solution": f"{2 * i}", "difficulty": names[i % 4]} for i in range(40)]
+    b = [{"question": f"Take {i} from {i}.", "answer": "0\n#### 0"} for i in range(20)]
+    settings: dict[str, Any] = {
+        "sources": [
+            {"dataset": str(tmp_path / "absent.jsonl"), "fallback": write_rows(tmp_path / "a.jsonl", a), "count": 8},
+            {"dataset": write_rows(tmp_path / "b.jsonl", b), "filters": "question contains 1"},
+        ],
+        "num_examples": None,
+        "curriculum": "easy-to-hard",
+    }
+    rows = prepare_rows(config(tmp_path, **settings), DEMO_MODEL)
+    assert len(rows) == 8 + 11
+    assert rows.ranks[8:].tolist() == [0] * 11, "all of the same length"
+    assert len(set(rows.ranks[:8].tolist())) > 1
+    said = capsys.readouterr().err
+    assert "absent.jsonl cannot be had" in said
+    text = "\n".join(statistics(rows))
+    assert f"a.jsonl (train) stands in for {tmp_path}/absent.jsonl, which could not be had" in text
+    assert "b.jsonl (train): 9 does not meet question contains 1" in text
+    assert "from easy to hard by difficulty" in text
+    again = prepare_rows(config(tmp_path, **settings), DEMO_MODEL)
+    assert (again.fingerprint, again.stats) == (rows.fingerprint, rows.stats)
+    prepare_rows(config(tmp_path, **(settings | {"mixture_seed": 1})), DEMO_MODEL)
+    assert len(files(tmp_path)) == 2
+
+
+def test_ranks_follow_chunks_and_problems_left_out(tmp_path: Path) -> None:
+    data = [
+        {"problem": "A.", "solution": "1 + 1 = 2\n" * 40, "level": 3},
+        {"problem": "B.", "solution": "</s>", "level": 1},
+        {"problem": "C.", "solution": "2", "level": 2},
+    ]
+    path = write_rows(tmp_path / "a.jsonl", data)
+    settings = {"dataset": path, "max_seq_len": 64, "curriculum": "easy-to-hard"}
+    rows = prepare_rows(config(tmp_path, **settings), DEMO_MODEL)
+    chunks = len(rows) - 2
+    assert chunks > 3
+    assert rows.ranks.tolist() == [666] * chunks + [0, 333]
+    assert rows.sources.tolist() == [0] * chunks + [1, 2]
+    dropped = prepare_rows(config(tmp_path, **settings, overflow="drop"), DEMO_MODEL)
+    assert (dropped.ranks.tolist(), dropped.sources.tolist()) == ([0, 333], [1, 2])

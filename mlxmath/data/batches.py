@@ -5,6 +5,7 @@ Shapes: B rows, L positions (padded to a bucket width, so that few shapes occur)
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol
 
 import mlx.core as mx
@@ -177,14 +178,21 @@ class WindowPlan:
         # in a small dataset a buffer of all rows would make the same windows in every epoch
         look_ahead = max(1, min(LOOK_AHEAD_WINDOWS, self.windows_per_epoch // 4))
         windows: list[Ids] = []
-        for buffer in _cut(order, look_ahead * self._per_window):
-            if ranks is not None and ranks[buffer[0]] != ranks[buffer[-1]]:
-                windows += _cut(buffer, self._per_window)
-                continue
+        for buffer in self._buffers(order, ranks, look_ahead * self._per_window):
             by_length = buffer[np.argsort(self.rows.lengths[buffer], kind="stable")]
             parts = _cut(by_length, self._per_window)
             windows += [parts[i] for i in random.permutation(len(parts))]
         return windows
+
+    def _buffers(self, order: Ids, ranks: NDArray[np.int32] | None, size: int) -> Iterator[Ids]:
+        """Rows to be sorted by length together: whole windows, and with ranks only windows of one and the same rank."""
+        if ranks is None:
+            yield from _cut(order, size)
+            return
+        windows = _cut(order, self._per_window)
+        rank_or_own = [int(ranks[w[0]]) if ranks[w[0]] == ranks[w[-1]] else -1 - i for i, w in enumerate(windows)]
+        for _, group in groupby(range(len(windows)), key=rank_or_own.__getitem__):
+            yield from _cut(np.concatenate([windows[i] for i in group]), size)
 
     def _by_rows(self, ids: Ids) -> list[tuple[int, ...]]:
         return [tuple(map(int, part)) for part in _cut(self._by_length(ids), self.max_rows)]

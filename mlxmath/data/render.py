@@ -126,10 +126,9 @@ def _merge(first: Rendered, second: Rendered) -> Rendered:
     starts = np.concatenate([first.offsets[:-1], second.offsets[:-1] + len(first.tokens)])[order]
     lengths = np.concatenate([np.diff(first.offsets), np.diff(second.offsets)])[order]
     taken = spans(starts, lengths)
-    tokens, mask = (np.concatenate(parts) for parts in zip(first[:2], second[:2], strict=True))
-    return Rendered(
-        tokens[taken], mask[taken], np.concatenate([np.zeros(1, np.int64), lengths.cumsum()]), sources[order]
-    )
+    tokens = np.concatenate([first.tokens, second.tokens])[taken]
+    mask = np.concatenate([first.mask, second.mask])[taken]
+    return Rendered(tokens, mask, np.concatenate([np.zeros(1, np.int64), lengths.cumsum()]), sources[order])
 
 
 def spans(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -95,7 +95,7 @@ def main(arguments: Sequence[str]) -> None:
         benchmark = fingerprint_benchmark(name, loaded.revision, [problem.question for problem in loaded])
         with atomic_file(FOLDER / f"{name}.npz") as out:
             np.savez(out, revision=np.array(benchmark.revision), texts=benchmark.texts, ngrams=benchmark.ngrams)
-        say(f"{out.name}: {len(benchmark.texts):,} questions, {len(benchmark.ngrams):,} runs of {NGRAM} words")
+        say(f"{name}: {len(benchmark.texts):,} questions, {len(benchmark.ngrams):,} runs of {NGRAM} words")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 Hashes = NDArray[np.uint64]
 
-_LATEX_SPACE = re.compile(r"\\[,!;: ]|\\quad|\{,\}|~")
+_LATEX_SPACE = re.compile(r"\\[,;: ]|\\quad|\{,\}|~")
 _GROUPED = re.compile(r"(?<![\d.])\d{1,3}(?:[,  ' _]\d{3})+(?![\d])")
 _WORD = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+")
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
@@ -37,7 +37,7 @@ def words(text: str) -> list[str]:
     """
     text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     if "\\" in text or "{,}" in text or "~" in text:
-        text = _LATEX_SPACE.sub(" ", text).replace("{ }", " ")
+        text = _LATEX_SPACE.sub(" ", text.replace("\\!", ""))
     text = _GROUPED.sub(lambda match: re.sub(r"\D", "", match[0]), text)
     return [_NUMBER_WORDS.get(word) or _number(word) if word[0].isalnum() else word for word in _WORD.findall(text)]
 

@@ -15,12 +15,20 @@ from mlxmath.problems.registry import DATASETS, known
 from mlxmath.problems.sources import load_problems
 
 OPEN_R1 = {
-    "problem": "What is $2+2$?", "solution": "It is $\\boxed{4}$.", "answer": "4", "problem_type": "Algebra",
-    "question_type": "math-word-problem", "source": "olympiads", "uuid": "u1", "is_reasoning_complete": [True, True, True],
+    "problem": "What is $2+2$?",
+    "solution": "It is $\\boxed{4}$.",
+    "answer": "4",
+    "problem_type": "Algebra",
+    "question_type": "math-word-problem",
+    "source": "olympiads",
+    "uuid": "u1",
+    "is_reasoning_complete": [True, True, True],
     "generations": ["<think>long way</think> 4", "<think>hm</think> 4", "<think>no</think> 5"],
-    "correctness_math_verify": [True, True, False], "correctness_llama": None, "correctness_count": 2,
+    "correctness_math_verify": [True, True, False],
+    "correctness_llama": None,
+    "correctness_count": 2,
     "messages": [{"role": "user", "content": "What is $2+2$?"}, {"role": "assistant", "content": "4"}],
-}  # fmt: skip
+}
 
 
 def write(path: Path, *rows: dict[str, Any]) -> str:
@@ -35,8 +43,11 @@ def read(path: Path, *rows: dict[str, Any], **changes: Any) -> list[Problem]:
 def test_open_r1_takes_its_own_solution(tmp_path: Path) -> None:
     (problem,) = read(tmp_path / "a.jsonl", OPEN_R1)
     assert (problem.id, problem.question, problem.solution, problem.answer) == (
-        "u1", "What is $2+2$?", "It is $\\boxed{4}$.", "4",
-    )  # fmt: skip
+        "u1",
+        "What is $2+2$?",
+        "It is $\\boxed{4}$.",
+        "4",
+    )
     assert (problem.subject, problem.source, problem.difficulty) == ("Algebra", "olympiads", None)
     assert problem.meta["correct"] is True
 
@@ -81,18 +92,36 @@ def test_generations_need_no_own_solution(tmp_path: Path) -> None:
     ("row", "expected"),
     [
         (
-            {"instruction": "q", "response": "<think>t</think> s", "input_quality": "Excellent", "difficulty": "very hard",
-             "task_category": "Math", "uuid": "m1", "conversations": [{"from": "human", "value": "q"}]},
-            Problem("m1", "q", None, "<think>t</think> s", {"input_quality": "Excellent", "difficulty": "very hard",
-                    "task_category": "Math"}, difficulty="very hard", subject="Math"),
+            {
+                "instruction": "q",
+                "response": "<think>t</think> s",
+                "input_quality": "Excellent",
+                "difficulty": "very hard",
+                "task_category": "Math",
+                "uuid": "m1",
+                "conversations": [{"from": "human", "value": "q"}],
+            },
+            Problem(
+                "m1",
+                "q",
+                None,
+                "<think>t</think> s",
+                {"input_quality": "Excellent", "difficulty": "very hard", "task_category": "Math"},
+                difficulty="very hard",
+                subject="Math",
+            ),
         ),
         (
             {"prompt": "q", "response": "s", "ground_truth": "7", "correct": True, "problem_id": 12},
             Problem("12", "q", "7", "s", {"correct": True}),
         ),
         (
-            {"source": "cn_k12", "problem": "q", "solution": "so \\boxed{\\frac{1}{2}}",
-             "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "other"}]},
+            {
+                "source": "cn_k12",
+                "problem": "q",
+                "solution": "so \\boxed{\\frac{1}{2}}",
+                "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "other"}],
+            },
             Problem("0", "q", "\\frac{1}{2}", "so \\boxed{\\frac{1}{2}}", {"source": "cn_k12"}, source="cn_k12"),
         ),
         (
@@ -100,8 +129,11 @@ def test_generations_need_no_own_solution(tmp_path: Path) -> None:
             Problem("0", "q", "1,024", "48/2 = 24\n#### 1,024", {}),
         ),
         (
-            {"input": "q", "code": 'def solution():\n    """q"""\n    eggs = 16\n    result = eggs - 3.5\n    return result\n',
-             "target": 12.5},
+            {
+                "input": "q",
+                "code": 'def solution():\n    """q"""\n    eggs = 16\n    result = eggs - 3.5\n    return result\n',
+                "target": 12.5,
+            },
             Problem("0", "q", "12.5", "eggs = 16\nresult = eggs - 3.5\n#### 12.5", {}),
         ),
         (
@@ -110,28 +142,70 @@ def test_generations_need_no_own_solution(tmp_path: Path) -> None:
         ),
         (
             {"problem": "q", "level": "Level 3", "type": "Geometry", "solution": "\\boxed{2}, no: \\boxed{x^{2}}"},
-            Problem("0", "q", "x^{2}", "\\boxed{2}, no: \\boxed{x^{2}}", {"level": "Level 3", "type": "Geometry"},
-                    difficulty="Level 3", subject="Geometry"),
+            Problem(
+                "0",
+                "q",
+                "x^{2}",
+                "\\boxed{2}, no: \\boxed{x^{2}}",
+                {"level": "Level 3", "type": "Geometry"},
+                difficulty="Level 3",
+                subject="Geometry",
+            ),
         ),
         (
-            {"problem": "q", "solution": "s", "answer": "5", "subject": "Algebra", "level": 4, "unique_id": "test/1.json"},
-            Problem("test/1.json", "q", "5", "s", {"subject": "Algebra", "level": 4}, difficulty="4", subject="Algebra"),
+            {
+                "problem": "q",
+                "solution": "s",
+                "answer": "5",
+                "subject": "Algebra",
+                "level": 4,
+                "unique_id": "test/1.json",
+            },
+            Problem(
+                "test/1.json", "q", "5", "s", {"subject": "Algebra", "level": 4}, difficulty="4", subject="Algebra"
+            ),
         ),
         (
-            {"Problem": "how many ways ?", "Rationale": '"5 * 5 = 25 . answer : b ."', "options": "a ) 5 , b ) 25",
-             "correct": "b", "annotated_formula": "multiply(5, 5)", "linear_formula": "multiply(n0,n0)|", "category": "general"},
-            Problem("0", "how many ways ?\nOptions: a ) 5 , b ) 25", "b", "5 * 5 = 25 . answer : b .", {},
-                    subject="general"),
+            {
+                "Problem": "how many ways ?",
+                "Rationale": '"5 * 5 = 25 . answer : b ."',
+                "options": "a ) 5 , b ) 25",
+                "correct": "b",
+                "annotated_formula": "multiply(5, 5)",
+                "linear_formula": "multiply(n0,n0)|",
+                "category": "general",
+            },
+            Problem(
+                "0", "how many ways ?\nOptions: a ) 5 , b ) 25", "b", "5 * 5 = 25 . answer : b .", {}, subject="general"
+            ),
         ),
         (
-            {"Body": "Philip has 290 bananas", "Question": "How big is each group?", "Equation": "( 290.0 / 2.0 )",
-             "Answer": 145.0, "Type": "Common-Division", "ID": "chal-777"},
-            Problem("chal-777", "Philip has 290 bananas. How big is each group?", "145", "290 / 2 = 145\n#### 145", {},
-                    subject="Common-Division"),
+            {
+                "Body": "Philip has 290 bananas",
+                "Question": "How big is each group?",
+                "Equation": "( 290.0 / 2.0 )",
+                "Answer": 145.0,
+                "Type": "Common-Division",
+                "ID": "chal-777",
+            },
+            Problem(
+                "chal-777",
+                "Philip has 290 bananas. How big is each group?",
+                "145",
+                "290 / 2 = 145\n#### 145",
+                {},
+                subject="Common-Division",
+            ),
         ),
         (
-            {"Body": None, "Question": "2 of ( 3 + 4 )?", "Equation": "( ( 3.5 + 4.0 ) * 2.0 )", "Answer": "15", "Type": None,
-             "ID": "x"},
+            {
+                "Body": None,
+                "Question": "2 of ( 3 + 4 )?",
+                "Equation": "( ( 3.5 + 4.0 ) * 2.0 )",
+                "Answer": "15",
+                "Type": None,
+                "ID": "x",
+            },
             Problem("x", "2 of ( 3 + 4 )?", "15", "( ( 3.5 + 4 ) * 2 ) = 15\n#### 15", {}),
         ),
         (
@@ -143,9 +217,22 @@ def test_generations_need_no_own_solution(tmp_path: Path) -> None:
             Problem("0", "q", "1.6", "\\boxed{1.6} cm", {"type": "Astronomy", "idx": 0}, subject="Astronomy"),
         ),
     ],
-    ids=["magpie", "numinamath-qwq", "numinamath-cot", "gsm8k", "gsm-hard", "gsm-hard empty", "math", "math-500", "mathqa",
-         "svamp", "svamp null", "aime24", "minerva"],
-)  # fmt: skip
+    ids=[
+        "magpie",
+        "numinamath-qwq",
+        "numinamath-cot",
+        "gsm8k",
+        "gsm-hard",
+        "gsm-hard empty",
+        "math",
+        "math-500",
+        "mathqa",
+        "svamp",
+        "svamp null",
+        "aime24",
+        "minerva",
+    ],
+)
 def test_rows(tmp_path: Path, row: dict[str, Any], expected: Problem) -> None:
     (problem,) = read(tmp_path / "a.jsonl", row)
     core = ("id", "question", "answer", "solution", "difficulty", "subject", "source")
@@ -200,10 +287,17 @@ class Hub:
 def test_known_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert known("GSM8K") is known("openai/gsm8k") is DATASETS["gsm8k"]
     math = {"problem": "q", "level": "Level 1", "type": "Algebra", "solution": "s"}
-    hub = Hub(monkeypatch, {"openai/gsm8k": [{"question": "q", "answer": "#### 1"}], "EleutherAI/hendrycks_math": [math],
-                            "allenai/math_qa": [{"Problem": "q", "Rationale": "r", "options": "a", "correct": "a"}],
-                            "PrimeIntellect/NuminaMath-QwQ-CoT-5M": [{"prompt": "q", "response": "s", "ground_truth": "1",
-                                                                     "correct": True, "problem_id": 1}]})  # fmt: skip
+    hub = Hub(
+        monkeypatch,
+        {
+            "openai/gsm8k": [{"question": "q", "answer": "#### 1"}],
+            "EleutherAI/hendrycks_math": [math],
+            "allenai/math_qa": [{"Problem": "q", "Rationale": "r", "options": "a", "correct": "a"}],
+            "PrimeIntellect/NuminaMath-QwQ-CoT-5M": [
+                {"prompt": "q", "response": "s", "ground_truth": "1", "correct": True, "problem_id": 1}
+            ],
+        },
+    )
     assert len(list(load_problems(DataConfig(dataset="gsm8k")))) == 1
     assert len(list(load_problems(DataConfig(dataset="math")))) == 7, "every subject"
     assert len(list(load_problems(DataConfig(dataset="math", dataset_config="algebra")))) == 1
@@ -228,9 +322,13 @@ def test_fallback_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         monkeypatch, {"AI-MO/NuminaMath-CoT": [{"source": "gsm8k", "problem": "q", "solution": "s", "messages": []}]}
     )
     source = SourceConfig(
-        dataset="numinamath-qwq", filters=("correct = true", "length < 9"), balance="source", count=5,
-        fallback="numinamath-cot", question_column="prompt",
-    )  # fmt: skip
+        dataset="numinamath-qwq",
+        filters=("correct = true", "length < 9"),
+        balance="source",
+        count=5,
+        fallback="numinamath-cot",
+        question_column="prompt",
+    )
     loaded = load_problems(source)
     assert (loaded.instead_of, loaded.rows.name) == ("numinamath-qwq", "AI-MO/NuminaMath-CoT")
     assert (loaded.source.filters, loaded.source.balance, loaded.source.count) == (("length < 9",), "source", 5)
