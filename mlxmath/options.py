@@ -14,6 +14,7 @@ from mlxmath.config.load import RECIPES, Layer, Resolved, file_layer, option_nam
 from mlxmath.config.schema import RunConfig
 from mlxmath.console import say
 from mlxmath.errors import InputError, MlxmathError
+from mlxmath.problems.prompts import get_template
 
 F = TypeVar("F", bound=Callable[..., Any])
 VERBOSE = "mlxmath.verbose"
@@ -136,7 +137,10 @@ def settings(values: dict[str, Any], *, debug: bool = False) -> Resolved:
     for name in ("model.quantize", "model.group_size"):
         if name in chosen:
             chosen[name] = int(chosen[name])
-    return resolve([*layers, Layer("option", chosen)])
+    resolved = resolve([*layers, Layer("option", chosen)])
+    if resolved.config.data.template_file is None:
+        get_template(resolved.config.data.template, where=resolved.where("data.template"))
+    return resolved
 
 
 class Command(click.Command):

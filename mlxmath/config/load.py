@@ -68,6 +68,13 @@ class Resolved:
 
     config: RunConfig
     origin: Mapping[str, str]
+    layers: Mapping[str, Layer]
+    """By name."""
+
+    def where(self, name: str) -> str:
+        """Where a "section.field" was set, for errors."""
+        layer = self.layers.get(self.origin[name])
+        return layer.where(name) if layer else f"{name} (default)"
 
     def lines(self, sections: tuple[str, ...]) -> list[str]:
         """One line a value of `sections`: name, value, origin."""
@@ -213,7 +220,7 @@ def resolve(layers: typing.Sequence[tuple[str, Values] | Layer]) -> Resolved:
             merged[section][field] = value
             origin[name] = layer.name
     try:
-        resolved = Resolved(validate(RunConfig, merged), origin)
+        resolved = Resolved(validate(RunConfig, merged), origin, named)
     except ValidationError as error:
         wrong = []
         for detail in error.errors():
@@ -225,7 +232,7 @@ def resolve(layers: typing.Sequence[tuple[str, Values] | Layer]) -> Resolved:
     for name in _OF_ONE_DATASET:
         if resolved.config.data.sources and origin[name] != "default":
             raise InputError(
-                f"{named[origin[name]].where(name)}: describes data.dataset, but the data come from data.sources "
+                f"{resolved.where(name)}: describes data.dataset, but the data come from data.sources "
                 f"({origin['data.sources']}); say it of a source there, or name a dataset."
             )
     return resolved

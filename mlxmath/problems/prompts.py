@@ -183,13 +183,22 @@ def not_opened_twice(text: str, after: str) -> str:
     return _OPENS.sub("", text, count=1) if _OPENED.search(after) and _OPENS.match(text) else text
 
 
-def get_template(name: str, file: str | None = None) -> Template:
+def get_template(name: str, file: str | None = None, *, where: str = "--template") -> Template:
     """The template of that name, or the one in the user's own file.
+
+    Args:
+        name: one of `TEMPLATES`; it does not count if there is a file.
+        file: a TOML file.
+        where: where the name was given, for errors.
 
     Raises:
         InputError: there is none (the nearest name is given), or the file is not a template.
     """
-    return _make(Path(file).stem, read_definition(Path(file).expanduser())) if file else _named(name)
+    if file:
+        return _make(Path(file).stem, read_definition(Path(file).expanduser()))
+    if name not in TEMPLATES:
+        raise InputError(f"{where}: no template {name!r}; there are {', '.join(TEMPLATES)}{nearest(name, TEMPLATES)}")
+    return _named(name)
 
 
 def recorded_template(record: Mapping[str, Any], where: Path) -> Template | None:
@@ -214,10 +223,6 @@ def read_definition(path: Path) -> Definition:
 
 @cache
 def _named(name: str) -> Template:
-    if name not in TEMPLATES:
-        raise InputError(
-            f"--template: no template {name!r}; there are {', '.join(TEMPLATES)}{nearest(name, TEMPLATES)}"
-        )
     return _make(name, read_definition(TEMPLATE_FOLDER / f"{name}.toml"))
 
 

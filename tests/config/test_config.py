@@ -73,6 +73,10 @@ def test_debug_is_a_recipe() -> None:
         ("[[data.sources]]\ncount = 2", r"line 1: data\.sources\.0\.dataset: is missing"),
         ("[data]\ndataset = 'x'\nsources = [{dataset = 'y'}]", r"line 2: data\.dataset: excludes data\.sources"),
         ("[data]\nsplit = 'x'\nsources = [{dataset = 'y'}]", r"line 2: data\.split: describes data\.dataset, but"),
+        (
+            "[data]\n\ntemplate = 'tutr'",
+            r"my\.toml, line 3: data\.template: no template 'tutr'; .* did you mean 'tutor'",
+        ),
         ("x = ", r"--config: .*my\.toml is not TOML: Invalid value"),
     ],
 )
