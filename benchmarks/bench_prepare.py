@@ -38,8 +38,8 @@ from mlxmath.config.schema import DataConfig  # noqa: E402
 from mlxmath.data.cache import TokenRows, write_rows  # noqa: E402
 from mlxmath.data.codec import codec_of, load_tokenizer  # noqa: E402
 from mlxmath.data.render import Rendered, adds_bos  # noqa: E402
+from mlxmath.data.tokenize import tokenize  # noqa: E402
 from mlxmath.files import atomic_json  # noqa: E402
-from mlxmath.prepare import tokenize  # noqa: E402
 from mlxmath.problems.prompts import get_template, joined  # noqa: E402
 from mlxmath.problems.sources import load_problems  # noqa: E402
 
@@ -66,7 +66,7 @@ def compare(name: str, tokenizer: Any, problems: list[Any], repeats: int) -> dic
 
     def one_core() -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        with mock.patch("mlxmath.prepare.NUM_THREADS", 1):
+        with mock.patch("mlxmath.data.tokenize.NUM_THREADS", 1):
             ours()
         os.environ["TOKENIZERS_PARALLELISM"] = "true"
 

@@ -1,13 +1,10 @@
 """`mlxmath prepare`: turn a dataset into tokens, once; training finds them in the cache."""
 
-import gc
 import sys
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,20 +15,13 @@ from mlxmath.config.schema import DEMO, DataConfig, ModelConfig
 from mlxmath.console import duration, say, size, warn
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.files import sha256
-from mlxmath.problems.columns import SkippedRowError
 
 if TYPE_CHECKING:
     from mlxmath.data.cache import RowWriter, Stats, TokenRows
-    from mlxmath.data.render import Rendered
     from mlxmath.problems.mixture import Mixture
-    from mlxmath.problems.problem import Problem
-    from mlxmath.problems.prompts import Template, Text
+    from mlxmath.problems.prompts import Template
 
-BATCH_ROWS = 1000
-BATCH_CHARACTERS = 1_000_000
-NUM_THREADS = 2
 PROGRESS_SECONDS = 10.0
-SKIPPED = "skipped: "
 
 
 @options.command("prepare")
@@ -178,6 +168,7 @@ def _write_all(
 ) -> None:
     """Choose, render, fit and write all problems, batch by batch."""
     from mlxmath.data.summary import MIXTURE
+    from mlxmath.data.tokenize import SKIPPED, tokenize
 
     mixture.choose()
     counts: Counter[str] = Counter()
@@ -203,78 +194,6 @@ def _write_all(
         writer.ranks = mixture.ranks[writer.sources]
     settings = {"overflow": config.overflow, "max_seq_len": config.max_seq_len, MIXTURE: mixture.report()}
     writer.stats.update({**counts, **settings})
-
-
-def tokenize(
-    problems: Iterable["Problem"], template: "Template", config: DataConfig, tokenizer: Any
-) -> Iterator[tuple["Rendered", Counter[str]]]:
-    """Rows of the right length, batch by batch, with `fit_rows`'s counts and more; `sources` are the problems' numbers.
-
-    `problems` counts those of the batch, `not_encodable` those whose solution the tokenizer cannot write after their
-    prompt, `skipped: …` those that the template cannot render. Two batches are under way at a time, so that all cores
-    are busy while Python handles one of them.
-    """
-    import numpy as np
-
-    from mlxmath.data.chunk import fit_rows
-    from mlxmath.data.codec import codec_of
-    from mlxmath.data.render import render
-
-    codec_of(tokenizer)  # made here, once, not by two threads
-
-    def work(batch: "_Batch") -> tuple["Rendered", Counter[str]]:
-        rendered, num_failed = render(tokenizer, batch.texts, config.train_on_prompt)
-        assert rendered.sources is not None
-        rendered = rendered._replace(sources=np.array(batch.numbers, np.int64)[rendered.sources])
-        rows, counts = fit_rows(rendered, config.max_seq_len, config.overflow)
-        counts.update(batch.skipped, problems=batch.num_problems, not_encodable=num_failed)
-        return rows, counts
-
-    gc.freeze()  # what is there already is not searched for garbage with each batch
-    under_way: deque[Future[tuple[Rendered, Counter[str]]]] = deque()
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        for batch in _batches(problems, template):
-            under_way.append(pool.submit(work, batch))
-            if len(under_way) > NUM_THREADS:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
-
-
-@dataclass
-class _Batch:
-    """Texts to be tokenized together."""
-
-    texts: list["Text"] = field(default_factory=list)
-    numbers: list[int] = field(default_factory=list)
-    """Of each text, its problem's number in the batch."""
-    num_problems: int = 0
-    num_characters: int = 0
-    skipped: Counter[str] = field(default_factory=Counter)
-
-    def add(self, problem: "Problem", template: "Template") -> None:
-        """Render a problem."""
-        try:
-            text = template.render(problem)
-        except SkippedRowError as reason:
-            self.skipped[f"{SKIPPED}{reason}"] += 1
-        else:
-            self.texts.append(text)
-            self.numbers.append(self.num_problems)
-            self.num_characters += sum(len(segment.text) for segment in text)
-        self.num_problems += 1
-
-
-def _batches(problems: Iterable["Problem"], template: "Template") -> Iterator[_Batch]:
-    """Texts, in batches large enough for all cores and small enough for the memory."""
-    batch = _Batch()
-    for problem in problems:
-        batch.add(problem, template)
-        if batch.num_problems >= BATCH_ROWS or batch.num_characters >= BATCH_CHARACTERS:
-            yield batch
-            batch = _Batch()
-    if batch.num_problems:
-        yield batch
 
 
 @contextmanager
@@ -303,6 +222,7 @@ def statistics(rows: "TokenRows") -> list[str]:
     import numpy as np
 
     from mlxmath.data.summary import length_histogram, mixture_lines
+    from mlxmath.data.tokenize import SKIPPED
 
     stats = rows.stats
     lines = [

@@ -144,7 +144,7 @@ def test_statistics(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("limit", "value"), [("BATCH_ROWS", 7), ("BATCH_CHARACTERS", 900)])
 def test_more_rows_than_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int) -> None:
     whole = prepare_rows(config(tmp_path), DEMO_MODEL)
-    monkeypatch.setattr(f"mlxmath.prepare.{limit}", value)
+    monkeypatch.setattr(f"mlxmath.data.tokenize.{limit}", value)
     pieces = prepare_rows(config(tmp_path, cache_dir=str(tmp_path / "other")), DEMO_MODEL)
     np.testing.assert_array_equal(whole.tokens, pieces.tokens)
     np.testing.assert_array_equal(whole.offsets, pieces.offsets)

@@ -20,22 +20,9 @@ REPOSITORY = Path(__file__).parents[2]
 SHARED = REPOSITORY.parent / "shared" / "data"
 needs_gsm8k = pytest.mark.skipif(not (SHARED / "gsm8k").exists(), reason=f"{SHARED}/gsm8k is absent")
 WORDS = [
-    "river",
-    "apple",
-    "stone",
-    "cloud",
-    "train",
-    "garden",
-    "window",
-    "paper",
-    "bridge",
-    "candle",
-    "forest",
-    "mirror",
-    "basket",
-    "ladder",
-    "pencil",
-]
+    "river", "apple", "stone", "cloud", "train", "garden", "window", "paper", "bridge", "candle", "forest", "mirror",
+    "basket", "ladder", "pencil",
+]  # fmt: skip
 
 
 def question(i: int) -> str:
