@@ -27,8 +27,8 @@ BATCH_CHARACTERS = 1_000_000
 NUM_THREADS = 2
 PROCESSES_FROM = 20
 """Batches from which starting other processes pays off; fewer are done here, by threads."""
-MOST_PROCESSES = 7
-"""Each takes about 0.2 GB."""
+MOST_PROCESSES = 4
+"""Each takes about 0.35 GB; where there are more cores, each uses several."""
 SKIPPED = "skipped: "
 
 Result = tuple[Rendered, Counter[str]]
@@ -63,7 +63,7 @@ def tokenize(problems: Iterable[Problem], template: Template, config: DataConfig
 
     `problems` counts those of the batch, `not_encodable` those whose solution the tokenizer cannot write after their
     prompt, `skipped: …` those that the template cannot render. The order is that of the problems. A few batches are
-    done by threads (the tokenizer's own code is parallel); many by one process a core.
+    done by threads (the tokenizer's own code is parallel); many by several processes.
     """
     batches = _batches(problems, template)
     head = list(islice(batches, PROCESSES_FROM))
@@ -75,7 +75,9 @@ def tokenize(problems: Iterable[Problem], template: Template, config: DataConfig
         return
     count = min(MOST_PROCESSES, _num_cores())
     try:
-        with ProcessPoolExecutor(count, get_context("spawn"), _open, (tokenizer, config)) as processes:
+        with ProcessPoolExecutor(
+            count, get_context("spawn"), _open, (tokenizer, config, count < _num_cores())
+        ) as processes:
             yield from _in_order(processes, _work, chain(head, batches), count + 2)
     except BrokenProcessPool:
         raise MlxmathError(
@@ -126,8 +128,8 @@ _opened: list[tuple[DataConfig, Any]] = []
 """In a tokenizing process: what it works with."""
 
 
-def _open(tokenizer: Any, config: DataConfig) -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for every core
+def _open(tokenizer: Any, config: DataConfig, parallel: bool) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if parallel else "false"
     codec_of(tokenizer)
     _opened.append((config, tokenizer))
     gc.freeze()
