@@ -69,7 +69,10 @@ def main(
     own = get_template(template or "", template_file) if template or template_file else None
     recorded = recorded_template(record, adapter_folder / CONFIG)
     chosen = own or recorded or get_template(config.data.template, config.data.template_file)
-    text = prompt if raw else chosen.for_tokenizer(tokenizer).prompt(prompt)
+    chosen = chosen if raw else chosen.for_tokenizer(tokenizer)
+    text = prompt if raw else chosen.prompt(prompt)
+    if not raw and chosen.stop:
+        tokenizer.add_eos_token(chosen.stop)
     who = f"base model {folder}" if no_adapter else f"{folder} with {adapter_folder}"
     say(
         f"{who}; template {'none (--raw)' if raw else chosen.name}, temperature {temperature:g}, top-p {top_p:g}, "

@@ -85,16 +85,14 @@ def encode_runs(codec: TextCodec, runs: Sequence[Run]) -> list[list[list[int]] |
     The first part's ids are `codec.encode(text, led)`, whatever follows.
     """
     texts_of = [run.texts if len(run.texts) > 1 else (*run.texts, "") for run in runs]
-    encoded = iter(
-        codec.encode_pairs(
-            [Pair(*pair, run.led) for run, texts in zip(runs, texts_of, strict=True) for pair in pairwise(texts)]
-        )
-    )
+    pairs_of = [[Pair(*pair, run.led) for pair in pairwise(texts)] for run, texts in zip(runs, texts_of, strict=True)]
+    different = list(dict.fromkeys(pair for pairs in pairs_of for pair in pairs))  # a chat template repeats itself
+    ids_of = dict(zip(different, codec.encode_pairs(different), strict=True))
     result: list[list[list[int]] | None] = []
-    for run, texts in zip(runs, texts_of, strict=True):
-        pairs = [next(encoded) for _ in texts[1:]]
-        whole = [pair for pair in pairs if pair is not None]
-        parts = [whole[0][0], *(after for _, after in whole)] if len(whole) == len(pairs) else None
+    for run, pairs in zip(runs, pairs_of, strict=True):
+        found = [ids_of[pair] for pair in pairs]
+        whole = [ids for ids in found if ids is not None]
+        parts = [whole[0][0], *(after for _, after in whole)] if len(whole) == len(found) else None
         result.append(parts and parts[: len(run.texts)])
     return result
 

@@ -85,10 +85,15 @@ class ChatTemplate:
         layout = self._layout(tuple(turn.role for turn in turns), generate=False)
         if layout.trimmed[-1]:
             answer = answer.strip()
-        ending = layout.pieces[-1]
-        end = self._end_of_turn.search(ending)
-        closed = ending[: end.end()] if end else self.tokenizer.eos_token
+        end = self._end_of_turn.search(layout.pieces[-1])
+        closed = layout.pieces[-1][: end.end()] if end else self.tokenizer.eos_token
         return *context, Segment(answer, True), Segment(closed, True, True)
+
+    @property
+    def stop(self) -> str | None:
+        """The control token that ends a turn (of a base model, this need not be its end-of-text token)."""
+        end = self._end_of_turn.search(self._layout(("user", "assistant"), generate=False).pieces[-1])
+        return end[0] if end else None
 
     def _turns(self, problem: Problem) -> list[Message]:
         """The conversation to be rendered: the row's own, or one of a question and a solution."""

@@ -64,6 +64,10 @@ class Template(Protocol):
     def definition(self) -> dict[str, Any]:
         """Everything that the texts depend on; goes into adapter_config.json and into the cache's name."""
 
+    @property
+    def stop(self) -> str | None:
+        """A control token that ends an answer, besides the tokenizer's end-of-text token."""
+
     def for_tokenizer(self, tokenizer: Any) -> "Template":
         """The template that renders for this tokenizer; only a chat template is another one."""
 
@@ -112,6 +116,10 @@ class PlainTemplate:
     def definition(self) -> dict[str, Any]:
         """See `Template.definition`."""
         return self.spec.model_dump(exclude={"description"}, exclude_none=True)
+
+    @property
+    def stop(self) -> None:
+        """None."""
 
     def for_tokenizer(self, tokenizer: Any) -> Self:  # noqa: ARG002
         """Itself."""

@@ -105,6 +105,7 @@ def test_prompt_ids_are_the_tokenizers_own_and_the_row_goes_on_from_them(kind: s
     expected = (SOLUTION.strip() if layout in ("llama 3", "mistral") else SOLUTION) + ending
     assert spans(tokenizer, tokens, mask) == [expected]
     assert tokens[-1] == tokenizer.convert_tokens_to_ids(ending)
+    assert template.stop == (None if layout == "spelled" else ending)
 
 
 @pytest.mark.parametrize("layout", TEMPLATES)
