@@ -36,11 +36,11 @@ from benchmarks.common import GSM8K, RESULTS, machine  # noqa: E402
 from benchmarks.workload import byte_level_tokenizer  # noqa: E402
 from mlxmath.config.schema import DataConfig  # noqa: E402
 from mlxmath.data.cache import TokenRows, write_rows  # noqa: E402
-from mlxmath.data.codec import load_tokenizer  # noqa: E402
+from mlxmath.data.codec import codec_of, load_tokenizer  # noqa: E402
 from mlxmath.data.render import Rendered, adds_bos  # noqa: E402
+from mlxmath.data.tokenize import tokenize  # noqa: E402
 from mlxmath.files import atomic_json  # noqa: E402
-from mlxmath.prepare import tokenize  # noqa: E402
-from mlxmath.problems.prompts import get_template  # noqa: E402
+from mlxmath.problems.prompts import get_template, joined  # noqa: E402
 from mlxmath.problems.sources import load_problems  # noqa: E402
 
 TEMPLATE = get_template("tutor")
@@ -60,11 +60,13 @@ def compare(name: str, tokenizer: Any, problems: list[Any], repeats: int) -> dic
         return [dataset.process(dataset[i]) for i in range(len(dataset))]
 
     def ours() -> None:
-        rendered[:] = [rows for rows, _ in tokenize(problems, DataConfig(), tokenizer)]
+        if words := codec_of(tokenizer).words:
+            words.forget()  # as in a new process
+        rendered[:] = [rows for rows, _ in tokenize(problems, TEMPLATE, DataConfig(), tokenizer)]
 
     def one_core() -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        with mock.patch("mlxmath.prepare.NUM_THREADS", 1):
+        with mock.patch("mlxmath.data.tokenize.NUM_THREADS", 1):
             ours()
         os.environ["TOKENIZERS_PARALLELISM"] = "true"
 
@@ -115,7 +117,7 @@ def cache_times(num_tokens: int, repeats: int) -> dict[str, Any]:
         started = time.perf_counter()
         with write_rows(path, np.dtype(np.uint16)) as writer:
             for _ in range(num_tokens // batch_tokens):
-                writer.add(batch)
+                writer.add(batch, len(offsets) - 1)
         write_s = time.perf_counter() - started
         loads, verified = [], []
         for _ in range(repeats):
@@ -148,7 +150,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     problems = list(load_problems(DataConfig(dataset=str(options.data))))
-    texts = ["".join(TEMPLATE.render(p)) for p in problems]
+    texts = [joined(TEMPLATE.render(p)) for p in problems]
     tokenizers = {
         "bundled demo": load_tokenizer(REPOSITORY / "mlxmath" / "demo" / "model"),
         "byte-level BPE, 32k, trained on these rows": byte_level_tokenizer(texts, 32_000),

@@ -220,14 +220,15 @@ def tokenize(lines: list[str], folder: Path, model: Path, template: str) -> list
     from mlxmath.data.codec import load_tokenizer
     from mlxmath.data.render import render
 
-    pairs = _pairs_of(lines, folder / "lines.jsonl", template)
-    rendered, num_failed = render(load_tokenizer(model), pairs)
+    texts = _texts_of(lines, folder / "lines.jsonl", template)
+    rendered, num_failed = render(load_tokenizer(model), texts)
     assert not num_failed
     bounds = zip(rendered.offsets[:-1], rendered.offsets[1:], strict=True)
     return [Row(rendered.tokens[a:b].tolist(), int(np.argmax(rendered.mask[a:b]))) for a, b in bounds]
 
 
-def _pairs_of(lines: list[str], path: Path, template: str) -> list[tuple[str, str]]:
+def _texts_of(lines: list[str], path: Path, template: str) -> list[Any]:
+    """The rows' texts, in segments."""
     from mlxmath.config.schema import DataConfig
     from mlxmath.problems.prompts import get_template
     from mlxmath.problems.sources import load_problems
@@ -240,10 +241,12 @@ def tokenizer(data: Path, vocab: int, template: str) -> Any:
     """A byte-level BPE trained on all of `data`, as large as the data allows and `vocab` at most."""
     import tempfile
 
+    from mlxmath.problems.prompts import joined
+
     with tempfile.TemporaryDirectory() as folder:
         lines = data.read_text(encoding="utf-8").splitlines()
-        pairs = _pairs_of(lines, Path(folder, "all.jsonl"), template)
-    return byte_level_tokenizer(["".join(pair) for pair in pairs], vocab)
+        texts = _texts_of(lines, Path(folder, "all.jsonl"), template)
+    return byte_level_tokenizer([joined(text) for text in texts], vocab)
 
 
 def byte_level_tokenizer(texts: list[str], vocab_size: int) -> Any:

@@ -8,6 +8,7 @@ from mlxmath import __version__
 
 COMMANDS = {
     "convert": "Turn Hugging Face weights (.bin or safetensors) into an MLX model.",
+    "recipes": "List the published set-ups, show one, or copy one to change it.",
     "plan": "Say whether a run fits this machine, before anything is downloaded.",
     "prepare": "Tokenize a dataset into the cache.",
     "train": "Fine-tune LoRA adapters.",

@@ -7,6 +7,7 @@ from mlxmath.console import say
 
 
 @options.command("convert")
+@options.configured
 @options.setting_options(*options.MODEL, *options.MODEL_WRITE, "model.trust_remote_code")
 def main(**values: Any) -> None:
     """Turn Hugging Face weights into a model that MLX reads.

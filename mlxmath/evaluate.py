@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 @options.command("evaluate")
+@options.configured
 @options.setting_options("model.mlx_path")
 @click.option("--adapter-path", multiple=True, metavar="FOLDER", help="Adapter; may be repeated.  [default: adapters]")
 @click.option("--no-adapter", is_flag=True, help="Evaluate the base model alone.")
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     "--template",
     help="Prompt template, the same for all; 'chat' is the model's own (unset: the adapter's training one).",
 )
+@click.option("--template-file", metavar="FILE", help="File with a prompt template of your own.")
 @options.setting_options(*options.EVALUATION)
 @click.option("--seed", default=0, show_default=True, help="Seed of the samples.")
 @click.option("--resume", is_flag=True, help="Continue this evaluation where it was interrupted.")
@@ -42,6 +44,7 @@ def main(
     compare: bool,
     against: tuple[str, ...],
     template: str | None,
+    template_file: str | None,
     seed: int,
     resume: bool,
     overwrite: bool,
@@ -52,6 +55,8 @@ def main(
     Writes results.json, samples.jsonl, report.html, charts and a table for a model card.
     """
     config = options.settings(values).config
+    if template and template_file:
+        raise InputError("--template and --template-file exclude each other; give one of them.")
     if no_adapter and (adapter_path or compare):
         raise InputError("--no-adapter excludes --adapter-path and --compare; give one of them.")
     adapters = () if no_adapter else tuple(Path(a).expanduser() for a in adapter_path or ("adapters",))
@@ -59,7 +64,9 @@ def main(
     from mlxmath.evaluation.contestants import choose_contestants
 
     chosen = choose_contestants(Path(config.model.mlx_path), adapters, against, base=compare or no_adapter)
-    found = evaluate(config, chosen, template=template, seed=seed, resume=resume, overwrite=overwrite)
+    found = evaluate(
+        config, chosen, template=template, template_file=template_file, seed=seed, resume=resume, overwrite=overwrite
+    )
     if found is not None:
         click.echo(json.dumps({name: f"{found['folder']}/{name}" for name in ("results.json", "report.html")}))
 
@@ -69,6 +76,7 @@ def evaluate(
     contestants: "list[Contestant]",
     *,
     template: str | None = None,
+    template_file: str | None = None,
     seed: int = 0,
     resume: bool = False,
     overwrite: bool = False,
@@ -79,6 +87,7 @@ def evaluate(
         config: its model, evaluation and runtime sections count.
         contestants: the first one is what the others are compared with.
         template: for all of them (None: the one that the first tuned model was trained with).
+        template_file: the same out of a file of the user's own.
         seed: of the samples.
         resume: go on with the answers that are there.
         overwrite: remove them.
@@ -95,6 +104,7 @@ def evaluate(
     from mlxmath.evaluation.formulas import Retriever
     from mlxmath.evaluation.ranks import Ranks
     from mlxmath.evaluation.samples import SAMPLES, claim, fingerprint, read_samples, save_samples
+    from mlxmath.problems.prompts import get_template
     from mlxmath.report import write_report
 
     settings = config.evaluation
@@ -105,8 +115,9 @@ def evaluate(
     for benchmark in benchmarks:
         skipped = f" ({benchmark.num_skipped:,} rows without a gold answer left out)" if benchmark.num_skipped else ""
         say(f"benchmark {benchmark.name}: {len(benchmark.items):,} problems{skipped}")
-    recorded = next((name for c in contestants if (name := c.recorded_template()) is not None), None)
-    chosen = template or recorded or config.data.template
+    recorded = next(filter(None, (contestant.recorded_template() for contestant in contestants)), None)
+    own = get_template(template or "", template_file) if template or template_file else None
+    chosen = own or recorded or get_template(config.data.template, config.data.template_file)
     retriever = Retriever.load(settings.retrieve, settings.retrieve_count) if settings.retrieve else None
     entries = [make_entry(c, chosen, benchmarks, settings, retriever, seed) for c in contestants]
     voters = _voters(settings, contestants)
@@ -124,7 +135,7 @@ def evaluate(
             for b in benchmarks
         ],
         "samples": settings.samples, "shots": settings.shots, "temperature": settings.temperature,
-        "top_p": settings.top_p, "seed": seed, "template": chosen, "retrieve": settings.retrieve,
+        "top_p": settings.top_p, "seed": seed, "template": chosen.name, "retrieve": settings.retrieve,
         "vote": settings.vote, "weights": list(settings.weights), "voters": voters,
         "device": {"backend": device.backend, "name": device.device, "dtype": device.compute_dtype},
         "mlxmath": __version__,

@@ -15,9 +15,11 @@ from mlxmath.errors import InputError
 
 @options.command("infer")
 @click.option("--prompt", help="The problem to solve (unset: read from standard input).")
+@options.configured
 @options.setting_options("model.mlx_path", "training.adapter_path")
 @click.option("--no-adapter", is_flag=True, help="Ask the base model.")
 @click.option("--template", help="Prompt template (unset: the one the adapter was trained with).")
+@click.option("--template-file", metavar="FILE", help="File with a prompt template of your own.")
 @click.option("--raw", is_flag=True, help="Give the model the prompt as it is, without a template.")
 @click.option("--max-new-tokens", default=128, show_default=True, help="Longest answer, in tokens.")
 @click.option("--temperature", default=0.8, show_default=True, help="0 always takes the most likely token.")
@@ -28,6 +30,7 @@ def main(
     prompt: str | None,
     no_adapter: bool,
     template: str | None,
+    template_file: str | None,
     raw: bool,
     max_new_tokens: int,
     temperature: float,
@@ -44,8 +47,8 @@ def main(
         prompt = sys.stdin.read().strip()
     if not prompt.strip():
         raise InputError("--prompt is empty; give a problem to solve.")
-    if raw and template:
-        raise InputError("--raw and --template exclude each other; give one of them.")
+    if sum(map(bool, (raw, template, template_file))) > 1:
+        raise InputError("--raw, --template and --template-file exclude each other; give one of them.")
 
     from mlxmath.backends.select import open_backend
 
@@ -53,9 +56,9 @@ def main(
 
     from mlxmath.data.render import encode_prompt
     from mlxmath.generation.engine import Completion, Sampling, load_generation_tokenizer, stream
-    from mlxmath.lora.adapter import load_adapter
+    from mlxmath.lora.adapter import CONFIG, load_adapter
     from mlxmath.models.load import load_model
-    from mlxmath.problems.prompts import get_template
+    from mlxmath.problems.prompts import get_template, recorded_template
     from mlxmath.weights.manifest import read_fingerprint
 
     sampling = Sampling(max_new_tokens, temperature, top_p, config.training.seed)
@@ -63,8 +66,13 @@ def main(
     model = load_model(folder, device.compute_dtype).model
     record = {} if no_adapter else load_adapter(model, adapter_folder, read_fingerprint(folder))
     tokenizer = load_generation_tokenizer(folder)
-    chosen = get_template(template or record.get("template", config.data.template))
+    own = get_template(template or "", template_file) if template or template_file else None
+    recorded = recorded_template(record, adapter_folder / CONFIG)
+    chosen = own or recorded or get_template(config.data.template, config.data.template_file)
+    chosen = chosen if raw else chosen.for_tokenizer(tokenizer)
     text = prompt if raw else chosen.prompt(prompt)
+    if not raw and chosen.stop:
+        tokenizer.add_eos_token(chosen.stop)
     who = f"base model {folder}" if no_adapter else f"{folder} with {adapter_folder}"
     say(
         f"{who}; template {'none (--raw)' if raw else chosen.name}, temperature {temperature:g}, top-p {top_p:g}, "

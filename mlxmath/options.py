@@ -4,32 +4,37 @@ import traceback
 import types
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import click
 from pydantic.fields import FieldInfo
 
-from mlxmath.config.load import Resolved, Values, option_name, resolve
-from mlxmath.config.schema import DEMO, RunConfig
+from mlxmath.config.load import RECIPES, Layer, Resolved, file_layer, option_name, recipe_layer, resolve, set_layer
+from mlxmath.config.schema import RunConfig
 from mlxmath.console import say
-from mlxmath.errors import MlxmathError
+from mlxmath.errors import InputError, MlxmathError
+from mlxmath.problems.prompts import get_template
 
 F = TypeVar("F", bound=Callable[..., Any])
 VERBOSE = "mlxmath.verbose"
+CONTEXT = {"max_content_width": 110}
 
 MODEL = ("model.model", "model.revision", "model.mlx_path", "model.quantize", "model.group_size", "model.dtype")
 MODEL_WRITE = ("model.overwrite",)
 DATA = (
     "data.dataset", "data.dataset_config", "data.dataset_revision", "data.split", "data.question_column",
-    "data.solution_column", "data.template", "data.max_seq_len", "data.overflow", "data.train_on_prompt",
-    "data.num_examples", "data.cache_dir",
+    "data.solution_column", "data.answer_column", "data.solutions", "data.filters", "data.balance",
+    "data.num_examples", "data.mixture_seed", "data.deduplicate", "data.decontaminate", "data.curriculum",
+    "data.template", "data.template_file", "data.max_seq_len", "data.overflow", "data.train_on_prompt",
+    "data.cache_dir",
 )  # fmt: skip
 LORA = (
     "lora.variant", "lora.rank", "lora.alpha", "lora.rslora", "lora.plus_ratio", "lora.dropout", "lora.targets",
     "lora.num_layers",
 )  # fmt: skip
 TRAINING = (
-    "training.adapter_path", "training.full", "training.optimizer", "training.learning_rate",
+    "training.adapter_path", "training.init_adapter", "training.full", "training.optimizer", "training.learning_rate",
     "training.batch_size", "training.grad_accumulation_steps",
     "training.batching", "training.max_batch_tokens", "training.grad_checkpoint",
     "training.num_epochs", "training.max_steps", "training.max_training_time_hours", "training.schedule",
@@ -46,17 +51,29 @@ EVALUATION = (
 RUNTIME = ("runtime.backend", "runtime.memory_limit_gb")
 SCHEDULING = ("runtime.workers", "runtime.allow_overcommit")
 
-DEBUG: Values = {
-    "model.model": DEMO,
-    "model.dtype": "float32",
-    "data.dataset": DEMO,
-    "data.num_examples": 10,
-    "data.max_seq_len": 256,
-    "training.learning_rate": 2e-3,
-    "training.num_epochs": 20,
-    "training.save_every": 10,
-}
-"""What `--debug` stands for: the bundled model and ten problems, in seconds."""
+DEBUG = "debug"
+"""The recipe that `--debug` stands for."""
+
+
+def configured(command: F) -> F:
+    """Add the options that bring whole sets of settings: `--recipe`, `--config` and `--set`."""
+    for option in (
+        click.option(
+            "--set",
+            "set",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="Any setting by its name in a file, for example lora.rank=16; may be repeated.",
+        ),
+        click.option("--config", metavar="FILE", help="TOML file of settings; options and --set count more."),
+        click.option(
+            "--recipe",
+            metavar="NAME",
+            help=f"Published set-up to start from; a file counts more. One of {', '.join(RECIPES)}.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def setting_options(*names: str) -> Callable[[F], F]:
@@ -102,12 +119,33 @@ def _plain_type(annotation: Any) -> Any:
 
 
 def settings(values: dict[str, Any], *, debug: bool = False) -> Resolved:
-    """The run's configuration out of a command's parsed options (those made by `setting_options`)."""
-    chosen = {name.replace("__", "."): value for name, value in values.items() if value is not None}
+    """The run's configuration out of a command's parsed options (those made by `configured` and `setting_options`).
+
+    Options count more than `--set`, this more than the file, this more than the recipe, this more than the default.
+
+    Raises:
+        InputError: a name or a value is wrong.
+    """
+    layers: list[Layer] = []
+    recipe, config, assignments = (values.get(name) for name in ("recipe", "config", "set"))
+    if debug and recipe is not None:
+        raise InputError("--debug is a recipe itself; give it or --recipe, not both.")
+    if debug:
+        layers.append(recipe_layer(DEBUG, "--debug"))
+    elif recipe is not None:
+        layers.append(recipe_layer(recipe))
+    if config is not None:
+        layers.append(file_layer(Path(config).expanduser()))
+    if assignments:
+        layers.append(set_layer(assignments))
+    chosen = {name.replace("__", "."): value for name, value in values.items() if "__" in name and value is not None}
     for name in ("model.quantize", "model.group_size"):
         if name in chosen:
             chosen[name] = int(chosen[name])
-    return resolve([("--debug", DEBUG if debug else {}), ("option", chosen)])
+    resolved = resolve([*layers, Layer("option", chosen)])
+    if resolved.config.data.template_file is None:
+        get_template(resolved.config.data.template, where=resolved.where("data.template"))
+    return resolved
 
 
 class Command(click.Command):
@@ -149,4 +187,4 @@ class Command(click.Command):
 
 def command(name: str, **kwargs: Any) -> Callable[[Callable[..., Any]], click.Command]:
     """`click.command` with mlxmath's error handling."""
-    return click.command(name, cls=Command, context_settings={"max_content_width": 110}, **kwargs)
+    return click.command(name, cls=Command, context_settings=CONTEXT, **kwargs)

@@ -22,6 +22,7 @@ _UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "": 1.0}
 
 
 @options.command("plan")
+@options.configured
 @options.setting_options(
     *options.MODEL,
     "data.max_seq_len",

@@ -2,9 +2,8 @@
 
 import sys
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,18 +18,14 @@ from mlxmath.files import sha256
 
 if TYPE_CHECKING:
     from mlxmath.data.cache import RowWriter, Stats, TokenRows
-    from mlxmath.data.render import Rendered
-    from mlxmath.problems.problem import Problem
+    from mlxmath.problems.mixture import Mixture
     from mlxmath.problems.prompts import Template
-    from mlxmath.problems.sources import LoadedProblems
 
-BATCH_ROWS = 1000
-BATCH_CHARACTERS = 1_000_000
-NUM_THREADS = 2
 PROGRESS_SECONDS = 10.0
 
 
 @options.command("prepare")
+@options.configured
 @options.setting_options(*options.MODEL, *options.DATA)
 @click.option("--debug", is_flag=True, help="The bundled model and ten bundled problems.")
 @click.option(
@@ -42,6 +37,8 @@ PROGRESS_SECONDS = 10.0
 )
 def main(debug: bool, show: int, **values: Any) -> None:
     """Tokenize a dataset into the cache and say what became of it."""
+    from mlxmath.data.summary import plot_lengths
+
     resolved = options.settings(values, debug=debug)
     for line in resolved.lines(("data",)):
         say(line)
@@ -50,6 +47,9 @@ def main(debug: bool, show: int, **values: Any) -> None:
     rows = prepare_rows(config.data, folder, trust_remote_code=config.model.trust_remote_code)
     for line in statistics(rows):
         say(line)
+    plot = Path(config.data.cache_dir) / "token_lengths.png"
+    plot_lengths(rows.lengths, plot)
+    say(f"histogram: {plot}")
     if show:
         show_rows(rows, folder, show, trust_remote_code=config.model.trust_remote_code)
 
@@ -89,21 +89,20 @@ def prepare_rows(config: DataConfig, model_folder: Path, *, trust_remote_code: b
     """
     from mlxmath.data.cache import CacheError, TokenRows, fingerprint, token_dtype, write_rows
     from mlxmath.data.codec import load_tokenizer
+    from mlxmath.problems.mixture import Mixture
     from mlxmath.problems.prompts import get_template
-    from mlxmath.problems.sources import load_problems
 
-    template = get_template(config.template)
-    problems = load_problems(config)
+    template = get_template(config.template, config.template_file)
+    mixture = Mixture(config)
     tokenizer = load_tokenizer(model_folder, trust_remote_code)
-    say(f"dataset: {problems}")
+    template = template.for_tokenizer(tokenizer)
+    for problems in mixture.sources:
+        say(f"dataset: {problems}")
     key = {
-        "dataset": problems.rows.name,
-        "revision": problems.revision,
-        "split": problems.split,
-        "columns": [*problems.columns.used],
-        "template": [template.name, template.text],
+        **mixture.key,
+        "template": template.definition,
         "tokenizer": _tokenizer_identity(tokenizer, model_folder),
-        **config.model_dump(include={"max_seq_len", "overflow", "train_on_prompt", "num_examples"}),
+        **config.model_dump(include={"max_seq_len", "overflow", "train_on_prompt"}),
     }
     path = Path(config.cache_dir).expanduser() / f"{fingerprint(key)}.pkl"
     started = time.perf_counter()
@@ -117,7 +116,7 @@ def prepare_rows(config: DataConfig, model_folder: Path, *, trust_remote_code: b
         say(f"{path} holds these rows already: {len(rows):,}, loaded in {time.perf_counter() - started:.3f}s")
         return rows
     with write_rows(path, token_dtype(max(tokenizer.get_vocab().values()) + 1)) as writer:
-        _write_all(problems, config, tokenizer, writer)
+        _write_all(mixture, template, config, tokenizer, writer)
     rows = TokenRows.load(path)
     spent = time.perf_counter() - started
     say(
@@ -144,10 +143,13 @@ def prepare_held_out(
     """
     from mlxmath.problems.local import is_file_name
 
-    changes: dict[str, Any] = {"dataset": name, "split": None, "num_examples": None}
+    changes: dict[str, Any] = {
+        "dataset": name, "split": None, "num_examples": None, "sources": (), "filters": (), "balance": None,
+        "solutions": "own", "deduplicate": "off", "decontaminate": (), "curriculum": "none",
+    }  # fmt: skip
     hint = ""
     if name == DEMO:
-        changes |= {"split": "validation", "question_column": None, "solution_column": None}
+        changes |= {"split": "validation", "question_column": None, "solution_column": None, "answer_column": None}
     elif not is_file_name(name):
         repository, _, split = name.partition(":")
         changes |= {"dataset": repository, "split": split or "validation"}
@@ -161,72 +163,37 @@ def prepare_held_out(
         raise InputError(f"--validation-dataset {name}: {error}{hint}") from None
 
 
-def _write_all(problems: "LoadedProblems", config: DataConfig, tokenizer: Any, writer: "RowWriter") -> None:
-    """Render, fit and write all problems, batch by batch."""
+def _write_all(
+    mixture: "Mixture", template: "Template", config: DataConfig, tokenizer: Any, writer: "RowWriter"
+) -> None:
+    """Choose, render, fit and write all problems, batch by batch."""
+    from mlxmath.data.summary import MIXTURE
+    from mlxmath.data.tokenize import SKIPPED, tokenize
+
+    mixture.choose()
     counts: Counter[str] = Counter()
-    with _progress(problems.num_rows) as advance:
-        for rows, batch_counts in tokenize(problems, config, tokenizer):
-            if len(rows.offsets) > 1:
-                writer.add(rows)
+    with _progress(len(mixture)) as advance:
+        for rows, batch_counts in tokenize(mixture, template, config, tokenizer):
+            writer.add(rows, batch_counts["problems"])
             counts.update(batch_counts)
             advance(batch_counts["problems"])
-    skipped = {f"skipped: {reason}": count for reason, count in problems.skipped.items()}
     if not counts["output_rows"]:
-        what = (
-            ", ".join(f"{count} {reason}" for reason, count in skipped.items())
-            or f"{counts['problems']} rows were read"
-        )
+        left_out = Counter[str]()
+        for report in mixture.reports:
+            left_out.update({f"unusable: {reason}": n for reason, n in report.skipped.items()})
+            left_out.update({f"does not meet '{reason}'": n for reason, n in report.filtered.items()})
+            left_out.update({f"occurs in {name}": n for name, n in report.contaminated.items()})
+        left_out.update({name: n for name, n in counts.items() if name.startswith(SKIPPED)})
+        what = ", ".join(f"{n:,} {reason}" for reason, n in left_out.items()) or f"{counts['problems']} rows were read"
+        names = ", ".join(report.name for report in mixture.reports)
         raise MlxmathError(
-            f"{problems.rows.name}: no row with a target is left ({what}; --max-seq-len {config.max_seq_len}, "
-            f"--overflow {config.overflow}); choose other columns or a larger --max-seq-len."
+            f"{names}: no row with a target is left ({what}; --max-seq-len {config.max_seq_len}, "
+            f"--overflow {config.overflow}); choose other data, columns or filters, or a larger --max-seq-len."
         )
-    writer.stats.update({**counts, **skipped, "overflow": config.overflow, "max_seq_len": config.max_seq_len})
-
-
-def tokenize(
-    problems: Iterable["Problem"], config: DataConfig, tokenizer: Any
-) -> Iterator[tuple["Rendered", Counter[str]]]:
-    """Rows of the right length, batch by batch, each with `fit_rows`'s counts and two more.
-
-    `problems` counts those of the batch, `not_encodable` those whose solution the tokenizer cannot write after their
-    prompt. Two batches are under way at a time, so that all cores are busy while Python handles one of them.
-    """
-    from mlxmath.data.chunk import fit_rows
-    from mlxmath.data.codec import codec_of
-    from mlxmath.data.render import render
-    from mlxmath.problems.prompts import get_template
-
-    codec_of(tokenizer)  # made here, once, not by two threads
-
-    def work(batch: list[tuple[str, str]]) -> tuple["Rendered", Counter[str]]:
-        rendered, num_failed = render(tokenizer, batch, config.train_on_prompt)
-        rows, counts = fit_rows(rendered, config.max_seq_len, config.overflow)
-        counts.update(problems=len(batch), not_encodable=num_failed)
-        return rows, counts
-
-    under_way: deque[Future[tuple[Rendered, Counter[str]]]] = deque()
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        for batch in _batches(problems, get_template(config.template)):
-            under_way.append(pool.submit(work, batch))
-            if len(under_way) > NUM_THREADS:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
-
-
-def _batches(problems: Iterable["Problem"], template: "Template") -> Iterator[list[tuple[str, str]]]:
-    """Texts, in batches large enough for all cores and small enough for the memory."""
-    batch: list[tuple[str, str]] = []
-    num_characters = 0
-    for problem in problems:
-        pair = template.render(problem)
-        batch.append(pair)
-        num_characters += len(pair[0]) + len(pair[1])
-        if len(batch) >= BATCH_ROWS or num_characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, num_characters = [], 0
-    if batch:
-        yield batch
+    if mixture.ranks is not None:
+        writer.ranks = mixture.ranks[writer.sources]
+    settings = {"overflow": config.overflow, "max_seq_len": config.max_seq_len, MIXTURE: mixture.report()}
+    writer.stats.update({**counts, **settings})
 
 
 @contextmanager
@@ -254,10 +221,14 @@ def statistics(rows: "TokenRows") -> list[str]:
     """What became of the dataset, one line a fact."""
     import numpy as np
 
+    from mlxmath.data.summary import length_histogram, mixture_lines
+    from mlxmath.data.tokenize import SKIPPED
+
     stats = rows.stats
     lines = [
+        *mixture_lines(stats),
         f"{_number(stats, 'problems'):,} problems became {len(rows):,} rows of {len(rows.tokens):,} tokens, "
-        f"{rows.num_targets:,} of them targets"
+        f"{rows.num_targets:,} of them targets",
     ]
     if overlong := _number(stats, "overlong_rows"):
         fate = {"chunk": "split into chunks", "truncate": "cut", "drop": "left out"}[str(stats["overflow"])]
@@ -268,12 +239,12 @@ def statistics(rows: "TokenRows") -> list[str]:
     if failed := _number(stats, "not_encodable"):
         lines.append(f"{failed:,} problems were left out: the tokenizer cannot write their solution after their prompt")
     for name in stats:
-        if name.startswith("skipped: "):
-            lines.append(f"{_number(stats, name):,} rows of the dataset were skipped: {name.removeprefix('skipped: ')}")
+        if name.startswith(SKIPPED):
+            lines.append(f"{_number(stats, name):,} problems were left out: {name.removeprefix(SKIPPED)}")
     low, median, high, most = np.percentile(rows.lengths, [0, 50, 95, 100])
     mean = rows.lengths.mean()
     lines.append(f"tokens a row: min {low:.0f}, median {median:.0f}, mean {mean:.1f}, 95 % {high:.0f}, max {most:.0f}")
-    return lines
+    return [*lines, *length_histogram(rows.lengths)]
 
 
 def show_rows(rows: "TokenRows", model_folder: Path, count: int, *, trust_remote_code: bool = False) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxmath import __version__, options
-from mlxmath.config.load import Resolved
+from mlxmath.config.load import TRAINED_FROM, Resolved
 from mlxmath.config.schema import RunConfig
 from mlxmath.console import duration, say, size
 from mlxmath.errors import InputError, MlxmathError
@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from mlxmath.data.holdout import Subset
 
 
+RUN_FILE = "run.toml"
+"""In the adapter folder: all settings, as a file that repeats the run."""
+
+
 @options.command("train")
+@options.configured
 @options.setting_options(
     *options.MODEL,
     *options.MODEL_WRITE,
@@ -32,15 +37,68 @@ if TYPE_CHECKING:
     *options.SCHEDULING,
 )
 @click.option("--debug", is_flag=True, help="The bundled model, ten problems, a few seconds.")
-def main(debug: bool, **values: Any) -> None:
+@click.option("--dry-run", is_flag=True, help="Print the settings and the memory that the run takes; start nothing.")
+def main(debug: bool, dry_run: bool, **values: Any) -> None:
     """Fine-tune LoRA adapters on a dataset of problems and solutions."""
     resolved = options.settings(values, debug=debug)
+    if dry_run:
+        show(resolved)
+        return
     say("settings:")
-    for line in resolved.lines(("model", "data", "lora", "training", "runtime")):
+    for line in resolved.lines(TRAINED_FROM):
         say(line)
     exit_code = train(resolved)
     if exit_code:
         raise SystemExit(exit_code)
+
+
+def show(resolved: Resolved) -> None:
+    """Print what a run would use, to standard output: every setting with its origin, and the memory plan."""
+    from mlxmath.backends.select import open_backend
+    from mlxmath.plan import planned, table
+    from mlxmath.problems.prompts import get_template
+
+    config = resolved.config
+    get_template(config.data.template, config.data.template_file)
+    for line in resolved.lines((*TRAINED_FROM, *_settings_of_others(resolved))):
+        click.echo(line)
+    _, device = open_backend(config.runtime, config.training.seed)
+    try:
+        model_config = _model_config(config)
+        plan, tokens = planned(config, model_config, device, config.data.max_seq_len)
+    except InputError:
+        raise
+    except MlxmathError as error:
+        click.echo(f"memory plan: not available: {error}")
+        return
+    click.echo(f"memory of micro-batches of {tokens:,} tokens, rows of up to {config.data.max_seq_len:,}:")
+    for line in table(plan):
+        click.echo(line)
+    verdict = "fits into" if plan.total <= device.memory_bytes else "does not fit into"
+    click.echo(f"{verdict} {size(device.memory_bytes)}")
+
+
+def _model_config(config: RunConfig) -> dict[str, Any]:
+    """The model's config.json: of the converted model if it is there, else of its source."""
+    from mlxmath.files import read_json
+    from mlxmath.weights.hub import fetch, is_source
+    from mlxmath.weights.manifest import FILE_NAME, read_manifest
+
+    folder = Path(config.model.mlx_path)
+    if not ((folder / FILE_NAME).exists() and is_source(config.model.model, read_manifest(folder).source)):
+        folder = fetch(config.model.model, config.model.revision, config_only=True).folder
+    return dict(read_json(folder / "config.json"))
+
+
+def _settings_of_others(resolved: Resolved) -> tuple[str, ...]:
+    """Sections with settings that fine-tuning has no use for."""
+    return tuple(
+        dict.fromkeys(
+            name.split(".")[0]
+            for name, origin in resolved.origin.items()
+            if origin != "default" and name.split(".")[0] not in TRAINED_FROM
+        )
+    )
 
 
 def train(resolved: Resolved) -> int:
@@ -48,19 +106,30 @@ def train(resolved: Resolved) -> int:
 
     Returns:
         0, or 128 + the signal's number if a signal ended the run (saved, to be resumed).
+
+    Raises:
+        InputError: a setting is wrong, or has no use here.
+        MlxmathError: see the parts.
     """
     from mlxmath.backends.select import open_backend
 
     config, training = resolved.config, resolved.config.training
+    for section in _settings_of_others(resolved):
+        raise InputError(
+            f"the settings of [{section}] are not for supervised fine-tuning; `mlxmath train` would ignore them. Leave "
+            "them out, or see what they resolve to with --dry-run."
+        )
     backend, device = open_backend(config.runtime, training.seed)
 
     from itertools import islice
 
+    import mlx.core as mx
+
     from mlxmath.data.batches import Shape, WindowPlan
     from mlxmath.data.render import adds_bos, load_tokenizer
-    from mlxmath.files import read_json
+    from mlxmath.files import atomic_write, read_json
     from mlxmath.kernels.select import kernels_for
-    from mlxmath.lora.adapter import adapter_config
+    from mlxmath.lora.adapter import adapter_config, load_initial
     from mlxmath.lora.inject import inject, open_blocks
     from mlxmath.models.load import load_model
     from mlxmath.models.memory import choose_batching
@@ -80,7 +149,7 @@ def train(resolved: Resolved) -> int:
     from mlxmath.training.workers import Workers
     from mlxmath.weights.convert import ensure_model
 
-    template = get_template(config.data.template)
+    template = get_template(config.data.template, config.data.template_file)
     folder, model_folder = Path(training.adapter_path), Path(config.model.mlx_path)
     checkpoint = run.claim(config)
     manifest = ensure_model(config.model)
@@ -93,8 +162,22 @@ def train(resolved: Resolved) -> int:
 
     loaded = load_model(model_folder, device.compute_dtype)
     model = loaded.model
+    mx.random.seed(training.seed)  # converting and loading a model draw random numbers
     injected = open_blocks(model, config.lora.num_layers) if training.full else inject(model, config.lora)
     say(str(injected))
+    adapter = adapter_config(
+        config.lora,
+        injected.keys,
+        full=training.full,
+        base_model=config.model.model,
+        base_fingerprint=manifest.fingerprint,
+        template=template.name,
+        template_definition=template.definition,
+        mlxmath_version=__version__,
+    )
+    if training.init_adapter and not checkpoint:
+        load_initial(model, Path(training.init_adapter), adapter)
+        say(f"starting from the adapter in {training.init_adapter}")
     optimizer = make_optimizer(training, model, config.lora.plus_ratio)
     held_out_fingerprint = held_out.fingerprint if held_out else None
     settings = run.fixed_settings(config, manifest.fingerprint, data.fingerprint, held_out_fingerprint)
@@ -126,20 +209,15 @@ def train(resolved: Resolved) -> int:
         f"{plan.max_tokens:,} tokens; {workers.how}"
     )
 
+    tokenizer = load_tokenizer(model_folder, config.model.trust_remote_code)
     run.start(
         folder,
-        adapter_config(
-            config.lora,
-            injected.keys,
-            full=training.full,
-            base_model=config.model.model,
-            base_fingerprint=manifest.fingerprint,
-            template=template.name,
-            mlxmath_version=__version__,
-        ),
-        template.chat_template(bos=adds_bos(load_tokenizer(model_folder, config.model.trust_remote_code))),
+        adapter,
+        template.for_tokenizer(tokenizer).chat_template(bos=adds_bos(tokenizer)),
         anew=checkpoint is None,
     )
+    commit = {"model.revision": manifest.revision} if manifest.revision else {}
+    atomic_write(folder / RUN_FILE, resolved.as_toml(TRAINED_FROM, commit))
     facts = {"fingerprint": data.fingerprint, "training_rows": len(rows), "held_out_rows": len(held_out or ())}
     record = run.Record(folder, resolved, device, facts | data.stats, injected)
     events = EventLog(folder / EVENTS, from_step=position.step)

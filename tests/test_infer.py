@@ -38,10 +38,10 @@ def test_text_goes_to_stdout_alone_and_the_prompt_may_come_from_stdin(debug_run:
 
 
 def test_the_template_is_the_trainings_and_raw_leaves_it_out(debug_run: Path) -> None:  # noqa: F811
-    from mlxmath.problems.prompts import get_template
+    from mlxmath.problems.prompts import get_template, joined
 
     templated = answer(debug_run, *QUESTION, "--temperature", "0")
-    prompt = get_template("tutor").prompt("What is 12 + 7?")
+    prompt = joined(get_template("tutor").prompt("What is 12 + 7?"))
     raw = answer(debug_run, "--prompt", prompt, "--raw", "--temperature", "0")
     assert (raw["tokens"], raw["prompt_tokens"]) == (templated["tokens"], templated["prompt_tokens"])
     assert (templated["template"], raw["template"]) == ("tutor", None)
@@ -72,7 +72,7 @@ def test_the_chat_template_beside_the_adapter_prompts_as_training_did(debug_run:
         (("--top-p", "1.5"), 2, "--top-p"),
         (("--max-new-tokens", "0"), 2, "--max-new-tokens"),
         (("--template", "tutro"), 2, "did you mean 'tutor'"),
-        (("--raw", "--template", "tutor"), 2, "--raw and --template exclude each other"),
+        (("--raw", "--template", "tutor"), 2, "--raw, --template and --template-file exclude each other"),
         (("--backend", "metal"), 2, "--backend metal"),
     ],
 )

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from mlxmath.data.cache import TokenRows
 from mlxmath.data.render import encode_prompt, load_tokenizer
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.prepare import main, prepare_rows, show_rows, statistics, tokenizer_folder
-from mlxmath.problems.prompts import get_template
+from mlxmath.problems.prompts import get_template, joined
 from mlxmath.problems.sources import load_problems
 
 DEMO_MODEL = Path(__file__).parents[1] / "mlxmath" / "demo" / "model"
@@ -122,13 +123,15 @@ def test_damaged_cache_is_rebuilt(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_statistics(tmp_path: Path) -> None:
     rows = [{"problem": "Add 1 and 1.", "solution": "1 + 1 = 2\n" * 40}, {"problem": None, "solution": "s"}]
-    rows += [{"problem": "Add.", "solution": "2"}] * 3
+    rows += [{"problem": f"Add {i}.", "solution": "2"} for i in range(3)]
     path = write_rows(tmp_path / "a.jsonl", rows)
     prepared = prepare_rows(config(tmp_path, dataset=path, max_seq_len=64), DEMO_MODEL)
     text = "\n".join(statistics(prepared))
     assert f"4 problems became {len(prepared)} rows of" in text
     assert "1 were longer than 64 tokens and were split into chunks\n" in text
-    assert "1 rows of the dataset were skipped: empty problem" in text
+    assert "a.jsonl (train): 1 unusable: empty problem" in text
+    assert re.search(r"a\.jsonl \(train\) │ +5 │ +1 │ +0 │ +0 │ +0 │ +4 │ +4 │", text)
+    assert text.count("█") > 10
     assert "tokens a row: min " in text and "max 64" in text
     whole = prepare_rows(config(tmp_path, dataset=path), DEMO_MODEL)
     assert whole.num_targets == prepared.num_targets, "a chunk loses no target"
@@ -141,7 +144,7 @@ def test_statistics(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("limit", "value"), [("BATCH_ROWS", 7), ("BATCH_CHARACTERS", 900)])
 def test_more_rows_than_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int) -> None:
     whole = prepare_rows(config(tmp_path), DEMO_MODEL)
-    monkeypatch.setattr(f"mlxmath.prepare.{limit}", value)
+    monkeypatch.setattr(f"mlxmath.data.tokenize.{limit}", value)
     pieces = prepare_rows(config(tmp_path, cache_dir=str(tmp_path / "other")), DEMO_MODEL)
     np.testing.assert_array_equal(whole.tokens, pieces.tokens)
     np.testing.assert_array_equal(whole.offsets, pieces.offsets)
@@ -156,7 +159,7 @@ def test_progress_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_nothing_to_train_on(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{"problem": "q", "solution": " "}])
-    with pytest.raises(MlxmathError, match=r"a\.jsonl: no row with a target is left \(1 skipped: empty solution"):
+    with pytest.raises(MlxmathError, match=r"a\.jsonl: no row with a target is left \(1 unusable: empty solution"):
         prepare_rows(config(tmp_path, dataset=path), DEMO_MODEL)
     path = write_rows(tmp_path / "b.jsonl", [{"problem": "q " * 50, "solution": "s"}])
     with pytest.raises(MlxmathError, match="1 rows were read; --max-seq-len 8, --overflow truncate"):
@@ -177,7 +180,7 @@ def test_shown_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     problems = list(load_problems(config(tmp_path)))
     for problem in problems[:2]:
-        assert f"{get_template('tutor').prompt(problem.question)}{problem.solution}</s>\n" in shown
+        assert f"{joined(get_template('tutor').prompt(problem.question))}{problem.solution}</s>\n" in shown
     assert shown.count("--- row ") == 2
 
 
@@ -193,8 +196,9 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, ["--debug", "--show", "1"])
     assert result.exit_code == 0, result.output
-    assert "data.num_examples      10     --debug" in result.stderr
+    assert re.search(r"data\.num_examples +10 ", result.stderr)
     assert "10 problems became 10 rows" in result.stderr
+    assert (tmp_path / "cache" / "token_lengths.png").read_bytes()[:4] == b"\x89PNG"
     assert result.stdout.startswith("--- row 0: ")
     (path,) = (tmp_path / "cache").glob("*.pkl")
     assert len(TokenRows.load(path)) == 10
@@ -213,3 +217,48 @@ def test_help_imports_nothing_heavy() -> None:
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.rstrip().endswith("set()")
     assert "--max-seq-len" in result.stdout
+
+
+def test_mixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["easy", "hard", "medium", "very hard"]
+    a = [{"problem": f"Add {i} and {i}.", "solution": f"{2 * i}", "difficulty": names[i % 4]} for i in range(40)]
+    b = [{"question": f"Take {i} from {i}.", "answer": "0\n#### 0"} for i in range(20)]
+    settings: dict[str, Any] = {
+        "sources": [
+            {"dataset": str(tmp_path / "absent.jsonl"), "fallback": write_rows(tmp_path / "a.jsonl", a), "count": 8},
+            {"dataset": write_rows(tmp_path / "b.jsonl", b), "filters": "question contains 1"},
+        ],
+        "num_examples": None,
+        "curriculum": "easy-to-hard",
+    }
+    rows = prepare_rows(config(tmp_path, **settings), DEMO_MODEL)
+    assert len(rows) == 8 + 11
+    assert rows.ranks[8:].tolist() == [0] * 11, "all of the same length"
+    assert len(set(rows.ranks[:8].tolist())) > 1
+    said = capsys.readouterr().err
+    assert "absent.jsonl cannot be had" in said
+    text = "\n".join(statistics(rows))
+    assert f"a.jsonl (train) stands in for {tmp_path}/absent.jsonl, which could not be had" in text
+    assert "b.jsonl (train): 9 does not meet question contains 1" in text
+    assert "from easy to hard by difficulty" in text
+    again = prepare_rows(config(tmp_path, **settings), DEMO_MODEL)
+    assert (again.fingerprint, again.stats) == (rows.fingerprint, rows.stats)
+    prepare_rows(config(tmp_path, **(settings | {"mixture_seed": 1})), DEMO_MODEL)
+    assert len(files(tmp_path)) == 2
+
+
+def test_ranks_follow_chunks_and_problems_left_out(tmp_path: Path) -> None:
+    data = [
+        {"problem": "A.", "solution": "1 + 1 = 2\n" * 40, "level": 3},
+        {"problem": "B.", "solution": "</s>", "level": 1},
+        {"problem": "C.", "solution": "2", "level": 2},
+    ]
+    path = write_rows(tmp_path / "a.jsonl", data)
+    settings = {"dataset": path, "max_seq_len": 64, "curriculum": "easy-to-hard"}
+    rows = prepare_rows(config(tmp_path, **settings), DEMO_MODEL)
+    chunks = len(rows) - 2
+    assert chunks > 3
+    assert rows.ranks.tolist() == [666] * chunks + [0, 333]
+    assert rows.sources.tolist() == [0] * chunks + [1, 2]
+    dropped = prepare_rows(config(tmp_path, **settings, overflow="drop"), DEMO_MODEL)
+    assert (dropped.ranks.tolist(), dropped.sources.tolist()) == ([0, 333], [1, 2])

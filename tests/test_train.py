@@ -54,7 +54,7 @@ def test_debug_leaves_model_cache_and_a_described_adapter(debug_run: Path) -> No
     found = {path.name for path in (debug_run / "adapters").iterdir()}
     assert found == {
         "adapters.safetensors", "adapter_config.json", "chat_template.jinja", "checkpoints", "events.jsonl",
-        "loss.png", "run.json",
+        "loss.png", "run.json", "run.toml",
     }  # fmt: skip
     record = json.loads((debug_run / "adapters" / "run.json").read_text())
     assert record["status"] == "finished"

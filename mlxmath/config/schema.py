@@ -11,12 +11,14 @@ DEFAULT_DATASET = "open-r1/OpenR1-Math-220k"
 DEMO = "demo"
 
 Folder = Annotated[str, AfterValidator(os.path.expanduser)]
+Solutions = Literal["own", "first", "all", "shortest"]
+Filters = tuple[str, ...]
 
 
 class Section(BaseModel):
     """A group of settings. Unknown keys are errors; values do not change after the run has started."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -34,26 +36,127 @@ class ModelConfig(Section):
     trust_remote_code: bool = Field(False, description="Let the tokenizer run code from its repository.")
 
 
+class SourceConfig(Section):
+    """One dataset of a mixture, `[[data.sources]]` in a file."""
+
+    dataset: str = Field(
+        description="Known dataset's short name, Hugging Face dataset, or local file or folder; 'demo' is bundled."
+    )
+    config: str | None = Field(None, description="Configuration (subset) of the dataset (unset: the usual one).")
+    revision: str | None = Field(None, description="Branch, tag or commit of the dataset.")
+    split: str | None = Field(None, description="Split of the dataset (unset: its training split).")
+    question_column: str | None = Field(None, description="Column with the problem (unset: found by its usual names).")
+    solution_column: str | None = Field(None, description="Column with the solution (unset: found likewise).")
+    answer_column: str | None = Field(None, description="Column with the final answer (unset: found likewise).")
+    solutions: Solutions = Field(
+        "own", description="A row's own solution, or its verified generations: the first, all of them, or the shortest."
+    )
+    filters: Filters = Field((), description="Conditions that a row must meet, for example 'level <= 3'.")
+    balance: str | None = Field(None, description="Take equally many rows of each value of this field.")
+    count: Annotated[int, Field(ge=1)] | None = Field(None, description="Take this many rows, drawn at random.")
+    weight: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Take this share of the mixture, relative to the other sources' weights."
+    )
+    fallback: str | None = Field(None, description="Dataset to use, and to name, where this one cannot be had.")
+
+    @field_validator("filters", mode="before")
+    @classmethod
+    def _split_filters(cls, value: object) -> object:
+        return _parts(value, ";")
+
+    @field_validator("weight")
+    @classmethod
+    def _count_or_weight(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("count") is not None:
+            raise ValueError("give a source a count or a weight, not both")
+        return value
+
+
 class DataConfig(Section):
-    """Which rows are trained on and how they become tokens."""
+    """Which rows are trained on and how they become tokens.
+
+    `sources` replaces `dataset` and the settings that say how to read it; without it these make the only source.
+    """
 
     dataset: str = Field(
         DEFAULT_DATASET,
-        description="Hugging Face dataset, or a local .jsonl, .json or .parquet file; 'demo' is the bundled one.",
+        description="Hugging Face dataset, known dataset's short name, or local .jsonl, .json or .parquet file or "
+        "folder; 'demo' is the bundled one.",
     )
     dataset_config: str | None = Field(None, description="Configuration (subset) of the dataset.")
     dataset_revision: str | None = Field(None, description="Branch, tag or commit of the dataset.")
     split: str | None = Field(None, description="Split of the dataset (unset: train).")
     question_column: str | None = Field(None, description="Column with the problem (unset: found by its usual names).")
     solution_column: str | None = Field(None, description="Column with the solution (unset: found likewise).")
+    answer_column: str | None = Field(None, description="Column with the final answer (unset: found likewise).")
+    solutions: Solutions = Field(
+        "own", description="A row's own solution, or its verified generations: the first, all of them, or the shortest."
+    )
+    filters: Filters = Field(
+        (), description="Conditions that a row must meet, separated by ';', for example 'level <= 3; length <= 4000'."
+    )
+    balance: str | None = Field(None, description="Take equally many rows of each value of this field.")
+    sources: tuple[SourceConfig, ...] = Field(
+        (), description="A mixture of datasets, instead of the one above ([[data.sources]] in a file)."
+    )
+    num_examples: Annotated[int, Field(ge=1)] | None = Field(None, description="Use only N rows of the mixture.")
+    mixture_seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Seed of the rows drawn from sources.")
+    deduplicate: Literal["off", "exact", "near"] = Field(
+        "exact", description="Leave out repeated problems: the same but for spelling, or near-identical ones too."
+    )
+    decontaminate: tuple[str, ...] = Field(
+        ("gsm8k", "math-500"),
+        description="Leave out problems that occur in these benchmarks: known names or files, separated by commas; "
+        "'none' checks nothing.",
+    )
+    curriculum: Literal["none", "easy-to-hard"] = Field(
+        "none", description="Order of training: random, or by difficulty, level or, without these, solution length."
+    )
     template: str = Field("tutor", description="How a problem and its solution become text.")
+    template_file: Folder | None = Field(None, description="File with a template of your own, instead of a named one.")
     max_seq_len: Annotated[int, Field(ge=8)] = Field(1024, description="Longest sequence, in tokens.")
     overflow: Literal["chunk", "truncate", "drop"] = Field(
         "chunk", description="What becomes of longer rows: split into chunks, cut, or left out."
     )
     train_on_prompt: bool = Field(False, description="Train on the problem's tokens too, not only the solution's.")
-    num_examples: Annotated[int, Field(ge=1)] | None = Field(None, description="Use only the first N rows.")
     cache_dir: Folder = Field("cache", description="Folder for the tokenized dataset.")
+
+    @field_validator("filters", mode="before")
+    @classmethod
+    def _split_filters(cls, value: object) -> object:
+        return _parts(value, ";")
+
+    @field_validator("decontaminate", mode="before")
+    @classmethod
+    def _split_benchmarks(cls, value: object) -> object:
+        return () if value == "none" else _parts(value, ",")
+
+    @property
+    def mixture(self) -> tuple[SourceConfig, ...]:
+        """The sources to read: `sources`, or the one that the flat settings describe."""
+        if self.sources:
+            return self.sources
+        return (
+            SourceConfig(
+                dataset=self.dataset,
+                config=self.dataset_config,
+                revision=self.dataset_revision,
+                split=self.split,
+                question_column=self.question_column,
+                solution_column=self.solution_column,
+                answer_column=self.answer_column,
+                solutions=self.solutions,
+                filters=self.filters,
+                balance=self.balance,
+            ),
+        )
+
+
+def _parts(value: object, separator: str) -> object:
+    """The parts of a text that lists several; a list of parts as it is."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(separator) if part.strip())
+    return tuple(value) if isinstance(value, list) else value
 
 
 class LoraConfig(Section):
@@ -77,9 +180,7 @@ class LoraConfig(Section):
     @field_validator("targets", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value
+        return _parts(value, ",")
 
     @field_validator("targets")
     @classmethod
@@ -98,6 +199,9 @@ class TrainingConfig(Section):
     """The loop: how much, how fast, for how long."""
 
     adapter_path: Folder = Field("adapters", description="Folder for the adapters, checkpoints and curves.")
+    init_adapter: Folder | None = Field(
+        None, description="Start from the weights in this adapter folder, of the same base, rank and targets."
+    )
     full: bool = Field(
         False, description="Train the blocks' own weights, not adapters (of the lora settings, num_layers counts)."
     )
@@ -235,10 +339,20 @@ class EvaluationConfig(Section):
             raise ValueError("several --samples would all be the same at 0; give for example 0.7")
         return value
 
-    @field_validator("benchmark", "weights", mode="before")
+    @field_validator("benchmark", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        return _parts(value, ",")
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _numbers(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return _parts(value, ",")
+        try:
+            return tuple(float(part) for part in value.split(",") if part.strip())
+        except ValueError:
+            raise ValueError("give numbers separated by commas") from None
 
     @field_validator("weights")
     @classmethod
@@ -255,6 +369,35 @@ class EvaluationConfig(Section):
         if value is not None and (not value.strip(". ") or "/" in value or "\\" in value):
             raise ValueError("give the name of a folder, without a path")
         return value
+
+
+class GrpoConfig(Section):
+    """Reinforcement learning by group-relative policy optimization, named as TRL names it."""
+
+    num_generations: Annotated[int, Field(ge=2)] = Field(8, description="Completions of a prompt, compared as a group.")
+    max_completion_length: Annotated[int, Field(ge=1)] = Field(512, description="Longest completion, in tokens.")
+    temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="Temperature that completions are drawn at.")
+    beta: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Weight of the divergence from the model at the start (0: none)."
+    )
+    epsilon: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="How far a probability ratio may fall.")
+    epsilon_high: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="How far a probability ratio may rise (unset: as far as it may fall)."
+    )
+    num_iterations: Annotated[int, Field(ge=1)] = Field(1, description="Optimizer passes over each set of completions.")
+    loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = Field("dapo", description="How token losses are averaged.")
+    scale_rewards: Literal["group", "batch", "none"] = Field(
+        "group", description="Standard deviation that advantages are divided by: the group's, the batch's, or none."
+    )
+    importance_sampling_level: Literal["token", "sequence"] = Field(
+        "token", description="Whether probability ratios are of tokens or of whole completions."
+    )
+    mask_truncated_completions: bool = Field(
+        False, description="Leave completions that reached the longest length out of the loss."
+    )
+    reward_weights: dict[str, float] = Field(
+        {"correctness": 1.0}, description="Rewards that count, each with its weight."
+    )
 
 
 class RuntimeConfig(Section):
@@ -278,4 +421,5 @@ class RunConfig(Section):
     lora: LoraConfig = LoraConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    grpo: GrpoConfig = GrpoConfig()
     runtime: RuntimeConfig = RuntimeConfig()

@@ -5,6 +5,7 @@ Shapes: B rows, L positions (padded to a bucket width, so that few shapes occur)
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol
 
 import mlx.core as mx
@@ -148,6 +149,8 @@ class WindowPlan:
       tokens, whatever `batch_size` is.
     - `pad`: windows in random order as they come, split into micro-batches of `batch_size` rows.
 
+    Rows with ranks (a curriculum's) come in their order, every epoch; rows of the same rank are shuffled as above.
+
     Args:
         rows: the data.
         config: batch size, accumulation, batching, epochs and seed.
@@ -182,16 +185,29 @@ class WindowPlan:
     def _order(self, epoch: int) -> list[Ids]:
         random = np.random.default_rng([self._config.seed, epoch])
         order = random.permutation(len(self.rows))
+        ranks = getattr(self.rows, "ranks", None)
+        if ranks is not None:
+            order = order[np.argsort(ranks[order], kind="stable")]
         if self._config.batching == "pad":
             return _cut(order, self._per_window)
         # in a small dataset a buffer of all rows would make the same windows in every epoch
         look_ahead = max(1, min(LOOK_AHEAD_WINDOWS, self.windows_per_epoch // 4))
         windows: list[Ids] = []
-        for buffer in _cut(order, look_ahead * self._per_window):
+        for buffer in self._buffers(order, ranks, look_ahead * self._per_window):
             by_length = buffer[np.argsort(self.rows.lengths[buffer], kind="stable")]
             parts = _cut(by_length, self._per_window)
             windows += [parts[i] for i in random.permutation(len(parts))]
         return windows
+
+    def _buffers(self, order: Ids, ranks: NDArray[np.int32] | None, size: int) -> Iterator[Ids]:
+        """Rows to be sorted by length together: whole windows, and with ranks only windows of one and the same rank."""
+        if ranks is None:
+            yield from _cut(order, size)
+            return
+        windows = _cut(order, self._per_window)
+        rank_or_own = [int(ranks[w[0]]) if ranks[w[0]] == ranks[w[-1]] else -1 - i for i, w in enumerate(windows)]
+        for _, group in groupby(range(len(windows)), key=rank_or_own.__getitem__):
+            yield from _cut(np.concatenate([windows[i] for i in group]), size)
 
     def _by_rows(self, ids: Ids) -> list[tuple[int, ...]]:
         return [tuple(map(int, part)) for part in _cut(self._by_length(ids), self.max_rows)]

@@ -7,7 +7,8 @@ Layout of `cache/<fingerprint>.pkl`, all parts 64-byte aligned:
     mask     uint8 (N,)
     offsets  int64 (R + 1,)
     sources  int64 (R,)
-    pickle   protocol 5: {"stats": {…}, "tokens": …, "mask": …, "offsets": …, "sources": …}, the arrays out-of-band
+    ranks    int32 (R,)
+    pickle   protocol 5: {"stats": {…}, "tokens": …, "mask": …, "offsets": …, …}, the arrays out-of-band
 
 The pickle may use only the operations that plain values need; anything else (a class, a function call) is refused
 before it is read. Header, pickle and bounds are checked at every load. The arrays' checksum is checked whenever the
@@ -41,16 +42,16 @@ from mlxmath.data.render import Rendered
 from mlxmath.errors import MlxmathError
 from mlxmath.files import atomic_file, atomic_json
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 Stats = dict[str, int | float | str]
 
 _MAGIC = b"mlxmath rows\r\n\x1a\n"
-_HEADER = struct.Struct("<16sII10Q16s32s")  # magic, version, token bytes, five (offset, size), two checksums
+_HEADER = struct.Struct("<16sII12Q16s32s")  # magic, version, token bytes, six (offset, size), two checksums
 _HEADER_BYTES = 192  # the header's own checksum ends it
 _ALIGN = 64
 _MAX_PICKLE_BYTES = 1 << 20
 _COPY_BYTES = 1 << 22
-_ARRAYS = ("tokens", "mask", "offsets", "sources")
+_ARRAYS = ("tokens", "mask", "offsets", "sources", "ranks")
 _PLAIN_OPERATIONS = frozenset((
     "PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "BINGET", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1",
     "BININT2", "LONG1", "BINFLOAT", "SHORT_BINUNICODE", "BINUNICODE", "EMPTY_DICT", "SETITEM", "SETITEMS",
@@ -83,6 +84,8 @@ class TokenRows:
     """16 hex digits of the arrays' SHA-256: the same for the same rows, wherever their file lies."""
     sources: NDArray[np.int64] | None = None
     """(R,) ascending: rows with the same number are chunks of one text. None: each row is a whole one."""
+    ranks: NDArray[np.int32] | None = None
+    """(R,) the lower, the earlier in training; rows of the same rank in any order. None: all have the same."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -117,8 +120,10 @@ class TokenRows:
         """
         assert len(self) > 0, "a cache without rows is not written"
         with write_rows(path, self.tokens.dtype) as writer:
-            writer.add(Rendered(self.tokens, self.mask, self.offsets, self.sources))  # type: ignore[arg-type]
+            rows = Rendered(self.tokens, self.mask, self.offsets, self.sources)  # type: ignore[arg-type]
+            writer.add(rows, num_texts=len(self) if self.sources is None else int(self.sources[-1]) + 1)
             writer.stats.update(self.stats)
+            writer.ranks = self.ranks
 
     @classmethod
     def load(cls, path: Path) -> "TokenRows":
@@ -147,6 +152,8 @@ class RowWriter:
 
     def __init__(self, file: BinaryIO, masks: BinaryIO, dtype: "np.dtype[Any]") -> None:
         self.stats: Stats = {}
+        self.ranks: NDArray[np.int32] | None = None
+        """(R,) of all rows; to be set before the end if they have any."""
         self._file, self._masks, self._dtype = file, masks, dtype
         self._offsets = [np.zeros(1, np.int64)]
         self._sources: list[NDArray[np.int64]] = []
@@ -154,16 +161,20 @@ class RowWriter:
         self._digest = hashlib.sha256()
         file.write(bytes(_HEADER_BYTES))
 
-    def add(self, rows: Rendered) -> None:
-        """Append a batch of rows."""
+    def add(self, rows: Rendered, num_texts: int) -> None:
+        """Append the rows of a batch of texts; some of these may have none."""
         self._write(np.ascontiguousarray(rows.tokens, self._dtype))
         self._masks.write(np.ascontiguousarray(rows.mask, np.uint8).data)
         self._offsets.append(rows.offsets[1:] + self._num_tokens)
         self._num_tokens += len(rows.tokens)
         sources = np.arange(len(rows.offsets) - 1) if rows.sources is None else rows.sources
-        if len(sources):
-            self._sources.append(sources + self._num_sources)
-            self._num_sources += int(sources[-1]) + 1
+        self._sources.append(sources + self._num_sources)
+        self._num_sources += num_texts
+
+    @property
+    def sources(self) -> NDArray[np.int64]:
+        """(R,) the text of each row, numbered from 0 over all batches."""
+        return np.concatenate(self._sources)
 
     def finish(self) -> None:
         """Write what follows the tokens, and the header."""
@@ -175,7 +186,9 @@ class RowWriter:
             self._file.write(block)
         spans.append((start, self._num_tokens))
         start = self._pad()
-        for part in (np.concatenate(self._offsets), np.concatenate(self._sources)):
+        sources = self.sources
+        ranks = np.zeros(len(sources), np.int32) if self.ranks is None else self.ranks
+        for part in (np.concatenate(self._offsets), sources, np.ascontiguousarray(ranks, np.int32)):
             self._write(part)
             spans.append((start, part.nbytes))
             start = self._pad()
@@ -249,7 +262,7 @@ def _load(path: Path) -> TokenRows:
     spans = list(zip(numbers[::2], numbers[1::2], strict=True))
     if any(start % _ALIGN or start < _HEADER_BYTES or start + size > status.st_size for start, size in spans):
         raise CacheError(path, "cut short: it ends before its contents do")
-    if any(size == 0 or size % width for (_, size), width in zip(spans, (itemsize, 1, 8, 8), strict=False)):
+    if any(size == 0 or size % width for (_, size), width in zip(spans, (itemsize, 1, 8, 8, 4), strict=False)):
         raise CacheError(path, "its parts have sizes that their types cannot have")
     *arrays, dumped = [view[start : start + size] for start, size in spans]
     if len(dumped) > _MAX_PICKLE_BYTES or _short_digest(dumped) != pickle_digest:
@@ -262,6 +275,7 @@ def _load(path: Path) -> TokenRows:
         stats=value["stats"],
         fingerprint=digest.hex()[:16],
         sources=np.frombuffer(value["sources"], "<i8"),
+        ranks=np.frombuffer(value["ranks"], "<i4"),
     )
     _check_bounds(path, rows)
     if not _stamped(path, status):
@@ -302,6 +316,8 @@ def _check_bounds(path: Path, rows: TokenRows) -> None:
     sources = rows.sources
     if sources is None or len(sources) != len(rows) or sources[0] < 0 or not (np.diff(sources) >= 0).all():
         raise CacheError(path, "its rows' sources are out of order")
+    if rows.ranks is None or len(rows.ranks) != len(rows):
+        raise CacheError(path, "its rows have no ranks")
 
 
 def _short_digest(data: bytes | memoryview) -> bytes:

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxmath.data.render import Rendered
+from mlxmath.data.render import Rendered, spans
 
 Overflow = Literal["chunk", "truncate", "drop"]
 
@@ -48,7 +48,8 @@ def fit_rows(rows: Rendered, max_seq_len: int, overflow: Overflow) -> tuple[Rend
     targets = targets_per_row(fitted.mask, fitted.offsets)
     empty = targets == 0
     kept = _gather(fitted, fitted.offsets[:-1][~empty], chunk_lengths[~empty]) if empty.any() else fitted
-    kept = kept._replace(sources=row_of_chunk[~empty])
+    text_of_chunk = row_of_chunk if rows.sources is None else rows.sources[row_of_chunk]
+    kept = kept._replace(sources=text_of_chunk[~empty])
     num_before = _count(rows.mask) - _count(rows.mask[rows.offsets[:-1]])
     counts = Counter(
         rows=len(lengths),
@@ -73,7 +74,7 @@ def targets_per_row(mask: NDArray[np.uint8], offsets: NDArray[np.int64]) -> NDAr
 def _gather(rows: Rendered, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Rendered:
     """The spans [start, start + length) of the token stream as rows."""
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    positions = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+    positions = spans(starts, lengths)
     return Rendered(rows.tokens[positions], rows.mask[positions], offsets)
 
 

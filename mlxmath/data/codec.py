@@ -7,12 +7,16 @@ tokenizer adds, and the end-of-text token of a training row, are put there as id
 import copy
 import json
 import os
+import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
+from mlxmath.data.words import WordMemory, find_cuts
 from mlxmath.errors import InputError, MlxmathError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
@@ -20,8 +24,32 @@ _ANCHORS = ("\n", ":", "a", ".", "", " ")
 """Texts after which a completion is encoded, so that it does not look like the beginning of a text."""
 _PROBES = ("Natalia sold 48/2 = 24.", "\\frac{1}{2}", " a", "5", "\n\nx\n", "  \n y", "é中", "$x$", "<b>")
 
-Pair = tuple[str, str]
 IdPair = tuple[list[int], list[int]]
+
+
+class Pair(NamedTuple):
+    """A text and its continuation."""
+
+    prompt: str
+    completion: str
+    led: bool = False
+    """Whether a control token stands before it (some tokenizers put a space before the first word of a text)."""
+
+
+class Run(NamedTuple):
+    """Text between two control tokens, in parts whose ids must not mix."""
+
+    led: bool
+    """Whether a control token stands before it."""
+    texts: tuple[str, ...]
+
+
+class Control(NamedTuple):
+    """A control token; some remove the spaces beside them."""
+
+    id: int
+    strips_left: bool = False
+    strips_right: bool = False
 
 
 class TextCodec(Protocol):
@@ -29,18 +57,44 @@ class TextCodec(Protocol):
 
     prefix: list[int]
     """What the tokenizer puts before every text: its beginning-of-text token, or nothing."""
+    control: Mapping[str, Control]
+    """The control tokens by their spelling."""
+    control_pattern: re.Pattern[str]
+    """Finds a control token's spelling."""
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text` alone, without `prefix`."""
+    def encode(self, text: str, led: bool = False) -> list[int]:
+        """Ids of `text` without `prefix`: alone, or after a control token."""
 
     def decode(self, ids: list[int]) -> str:
         """The text of `ids`, control tokens shown."""
 
+    @property
+    def words(self) -> WordMemory | None:
+        """A memory of the ids of words, if texts can be tokenized word by word; much faster."""
+
     def encode_pairs(self, pairs: Sequence[Pair]) -> list[IdPair | None]:
-        """For each (prompt, completion): `encode(prompt)` and the ids that continue it with the completion.
+        """For each pair: `encode(prompt)` and the ids that continue it with the completion.
 
         None where the tokenizer cannot write the completion after those ids.
         """
+
+
+def encode_runs(codec: TextCodec, runs: Sequence[Run]) -> list[list[list[int]] | None]:
+    """The ids of each part of each run; None for a run of which the tokenizer cannot write a part after the one before.
+
+    The first part's ids are `codec.encode(text, led)`, whatever follows.
+    """
+    texts_of = [run.texts if len(run.texts) > 1 else (*run.texts, "") for run in runs]
+    pairs_of = [[Pair(*pair, run.led) for pair in pairwise(texts)] for run, texts in zip(runs, texts_of, strict=True)]
+    different = list(dict.fromkeys(pair for pairs in pairs_of for pair in pairs))  # a chat template repeats itself
+    ids_of = dict(zip(different, codec.encode_pairs(different), strict=True))
+    result: list[list[list[int]] | None] = []
+    for run, pairs in zip(runs, pairs_of, strict=True):
+        found = [ids_of[pair] for pair in pairs]
+        whole = [ids for ids in found if ids is not None]
+        parts = [whole[0][0], *(after for _, after in whole)] if len(whole) == len(found) else None
+        result.append(parts and parts[: len(run.texts)])
+    return result
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
@@ -104,9 +158,21 @@ def _prefix(tokenizer: Any) -> list[int]:
     return []
 
 
-def _continue(codec: TextCodec, prompt: str, completion: str) -> IdPair | None:
+def _control(tokenizer: Any) -> tuple[Mapping[str, Control], re.Pattern[str]]:
+    """The tokenizer's control tokens, and what finds them."""
+    named = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+    found = {name: Control(token_id) for name, token_id in named}
+    found |= {
+        token.content: Control(token_id, token.lstrip, token.rstrip)
+        for token_id, token in tokenizer.added_tokens_decoder.items()
+        if token.special
+    }
+    return found, re.compile("|".join(re.escape(name) for name in sorted(found, key=len, reverse=True)))
+
+
+def _continue(codec: TextCodec, prompt: str, completion: str, led: bool) -> IdPair | None:
     """One pair, by every way there is; the first whose text is the whole text."""
-    prompt_ids, whole_ids = codec.encode(prompt), codec.encode(prompt + completion)
+    prompt_ids, whole_ids = codec.encode(prompt, led), codec.encode(prompt + completion, led)
     if whole_ids[: len(prompt_ids)] == prompt_ids:
         return prompt_ids, whole_ids[len(prompt_ids) :]
     whole = codec.decode(whole_ids)  # of a tokenizer that changes some characters, this is all that can be asked
@@ -126,12 +192,15 @@ def _same(found: str, text: str) -> bool:
 class SlowCodec:
     """A tokenizer written in Python: text by text."""
 
+    words = None
+
     def __init__(self, tokenizer: Any) -> None:
         self.prefix = _prefix(tokenizer)
+        self.control, self.control_pattern = _control(tokenizer)
         self._tokenizer = tokenizer
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text` alone, without `prefix`."""
+    def encode(self, text: str, led: bool = False) -> list[int]:  # noqa: ARG002
+        """See `TextCodec.encode`; these tokenizers read each text between control tokens alone."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         return ids
 
@@ -142,7 +211,7 @@ class SlowCodec:
 
     def encode_pairs(self, pairs: Sequence[Pair]) -> list[IdPair | None]:
         """See `TextCodec.encode_pairs`."""
-        return [_continue(self, prompt, completion) for prompt, completion in pairs]
+        return [_continue(self, *pair) for pair in pairs]
 
 
 class FastCodec:
@@ -159,6 +228,7 @@ class FastCodec:
 
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         self.prefix = _prefix(tokenizer)
+        self.control, self.control_pattern = _control(tokenizer)
         self._plain = _without_control_tokens(backend)
         self._marked = copy.deepcopy(self._plain)
         self._marked.encode_special_tokens = True
@@ -168,8 +238,11 @@ class FastCodec:
         self._original = backend
         self._anchor, self._anchor_ids = self._choose_anchor()
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text` alone, without `prefix`."""
+    def encode(self, text: str, led: bool = False) -> list[int]:
+        """See `TextCodec.encode`."""
+        if led:
+            with_mark: list[int] = self._marked.encode(self._mark + text, add_special_tokens=False).ids
+            return with_mark[1:]
         ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
         return ids
 
@@ -185,17 +258,45 @@ class FastCodec:
             [ids[0] + ids[1] if ids else [] for ids in split], skip_special_tokens=False
         )
         return [
-            ids if ids and _same(text, prompt + completion) else _continue(self, prompt, completion)
-            for ids, text, (prompt, completion) in zip(split, texts, pairs, strict=True)
+            ids if ids and _same(text, pair.prompt + pair.completion) else _continue(self, *pair)
+            for ids, text, pair in zip(split, texts, pairs, strict=True)
         ]
+
+    @cached_property
+    def words(self) -> WordMemory | None:
+        """See `TextCodec.words`."""
+        tokens = self._original.get_added_tokens_decoder().values()
+        control = {token.content for token in tokens if token.special}
+        added = [token.content for token in tokens if not token.special]
+        vocabulary = {*self._plain.get_vocab(with_added_tokens=False), *added} - control
+        cuts = find_cuts(self._plain.model, vocabulary, self._encode_all)
+        if cuts is None or any(" " in token or "\n" in token for token in added):
+            return None
+        return WordMemory(cuts, added, self._encode_all, self._encode_after, self._readable)
+
+    def _encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        return [e.ids for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def _encode_after(self, texts: Sequence[str]) -> list[list[int] | None]:
+        """Ids of texts that continue another; None where the anchor does not do."""
+        before = self.encode("a")
+        split = self._split([Pair("a", text) for text in texts], self._anchor, self._anchor_ids)
+        continued = [before + ids[1] if ids else [] for ids in split]
+        good = self._readable(continued, [f"a{text}" for text in texts])
+        return [ids[1] if ids and fine else None for ids, fine in zip(split, good, strict=True)]
+
+    def _readable(self, ids: Sequence[list[int]], texts: Sequence[str]) -> list[bool]:
+        decoded = self._original.decode_batch(list(ids), skip_special_tokens=False)
+        return [_same(found, text) for found, text in zip(decoded, texts, strict=True)]
 
     def _split(self, pairs: Sequence[Pair], anchor: str, anchor_ids: list[int]) -> list[IdPair | None]:
         """Both sides of each pair, None where the anchor's ids do not begin the completion's side."""
         middle = self._mark + anchor
-        encodings = self._marked.encode_batch_fast([p + middle + c for p, c in pairs], add_special_tokens=False)
+        texts = [(self._mark if led else "") + prompt + middle + completion for prompt, completion, led in pairs]
+        encodings = self._marked.encode_batch_fast(texts, add_special_tokens=False)
         result: list[IdPair | None] = []
-        for encoding in encodings:
-            ids = encoding.ids
+        for encoding, pair in zip(encodings, pairs, strict=True):
+            ids = encoding.ids[pair.led :]
             cut = ids.index(self._mark_id)
             start = cut + 1 + len(anchor_ids)
             result.append((ids[:cut], ids[start:]) if ids[cut + 1 : start] == anchor_ids else None)
@@ -203,15 +304,16 @@ class FastCodec:
 
     def _choose_anchor(self) -> tuple[str, list[int]]:
         """The first anchor after which most probes continue a line exactly; no anchor if all do without."""
-        pairs = [("Solution:\n", probe) for probe in _PROBES]
+        pairs = [Pair("Solution:\n", probe) for probe in _PROBES]
         scores: list[tuple[int, str, list[int]]] = []
         for anchor in ("", *_ANCHORS):
-            with_nothing = self._split([("a", "")], anchor, [])[0]
+            with_nothing = self._split([Pair("a", "")], anchor, [])[0]
             assert with_nothing is not None
             anchor_ids = with_nothing[1]
             split = self._split(pairs, anchor, anchor_ids)
             good = [
-                ids and _same(self.decode(ids[0] + ids[1]), p + c) for ids, (p, c) in zip(split, pairs, strict=True)
+                ids and _same(self.decode(ids[0] + ids[1]), pair.prompt + pair.completion)
+                for ids, pair in zip(split, pairs, strict=True)
             ]
             scores.append((sum(map(bool, good)), anchor, anchor_ids))
         _, anchor, anchor_ids = max(scores, key=lambda score: score[0])  # the first of the best

@@ -37,6 +37,11 @@ class Subset:
         """(R,) tokens of each row."""
         return self.rows.lengths[self.ids]
 
+    @cached_property
+    def ranks(self) -> NDArray[np.int32] | None:
+        """(R,) the lower, the earlier in training."""
+        return None if self.rows.ranks is None else self.rows.ranks[self.ids]
+
 
 def hold_out(rows: TokenRows, amount: float, seed: int) -> tuple[Subset, Subset]:
     """Split rows by a seeded choice over their texts, so that chunks of one text stay together.

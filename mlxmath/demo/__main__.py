@@ -9,22 +9,8 @@ from typing import Any
 import click
 
 from mlxmath import options
-from mlxmath.config.load import Values, resolve
 from mlxmath.config.schema import DEMO
 from mlxmath.errors import MlxmathError
-
-PRESET: Values = {
-    "model.model": DEMO,
-    "model.dtype": "float32",
-    "data.dataset": DEMO,
-    "data.max_seq_len": 256,
-    "training.learning_rate": 3e-3,
-    "training.batch_size": 8,
-    "training.grad_accumulation_steps": 1,
-    "training.num_epochs": 3,
-    "training.schedule": "cosine",
-    "training.warmup_steps": 28,
-}
 
 
 @options.command("demo")
@@ -35,8 +21,7 @@ def main(**values: Any) -> None:
     """Fine-tune the bundled model and compare it with its base on 200 unseen problems."""
     from mlxmath.train import train
 
-    chosen = {name.replace("__", "."): value for name, value in values.items() if value is not None}
-    resolved = resolve([("demo", PRESET), ("option", chosen)])
+    resolved = options.settings(values | {"recipe": DEMO})
     if exit_code := train(resolved):
         raise SystemExit(exit_code)
     config = resolved.config

@@ -25,6 +25,7 @@ from mlxmath.generation.slots import choose_slots
 from mlxmath.grading import grade
 from mlxmath.lora.adapter import load_adapter
 from mlxmath.models.load import Loaded, load_model
+from mlxmath.problems.prompts import Template
 from mlxmath.weights.manifest import read_fingerprint
 
 
@@ -33,7 +34,7 @@ class Entry:
     """A contestant and what it is given."""
 
     contestant: Contestant
-    template: str
+    template: Template
     prompts: Mapping[str, list[int]]
     """Token ids by the problem's id."""
     identity: Mapping[str, Any]
@@ -47,7 +48,7 @@ class Entry:
 
 def make_entry(
     contestant: Contestant,
-    template: str,
+    template: Template,
     benchmarks: Sequence[LoadedBenchmark],
     settings: EvaluationConfig,
     retriever: Retriever | None,
@@ -67,14 +68,14 @@ def make_entry(
     if settings.temperature > 0:
         sampling["seed"] = seed
     settled = {
-        "template": template,
+        "template": prompts.template.definition,
         "shots": settings.shots,
         "retrieve": settings.retrieve,
         "max_tokens": settings.max_tokens,
         "sampling": sampling,
         "prompts": fingerprint(ids),
     }
-    return Entry(contestant, template, ids, identity | settled)
+    return Entry(contestant, prompts.template, ids, identity | settled)
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,8 @@ def ask_all(
                 continue
             loaded = models.load(entry.contestant)
             tokenizer = load_generation_tokenizer(entry.contestant.model)
+            if entry.template.stop:
+                tokenizer.add_eos_token(entry.template.stop)
             right = [done[key].correct for _, item, n in tasks if (key := (entry.contestant.label, item.id, n)) in done]
             progress = Progress(entry.contestant.label, len(tasks), len(right), sum(right))
             try:
@@ -182,7 +185,7 @@ def _ask(
         slots, reason = settings.concurrency, "asked for"
     say(
         f"{entry.contestant.label}: {len(chosen):,} answers to {benchmark.name}, {slots} at a time ({reason}), at most "
-        f"{max_tokens:,} tokens each, template {entry.template}"
+        f"{max_tokens:,} tokens each, template {entry.template.name}"
     )
     last = time.perf_counter()
 

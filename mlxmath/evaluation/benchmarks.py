@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mlxmath.config.schema import DEMO, DataConfig
+from mlxmath.config.schema import DEMO, SourceConfig
 from mlxmath.errors import InputError
 from mlxmath.grading.extract import extract
 from mlxmath.problems.columns import SkippedRowError, find_columns, make_problem
@@ -141,7 +141,7 @@ def _open(benchmark: Benchmark) -> Iterator[Rows]:
         yield open_file(DEMO_PROBLEMS / f"{benchmark.split}.jsonl", benchmark.split)
         return
     for config in benchmark.configs:
-        yield open_repository(DataConfig(dataset=benchmark.repository, dataset_config=config, split=benchmark.split))
+        yield open_repository(SourceConfig(dataset=benchmark.repository, config=config, split=benchmark.split))
 
 
 def _read(rows: Rows, benchmark: Benchmark) -> Iterator[Item | None]:

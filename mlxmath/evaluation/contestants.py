@@ -7,6 +7,7 @@ from typing import Any
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.files import read_json, sha256
 from mlxmath.lora.adapter import CONFIG, WEIGHTS
+from mlxmath.problems.prompts import Template, recorded_template
 from mlxmath.weights.manifest import read_fingerprint
 
 
@@ -42,12 +43,11 @@ class Contestant:
                 )
         return {"model": model, "adapter": sha256(self.adapter / WEIGHTS)[:16] + sha256(self.adapter / CONFIG)[:16]}
 
-    def recorded_template(self) -> str | None:
+    def recorded_template(self) -> Template | None:
         """The template that the adapter was trained with, where it tells."""
         if self.adapter is None or not (self.adapter / CONFIG).is_file():
             return None
-        template = read_json(self.adapter / CONFIG).get("template")
-        return template if isinstance(template, str) else None
+        return recorded_template(read_json(self.adapter / CONFIG), self.adapter / CONFIG)
 
 
 def choose_contestants(

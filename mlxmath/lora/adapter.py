@@ -7,7 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxmath.config.schema import LoraConfig
-from mlxmath.errors import MlxmathError
+from mlxmath.errors import InputError, MlxmathError
 from mlxmath.files import atomic_file, atomic_json, read_json
 from mlxmath.lora.inject import adapter_arrays, inject, open_blocks
 
@@ -93,6 +93,39 @@ def load_adapter(model: nn.Module, folder: Path, base_fingerprint: str | None = 
     _prepare(model, folder, record)
     load_weights(model, folder / WEIGHTS)
     return dict(record)
+
+
+def load_initial(model: nn.Module, folder: Path, wanted: dict[str, Any]) -> None:
+    """Let training start from the weights of the adapter in `folder`.
+
+    Args:
+        model: with the adapters, or the open blocks, that are to be trained.
+        folder: an adapter folder of the same base and form.
+        wanted: adapter_config.json of the run that starts.
+
+    Raises:
+        InputError: there is no adapter, or its form is another (every difference is named).
+        MlxmathError: a file is damaged, or a tensor missing, extra or misshapen.
+    """
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise InputError(f"--init-adapter: {folder} holds no adapter; expected {CONFIG} and {WEIGHTS}.")
+    found = read_json(folder / CONFIG)
+    differences = [
+        f"{name} is {found.get(name)!r} there and {wanted.get(name)!r} here"
+        for name in ("base_fingerprint", "fine_tune_type", "num_layers", "lora_parameters")
+        if _form(found, name) != _form(wanted, name) and not (name == "base_fingerprint" and name not in found)
+    ]
+    if differences:
+        raise InputError(f"--init-adapter: {folder} does not fit this run: {'; '.join(differences)}.")
+    load_weights(model, folder / WEIGHTS)
+
+
+def _form(record: dict[str, Any], name: str) -> Any:
+    """A part of an adapter's configuration as it is compared: dropout may differ, and the order of the layers."""
+    value = record.get(name)
+    if isinstance(value, dict):
+        return {key: sorted(v) if key == "keys" else v for key, v in value.items() if key != "dropout"}
+    return value
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

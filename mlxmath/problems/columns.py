@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from mlxmath.errors import InputError
@@ -20,8 +20,12 @@ QUESTIONS = tuple(dict.fromkeys(question for question, _ in PAIRS))
 SOLUTIONS = tuple(dict.fromkeys(solution for _, solution in PAIRS))
 ANSWERS = ("answer", "final_answer", "expected_answer", "ground_truth")
 IDS = ("id", "uuid", "unique_id", "problem_id")
+DIFFICULTIES = ("difficulty", "level")
+SUBJECTS = ("subject", "type", "problem_type", "task_category", "category")
+SOURCES = ("source", "data_source")
 
 _ANSWER_MARK = "####"
+_BOXED = "\\boxed{"
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 
 
@@ -37,12 +41,25 @@ class Columns:
     solution: str | None
     answer: str | None = None
     id: str | None = None
+    difficulty: str | None = None
+    subject: str | None = None
+    source: str | None = None
 
     @property
     def used(self) -> tuple[str, ...]:
         """The columns that are read."""
-        names = (self.question, self.solution, self.answer, self.id)
+        names = (getattr(self, part.name) for part in fields(self))
         return tuple(dict.fromkeys(name for name in names if name is not None))
+
+    @property
+    def main(self) -> tuple[str, ...]:
+        """The columns without which there is no problem."""
+        return self.question, *([self.solution] if self.solution else ())
+
+    @property
+    def core(self) -> tuple[str | None, ...]:
+        """The columns whose values are the problem itself."""
+        return self.question, self.solution, self.answer, self.id
 
     def __str__(self) -> str:
         if self.question == MESSAGES:
@@ -54,6 +71,7 @@ def find_columns(
     available: Sequence[str],
     question: str | None = None,
     solution: str | None = None,
+    answer: str | None = None,
     *,
     where: str,
     solution_required: bool = True,
@@ -64,17 +82,19 @@ def find_columns(
         available: the dataset's columns.
         question: the column asked for with `--question-column`.
         solution: the column asked for with `--solution-column`.
+        answer: the column asked for with `--answer-column`.
         where: the dataset's name, for errors.
         solution_required: whether a dataset without solutions is an error (it is not for evaluation).
 
     Raises:
         InputError: a column asked for is absent, or none has a usual name.
     """
-    for option, name in (("--question-column", question), ("--solution-column", solution)):
+    asked = {"--question-column": question, "--solution-column": solution, "--answer-column": answer}
+    for option, name in asked.items():
         if name is not None and name not in available:
-            near = difflib.get_close_matches(name, available, n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"{option}: {where} has no column {name!r}, but {', '.join(available)}{hint}")
+            raise InputError(
+                f"{option}: {where} has no column {name!r}, but {', '.join(available)}{near(name, available)}"
+            )
     if question is None and solution is None:
         question, solution = next(((q, s) for q, s in PAIRS if q in available and s in available), (None, None))
         if question is None and MESSAGES in available:
@@ -89,9 +109,23 @@ def find_columns(
             f"{where}: no column for the {missing} among {', '.join(available) or 'none'}; "
             f"name it with --{'question' if question is None else 'solution'}-column."
         )
+    taken = (question, solution)
     return Columns(
-        question, solution, answer=_first(ANSWERS, available, question, solution), id=_first(IDS, available, question)
+        question,
+        solution,
+        answer=answer or _first(ANSWERS, available, *taken),
+        id=_first(IDS, available, question),
+        difficulty=_first(DIFFICULTIES, available, *taken),
+        subject=_first(SUBJECTS, available, *taken),
+        source=_first(SOURCES, available, *taken),
     )
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """`; did you mean …?` with the known name nearest to `name`, or nothing."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.4)
+    return f"; did you mean {by_lower[found[0]]!r}?" if found else ""
 
 
 def _first(names: Iterable[str], available: Sequence[str], *taken: str | None) -> str | None:
@@ -101,8 +135,8 @@ def _first(names: Iterable[str], available: Sequence[str], *taken: str | None) -
 def make_problem(row: Mapping[str, Any], columns: Columns, index: int, *, solution_required: bool = True) -> Problem:
     """The `Problem` of one row.
 
-    Calculator marks (`<<48/2=24>>`) are removed from a solution that ends in `#### x`, and x becomes the answer where
-    no column tells it.
+    Calculator marks (`<<48/2=24>>`) are removed from a solution that ends in `#### x`. Where no column tells the
+    answer, it is that x, or what stands in the solution's last `\\boxed{}`.
 
     Raises:
         SkippedRowError: the problem or the solution is empty or is not text.
@@ -110,7 +144,8 @@ def make_problem(row: Mapping[str, Any], columns: Columns, index: int, *, soluti
     messages: tuple[Message, ...] = ()
     if columns.question == MESSAGES:
         messages = _messages(row.get(MESSAGES))
-        question, solution = messages[-2].content, messages[-1].content
+        question = next(turn.content for turn in messages if turn.role == "user")
+        solution = messages[-1].content
     else:
         question = _text(row.get(columns.question), "problem") or ""
         solution = "" if columns.solution is None else _text(row.get(columns.solution), "solution") or ""
@@ -122,15 +157,41 @@ def make_problem(row: Mapping[str, Any], columns: Columns, index: int, *, soluti
     if _ANSWER_MARK in solution:
         solution = _CALCULATOR.sub("", solution)
         answer = solution.rpartition(_ANSWER_MARK)[2].strip() if answer is None else answer
+    elif answer is None:
+        answer = boxed(solution)
     identifier = row.get(columns.id) if columns.id is not None else None
     return Problem(
         id=str(index if identifier is None else identifier),
         question=question,
         answer=answer,
         solution=solution if solution.strip() else None,
-        meta={k: v for k, v in row.items() if k not in columns.used and isinstance(v, str | int | float)},
+        meta={k: v for k, v in row.items() if k not in columns.core and isinstance(v, str | int | float)},
         messages=messages,
+        difficulty=_plain(row, columns.difficulty),
+        subject=_plain(row, columns.subject),
+        source=_plain(row, columns.source),
     )
+
+
+def boxed(text: str) -> str | None:
+    """What stands in the last `\\boxed{…}` of `text`, braces matched; None if there is none."""
+    start = text.rfind(_BOXED)
+    depth = 0
+    for position in range(start + len(_BOXED) - 1, len(text)) if start >= 0 else ():
+        depth += {"{": 1, "}": -1}.get(text[position], 0)
+        if depth == 0:
+            return text[start + len(_BOXED) : position].strip()
+    return None
+
+
+def number_text(value: float) -> str:
+    """A number as people write it: 145 for 145.0, no exponent."""
+    return str(int(value)) if float(value).is_integer() else repr(value)
+
+
+def _plain(row: Mapping[str, Any], column: str | None) -> str | None:
+    value = None if column is None else row.get(column)
+    return str(value) if isinstance(value, str | int | float) and value != "" else None
 
 
 def _text(value: Any, what: str) -> str | None:
@@ -142,7 +203,7 @@ def _text(value: Any, what: str) -> str | None:
 
 
 def _messages(value: Any) -> tuple[Message, ...]:
-    """The conversation up to its last answer: [system,] user, assistant."""
+    """The conversation up to its last answer: [system,] user, assistant, user, assistant …"""
     if not isinstance(value, list):
         raise SkippedRowError("empty conversation" if value is None else "messages are not a list")
     turns = []
@@ -153,8 +214,10 @@ def _messages(value: Any) -> tuple[Message, ...]:
     while turns and turns[-1].role != "assistant":
         turns.pop()
     roles = [turn.role for turn in turns if turn.role != "system"]
-    if roles == ["user", "assistant"] and turns[-2].role == "user":
-        return tuple(turns)
-    if "user" in roles and "assistant" in roles:
-        raise SkippedRowError("conversation of several turns")
-    raise SkippedRowError("conversation without a question and an answer")
+    if "user" not in roles or "assistant" not in roles:
+        raise SkippedRowError("conversation without a question and an answer")
+    if roles != ["user", "assistant"] * (len(roles) // 2):
+        raise SkippedRowError("conversation whose turns do not alternate")
+    if any(turn.role == "system" for turn in turns[1:]):
+        raise SkippedRowError("conversation with a system message inside")
+    return tuple(turns)

@@ -6,17 +6,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mlxmath.config.schema import DataConfig
+from mlxmath.config.schema import SourceConfig
 from mlxmath.console import say
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.problems.local import Row, Rows
+from mlxmath.problems.local import AbsentError, Row, Rows
 
 STREAM_UP_TO = 10_000
-"""With `--num-examples` up to this many, rows are streamed and the dataset is not downloaded whole."""
+"""If the first rows up to this many are wanted, they are streamed and the dataset is not downloaded whole."""
+SHUFFLE_BUFFER = 10_000
+"""Rows among which those of a stream are drawn."""
 
 
-def open_repository(config: DataConfig) -> Rows:
+def open_repository(source: SourceConfig, *, first: int | None = None, shuffle_seed: int | None = None) -> Rows:
     """Open a dataset repository at one commit; its Arrow files stay on disk.
+
+    Args:
+        source: which repository, commit, configuration and split.
+        first: only the first so many rows are wanted; a few are streamed if the dataset is not on disk.
+        shuffle_seed: stream the dataset in a seeded order, whatever its size.
 
     Raises:
         InputError: the dataset, its revision, configuration or split does not exist.
@@ -24,66 +31,68 @@ def open_repository(config: DataConfig) -> Rows:
     """
     import datasets
 
-    name = config.dataset
+    name = source.dataset
     say(f"opening {name} on the hub")
-    with _clear_errors(config):
-        builder = datasets.load_dataset_builder(name, config.dataset_config, revision=config.dataset_revision)
-    asked = config.dataset_revision
+    with _clear_errors(source):
+        builder = datasets.load_dataset_builder(name, source.config, revision=source.revision)
+    asked = source.revision
     commit = builder.hash
     if asked is not None and re.fullmatch("[0-9a-f]{40}", asked) and commit != asked:
         raise MlxmathError(
             f"--dataset-revision: the hub cannot be reached, and the local copy of {name} is {commit}, not {asked}."
         )
-    few = config.num_examples is not None and config.num_examples <= STREAM_UP_TO
-    with _clear_errors(config):
-        streams = builder.as_streaming_dataset() if few and not Path(builder.cache_dir).is_dir() else {}
+    few = first is not None and first <= STREAM_UP_TO and not Path(builder.cache_dir).is_dir()
+    with _clear_errors(source):
+        streams = builder.as_streaming_dataset() if few or shuffle_seed is not None else {}
         splits = list(streams or builder.info.splits or ())
-        split = choose_split(config, splits) if splits else ""  # an unknown split is told before the download
+        split = choose_split(source, splits) if splits else ""  # an unknown split is told before the download
         if split in streams:
             data = streams[split]
+            if shuffle_seed is not None:
+                data = data.shuffle(seed=shuffle_seed, buffer_size=SHUFFLE_BUFFER)
         else:
             builder.download_and_prepare()
-            split = choose_split(config, list(builder.info.splits))
+            split = choose_split(source, list(builder.info.splits))
             data = builder.as_dataset(split=split)
     columns = data.column_names
     if columns is None:  # a stream without metadata
-        with _clear_errors(config):
+        with _clear_errors(source):
             columns = list(next(iter(data), {}))
 
     def read(used: tuple[str, ...]) -> Iterator[Row]:
-        with _clear_errors(config):
-            yield from _rows(data.select_columns(_wanted(data.features, used)))
+        with _clear_errors(source):
+            yield from _rows(data.select_columns(_wanted(data.features, columns, used)))
 
     num_rows = len(data) if isinstance(data, datasets.Dataset) else None
-    return Rows(name, split, f"{builder.config.name}@{commit}", tuple(columns), read, num_rows)
+    return Rows(name, split, f"{builder.config.name}@{commit}", tuple(columns), read, num_rows, num_rows is None)
 
 
-def choose_split(config: DataConfig, splits: Sequence[str]) -> str:
+def choose_split(source: SourceConfig, splits: Sequence[str]) -> str:
     """The split asked for, or the training split under one of the names that it goes by.
 
     Raises:
         InputError: there is no such split.
     """
-    if config.split is not None:
-        unknown = [part for part in re.split(r"\[[^]]*]|\+", config.split) if part and part not in splits]
+    if source.split is not None:
+        unknown = [part for part in re.split(r"\[[^]]*]|\+", source.split) if part and part not in splits]
         if unknown:
-            raise InputError(f"--split: {config.dataset} has no split {unknown[0]!r}, but {', '.join(splits)}.")
-        return config.split
+            raise InputError(f"--split: {source.dataset} has no split {unknown[0]!r}, but {', '.join(splits)}.")
+        return source.split
     if "train" in splits:
         return "train"
     if {"default", "extended"} <= set(splits):
         return "default+extended"
     if len(splits) == 1:
         return splits[0]
-    raise InputError(f"--split: {config.dataset} has no split 'train', but {', '.join(splits)}; choose one of these.")
+    raise InputError(f"--split: {source.dataset} has no split 'train', but {', '.join(splits)}; choose one of these.")
 
 
-def _wanted(features: Any, used: tuple[str, ...]) -> list[str]:
+def _wanted(features: Any, columns: Sequence[str], used: tuple[str, ...]) -> list[str]:
     """The columns used, and the plain ones beside them (a list of ten generations a row is not read)."""
     import datasets
 
     if features is None:
-        return list(used)
+        return [name for name in columns if name in used]
     return [name for name, feature in features.items() if name in used or isinstance(feature, datasets.Value)]
 
 
@@ -106,16 +115,16 @@ def _network_errors() -> tuple[type[Exception], ...]:
 
 
 @contextmanager
-def _clear_errors(config: DataConfig) -> Iterator[None]:
+def _clear_errors(source: SourceConfig) -> Iterator[None]:
     """One clear error for each way in which opening a dataset can fail."""
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
-    name = config.dataset
+    name = source.dataset
     try:
         yield
     except DatasetNotFoundError as error:
         option = "--dataset-revision" if "evision" in str(error) else "--dataset"
-        raise InputError(f"{option}: {error} Check its name; a gated dataset needs `hf auth login`.") from None
+        raise AbsentError(f"{option}: {error} Check its name; a gated dataset needs `hf auth login`.") from None
     except (ValueError, RuntimeError) as error:  # an unknown or missing configuration; a dataset that is a script
         reason = " ".join(str(error).split())
         option = "--dataset-config" if "onfig" in reason else "--dataset"

@@ -1,9 +1,9 @@
-"""Reads rows from local .jsonl, .json and .parquet files."""
+"""Reads rows from local .jsonl, .json and .parquet files, and from folders of them."""
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,10 @@ _PEEK = 100
 """Rows whose keys are taken to be the columns of a JSON file."""
 
 Row = dict[str, Any]
+
+
+class AbsentError(InputError):
+    """There is no dataset of that name; a declared fall-back may take its place."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Rows:
     read: Callable[[tuple[str, ...]], Iterator[Row]]
     """Reads the rows; of large columns only those named are needed."""
     num_rows: int | None = None
+    streamed: bool = False
+    """Read from the network, row by row: as few as possible."""
 
 
 def is_file_name(dataset: str) -> bool:
@@ -41,19 +47,61 @@ def is_file_name(dataset: str) -> bool:
     )
 
 
+def open_path(path: Path, split: str | None = None) -> Rows:
+    """Open a local file, or a split's files in a folder (`train.jsonl`, `data/train-00000-of-00002.parquet`).
+
+    Raises:
+        InputError: it is absent, empty or of another kind, or the folder has no such split.
+        MlxmathError: its contents are damaged.
+    """
+    if not path.is_dir():
+        if split not in (None, "train", path.stem):
+            raise InputError(f"--split: {path} is one file and has no {split!r}; leave the option out.")
+        return open_file(path, split or "train")
+    inside = sorted(p for folder in (path, path / "data") for p in folder.glob("*") if p.suffix.lower() in SUFFIXES)
+    splits: dict[str, list[Path]] = {}
+    for file in inside:
+        splits.setdefault(file.stem.partition("-")[0], []).append(file)
+    if not splits:
+        raise InputError(f"--dataset: {path} is a folder without any {', '.join(SUFFIXES)} file.")
+    chosen = split or ("train" if "train" in splits else next(iter(splits)))
+    if chosen not in splits or (split is None and chosen != "train" and len(splits) > 1):
+        raise InputError(f"--split: {path} has no split {split or 'train'!r}, but {', '.join(splits)}; choose one.")
+    return chain(path.name, chosen, [open_file(file, chosen) for file in splits[chosen]])
+
+
+def chain(name: str, split: str, parts: Sequence[Rows]) -> Rows:
+    """Datasets with the same columns, read one after the other."""
+    if len(parts) == 1:
+        return replace(parts[0], name=name)
+    counts = [part.num_rows for part in parts]
+
+    def read(used: tuple[str, ...]) -> Iterator[Row]:
+        for part in parts:
+            yield from part.read(used)
+
+    return Rows(
+        name,
+        split,
+        "+".join(part.revision for part in parts),
+        tuple(dict.fromkeys(column for part in parts for column in part.columns)),
+        read,
+        None if None in counts else sum(count or 0 for count in counts),
+        any(part.streamed for part in parts),
+    )
+
+
 def open_file(path: Path, split: str = "train") -> Rows:
     """Open a local file.
 
     Raises:
-        InputError: the file is absent, a folder, empty or of another kind.
+        InputError: the file is absent, empty or of another kind.
         MlxmathError: its contents are damaged.
     """
-    if path.is_dir():
-        inside = sorted(p.name for p in path.iterdir() if p.suffix in SUFFIXES)
-        found = f"it holds {', '.join(inside[:8])}" if inside else f"it holds no {' or '.join(SUFFIXES)} file"
-        raise InputError(f"--dataset: {path} is a folder; name a file ({found}).")
     if not path.is_file():
-        raise InputError(f"--dataset: {path} does not exist; give a {', '.join(SUFFIXES)} file or a repository's name.")
+        raise AbsentError(
+            f"--dataset: {path} does not exist; give a {', '.join(SUFFIXES)} file or a repository's name."
+        )
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise InputError(f"--dataset: {path} is not a {', '.join(SUFFIXES)} file; convert it to one of these.")

@@ -25,6 +25,12 @@ class Problem:
     solution: str | None = None
     """The worked solution: what a model learns to write."""
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """The row's other plain values: source, level, subject …"""
+    """The row's other plain values, by their columns' names."""
     messages: tuple[Message, ...] = ()
-    """The conversation, for rows that came as one."""
+    """The conversation, for rows that came as one: it ends with an answer."""
+    difficulty: str | None = None
+    """The dataset's own word for it: "easy", "Level 3", "5"."""
+    subject: str | None = None
+    """What it is about: "Algebra", "geometry"."""
+    source: str | None = None
+    """Where the dataset has it from: "olympiads", "gsm8k"."""

@@ -1,16 +1,19 @@
-"""Datasets as `Problem`s: the bundled demo, local files, dataset repositories."""
+"""Datasets as `Problem`s: the bundled demo, known datasets, local files and folders, dataset repositories."""
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mlxmath.config.schema import DEMO, DataConfig
-from mlxmath.errors import InputError
+from mlxmath.config.schema import DEMO, DataConfig, SourceConfig
+from mlxmath.console import warn
+from mlxmath.errors import InputError, MlxmathError
 from mlxmath.problems.columns import Columns, SkippedRowError, find_columns, make_problem
+from mlxmath.problems.filters import FIELDS
 from mlxmath.problems.hub import open_repository
-from mlxmath.problems.local import Rows, is_file_name, open_file
+from mlxmath.problems.local import AbsentError, Row, Rows, chain, is_file_name, open_file, open_path
 from mlxmath.problems.problem import Problem
+from mlxmath.problems.registry import GENERATIONS, Dataset, known, recognise
 
 DEMO_PROBLEMS = Path(__file__).parents[1] / "demo" / "problems"
 DEMO_SPLITS = ("train", "validation", "test")
@@ -22,8 +25,14 @@ class LoadedProblems:
 
     rows: Rows
     columns: Columns
+    source: SourceConfig
+    """What was asked for; of a fall-back, what is read instead."""
+    dataset: Dataset | None = None
+    """The known dataset that it is, if its rows are read as that one's."""
     num_examples: int | None = None
     solutions_required: bool = True
+    instead_of: str | None = None
+    """The dataset that could not be had."""
     skipped: Counter[str] = field(default_factory=Counter)
     """Rows left out by the last iteration, by reason."""
 
@@ -40,8 +49,15 @@ class LoadedProblems:
     @property
     def num_rows(self) -> int | None:
         """Most rows that there can be, where it is known."""
-        known = [n for n in (self.rows.num_rows, self.num_examples) if n is not None]
+        several = self.source.solutions == "all" and self.dataset is not None and self.dataset.generations is not None
+        known = [n for n in (None if several else self.rows.num_rows, self.num_examples) if n is not None]
         return min(known) if known else None
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The columns that filters may name, beside the fields that every problem has."""
+        extra = ("correct",) if self.dataset and self.dataset.generations else ()
+        return (*self.rows.columns, *extra)
 
     def __str__(self) -> str:
         return f"{self.rows.name} ({self.split}, {self.revision[:23]}), {self.columns}"
@@ -49,55 +65,158 @@ class LoadedProblems:
     def __iter__(self) -> Iterator[Problem]:
         self.skipped.clear()
         found = 0
-        for index, row in enumerate(self.rows.read(self.columns.used)):
-            try:
-                problem = make_problem(row, self.columns, index, solution_required=self.solutions_required)
-            except SkippedRowError as reason:
-                self.skipped[str(reason)] += 1
-                continue
-            yield problem
-            found += 1
-            if found == self.num_examples:
-                return
+        nested = self.dataset.nested if self.dataset else ()
+        if self.dataset and self.dataset.generations and self.source.solutions != "own":
+            nested = (*nested, GENERATIONS)
+        for index, row in enumerate(self.rows.read((*self.columns.used, *nested))):
+            for problem in self._problems(row, index):
+                yield problem
+                found += 1
+                if found == self.num_examples:
+                    return
+
+    def _problems(self, row: Row, index: int) -> Iterable[Problem]:
+        """The problems of a row: one, or one a generation."""
+        try:
+            problem = make_problem(
+                self.dataset.adapt(row) if self.dataset and self.dataset.adapt else row,
+                self.columns,
+                index,
+                solution_required=self.solutions_required and self.source.solutions == "own",
+            )
+        except SkippedRowError as reason:
+            self.skipped[str(reason)] += 1
+            return ()
+        if self.source.solutions == "own":
+            return (problem,)
+        assert self.dataset is not None and self.dataset.generations is not None
+        solutions = self.dataset.generations(row)
+        if not solutions:
+            self.skipped["no verified generation"] += 1
+            return ()
+        if self.source.solutions != "all":
+            solutions = [min(solutions, key=len) if self.source.solutions == "shortest" else solutions[0]]
+        return tuple(replace(problem, solution=solution) for solution in solutions)
 
 
-def load_problems(config: DataConfig, *, solutions_required: bool = True) -> LoadedProblems:
-    """Open the dataset that `config` names.
+def load_problems(
+    config: DataConfig | SourceConfig,
+    *,
+    solutions_required: bool = True,
+    first: int | None = None,
+    mixture_seed: int = 0,
+) -> LoadedProblems:
+    """Open one dataset.
 
     Args:
-        config: the data section; `num_examples` limits to the first N usable rows.
+        config: the data section without `sources` (`num_examples` limits to the first N usable rows), or one source.
         solutions_required: leave out rows without a solution; otherwise they are kept, with `solution` None.
+        first: about how many rows will be read, so that a few need no whole download.
+        mixture_seed: of the order in which a dataset too large to download is streamed.
 
     Raises:
         InputError: the dataset, file, split or column does not exist.
         MlxmathError: the data cannot be fetched or read.
     """
-    if config.dataset == DEMO:
-        rows = _open_demo(config)
-    elif is_file_name(config.dataset):
-        for option, value in (
-            ("--split", None if config.split == "train" else config.split),
-            ("--dataset-config", config.dataset_config),
-            ("--dataset-revision", config.dataset_revision),
-        ):
-            if value is not None:
-                raise InputError(f"{option}: {config.dataset} is one file and has no {value!r}; leave the option out.")
-        rows = open_file(Path(config.dataset).expanduser())
+    limit = None
+    if isinstance(config, DataConfig):
+        (source,), limit = config.mixture, config.num_examples
+        first = limit
     else:
-        rows = open_repository(config)
-    columns = find_columns(
-        rows.columns,
-        config.question_column,
-        config.solution_column,
-        where=rows.name,
-        solution_required=solutions_required,
+        source = config
+    try:
+        rows, dataset = _open(source, first, mixture_seed)
+        instead_of = None
+    except MlxmathError as error:
+        if source.fallback is None or (isinstance(error, InputError) and not isinstance(error, AbsentError)):
+            raise
+        warn(f"{source.dataset} cannot be had, {source.fallback} is used instead ({error})")
+        instead_of, source = source.dataset, fallback_of(source)
+        rows, dataset = _open(source, first, mixture_seed)
+    columns, dataset = _columns(rows, source, dataset, solutions_required)
+    if source.solutions != "own" and (dataset is None or dataset.generations is None):
+        raise InputError(
+            f"--solutions {source.solutions}: {rows.name} has no verified generations, only own solutions."
+        )
+    loaded = LoadedProblems(rows, columns, source, dataset, limit, solutions_required, instead_of)
+    return replace(loaded, source=_without_foreign_fields(loaded)) if instead_of else loaded
+
+
+def fallback_of(source: SourceConfig) -> SourceConfig:
+    """What is read in place of `source`: as many rows, by the same conditions, of the other dataset."""
+    return SourceConfig(
+        dataset=source.fallback or "",
+        count=source.count,
+        weight=source.weight,
+        filters=source.filters,
+        balance=source.balance,
     )
-    return LoadedProblems(rows, columns, config.num_examples, solutions_required)
 
 
-def _open_demo(config: DataConfig) -> Rows:
-    split = config.split or "train"
+def _without_foreign_fields(loaded: LoadedProblems) -> SourceConfig:
+    """A fall-back's source without conditions on fields of the dataset that it stands in for; each is named."""
+    from mlxmath.problems.filters import parse_filter
+
+    source, known_fields = loaded.source, (*FIELDS, *loaded.fields)
+    kept = tuple(text for text in source.filters if parse_filter(text).field in known_fields)
+    balance = source.balance if source.balance in known_fields else None
+    for text in (
+        *(t for t in source.filters if t not in kept),
+        *([source.balance] if balance != source.balance else ()),
+    ):
+        warn(f"{loaded.rows.name} has no such field: {text!r} does not apply to it")
+    return source.model_copy(update={"filters": kept, "balance": balance})
+
+
+def _open(source: SourceConfig, first: int | None, seed: int) -> tuple[Rows, Dataset | None]:
+    """The rows of a source, and the dataset whose name it goes by."""
+    if source.dataset == DEMO:
+        return _open_demo(source), None
+    dataset = known(source.dataset)
+    if dataset is None and is_file_name(source.dataset):
+        path = Path(source.dataset).expanduser()
+        for option, value in (("--dataset-config", source.config), ("--dataset-revision", source.revision)):
+            if value is not None:
+                raise InputError(f"{option}: {path} is local and has no {value!r}; leave the option out.")
+        return open_path(path, source.split), None
+    if dataset is None:
+        return open_repository(source, first=first), None
+    shuffle_seed = seed if dataset.streamed else None
+    parts = [
+        open_repository(
+            source.model_copy(
+                update={
+                    "dataset": dataset.repository,
+                    "config": config,
+                    "split": source.split or dataset.split,
+                    "revision": source.revision or dataset.revision,
+                }
+            ),
+            first=first,
+            shuffle_seed=shuffle_seed,
+        )
+        for config in ([source.config] if source.config else dataset.configs or (None,))
+    ]
+    return chain(dataset.repository, parts[0].split, parts), dataset
+
+
+def _columns(
+    rows: Rows, source: SourceConfig, dataset: Dataset | None, solutions_required: bool
+) -> tuple[Columns, Dataset | None]:
+    """The columns' parts, and the known dataset if its rows are read as that one's: not where columns were named."""
+    asked = (source.question_column, source.solution_column, source.answer_column)
+    dataset = dataset or recognise(rows.columns)
+    if any(asked) or dataset is None or not set(dataset.signature or dataset.columns.main) <= set(rows.columns):
+        found = find_columns(rows.columns, *asked, where=rows.name, solution_required=solutions_required)
+        return found, None
+    if solutions_required and dataset.columns.solution is None:
+        raise InputError(f"{rows.name} has no solutions to train on; it is a benchmark, for evaluation.")
+    return dataset.columns, dataset
+
+
+def _open_demo(source: SourceConfig) -> Rows:
+    split = source.split or "train"
     if split not in DEMO_SPLITS:
         raise InputError(f"--split: {DEMO} has no split {split!r}, but {', '.join(DEMO_SPLITS)}.")
     rows = open_file(DEMO_PROBLEMS / f"{split}.jsonl", split)
-    return Rows(DEMO, split, rows.revision, rows.columns, rows.read, rows.num_rows)
+    return replace(rows, name=DEMO)

@@ -150,7 +150,7 @@ def _snapshot(repo: str, revision: str | None, trust_remote_code: bool, config_o
         reason = type(error).__name__
         if isinstance(error, HfHubHTTPError) and error.response is not None:
             reason = f"HTTP status {error.response.status_code}"
-        cached = _cached(repo, revision)
+        cached = _cached(repo, revision, config_only)
         if cached is not None:
             return cached
         raise MlxmathError(
@@ -164,10 +164,16 @@ def _listed(api: "HfApi", repo: str, revision: str | None) -> list[str]:
     return [file.rfilename for file in api.model_info(repo, revision=revision).siblings or ()]
 
 
-def _cached(repo: str, revision: str | None) -> Path | None:
-    """The cached snapshot, if its weights are all there."""
-    from huggingface_hub import snapshot_download
+def _cached(repo: str, revision: str | None, config_only: bool) -> Path | None:
+    """The cached snapshot, if its weights are all there, or its config.json where that is enough."""
+    from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if config_only:
+        try:
+            return Path(hf_hub_download(repo, "config.json", revision=revision, local_files_only=True)).parent
+        except LocalEntryNotFoundError:
+            return None
 
     for stem, suffix in FORMATS:
         patterns = ["config.json", f"{stem}.{suffix}", f"{stem}-*-of-*.{suffix}", f"{stem}.{suffix}.index.json"]

@@ -1,26 +1,176 @@
-"""Layers of settings, and the options made from them."""
+"""Layers of settings, files of them, and one clear error for everything that can be wrong in one."""
+
+import tomllib
+from pathlib import Path
 
 import pytest
 
-from mlxmath.config.load import option_name, resolve
+from mlxmath.config.load import RECIPES, TRAINED_FROM, Layer, option_name, resolve, setting_names
 from mlxmath.config.schema import RunConfig
 from mlxmath.errors import InputError
-from mlxmath.options import DEBUG, settings
+from mlxmath.options import settings
+
+MIXTURE = '[[data.sources]]\ndataset = "gsm8k"\ncount = 3\n\n[[data.sources]]\ndataset = "math"\n'
 
 
-def test_later_layers_win_and_each_value_knows_its_origin() -> None:
-    resolved = resolve([("--debug", {"lora.rank": 2, "data.dataset": "demo"}), ("option", {"lora.rank": 4})])
-    assert resolved.config.lora.rank == 4
-    assert resolved.config.data.dataset == "demo"
-    assert resolved.config.lora.alpha == 16
-    assert [resolved.origin[n] for n in ("lora.rank", "data.dataset", "lora.alpha")] == ["option", "--debug", "default"]
+def from_file(folder: Path, text: str, **more: object) -> RunConfig:
+    (folder / "my.toml").write_text(text, encoding="utf-8")
+    return settings({"config": str(folder / "my.toml"), **more}).config
+
+
+def test_later_layers_win_and_each_value_knows_its_origin(tmp_path: Path) -> None:
+    file = tmp_path / "my.toml"
+    file.write_text("[lora]\nrank = 3\nalpha = 5\ndropout = 0.25\n[training]\nnum_epochs = 2\nlearning_rate = 1e-3\n")
+    values = {
+        "recipe": "demo", "config": str(file), "set": ("lora.alpha=7", "lora.rank=4", "training.learning_rate=1e-2"),
+        "lora__rank": 6, "lora__variant": None,
+    }  # fmt: skip
+    resolved = settings(values)
+    lora, training = resolved.config.lora, resolved.config.training
+    expected = {
+        "lora.rank": (lora.rank, 6, "option"),
+        "lora.alpha": (lora.alpha, 7.0, "--set"),
+        "training.learning_rate": (training.learning_rate, 1e-2, "--set"),
+        "lora.dropout": (lora.dropout, 0.25, str(file)),
+        "training.num_epochs": (training.num_epochs, 2, str(file)),
+        "training.batch_size": (training.batch_size, 8, "recipe demo"),
+        "lora.variant": (lora.variant, "lora", "default"),
+    }
+    for name, (found, value, origin) in expected.items():
+        assert (found, resolved.origin[name]) == (value, origin), name
     line = next(line for line in resolved.lines(("lora",)) if "lora.rank" in line)
-    assert line.split() == ["lora.rank", "4", "option"]
+    assert line.split() == ["lora.rank", "6", "option"]
 
 
-def test_an_unknown_setting_names_the_nearest() -> None:
-    with pytest.raises(InputError, match=r"my\.toml: unknown setting 'lora\.rnak'; did you mean 'lora\.rank'\?"):
-        resolve([("my.toml", {"lora.rnak": 4})])
+def test_debug_is_a_recipe() -> None:
+    resolved = settings({"lora__rank": 4}, debug=True)
+    assert (resolved.config.data.dataset, resolved.origin["data.dataset"]) == ("demo", "--debug")
+    with pytest.raises(InputError, match="--debug is a recipe itself"):
+        settings({"recipe": "demo"}, debug=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[lora]\n\nrnak = 3", r"my\.toml, line 3: lora\.rnak: unknown setting; did you mean 'lora\.rank'\?$"),
+        ("rank = 3", r"my\.toml, line 1: rank: unknown setting; did you mean 'lora\.rank'\?$"),
+        ("[trainig]\nseed = 3", r"my\.toml, line 1: trainig: unknown setting"),
+        ("lora.rank = '16'", r"line 1: lora\.rank: expected a whole number; found the text '16' \(numbers"),
+        ("[training]\nlearning_rate = '1e-5'", r"line 2: .*expected a number; found the text '1e-5' \(numbers stand"),
+        ("[training]\nmax_steps = 1.5", r"line 2: training\.max_steps: expected a whole number; found 1\.5"),
+        ("[training]\nfull = 'yes'", r"line 2: training\.full: expected true or false; found the text 'yes'"),
+        ("[training]\nfull = 1", r"line 2: training\.full: expected true or false; found 1"),
+        ("[model]\nmodel = 7", r"line 2: model\.model: expected text in quotes; found 7"),
+        ("[model]\nquantize = 5", r"line 2: model\.quantize: expected 4 or 8; found 5"),
+        ("[training]\noptimizer = 'adamv'", r"expected 'adamw', .* found 'adamv'; did you mean 'adamw'\?"),
+        ("[training]\nlearning_rate = inf", r"line 2: training\.learning_rate: expected a finite number; found inf"),
+        ("[lora]\nrank = 0", r"line 2: lora\.rank: .*greater than or equal to 1; found 0"),
+        ("lora = 3", r"line 1: lora: expected a table, \[lora\]; found 3"),
+        ("[data]\nsources = 3", r"line 2: data\.sources: expected a list; found 3"),
+        (MIXTURE + "cuont = 2", r"line 7: data\.sources\.1\.cuont: unknown; did you mean 'count'\?"),
+        (MIXTURE + "count = 'all'", r"line 7: data\.sources\.1\.count: expected a whole number; found the text 'all'"),
+        (MIXTURE + "count = 1\nweight = 2.0", r"line 8: data\.sources\.1\.weight: give a source a count or a weight"),
+        ("[[data.sources]]\ncount = 2", r"line 1: data\.sources\.0\.dataset: is missing"),
+        ("[data]\ndataset = 'x'\nsources = [{dataset = 'y'}]", r"line 2: data\.dataset: excludes data\.sources"),
+        ("[data]\nsplit = 'x'\nsources = [{dataset = 'y'}]", r"line 2: data\.split: describes data\.dataset, but"),
+        (
+            "[data]\n\ntemplate = 'tutr'",
+            r"my\.toml, line 3: data\.template: no template 'tutr'; .* did you mean 'tutor'",
+        ),
+        ("x = ", r"--config: .*my\.toml is not TOML: Invalid value"),
+    ],
+)
+def test_errors_of_files_name_line_key_and_nearest_name(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        from_file(tmp_path, text)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--config: .*none\.toml does not exist; expected a TOML file"):
+        settings({"config": str(tmp_path / "none.toml")})
+    with pytest.raises(InputError, match="--config: .* cannot be read: Is a directory"):
+        settings({"config": str(tmp_path)})
+    (tmp_path / "latin.toml").write_bytes(b"[model]\nmodel = '\xe9'\n")
+    with pytest.raises(InputError, match=r"latin\.toml is not TOML"):
+        settings({"config": str(tmp_path / "latin.toml")})
+
+
+@pytest.mark.parametrize(
+    ("assignment", "name", "expected"),
+    [
+        ("lora.rank=16", "lora.rank", 16),
+        (" training.learning_rate = 1e-5", "training.learning_rate", 1e-5),
+        ("training.full=true", "training.full", True),
+        ("lora.targets=q_proj,k_proj", "lora.targets", ("q_proj", "k_proj")),
+        ('lora.targets=["q_proj"]', "lora.targets", ("q_proj",)),
+        ("model.revision=2024", "model.revision", "2024"),
+        ("model.model=a/b=c", "model.model", "a/b=c"),
+        ('model.model="a b"', "model.model", "a b"),
+        ("model.model=x\ny = 3", "model.model", "x\ny = 3"),
+        ("data.filters=level <= 3; subject = x", "data.filters", ("level <= 3", "subject = x")),
+        ("data.decontaminate=none", "data.decontaminate", ()),
+    ],
+)
+def test_set(assignment: str, name: str, expected: object) -> None:
+    section, field = name.split(".")
+    resolved = settings({"set": (assignment,)})
+    assert getattr(getattr(resolved.config, section), field) == expected
+    assert resolved.origin[name] == "--set"
+
+
+def test_set_of_a_mixture_and_wrong_ones() -> None:
+    (source,) = settings({"set": ('data.sources=[{dataset="gsm8k", count=10}]',)}).config.data.mixture
+    assert (source.dataset, source.count) == ("gsm8k", 10)
+    for assignment, message in (
+        ("lora.rank", "--set: expected SECTION.FIELD=VALUE, for example lora.rank=16; found 'lora.rank'"),
+        ("lora.rank=four", "--set lora.rank: expected a whole number; found the text 'four'"),
+        ("lora.rnak=4", "--set lora.rnak: unknown setting; did you mean 'lora.rank'?"),
+    ):
+        with pytest.raises(InputError) as error:
+            settings({"set": (assignment,)})
+        assert str(error.value) == message
+
+
+def test_a_stronger_dataset_replaces_all_that_was_said_of_a_weaker_one(tmp_path: Path) -> None:
+    own = from_file(tmp_path, "[data]\nsplit = 'test'\nfilters = ['a = b']", recipe="debug", data__dataset="mine.jsonl")
+    assert (own.data.dataset, own.data.split, own.data.filters, own.data.num_examples) == ("mine.jsonl", None, (), 10)
+    own = settings({"recipe": "tinyllama-1.1b", "data__dataset": "mine.jsonl"}).config
+    assert [source.dataset for source in own.data.mixture] == ["mine.jsonl"]
+    mixed = from_file(tmp_path, MIXTURE, recipe="debug")
+    assert [source.dataset for source in mixed.data.mixture] == ["gsm8k", "math"]
+    with pytest.raises(InputError, match=r"--split \(option\): describes .* \(recipe tinyllama-1.1b\)"):
+        settings({"recipe": "tinyllama-1.1b", "data__split": "test"})
+    other = settings({"set": ("model.revision=abc",), "model__model": "other/model"}).config.model
+    assert other.revision is None
+
+
+def test_a_stronger_alternative_replaces_a_weaker_one() -> None:
+    training = settings({"recipe": "mistral-7b", "training__warmup_steps": 9}).config.training
+    assert (training.warmup_steps, training.warmup_ratio) == (9, 0.0)
+    held_out = {"training__validation_dataset": "demo"}
+    assert settings({"recipe": "deepseek-math-7b-base", **held_out}).config.training.validation_split is None
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_stored_file_gives_the_same_settings_again(name: str, tmp_path: Path) -> None:
+    changed = {"training__resume": True, "model__overwrite": True, "training__seed": 5, "data__cache_dir": 'c"ä\\'}
+    first = settings({"recipe": name, **changed})
+    text = first.as_toml(TRAINED_FROM, {"model.revision": "abc"})
+    again = from_file(tmp_path, text)
+    for section in TRAINED_FROM:
+        expected = getattr(first.config, section).model_dump()
+        for field, value in (("model.overwrite", False), ("training.resume", False), ("model.revision", "abc")):
+            if field.split(".")[0] == section:
+                expected[field.split(".")[1]] = value
+        assert getattr(again, section).model_dump() == expected
+    assert "resume" not in text and "overwrite" not in tomllib.loads(text)["model"]
+
+
+def test_what_toml_cannot_say_is_the_default() -> None:
+    """A value that is None is left out of the stored file, so None must be what its absence means."""
+    for section in RunConfig.model_fields.values():
+        for name, field in section.annotation.model_fields.items():  # type: ignore[union-attr]
+            assert type(None) not in getattr(field.annotation, "__args__", ()) or field.default is None, name
 
 
 @pytest.mark.parametrize(
@@ -37,17 +187,17 @@ def test_an_unknown_setting_names_the_nearest() -> None:
 )
 def test_values_outside_their_limits_name_the_option(name: str, value: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        resolve([("option", {name: value})])
+        resolve([Layer("option", {name: value})])
 
 
-def test_every_setting_describes_itself_and_debug_names_real_ones() -> None:
-    names = set()
+def test_every_setting_describes_itself_and_has_its_own_option() -> None:
     for section, field in RunConfig.model_fields.items():
-        for name, inner in field.annotation.model_fields.items():
+        for name, inner in field.annotation.model_fields.items():  # type: ignore[union-attr]
             assert inner.description and inner.description.endswith("."), f"{section}.{name}"
-            names.add(f"{section}.{name}")
-    assert set(DEBUG) <= names
-    assert len({option_name(name) for name in names}) == len(names)
+    apart = ("evaluation.", "grpo.")  # no command takes both
+    for other in apart:
+        names = [name for name in setting_names() if not name.startswith(other)]
+        assert len({option_name(name) for name in names}) == len(names)
 
 
 def test_published_defaults() -> None:

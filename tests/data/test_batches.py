@@ -1,5 +1,6 @@
 """Windows and micro-batches."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -92,3 +93,37 @@ def test_gsm8k_is_filled_to_93_percent(tmp_path: Path) -> None:
             rows, TrainingConfig(batch_size=2, grad_accumulation_steps=accumulation), 1024, Shape(16)
         ).epoch(0)
         assert fill(windows, Shape(16).width) >= 0.93
+
+
+@dataclass
+class RankedRows(FakeRows):
+    ranks: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+
+
+@pytest.mark.parametrize("batching", ["bucket", "pad"])
+def test_a_curriculum_s_order_is_kept(batching: str) -> None:
+    rng = np.random.default_rng(0)
+    tokens = [rng.integers(1, 64, rng.integers(5, 41)) for _ in range(1200)]
+    ranks = rng.permutation(np.repeat(np.arange(3, dtype=np.int32), 400))
+    rows = RankedRows(tokens, [np.ones(len(t), np.uint8) for t in tokens], ranks)
+    plan = WindowPlan(rows, TrainingConfig(batch_size=2, grad_accumulation_steps=2, batching=batching), 256, Shape(8))
+    orders = [[row for window in plan.epoch(epoch) for row in window.row_ids] for epoch in (0, 1)]
+    for order in orders:
+        assert sorted(order) == list(range(1200)), "each row once"
+        assert ranks[order].tolist() == [0] * 400 + [1] * 400 + [2] * 400
+    assert orders[0] != orders[1], "rows of the same rank are shuffled"
+    windows = [ids for window in plan.epoch(0) for ids in [window.row_ids]]
+    assert all(len(ids) == 4 for ids in windows)
+    if batching == "bucket":
+        spread = np.mean([np.ptp(rows.lengths[list(ids)]) for ids in windows])
+        assert spread < 3, "rows of like length still share windows"
+
+
+def test_ranks_that_all_differ_are_the_order() -> None:
+    rng = np.random.default_rng(0)
+    tokens = [rng.integers(1, 64, rng.integers(5, 41)) for _ in range(103)]
+    ranks = rng.permutation(103).astype(np.int32)
+    rows = RankedRows(tokens, [np.ones(len(t), np.uint8) for t in tokens], ranks)
+    plan = WindowPlan(rows, TrainingConfig(batch_size=2, grad_accumulation_steps=2), 256, Shape(8))
+    for start, window in enumerate(plan.epoch(0)):
+        assert sorted(ranks[list(window.row_ids)].tolist()) == list(range(103))[4 * start : 4 * start + 4]

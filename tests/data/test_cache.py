@@ -61,7 +61,8 @@ def test_batches_are_appended(tmp_path: Path) -> None:
         for start in range(0, 50, 7):
             offsets = rows.offsets[start : start + 8]
             span = slice(offsets[0], offsets[-1])
-            writer.add(Rendered(rows.tokens[span].astype(np.uint32), rows.mask[span], offsets - offsets[0]))
+            batch = Rendered(rows.tokens[span].astype(np.uint32), rows.mask[span], offsets - offsets[0])
+            writer.add(batch, len(offsets) - 1)
         writer.stats.update(rows.stats)
     assert_equal(TokenRows.load(tmp_path / "x.pkl"), rows)
 
@@ -69,19 +70,23 @@ def test_batches_are_appended(tmp_path: Path) -> None:
 def test_sources_of_batches_are_numbered_on(tmp_path: Path) -> None:
     batch = Rendered(np.ones(4, np.uint32), np.ones(4, np.uint8), np.arange(5), np.array([0, 0, 2, 3]))
     with write_rows(tmp_path / "x.pkl", np.dtype(np.uint16)) as writer:
-        writer.add(batch)
-        writer.add(batch._replace(sources=None))
-        writer.add(batch)
+        writer.add(batch, 4)
+        writer.add(batch._replace(sources=None), 4)
+        writer.add(batch, 5)
+        writer.add(batch, 4)
+        writer.ranks = writer.sources.astype(np.int32) // 4
     loaded = TokenRows.load(tmp_path / "x.pkl")
-    assert loaded.sources.tolist() == [0, 0, 2, 3, 4, 5, 6, 7, 8, 8, 10, 11]
+    assert loaded.sources.tolist() == [0, 0, 2, 3, 4, 5, 6, 7, 8, 8, 10, 11, 13, 13, 15, 16]
+    assert loaded.ranks.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 3 + [4]
     loaded.save(tmp_path / "again.pkl")
-    assert TokenRows.load(tmp_path / "again.pkl").sources.tolist() == loaded.sources.tolist()
+    again = TokenRows.load(tmp_path / "again.pkl")
+    assert (again.sources.tolist(), again.ranks.tolist()) == (loaded.sources.tolist(), loaded.ranks.tolist())
 
 
 @pytest.mark.parametrize("sources", [[0, 1], [0, 2, 1], [-1, 0, 1]])
 def test_sources_must_be_in_order(tmp_path: Path, sources: list[int]) -> None:
     with write_rows(tmp_path / "x.pkl", np.dtype(np.uint16)) as writer:
-        writer.add(Rendered(np.ones(3, np.uint32), np.ones(3, np.uint8), np.arange(4)))
+        writer.add(Rendered(np.ones(3, np.uint32), np.ones(3, np.uint8), np.arange(4)), 3)
         writer._sources = [np.array(sources, np.int64)]
     with pytest.raises(CacheError, match="sources are out of order"):
         TokenRows.load(tmp_path / "x.pkl")
@@ -183,10 +188,10 @@ def crafted(path: Path, dumped: bytes, version: int = cache.FORMAT_VERSION, edit
     rows.save(path)
     data = path.read_bytes()
     fields = list(cache._HEADER.unpack_from(data))
-    start = fields[11]
+    start = fields[13]
     data = data[:start] + dumped
-    fields[1], fields[12] = version, len(dumped)
-    fields[13] = hashlib.blake2b(dumped, digest_size=16).digest()
+    fields[1], fields[14] = version, len(dumped)
+    fields[15] = hashlib.blake2b(dumped, digest_size=16).digest()
     header = cache._HEADER.pack(*edit(fields)).ljust(cache._HEADER_BYTES - 16, b"\0")
     header += hashlib.blake2b(header, digest_size=16).digest()
     path.write_bytes(header + data[cache._HEADER_BYTES :])
@@ -241,7 +246,7 @@ def test_even_without_the_list_of_operations_no_class_is_found(tmp_path: Path, m
         (pickle.dumps(3), "lacks a part"),
         (b"", "cannot be read"),
         (b"\x80\x05", "cannot be read"),
-        (b"\x80\x05" + b"\x97" * 5 + b".", "cannot be read"),  # more arrays than there are
+        (b"\x80\x05" + b"\x97" * 6 + b".", "cannot be read"),  # more arrays than there are
         (b"\x80\x05h\x07.", "cannot be read"),  # a memo entry that was never made
         (b"\x80\x05r\xff\xff\xff\x7f.", "operation LONG_BINPUT"),  # a memo of two thousand million entries
         (b"\x80\x05X\xff\xff\xff\x7fa.", "cannot be read"),  # a text of two gigabytes
@@ -256,7 +261,7 @@ def test_description_of_another_shape(tmp_path: Path, dumped: bytes, reason: str
 
 def test_other_version(tmp_path: Path) -> None:
     crafted(tmp_path / "x.pkl", description(), version=99)
-    with pytest.raises(CacheError, match="format version 99, this program reads 2"):
+    with pytest.raises(CacheError, match="format version 99, this program reads 3"):
         TokenRows.load(tmp_path / "x.pkl")
 
 
@@ -266,7 +271,7 @@ def test_places_outside_the_file_are_refused(tmp_path: Path) -> None:
         number = rng.choice([0, 1, 64, 63, 2**31, 2**63 - 1, 2**64 - 64, rng.randrange(2**20)])
 
         def edit(fields: list[Any], number: int = number) -> list[Any]:
-            fields[rng.randrange(3, 13)] = number
+            fields[rng.randrange(3, 15)] = number
             return fields
 
         crafted(tmp_path / "x.pkl", description(), edit=edit)
@@ -278,7 +283,7 @@ def test_places_outside_the_file_are_refused(tmp_path: Path) -> None:
 def test_row_boundaries_must_be_in_order(tmp_path: Path, offsets: list[int]) -> None:
     rows = TokenRows(np.zeros(10, np.uint16), np.ones(10, np.uint8), np.array(offsets, np.int64))
     with write_rows(tmp_path / "x.pkl", np.dtype(np.uint16)) as writer:
-        writer.add(Rendered(rows.tokens.astype(np.uint32), rows.mask, rows.offsets))
+        writer.add(Rendered(rows.tokens.astype(np.uint32), rows.mask, rows.offsets), len(rows))
         writer._offsets = [rows.offsets]
     with pytest.raises(CacheError, match="row boundaries"):
         TokenRows.load(tmp_path / "x.pkl")
@@ -286,7 +291,7 @@ def test_row_boundaries_must_be_in_order(tmp_path: Path, offsets: list[int]) -> 
 
 def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(struct.error), write_rows(tmp_path / "x.pkl", np.dtype(np.uint16)) as writer:
-        writer.add(Rendered(np.zeros(1, np.uint32), np.zeros(1, np.uint8), np.array([0, 1])))
+        writer.add(Rendered(np.zeros(1, np.uint32), np.zeros(1, np.uint8), np.array([0, 1])), 1)
         raise struct.error
     assert list(tmp_path.iterdir()) == []
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlxmath.data.codec import codec_of, load_tokenizer
-from mlxmath.data.render import adds_bos, encode_prompt, render
+from mlxmath.data.codec import Pair, codec_of, load_tokenizer
+from mlxmath.data.render import _render_whole, _render_words, adds_bos, encode_prompt, render
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.problems.prompts import get_template
+from mlxmath.problems.prompts import Segment, Text, get_template, joined
 from tests.data.tokenizers_for_tests import BUILDERS, byte_level, modern_split, sentencepiece_bpe
 
 DEMO_MODEL = Path(__file__).parents[2] / "mlxmath" / "demo" / "model"
@@ -33,6 +33,10 @@ def built(name: str) -> Any:
     return BUILDERS[name]()
 
 
+def text(prompt: str, completion: str) -> Text:
+    return Segment(prompt, False), Segment(completion, True)
+
+
 def rows_of(rendered: Any) -> list[tuple[list[int], list[int]]]:
     spans = zip(rendered.offsets[:-1], rendered.offsets[1:], strict=True)
     return [(rendered.tokens[a:b].tolist(), rendered.mask[a:b].tolist()) for a, b in spans]
@@ -49,7 +53,7 @@ def test_row_is_prompt_as_at_inference_then_completion_then_eos(name: str) -> No
     rng = random.Random(3)
     pairs = [(p, c) for p in PROMPTS for c in COMPLETIONS]
     pairs += [(random_text(rng), random_text(rng)) for _ in range(300)]
-    rendered, num_failed = render(tokenizer, pairs)
+    rendered, num_failed = render(tokenizer, [text(*pair) for pair in pairs])
     assert num_failed == 0
     rows = rows_of(rendered)
     assert len(rows) == len(pairs)
@@ -70,8 +74,11 @@ def test_completion_ids_are_the_rest_of_the_whole_text_where_that_begins_with_th
     tokenizer = built(name)
     codec = codec_of(tokenizer)
     template = get_template("tutor")
-    pairs = [(template.prompt(f"Tom has {n} clips."), f"He has {n}+3 = {n + 3}.\n#### {n + 3}") for n in range(30)]
-    for (prompt, completion), ids in zip(pairs, codec.encode_pairs(pairs), strict=True):
+    pairs = [
+        Pair(joined(template.prompt(f"Tom has {n} clips.")), f"He has {n}+3 = {n + 3}.\n#### {n + 3}")
+        for n in range(30)
+    ]
+    for (prompt, completion, _), ids in zip(pairs, codec.encode_pairs(pairs), strict=True):
         assert ids is not None
         assert codec.encode(prompt) == ids[0]
         assert codec.encode(prompt + completion) == ids[0] + ids[1]
@@ -82,7 +89,7 @@ def test_merge_over_the_boundary_leaves_the_prompt_alone() -> None:
     codec = codec_of(tokenizer)
     prompt, completion = "### Solution:\n", "\nShe sold"
     assert codec.encode(prompt + completion)[: len(codec.encode(prompt))] != codec.encode(prompt), "no merge to test"
-    (tokens, mask), *_ = rows_of(render(tokenizer, [(prompt, completion)])[0])
+    (tokens, mask), *_ = rows_of(render(tokenizer, [text(prompt, completion)])[0])
     start = codec.encode(prompt)
     assert tokens[: len(start)] == start
     assert codec.decode(tokens[len(start) : -1]) == completion
@@ -94,7 +101,7 @@ def test_no_dummy_space_before_the_completion(scheme: str) -> None:
     tokenizer = sentencepiece_bpe(scheme)
     codec = codec_of(tokenizer)
     alone = codec.encode("sold")
-    (ids,) = codec.encode_pairs([("She\n", "sold")])
+    (ids,) = codec.encode_pairs([Pair("She\n", "sold")])
     assert ids is not None
     assert ids[1] != alone, "the tokenizer adds no dummy space; nothing is tested"
     assert codec.decode(ids[0] + ids[1]) == "She\nsold"
@@ -102,17 +109,17 @@ def test_no_dummy_space_before_the_completion(scheme: str) -> None:
 
 def test_hand_written_mask() -> None:
     tokenizer = built("python")  # one id a character: its code + 4; <s> is 1, </s> is 2
-    (tokens, mask), *_ = rows_of(render(tokenizer, [("Q\n", "42")])[0])
+    (tokens, mask), *_ = rows_of(render(tokenizer, [text("Q\n", "42")])[0])
     assert tokens == [1, ord("Q") + 4, ord("\n") + 4, ord("4") + 4, ord("2") + 4, 2]
     assert mask == [0, 0, 0, 1, 1, 1]
-    (_, mask), *_ = rows_of(render(tokenizer, [("Q\n", "42")], train_on_prompt=True)[0])
+    (_, mask), *_ = rows_of(render(tokenizer, [text("Q\n", "42")], train_on_prompt=True)[0])
     assert mask == [0, 1, 1, 1, 1, 1], "nothing precedes the first token, so it is no target"
 
 
 def test_control_tokens_that_are_not_special_stay_whole() -> None:
     tokenizer = modern_split()
     think = tokenizer.convert_tokens_to_ids("<think>")
-    (tokens, _), *_ = rows_of(render(tokenizer, [("x\n", "<think>a</s>")])[0])
+    (tokens, _), *_ = rows_of(render(tokenizer, [text("x\n", "<think>a</s>")])[0])
     assert tokens.count(think) == 1
     assert tokens.count(tokenizer.eos_token_id) == 1
 
@@ -120,7 +127,7 @@ def test_control_tokens_that_are_not_special_stay_whole() -> None:
 def test_the_tokenizer_itself_is_left_as_it_was() -> None:
     tokenizer = modern_split()
     before = tokenizer("a</s>")["input_ids"], len(tokenizer), tokenizer.backend_tokenizer.to_str()
-    render(tokenizer, [("a</s>\n", "b")])
+    render(tokenizer, [text("a</s>\n", "b")])
     assert before == (tokenizer("a</s>")["input_ids"], len(tokenizer), tokenizer.backend_tokenizer.to_str())
 
 
@@ -128,7 +135,7 @@ def test_truncation_and_padding_of_the_tokenizer_do_not_apply() -> None:
     tokenizer = modern_split()
     tokenizer.backend_tokenizer.enable_truncation(4)
     tokenizer.backend_tokenizer.enable_padding(length=9)
-    (tokens, _), *_ = rows_of(render(tokenizer, [("a" * 50 + "\n", "b" * 50)])[0])
+    (tokens, _), *_ = rows_of(render(tokenizer, [text("a" * 50 + "\n", "b" * 50)])[0])
     assert codec_of(tokenizer).decode(tokens[1:-1]) == "a" * 50 + "\n" + "b" * 50
 
 
@@ -167,7 +174,7 @@ def test_chat_template_gives_the_ids_of_training() -> None:
     ids = tokenizer.apply_chat_template([user], add_generation_prompt=True, return_dict=False)
     assert ids == encode_prompt(tokenizer, template.prompt(question))
     turns = [user, {"role": "assistant", "content": solution}]
-    (tokens, _), *_ = rows_of(render(tokenizer, [(template.prompt(question), solution)])[0])
+    (tokens, _), *_ = rows_of(render(tokenizer, [text(joined(template.prompt(question)), solution)])[0])
     assert tokenizer.apply_chat_template(turns, return_dict=False) == tokens
 
 
@@ -194,3 +201,51 @@ def test_tokenizer_without_end_of_text(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     with pytest.raises(MlxmathError, match="names no end-of-text token"):
         load_tokenizer(tmp_path)
+
+
+WORD_BY_WORD = ("byte level", "byte level with prefix space", "llama 3 split")
+
+
+@pytest.mark.parametrize("name", WORD_BY_WORD)
+def test_word_by_word_gives_the_same_ids(name: str) -> None:
+    tokenizer = built(name)
+    codec = codec_of(tokenizer)
+    assert codec.words is not None
+    rng = random.Random(1)
+    parts = [
+        "\n", "\n\n", " ", "  ", "</s>", "<s>", "<think>", "ab", "Sold ", "12", "$", "=", "é", "中", ":\n", "{x}", "'s",
+        "'", "\t", "\r\n", "7", "-", "S", "\u00a0", ".", "_", "\\", "\u3000", "e\u0301", "\x01", "\x05",
+    ]  # fmt: skip
+    texts = [
+        text("".join(rng.choices(parts, k=rng.randint(0, 12))), "".join(rng.choices(parts, k=rng.randint(0, 12))))
+        for _ in range(3000)
+    ]
+    texts += [
+        text(f"How many are {i} + {2 * i}?\n\nSolution:\n", f"It is {3 * i}. So\n#### {3 * i}") for i in range(500)
+    ]
+    whole, num_failed = _render_whole(tokenizer, texts, False)
+    mixed, also_failed = render(tokenizer, texts)
+    assert num_failed == also_failed == 0
+    for expected, found in zip(whole, mixed, strict=True):
+        np.testing.assert_array_equal(expected, found)
+    quick = _render_words(tokenizer, texts, range(len(texts)), False)
+    assert set(quick.sources.tolist()) >= set(range(3000, 3500)), "ordinary texts go the quick way"
+    assert len(quick.sources) > 1000
+
+
+def test_words_are_forgotten_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = built("byte level")
+    codec_of(tokenizer).words.forget()
+    monkeypatch.setattr("mlxmath.data.words.MOST_PIECES", 300)
+    for start in range(0, 3000, 500):
+        texts = [text(f"w{i} and v{i}\n", f"is u{i}") for i in range(start, start + 500)]
+        for expected, found in zip(
+            _render_whole(tokenizer, texts, True)[0], render(tokenizer, texts, True)[0], strict=True
+        ):
+            np.testing.assert_array_equal(expected, found)
+    assert len(codec_of(tokenizer).words._numbers) < 3000
+
+
+@pytest.mark.parametrize("name", sorted(set(BUILDERS) - set(WORD_BY_WORD)))
+def test_tokenizers_whose_pieces_span_words_read_whole_texts(name: str) -> None:
+    assert codec_of(built(name)).words is None

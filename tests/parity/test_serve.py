@@ -49,10 +49,10 @@ def test_a_served_chat_is_our_answer(client: "openai.OpenAI", trained: Path, que
 
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_a_served_completion_is_our_answer(client: "openai.OpenAI", trained: Path, question: str) -> None:
-    from mlxmath.problems.prompts import get_template
+    from mlxmath.problems.prompts import get_template, joined
 
     served = client.completions.create(
-        model="default_model", prompt=get_template("tutor").prompt(question), temperature=0, max_tokens=48
+        model="default_model", prompt=joined(get_template("tutor").prompt(question)), temperature=0, max_tokens=48
     )
     assert served.choices[0].text.strip() == ours(trained, question)["text"].strip()
 

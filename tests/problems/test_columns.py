@@ -109,12 +109,15 @@ def test_conversation() -> None:
     assert (problem.question, problem.solution) == ("user 1", "assistant 2")
     assert problem.messages[0] == Message("system", "system 0")
     assert len(problem.messages) == 3
+    several = make_problem({"messages": turns("user", "assistant", "user", "assistant")}, columns, 0)
+    assert (several.question, several.solution, len(several.messages)) == ("user 0", "assistant 3", 4)
 
 
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
-        (turns("user", "assistant", "user", "assistant"), "conversation of several turns"),
+        (turns("user", "user", "assistant"), "conversation whose turns do not alternate"),
+        (turns("user", "assistant", "system", "user", "assistant"), "conversation with a system message inside"),
         (turns("user"), "without a question and an answer"),
         (turns("assistant"), "without a question and an answer"),
         ([], "without a question and an answer"),

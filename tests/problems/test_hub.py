@@ -9,6 +9,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from mlxmath.config.schema import DataConfig
 from mlxmath.errors import InputError, MlxmathError
+from mlxmath.problems.local import AbsentError
 from mlxmath.problems.sources import load_problems
 from tests.problems.test_sources import ROWS, write_parquet
 
@@ -122,8 +123,8 @@ def test_other_commit_than_asked_for(repository: Path) -> None:
     [
         (ConnectionError("Couldn't reach it"), MlxmathError, "cannot be fetched: ConnectionError.*Check the network"),
         (TimeoutError(), MlxmathError, "cannot be fetched: TimeoutError"),
-        (DatasetNotFoundError("Dataset 'x' doesn't exist."), InputError, "--dataset: Dataset 'x' doesn't exist"),
-        (DatasetNotFoundError("Revision 'x' doesn't exist"), InputError, "--dataset-revision: Revision 'x'"),
+        (DatasetNotFoundError("Dataset 'x' doesn't exist."), AbsentError, "--dataset: Dataset 'x' doesn't exist"),
+        (DatasetNotFoundError("Revision 'x' doesn't exist"), AbsentError, "--dataset-revision: Revision 'x'"),
         (
             ValueError("Config name is missing.\nPick one"),
             InputError,

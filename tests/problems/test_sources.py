@@ -144,29 +144,59 @@ def test_no_such_file_and_folder(tmp_path: Path) -> None:
         load_problems(config(tmp_path / "a.jsonl"))
     with pytest.raises(InputError, match=r"data/train\.jsonl does not exist"):
         load_problems(config("data/train.jsonl"))
-    write_lines(tmp_path / "inside.jsonl", ROWS)
-    with pytest.raises(InputError, match=r"is a folder; name a file \(it holds inside\.jsonl\)"):
+    with pytest.raises(InputError, match=r"is a folder without any \.jsonl, \.json, \.parquet file"):
+        load_problems(config(tmp_path))
+
+
+def test_folder_with_splits(tmp_path: Path) -> None:
+    write_lines(tmp_path / "test.jsonl", ROWS[:1])
+    assert [p.question for p in load_problems(config(tmp_path))] == ["q0"], "the only split"
+    (tmp_path / "data").mkdir()
+    write_parquet(tmp_path / "data" / "train-00000-of-00002.parquet", ROWS[:2])
+    write_parquet(tmp_path / "data" / "train-00001-of-00002.parquet", ROWS[2:])
+    problems = load_problems(config(tmp_path))
+    assert ([p.question for p in problems], problems.split, problems.num_rows) == (
+        ["q0", "q1", "q2", "q3", "q4"], "train", 5,
+    )  # fmt: skip
+    assert len(list(load_problems(config(tmp_path, split="test")))) == 1
+    with pytest.raises(InputError, match="has no split 'dev', but train, test; choose one"):
+        load_problems(config(tmp_path, split="dev"))
+    (tmp_path / "data" / "train-00000-of-00002.parquet").unlink()
+    (tmp_path / "data" / "train-00001-of-00002.parquet").unlink()
+    write_lines(tmp_path / "dev.jsonl", ROWS)
+    with pytest.raises(InputError, match="has no split 'train', but dev, test"):
         load_problems(config(tmp_path))
 
 
 @pytest.mark.parametrize("option", ["split", "dataset_config", "dataset_revision"])
 def test_options_that_a_file_does_not_have(tmp_path: Path, option: str) -> None:
     path = write_lines(tmp_path / "a.jsonl", ROWS)
-    with pytest.raises(InputError, match=f"--{option.replace('_', '-')}: .* is one file"):
+    with pytest.raises(InputError, match=f"--{option.replace('_', '-')}: .* is (one file|local) and has no 'x'"):
         load_problems(config(path, **{option: "x"}))
     assert list(load_problems(config(path, split="train")))
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("gsm8k/train", 7473), ("gsm8k/test", 1319), ("math500/test", 500), ("minerva_math/test", 272)]
+    ("name", "count"),
+    [
+        ("gsm8k/train", 7473),
+        ("gsm8k/test", 1319),
+        ("math500/test", 500),
+        ("minerva_math/test", 272),
+        ("gsm_hard/train", 1319),
+        ("svamp/test", 1000),
+        ("aime24/test", 30),
+    ],
 )
 def test_real_data_loses_no_row(name: str, count: int) -> None:
     path = SHARED / f"{name}.jsonl"
     if not path.exists():
         pytest.skip(f"{path} is absent")
-    problems = load_problems(config(path))
-    found = list(problems)
-    assert (len(found), dict(problems.skipped)) == (count, {})
+    for where in (path, path.parent) if name != "gsm8k/test" else (path,):
+        problems = load_problems(config(where))
+        found = list(problems)
+        assert (len(found), dict(problems.skipped)) == (count, {})
+        assert all(p.question and p.solution and p.answer for p in found)
     if name.startswith("gsm8k"):
         assert not any("<<" in (p.solution or "") for p in found)
         assert all(re.fullmatch(r"-?[\d,.]+", p.answer or "") for p in found)

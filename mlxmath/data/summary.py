@@ -1,0 +1,101 @@
+"""What a prepared dataset consists of, for people: where its rows came from, and how long they are."""
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxmath.files import atomic_file
+
+MIXTURE = "mixture"
+"""The statistic that holds the mixture's reports as JSON."""
+NUM_BINS = 12
+BAR_WIDTH = 40
+
+
+def mixture_lines(stats: Mapping[str, Any]) -> list[str]:
+    """A table of the sources, and a line for each reason for which rows were left out."""
+    reports = json.loads(str(stats.get(MIXTURE, "[]")))
+    if not reports:
+        return []
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="where the problems came from", title_justify="left")
+    table.add_column("source")
+    for name in ("rows", "unusable", "filtered", "repeated", "in a benchmark", "left", "taken"):
+        table.add_column(name, justify="right")
+    reasons = []
+    for report in reports:
+        name = f"{report['name']} ({report['split']})"
+        left_out = {
+            "unusable": report["skipped"],
+            "does not meet": report["filtered"],
+            "occurs in": report["contaminated"],
+        }
+        counts = [sum(part.values()) for part in left_out.values()]
+        numbers = [report["read"], counts[0], counts[1], report["repeated"], counts[2], report["left"], report["taken"]]
+        table.add_row(name, *(f"{number:,}" for number in numbers))
+        if report["instead_of"]:
+            reasons.append(f"{name} stands in for {report['instead_of']}, which could not be had")
+        if report["is_benchmark"]:
+            reasons.append(f"{name} is made of problems of {report['is_benchmark']}, which are kept")
+        reasons += [
+            f"{name}: {count:,} {kind}{':' if kind == 'unusable' else ''} {reason}"
+            for kind, part in left_out.items()
+            for reason, count in part.items()
+        ]
+        if report["asked"] and report["taken"] < report["asked"]:
+            reasons.append(f"{name}: {report['asked']:,} were asked for, {report['taken']:,} could be had")
+        if report["buckets"]:
+            reasons.append(f"{name}: {_buckets(report['buckets'])}")
+        if report["order"]:
+            reasons.append(f"{name}: from easy to hard by {report['order']}")
+    text = io.StringIO()
+    Console(file=text, width=120).print(table)
+    return [*text.getvalue().rstrip("\n").splitlines(), *reasons]
+
+
+def _buckets(buckets: Mapping[str, tuple[int, int]]) -> str:
+    parts = ", ".join(f"{name} {taken:,} of {left:,}" for name, (left, taken) in buckets.items())
+    most = max(taken for _, taken in buckets.values())
+    short = [name for name, (left, taken) in buckets.items() if taken == left and taken < most]
+    return f"balanced: {parts}" + (f"; too few of {', '.join(short)}, the others make up for it" if short else "")
+
+
+def length_histogram(lengths: NDArray[np.int64]) -> list[str]:
+    """Rows by their number of tokens, as bars of text."""
+    counts, edges = _bins(lengths)
+    width = len(f"{edges[-1]:,}")
+    return [
+        f"{low:>{width},} - {high - 1:>{width},}  {count:>9,}  {'█' * round(BAR_WIDTH * count / max(counts))}".rstrip()
+        for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
+    ]
+
+
+def _bins(lengths: NDArray[np.int64]) -> tuple[list[int], list[int]]:
+    """Counts, and the whole edges around them."""
+    low, high = int(lengths.min()), int(lengths.max()) + 1
+    step = max(1, -(-(high - low) // NUM_BINS))
+    edges = list(range(low, high + step, step))
+    return np.histogram(lengths, edges)[0].tolist(), edges
+
+
+def plot_lengths(lengths: NDArray[np.int64], path: Path) -> None:
+    """Draw the histogram of the rows' tokens as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.hist(lengths, bins=60, color="#3b6ea5")
+    axes.axvline(float(np.median(lengths)), color="#c44", linewidth=1, label=f"median {np.median(lengths):,.0f}")
+    axes.set(xlabel="tokens in a row", ylabel="rows", title=f"{len(lengths):,} rows, {int(lengths.sum()):,} tokens")
+    axes.legend()
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=120)

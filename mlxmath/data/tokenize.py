@@ -1,0 +1,140 @@
+"""Problems into rows of tokens, batch by batch, on all cores."""
+
+import gc
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+
+from mlxmath.config.schema import DataConfig
+from mlxmath.data.chunk import fit_rows
+from mlxmath.data.codec import codec_of
+from mlxmath.data.render import Rendered, render
+from mlxmath.errors import MlxmathError
+from mlxmath.problems.columns import SkippedRowError
+from mlxmath.problems.problem import Problem
+from mlxmath.problems.prompts import Template, Text
+
+BATCH_ROWS = 1000
+BATCH_CHARACTERS = 1_000_000
+NUM_THREADS = 2
+PROCESSES_FROM = 20
+"""Batches from which starting other processes pays off; fewer are done here, by threads."""
+MOST_PROCESSES = 4
+"""Each takes about 0.35 GB; where there are more cores, each uses several."""
+SKIPPED = "skipped: "
+
+Result = tuple[Rendered, Counter[str]]
+
+
+@dataclass
+class Batch:
+    """Texts to be tokenized together."""
+
+    texts: list[Text] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    """Of each text, its problem's number in the batch."""
+    num_problems: int = 0
+    num_characters: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def add(self, problem: Problem, template: Template) -> None:
+        """Render a problem."""
+        try:
+            text = template.render(problem)
+        except SkippedRowError as reason:
+            self.skipped[f"{SKIPPED}{reason}"] += 1
+        else:
+            self.texts.append(text)
+            self.numbers.append(self.num_problems)
+            self.num_characters += sum(len(segment.text) for segment in text)
+        self.num_problems += 1
+
+
+def tokenize(problems: Iterable[Problem], template: Template, config: DataConfig, tokenizer: Any) -> Iterator[Result]:
+    """Rows of the right length, batch by batch, with `fit_rows`'s counts and more; `sources` are the problems' numbers.
+
+    `problems` counts those of the batch, `not_encodable` those whose solution the tokenizer cannot write after their
+    prompt, `skipped: …` those that the template cannot render. The order is that of the problems. A few batches are
+    done by threads (the tokenizer's own code is parallel); many by several processes.
+    """
+    batches = _batches(problems, template)
+    head = list(islice(batches, PROCESSES_FROM))
+    if len(head) < PROCESSES_FROM:
+        codec_of(tokenizer)  # made here, once, not by two threads
+        gc.freeze()  # what is there already is not searched for garbage with each batch
+        with ThreadPoolExecutor(NUM_THREADS) as threads:
+            yield from _in_order(threads, lambda batch: _tokenize(batch, config, tokenizer), head, NUM_THREADS + 1)
+        return
+    count = min(MOST_PROCESSES, _num_cores())
+    try:
+        with ProcessPoolExecutor(
+            count, get_context("spawn"), _open, (tokenizer, config, count < _num_cores())
+        ) as processes:
+            yield from _in_order(processes, _work, chain(head, batches), count + 2)
+    except BrokenProcessPool:
+        raise MlxmathError(
+            "a tokenizing process ended early: too little memory, or a script that prepares data without "
+            "`if __name__ == '__main__':` around it."
+        ) from None
+
+
+def _in_order(
+    executor: Executor, work: Callable[[Batch], Result], batches: Iterable[Batch], most: int
+) -> Iterator[Result]:
+    """The results in order; at most `most` batches are under way."""
+    under_way: deque[Future[Result]] = deque()
+    for batch in batches:
+        under_way.append(executor.submit(work, batch))
+        if len(under_way) >= most:
+            yield under_way.popleft().result()
+    while under_way:
+        yield under_way.popleft().result()
+
+
+def _tokenize(batch: Batch, config: DataConfig, tokenizer: Any) -> Result:
+    rendered, num_failed = render(tokenizer, batch.texts, config.train_on_prompt)
+    assert rendered.sources is not None
+    rendered = rendered._replace(sources=np.array(batch.numbers, np.int64)[rendered.sources])
+    rows, counts = fit_rows(rendered, config.max_seq_len, config.overflow)
+    counts.update(batch.skipped, problems=batch.num_problems, not_encodable=num_failed)
+    return rows, counts
+
+
+def _batches(problems: Iterable[Problem], template: Template) -> Iterator[Batch]:
+    """Texts, in batches large enough for all cores and small enough for the memory."""
+    batch = Batch()
+    for problem in problems:
+        batch.add(problem, template)
+        if batch.num_problems >= BATCH_ROWS or batch.num_characters >= BATCH_CHARACTERS:
+            yield batch
+            batch = Batch()
+    if batch.num_problems:
+        yield batch
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_opened: list[tuple[DataConfig, Any]] = []
+"""In a tokenizing process: what it works with."""
+
+
+def _open(tokenizer: Any, config: DataConfig, parallel: bool) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if parallel else "false"
+    codec_of(tokenizer)
+    _opened.append((config, tokenizer))
+    gc.freeze()
+
+
+def _work(batch: Batch) -> Result:
+    config, tokenizer = _opened[0]
+    return _tokenize(batch, config, tokenizer)
