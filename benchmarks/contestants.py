@@ -252,6 +252,8 @@ def train(
         "batch-size": batch_size,
         "grad-accumulation-steps": accumulation or EFFECTIVE_BATCH // batch_size,
         "num-epochs": num_epochs,
+        "deduplicate": "off",
+        "decontaminate": "none",
         "save-every": 1_000_000,
         "seed": SEED,
         "backend": conditions.backend,

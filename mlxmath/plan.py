@@ -10,7 +10,7 @@ import click
 
 from mlxmath import options
 from mlxmath.config.load import Resolved
-from mlxmath.console import size
+from mlxmath.console import duration, size
 from mlxmath.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,19 +26,27 @@ _UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "": 1.0}
 @options.setting_options(
     *options.MODEL,
     "data.max_seq_len",
+    "data.num_examples",
     *options.LORA,
     "training.full",
     "training.optimizer",
     "training.batch_size",
     "training.grad_accumulation_steps",
+    "training.batching",
     "training.max_batch_tokens",
     "training.grad_checkpoint",
+    "training.num_epochs",
+    "training.max_steps",
+    "training.max_training_time_hours",
     *options.RUNTIME,
     "runtime.workers",
 )
 @click.option("--memory", metavar="SIZE", help="Plan for a machine with this much memory, for example 16GB.")
 def main(memory: str | None, **values: Any) -> None:
-    """Say what memory a run takes, whether it fits, and what to change if not. Exits with 1 if it does not fit."""
+    """Say what memory and time a run takes, whether it fits, and what to change if not.
+
+    Exits with 1 if it does not fit.
+    """
     from mlxmath.backends.select import open_backend
     from mlxmath.files import read_json
     from mlxmath.weights.hub import fetch
@@ -50,22 +58,30 @@ def main(memory: str | None, **values: Any) -> None:
         device = replace(device, memory_bytes=parse_size(memory))
     source = fetch(config.model.model, config.model.revision, config_only=True)
     model_config = read_json(source.folder / "config.json")
-    plan, batching = planned(config, model_config, device, config.data.max_seq_len)
-    click.echo(
-        f"{source.name}: {batching.num_workers} x {batching.tokens:,} tokens at once, rows of up to "
-        f"{config.data.max_seq_len:,}"
-    )
-    for line in table(plan):
+    lines, fits = describe(config, model_config, device)
+    click.echo(source.name)
+    for line in lines:
         click.echo(line)
-    if plan.total <= device.memory_bytes:
-        left = size(device.memory_bytes - plan.total)
-        click.echo(f"fits: {left} of {size(device.memory_bytes)} are left")
+    if fits:
         return
-    click.echo(f"does not fit into {size(device.memory_bytes)}")
     for change, total in remedies(config, model_config, device, config.data.max_seq_len):
-        fits = "fits" if total <= device.memory_bytes else "still too much"
-        click.echo(f"  with {change}: {size(total)} ({fits})")
+        verdict = "fits" if total <= device.memory_bytes else "still too much"
+        click.echo(f"  with {change}: {size(total)} ({verdict})")
     raise SystemExit(1)
+
+
+def describe(config: "RunConfig", model_config: Mapping[str, Any], device: "DeviceInfo") -> tuple[list[str], bool]:
+    """What a run takes, in memory and in time, a line a fact; and whether it fits."""
+    plan, batching = planned(config, model_config, device, config.data.max_seq_len)
+    lines = [
+        f"{batching.num_workers} x {batching.tokens:,} tokens at once, rows of up to {config.data.max_seq_len:,}",
+        *table(plan),
+        *time_lines(config, model_config, device),
+    ]
+    memory = device.memory_bytes
+    if plan.total <= memory:
+        return [*lines, f"fits: {size(memory - plan.total)} of {size(memory)} are left"], True
+    return [*lines, f"does not fit into {size(memory)}"], False
 
 
 def planned(
@@ -81,6 +97,32 @@ def planned(
     batching = choose_batching(model_config, config, device, longest)
     itemsize = 4 if device.compute_dtype == "float32" else 2
     return plan_memory(shape, config, itemsize=itemsize, batching=batching, longest=longest), batching
+
+
+def time_lines(config: "RunConfig", model_config: Mapping[str, Any], device: "DeviceInfo") -> list[str]:
+    """How fast the run will be, and how long it takes at most, by a short measurement of this device."""
+    from mlxmath.models.memory import ModelShape
+    from mlxmath.models.speed import tokens_per_s
+
+    rate = tokens_per_s(ModelShape.from_config(model_config), config, device)
+    training, longest = config.training, config.data.max_seq_len
+    rows_a_step = training.batch_size * training.grad_accumulation_steps
+    limits = [config.data.num_examples * training.num_epochs] if config.data.num_examples else []
+    limits += [training.max_steps * rows_a_step] if training.max_steps else []
+    lines = [f"about {rate:,.0f} tokens/s on this {device.backend} (if the model is in memory)"]
+    hours = training.max_training_time_hours
+    if limits:
+        seconds = min(limits) * longest / rate
+        lines.append(
+            f"{min(limits):,} rows of at most {longest:,} tokens take at most {duration(seconds)}"
+            + (f"; --max-training-time-hours {hours:g} ends the run before" if seconds > hours * 3600 else "")
+        )
+    else:
+        lines.append(
+            f"an optimizer step of {rows_a_step} rows takes at most {duration(rows_a_step * longest / rate)}; in "
+            f"{hours:g} hours (--max-training-time-hours) {rate * hours * 3600 / 1e6:,.1f} million tokens are trained"
+        )
+    return lines
 
 
 def remedies(

@@ -55,7 +55,7 @@ def main(debug: bool, dry_run: bool, **values: Any) -> None:
 def show(resolved: Resolved) -> None:
     """Print what a run would use, to standard output: every setting with its origin, and the memory plan."""
     from mlxmath.backends.select import open_backend
-    from mlxmath.plan import planned, table
+    from mlxmath.plan import describe
     from mlxmath.problems.prompts import get_template
 
     config = resolved.config
@@ -65,17 +65,14 @@ def show(resolved: Resolved) -> None:
     _, device = open_backend(config.runtime, config.training.seed)
     try:
         model_config = _model_config(config)
-        plan, tokens = planned(config, model_config, device, config.data.max_seq_len)
+        lines, _ = describe(config, model_config, device)
     except InputError:
         raise
     except MlxmathError as error:
         click.echo(f"memory plan: not available: {error}")
         return
-    click.echo(f"memory of micro-batches of {tokens:,} tokens, rows of up to {config.data.max_seq_len:,}:")
-    for line in table(plan):
+    for line in lines:
         click.echo(line)
-    verdict = "fits into" if plan.total <= device.memory_bytes else "does not fit into"
-    click.echo(f"{verdict} {size(device.memory_bytes)}")
 
 
 def _model_config(config: RunConfig) -> dict[str, Any]:

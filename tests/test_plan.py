@@ -1,6 +1,7 @@
 """`plan`: sizes, verdicts, remedies; and that `train` asks it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,10 @@ def test_it_needs_only_the_configuration_and_says_what_would_fit(tmp_path: Path)
     name = model(tmp_path)
     fits = succeed(tmp_path, "plan", "--model", name, "--memory", "128GB", "--quantize", "4")
     assert "fits" in fits.stdout and "weights" in fits.stdout
+    assert re.search(r"about [\d,]+ tokens/s on this cpu", fits.stdout)
+    assert "an optimizer step of 8 rows takes at most" in fits.stdout
+    counted = succeed(tmp_path, "plan", "--model", name, "--memory", "128GB", "--quantize", "4", "--max-steps", "3")
+    assert "24 rows of at most 1,024 tokens take at most" in counted.stdout
     tight = run(tmp_path, "plan", "--model", name, "--memory", "8 GB")
     assert tight.returncode == 1
     assert "does not fit into 8.00 GB" in tight.stdout

@@ -211,8 +211,10 @@ class TrainingConfig(Section):
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-5, description="Peak learning rate.")
     batch_size: Annotated[int, Field(ge=1)] = Field(1, description="Sequences in a micro-batch.")
     grad_accumulation_steps: Annotated[int, Field(ge=1)] = Field(8, description="Micro-batches an optimizer step.")
-    batching: Literal["bucket", "pad"] = Field(
-        "bucket", description="Rows of like length together in micro-batches of --max-batch-tokens, or as they come."
+    batching: Literal["bucket", "pack", "pad"] = Field(
+        "bucket",
+        description="Rows of like length together in micro-batches of --max-batch-tokens; laid end to end; or as they "
+        "come.",
     )
     max_batch_tokens: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Padded tokens in a micro-batch (unset: as many as pay off and fit the device's memory)."

@@ -3,8 +3,8 @@
 Shapes: B rows, L positions (padded to a bucket width, so that few shapes occur), N target positions.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Protocol
 
@@ -46,6 +46,14 @@ class Batch:
     num_tokens: int
     """Real tokens, padding not counted."""
     num_targets: int
+    texts_BL: mx.array | None = None
+    """In packed rows, the number of the text that a position belongs to: attention stays within a text."""
+
+
+def packed_mask(texts_BL: mx.array) -> mx.array:
+    """(B, 1, L, L): True where attention is allowed, which is backwards within a text."""
+    same_BLL = texts_BL[:, :, None] == texts_BL[:, None, :]
+    return mx.tril(same_BLL)[:, None]
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,8 @@ class Window:
 
     def batch(self, index: int) -> Batch:
         """A micro-batch, padded."""
-        return make_batch(self.plan.rows, self.micro_batches[index], self.plan.shape)
+        make = make_packed if self.plan.is_packed else make_batch
+        return make(self.plan.rows, self.micro_batches[index], self.plan.shape)
 
     def batches(self) -> Iterator[Batch]:
         """All micro-batches."""
@@ -119,14 +128,36 @@ def make_batch(rows: Rows, ids: tuple[int, ...], shape: Shape) -> Batch:
     taken = [rows.row(index) for index in ids]
     width = shape.width(max(len(tokens) for tokens, _ in taken))
     inputs = np.zeros((len(ids), width), np.int32)
-    positions, targets = [], []
-    for i, (tokens, mask) in enumerate(taken):
+    for i, (tokens, _) in enumerate(taken):
         inputs[i, : len(tokens) - 1] = tokens[:-1]
-        here = np.flatnonzero(mask[1:])
-        positions.append(here + i * width)
-        targets.append(tokens[1:][here].astype(np.int64))
-    count = sum(len(part) for part in positions)
-    step = max(1, len(ids) * width // shape.target_steps) if shape.target_steps else 1
+    return _batch(taken, ids, inputs, [i * width for i in range(len(ids))], shape)
+
+
+def make_packed(rows: Rows, ids: tuple[int, ...], shape: Shape) -> Batch:
+    """Lay rows end to end in one (the targets are those of `make_batch`)."""
+    taken = [rows.row(index) for index in ids]
+    starts = np.cumsum([0, *(len(tokens) - 1 for tokens, _ in taken)])
+    inputs = np.zeros((1, shape.width(int(starts[-1]) + 1)), np.int32)
+    texts = np.full_like(inputs, len(ids))  # padding is a text of its own
+    for i, (tokens, _) in enumerate(taken):
+        inputs[0, starts[i] : starts[i + 1]] = tokens[:-1]
+        texts[0, starts[i] : starts[i + 1]] = i
+    return replace(_batch(taken, ids, inputs, starts[:-1].tolist(), shape), texts_BL=mx.array(texts))
+
+
+def _batch(
+    taken: list[tuple[NDArray[np.integer], NDArray[np.integer]]],
+    ids: tuple[int, ...],
+    inputs: NDArray[np.int32],
+    starts: list[int],
+    shape: Shape,
+) -> Batch:
+    """The batch of rows that begin at the flat positions `starts`."""
+    heres = [np.flatnonzero(mask[1:]) for _, mask in taken]
+    positions = [here + start for here, start in zip(heres, starts, strict=True)]
+    targets = [tokens[1:][here].astype(np.int64) for (tokens, _), here in zip(taken, heres, strict=True)]
+    count = sum(map(len, heres))
+    step = max(1, inputs.size // shape.target_steps) if shape.target_steps else 1
     fill = np.zeros(-count % step, np.int64)
     return Batch(
         mx.array(inputs),
@@ -147,6 +178,7 @@ class WindowPlan:
     - `bucket`: rows are sorted by length within a look-ahead buffer of a few dozen windows drawn in random order, cut
       into windows, and the windows shuffled; a window is split into micro-batches of at most `max_tokens` padded
       tokens, whatever `batch_size` is.
+    - `pack`: windows as for `bucket`; rows laid end to end in micro-batches of one packed row of at most `max_tokens`.
     - `pad`: windows in random order as they come, split into micro-batches of `batch_size` rows.
 
     Rows with ranks (a curriculum's) come in their order, every epoch; rows of the same rank are shuffled as above.
@@ -179,8 +211,13 @@ class WindowPlan:
 
     def window(self, ids: Ids, epoch: int, index: int) -> Window:
         """The window of the rows `ids`, split into micro-batches."""
-        split = self._by_tokens if self._config.batching == "bucket" else self._by_rows
+        split = {"bucket": self._by_tokens, "pack": self._by_packing, "pad": self._by_rows}[self._config.batching]
         return Window(self, tuple(split(ids)), epoch, index)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether a micro-batch is one packed row."""
+        return self._config.batching == "pack"
 
     def _order(self, epoch: int) -> list[Ids]:
         random = np.random.default_rng([self._config.seed, epoch])
@@ -240,8 +277,28 @@ class WindowPlan:
             room -= 1
         return [tuple(group) for group in groups]
 
+    def _by_packing(self, ids: Ids) -> list[tuple[int, ...]]:
+        """Each row, the longest first, to the emptiest of as few packs as hold all, and as many as workers."""
+        lengths = self.rows.lengths[ids] - 1
+        count = max(-(-int(lengths.sum()) // self.max_tokens), -(-len(ids) // self.max_rows))
+        while True:
+            count = min(len(ids), -(-count // self._num_workers) * self._num_workers)
+            packs: list[list[int]] = [[] for _ in range(count)]
+            filled = [0] * count
+            for index in np.argsort(-lengths, kind="stable"):
+                emptiest = filled.index(min(filled))
+                packs[emptiest].append(int(ids[index]))
+                filled[emptiest] += int(lengths[index])
+            fits = all(len(p) == 1 or (n <= self.max_tokens and len(p) <= self.max_rows)
+                       for p, n in zip(packs, filled, strict=True))  # fmt: skip
+            if fits or count == len(ids):
+                return [tuple(pack) for pack in packs]
+            count += 1
+
     def size(self, ids: tuple[int, ...]) -> int:
         """Padded tokens of a micro-batch."""
+        if self.is_packed:
+            return self.shape.width(int((self.rows.lengths[list(ids)] - 1).sum()) + 1)
         return len(ids) * self.shape.width(int(self.rows.lengths[list(ids)].max()))
 
     def _by_length(self, ids: Ids) -> Ids:
@@ -252,12 +309,11 @@ def _cut(ids: Ids, size: int) -> list[Ids]:
     return [ids[i : i + size] for i in range(0, len(ids), size)]
 
 
-def fill(windows: Iterator[Window], width: Callable[[int], int]) -> float:
+def fill(windows: Iterable[Window]) -> float:
     """The share of processed positions that hold a token, over `windows`."""
     real = padded = 0
     for window in windows:
         for ids in window.micro_batches:
-            lengths = window.plan.rows.lengths[list(ids)]
-            real += int((lengths - 1).sum())
-            padded += len(ids) * width(int(lengths.max()))
+            real += int((window.plan.rows.lengths[list(ids)] - 1).sum())
+            padded += window.plan.size(ids)
     return real / padded

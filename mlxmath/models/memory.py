@@ -144,6 +144,8 @@ def plan_memory(shape: ModelShape, config: RunConfig, *, itemsize: int, batching
     sums = batching.num_workers if is_split else 0
     added = 0 if config.training.full else 1
     tokens = max(batching.tokens, longest)
+    if config.training.batching == "pack":
+        longest = tokens
     checkpointed = -(-shape.layers // every) if every else 0
     kept = (shape.layers - checkpointed) * shape.kept_per_token + checkpointed * shape.hidden
     scores = max(1, tokens // longest) * shape.heads * longest * longest
@@ -171,7 +173,7 @@ def choose_batching(model_config: Mapping[str, Any], config: RunConfig, device: 
         longest: positions of the longest row.
     """
     training, most = config.training, _PAYS_OFF[device.backend]
-    at_hand = training.grad_accumulation_steps * (training.batch_size if training.batching == "bucket" else 1)
+    at_hand = training.grad_accumulation_steps * (1 if training.batching == "pad" else training.batch_size)
     busy = min(device.num_workers, at_hand)
     counts = [busy, 1] if 2 * busy > device.num_workers else [1]  # one worker uses all cores, though not as well
     if config.runtime.workers is not None:

@@ -91,7 +91,7 @@ class Head:
 class Split:
     """A model's parts: `hidden(tokens_BL)` gives (B, L, D); `head` makes logits of it."""
 
-    hidden: Callable[[mx.array], mx.array]
+    hidden: Callable[..., mx.array]
     head: Head
 
 

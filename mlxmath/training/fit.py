@@ -32,6 +32,7 @@ class Position:
     num_tokens: int = 0
     num_targets: int = 0
     num_skipped: int = 0
+    num_skipped_in_a_row: int = 0
 
     def after(self, window: Window, num_tokens: int, num_targets: int, *, skipped: bool) -> "Position":
         """The position once `window` is done."""
@@ -43,6 +44,7 @@ class Position:
             num_tokens=self.num_tokens + num_tokens,
             num_targets=self.num_targets + num_targets,
             num_skipped=self.num_skipped + skipped,
+            num_skipped_in_a_row=self.num_skipped_in_a_row + 1 if skipped else 0,
         )
 
 
@@ -99,7 +101,6 @@ def fit(
     """
     model = workers.model
     model.train()
-    bad_in_a_row = 0
     for window in windows:
         if deadline.reached():
             return "deadline", position
@@ -117,7 +118,6 @@ def fit(
         seconds = time.perf_counter() - start
         deadline.note_window(seconds)
         report = StepReport(position, loss, norm, rate, sums.num_tokens, sums.num_targets, seconds, applied)
-        bad_in_a_row = 0 if applied else bad_in_a_row + 1
         if not applied:
             rows = window.row_numbers(sums.bad_rows or window.row_ids)
             warn(
@@ -128,7 +128,7 @@ def fit(
         endings = [ending for hook in hooks if (ending := hook(report))]
         if endings:
             return endings[0], position
-        if bad_in_a_row >= MAX_BAD_WINDOWS:
+        if position.num_skipped_in_a_row >= MAX_BAD_WINDOWS:
             return "diverged", position
     return "finished", position
 

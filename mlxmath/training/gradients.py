@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from mlxmath.data.batches import Batch
+from mlxmath.data.batches import Batch, packed_mask
 from mlxmath.kernels.base import Kernels
 from mlxmath.models.blockwise import Blockwise
 from mlxmath.models.split import Split, split
@@ -74,12 +74,12 @@ class BlockwiseGradients:
 
     def loss(self, batch: Batch) -> mx.array:
         """See `Gradients`."""
-        hidden_BLD, _ = self._blocks.forward(batch.inputs_BL, keep=False)
+        hidden_BLD, _ = self._blocks.forward(batch.inputs_BL, _mask(batch), keep=False)
         return self._loss(hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[batch.positions_N], batch)
 
     def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, Tree]:
         """See `Gradients`."""
-        hidden_BLD, tape = self._blocks.forward(batch.inputs_BL)
+        hidden_BLD, tape = self._blocks.forward(batch.inputs_BL, _mask(batch))
         flat_shape = (-1, hidden_BLD.shape[-1])
         chosen_ND = hidden_BLD.reshape(flat_shape)[batch.positions_N]
         mx.eval(chosen_ND)
@@ -116,23 +116,62 @@ class AutodiffGradients:
 
     def loss(self, batch: Batch) -> mx.array:
         """See `Gradients`."""
-        return self._total(batch.inputs_BL, batch.positions_N, batch.targets_N, batch.weights_N)
+        return self._total(*_arrays(batch))
 
     def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, Tree]:
         """See `Gradients`."""
-        total, gradients = self._step(
-            self._model.trainable_parameters(), batch.inputs_BL, batch.positions_N, batch.targets_N, batch.weights_N
-        )
+        total, gradients = self._step(self._model.trainable_parameters(), *_arrays(batch))
         return total, gradients
 
-    def _total(self, inputs_BL: mx.array, positions_N: mx.array, targets_N: mx.array, weights_N: mx.array) -> mx.array:
-        batch = Batch(inputs_BL, positions_N, targets_N, weights_N, (), 0, 0)
+    def _total(
+        self,
+        inputs_BL: mx.array,
+        positions_N: mx.array,
+        targets_N: mx.array,
+        weights_N: mx.array,
+        texts_BL: mx.array | None = None,
+    ) -> mx.array:
+        batch = Batch(inputs_BL, positions_N, targets_N, weights_N, (), 0, 0, texts_BL)
+        mask = _mask(batch)
+        cache = None if mask is None else [PackedCache(mask)] * len(self._model.layers)
         if self._parts is None:
-            logits_BLV = self._model(inputs_BL)
+            logits_BLV = self._model(inputs_BL, cache=cache)
             return self._objective.from_logits(logits_BLV.reshape(-1, logits_BLV.shape[-1])[positions_N], batch)
-        hidden_BLD = self._parts.hidden(inputs_BL)
+        hidden_BLD = self._parts.hidden(inputs_BL, cache=cache)
         hidden_ND = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[positions_N]
         return self._objective.from_hidden(hidden_ND, batch, self._parts.head, self._kernels)
+
+
+def _mask(batch: Batch) -> mx.array | None:
+    return None if batch.texts_BL is None else packed_mask(batch.texts_BL)
+
+
+def _arrays(batch: Batch) -> tuple[mx.array, ...]:
+    arrays = (batch.inputs_BL, batch.positions_N, batch.targets_N, batch.weights_N)
+    return arrays if batch.texts_BL is None else (*arrays, batch.texts_BL)
+
+
+class PackedCache:
+    """What brings a packed row's mask to the attention of any mlx_lm model: a cache that keeps nothing.
+
+    Positions go on from text to text, which rotary embeddings, being relative, do not notice.
+    """
+
+    offset = 0
+
+    def __init__(self, mask_B1LL: mx.array) -> None:
+        self._mask_B1LL = mask_B1LL
+
+    def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> mx.array:  # noqa: ARG002
+        """Backwards within a text, and within the window if there is one."""
+        if window_size is None:
+            return self._mask_B1LL
+        place = mx.arange(length)
+        return self._mask_B1LL & (place[:, None] < place[None] + window_size)
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """The keys and values of the row itself."""
+        return keys, values
 
 
 def checkpoint_blocks(model: nn.Module, every: int) -> None:

@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.data.batches import Shape, WindowPlan, fill, make_batch
+from mlxmath.data.batches import Shape, WindowPlan, fill, make_batch, make_packed, packed_mask
 from tests.conftest import FakeRows
 
 CONFIG = TrainingConfig(batch_size=2, grad_accumulation_steps=4, num_epochs=2, seed=3)
@@ -27,6 +28,28 @@ def test_a_batch_by_hand() -> None:
     assert (batch.num_tokens, batch.num_targets) == (6, 3)
 
 
+def test_a_packed_batch_by_hand() -> None:
+    rows = FakeRows([np.array([5, 6, 7, 8]), np.array([9, 3])], [np.array([0, 0, 1, 1]), np.array([1, 1])])
+    batch = make_packed(rows, (0, 1), Shape(6))
+    assert batch.inputs_BL.tolist() == [[5, 6, 7, 9, 0, 0]]
+    assert batch.positions_N.tolist() == [1, 2, 3]
+    assert batch.targets_N.tolist() == [7, 8, 3]
+    assert batch.texts_BL is not None and batch.texts_BL.tolist() == [[0, 0, 0, 1, 2, 2]]
+    assert packed_mask(batch.texts_BL)[0, 0].astype(mx.int32).tolist() == [
+        [1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0],
+        [0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 1, 1],
+    ]  # fmt: skip
+
+
+def test_packs_are_full_and_keep_to_the_budget(uneven_rows: FakeRows) -> None:
+    windows = list(plan(uneven_rows, 128, batching="pack").epoch(0))
+    for window in windows:
+        for batch in window.batches():
+            assert batch.inputs_BL.shape[0] == 1
+            assert batch.inputs_BL.shape[1] <= 128 or len(batch.row_ids) == 1
+    assert fill(windows) > fill(plan(uneven_rows, 128, batching="pad").epoch(0))
+
+
 def test_targets_are_filled_up_with_weight_zero_for_devices_that_compile() -> None:
     rows = FakeRows([np.array([5, 6, 7, 8])], [np.array([0, 1, 1, 1])])
     batch = make_batch(rows, (0,), Shape(8, target_steps=2))  # multiples of 8 / 2
@@ -35,7 +58,7 @@ def test_targets_are_filled_up_with_weight_zero_for_devices_that_compile() -> No
     assert batch.num_targets == 3
 
 
-@pytest.mark.parametrize("batching", ["bucket", "pad"])
+@pytest.mark.parametrize("batching", ["bucket", "pack", "pad"])
 def test_every_row_once_an_epoch_in_windows_of_the_size_asked_for(uneven_rows: FakeRows, batching: str) -> None:
     windows = list(plan(uneven_rows, batching=batching).epoch(0))
     assert sorted(len(w.row_ids) for w in windows) == [5, 8, 8, 8, 8]
@@ -56,7 +79,7 @@ def test_micro_batches_keep_to_the_token_budget(uneven_rows: FakeRows, max_token
             assert rows * width <= max_tokens or rows == 1
 
 
-@pytest.mark.parametrize("batching", ["bucket", "pad"])
+@pytest.mark.parametrize("batching", ["bucket", "pack", "pad"])
 def test_order_is_seeded_changes_with_the_epoch_and_starts_anywhere(uneven_rows: FakeRows, batching: str) -> None:
     def order(epoch: int = 0, **changes: object) -> list[tuple[int, ...]]:
         return [w.row_ids for w in plan(uneven_rows, batching=batching, **changes).epoch(epoch)]
@@ -92,7 +115,7 @@ def test_gsm8k_is_filled_to_93_percent(tmp_path: Path) -> None:
         windows = WindowPlan(
             rows, TrainingConfig(batch_size=2, grad_accumulation_steps=accumulation), 1024, Shape(16)
         ).epoch(0)
-        assert fill(windows, Shape(16).width) >= 0.93
+        assert fill(windows) >= 0.93
 
 
 @dataclass
@@ -100,7 +123,7 @@ class RankedRows(FakeRows):
     ranks: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
 
 
-@pytest.mark.parametrize("batching", ["bucket", "pad"])
+@pytest.mark.parametrize("batching", ["bucket", "pack", "pad"])
 def test_a_curriculum_s_order_is_kept(batching: str) -> None:
     rng = np.random.default_rng(0)
     tokens = [rng.integers(1, 64, rng.integers(5, 41)) for _ in range(1200)]

@@ -32,8 +32,8 @@ def rows() -> FakeRows:
     return FakeRows(tokens, [(np.arange(len(t)) >= len(t) // 2).astype(np.uint8) for t in tokens])
 
 
-def plan(rows: FakeRows, target_steps: int = 0, num_workers: int = 1) -> WindowPlan:
-    config = TrainingConfig(batch_size=1, grad_accumulation_steps=8, num_epochs=4)
+def plan(rows: FakeRows, target_steps: int = 0, num_workers: int = 1, batching: Any = "bucket") -> WindowPlan:
+    config = TrainingConfig(batch_size=1, grad_accumulation_steps=8, num_epochs=4, batching=batching)
     return WindowPlan(rows, config, 256, Shape(16, target_steps), num_workers)
 
 
@@ -71,17 +71,18 @@ def reference_losses(rows: FakeRows, steps: int) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("kernels", "compiled", "checkpoint_every", "num_workers"),
+    ("kernels", "compiled", "checkpoint_every", "num_workers", "batching"),
     [
-        (CpuKernels, False, 0, 1),
-        (CpuKernels, False, 0, 3),
-        (CpuKernels, False, 1, 2),
-        (PortableKernels, False, 2, 2),
-        (PortableKernels, True, 0, 1),
+        (CpuKernels, False, 0, 1, "bucket"),
+        (CpuKernels, False, 0, 3, "bucket"),
+        (CpuKernels, False, 1, 2, "pack"),
+        (PortableKernels, False, 2, 2, "bucket"),
+        (PortableKernels, True, 0, 1, "bucket"),
+        (PortableKernels, True, 0, 1, "pack"),
     ],
 )
 def test_fifty_steps_have_the_same_losses(
-    rows: FakeRows, kernels: Any, compiled: bool, checkpoint_every: int, num_workers: int
+    rows: FakeRows, kernels: Any, compiled: bool, checkpoint_every: int, num_workers: int, batching: str
 ) -> None:
     tuned = model()
     workers = Workers(
@@ -94,7 +95,7 @@ def test_fifty_steps_have_the_same_losses(
     optimizer = optim.AdamW(LEARNING_RATE, weight_decay=0.0, bias_correction=True)
     optimizer.init(tuned.trainable_parameters())
     found: list[float] = []
-    windows = itertools.islice(plan(rows, 16 if compiled else 0, num_workers).windows(), 50)
+    windows = itertools.islice(plan(rows, 16 if compiled else 0, num_workers, batching).windows(), 50)
     fit(
         workers, windows, optimizer, lambda _: LEARNING_RATE, max_grad_norm=CLIP, deadline=Deadline(1e9),
         stop=StopRequest(), hooks=[lambda report: found.append(report.loss)],
