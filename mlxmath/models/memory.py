@@ -178,10 +178,12 @@ def choose_batching(model_config: Mapping[str, Any], config: RunConfig, device: 
     counts = [busy, 1] if 2 * busy > device.num_workers else [1]  # one worker uses all cores, though not as well
     if config.runtime.workers is not None:
         counts = [config.runtime.workers]
-    sizes = (
-        [training.max_batch_tokens] if training.max_batch_tokens else [most >> i for i in range(8) if most >> i >= 256]
-    )
-    choices = [Batching(count, tokens) for count in counts for tokens in sizes]
+    sizes = [most >> i for i in range(8) if most >> i >= 256]
+    choices = [  # workers together need no larger micro-batches than one alone
+        Batching(count, tokens)
+        for count in counts
+        for tokens in ([training.max_batch_tokens] if training.max_batch_tokens else sizes[min(count - 1, 1) :])
+    ]
     try:
         shape = ModelShape.from_config(model_config)
     except MlxmathError:

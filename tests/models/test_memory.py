@@ -68,3 +68,22 @@ def test_auto_takes_less_where_memory_is_short() -> None:
 def test_a_config_without_sizes_is_named() -> None:
     with pytest.raises(MlxmathError, match="hidden_size"):
         ModelShape.from_config({"num_attention_heads": 4})
+
+
+def test_workers_are_as_many_as_have_something_to_do_and_fit() -> None:
+    def chosen(workers: int, memory: float = 500e9, **settings: object) -> Batching:
+        config = resolve([("t", {k.replace("__", "."): v for k, v in settings.items()})]).config
+        device = DeviceInfo("cpu", "C", int(memory), "float32", "", num_workers=workers)
+        return choose_batching(DEEPSEEK, config, device, longest=256)
+
+    assert chosen(1) == Batching(1, 512)
+    assert chosen(8) == Batching(8, 256)
+    assert chosen(8, training__grad_accumulation_steps=5) == Batching(5, 256)
+    assert chosen(8, training__grad_accumulation_steps=4) == Batching(1, 512)  # half of the cores would be idle
+    assert (
+        chosen(8, training__batching="pad", training__batch_size=8, training__grad_accumulation_steps=1).num_workers
+        == 1
+    )
+    assert chosen(8, runtime__workers=2) == Batching(2, 256)
+    assert chosen(8, training__max_batch_tokens=1000) == Batching(8, 1000)
+    assert chosen(8, memory=36e9) == Batching(1, 512)
