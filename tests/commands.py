@@ -7,7 +7,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {
-    "PYTHONPATH": str(REPOSITORY),
+    "PYTHONPATH": os.pathsep.join([str(REPOSITORY / "tests" / "without_torch"), str(REPOSITORY)]),
     "HF_HUB_OFFLINE": "1",
     "PYTHONUNBUFFERED": "1",
     "PYTHONWARNINGS": "ignore",

@@ -40,6 +40,7 @@ def linear_cross_entropy(
             total = total + losses.sum()
             if not kernels.compiles:
                 mx.eval(total, gradients[-1])
+            del losses, d_logits  # before the next chunk's logits are made
         return total, mx.concatenate(gradients)
 
     @loss_and_gradient.vjp
