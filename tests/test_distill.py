@@ -57,7 +57,7 @@ def misbehave(request: Request, body: dict[str, Any], attempt: int) -> None:
             case 2:
                 return request.reply({}, 429, Retry_After="0.2")
             case 3:
-                time.sleep(1.5)
+                time.sleep(3)
                 return request.hang_up()
             case 4:
                 return request.cut(answer)
@@ -83,7 +83,7 @@ def arguments(server: Script, folder: Path, *more: str) -> tuple[str, ...]:
     return (
         "distill", "--teacher-url", server.url, "--teacher-model", "m", "--teacher-key-env", "TEACHER_KEY",
         "--dataset", write_problems(folder), "--decontaminate", "none", "--samples", str(SAMPLES), "--seed", "1",
-        "--timeout-s", "1", "--backoff-s", "0.05", "--price-in", "2", "--price-out", "5", *more,
+        "--timeout-s", "2", "--backoff-s", "0.05", "--price-in", "2", "--price-out", "5", *more,
     )  # fmt: skip
 
 
@@ -222,8 +222,8 @@ def local(debug_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  #
 
 
 LOCAL = (
-    "distill", "--teacher", "mlx_model:adapters", "--dataset", "demo", "--num-examples", "12", "--samples", "3",
-    "--max-tokens", "48", "--concurrency", "4", "--min-validity", "0",
+    "distill", "--teacher", "mlx_model:adapters", "--dataset", "demo", "--num-examples", "8", "--samples", "2",
+    "--max-tokens", "48", "--concurrency", "2", "--min-validity", "0",
 )  # fmt: skip
 
 
@@ -232,20 +232,20 @@ def test_a_local_teacher_killed_and_resumed_gives_the_same_and_its_output_trains
     process = start(local, *LOCAL, "--output-path", "killed", log=local / "log")
     path = local / "killed" / "responses.jsonl"
     end = time.monotonic() + 60
-    while time.monotonic() < end and len(whole_rows(path)) < 5:
+    while time.monotonic() < end and len(whole_rows(path)) < 3:
         assert process.poll() is None, (local / "log").read_text()
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
     killed = whole_rows(path)
-    assert 5 <= len(killed) < 36
+    assert 3 <= len(killed) < 16
     result = succeed(local, *LOCAL, "--output-path", "killed", "--resume")
-    assert f"{len(killed)} of 36 answers are there already" in result.stderr
+    assert f"{len(killed)} of 16 answers are there already" in result.stderr
 
     def texts(folder: str) -> dict[tuple[str, int], str]:
         return {(row["key"], row["sample"]): row["response"] for row in rows(local / folder / "responses.jsonl")}
 
-    assert texts("killed") == texts("whole") and len(texts("whole")) == 36
+    assert texts("killed") == texts("whole") and len(texts("whole")) == 16
     for name in ("solutions.jsonl", "rejected.jsonl"):
         assert rows(local / "killed" / name) == rows(local / "whole" / name)
     assert rows(local / "whole" / "solutions.jsonl"), (local / "whole" / "card.md").read_text()
