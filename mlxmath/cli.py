@@ -11,6 +11,7 @@ COMMANDS = {
     "recipes": "List the published set-ups, show one, or copy one to change it.",
     "plan": "Say whether a run fits this machine, before anything is downloaded.",
     "prepare": "Tokenize a dataset into the cache.",
+    "distill": "Have a teacher write solutions, and keep the right and faithful ones as a dataset.",
     "train": "Fine-tune LoRA adapters.",
     "evaluate": "Ask benchmarks, grade, compare the tuned model with its base, write a report.",
     "report": "Build an evaluation's report again from its samples.",

@@ -11,7 +11,7 @@ import click
 from pydantic.fields import FieldInfo
 
 from mlxmath.config.load import RECIPES, Layer, Resolved, file_layer, option_name, recipe_layer, resolve, set_layer
-from mlxmath.config.schema import RunConfig
+from mlxmath.config.schema import DistillationConfig, RunConfig
 from mlxmath.console import say
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.problems.prompts import get_template
@@ -48,6 +48,13 @@ EVALUATION = (
     "evaluation.top_p", "evaluation.max_tokens", "evaluation.retrieve", "evaluation.retrieve_count", "evaluation.vote",
     "evaluation.weights", "evaluation.concurrency", "evaluation.results_path", "evaluation.run_name",
 )  # fmt: skip
+PROBLEMS = (
+    "data.dataset", "data.dataset_config", "data.dataset_revision", "data.split", "data.question_column",
+    "data.solution_column", "data.answer_column", "data.filters", "data.balance", "data.num_examples",
+    "data.mixture_seed", "data.deduplicate", "data.decontaminate",
+)  # fmt: skip
+"""The part of `DATA` that decides which problems there are."""
+DISTILLATION = tuple(f"distillation.{name}" for name in DistillationConfig.model_fields)
 RUNTIME = ("runtime.backend", "runtime.memory_limit_gb")
 SCHEDULING = ("runtime.workers", "runtime.allow_overcommit")
 

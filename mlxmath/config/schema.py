@@ -1,8 +1,10 @@
 """Every setting of a run, once: its type, its limits, its default and the sentence that `--help` shows for it."""
 
+import json
 import math
 import os.path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -373,6 +375,114 @@ class EvaluationConfig(Section):
         return value
 
 
+class DistillationConfig(Section):
+    """Who writes solutions, how it is asked, and which of its solutions are kept."""
+
+    teacher: str | None = Field(None, description="Local teacher: MLX model folder, or MODEL:ADAPTER.")
+    teacher_url: str | None = Field(
+        None, description="Teacher behind an OpenAI-compatible endpoint, for example https://api.deepseek.com/v1."
+    )
+    teacher_model: str | None = Field(None, description="The endpoint's name of the teacher.")
+    teacher_key_env: str | None = Field(
+        None, description="Environment variable that holds the endpoint's key (unset: no key is sent)."
+    )
+    teacher_extra: str | None = Field(
+        None, description="JSON object merged into each request to the endpoint; null takes a field out."
+    )
+    teacher_template: str | None = Field(
+        None, description="Prompt template of a local teacher (unset: its adapter's, else its chat template)."
+    )
+    instruction: str = Field(
+        "Solve the problem step by step. Write out every calculation, and put the final answer within \\boxed{}.",
+        description="What follows the problem in the question to the teacher ('': nothing).",
+    )
+    samples: Annotated[int, Field(ge=1)] = Field(4, description="Solutions asked for to each problem.")
+    temperature: Annotated[float, Field(ge=0)] = Field(
+        0.7, description="Temperature that solutions are drawn at; several samples need more than 0."
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Keep the most likely tokens of this total probability."
+    )
+    max_tokens: Annotated[int, Field(ge=1)] = Field(4096, description="Longest solution, in tokens.")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
+        None, description="Seed of the samples (unset: 0 for a local teacher, none is sent to an endpoint)."
+    )
+    concurrency: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Solutions written at once (unset: 8 by an endpoint, as many as pay off by a local teacher)."
+    )
+    requests_per_minute: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Most requests a minute to the endpoint (unset: no limit)."
+    )
+    timeout_s: Annotated[float, Field(gt=0)] = Field(600.0, description="Seconds to wait for one answer.")
+    retries: Annotated[int, Field(ge=0)] = Field(6, description="How often a failed request is made again.")
+    backoff_s: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="Seconds before the first repetition; doubled for each further one, up to 60."
+    )
+    price_in: Annotated[float, Field(ge=0)] = Field(0.0, description="Price of a million prompt tokens.")
+    price_out: Annotated[float, Field(ge=0)] = Field(0.0, description="Price of a million tokens written.")
+    keep: Literal["best", "all"] = Field(
+        "best", description="Accepted solutions of a problem that are kept: the most faithful, shortest one, or all."
+    )
+    thinking: Literal["keep", "drop"] = Field(
+        "keep", description="What becomes of a solution's <think> part in what is kept."
+    )
+    min_validity: Annotated[float, Field(ge=0, le=1)] = Field(
+        1.0, description="Least share of true equations, where any can be decided."
+    )
+    min_provenance: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Least share of operands that come from the problem or an earlier result."
+    )
+    min_liveness: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Least share of equations that the answer was computed from."
+    )
+    require_support: bool = Field(
+        False, description="Keep only solutions with an equation whose result is the final answer."
+    )
+    allow_doubt: bool = Field(False, description="Keep solutions that go round in circles.")
+    min_characters: Annotated[int, Field(ge=0)] = Field(20, description="Shortest solution kept, in characters.")
+    max_characters: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Longest solution kept, in characters (unset: any)."
+    )
+    output_path: Folder = Field("distilled", description="Folder for responses, solutions and their card.")
+
+    @field_validator("teacher_url")
+    @classmethod
+    def _endpoint(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("give a URL that begins with http:// or https://")
+        if parts.username or parts.password:
+            raise ValueError("a key does not belong into the URL; name its environment variable (--teacher-key-env)")
+        return value.rstrip("/")
+
+    @field_validator("teacher_extra")
+    @classmethod
+    def _object(cls, value: str | None) -> str | None:
+        try:
+            wrong = value is not None and not isinstance(json.loads(value), dict)
+        except ValueError:
+            wrong = True
+        if wrong:
+            raise ValueError('give a JSON object, for example \'{"reasoning_effort": "high"}\'')
+        return value
+
+    @field_validator("temperature")
+    @classmethod
+    def _different(cls, value: float, info: ValidationInfo) -> float:
+        if value == 0 and info.data.get("samples", 1) > 1:
+            raise ValueError("several --samples would all be the same at 0; give for example 0.7")
+        return value
+
+    @field_validator("max_characters")
+    @classmethod
+    def _some_length(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and value < info.data.get("min_characters", 0):
+            raise ValueError("is less than --min-characters")
+        return value
+
+
 class GrpoConfig(Section):
     """Reinforcement learning by group-relative policy optimization, named as TRL names it."""
 
@@ -423,5 +533,6 @@ class RunConfig(Section):
     lora: LoraConfig = LoraConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    distillation: DistillationConfig = DistillationConfig()
     grpo: GrpoConfig = GrpoConfig()
     runtime: RuntimeConfig = RuntimeConfig()

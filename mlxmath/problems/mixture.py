@@ -128,8 +128,12 @@ class _Survey:
 class Mixture:
     """The problems to train on. Iterating gives them out; each iteration reads the sources anew."""
 
-    def __init__(self, config: DataConfig) -> None:
+    def __init__(self, config: DataConfig, *, solutions_required: bool = True) -> None:
         """Open the sources; nothing is read yet.
+
+        Args:
+            config: which sources, and what is taken from them.
+            solutions_required: leave out rows without a solution.
 
         Raises:
             InputError: no such dataset, column, filter or benchmark.
@@ -138,7 +142,10 @@ class Mixture:
         self._config = config
         sources = config.mixture
         first = config.num_examples if self._plain else None
-        self.sources = [load_problems(s, first=first, mixture_seed=config.mixture_seed) for s in sources]
+        self.sources = [
+            load_problems(s, solutions_required=solutions_required, first=first, mixture_seed=config.mixture_seed)
+            for s in sources
+        ]
         self._filters = [[parse_filter(text) for text in loaded.source.filters] for loaded in self.sources]
         for loaded, filters in zip(self.sources, self._filters, strict=True):
             check_fields([f.field for f in filters], loaded.fields, loaded.rows.name)

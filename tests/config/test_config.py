@@ -194,9 +194,13 @@ def test_every_setting_describes_itself_and_has_its_own_option() -> None:
     for section, field in RunConfig.model_fields.items():
         for name, inner in field.annotation.model_fields.items():  # type: ignore[union-attr]
             assert inner.description and inner.description.endswith("."), f"{section}.{name}"
-    apart = ("evaluation.", "grpo.")  # no command takes both
-    for other in apart:
-        names = [name for name in setting_names() if not name.startswith(other)]
+    apart = {  # sections that no command takes together with this one's
+        "evaluation.": ("grpo.", "distillation."),
+        "grpo.": ("evaluation.", "distillation."),
+        "distillation.": ("evaluation.", "grpo.", "training."),
+    }
+    for others in apart.values():
+        names = [name for name in setting_names() if not name.startswith(others)]
         assert len({option_name(name) for name in names}) == len(names)
 
 

@@ -1,0 +1,30 @@
+"""When the next request may be made, for all threads together."""
+
+import threading
+import time
+
+
+class Pace:
+    """Spaces requests evenly, and holds all of them while the endpoint asks for it."""
+
+    def __init__(self, per_minute: float | None = None) -> None:
+        self._interval = 60 / per_minute if per_minute else 0.0
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def wait(self, stop: threading.Event) -> bool:
+        """Wait for this thread's turn; False if `stop` was set first."""
+        while not stop.is_set():
+            with self._lock:
+                now = time.monotonic()
+                if now >= self._next:
+                    self._next = now + self._interval
+                    return True
+                delay = self._next - now
+            stop.wait(delay)
+        return False
+
+    def hold(self, seconds: float) -> None:
+        """Let nobody ask for so long."""
+        with self._lock:
+            self._next = max(self._next, time.monotonic() + seconds)
