@@ -29,10 +29,10 @@ class Gradients(Protocol):
     """The way that was chosen and why, for people."""
 
     def loss(self, batch: Batch) -> mx.array:
-        """The loss sum, scalar, without gradients."""
+        """The loss sum (see `Objective`), without gradients."""
 
     def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, Tree]:
-        """The loss sum and its gradient, a tree like `model.trainable_parameters()`."""
+        """The loss sum (see `Objective`) and its gradient, a tree like `model.trainable_parameters()`."""
 
 
 def choose_gradients(
@@ -83,7 +83,7 @@ class BlockwiseGradients:
         flat_shape = (-1, hidden_BLD.shape[-1])
         chosen_ND = hidden_BLD.reshape(flat_shape)[batch.positions_N]
         mx.eval(chosen_ND)
-        total, d_chosen_ND = mx.value_and_grad(lambda hidden: self._loss(hidden, batch))(chosen_ND)
+        (_, total), d_chosen_ND = mx.value_and_grad(lambda hidden: _loss_first(self._loss(hidden, batch)))(chosen_ND)
         d_hidden = mx.zeros((hidden_BLD.size // hidden_BLD.shape[-1], hidden_BLD.shape[-1]), hidden_BLD.dtype)
         d_hidden_BLD = d_hidden.at[batch.positions_N].add(d_chosen_ND).reshape(hidden_BLD.shape)
         mx.eval(total, d_hidden_BLD)
@@ -108,7 +108,7 @@ class AutodiffGradients:
         self._model, self._objective, self._kernels, self._parts = model, objective, kernels, parts
         if checkpoint_every:
             checkpoint_blocks(model, checkpoint_every)
-        step = nn.value_and_grad(model, lambda _, *arrays: self._total(*arrays))
+        step = nn.value_and_grad(model, lambda _, *arrays: _loss_first(self._total(*arrays)))
         if compiled and kernels.compiles:
             state = [model.state, mx.random.state]  # out as well as in: tracing leaves placeholders in the model
             step = mx.compile(step, inputs=state, outputs=state)
@@ -116,23 +116,37 @@ class AutodiffGradients:
 
     def loss(self, batch: Batch) -> mx.array:
         """See `Gradients`."""
-        return self._total(batch.inputs_BL, batch.positions_N, batch.targets_N, batch.weights_N)
+        return self._total(*_arrays(batch))
 
     def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, Tree]:
         """See `Gradients`."""
-        total, gradients = self._step(
-            self._model.trainable_parameters(), batch.inputs_BL, batch.positions_N, batch.targets_N, batch.weights_N
-        )
+        (_, total), gradients = self._step(self._model.trainable_parameters(), *_arrays(batch))
         return total, gradients
 
-    def _total(self, inputs_BL: mx.array, positions_N: mx.array, targets_N: mx.array, weights_N: mx.array) -> mx.array:
-        batch = Batch(inputs_BL, positions_N, targets_N, weights_N, (), 0, 0)
+    def _total(
+        self,
+        inputs_BL: mx.array,
+        positions_N: mx.array,
+        targets_N: mx.array,
+        weights_N: mx.array,
+        more: dict[str, mx.array],
+    ) -> mx.array:
+        batch = Batch(inputs_BL, positions_N, targets_N, weights_N, (), 0, 0, more)
         if self._parts is None:
             logits_BLV = self._model(inputs_BL)
             return self._objective.from_logits(logits_BLV.reshape(-1, logits_BLV.shape[-1])[positions_N], batch)
         hidden_BLD = self._parts.hidden(inputs_BL)
         hidden_ND = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[positions_N]
         return self._objective.from_hidden(hidden_ND, batch, self._parts.head, self._kernels)
+
+
+def _arrays(batch: Batch) -> tuple[mx.array, mx.array, mx.array, mx.array, dict[str, mx.array]]:
+    return batch.inputs_BL, batch.positions_N, batch.targets_N, batch.weights_N, dict(batch.more)
+
+
+def _loss_first(sums: mx.array) -> tuple[mx.array, mx.array]:
+    """The scalar to differentiate, and everything."""
+    return (sums[0] if sums.ndim else sums), sums
 
 
 def checkpoint_blocks(model: nn.Module, every: int) -> None:
