@@ -12,6 +12,7 @@ COMMANDS = {
     "plan": "Say whether a run fits this machine, before anything is downloaded.",
     "prepare": "Tokenize a dataset into the cache.",
     "train": "Fine-tune LoRA adapters.",
+    "grpo": "Improve an adapter by reinforcement learning with graded answers.",
     "evaluate": "Ask benchmarks, grade, compare the tuned model with its base, write a report.",
     "report": "Build an evaluation's report again from its samples.",
     "infer": "Answer a prompt with the base model or the tuned one.",

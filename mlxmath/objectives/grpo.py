@@ -117,9 +117,7 @@ class PolicyGradient:
 
     def from_logits(self, logits_NV: mx.array, batch: Batch) -> mx.array:
         """In float32 whatever the logits' type."""
-        logits_NV = logits_NV.astype(mx.float32) / self.config.temperature
-        chosen_N = mx.take_along_axis(logits_NV, batch.targets_N[:, None], axis=-1).squeeze(-1)
-        return self._sums(chosen_N - mx.logsumexp(logits_NV, axis=-1), batch)
+        return self._sums(logits_logprobs(logits_NV, batch.targets_N, self.config.temperature), batch)
 
     def _sums(self, logprobs_N: mx.array, batch: Batch) -> mx.array:
         targets = Targets(**batch.more)
@@ -130,3 +128,25 @@ class PolicyGradient:
         present_N = (batch.weights_N != 0).astype(mx.float32)
         sums = mx.stop_gradient((metrics * present_N).sum(axis=1))
         return mx.concatenate([(losses_N * batch.weights_N).sum()[None], sums])
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """Not a loss: the log-probability of each target (N,), for a reference."""
+
+    temperature: float
+
+    def from_hidden(self, hidden_ND: mx.array, batch: Batch, head: Head, kernels: Kernels) -> mx.array:
+        """In chunks."""
+        return linear_logprobs(hidden_ND, batch.targets_N, head, kernels, self.temperature)
+
+    def from_logits(self, logits_NV: mx.array, batch: Batch) -> mx.array:
+        """In float32."""
+        return logits_logprobs(logits_NV, batch.targets_N, self.temperature)
+
+
+def logits_logprobs(logits_NV: mx.array, targets_N: mx.array, temperature: float) -> mx.array:
+    """log softmax(logits / temperature)[target], (N,), in float32 whatever the logits' type."""
+    logits_NV = logits_NV.astype(mx.float32) / temperature
+    chosen_N = mx.take_along_axis(logits_NV, targets_N[:, None], axis=-1).squeeze(-1)
+    return chosen_N - mx.logsumexp(logits_NV, axis=-1)
