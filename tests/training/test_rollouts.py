@@ -51,13 +51,13 @@ class Made:
     """A source of windows on a tiny model, and what it told."""
 
     def __init__(
-        self, tokenizer: TokenizerWrapper, rule: Rule, *, stop: StopRequest | None = None, **more: Any
+        self, tokenizer: TokenizerWrapper, rule: Rule, *, stop: StopRequest | None = None, epochs: int = 2, **more: Any
     ) -> None:
         self.model = make_tiny_llama()
         mx.random.seed(5)
         inject(self.model, LoraConfig(rank=4))
         config = GrpoConfig(**({"num_generations": 4, "max_completion_length": 6} | more))
-        training = TrainingConfig(batch_size=4, grad_accumulation_steps=2, num_epochs=2)
+        training = TrainingConfig(batch_size=4, grad_accumulation_steps=2, num_epochs=epochs)
         reference = None
         if config.beta:
             scorer = choose_gradients(self.model, Logprobs(config.temperature), PortableKernels(), compiled=False)
