@@ -13,6 +13,7 @@ COMMANDS = {
     "prepare": "Tokenize a dataset into the cache.",
     "distill": "Have a teacher write solutions, and keep the right and faithful ones as a dataset.",
     "train": "Fine-tune LoRA adapters.",
+    "grpo": "Improve an adapter by reinforcement learning with graded answers.",
     "evaluate": "Ask benchmarks, grade, compare the tuned model with its base, write a report.",
     "report": "Build an evaluation's report again from its samples.",
     "infer": "Answer a prompt with the base model or the tuned one.",

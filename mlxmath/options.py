@@ -43,6 +43,11 @@ TRAINING = (
     "training.keep_checkpoints", "training.validation_split", "training.validation_dataset", "training.eval_every",
     "training.early_stopping_patience", "training.early_stopping_min_delta", "training.resume", "training.seed",
 )  # fmt: skip
+GRPO = (
+    "grpo.num_generations", "grpo.max_completion_length", "grpo.temperature", "grpo.beta", "grpo.epsilon",
+    "grpo.epsilon_high", "grpo.num_iterations", "grpo.loss_type", "grpo.scale_rewards",
+    "grpo.importance_sampling_level", "grpo.mask_truncated_completions", "grpo.dynamic_sampling",
+)  # fmt: skip
 EVALUATION = (
     "evaluation.benchmark", "evaluation.limit", "evaluation.shots", "evaluation.samples", "evaluation.temperature",
     "evaluation.top_p", "evaluation.max_tokens", "evaluation.retrieve", "evaluation.retrieve_count", "evaluation.vote",

@@ -141,6 +141,16 @@ def prepare_held_out(
         InputError: no such dataset or split.
         MlxmathError: see `prepare_rows`.
     """
+    changed, hint = held_out_config(config, name)
+    say("held-out rows:")
+    try:
+        return prepare_rows(changed, model_folder, trust_remote_code=trust_remote_code)
+    except InputError as error:
+        raise InputError(f"--validation-dataset {name}: {error}{hint}") from None
+
+
+def held_out_config(config: DataConfig, name: str) -> tuple[DataConfig, str]:
+    """The settings that read `--validation-dataset`, and what to try if they cannot."""
     from mlxmath.problems.local import is_file_name
 
     changes: dict[str, Any] = {
@@ -156,11 +166,7 @@ def prepare_held_out(
         hint = f" Another split: --validation-dataset {repository}:SPLIT."
     if changes["dataset"] != config.dataset:
         changes |= {"dataset_config": None, "dataset_revision": None}
-    say("held-out rows:")
-    try:
-        return prepare_rows(config.model_copy(update=changes), model_folder, trust_remote_code=trust_remote_code)
-    except InputError as error:
-        raise InputError(f"--validation-dataset {name}: {error}{hint}") from None
+    return config.model_copy(update=changes), hint
 
 
 def _write_all(

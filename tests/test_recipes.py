@@ -22,6 +22,8 @@ from tests.recipe_parts import PARTS, REPOSITORIES, write_model
 
 ALL_SEVEN = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 GRPO = "llama-3.2-3b-grpo"
+DEMO_GRPO = "demo-grpo"
+REINFORCED = (GRPO, DEMO_GRPO)
 ABSENT = {
     "tinyllama-1.1b": "PrimeIntellect/NuminaMath-QwQ-CoT-5M",
     "deepseek-math-7b-base": "EleutherAI/hendrycks_math",
@@ -134,7 +136,7 @@ def check_adapter(folder: Path, name: str, *, full: bool = False) -> None:
     assert model.get("quantization", {}).get("bits") == recipe.model.quantize
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name != GRPO])
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in REINFORCED])
 def test_trains_in_small_uses_every_setting_and_repeats(name: str, place: Path, reads: Reads, absent: set[str]) -> None:
     absent |= {ABSENT[name]} if name in ABSENT else set()
     model = ("--model", str(write_model(place / "source", name))) if name in PARTS else ()
@@ -198,7 +200,7 @@ def test_reinforcement_starts_from_the_sft_adapter_and_is_not_trained_by_train(p
 def test_published_values() -> None:
     """By hand, from the tables that publish them."""
     found = {name: settings({"recipe": name}).config for name in RECIPES}
-    assert set(found) == {*PARTS, GRPO, DEMO, "debug"}
+    assert set(found) == {*PARTS, *REINFORCED, DEMO, "debug"}
     for name, model, quantize, rank, alpha, dropout, targets in (
         ("deepseek-math-7b", "deepseek-ai/deepseek-math-7b-instruct", None, 8, 16, 0.0, {"q_proj", "v_proj"}),
         ("deepseek-math-7b-base", "deepseek-ai/deepseek-math-7b-base", None, 16, 32, 0.1, ALL_SEVEN),
@@ -265,7 +267,7 @@ def test_dry_run_shows_everything_and_starts_nothing(
     lines = invoke(train.main, "--recipe", name, "--set", "training.seed=7", "--dry-run").stdout.splitlines()
     values = {line.split()[0]: line for line in lines if line.startswith("  ") and "." in line.split()[0]}
     resolved = settings({"recipe": name})
-    used = {line.split()[0] for line in resolved.lines((*TRAINED_FROM, *(["grpo"] if name == GRPO else [])))}
+    used = {line.split()[0] for line in resolved.lines((*TRAINED_FROM, *(["grpo"] if name in REINFORCED else [])))}
     assert used <= set(values)
     assert values["training.seed"].split() == ["training.seed", "7", "--set"]
     assert values["model.model"].split() == ["model.model", resolved.config.model.model, "recipe", name]

@@ -507,6 +507,9 @@ class GrpoConfig(Section):
     mask_truncated_completions: bool = Field(
         False, description="Leave completions that reached the longest length out of the loss."
     )
+    dynamic_sampling: bool = Field(
+        False, description="Draw other problems in place of groups whose rewards are all the same."
+    )
     reward_weights: dict[str, float] = Field(
         {"correctness": 1.0}, description="Rewards that count, each with its weight."
     )

@@ -3,8 +3,8 @@
 Shapes: B rows, L positions (padded to a bucket width, so that few shapes occur), N target positions.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Protocol
 
@@ -46,6 +46,8 @@ class Batch:
     num_tokens: int
     """Real tokens, padding not counted."""
     num_targets: int
+    more: Mapping[str, mx.array] = field(default_factory=dict)
+    """(N,) what an objective needs of each target beside these, by name."""
     texts_BL: mx.array | None = None
     """In packed rows, the number of the text that a position belongs to: attention stays within a text."""
 

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -65,6 +66,10 @@ class Completion:
     tokens: tuple[int, ...]
     finish_reason: str
     num_prompt_tokens: int
+    drawn: tuple[int, ...] = ()
+    """With `logprobs`: `tokens` and the end of sequence if it was drawn."""
+    logprobs: tuple[float, ...] = ()
+    """Of each of `drawn`, under the distribution that it was drawn from."""
 
 
 def load_generation_tokenizer(folder: Path) -> TokenizerWrapper:
@@ -104,6 +109,7 @@ def generate_batch(
     *,
     seeds: Sequence[int] | None = None,
     concurrency: int = 32,
+    logprobs: bool = False,
     on_done: Callable[[int, Completion], object] | None = None,
     on_step: Callable[[int], object] | None = None,
 ) -> list[Completion]:
@@ -119,12 +125,14 @@ def generate_batch(
         seeds: one for each prompt, below 2**64 (unset: made from `sampling.seed` and the position). What is drawn for a
             prompt depends on its seed alone, not on its neighbours in the batch.
         concurrency: sequences decoded together.
+        logprobs: keep log-probabilities; they are of the whole distribution, so `sampling.top_p` must be 1.
         on_done: called with a prompt's position and its completion as each ends.
         on_step: called after each decoding step with the number of tokens that it made.
 
     Returns:
         Completions in the order of the prompts.
     """
+    assert not logprobs or sampling.top_p == 1
     if not prompts:
         return []
     model.eval()
@@ -141,6 +149,7 @@ def generate_batch(
     waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
     refill = max(1, concurrency // _REFILLS)
     answering: dict[int, tuple[int, list[int]]] = {}  # uid -> position, tokens so far
+    drawn: dict[int, list[tuple[int, float]]] = {}  # position -> tokens and their log-probabilities
     completions: dict[int, Completion] = {}
     try:
         while waiting or answering:
@@ -155,14 +164,18 @@ def generate_batch(
                 )
                 answering |= {uid: (i, []) for uid, i in zip(uids, chosen, strict=True)}
             responses = generator.next_generated()
+            if logprobs and responses:
+                for response, value in zip(responses, _logprobs(responses, sampling.temperature), strict=True):
+                    drawn.setdefault(answering[response.uid][0], []).append((response.token, value))
             for response in responses:
                 index, ids = answering[response.uid]
                 if response.finish_reason != "stop":
                     ids.append(response.token)
                 if response.finish_reason is not None:
                     del answering[response.uid]
+                    tokens, values = zip(*drawn[index], strict=True) if logprobs else ((), ())
                     completions[index] = Completion(
-                        tokenizer.decode(ids), tuple(ids), response.finish_reason, len(prompts[index])
+                        tokenizer.decode(ids), tuple(ids), response.finish_reason, len(prompts[index]), tokens, values
                     )
                     if on_done:
                         on_done(index, completions[index])
@@ -171,6 +184,14 @@ def generate_batch(
     finally:
         generator.close()
     return [completions[i] for i in range(len(prompts))]
+
+
+def _logprobs(responses: Sequence[Any], temperature: float) -> list[float]:
+    """The log-probability of each response's token at the temperature (greedy: at 1)."""
+    logprobs_BV = mx.stack([response.logprobs for response in responses]).astype(mx.float32) / (temperature or 1.0)
+    tokens_B1 = mx.array([[response.token] for response in responses])
+    chosen_B = mx.take_along_axis(logprobs_BV, tokens_B1, axis=1).squeeze(1) - mx.logsumexp(logprobs_BV, axis=1)
+    return chosen_B.tolist()
 
 
 def seed_of(*parts: object) -> int:

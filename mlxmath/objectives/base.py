@@ -13,7 +13,11 @@ from mlxmath.models.split import Head
 
 
 class Objective(Protocol):
-    """A loss in two forms, which are equal. Both return a scalar, float32, differentiable in their first argument."""
+    """A loss in two forms, which are equal.
+
+    Both return the loss sum, float32 and differentiable in their first argument: a scalar, or the first element of a
+    vector whose other elements are sums to be reported.
+    """
 
     def from_hidden(self, hidden_ND: mx.array, batch: Batch, head: Head, kernels: Kernels) -> mx.array:
         """Of the hidden states at the batch's positions; the head is frozen."""

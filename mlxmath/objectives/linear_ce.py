@@ -1,4 +1,4 @@
-"""Cross-entropy of a frozen linear head without its logits.
+"""Cross-entropy and log-probabilities of a frozen linear head without its logits.
 
 Shapes: N target positions, D hidden width, V vocabulary, C positions in a chunk.
 """
@@ -22,26 +22,11 @@ def linear_cross_entropy(
     One pass: each chunk's logits give its loss and, as softmax − onehot, the gradient of its hidden states, and are
     forgotten. So the forward pass holds C·V logits instead of N·V, and the backward pass only scales (N, D).
     """
-    chunk = max(1, CHUNK_BYTES // (4 * head.vocab_size))
 
     @mx.custom_function
     def loss_and_gradient(hidden: mx.array) -> tuple[mx.array, mx.array]:
-        total = mx.array(0.0, mx.float32)
-        gradients: list[mx.array] = []
-        for start in range(0, hidden.shape[0], chunk):
-            rows = slice(start, start + chunk)
-            part = hidden[rows]
-            if gradients:  # one chunk after the other, not all at once
-                (part,) = mx.depends([part], [gradients[-1]])
-            losses, d_logits = kernels.softmax_gradient(
-                head.logits(part), targets_N[rows], weights_N[rows], head.soft_cap
-            )
-            gradients.append(head.hidden_gradient(d_logits.astype(hidden.dtype)))
-            total = total + losses.sum()
-            if not kernels.compiles:
-                mx.eval(total, gradients[-1])
-            del losses, d_logits  # before the next chunk's logits are made
-        return total, mx.concatenate(gradients)
+        losses_N, gradient_ND = _one_pass(hidden, targets_N, weights_N, head, kernels, 1.0)
+        return losses_N.sum(), gradient_ND
 
     @loss_and_gradient.vjp
     def loss_and_gradient_vjp(_: Any, cotangents: Any, outputs: Any) -> mx.array:
@@ -49,3 +34,51 @@ def linear_cross_entropy(
 
     total: mx.array = loss_and_gradient(hidden_ND)[0]
     return total
+
+
+def linear_logprobs(
+    hidden_ND: mx.array, targets_N: mx.array, head: Head, kernels: Kernels, temperature: float = 1.0
+) -> mx.array:
+    """log softmax(head(hidden) / temperature)[target] of each position, (N,) in float32; differentiable in `hidden_ND`.
+
+    One pass, as in `linear_cross_entropy`: what the backward pass has to scale differs from position to position.
+    """
+
+    @mx.custom_function
+    def logprobs_and_gradient(hidden: mx.array) -> tuple[mx.array, mx.array]:
+        ones_N = mx.ones(targets_N.shape, mx.float32)
+        losses_N, gradient_ND = _one_pass(hidden, targets_N, ones_N, head, kernels, temperature)
+        return -losses_N, gradient_ND
+
+    @logprobs_and_gradient.vjp
+    def logprobs_and_gradient_vjp(_: Any, cotangents: Any, outputs: Any) -> mx.array:
+        return (-cotangents[0][:, None] * outputs[1]).astype(outputs[1].dtype)
+
+    logprobs_N: mx.array = logprobs_and_gradient(hidden_ND)[0]
+    return logprobs_N
+
+
+def _one_pass(
+    hidden_ND: mx.array, targets_N: mx.array, weights_N: mx.array, head: Head, kernels: Kernels, temperature: float
+) -> tuple[mx.array, mx.array]:
+    """weight · cross-entropy of each position (N,), and the gradient of their sum (N, D)."""
+    chunk = max(1, CHUNK_BYTES // (4 * head.vocab_size))
+    cap = None if head.soft_cap is None else head.soft_cap / temperature  # the temperature divides capped logits
+    losses: list[mx.array] = []
+    gradients: list[mx.array] = []
+    for start in range(0, hidden_ND.shape[0], chunk):
+        rows = slice(start, start + chunk)
+        part = hidden_ND[rows]
+        if gradients:  # one chunk after the other, not all at once
+            (part,) = mx.depends([part], [gradients[-1]])
+        logits_CV = head.logits(part)
+        if temperature != 1:
+            logits_CV = logits_CV / temperature
+        losses_C, d_logits_CV = kernels.softmax_gradient(logits_CV, targets_N[rows], weights_N[rows], cap)
+        gradient_CD = head.hidden_gradient(d_logits_CV.astype(hidden_ND.dtype))
+        gradients.append(gradient_CD if temperature == 1 else gradient_CD / temperature)
+        losses.append(losses_C)
+        if not kernels.compiles:
+            mx.eval(losses[-1], gradients[-1])
+        del logits_CV, d_logits_CV  # before the next chunk's logits are made
+    return mx.concatenate(losses), mx.concatenate(gradients)

@@ -60,6 +60,8 @@ class StepReport:
     num_targets: int
     seconds: float
     applied: bool
+    metric_sums: tuple[float, ...] = ()
+    """Over the targets, what the objective reports beside the loss."""
 
 
 Hook = Callable[[StepReport], Ending | None]
@@ -117,7 +119,9 @@ def fit(
         position = position.after(window, sums.num_tokens, sums.num_targets, skipped=not applied)
         seconds = time.perf_counter() - start
         deadline.note_window(seconds)
-        report = StepReport(position, loss, norm, rate, sums.num_tokens, sums.num_targets, seconds, applied)
+        report = StepReport(
+            position, loss, norm, rate, sums.num_tokens, sums.num_targets, seconds, applied, sums.metric_sums
+        )
         if not applied:
             rows = window.row_numbers(sums.bad_rows or window.row_ids)
             warn(

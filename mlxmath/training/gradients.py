@@ -29,10 +29,10 @@ class Gradients(Protocol):
     """The way that was chosen and why, for people."""
 
     def loss(self, batch: Batch) -> mx.array:
-        """The loss sum, scalar, without gradients."""
+        """The loss sum (see `Objective`), without gradients."""
 
     def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, Tree]:
-        """The loss sum and its gradient, a tree like `model.trainable_parameters()`."""
+        """The loss sum (see `Objective`) and its gradient, a tree like `model.trainable_parameters()`."""
 
 
 def choose_gradients(
@@ -83,7 +83,7 @@ class BlockwiseGradients:
         flat_shape = (-1, hidden_BLD.shape[-1])
         chosen_ND = hidden_BLD.reshape(flat_shape)[batch.positions_N]
         mx.eval(chosen_ND)
-        total, d_chosen_ND = mx.value_and_grad(lambda hidden: self._loss(hidden, batch))(chosen_ND)
+        (_, total), d_chosen_ND = mx.value_and_grad(lambda hidden: _loss_first(self._loss(hidden, batch)))(chosen_ND)
         d_hidden = mx.zeros((hidden_BLD.size // hidden_BLD.shape[-1], hidden_BLD.shape[-1]), hidden_BLD.dtype)
         d_hidden_BLD = d_hidden.at[batch.positions_N].add(d_chosen_ND).reshape(hidden_BLD.shape)
         mx.eval(total, d_hidden_BLD)
@@ -108,7 +108,7 @@ class AutodiffGradients:
         self._model, self._objective, self._kernels, self._parts = model, objective, kernels, parts
         if checkpoint_every:
             checkpoint_blocks(model, checkpoint_every)
-        step = nn.value_and_grad(model, lambda _, *arrays: self._total(*arrays))
+        step = nn.value_and_grad(model, lambda _, *arrays: _loss_first(self._total(*arrays)))
         if compiled and kernels.compiles:
             state = [model.state, mx.random.state]  # out as well as in: tracing leaves placeholders in the model
             step = mx.compile(step, inputs=state, outputs=state)
@@ -120,7 +120,7 @@ class AutodiffGradients:
 
     def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, Tree]:
         """See `Gradients`."""
-        total, gradients = self._step(self._model.trainable_parameters(), *_arrays(batch))
+        (_, total), gradients = self._step(self._model.trainable_parameters(), *_arrays(batch))
         return total, gradients
 
     def _total(
@@ -129,9 +129,10 @@ class AutodiffGradients:
         positions_N: mx.array,
         targets_N: mx.array,
         weights_N: mx.array,
+        more: dict[str, mx.array],
         texts_BL: mx.array | None = None,
     ) -> mx.array:
-        batch = Batch(inputs_BL, positions_N, targets_N, weights_N, (), 0, 0, texts_BL)
+        batch = Batch(inputs_BL, positions_N, targets_N, weights_N, (), 0, 0, more, texts_BL)
         mask = _mask(batch)
         cache = None if mask is None else [PackedCache(mask)] * len(self._model.layers)
         if self._parts is None:
@@ -146,9 +147,14 @@ def _mask(batch: Batch) -> mx.array | None:
     return None if batch.texts_BL is None else packed_mask(batch.texts_BL)
 
 
-def _arrays(batch: Batch) -> tuple[mx.array, ...]:
-    arrays = (batch.inputs_BL, batch.positions_N, batch.targets_N, batch.weights_N)
+def _arrays(batch: Batch) -> tuple[Any, ...]:
+    arrays = (batch.inputs_BL, batch.positions_N, batch.targets_N, batch.weights_N, dict(batch.more))
     return arrays if batch.texts_BL is None else (*arrays, batch.texts_BL)
+
+
+def _loss_first(sums: mx.array) -> tuple[mx.array, mx.array]:
+    """The scalar to differentiate, and everything."""
+    return (sums[0] if sums.ndim else sums), sums
 
 
 class PackedCache:

@@ -19,9 +19,10 @@ from mlxmath.lora.inject import Injected
 from mlxmath.training.checkpoint import FOLDER, Checkpoint, newest_checkpoint
 from mlxmath.training.events import EVENTS, PLOT, RUN
 from mlxmath.training.validation import BEST
+from mlxmath.training.watching import CURVES
 
 CHAT_TEMPLATE = "chat_template.jinja"
-_OURS = (WEIGHTS, CONFIG, EVENTS, PLOT, RUN, FOLDER, BEST, CHAT_TEMPLATE)
+_OURS = (WEIGHTS, CONFIG, EVENTS, PLOT, CURVES, RUN, FOLDER, BEST, CHAT_TEMPLATE)
 
 
 def claim(config: RunConfig) -> Checkpoint | None:

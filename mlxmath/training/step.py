@@ -29,6 +29,8 @@ class WindowSum:
     num_tokens: int
     bad_rows: tuple[int, ...]
     """Rows of the micro-batches whose loss was not finite."""
+    metric_sums: tuple[float, ...] = ()
+    """What the objective reports beside the loss."""
 
     def __add__(self, other: "WindowSum") -> "WindowSum":
         return WindowSum(
@@ -37,6 +39,7 @@ class WindowSum:
             self.num_targets + other.num_targets,
             self.num_tokens + other.num_tokens,
             self.bad_rows + other.bad_rows,
+            tuple(map(operator.add, self.metric_sums, other.metric_sums)),
         )
 
 
@@ -73,8 +76,9 @@ def _sum_of(gradients: Gradients, batch: Batch) -> WindowSum:
     loss, grad = gradients.loss_and_gradients(batch)
     grad = tree_map(lambda g: g.astype(mx.float32), grad)  # 16-bit sums would lose small gradients
     mx.eval(loss, grad, mx.random.state)
-    value = loss.item()
-    return WindowSum(value, grad, batch.num_targets, batch.num_tokens, () if math.isfinite(value) else batch.row_ids)
+    value, *metrics = loss.reshape(-1).tolist()
+    bad_rows = () if math.isfinite(value) else batch.row_ids
+    return WindowSum(value, grad, batch.num_targets, batch.num_tokens, bad_rows, tuple(metrics))
 
 
 def global_norm(tree: Tree) -> mx.array:

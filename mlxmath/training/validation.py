@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,8 @@ class Validation:
         deadline: a measurement that does not fit into the time left is abandoned, and with it the run.
         stop: likewise.
         listeners: told of each measurement.
+        measure: what is measured instead of the loss on `windows`: given `stopped`, a number to be low and how many
+            items it is the mean of, or None if `stopped()` came true.
     """
 
     def __init__(
@@ -120,8 +123,12 @@ class Validation:
         deadline: Deadline,
         stop: StopRequest,
         listeners: Sequence[Callable[[Measurement], None]] = (),
+        measure: Callable[[Callable[[], bool]], tuple[float, int] | None] | None = None,
     ) -> None:
-        self._workers, self._windows, self._folder = workers, windows, folder
+        self._workers, self._folder = workers, folder
+        if measure is None and windows:
+            measure = partial(mean_loss, workers, windows)
+        self._measured = measure
         self._config, self._windows_per_epoch, self._total_steps = config, windows_per_epoch, total_steps
         self._deadline, self._stop, self._listeners = deadline, stop, listeners
         self._seconds = 0.0
@@ -144,7 +151,7 @@ class Validation:
         return self._verdict()
 
     def _is_due(self, position: Position) -> bool:
-        if not self._windows or position.step == 0:
+        if self._measured is None or position.step == 0:
             return False
         every = self._config.eval_every or self._windows_per_epoch
         return position.step % every == 0 or position.step == self._total_steps
@@ -153,7 +160,8 @@ class Validation:
         if self._deadline.left_s < self._seconds:
             return "deadline"
         start = time.perf_counter()
-        found = mean_loss(self._workers, self._windows, lambda: bool(self._stop) or self._deadline.reached())
+        assert self._measured is not None
+        found = self._measured(lambda: bool(self._stop) or self._deadline.reached())
         if found is None:
             return "stopped" if self._stop else "deadline"
         self._seconds = time.perf_counter() - start

@@ -109,8 +109,8 @@ def test_no_more_graphs_are_compiled_than_there_are_shapes(rows: FakeRows, monke
     traced = []
     original = AutodiffGradients._total
 
-    def count(self: AutodiffGradients, *arrays: mx.array) -> mx.array:
-        traced.append(tuple(a.shape for a in arrays))
+    def count(self: AutodiffGradients, *arrays: Any) -> mx.array:
+        traced.append(tuple(a.shape for a in arrays if isinstance(a, mx.array)))
         return original(self, *arrays)
 
     monkeypatch.setattr(AutodiffGradients, "_total", count)

@@ -1,0 +1,152 @@
+"""Group-relative policy optimization (Shao et al. 2024, arXiv:2402.03300) and its relatives, as TRL defines them.
+
+The loss of a token is −min(ratio · A, clip(ratio, 1 − ε, 1 + ε_high) · A) + β · KL, with the ratio of the token's
+probability now to that at which it was drawn, and the advantage A of its completion.
+
+Shapes: N target positions, R completions, B rows of a micro-batch, D hidden width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxmath.config.schema import GrpoConfig
+from mlxmath.data.batches import Batch
+from mlxmath.kernels.base import Kernels
+from mlxmath.models.split import Head
+from mlxmath.objectives.linear_ce import linear_logprobs
+
+Floats = NDArray[np.float64]
+
+_STD_FLOOR = 1e-4
+METRICS = ("clipped", "kl", "surprise")
+"""What `PolicyGradient` sums over the tokens beside the loss: clipped ones, KL, −log-probability (whose mean estimates
+the entropy)."""
+
+
+def group_advantages(rewards_R: Floats, group_size: int, scale: Literal["group", "batch", "none"]) -> Floats:
+    """(R,) each reward less its group's mean, divided by the standard deviation of the group, of all, or not.
+
+    The groups lie one after the other. The deviation is that of a sample (R − 1), with 1e-4 added.
+    """
+    groups = rewards_R.reshape(-1, group_size)
+    centred = groups - groups.mean(axis=1, keepdims=True)
+    if scale == "group":
+        centred = centred / (groups.std(axis=1, ddof=1, keepdims=True) + _STD_FLOOR)
+    elif scale == "batch":
+        centred = centred / (rewards_R.std(ddof=1) + _STD_FLOOR)
+    return centred.reshape(-1)
+
+
+def token_weights(config: GrpoConfig, lengths_R: NDArray[np.int64], counted_R: NDArray[np.bool_]) -> Floats:
+    """(R,) the weight in the loss of each token of a completion.
+
+    - grpo: the mean over completions of the mean over their tokens
+    - dr_grpo: the sum over tokens, divided by completions times the longest length (Liu et al. 2025, arXiv:2503.20783)
+    - bnpo: the mean over the tokens that count
+    - dapo: the sum over the tokens that count, divided by all that were drawn (Yu et al. 2025, arXiv:2503.14476)
+
+    Args:
+        config: its loss type and longest completion.
+        lengths_R: tokens of all completions of an optimizer step.
+        counted_R: False for those that are left out of the loss.
+    """
+    num = len(lengths_R)
+    if config.loss_type == "grpo":
+        weights = 1 / (num * np.maximum(lengths_R, 1))
+    elif config.loss_type == "dr_grpo":
+        weights = np.full(num, 1 / (num * config.max_completion_length))
+    elif config.loss_type == "bnpo":
+        weights = np.full(num, 1 / max(1, lengths_R[counted_R].sum()))
+    else:
+        weights = np.full(num, 1 / max(1, lengths_R.sum()))
+    return np.where(counted_R, weights, 0.0)
+
+
+class Targets(NamedTuple):
+    """What GRPO needs of each target position (N,), beside the token."""
+
+    advantages: mx.array
+    old_logprobs: mx.array
+    """When it was drawn."""
+    reference_logprobs: mx.array
+    """Under the model to stay close to; anything where beta is 0."""
+    rows: mx.array
+    """The row of the micro-batch that it is in."""
+
+
+def token_losses(
+    config: GrpoConfig, logprobs_N: mx.array, targets: Targets, weights_N: mx.array, num_rows: int
+) -> tuple[mx.array, mx.array, mx.array]:
+    """The loss, whether it is clipped, and the KL of each token, (N,), not yet weighted.
+
+    A ratio of sequences is exp of the mean of their tokens' log-ratios (Zheng et al. 2025, arXiv:2507.18071). The KL to
+    the reference is estimated by exp(d) − d − 1 with d = log reference − log policy (Schulman's k3).
+    """
+    log_ratio_N = logprobs_N - targets.old_logprobs
+    if config.importance_sampling_level == "sequence":
+        present_N = (weights_N != 0).astype(mx.float32)
+        sums_B = mx.zeros(num_rows).at[targets.rows].add(log_ratio_N * present_N)
+        counts_B = mx.zeros(num_rows).at[targets.rows].add(present_N)
+        log_ratio_N = (sums_B / mx.maximum(counts_B, 1))[targets.rows]
+    ratio_N = mx.exp(log_ratio_N)
+    low = 1 - config.epsilon
+    high = 1 + (config.epsilon if config.epsilon_high is None else config.epsilon_high)
+    advantages_N = targets.advantages
+    losses_N = -mx.minimum(ratio_N * advantages_N, mx.clip(ratio_N, low, high) * advantages_N)
+    clipped_N = ((ratio_N < low) & (advantages_N < 0)) | ((ratio_N > high) & (advantages_N > 0))
+    if not config.beta:
+        return losses_N, clipped_N, mx.zeros_like(losses_N)
+    difference_N = targets.reference_logprobs - logprobs_N
+    kl_N = mx.exp(difference_N) - difference_N - 1
+    return losses_N + config.beta * kl_N, clipped_N, kl_N
+
+
+@dataclass(frozen=True)
+class PolicyGradient:
+    """Σ weight · token loss; see `Objective`. The batch's `more` holds the fields of `Targets` by their names."""
+
+    config: GrpoConfig
+
+    def from_hidden(self, hidden_ND: mx.array, batch: Batch, head: Head, kernels: Kernels) -> mx.array:
+        """In one pass, without the logits. Beside the loss, the sums that `METRICS` names."""
+        return self._sums(linear_logprobs(hidden_ND, batch.targets_N, head, kernels, self.config.temperature), batch)
+
+    def from_logits(self, logits_NV: mx.array, batch: Batch) -> mx.array:
+        """In float32 whatever the logits' type."""
+        return self._sums(logits_logprobs(logits_NV, batch.targets_N, self.config.temperature), batch)
+
+    def _sums(self, logprobs_N: mx.array, batch: Batch) -> mx.array:
+        targets = Targets(**batch.more)
+        losses_N, clipped_N, kl_N = token_losses(
+            self.config, logprobs_N, targets, batch.weights_N, batch.inputs_BL.shape[0]
+        )
+        metrics = mx.stack([clipped_N.astype(mx.float32), kl_N, -logprobs_N])
+        present_N = (batch.weights_N != 0).astype(mx.float32)
+        sums = mx.stop_gradient((metrics * present_N).sum(axis=1))
+        return mx.concatenate([(losses_N * batch.weights_N).sum()[None], sums])
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """Not a loss: the log-probability of each target (N,), for a reference."""
+
+    temperature: float
+
+    def from_hidden(self, hidden_ND: mx.array, batch: Batch, head: Head, kernels: Kernels) -> mx.array:
+        """In chunks."""
+        return linear_logprobs(hidden_ND, batch.targets_N, head, kernels, self.temperature)
+
+    def from_logits(self, logits_NV: mx.array, batch: Batch) -> mx.array:
+        """In float32."""
+        return logits_logprobs(logits_NV, batch.targets_N, self.temperature)
+
+
+def logits_logprobs(logits_NV: mx.array, targets_N: mx.array, temperature: float) -> mx.array:
+    """log softmax(logits / temperature)[target], (N,), in float32 whatever the logits' type."""
+    logits_NV = logits_NV.astype(mx.float32) / temperature
+    chosen_N = mx.take_along_axis(logits_NV, targets_N[:, None], axis=-1).squeeze(-1)
+    return chosen_N - mx.logsumexp(logits_NV, axis=-1)

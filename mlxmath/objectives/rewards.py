@@ -1,0 +1,195 @@
+"""What a completion is worth: registered functions, each with a weight, and the user's own.
+
+A reward function takes the step's `Sample`s, all at once, and returns one finite number each. None of the registered
+ones gives more than 1 or less than −1.
+"""
+
+import importlib
+import math
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mlxmath.errors import InputError, MlxmathError
+from mlxmath.grading import Grade, doubt, faithfulness, form, grade_many
+from mlxmath.objectives.grpo import Floats
+
+_NGRAM = 3
+_STEPS_WANTED = 3
+_BUFFER = 0.25
+_TAGS = re.compile(r"</?think>")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A completion as rewards see it."""
+
+    question: str
+    gold: str
+    completion: str
+    grade: Grade
+    num_tokens: int
+    max_tokens: int
+    """The longest completion that the run allows."""
+    truncated: bool
+    """It reached that length without an end."""
+
+
+Reward = Callable[[Sequence[Sample]], Sequence[float]]
+
+
+def correctness(sample: Sample) -> float:
+    """1 if the grader finds the answer right, else 0."""
+    return float(sample.grade.correct)
+
+
+def form_of_answer(sample: Sample) -> float:
+    """1 if the completion ended and states its answer after `####`, in a box or on an answer line, with closed tags."""
+    found = form(sample.completion)
+    return float(not sample.truncated and found.has_final_answer and found.thinking != "open")
+
+
+def tag_count(sample: Sample) -> float:
+    """Half for each of `<think>` and `</think>` that occurs exactly once."""
+    counts = Counter(_TAGS.findall(sample.completion))
+    return 0.5 * sum(counts[tag] == 1 for tag in ("<think>", "</think>"))
+
+
+def reasoning_steps(sample: Sample) -> float:
+    """A third for each step before the answer, at most 1."""
+    return min(1.0, form(sample.completion).num_steps / _STEPS_WANTED)
+
+
+def cosine_length(sample: Sample) -> float:
+    """Right: 1 when short, falling to 0.5; wrong: −1 when short, rising to −0.5 (Yeo et al. 2025, arXiv:2502.03373)."""
+    progress = math.cos(math.pi * min(1.0, sample.num_tokens / sample.max_tokens))  # 1 when short, −1 when long
+    size = 0.75 + 0.25 * progress
+    return size if sample.grade.correct else -size
+
+
+def repetition(sample: Sample) -> float:
+    """Minus the share of the completion's 3-grams of words that occurred before."""
+    words = sample.completion.lower().split()
+    ngrams = [tuple(words[i : i + _NGRAM]) for i in range(len(words) - _NGRAM + 1)]
+    return len(set(ngrams)) / len(ngrams) - 1 if ngrams else 0.0
+
+
+def soft_overlong(sample: Sample) -> float:
+    """0 up to three quarters of the longest length, then falling to −1 at it (Yu et al. 2025, arXiv:2503.14476)."""
+    buffer = _BUFFER * sample.max_tokens
+    return min(0.0, (sample.max_tokens - buffer - sample.num_tokens) / buffer)
+
+
+def faithful(sample: Sample) -> float:
+    """Only where the answer is right: the mean of its equations' validity, provenance and support; else 0."""
+    if not sample.grade.correct:
+        return 0.0
+    found = faithfulness(sample.completion, sample.question)
+    measured = [float(value) for value in (found.validity, found.provenance, found.support) if value is not None]
+    return sum(measured) / len(measured) if measured and found.validity is not None else 0.0
+
+
+def doubtful(sample: Sample) -> float:
+    """−1 if the completion goes round in circles, else 0."""
+    return -float(doubt(sample.completion).flagged)
+
+
+REGISTERED: Mapping[str, Callable[[Sample], float]] = {
+    "correctness": correctness,
+    "format": form_of_answer,
+    "tag_count": tag_count,
+    "reasoning_steps": reasoning_steps,
+    "cosine_length": cosine_length,
+    "repetition": repetition,
+    "soft_overlong": soft_overlong,
+    "faithfulness": faithful,
+    "doubt": doubtful,
+}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the completions of a step got; R of them."""
+
+    total_R: Floats
+    by_name: Mapping[str, Floats]
+    """(R,) of each function, before its weight."""
+    num_timed_out: int
+    """Answers that the verifier could not settle in time."""
+
+
+class Rewards:
+    """The weighted sum of reward functions.
+
+    Args:
+        weights: by the name of a registered function, or `module:function` for one of the user's own, which is looked
+            for in the working folder too.
+
+    Raises:
+        InputError: there is no such function.
+    """
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        if not weights:
+            raise InputError("--reward: give at least one.")
+        self._weights = dict(weights)
+        self._functions = {name: _find(name) for name in weights}
+
+    def __call__(
+        self, questions: Sequence[tuple[str, str]], completions: Sequence[tuple[str, int, bool]], max_tokens: int
+    ) -> Scores:
+        """Score (question, gold answer) with (text, tokens, truncated) pairs.
+
+        Raises:
+            MlxmathError: a function raised, or returned anything but a finite number each; it is named.
+        """
+        pairs = [(text, gold) for (_, gold), (text, _, _) in zip(questions, completions, strict=True)]
+        grades = grade_many(pairs, truncated=[truncated for *_, truncated in completions])
+        samples = [
+            Sample(question, gold, text, grade, num_tokens, max_tokens, truncated)
+            for (question, gold), (text, num_tokens, truncated), grade in zip(
+                questions, completions, grades, strict=True
+            )
+        ]
+        by_name = {name: _score(name, function, samples) for name, function in self._functions.items()}
+        total = sum((self._weights[name] * scores for name, scores in by_name.items()), np.zeros(len(samples)))
+        return Scores(total, by_name, sum(grade.timed_out for grade in grades))
+
+
+def _find(name: str) -> Reward:
+    if name in REGISTERED:
+        single = REGISTERED[name]
+        return lambda samples: [single(sample) for sample in samples]
+    module, separator, function = name.partition(":")
+    if not separator:
+        raise InputError(f"--reward: there is no {name!r}, but {', '.join(REGISTERED)} and your own MODULE:FUNCTION.")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"--reward {name}: {error}; expected a module that Python finds and a function in it."
+        ) from None
+    if not callable(found):
+        raise InputError(f"--reward {name}: expected a function, found a {type(found).__name__}.")
+    own: Reward = found
+    return own
+
+
+def _score(name: str, function: Reward, samples: Sequence[Sample]) -> Floats:
+    try:
+        scores = np.array(list(function(samples)), np.float64)
+    except Exception as error:  # whatever the user's code raises
+        raise MlxmathError(f"the reward {name} failed: {type(error).__name__}: {error}") from error
+    if scores.shape != (len(samples),):
+        raise MlxmathError(f"the reward {name} returned {scores.shape} numbers for {len(samples)} completions.")
+    if not np.isfinite(scores).all():
+        raise MlxmathError(f"the reward {name} returned {scores[~np.isfinite(scores)][0]}; expected finite numbers.")
+    return scores

@@ -1,0 +1,366 @@
+"""Where GRPO's windows come from: draw, score, compare within groups, and hand the completions to the loop."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from mlxmath.config.schema import GrpoConfig, TrainingConfig
+from mlxmath.data.batches import Shape, Window
+from mlxmath.generation.engine import Completion, Sampling, generate_batch
+from mlxmath.grading import grade_many
+from mlxmath.lora.inject import adapter_arrays
+from mlxmath.objectives.experience import Experience, ExperiencePlan, Trajectory
+from mlxmath.objectives.grpo import group_advantages, token_weights
+from mlxmath.objectives.rewards import Rewards, Scores
+from mlxmath.objectives.rollout import Prompt, roll_out
+from mlxmath.training.checkpoint import Checkpoint
+from mlxmath.training.deadline import Deadline, StopRequest
+from mlxmath.training.fit import Ending, StepReport
+from mlxmath.training.gradients import Gradients
+from mlxmath.training.workers import Workers
+
+_SECTION = "rollouts"
+MAX_DRAWS = 4
+"""Times that `dynamic_sampling` draws for one step before it makes do with what there is."""
+
+
+@dataclass(frozen=True)
+class RolloutReport:
+    """What was drawn for one optimizer step (or several, with `num_iterations`)."""
+
+    rollout: int
+    """Its number, from 0."""
+    step: int
+    """Optimizer steps before it."""
+    rewards: Mapping[str, float]
+    """Mean of each function, before its weight."""
+    reward: float
+    """Mean of the weighted sums."""
+    num_completions: int
+    num_tokens: int
+    zero_variance: float
+    """Share of groups whose rewards are all the same."""
+    truncated: float
+    mean_length: float
+    num_timed_out: int
+    seconds: float
+    example: tuple[str, str, float]
+    """A question, its completion and what it got."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the source of windows is: `iteration` of the trajectories at hand, then rollout number `rollout`."""
+
+    rollout: int = 0
+    cursor: int = 0
+    """Prompts drawn so far, over all epochs."""
+    iteration: int = 0
+    trajectories: tuple[Trajectory, ...] = ()
+
+
+class _InterruptedError(Exception):
+    pass
+
+
+class Batching(Protocol):
+    """`mlxmath.models.memory.Batching`: padded tokens in a micro-batch, and how many are computed at once."""
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def num_workers(self) -> int: ...
+
+
+class RolloutSource:
+    """Makes windows out of prompts, and goes on exactly where a checkpoint was.
+
+    A step takes `batch_size · grad_accumulation_steps` completions, as in TRL. Groups without variance teach nothing
+    when beta is 0: they stay out of the backward pass, but count in the loss's denominators. A step that has no other
+    groups is left out.
+
+    Args:
+        workers: hold the model.
+        tokenizer: decodes and knows the stop tokens.
+        prompts: to draw from; each epoch in another order.
+        config: GRPO's settings.
+        training: batch size, epochs and seed.
+        rewards: score completions.
+        batching: of micro-batches.
+        shape: of batches.
+        concurrency: sequences decoded together.
+        reference: computes log-probabilities of micro-batches (None: beta is 0).
+        deadline: a rollout that does not fit into the time left is not begun, or is abandoned.
+        stop: likewise.
+        listener: told of each rollout.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        tokenizer: TokenizerWrapper,
+        prompts: Sequence[Prompt],
+        config: GrpoConfig,
+        training: TrainingConfig,
+        rewards: Rewards,
+        batching: Batching,
+        shape: Shape,
+        *,
+        concurrency: int,
+        reference: "Reference | None",
+        deadline: Deadline,
+        stop: StopRequest,
+        listener: Callable[[RolloutReport], object],
+    ) -> None:
+        self._workers, self._tokenizer, self._prompts = workers, tokenizer, prompts
+        self._config, self._training, self._rewards = config, training, rewards
+        self._batching, self._shape, self._concurrency = batching, shape, concurrency
+        self._reference, self._deadline, self._stop, self._listener = reference, deadline, stop, listener
+        self.prompts_per_step = training.batch_size * training.grad_accumulation_steps // config.num_generations
+        self.ending: Ending | None = None
+        """Why there are no more windows, if not because all prompts were drawn."""
+        self._done = self._next = _Place()
+        self._seconds = 0.0
+
+    @property
+    def rollouts_per_epoch(self) -> int:
+        """The last one of an epoch takes what is left."""
+        return -(-len(self._prompts) // self.prompts_per_step)
+
+    def on_step(self, _: StepReport) -> Ending | None:
+        """Note that the window is done. Must come before what saves."""
+        self._done = self._next
+        next_is_rollout = self._done.iteration == 0
+        return "deadline" if next_is_rollout and self._deadline.left_s < self._seconds else None
+
+    def windows(self, step: int) -> Iterator[Window]:
+        """Windows from where it is. The trajectories are drawn by the model as it is when they are asked for."""
+        place = self._done
+        while True:
+            if place.iteration == 0:
+                try:
+                    drawn = self._draw(place, step)
+                except _InterruptedError:
+                    self.ending = "stopped" if self._stop else "deadline"
+                    return
+                if drawn is None:
+                    return
+                place = drawn
+                if not place.trajectories:
+                    continue
+            plan = ExperiencePlan(
+                Experience(place.trajectories), self._training, self._batching.tokens, self._shape,
+                self._batching.num_workers,
+            )  # fmt: skip
+            epoch, index = divmod(place.rollout - 1, self.rollouts_per_epoch)
+            last = place.iteration + 1 == self._config.num_iterations
+            following = replace(place, iteration=0, trajectories=()) if last else replace(
+                place, iteration=place.iteration + 1
+            )  # fmt: skip
+            self._next = following
+            step += 1
+            yield plan.whole(epoch, index)
+            place = following
+
+    def _draw(self, place: _Place, step: int) -> _Place | None:
+        """The next rollout; None after the last epoch."""
+        start = time.perf_counter()
+        cursor, wanted = place.cursor, self.prompts_per_step
+        prompts: list[Prompt] = []
+        completions: list[Completion] = []
+        scores: list[Scores] = []
+        size = self._config.num_generations
+        varied = 0
+        for _ in range(MAX_DRAWS if self._config.dynamic_sampling else 1):
+            chosen, cursor = self._choose(cursor, wanted - varied)
+            if not chosen:
+                break
+            found = self._roll_out(chosen, place.rollout)
+            got = self._score(chosen, found)
+            prompts, completions, scores = prompts + chosen, completions + found, [*scores, got]
+            varied += int((np.ptp(got.total_R.reshape(-1, size), axis=1) > 0).sum())
+            if varied >= wanted:
+                break
+        if not prompts:
+            return None
+        totals = np.concatenate([part.total_R for part in scores])
+        has_variance = np.ptp(totals.reshape(-1, size), axis=1) > 0
+        lengths = np.array([len(completion.drawn) for completion in completions])
+        truncated = np.array([completion.finish_reason == "length" for completion in completions])
+        if self._config.dynamic_sampling:  # the others were drawn in vain
+            kept = np.repeat(has_variance, size)
+        else:
+            kept = np.ones(len(completions), bool)
+        trajectories = self._trajectories(prompts, completions, totals, lengths, truncated, kept)
+        self._seconds = time.perf_counter() - start
+        by_name = {
+            name: float(np.concatenate([part.by_name[name] for part in scores]).mean()) for name in scores[0].by_name
+        }
+        self._listener(
+            RolloutReport(
+                place.rollout, step, by_name, float(totals.mean()), len(completions), int(lengths.sum()),
+                float(1 - has_variance.mean()), float(truncated.mean()), float(lengths.mean()),
+                sum(part.num_timed_out for part in scores), self._seconds,
+                (prompts[0].question, completions[0].text, float(totals[0])),
+            )
+        )  # fmt: skip
+        return _Place(place.rollout + 1, cursor, 0, tuple(trajectories))
+
+    def _choose(self, cursor: int, count: int) -> tuple[list[Prompt], int]:
+        """The next prompts of the epoch that `cursor` is in; none after the last epoch."""
+        epoch, start = divmod(cursor, len(self._prompts))
+        if epoch >= self._training.num_epochs:
+            return [], cursor
+        order = np.random.default_rng([self._training.seed, epoch]).permutation(len(self._prompts))
+        ids = order[start : start + count].tolist()
+        return [self._prompts[i] for i in ids], cursor + len(ids)
+
+    def _roll_out(self, prompts: Sequence[Prompt], rollout: int) -> list[Completion]:
+        def look(_: int) -> None:
+            if self._stop or self._deadline.reached():
+                raise _InterruptedError
+
+        look(0)
+        model = self._workers.model
+        try:
+            return roll_out(
+                model, self._tokenizer, prompts, self._config, seed=self._training.seed, step=rollout,
+                concurrency=self._concurrency, on_step=look,
+            )  # fmt: skip
+        finally:
+            model.train()
+            mx.clear_cache()
+
+    def _score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Scores:
+        size = self._config.num_generations
+        return self._rewards(
+            [(prompt.question, prompt.gold) for prompt in prompts for _ in range(size)],
+            [(c.text, len(c.drawn), c.finish_reason == "length") for c in completions],
+            self._config.max_completion_length,
+        )
+
+    def _trajectories(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        totals_R: Any,
+        lengths_R: Any,
+        truncated_R: Any,
+        kept_R: Any,
+    ) -> list[Trajectory]:
+        size = self._config.num_generations
+        kept = np.flatnonzero(kept_R)
+        if not len(kept):
+            return []
+        advantages = group_advantages(totals_R[kept], size, self._config.scale_rewards)
+        counted = ~truncated_R[kept] if self._config.mask_truncated_completions else np.ones(len(kept), bool)
+        weights = token_weights(self._config, lengths_R[kept], counted)
+        trajectories = [
+            Trajectory(
+                prompts[i // size].id, prompts[i // size].tokens, completions[i].drawn, float(advantage), float(weight),
+                completions[i].logprobs,
+            )
+            for i, advantage, weight in zip(kept.tolist(), advantages, weights, strict=True)
+            if weight and (advantage or self._config.beta)
+        ]  # fmt: skip
+        return self._with_reference(trajectories)
+
+    def _with_reference(self, trajectories: list[Trajectory]) -> list[Trajectory]:
+        if self._reference is None or not trajectories:
+            return trajectories
+        rows = Experience(trajectories)
+        window = ExperiencePlan(rows, self._training, self._batching.tokens, self._shape).whole(0, 0)
+        found = self._reference(window)
+        return [replace(t, reference=tuple(found[i])) for i, t in enumerate(trajectories)]
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it, as JSON can."""
+        place = self._done
+        return {
+            _SECTION: {
+                "rollout": place.rollout, "cursor": place.cursor, "iteration": place.iteration,
+                "trajectories": [trajectory.plain() for trajectory in place.trajectories],
+            }
+        }  # fmt: skip
+
+    def files(self) -> dict[str, Path]:
+        """None."""
+        return {}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to where the checkpoint was."""
+        saved = checkpoint.state[_SECTION]
+        trajectories = tuple(map(Trajectory.from_plain, saved["trajectories"]))
+        self._done = self._next = _Place(saved["rollout"], saved["cursor"], saved["iteration"], trajectories)
+
+
+class Reference:
+    """Log-probabilities under the model as it was at the start: the base, or the adapter that the run started from.
+
+    Args:
+        model: at the start.
+        logprobs: computes `mlxmath.objectives.grpo.Logprobs` of a micro-batch.
+    """
+
+    def __init__(self, model: Any, logprobs: Gradients) -> None:
+        self._model, self._logprobs = model, logprobs
+        self._arrays = {name: mx.array(array) for name, array in adapter_arrays(model).items()}
+        mx.eval(list(self._arrays.values()))
+
+    def __call__(self, window: Window) -> dict[int, list[float]]:
+        """By the row of the window, of each of its targets."""
+        now = adapter_arrays(self._model)
+        self._model.load_weights(list(self._arrays.items()), strict=False)
+        self._model.eval()
+        found: dict[int, list[float]] = {}
+        try:
+            for index, ids in enumerate(window.micro_batches):
+                batch = window.batch(index)
+                values: list[float] = self._logprobs.loss(batch).tolist()
+                rows = batch.more["rows"].tolist()[: batch.num_targets]
+                for position, value in zip(rows, values, strict=False):
+                    found.setdefault(ids[position], []).append(value)
+        finally:
+            self._model.load_weights(list(now.items()), strict=False)
+            self._model.train()
+        return found
+
+
+def wrong_answers(
+    workers: Workers,
+    tokenizer: TokenizerWrapper,
+    prompts: Sequence[Prompt],
+    max_tokens: int,
+    concurrency: int,
+    stopped: Callable[[], bool],
+) -> tuple[float, int] | None:
+    """The share of `prompts` whose most likely answer is wrong, and their number; None if `stopped()` came true."""
+    random_state = mx.array(mx.random.state[0])
+
+    def look(_: int) -> None:
+        if stopped():
+            raise _InterruptedError
+
+    try:
+        found = generate_batch(
+            workers.model, tokenizer, [prompt.tokens for prompt in prompts], Sampling(max_tokens),
+            concurrency=concurrency, on_step=look,
+        )  # fmt: skip
+    except _InterruptedError:
+        return None
+    finally:
+        workers.model.train()
+        mx.random.state[0][:] = random_state
+    grades = grade_many(
+        [(completion.text, prompt.gold) for prompt, completion in zip(prompts, found, strict=True)],
+        truncated=[completion.finish_reason == "length" for completion in found],
+    )
+    return math.fsum(not grade.correct for grade in grades) / len(prompts), len(prompts)

@@ -1,0 +1,122 @@
+"""What a GRPO run shows: lines on the terminal, events, curves."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from mlxmath.console import duration, say
+from mlxmath.files import atomic_file
+from mlxmath.objectives.grpo import METRICS
+from mlxmath.training.events import EventLog, read_events
+from mlxmath.training.fit import StepReport
+from mlxmath.training.rollouts import RolloutReport
+from mlxmath.training.validation import Measurement
+
+CURVES = "curves.png"
+_EXAMPLE_CHARACTERS = 300
+_EXAMPLE_EVERY = 10
+"""Rollouts between two completions that are shown."""
+
+
+class Watch:
+    """Writes a run's events and tells the terminal of each rollout and what was learned from it.
+
+    Args:
+        events: the log.
+        total_steps: planned.
+    """
+
+    def __init__(self, events: EventLog, total_steps: int) -> None:
+        self._events, self._total = events, total_steps
+        self.num_timed_out = 0
+
+    def on_rollout(self, report: RolloutReport) -> None:
+        """Record what was drawn."""
+        self.num_timed_out += report.num_timed_out
+        self._events.write(
+            "rollout", step=report.step + 1, rollout=report.rollout, reward=report.reward,
+            rewards=dict(report.rewards), completions=report.num_completions, tokens=report.num_tokens,
+            zero_variance=report.zero_variance, truncated=report.truncated, mean_length=report.mean_length,
+            timed_out=report.num_timed_out, seconds=round(report.seconds, 4),
+            tokens_per_second=round(report.num_tokens / report.seconds, 1), example=list(report.example),
+        )  # fmt: skip
+        parts = ", ".join(f"{name} {value:.3f}" for name, value in report.rewards.items())
+        late = f", {report.num_timed_out} answers not graded in time" if report.num_timed_out else ""
+        say(
+            f"rollout {report.rollout + 1} (step {report.step + 1}/{self._total}): reward {report.reward:.3f} "
+            f"({parts}), {report.zero_variance:.0%} of groups all the same, {report.mean_length:.0f} tokens, "
+            f"{report.truncated:.0%} cut off, {report.num_tokens / report.seconds:,.0f} tok/s{late}"
+        )
+        if report.rollout % _EXAMPLE_EVERY == 0:
+            _, completion, reward = report.example
+            say(f"  for example ({reward:g}): {' '.join(completion.split())[:_EXAMPLE_CHARACTERS]}")
+
+    def on_step(self, report: StepReport) -> None:
+        """Record an optimizer step."""
+        means = [value / report.num_targets for value in report.metric_sums]
+        named = dict(zip(METRICS, means, strict=True))
+        self._events.write(
+            "step", step=report.position.step, epoch=report.position.epoch, loss=report.loss,
+            grad_norm=report.grad_norm, learning_rate=report.learning_rate, tokens=report.num_tokens,
+            targets=report.num_targets, seconds=round(report.seconds, 4),
+            tokens_per_second=round(report.num_tokens / report.seconds, 1), applied=report.applied,
+            clipped=named["clipped"], kl=named["kl"], entropy=named["surprise"],
+        )  # fmt: skip
+        say(
+            f"step {report.position.step}/{self._total}: {report.num_tokens / report.seconds:,.0f} tok/s, gradient "
+            f"{report.grad_norm:.3f}, clipped {named['clipped']:.1%}, KL {named['kl']:.4f}, entropy "
+            f"{named['surprise']:.3f}, lr {report.learning_rate:.2g}"
+        )
+
+    def on_validation(self, measurement: Measurement) -> None:
+        """Record the share of right answers to the held-out problems."""
+        accuracy = 1 - measurement.loss
+        self._events.write(
+            "validation", step=measurement.step, epoch=measurement.epoch, accuracy=accuracy,
+            problems=measurement.num_targets, seconds=round(measurement.seconds, 4), best=measurement.is_best,
+        )  # fmt: skip
+        say(
+            f"step {measurement.step}/{self._total}: {accuracy:.1%} of {measurement.num_targets:,} held-out problems "
+            f"right, in {duration(measurement.seconds)}{', the best so far' if measurement.is_best else ''}"
+        )
+
+
+def plot_curves(events: Path, path: Path) -> None:
+    """Draw rewards, lengths, groups without variance, entropy, KL and clipping over the steps."""
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    from matplotlib.figure import Figure
+
+    curves: dict[str, list[tuple[int, float]]] = {}
+
+    def add(name: str, event: dict[str, Any], value: float | None) -> None:
+        if value is not None:
+            curves.setdefault(name, []).append((event["step"], value))
+
+    rewards: set[str] = set()
+    for event in read_events(events):
+        if event["event"] == "validation":
+            add("held-out accuracy", event, event["accuracy"])
+        for name in ("reward", "zero_variance", "truncated", "mean_length") if event["event"] == "rollout" else ():
+            add(name, event, event[name])
+        for name, value in event["rewards"].items() if event["event"] == "rollout" else ():
+            rewards.add(f"reward: {name}")
+            add(f"reward: {name}", event, value)
+        for name in ("clipped", "kl", "entropy") if event["event"] == "step" else ():
+            add(name, event, event[name])
+    panels = (
+        ("reward", ["reward", *sorted(rewards), "held-out accuracy"]),
+        ("tokens", ["mean_length"]),
+        ("share", ["zero_variance", "truncated", "clipped"]),
+        ("nats a token", ["entropy", "kl"]),
+    )
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    for axes, (label, names) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        for name in names:
+            if name in curves:
+                axes.plot(*zip(*curves[name], strict=True), label=name.replace("_", " "), linewidth=1.5)
+        axes.set(xlabel="optimizer step", ylabel=label)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=120)

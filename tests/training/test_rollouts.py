@@ -1,0 +1,202 @@
+"""Where GRPO's windows come from: which groups train, what is drawn instead, the reference, stopping, going on."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from mlxmath.config.schema import GrpoConfig, LoraConfig, TrainingConfig
+from mlxmath.data.batches import Shape, Window
+from mlxmath.kernels.cpu import CpuKernels
+from mlxmath.kernels.portable import PortableKernels
+from mlxmath.lora.inject import inject
+from mlxmath.objectives.grpo import Logprobs, PolicyGradient
+from mlxmath.objectives.rewards import Scores
+from mlxmath.objectives.rollout import Prompt
+from mlxmath.training.checkpoint import Checkpoint
+from mlxmath.training.deadline import Deadline, StopRequest
+from mlxmath.training.fit import Position
+from mlxmath.training.gradients import choose_gradients
+from mlxmath.training.rollouts import Reference, RolloutReport, RolloutSource
+from mlxmath.training.workers import Workers
+from tests.conftest import make_tiny_llama
+from tests.generation.test_engine import tokenizer
+
+__all__ = ["tokenizer"]
+PROMPTS = [Prompt(i, f"q{i}", "1", tuple(range(1 + i, 5 + 2 * i))) for i in range(6)]
+Rule = Callable[[int, int], float]
+"""What completion number i of problem p gets."""
+
+
+class FixedRewards:
+    """Scores by rule instead of by text."""
+
+    def __init__(self, rule: Rule) -> None:
+        self._rule = rule
+
+    def __call__(self, questions: Sequence[tuple[str, str]], completions: Any, max_tokens: int) -> Scores:
+        totals = np.array([self._rule(int(q[1:]), i % 4) for i, (q, _) in enumerate(questions)], np.float64)
+        return Scores(totals, {"fixed": totals}, 0)
+
+
+class Made:
+    """A source of windows on a tiny model, and what it told."""
+
+    def __init__(
+        self, tokenizer: TokenizerWrapper, rule: Rule, *, stop: StopRequest | None = None, epochs: int = 2, **more: Any
+    ) -> None:
+        self.model = make_tiny_llama()
+        mx.random.seed(5)
+        inject(self.model, LoraConfig(rank=4))
+        config = GrpoConfig(**({"num_generations": 4, "max_completion_length": 6} | more))
+        training = TrainingConfig(batch_size=4, grad_accumulation_steps=2, num_epochs=epochs)
+        reference = None
+        if config.beta:
+            scorer = choose_gradients(self.model, Logprobs(config.temperature), PortableKernels(), compiled=False)
+            reference = Reference(self.model, scorer)
+        self.reports: list[RolloutReport] = []
+        self.workers = Workers(
+            self.model, lambda m: choose_gradients(m, PolicyGradient(config), PortableKernels(), compiled=False)
+        )
+        self.source = RolloutSource(
+            self.workers, tokenizer, PROMPTS, config, training, FixedRewards(rule),  # type: ignore[arg-type]
+            SimpleNamespace(tokens=64, num_workers=1), Shape(32), concurrency=8, reference=reference,
+            deadline=Deadline(1e9), stop=StopRequest() if stop is None else stop, listener=self.reports.append,
+        )  # fmt: skip
+
+    def windows(self, count: int = 100) -> list[Window]:
+        found = []
+        for window in self.source.windows(0):
+            found.append(window)
+            self.source.on_step(None)  # type: ignore[arg-type]
+            if len(found) == count:
+                break
+        return found
+
+
+def problems_of(window: Window) -> set[int]:
+    return set(window.row_numbers(window.row_ids))
+
+
+def varied(problem: int, number: int) -> float:
+    return float(number == problem % 4)
+
+
+def test_an_epoch_takes_each_problem_once(tokenizer: TokenizerWrapper) -> None:
+    windows = Made(tokenizer, varied).windows()
+    assert [len(problems_of(window)) for window in windows] == [2] * 6
+    for epoch in (windows[:3], windows[3:]):
+        assert sorted(p for window in epoch for p in problems_of(window)) == list(range(6))
+    assert [problems_of(w) for w in windows[:3]] != [problems_of(w) for w in windows[3:]]
+
+
+def test_a_groups_without_variance_stay_out_but_count_in_the_denominator(tokenizer: TokenizerWrapper) -> None:
+    made = Made(tokenizer, lambda p, i: varied(p, i) if p < 3 else 1.0, loss_type="dapo")
+    windows = made.windows()
+    assert {p for window in windows for p in problems_of(window)} == {0, 1, 2}
+    mixed = [r for r in made.reports if r.zero_variance == 0.5]
+    assert mixed
+    for window in windows:
+        report = next(r for r in made.reports if divmod(r.rollout, 3) == (window.epoch, window.index))
+        for batch in window.batches():
+            num = sum(b.num_targets for b in window.batches())
+            present = np.array(batch.weights_N)[: batch.num_targets]
+            np.testing.assert_allclose(present / num, 1 / report.num_tokens, rtol=1e-5)
+
+
+def test_with_a_constant_reward_nothing_is_trained(tokenizer: TokenizerWrapper) -> None:
+    made = Made(tokenizer, lambda p, i: 1.0)
+    assert made.windows() == [] and len(made.reports) == 6
+    assert made.source.ending is None
+    with_kl = Made(tokenizer, lambda p, i: 1.0, beta=0.1)
+    assert len(with_kl.windows()) == 6  # the KL still pulls
+
+
+def test_dynamic_sampling_draws_others(tokenizer: TokenizerWrapper) -> None:
+    made = Made(tokenizer, lambda p, i: varied(p, i) if p % 2 else 0.0, dynamic_sampling=True)
+    windows = made.windows()
+    assert max(len(problems_of(window)) for window in windows) == 2
+    assert len(windows) < 6 and {p for w in windows for p in problems_of(w)} == {1, 3, 5}
+    assert sum(r.num_completions for r in made.reports) == 2 * 6 * 4
+
+
+def test_all_truncated_and_masked_leaves_nothing(tokenizer: TokenizerWrapper) -> None:
+    made = Made(tokenizer, varied, max_completion_length=1, mask_truncated_completions=True)
+    made.model.lm_head.weight = made.model.lm_head.weight * 0
+    found = made.windows()
+    for window in found:  # only those that ended at their first token
+        assert all(len(window.plan.rows.row(i)[1]) for i in window.row_ids)
+    assert np.mean([r.truncated for r in made.reports]) > 0.9
+    assert sum(len(window.row_ids) for window in found) < 0.1 * sum(r.num_completions for r in made.reports)
+
+
+def test_the_reference_is_the_start_and_the_policy_comes_back(tokenizer: TokenizerWrapper) -> None:
+    made = Made(tokenizer, varied, beta=0.1)
+    base = make_tiny_llama()
+    for name, array in tree_flatten(made.model.trainable_parameters()):
+        if name.endswith("lora_b"):
+            made.model.load_weights([(name, mx.random.normal(array.shape))], strict=False)
+    before = dict(tree_flatten(made.model.trainable_parameters()))
+    (window,) = made.windows(1)
+    after = dict(tree_flatten(made.model.trainable_parameters()))
+    assert all(mx.array_equal(before[name], after[name]) for name in before)
+    for trajectory in window.plan.rows.trajectories:  # type: ignore[attr-defined]
+        logits = np.array(base(mx.array([trajectory.prompt + trajectory.drawn])))[0].astype(np.float64)
+        logits = logits[len(trajectory.prompt) - 1 : -1]
+        expected = logits[np.arange(len(logits)), list(trajectory.drawn)] - np.log(np.exp(logits).sum(-1))
+        np.testing.assert_allclose(trajectory.reference, expected, atol=1e-4)
+        assert not np.allclose(trajectory.reference, trajectory.logprobs, atol=1e-3)
+
+
+def test_on_policy_ratios_are_one_and_all_ways_to_the_gradient_agree(tokenizer: TokenizerWrapper) -> None:
+    made = Made(tokenizer, varied, temperature=0.8, importance_sampling_level="sequence")
+    (window,) = made.windows(1)
+    batch = window.batch(0)
+    config = GrpoConfig(temperature=0.8, importance_sampling_level="sequence")
+    found = {}
+    for name, kernels, compiled in (
+        ("plain", PortableKernels(), False), ("compiled", PortableKernels(), True), ("blocks", CpuKernels(), False),
+    ):  # fmt: skip
+        way = choose_gradients(made.model, PolicyGradient(config), kernels, compiled=compiled)
+        sums, gradients = way.loss_and_gradients(batch)
+        found[name] = np.array(sums), {key: np.array(g) for key, g in tree_flatten(gradients)}
+    sums, gradients = found["plain"]
+    weighted = np.array(batch.weights_N) * np.array(batch.more["advantages"])
+    assert sums[0] == pytest.approx(-weighted.sum(), abs=1e-4) and sums[1] == 0
+    assert any(np.abs(g).max() > 1e-4 for g in gradients.values())
+    for name in ("compiled", "blocks"):
+        np.testing.assert_allclose(found[name][0], sums, atol=1e-4)
+        for key, gradient in gradients.items():
+            np.testing.assert_allclose(found[name][1][key], gradient, atol=1e-4)
+
+
+def test_it_goes_on_where_it_was_even_between_iterations(tokenizer: TokenizerWrapper) -> None:
+    straight = Made(tokenizer, varied, num_iterations=2).windows()
+    assert len(straight) == 12
+    first = Made(tokenizer, varied, num_iterations=2)
+    first.windows(5)
+    saved = json.loads(json.dumps(first.source.state()))
+    second = Made(tokenizer, varied, num_iterations=2)
+    second.source.restore(Checkpoint(Path(), Position(), {}, saved))
+    rest = second.windows()
+    assert len(rest) == 7
+    for one, other in zip(straight[5:], rest, strict=True):
+        assert one.plan.rows.trajectories == other.plan.rows.trajectories  # type: ignore[attr-defined]
+        assert (one.epoch, one.index) == (other.epoch, other.index)
+
+
+def test_a_stop_ends_it(tokenizer: TokenizerWrapper) -> None:
+    stop = StopRequest()
+    made = Made(tokenizer, varied, stop=stop)
+    made.windows(1)
+    stop.signal = 15
+    assert made.windows() == [] and made.source.ending == "stopped"
+    assert dataclasses.asdict(made.reports[0])["rollout"] == 0
