@@ -272,7 +272,7 @@ def test_dry_run_shows_everything_and_starts_nothing(
     assert values["training.seed"].split() == ["training.seed", "7", "--set"]
     assert values["model.model"].split() == ["model.model", resolved.config.model.model, "recipe", name]
     if name in (DEMO, "debug"):
-        assert any(line.split()[:2] == ["in", "all"] for line in lines) and lines[-1].startswith("fits into")
+        assert any(line.split()[:2] == ["in", "all"] for line in lines) and lines[-1].startswith("fits: ")
     else:
         assert lines[-1] == f"memory plan: not available: cannot download {resolved.config.model.model}"
     assert list(tmp_path.iterdir()) == []
@@ -284,7 +284,7 @@ def test_dry_run_needs_nothing_but_config_json(place: Path) -> None:
         if file.name != "config.json":
             file.unlink()
     result = invoke(train.main, "--recipe", "mistral-7b", "--model", str(folder), "--dry-run")
-    assert result.stdout.splitlines()[-1].startswith("fits into")
+    assert result.stdout.splitlines()[-1].startswith("fits: ")
 
 
 def test_demo_trains_what_its_recipe_says(monkeypatch: pytest.MonkeyPatch) -> None:

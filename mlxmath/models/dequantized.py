@@ -30,8 +30,10 @@ class DequantizedLinear(nn.QuantizedLinear):
         return y + self.bias if "bias" in self else y
 
 
-def dequantized(packed: Packed, group_size: int, bits: int, mode: str) -> mx.array:
-    """The weight (O, I)."""
+def dequantized(packed: Packed, group_size: int, bits: int, mode: str, *, after: mx.array | None = None) -> mx.array:
+    """The weight (O, I); not before the array `after`, or MLX would unpack all weights of a graph at once."""
+    if after is not None:
+        packed = tuple(mx.depends(list(packed), [after]))
     return mx.dequantize(*packed, group_size=group_size, bits=bits, mode=mode)
 
 
@@ -39,12 +41,12 @@ def dequantized(packed: Packed, group_size: int, bits: int, mode: str) -> mx.arr
 def _product(group_size: int, bits: int, mode: str) -> Callable[..., mx.array]:
     @mx.custom_function
     def product(x: mx.array, *packed: mx.array) -> mx.array:
-        return x @ dequantized(packed, group_size, bits, mode).astype(x.dtype).T
+        return x @ dequantized(packed, group_size, bits, mode, after=x).astype(x.dtype).T
 
     @product.vjp
     def product_vjp(primals: Any, cotangent: mx.array, _: mx.array) -> tuple[mx.array, ...]:
         _, *packed = primals
-        (weight,) = mx.depends([dequantized(tuple(packed), group_size, bits, mode)], [cotangent])
+        weight = dequantized(tuple(packed), group_size, bits, mode, after=cotangent)
         return cotangent @ weight.astype(cotangent.dtype), *map(mx.zeros_like, packed)  # packed weights are frozen
 
     return product

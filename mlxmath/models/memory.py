@@ -14,6 +14,9 @@ from mlxmath.errors import MlxmathError
 HEAD_CHUNK_BYTES = 128 << 20
 """Logits that the loss holds at a time, in float32. (Matrix products of fewer than some 200 rows waste a CPU.)"""
 
+QUANTIZED_HEAD_SLICE = 4_096
+"""Rows of a quantized head that a CPU dequantizes at a time."""
+
 _PAYS_OFF = {"cpu": 512, "metal": 4096, "cuda": 16384}
 """Padded tokens beyond which a larger micro-batch no longer makes a device faster."""
 
@@ -154,6 +157,8 @@ def plan_memory(shape: ModelShape, config: RunConfig, *, itemsize: int, batching
         block += tokens * shape.kept_per_token
     head_rows = min(tokens, max(1, HEAD_CHUNK_BYTES // (4 * shape.vocab)))
     head = 4 * head_rows * shape.vocab + 4 * tokens * shape.hidden * itemsize
+    if bits is not None and itemsize == 4:  # a CPU makes logits in slices, out of weights unpacked slice by slice
+        head += 4 * head_rows * shape.vocab + 4 * itemsize * QUANTIZED_HEAD_SLICE * shape.hidden
     return MemoryPlan(
         weights=int(shape.parameters * per_weight),
         adapters=trained * 4 * (added + sums),

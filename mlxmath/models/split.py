@@ -15,9 +15,7 @@ from mlx.utils import tree_flatten
 
 from mlxmath.kernels.cpu import product
 from mlxmath.models.dequantized import dequantized
-
-_SLICE = 16_384
-"""Rows of a quantized head that a CPU dequantizes at a time."""
+from mlxmath.models.memory import QUANTIZED_HEAD_SLICE
 
 
 @dataclass(frozen=True)
@@ -75,11 +73,11 @@ class Head:
         layer = self.layer
         packed = [layer[name] for name in ("weight", "scales", "biases") if layer.get(name) is not None]
         parts: list[mx.array] = []
-        for start in range(0, self.vocab_size, _SLICE):
-            rows = slice(start, start + _SLICE)
-            chosen = tuple(mx.depends([array[rows] for array in packed], parts[-1:]) if parts else
-                           [array[rows] for array in packed])  # fmt: skip
-            weight_SD = dequantized(chosen, layer.group_size, layer.bits, layer.mode).astype(x.dtype)
+        for start in range(0, self.vocab_size, QUANTIZED_HEAD_SLICE):
+            rows = slice(start, start + QUANTIZED_HEAD_SLICE)
+            chosen = tuple(array[rows] for array in packed)
+            before = parts[-1] if parts else x
+            weight_SD = dequantized(chosen, layer.group_size, layer.bits, layer.mode, after=before).astype(x.dtype)
             if transpose:
                 parts.append(product(x, weight_SD.T))
             else:

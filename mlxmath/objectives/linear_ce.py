@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxmath.kernels.base import Kernels
+from mlxmath.kernels.cpu import view
 from mlxmath.models.memory import HEAD_CHUNK_BYTES
 from mlxmath.models.split import Head
 
@@ -66,6 +67,8 @@ def _one_pass(
     cap = None if head.soft_cap is None else head.soft_cap / temperature  # the temperature divides capped logits
     losses: list[mx.array] = []
     gradients: list[mx.array] = []
+    if not kernels.compiles and hidden_ND.dtype == mx.float32:
+        hidden_ND = mx.array(view(hidden_ND))  # under autodiff, an array that is traced would keep every chunk's logits
     for start in range(0, hidden_ND.shape[0], chunk):
         rows = slice(start, start + chunk)
         part = hidden_ND[rows]

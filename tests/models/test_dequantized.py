@@ -36,3 +36,22 @@ def test_a_head_in_slices(vocabulary: int) -> None:
     np.testing.assert_allclose(
         np.array(head.hidden_gradient(d_logits)), np.array(d_logits @ weight), rtol=1e-3, atol=1e-3
     )
+
+
+def test_one_weight_at_a_time() -> None:
+    layers = [nn.Linear(512, 512, bias=False).to_quantized(64, 4) for _ in range(12)]
+    for layer in layers:
+        use_dequantized(layer)
+        layer.freeze()
+    x = mx.random.normal((8, 512))
+    mx.eval(x, [layer.parameters() for layer in layers])
+
+    def chain(x: mx.array) -> mx.array:
+        for layer in layers:
+            x = layer(x)
+        return x
+
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(mx.grad(lambda x: chain(x).sum())(x))
+    assert mx.get_peak_memory() - before < 6 * 4 * 512 * 512  # of twelve

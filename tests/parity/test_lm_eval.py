@@ -58,7 +58,8 @@ def test_the_harness_finds_what_evaluate_finds(tmp_path: Path) -> None:
              "--model_args", ",".join(f"{k}={v}" for k, v in arguments.items()), "--apply_chat_template",
              "--include_path", str(tasks), "--tasks", "demo_words", "--output_path", str(tmp_path / "harness"),
              "--log_samples"],
-            cwd=tmp_path, env=ENVIRONMENT | {"OPENAI_API_KEY": "none", "HF_DATASETS_CACHE": str(tmp_path / "hf")},
+            cwd=tmp_path, env=ENVIRONMENT
+            | {"PYTHONPATH": "", "OPENAI_API_KEY": "none", "HF_DATASETS_CACHE": str(tmp_path / "hf")},  # it needs torch
             capture_output=True, text=True, timeout=240, check=False,
         )  # fmt: skip
     assert result.returncode == 0, result.stderr[-2000:]
