@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mlxmath.errors import InputError
-from mlxmath.problems.columns import near
+from mlxmath.problems.columns import Columns, near
 from mlxmath.problems.problem import Problem
 
 FIELDS = ("question", "solution", "answer", "difficulty", "subject", "source", "length")
@@ -34,6 +34,11 @@ class Filter:
     def __call__(self, problem: Problem) -> bool:
         """Whether the problem meets the condition."""
         return self.holds(value_of(problem, self.field))
+
+    def named_after(self, columns: Columns) -> "Filter":
+        """The same condition; a column that is the question, the solution or the answer is called so."""
+        parts = {columns.question: "question", columns.solution: "solution", columns.answer: "answer"}
+        return dataclasses.replace(self, field=parts.get(self.field, self.field))
 
 
 def parse_filter(text: str) -> Filter:

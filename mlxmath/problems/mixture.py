@@ -146,7 +146,10 @@ class Mixture:
             load_problems(s, solutions_required=solutions_required, first=first, mixture_seed=config.mixture_seed)
             for s in sources
         ]
-        self._filters = [[parse_filter(text) for text in loaded.source.filters] for loaded in self.sources]
+        self._filters = [
+            [parse_filter(text).named_after(loaded.columns) for text in loaded.source.filters]
+            for loaded in self.sources
+        ]
         for loaded, filters in zip(self.sources, self._filters, strict=True):
             check_fields([f.field for f in filters], loaded.fields, loaded.rows.name)
             if loaded.source.balance:

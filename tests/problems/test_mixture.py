@@ -273,3 +273,12 @@ def test_every_setting_and_file_is_in_the_key(tmp_path: Path) -> None:
     assert len(keys) == len(changes)
     write(tmp_path / "a.jsonl", rows(0, 6))
     assert json.dumps(Mixture(DataConfig(dataset=path)).key, sort_keys=True) not in keys
+
+
+def test_a_filter_may_name_the_column_that_is_the_solution(tmp_path: Path) -> None:
+    rows = [{"instruction": "1 + 1?", "response": "<think>so</think> 2"}, {"instruction": "2 + 2?", "response": "4"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = DataConfig(dataset=str(tmp_path / "rows.jsonl"), filters=("response contains </think>",))
+    mixture = Mixture(config)
+    mixture.choose()
+    assert [problem.question for problem in mixture] == ["1 + 1?"]
