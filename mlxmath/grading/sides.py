@@ -17,7 +17,8 @@ TOKEN = re.compile(
 _TIMES_WORDS = {"x", "X", "of", "times"}
 _LETTER_UNITS = {"m", "g", "h", "s", "L", "l"}
 _VERBS = {
-    "is", "are", "was", "were", "be", "because", "so", "then", "therefore", "since", "cost", "costs", "has", "have", "had",
+    "is", "are", "was", "were", "be", "because", "so", "then", "therefore", "since",
+    "cost", "costs", "has", "have", "had",
 }  # fmt: skip
 OPERATORS = set("+-*/^")
 
