@@ -41,28 +41,33 @@ def group_advantages(rewards_R: Floats, group_size: int, scale: Literal["group",
     return centred.reshape(-1)
 
 
-def token_weights(config: GrpoConfig, lengths_R: NDArray[np.int64], counted_R: NDArray[np.bool_]) -> Floats:
+def token_weights(
+    config: GrpoConfig, lengths_R: NDArray[np.int64], counted_R: NDArray[np.bool_], batch_size: int
+) -> Floats:
     """(R,) the weight in the loss of each token of a completion.
 
     - grpo: the mean over completions of the mean over their tokens
     - dr_grpo: the sum over tokens, divided by completions times the longest length (Liu et al. 2025, arXiv:2503.20783)
-    - bnpo: the mean over the tokens that count
-    - dapo: the sum over the tokens that count, divided by all that were drawn (Yu et al. 2025, arXiv:2503.14476)
+    - bnpo: the mean over batches of the mean over the tokens that count in one
+    - dapo: the mean over the tokens that count (Yu et al. 2025, arXiv:2503.14476)
 
     Args:
         config: its loss type and longest completion.
         lengths_R: tokens of all completions of an optimizer step.
         counted_R: False for those that are left out of the loss.
+        batch_size: completions of a batch, of which the step accumulates one or more.
     """
     num = len(lengths_R)
+    counted_lengths_R = np.where(counted_R, lengths_R, 0)
     if config.loss_type == "grpo":
         weights = 1 / (num * np.maximum(lengths_R, 1))
     elif config.loss_type == "dr_grpo":
         weights = np.full(num, 1 / (num * config.max_completion_length))
     elif config.loss_type == "bnpo":
-        weights = np.full(num, 1 / max(1, lengths_R[counted_R].sum()))
+        batches = np.arange(num) // batch_size
+        weights = 1 / ((batches[-1] + 1) * np.maximum(np.bincount(batches, counted_lengths_R), 1)[batches])
     else:
-        weights = np.full(num, 1 / max(1, lengths_R.sum()))
+        weights = np.full(num, 1 / max(1, counted_lengths_R.sum()))
     return np.where(counted_R, weights, 0.0)
 
 

@@ -262,7 +262,7 @@ class RolloutSource:
             return []
         advantages = group_advantages(totals_R[kept], size, self._config.scale_rewards)
         counted = ~truncated_R[kept] if self._config.mask_truncated_completions else np.ones(len(kept), bool)
-        weights = token_weights(self._config, lengths_R[kept], counted)
+        weights = token_weights(self._config, lengths_R[kept], counted, self._training.batch_size)
         trajectories = [
             Trajectory(
                 prompts[i // size].id, prompts[i // size].tokens, completions[i].drawn, float(advantage), float(weight),
