@@ -130,6 +130,7 @@ def train(resolved: Resolved) -> int:
     from mlxmath.lora.inject import inject, open_blocks
     from mlxmath.models.load import load_model
     from mlxmath.models.memory import choose_batching
+    from mlxmath.models.tuning import tune_for_training
     from mlxmath.objectives.sft import SupervisedFineTuning
     from mlxmath.plan import check_fits
     from mlxmath.prepare import prepare_rows
@@ -186,6 +187,7 @@ def train(resolved: Resolved) -> int:
 
     batching = choose_batching(loaded.config, config, device, longest)
     kernels = kernels_for(device, batching.num_workers)
+    tune_for_training(model, batching.tokens)
     workers = Workers(
         model,
         lambda replica: choose_gradients(

@@ -10,7 +10,7 @@ from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from mlxmath.backends.blas import blas_is_missing
 from mlxmath.errors import MlxmathError
-from mlxmath.models.dequantized import use_dequantized
+from mlxmath.models.dequantized import use_products
 from mlxmath.models.numpy_linear import use_numpy
 
 
@@ -43,7 +43,7 @@ def load_model(folder: Path, dtype: str) -> Loaded:
         ) from error
     model.set_dtype(getattr(mx, dtype))
     if mx.default_device() == mx.Device(mx.cpu, 0):
-        use_dequantized(model)
+        use_products(model)
         if dtype == "float32" and blas_is_missing():
             use_numpy(model)
     mx.eval(model.parameters())
