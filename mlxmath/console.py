@@ -4,20 +4,43 @@ import sys
 
 import click
 
+_prefix = ""
+
+
+def only_errors(prefix: str) -> None:
+    """From now on say nothing but errors, each with `prefix`: this process is not the one that people watch."""
+    global _prefix
+    _prefix = prefix
+
+
+def prefixed(text: str) -> str:
+    """The line as this process prints it."""
+    return _prefix + text
+
 
 def say(text: str = "") -> None:
     """Print a line to stderr, above a progress bar if one is shown."""
+    if not _prefix:
+        _print(text)
+
+
+def warn(text: str) -> None:
+    """Print a warning line to stderr."""
+    say(click.style("warning: ", fg="yellow") + text if sys.stderr.isatty() else f"warning: {text}")
+
+
+def fail(text: str) -> None:
+    """Print an error line to stderr."""
+    _print(prefixed(f"error: {text}"))
+
+
+def _print(text: str) -> None:
     if "tqdm" in sys.modules:
         from tqdm import tqdm
 
         tqdm.write(text, file=sys.stderr)
     else:
         click.echo(text, err=True)
-
-
-def warn(text: str) -> None:
-    """Print a warning line to stderr."""
-    say(click.style("warning: ", fg="yellow") + text if sys.stderr.isatty() else f"warning: {text}")
 
 
 def size(num_bytes: float) -> str:

@@ -13,10 +13,11 @@ from mlxmath.console import say
 from mlxmath.errors import InputError, MlxmathError
 
 if TYPE_CHECKING:
+    from mlxmath.backends.ranks import Ranks
     from mlxmath.evaluation.contestants import Contestant
 
 
-@options.command("evaluate")
+@options.command("evaluate", shared=True)
 @options.configured
 @options.setting_options("model.mlx_path")
 @click.option("--adapter-path", multiple=True, metavar="FOLDER", help="Adapter; may be repeated.  [default: adapters]")
@@ -61,12 +62,15 @@ def main(
         raise InputError("--no-adapter excludes --adapter-path and --compare; give one of them.")
     adapters = () if no_adapter else tuple(Path(a).expanduser() for a in adapter_path or ("adapters",))
 
+    from mlxmath.backends.ranks import join
     from mlxmath.evaluation.contestants import choose_contestants
 
-    chosen = choose_contestants(Path(config.model.mlx_path), adapters, against, base=compare or no_adapter)
-    found = evaluate(
-        config, chosen, template=template, template_file=template_file, seed=seed, resume=resume, overwrite=overwrite
-    )
+    with join() as ranks:
+        chosen = choose_contestants(Path(config.model.mlx_path), adapters, against, base=compare or no_adapter)
+        found = evaluate(
+            config, chosen, ranks, template=template, template_file=template_file, seed=seed, resume=resume,
+            overwrite=overwrite,
+        )  # fmt: skip
     if found is not None:
         click.echo(json.dumps({name: f"{found['folder']}/{name}" for name in ("results.json", "report.html")}))
 
@@ -74,6 +78,7 @@ def main(
 def evaluate(
     config: RunConfig,
     contestants: "list[Contestant]",
+    ranks: "Ranks",
     *,
     template: str | None = None,
     template_file: str | None = None,
@@ -86,6 +91,7 @@ def evaluate(
     Args:
         config: its model, evaluation and runtime sections count.
         contestants: the first one is what the others are compared with.
+        ranks: each answers a part; rank 0 reports.
         template: for all of them (None: the one that the first tuned model was trained with).
         template_file: the same out of a file of the user's own.
         seed: of the samples.
@@ -93,22 +99,20 @@ def evaluate(
         overwrite: remove them.
 
     Returns:
-        What results.json holds, and its folder under "folder"; None in processes other than the first of several.
+        What results.json holds, and its folder under "folder"; None on ranks other than 0.
     """
     from mlxmath.backends.select import open_backend
 
-    backend, device = open_backend(config.runtime, seed)
+    backend, device = open_backend(config.runtime, seed, ranks.num_on_host)
 
-    from mlxmath.evaluation.ask import ask_all, make_entry
+    from mlxmath.evaluation.ask import Share, ask_all, make_entry
     from mlxmath.evaluation.benchmarks import load_benchmark
     from mlxmath.evaluation.formulas import Retriever
-    from mlxmath.evaluation.ranks import Ranks
     from mlxmath.evaluation.samples import SAMPLES, claim, fingerprint, read_samples, save_samples
     from mlxmath.problems.prompts import get_template
     from mlxmath.report import write_report
 
     settings = config.evaluation
-    ranks = Ranks()
     benchmarks = [load_benchmark(spec, settings.limit) for spec in settings.benchmark]
     if len({benchmark.name for benchmark in benchmarks}) < len(benchmarks):
         raise InputError("--benchmark: two of them have the same name; rename a file.")
@@ -122,6 +126,7 @@ def evaluate(
     entries = [make_entry(c, chosen, benchmarks, settings, retriever, seed) for c in contestants]
     voters = _voters(settings, contestants)
 
+    problems = {b.name: fingerprint([asdict(item) for item in b.items]) for b in benchmarks}
     record = {
         "contestants": [
             {"label": e.contestant.label, "model": str(e.contestant.model),
@@ -130,7 +135,7 @@ def evaluate(
             for e in entries
         ],
         "benchmarks": [
-            {"name": b.name, "revision": b.revision, "problems": fingerprint([asdict(item) for item in b.items]),
+            {"name": b.name, "revision": b.revision, "problems": problems[b.name],
              "num_problems": len(b.items), "samples": settings.samples}
             for b in benchmarks
         ],
@@ -143,9 +148,13 @@ def evaluate(
     whole = fingerprint({"contestants": record["contestants"], "benchmarks": record["benchmarks"]})[:8]
     name = settings.run_name or f"{'-'.join(b.name for b in benchmarks)}-{whole}"
     folder = Path(settings.results_path) / name
+    facts = {f"{part} of {e.contestant.label}": e.identity[part] for e in entries for part in ("model", "adapter")}
+    facts |= {f"prompts of {e.contestant.label}": e.fingerprint for e in entries}
+    facts |= {f"benchmark {name}": content for name, content in problems.items()}
+    ranks.agree("evaluation", facts | {name: record[name] for name in ("samples", "seed", "device")})
     if ranks.first:
         claim(folder, record, resume=resume, overwrite=overwrite)
-    ranks.wait()
+    ranks.vote("claimed")
     folder.mkdir(parents=True, exist_ok=True)
     fingerprints = {entry.contestant.label: entry.fingerprint for entry in entries}
     found, left_out = read_samples(folder, fingerprints)
@@ -153,18 +162,18 @@ def evaluate(
         say(
             f"{folder}: {len(found):,} answers are there already" + (f"; {left_out} lines left out" if left_out else "")
         )
-    share = ranks.share
+    share = Share(ranks.rank, ranks.size)
     path = folder / (SAMPLES if share.world == 1 else f"samples.rank-{share.rank}.jsonl")
     if share.world == 1:
         save_samples(path, found)  # without what was left out
     done = {sample.key: sample for sample in found}
-    ranks.wait()
+    ranks.vote("read")
     ask_all(entries, benchmarks, settings, seed, done, path, backend, device, retriever, share)
 
     if share.world > 1:
-        for rank, content in enumerate(ranks.gather(path)):
+        for rank, content in enumerate(ranks.gather("samples", path.read_text() if path.exists() else "")):
             if ranks.first:
-                (folder / f"samples.rank-{rank}.jsonl").write_bytes(content)
+                (folder / f"samples.rank-{rank}.jsonl").write_text(content)
         if not ranks.first:
             return None
     found, _ = read_samples(folder, fingerprints)

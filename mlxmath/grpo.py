@@ -13,18 +13,19 @@ import click
 from mlxmath import __version__, options
 from mlxmath.config.load import TRAINED_FROM, Resolved
 from mlxmath.config.schema import DataConfig, RunConfig
-from mlxmath.console import duration, say, size
-from mlxmath.errors import InputError, MlxmathError
+from mlxmath.console import duration, fail, say, size
+from mlxmath.errors import InputError
 from mlxmath.train import RUN_FILE
 
 if TYPE_CHECKING:
+    from mlxmath.backends.ranks import Ranks
     from mlxmath.objectives.rollout import Prompt
     from mlxmath.problems.prompts import Template
 
 SECTIONS = (*TRAINED_FROM, "grpo")
 
 
-@options.command("grpo")
+@options.command("grpo", shared=True)
 @click.option(
     "--reward", "rewards", multiple=True, metavar="NAME[=WEIGHT]",
     help="A reward that counts: correctness, format, tag_count, reasoning_steps, cosine_length, repetition, "
@@ -37,15 +38,19 @@ SECTIONS = (*TRAINED_FROM, "grpo")
 )  # fmt: skip
 def main(rewards: tuple[str, ...], **values: Any) -> None:
     """Improve an adapter by group-relative policy optimization (GRPO) on problems with known answers."""
+    from mlxmath.backends.ranks import join
+
     if rewards:
         pairs = dict(map(_weighted, rewards))
         entries = ", ".join(f'"{name}" = {weight!r}' for name, weight in pairs.items())
         values["set"] = (*(values.get("set") or ()), f"grpo.reward_weights={{ {entries} }}")
     resolved = options.settings(values)
-    say("settings:")
-    for line in resolved.lines(SECTIONS):
-        say(line)
-    if exit_code := grpo(resolved):
+    with join() as ranks:
+        say("settings:")
+        for line in resolved.lines(SECTIONS):
+            say(line)
+        exit_code = grpo(resolved, ranks)
+    if exit_code:
         raise SystemExit(exit_code)
 
 
@@ -57,8 +62,8 @@ def _weighted(text: str) -> tuple[str, float]:
         raise InputError(f"--reward {text}: expected NAME=WEIGHT with a number, found {weight!r}.") from None
 
 
-def grpo(resolved: Resolved) -> int:
-    """Run it; the adapters are in `training.adapter_path` afterwards.
+def grpo(resolved: Resolved, ranks: "Ranks") -> int:
+    """Run it; the adapters are in `training.adapter_path` of rank 0 afterwards.
 
     Returns:
         0, or 128 + the signal's number if a signal ended the run (saved, to be resumed).
@@ -80,7 +85,7 @@ def grpo(resolved: Resolved) -> int:
         raise InputError(
             f"--init-adapter and --adapter-path are both {training.adapter_path}; write the result to another folder."
         )
-    backend, device = open_backend(config.runtime, training.seed)
+    backend, device = open_backend(config.runtime, training.seed, ranks.num_on_host)
 
     import mlx.core as mx
 
@@ -94,17 +99,17 @@ def grpo(resolved: Resolved) -> int:
     from mlxmath.lora.adapter import WEIGHTS, adapter_config, load_initial
     from mlxmath.lora.inject import inject, open_blocks
     from mlxmath.models.load import load_model
-    from mlxmath.models.memory import choose_batching
+    from mlxmath.models.memory import Batching, choose_batching
     from mlxmath.models.tuning import tune_for_training
     from mlxmath.objectives.grpo import Logprobs, PolicyGradient
     from mlxmath.objectives.rewards import Rewards
     from mlxmath.plan import check_fits
     from mlxmath.problems.prompts import get_template
     from mlxmath.training import run
-    from mlxmath.training.checkpoint import Saver, check_settings, restore
+    from mlxmath.training.checkpoint import Saver, check_settings, restore, share_checkpoint, share_state
     from mlxmath.training.deadline import Deadline, StopRequest
     from mlxmath.training.events import EVENTS, EventLog
-    from mlxmath.training.fit import MAX_BAD_WINDOWS, Position, fit
+    from mlxmath.training.fit import MAX_BAD_WINDOWS, Ending, Hook, Position, fit
     from mlxmath.training.gradients import choose_gradients
     from mlxmath.training.optimizers import make_optimizer
     from mlxmath.training.rollouts import Reference, RolloutSource, wrong_answers
@@ -117,10 +122,17 @@ def grpo(resolved: Resolved) -> int:
     rewards = Rewards(settings.reward_weights)
     template = get_template(config.data.template, config.data.template_file)
     folder, model_folder = Path(training.adapter_path), Path(config.model.mlx_path)
-    checkpoint = run.claim(config)
-    manifest = ensure_model(config.model)
-    tokenizer = load_generation_tokenizer(model_folder)
-    prompts, held_out = _prompts(config, tokenizer, template)
+    checkpoint = share_checkpoint(run.claim(config) if ranks.first else None, ranks)
+    with ranks.in_turn("preparing"):
+        manifest = ensure_model(config.model)
+        tokenizer = load_generation_tokenizer(model_folder)
+        prompts, held_out = _prompts(config, tokenizer, template)
+    prompts_fingerprint, held_out_fingerprint = (fingerprint([(p.tokens, p.gold) for p in each]) for each in
+                                                 (prompts, held_out))  # fmt: skip
+    fixed = run.fixed_settings(config, manifest.fingerprint, prompts_fingerprint, held_out_fingerprint)
+    fixed |= {f"grpo.{name}": value for name, value in settings.model_dump(mode="json").items()}
+    run.agree(ranks, config, device, fixed)
+    fixed["initial adapter"] = None
 
     shape = Shape(backend.bucket_multiple, target_steps=16 if backend.supports("compile") else 0)
     most = max(len(prompt.tokens) for prompt in [*prompts, *held_out]) + settings.max_completion_length
@@ -135,9 +147,12 @@ def grpo(resolved: Resolved) -> int:
         base_fingerprint=manifest.fingerprint, template=template.name, template_definition=template.definition,
         mlxmath_version=__version__,
     )  # fmt: skip
-    if training.init_adapter:
+    if training.init_adapter and ranks.first:
+        fixed["initial adapter"] = sha256(Path(training.init_adapter) / WEIGHTS)
         load_initial(model, Path(training.init_adapter), adapter)
         say(f"starting from the adapter in {training.init_adapter}")
+    optimizer = make_optimizer(training, model, config.lora.plus_ratio)
+    share_state(model, optimizer, ranks)
 
     batching = choose_batching(loaded.config, config, device, shape.width(most))
     kernels = kernels_for(device, batching.num_workers)
@@ -145,18 +160,14 @@ def grpo(resolved: Resolved) -> int:
     reference = None
     if settings.beta:
         scorer = choose_gradients(model, Logprobs(settings.temperature), kernels, compiled=False)
-        reference = Reference(model, scorer)
-    optimizer = make_optimizer(training, model, config.lora.plus_ratio)
-    prompts_fingerprint, held_out_fingerprint = (fingerprint([(p.tokens, p.gold) for p in each]) for each in
-                                                 (prompts, held_out))  # fmt: skip
-    fixed = run.fixed_settings(config, manifest.fingerprint, prompts_fingerprint, held_out_fingerprint)
-    fixed["initial adapter"] = sha256(Path(training.init_adapter) / WEIGHTS) if training.init_adapter else None
-    fixed |= {f"grpo.{name}": value for name, value in settings.model_dump(mode="json").items()}
+        reference = Reference(model, scorer, ranks)
     position = Position()
     if checkpoint:
-        check_settings(checkpoint, fixed)
-        restore(checkpoint, model, optimizer)
+        if ranks.first:
+            check_settings(checkpoint, fixed)
+            restore(checkpoint, model, optimizer)
         position = checkpoint.position
+        share_state(model, optimizer, ranks)
     workers = Workers(
         model,
         lambda replica: choose_gradients(
@@ -164,7 +175,9 @@ def grpo(resolved: Resolved) -> int:
             checkpoint_every=training.grad_checkpoint,
         ),
         batching.num_workers,
+        ranks,
     )  # fmt: skip
+    batching = Batching(workers.num_in_all, min(ranks.gather("batching", batching.tokens)))
     slots, reason = choose_slots(loaded.config, device, held_bytes=backend.memory().active_bytes, longest=most)
     total = training.num_epochs * -(-len(prompts) * settings.num_generations // per_step) * settings.num_iterations
     total = min(total, training.max_steps or total)
@@ -172,6 +185,47 @@ def grpo(resolved: Resolved) -> int:
         f"{len(prompts):,} problems; at most {total:,} steps of {per_step // settings.num_generations} problems x "
         f"{settings.num_generations} completions, drawn {slots} at a time ({reason}); {workers.how}"
     )
+
+    stop, deadline = StopRequest(), Deadline(training.max_training_time_hours * 3600)
+    source = RolloutSource(
+        workers, tokenizer, prompts, settings, training, rewards, batching, shape, concurrency=slots,
+        reference=reference, deadline=deadline, stop=stop,
+    )  # fmt: skip
+    validation = Validation(
+        workers, [], folder, training,
+        windows_per_epoch=source.rollouts_per_epoch * settings.num_iterations, total_steps=total,
+        deadline=deadline, stop=stop,
+        measure=(
+            lambda stopped: wrong_answers(workers, tokenizer, held_out, settings.max_completion_length, slots, stopped)
+        )
+        if held_out
+        else None,
+    )  # fmt: skip
+
+    def loop(*hooks: Hook) -> tuple[Ending, Position]:
+        if checkpoint:
+            source.restore(checkpoint)
+            validation.restore(checkpoint)
+        backend.reset_peak()
+        if early := validation.catch_up(position):
+            return early, position
+        ending, reached = fit(
+            workers,
+            islice(source.windows(position.step), max(0, total - position.step)),
+            optimizer,
+            learning_rates(training, total),
+            max_grad_norm=training.max_grad_norm,
+            deadline=deadline,
+            stop=stop,
+            hooks=hooks,
+            position=position,
+        )
+        return (source.ending or ending) if ending == "finished" else ending, reached
+
+    if not ranks.first:
+        with stop.listening():
+            ending, _ = loop(source.on_step, validation.on_step)
+            return run.exit_code(ending, stop)
 
     chat = template.for_tokenizer(tokenizer).chat_template(bos=adds_bos(tokenizer))
     run.start(folder, adapter, chat, anew=checkpoint is None)
@@ -181,44 +235,12 @@ def grpo(resolved: Resolved) -> int:
     record = run.Record(folder, resolved, device, facts, injected)
     events = EventLog(folder / EVENTS, from_step=position.step)
     events.write("resume" if checkpoint else "start", step=position.step, total_steps=total)
-    stop, deadline = StopRequest(), Deadline(training.max_training_time_hours * 3600)
     watch = Watch(events, total)
-    source = RolloutSource(
-        workers, tokenizer, prompts, settings, training, rewards, batching, shape, concurrency=slots,
-        reference=reference, deadline=deadline, stop=stop, listener=watch.on_rollout,
-    )  # fmt: skip
-    validation = Validation(
-        workers, [], folder, training,
-        windows_per_epoch=source.rollouts_per_epoch * settings.num_iterations, total_steps=total,
-        deadline=deadline, stop=stop,
-        listeners=(watch.on_validation, lambda _: record.update(validation=validation.summary())),
-        measure=(
-            lambda stopped: wrong_answers(workers, tokenizer, held_out, settings.max_completion_length, slots, stopped)
-        )
-        if held_out
-        else None,
-    )  # fmt: skip
-    if checkpoint:
-        source.restore(checkpoint)
-        validation.restore(checkpoint)
+    source.listener = watch.on_rollout
+    validation.listeners = (watch.on_validation, lambda _: record.update(validation=validation.summary()))
     saver = Saver(folder, model, optimizer, fixed, training, deadline, parts=[source, validation])
-    backend.reset_peak()
     with stop.listening():
-        ending = validation.catch_up(position)
-        if ending is None:
-            ending, position = fit(
-                workers,
-                islice(source.windows(position.step), max(0, total - position.step)),
-                optimizer,
-                learning_rates(training, total),
-                max_grad_norm=training.max_grad_norm,
-                deadline=deadline,
-                stop=stop,
-                hooks=(source.on_step, watch.on_step, validation.on_step, saver.on_step),
-                position=position,
-            )
-        if ending == "finished":
-            ending = source.ending or ending
+        ending, position = loop(source.on_step, watch.on_step, validation.on_step, saver.on_step)
         saver.save(position)
     memory, seconds = backend.memory(), deadline.elapsed_s
     events.write("end", step=position.step, status=ending, seconds=seconds, peak_bytes=memory.peak_bytes)
@@ -232,15 +254,16 @@ def grpo(resolved: Resolved) -> int:
         f"{size(memory.peak_bytes)}; adapters, curves and checkpoints are in {folder}"
     )
     if ending == "diverged":
-        raise MlxmathError(
+        fail(
             f"the last {MAX_BAD_WINDOWS} steps were not finite; {folder} holds the last good adapters. Lower "
             "--learning-rate."
         )
+        return run.exit_code(ending, stop)
     if best := validation.best:
         say(f"the best, {1 - best.loss:.1%} of the held-out problems, was at step {best.step}: {folder / BEST}")
     if ending not in ("finished", "early_stopped"):
         say("continue with the same command and --resume")
-    return stop.exit_code if ending == "stopped" else 0
+    return run.exit_code(ending, stop)
 
 
 def _prompts(config: RunConfig, tokenizer: Any, template: "Template") -> "tuple[list[Prompt], list[Prompt]]":

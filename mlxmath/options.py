@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from mlxmath.config.load import RECIPES, Layer, Resolved, file_layer, option_name, recipe_layer, resolve, set_layer
 from mlxmath.config.schema import DistillationConfig, RunConfig
-from mlxmath.console import say
+from mlxmath.console import fail, say
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.problems.prompts import get_template
 
@@ -161,10 +161,15 @@ def settings(values: dict[str, Any], *, debug: bool = False) -> Resolved:
 
 
 class Command(click.Command):
-    """A click command whose failures are one line: usage exits with 2, anything else with 1."""
+    """A click command whose failures are one line: usage exits with 2, anything else with 1.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    Args:
+        shared: several processes can do it together.
+    """
+
+    def __init__(self, *args: Any, shared: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._shared = shared
         self.params.append(
             click.Option(
                 ["--verbose"],
@@ -177,15 +182,22 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command and turn its errors into exit codes."""
+        from mlxmath.backends.ranks import launched
+
         verbose = ctx.meta.get(VERBOSE, False)
         try:
+            if not self._shared and (launch := launched()):
+                raise InputError(
+                    f"`mlxmath {self.name}` is the work of one process, and mlx.launch started {launch.size}; start it "
+                    "without mlx.launch."
+                )
             return super().invoke(ctx)
         except (click.exceptions.Exit, click.ClickException, click.Abort, SystemExit):
             raise
         except MlxmathError as error:
             if verbose:
                 traceback.print_exc()
-            say(f"error: {error}")
+            fail(str(error))
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             say("interrupted")
@@ -193,7 +205,7 @@ class Command(click.Command):
         except Exception as error:
             if verbose:
                 traceback.print_exc()
-            say(f"error: {type(error).__name__}: {error} (this is a defect in mlxmath; --verbose shows where)")
+            fail(f"{type(error).__name__}: {error} (this is a defect in mlxmath; --verbose shows where)")
             ctx.exit(1)
 
 

@@ -12,10 +12,11 @@ import click
 from mlxmath import __version__, options
 from mlxmath.config.load import TRAINED_FROM, Resolved
 from mlxmath.config.schema import RunConfig
-from mlxmath.console import duration, say, size
+from mlxmath.console import duration, fail, say, size
 from mlxmath.errors import InputError, MlxmathError
 
 if TYPE_CHECKING:
+    from mlxmath.backends.ranks import Ranks
     from mlxmath.data.batches import Rows
     from mlxmath.data.cache import TokenRows
     from mlxmath.data.holdout import Subset
@@ -25,7 +26,7 @@ RUN_FILE = "run.toml"
 """In the adapter folder: all settings, as a file that repeats the run."""
 
 
-@options.command("train")
+@options.command("train", shared=True)
 @options.configured
 @options.setting_options(
     *options.MODEL,
@@ -40,14 +41,17 @@ RUN_FILE = "run.toml"
 @click.option("--dry-run", is_flag=True, help="Print the settings and the memory that the run takes; start nothing.")
 def main(debug: bool, dry_run: bool, **values: Any) -> None:
     """Fine-tune LoRA adapters on a dataset of problems and solutions."""
+    from mlxmath.backends.ranks import join
+
     resolved = options.settings(values, debug=debug)
     if dry_run:
         show(resolved)
         return
-    say("settings:")
-    for line in resolved.lines(TRAINED_FROM):
-        say(line)
-    exit_code = train(resolved)
+    with join() as ranks:
+        say("settings:")
+        for line in resolved.lines(TRAINED_FROM):
+            say(line)
+        exit_code = train(resolved, ranks)
     if exit_code:
         raise SystemExit(exit_code)
 
@@ -98,8 +102,8 @@ def _settings_of_others(resolved: Resolved) -> tuple[str, ...]:
     )
 
 
-def train(resolved: Resolved) -> int:
-    """Run a whole fine-tuning; the adapters are in `training.adapter_path` afterwards.
+def train(resolved: Resolved, ranks: "Ranks") -> int:
+    """Run a whole fine-tuning; the adapters are in `training.adapter_path` of rank 0 afterwards.
 
     Returns:
         0, or 128 + the signal's number if a signal ended the run (saved, to be resumed).
@@ -116,7 +120,7 @@ def train(resolved: Resolved) -> int:
             f"the settings of [{section}] are not for supervised fine-tuning; `mlxmath train` would ignore them. Leave "
             "them out, or see what they resolve to with --dry-run."
         )
-    backend, device = open_backend(config.runtime, training.seed)
+    backend, device = open_backend(config.runtime, training.seed, ranks.num_on_host)
 
     from itertools import islice
 
@@ -136,10 +140,10 @@ def train(resolved: Resolved) -> int:
     from mlxmath.prepare import prepare_rows
     from mlxmath.problems.prompts import get_template
     from mlxmath.training import run
-    from mlxmath.training.checkpoint import Saver, check_settings, restore
+    from mlxmath.training.checkpoint import Saver, check_settings, restore, share_checkpoint, share_state
     from mlxmath.training.deadline import Deadline, StopRequest
     from mlxmath.training.events import EVENTS, PLOT, EventLog, ProgressBar, plot_loss
-    from mlxmath.training.fit import MAX_BAD_WINDOWS, Position, fit
+    from mlxmath.training.fit import MAX_BAD_WINDOWS, Ending, Hook, Position, fit
     from mlxmath.training.gradients import choose_gradients
     from mlxmath.training.optimizers import make_optimizer
     from mlxmath.training.schedule import learning_rates
@@ -149,10 +153,14 @@ def train(resolved: Resolved) -> int:
 
     template = get_template(config.data.template, config.data.template_file)
     folder, model_folder = Path(training.adapter_path), Path(config.model.mlx_path)
-    checkpoint = run.claim(config)
-    manifest = ensure_model(config.model)
-    data = prepare_rows(config.data, model_folder, trust_remote_code=config.model.trust_remote_code)
-    rows, held_out = _split(config, data, model_folder)
+    checkpoint = share_checkpoint(run.claim(config) if ranks.first else None, ranks)
+    with ranks.in_turn("preparing"):
+        manifest = ensure_model(config.model)
+        data = prepare_rows(config.data, model_folder, trust_remote_code=config.model.trust_remote_code)
+        rows, held_out = _split(config, data, model_folder)
+    held_out_fingerprint = held_out.fingerprint if held_out else None
+    settings = run.fixed_settings(config, manifest.fingerprint, data.fingerprint, held_out_fingerprint)
+    run.agree(ranks, config, device, settings)
 
     shape = Shape(backend.bucket_multiple, target_steps=16 if backend.supports("compile") else 0)
     longest = shape.width(int(rows.lengths.max()))
@@ -173,19 +181,20 @@ def train(resolved: Resolved) -> int:
         template_definition=template.definition,
         mlxmath_version=__version__,
     )
-    if training.init_adapter and not checkpoint:
+    if training.init_adapter and not checkpoint and ranks.first:
         load_initial(model, Path(training.init_adapter), adapter)
         say(f"starting from the adapter in {training.init_adapter}")
     optimizer = make_optimizer(training, model, config.lora.plus_ratio)
-    held_out_fingerprint = held_out.fingerprint if held_out else None
-    settings = run.fixed_settings(config, manifest.fingerprint, data.fingerprint, held_out_fingerprint)
     position = Position()
     if checkpoint:
-        check_settings(checkpoint, settings)
-        restore(checkpoint, model, optimizer)
+        if ranks.first:
+            check_settings(checkpoint, settings)
+            restore(checkpoint, model, optimizer)
         position = checkpoint.position
+    share_state(model, optimizer, ranks)
 
     batching = choose_batching(loaded.config, config, device, longest)
+    max_tokens = min(ranks.gather("batching", batching.tokens))
     kernels = kernels_for(device, batching.num_workers)
     tune_for_training(model, batching.tokens)
     workers = Workers(
@@ -198,8 +207,9 @@ def train(resolved: Resolved) -> int:
             checkpoint_every=training.grad_checkpoint,
         ),
         batching.num_workers,
+        ranks,
     )
-    plan = WindowPlan(rows, training, batching.tokens, shape, batching.num_workers)
+    plan = WindowPlan(rows, training, max_tokens, shape, workers.num_in_all)
     total = training.num_epochs * plan.windows_per_epoch
     total = min(total, training.max_steps or total)
     say(
@@ -207,6 +217,40 @@ def train(resolved: Resolved) -> int:
         f"{training.batch_size} x {training.grad_accumulation_steps} sequences, micro-batches of up to "
         f"{plan.max_tokens:,} tokens; {workers.how}"
     )
+    stop, deadline = StopRequest(), Deadline(training.max_training_time_hours * 3600)
+    validation = Validation(
+        workers,
+        list(WindowPlan(held_out, training, plan.max_tokens, shape).epoch(0)) if held_out else [],
+        folder,
+        training,
+        windows_per_epoch=plan.windows_per_epoch,
+        total_steps=total,
+        deadline=deadline,
+        stop=stop,
+    )
+
+    def loop(*hooks: Hook) -> tuple[Ending, Position]:
+        if checkpoint:
+            validation.restore(checkpoint)
+        backend.reset_peak()
+        if ending := validation.catch_up(position):
+            return ending, position
+        return fit(
+            workers,
+            islice(plan.windows(position.epoch, position.window), max(0, total - position.step)),
+            optimizer,
+            learning_rates(training, total),
+            max_grad_norm=training.max_grad_norm,
+            deadline=deadline,
+            stop=stop,
+            hooks=hooks,
+            position=position,
+        )
+
+    if not ranks.first:
+        with stop.listening():
+            ending, _ = loop(validation.on_step)
+            return run.exit_code(ending, stop)
 
     tokenizer = load_tokenizer(model_folder, config.model.trust_remote_code)
     run.start(
@@ -221,42 +265,16 @@ def train(resolved: Resolved) -> int:
     record = run.Record(folder, resolved, device, facts | data.stats, injected)
     events = EventLog(folder / EVENTS, from_step=position.step)
     events.write("resume" if checkpoint else "start", step=position.step, total_steps=total)
-    stop, deadline = StopRequest(), Deadline(training.max_training_time_hours * 3600)
     progress = ProgressBar(total, position.step, deadline, backend)
-    validation = Validation(
-        workers,
-        list(WindowPlan(held_out, training, plan.max_tokens, shape).epoch(0)) if held_out else [],
-        folder,
-        training,
-        windows_per_epoch=plan.windows_per_epoch,
-        total_steps=total,
-        deadline=deadline,
-        stop=stop,
-        listeners=(
-            events.on_validation,
-            progress.on_validation,
-            lambda _: record.update(validation=validation.summary()),
-        ),
+    validation.listeners = (
+        events.on_validation,
+        progress.on_validation,
+        lambda _: record.update(validation=validation.summary()),
     )
-    if checkpoint:
-        validation.restore(checkpoint)
     saver = Saver(folder, model, optimizer, settings, training, deadline, parts=[validation])
-    backend.reset_peak()
     with stop.listening():
         try:
-            ending = validation.catch_up(position)
-            if ending is None:
-                ending, position = fit(
-                    workers,
-                    islice(plan.windows(position.epoch, position.window), max(0, total - position.step)),
-                    optimizer,
-                    learning_rates(training, total),
-                    max_grad_norm=training.max_grad_norm,
-                    deadline=deadline,
-                    stop=stop,
-                    hooks=(events.on_step, progress.on_step, validation.on_step, saver.on_step),
-                    position=position,
-                )
+            ending, position = loop(events.on_step, progress.on_step, validation.on_step, saver.on_step)
         finally:
             progress.close()
         saver.save(position)
@@ -273,17 +291,18 @@ def train(resolved: Resolved) -> int:
         f"{size(memory.peak_bytes)}{planned}; adapters, curves and checkpoints are in {folder}"
     )
     if ending == "diverged":
-        raise MlxmathError(
+        fail(
             f"the last {MAX_BAD_WINDOWS} steps were not finite; {folder} holds the last good adapters. Lower "
             "--learning-rate, or look at the rows named above."
         )
+        return run.exit_code(ending, stop)
     if best := validation.best:
         say(f"the lowest validation loss, {best.loss:.4f}, was at step {best.step}: --adapter-path {folder / BEST}")
     if ending in ("finished", "early_stopped"):
         say(f'try: python -m mlxmath.infer --adapter-path {folder} --prompt "What is 12 + 7?"')
     else:
         say("continue with the same command and --resume")
-    return stop.exit_code if ending == "stopped" else 0
+    return run.exit_code(ending, stop)
 
 
 def _split(config: RunConfig, data: "TokenRows", model_folder: Path) -> "tuple[Rows, TokenRows | Subset | None]":

@@ -42,8 +42,14 @@ class Backend(Protocol):
     def unavailable(self) -> str | None:
         """Why this machine cannot use the backend and what to do about it; None if it can."""
 
-    def open(self, seed: int, memory_limit_bytes: int | None = None) -> DeviceInfo:
-        """Make the device MLX's default, set its limits and seed its random state."""
+    def open(self, seed: int, memory_limit_bytes: int | None = None, num_sharing: int = 1) -> DeviceInfo:
+        """Make the device MLX's default, set its limits and seed its random state.
+
+        Args:
+            seed: of the random state.
+            memory_limit_bytes: most that MLX may hold (None: the device's recommendation).
+            num_sharing: processes of this run on the machine, which divide its memory and its cores between them.
+        """
 
     def supports(self, feature: Feature) -> bool:
         """Whether the device has a fast path for `feature`."""

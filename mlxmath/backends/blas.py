@@ -62,6 +62,11 @@ def one_thread() -> Iterator[None]:
         yield
 
 
+def limit_threads(count: int) -> None:
+    """Let matrix products of this process run on at most `count` threads from now on."""
+    _libraries().limit(limits=count, user_api="blas")
+
+
 @functools.cache
 def _libraries() -> Any:
     from threadpoolctl import ThreadpoolController

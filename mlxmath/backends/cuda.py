@@ -19,6 +19,7 @@ class CudaBackend(MlxDevice):
     name = "cuda"
     bucket_multiple = 128  # cuDNN's fused attention backward wants query lengths that are multiples of 128
     features = frozenset({"compile", "fused_attention_backward"})
+    is_shared = False  # the launcher gives each process a GPU of its own
 
     def unavailable(self) -> str | None:
         """Why there is no CUDA device here, and what to install."""

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 
 from mlxmath.backends.base import DeviceInfo, Feature, MemoryStats
+from mlxmath.backends.blas import can_limit_threads, limit_threads, num_usable_cores
 from mlxmath.errors import InputError
 
 
@@ -19,6 +20,8 @@ class MlxDevice(ABC):
     name: str
     bucket_multiple: int
     features: frozenset[Feature] = frozenset()
+    is_shared: bool = True
+    """Whether all processes of a machine compute on the same device."""
     most_cache_bytes: int = 8 << 30
     """Freed buffers that MLX keeps for the next operations."""
 
@@ -35,8 +38,8 @@ class MlxDevice(ABC):
 
         mx.set_default_device(mx.gpu)
 
-    def open(self, seed: int, memory_limit_bytes: int | None = None) -> DeviceInfo:
-        """Make the device MLX's default, set its limits and seed its random state.
+    def open(self, seed: int, memory_limit_bytes: int | None = None, num_sharing: int = 1) -> DeviceInfo:
+        """See `Backend`.
 
         Raises:
             InputError: the backend is not available here.
@@ -47,6 +50,14 @@ class MlxDevice(ABC):
 
         self._select()
         info = self._describe()
+        if self.is_shared and num_sharing > 1:
+            info = replace(
+                info,
+                memory_bytes=info.memory_bytes // num_sharing,
+                num_workers=max(1, info.num_workers // num_sharing),
+            )
+            if can_limit_threads():
+                limit_threads(max(1, num_usable_cores() // num_sharing))
         limit = memory_limit_bytes or info.memory_bytes
         mx.set_memory_limit(limit)
         mx.set_cache_limit(min(limit // 8, self.most_cache_bytes))

@@ -21,11 +21,17 @@ def choose(name: str) -> tuple[Backend, str]:
     return CpuBackend(), "auto: neither Metal nor CUDA here"
 
 
-def open_backend(config: RuntimeConfig, seed: int) -> tuple[Backend, DeviceInfo]:
-    """Open the backend that `config` asks for and print device, type and the reasons for both."""
+def open_backend(config: RuntimeConfig, seed: int, num_sharing: int = 1) -> tuple[Backend, DeviceInfo]:
+    """Open the backend that `config` asks for and print device, type and the reasons for both.
+
+    Args:
+        config: which one, and its memory.
+        seed: of the random state.
+        num_sharing: processes of this run on this machine.
+    """
     backend, reason = choose(config.backend)
     limit = None if config.memory_limit_gb is None else int(config.memory_limit_gb * 1e9)
-    info = backend.open(seed, limit)
+    info = backend.open(seed, limit, num_sharing)
     say(f"backend {info.backend} ({reason}): {info.device}, computing in {info.compute_dtype} ({info.dtype_reason})")
     for note in info.notes:
         warn(note)

@@ -19,10 +19,11 @@ from mlxmath.errors import MlxmathError
 )
 def main(**values: Any) -> None:
     """Fine-tune the bundled model and compare it with its base on 200 unseen problems."""
+    from mlxmath.backends.ranks import Ranks
     from mlxmath.train import train
 
     resolved = options.settings(values | {"recipe": DEMO})
-    if exit_code := train(resolved):
+    if exit_code := train(resolved, Ranks()):
         raise SystemExit(exit_code)
     config = resolved.config
 
@@ -32,7 +33,7 @@ def main(**values: Any) -> None:
 
     model = Path(config.model.mlx_path)
     contestants = [Contestant("base", model), Contestant("tuned", model, Path(config.training.adapter_path))]
-    found = evaluate(config, contestants, overwrite=True)
+    found = evaluate(config, contestants, Ranks(), overwrite=True)
     assert found is not None
     fingerprints = {entry["label"]: entry["fingerprint"] for entry in found["settings"]["contestants"]}
     samples, _ = read_samples(Path(found["folder"]), fingerprints)

@@ -16,11 +16,13 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_unflatten
 
+from mlxmath.backends.ranks import Ranks
 from mlxmath.config.schema import TrainingConfig
 from mlxmath.console import warn
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.files import atomic_folder, atomic_json, link_or_copy, read_json, sha256
 from mlxmath.lora.adapter import WEIGHTS, load_weights, save_arrays, save_weights
+from mlxmath.lora.inject import adapter_arrays
 from mlxmath.training.deadline import Deadline
 from mlxmath.training.fit import Position, StepReport
 
@@ -123,6 +125,26 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: optim.Optimizer
     mx.random.state[0][:] = arrays.pop(_RANDOM)
     optimizer.state = tree_unflatten(list(arrays.items()))
     mx.eval(optimizer.state, mx.random.state)
+
+
+def share_checkpoint(checkpoint: Checkpoint | None, ranks: Ranks) -> Checkpoint | None:
+    """Rank 0's checkpoint without its files, for the other ranks."""
+    own = checkpoint and [asdict(checkpoint.position), checkpoint.state]
+    found = ranks.gather("checkpoint", own)[0]
+    if ranks.first or found is None:
+        return checkpoint
+    return Checkpoint(Path(), Position(**found[0]), {}, found[1])
+
+
+def share_state(model: nn.Module, optimizer: optim.Optimizer, ranks: Ranks) -> None:
+    """Give all ranks what rank 0 trains from: adapters, optimizer state and random state."""
+    if ranks.size == 1:
+        return
+    model.load_weights(list(ranks.broadcast("adapters", adapter_arrays(model)).items()), strict=False)
+    arrays = ranks.broadcast("optimizer", dict(tree_flatten(optimizer.state)) | {_RANDOM: mx.random.state[0]})
+    mx.random.state[0][:] = arrays.pop(_RANDOM)
+    optimizer.state = tree_unflatten(list(arrays.items()))
+    mx.eval(model.parameters(), optimizer.state, mx.random.state)
 
 
 class Saver:

@@ -13,11 +13,14 @@ from mlxmath.console import warn
 from mlxmath.data.batches import Window
 from mlxmath.errors import MlxmathError
 from mlxmath.training.deadline import Deadline, StopRequest
-from mlxmath.training.step import WindowSum, accumulate, is_out_of_memory, update
+from mlxmath.training.step import WindowSum, accumulate, is_out_of_memory, over_ranks, update
 from mlxmath.training.workers import Workers
 
 MAX_BAD_WINDOWS = 5
 """Windows in a row without a finite gradient after which a run gives up."""
+
+_STOPPED, _OUT_OF_MEMORY, _NUM_METRICS = 1, 2, 4
+"""What the ranks vote on after their part of a window; the last is the first bit of a number."""
 
 Ending = Literal["finished", "early_stopped", "deadline", "stopped", "diverged"]
 
@@ -85,6 +88,8 @@ def fit(
     A window whose loss or gradient is not finite is not applied and its rows are named; a window during which a stop is
     requested is abandoned, and random state is put back, so that a resumed run repeats it exactly.
 
+    Several ranks (`workers.ranks`) give the same `windows`, of which each computes a part, and end in the same one.
+
     Args:
         workers: compute loss sums and gradients of micro-batches; their model's trainable parameters are those not
             frozen.
@@ -101,10 +106,10 @@ def fit(
         Why it ended, and how far it got. "diverged": `MAX_BAD_WINDOWS` windows in a row were not finite; the parameters
         are the last good ones.
     """
-    model = workers.model
+    model, ranks = workers.model, workers.ranks
     model.train()
     for window in windows:
-        if deadline.reached():
+        if ranks.any("deadline", deadline.reached()):
             return "deadline", position
         start = time.perf_counter()
         random_state = mx.array(mx.random.state[0])
@@ -140,18 +145,28 @@ def fit(
 def _accumulate(workers: Workers, window: Window, stop: StopRequest, random_state: mx.array) -> WindowSum | None:
     """`accumulate`, in ever smaller micro-batches while the device has too little memory; the sums stay the same."""
     while True:
+        sums, shortage = None, ""
         try:
-            return accumulate(workers, window, stopped=lambda: bool(stop))
+            sums = accumulate(workers, window, stopped=lambda: bool(stop))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            finer = window.finer()
-            if finer is None:
-                raise MlxmathError(
-                    f"out of memory with a single row of the window ({error}). Use --grad-checkpoint 1, a smaller "
-                    "--max-seq-len, or --quantize 4."
-                ) from error
-            window = finer
+            shortage = str(error) or "no more"
+        own = _OUT_OF_MEMORY if shortage else _STOPPED if sums is None else _NUM_METRICS * len(sums.metric_sums)
+        found = workers.ranks.vote("window", own)
+        if found & _STOPPED:
+            return None
+        if not found & _OUT_OF_MEMORY:
+            assert sums is not None
+            return over_ranks(sums, workers.ranks, found // _NUM_METRICS)
+        del sums
+        finer = window.finer()
+        if finer is None:
+            raise MlxmathError(
+                f"out of memory with a single row of the window ({shortage or 'on another rank'}). Use "
+                "--grad-checkpoint 1, a smaller --max-seq-len, or --quantize 4."
+            )
+        window = finer
         warn(f"out of memory; micro-batches of at most {window.plan.max_rows} rows from now on, the same steps")
         mx.clear_cache()
         mx.random.state[0][:] = random_state

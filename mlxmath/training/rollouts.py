@@ -1,9 +1,8 @@
 """Where GRPO's windows come from: draw, score, compare within groups, and hand the completions to the loop."""
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from mlxmath.backends.ranks import Ranks
 from mlxmath.config.schema import GrpoConfig, TrainingConfig
 from mlxmath.data.batches import Shape, Window
 from mlxmath.generation.engine import Completion, Sampling, generate_batch
@@ -83,6 +83,9 @@ class Batching(Protocol):
 class RolloutSource:
     """Makes windows out of prompts, and goes on exactly where a checkpoint was.
 
+    Each rank draws the completions of a part of a step's prompts; all get all of them, so that windows are the same
+    everywhere.
+
     A step takes `batch_size · grad_accumulation_steps` completions, as in TRL. Groups without variance teach nothing
     when beta is 0: they stay out of the backward pass, but count in the loss's denominators. A step that has no other
     groups is left out.
@@ -94,13 +97,13 @@ class RolloutSource:
         config: GRPO's settings.
         training: batch size, epochs and seed.
         rewards: score completions.
-        batching: of micro-batches.
+        batching: of micro-batches, on all ranks together.
         shape: of batches.
         concurrency: sequences decoded together.
         reference: computes log-probabilities of micro-batches (None: beta is 0).
         deadline: a rollout that does not fit into the time left is not begun, or is abandoned.
         stop: likewise.
-        listener: told of each rollout.
+        listener: told of each rollout, on rank 0.
     """
 
     def __init__(
@@ -118,12 +121,13 @@ class RolloutSource:
         reference: "Reference | None",
         deadline: Deadline,
         stop: StopRequest,
-        listener: Callable[[RolloutReport], object],
+        listener: Callable[[RolloutReport], object] = lambda _: None,
     ) -> None:
         self._workers, self._tokenizer, self._prompts = workers, tokenizer, prompts
+        self._ranks = workers.ranks
         self._config, self._training, self._rewards = config, training, rewards
         self._batching, self._shape, self._concurrency = batching, shape, concurrency
-        self._reference, self._deadline, self._stop, self._listener = reference, deadline, stop, listener
+        self._reference, self._deadline, self._stop, self.listener = reference, deadline, stop, listener
         self.prompts_per_step = training.batch_size * training.grad_accumulation_steps // config.num_generations
         self.ending: Ending | None = None
         """Why there are no more windows, if not because all prompts were drawn."""
@@ -139,7 +143,8 @@ class RolloutSource:
         """Note that the window is done. Must come before what saves."""
         self._done = self._next
         next_is_rollout = self._done.iteration == 0
-        return "deadline" if next_is_rollout and self._deadline.left_s < self._seconds else None
+        is_late = next_is_rollout and self._deadline.left_s < self._seconds
+        return "deadline" if self._ranks.any("time to draw", is_late) else None
 
     def windows(self, step: int) -> Iterator[Window]:
         """Windows from where it is. The trajectories are drawn by the model as it is when they are asked for."""
@@ -149,7 +154,7 @@ class RolloutSource:
                 try:
                     drawn = self._draw(place, step)
                 except _InterruptedError:
-                    self.ending = "stopped" if self._stop else "deadline"
+                    self.ending = "stopped" if self._ranks.any("stopped", bool(self._stop)) else "deadline"
                     return
                 if drawn is None:
                     return
@@ -204,7 +209,7 @@ class RolloutSource:
         by_name = {
             name: float(np.concatenate([part.by_name[name] for part in scores]).mean()) for name in scores[0].by_name
         }
-        self._listener(
+        self.listener(
             RolloutReport(
                 place.rollout, step, by_name, float(totals.mean()), len(completions), int(lengths.sum()),
                 float(1 - has_variance.mean()), float(truncated.mean()), float(lengths.mean()),
@@ -228,24 +233,52 @@ class RolloutSource:
             if self._stop or self._deadline.reached():
                 raise _InterruptedError
 
-        look(0)
-        model = self._workers.model
+        model, ranks = self._workers.model, self._ranks
+        drawn: list[Completion] | None = None
         try:
-            return roll_out(
-                model, self._tokenizer, prompts, self._config, seed=self._training.seed, step=rollout,
-                concurrency=self._concurrency, on_step=look,
+            look(0)
+            drawn = roll_out(
+                model, self._tokenizer, prompts[ranks.rank :: ranks.size], self._config, seed=self._training.seed,
+                step=rollout, concurrency=self._concurrency, on_step=look,
             )  # fmt: skip
+        except _InterruptedError:
+            pass
         finally:
             model.train()
             mx.clear_cache()
+        if ranks.any("drawn", drawn is None):
+            raise _InterruptedError
+        assert drawn is not None
+        return drawn if ranks.size == 1 else self._of_all(drawn, len(prompts))
+
+    def _of_all(self, drawn: list[Completion], num_prompts: int) -> list[Completion]:
+        """All ranks' completions in the order of the prompts, of which rank r drew every `size`-th from number r on."""
+        parts = self._ranks.gather("completions", [astuple(completion) for completion in drawn])
+        size = self._config.num_generations
+        found: list[Completion] = []
+        for number in range(num_prompts):
+            index, rank = divmod(number, self._ranks.size)
+            for values in parts[rank][index * size : (index + 1) * size]:
+                plain: list[Any] = [tuple(value) if isinstance(value, list) else value for value in values]
+                found.append(Completion(*plain))
+        return found
 
     def _score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Scores:
+        """Scored by rank 0 alone: a reward may look at the whole step, and a verifier's time limit is a clock's."""
         size = self._config.num_generations
-        return self._rewards(
-            [(prompt.question, prompt.gold) for prompt in prompts for _ in range(size)],
-            [(c.text, len(c.drawn), c.finish_reason == "length") for c in completions],
-            self._config.max_completion_length,
-        )
+        found: list[Any] | None = None
+        if self._ranks.first:
+            scores = self._rewards(
+                [(prompt.question, prompt.gold) for prompt in prompts for _ in range(size)],
+                [(c.text, len(c.drawn), c.finish_reason == "length") for c in completions],
+                self._config.max_completion_length,
+            )
+            if self._ranks.size == 1:
+                return scores
+            by_name = {name: values.tolist() for name, values in scores.by_name.items()}
+            found = [scores.total_R.tolist(), by_name, scores.num_timed_out]
+        total, by_name, num_timed_out = self._ranks.gather("scores", found)[0]
+        return Scores(np.array(total), {name: np.array(values) for name, values in by_name.items()}, num_timed_out)
 
     def _trajectories(
         self,
@@ -308,10 +341,11 @@ class Reference:
     Args:
         model: at the start.
         logprobs: computes `mlxmath.objectives.grpo.Logprobs` of a micro-batch.
+        ranks: each computes a part; all get all.
     """
 
-    def __init__(self, model: Any, logprobs: Gradients) -> None:
-        self._model, self._logprobs = model, logprobs
+    def __init__(self, model: Any, logprobs: Gradients, ranks: Ranks | None = None) -> None:
+        self._model, self._logprobs, self._ranks = model, logprobs, ranks or Ranks()
         self._arrays = {name: mx.array(array) for name, array in adapter_arrays(model).items()}
         mx.eval(list(self._arrays.values()))
 
@@ -321,8 +355,9 @@ class Reference:
         self._model.load_weights(list(self._arrays.items()), strict=False)
         self._model.eval()
         found: dict[int, list[float]] = {}
+        ranks = self._ranks
         try:
-            for index, ids in enumerate(window.micro_batches):
+            for index, ids in list(enumerate(window.micro_batches))[ranks.rank :: ranks.size]:
                 batch = window.batch(index)
                 values: list[float] = self._logprobs.loss(batch).tolist()
                 rows = batch.more["rows"].tolist()[: batch.num_targets]
@@ -331,7 +366,7 @@ class Reference:
         finally:
             self._model.load_weights(list(now.items()), strict=False)
             self._model.train()
-        return found
+        return {row: values for part in ranks.gather("reference", list(found.items())) for row, values in part}
 
 
 def wrong_answers(
@@ -342,7 +377,13 @@ def wrong_answers(
     concurrency: int,
     stopped: Callable[[], bool],
 ) -> tuple[float, int] | None:
-    """The share of `prompts` whose most likely answer is wrong, and their number; None if `stopped()` came true."""
+    """The share of `prompts` whose most likely answer is wrong, and their number; None if `stopped()` came true.
+
+    Each rank asks a part of them; all get the same.
+    """
+    ranks, num_prompts = workers.ranks, len(prompts)
+    prompts = prompts[ranks.rank :: ranks.size]
+    found: list[Completion] | None = None
     random_state = mx.array(mx.random.state[0])
 
     def look(_: int) -> None:
@@ -355,12 +396,16 @@ def wrong_answers(
             concurrency=concurrency, on_step=look,
         )  # fmt: skip
     except _InterruptedError:
-        return None
+        pass
     finally:
         workers.model.train()
         mx.random.state[0][:] = random_state
+    if ranks.any("asked", found is None):
+        return None
+    assert found is not None
     grades = grade_many(
         [(completion.text, prompt.gold) for prompt, completion in zip(prompts, found, strict=True)],
         truncated=[completion.finish_reason == "length" for completion in found],
     )
-    return math.fsum(not grade.correct for grade in grades) / len(prompts), len(prompts)
+    num_wrong = sum(ranks.gather("wrong answers", sum(not grade.correct for grade in grades)))
+    return num_wrong / num_prompts, num_prompts

@@ -1,6 +1,7 @@
 """The folder of a run: whose it is, what it records, and how it ends whole."""
 
 import shutil
+import signal
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -9,6 +10,7 @@ from typing import Any
 
 from mlxmath import __version__
 from mlxmath.backends.base import DeviceInfo
+from mlxmath.backends.ranks import Ranks
 from mlxmath.config.load import Resolved
 from mlxmath.config.schema import DEMO, RunConfig
 from mlxmath.console import say, warn
@@ -17,12 +19,33 @@ from mlxmath.files import atomic_json, atomic_write, disk_errors, read_json, rem
 from mlxmath.lora.adapter import CONFIG, WEIGHTS, save_config
 from mlxmath.lora.inject import Injected
 from mlxmath.training.checkpoint import FOLDER, Checkpoint, newest_checkpoint
+from mlxmath.training.deadline import StopRequest
 from mlxmath.training.events import EVENTS, PLOT, RUN
+from mlxmath.training.fit import Ending
 from mlxmath.training.validation import BEST
 from mlxmath.training.watching import CURVES
 
 CHAT_TEMPLATE = "chat_template.jinja"
+_OF_ONE_HOST = ("adapter_path", "init_adapter", "resume", "validation_dataset", "save_every", "keep_checkpoints")
+"""Settings of [training] that may differ between the ranks of a run: paths, and what rank 0 alone does."""
 _OURS = (WEIGHTS, CONFIG, EVENTS, PLOT, CURVES, RUN, FOLDER, BEST, CHAT_TEMPLATE)
+
+
+def agree(ranks: Ranks, config: RunConfig, device: DeviceInfo, fixed: dict[str, Any]) -> None:
+    """Make sure that all ranks are about to train the same, from the same, in the same way.
+
+    Args:
+        ranks: all of them.
+        config: this rank's.
+        device: this rank's.
+        fixed: see `fixed_settings`; it holds the fingerprints of model and data.
+
+    Raises:
+        MlxmathError: one is not; it and every difference are named.
+    """
+    training = config.training.model_dump(mode="json")
+    settings = {f"training.{name}": value for name, value in training.items() if name not in _OF_ONE_HOST}
+    ranks.agree("settings", fixed | settings | {"backend": device.backend, "type": device.compute_dtype})
 
 
 def claim(config: RunConfig) -> Checkpoint | None:
@@ -98,6 +121,13 @@ def start(folder: Path, adapter: dict[str, Any], chat_template: str, *, anew: bo
             folder.mkdir(parents=True, exist_ok=True)
     save_config(folder, adapter)
     atomic_write(folder / CHAT_TEMPLATE, chat_template)
+
+
+def exit_code(ending: Ending, stop: StopRequest) -> int:
+    """What a command exits with after the loop."""
+    if ending == "stopped":  # the signal may have come to another rank
+        return stop.exit_code or 128 + signal.SIGTERM
+    return int(ending == "diverged")
 
 
 class Record:

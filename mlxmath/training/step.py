@@ -10,13 +10,16 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
+from mlxmath.backends.ranks import Ranks
 from mlxmath.data.batches import Batch, Window
 from mlxmath.training.gradients import Gradients
 from mlxmath.training.workers import Workers
 
 Tree = Any
+_DIGIT = 4096
+"""Counts travel as two digits of this base: float32 holds integers to 2**24 only."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,10 @@ class WindowSum:
 
 
 def accumulate(workers: Workers, window: Window, stopped: Callable[[], bool] = lambda: False) -> WindowSum | None:
-    """Sum loss and gradient over the window, evaluating after each micro-batch so that memory stays one micro-batch's.
+    """Sum loss and gradient over this rank's part of the window.
 
-    Dropout draws from a key of each micro-batch's own, so that it does not matter which worker takes it.
+    Each micro-batch is evaluated before the next, so that memory stays one's. Dropout draws from a key of each
+    micro-batch's own, so that it does not matter which worker takes it.
 
     Returns:
         The sums, or None if `stopped()` came true before the last micro-batch.
@@ -70,10 +74,44 @@ def accumulate(workers: Workers, window: Window, stopped: Callable[[], bool] = l
             sums = _counted(sums, loss, grad, batch)
         return sums
 
-    parts = workers.run(work, window.shares(workers.count))
+    parts = workers.run(work, workers.own(window.shares(workers.num_in_all)))
     mx.random.state[0][:] = keys[-1]
     whole = [part for part in parts if part is not None]
-    return functools.reduce(operator.add, whole) if len(whole) == len(parts) else None
+    if len(whole) < len(parts):
+        return None
+    return functools.reduce(operator.add, whole) if whole else _nothing(workers.model)
+
+
+def _nothing(model: nn.Module) -> WindowSum:
+    """The sums over no rows."""
+    zeros = tree_map(lambda parameter: mx.zeros(parameter.shape, mx.float32), model.trainable_parameters())
+    return WindowSum(0.0, zeros, 0, 0, ())
+
+
+def over_ranks(sums: WindowSum, ranks: Ranks, num_metrics: int) -> WindowSum:
+    """The sums of all ranks' parts, by one all-reduce of a flat float32 vector; to be called right after a vote.
+
+    Args:
+        sums: of this rank.
+        ranks: all of them.
+        num_metrics: what the objective reports beside the loss, also where a rank had no rows.
+    """
+    if ranks.size == 1:
+        return sums
+    counts = (*divmod(sums.num_targets, _DIGIT), *divmod(sums.num_tokens, _DIGIT))
+    numbers = mx.array([sums.loss_sum, *counts, *(sums.metric_sums or [0.0] * num_metrics)], mx.float32)
+    gradients = sorted(tree_flatten(sums.grad_sum))
+    total = ranks.sum(mx.concatenate([numbers, *(array.reshape(-1) for _, array in gradients)]))
+    loss, *rest = total[: numbers.size].tolist()
+    targets, tokens = (int(high) * _DIGIT + int(low) for high, low in (rest[:2], rest[2:4]))
+    found, start = [], numbers.size
+    for name, array in gradients:
+        found.append((name, total[start : start + array.size].reshape(array.shape)))
+        start += array.size
+    bad_rows = sums.bad_rows
+    if not math.isfinite(loss):
+        bad_rows = tuple(row for rows in ranks.gather("bad rows", sums.bad_rows) for row in rows)
+    return WindowSum(loss, tree_unflatten(found), targets, tokens, bad_rows, tuple(rest[4:]))
 
 
 def _counted(before: WindowSum | None, loss: mx.array, grad_sum: Tree, batch: Batch) -> WindowSum:

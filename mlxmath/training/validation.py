@@ -65,6 +65,8 @@ def mean_loss(
 ) -> tuple[float, int] | None:
     """Mean loss over all target tokens of `windows`, each token counting the same, in evaluation mode.
 
+    Each rank computes a part; all get the same.
+
     Returns:
         The mean and the number of target tokens, or None if `stopped()` came true before the last micro-batch.
     """
@@ -83,11 +85,12 @@ def mean_loss(
 
     try:
         micro_batches = [(window, index) for window in windows for index in range(len(window.micro_batches))]
-        shares = [tuple(micro_batches[first :: workers.count]) for first in range(workers.count)]
-        found = [pair for part in workers.run(work, shares) for pair in part]
+        shares = [tuple(micro_batches[first :: workers.num_in_all]) for first in range(workers.num_in_all)]
+        own = [pair for part in workers.run(work, workers.own(shares)) for pair in part]
     finally:
         model.train(training)
         mx.random.state[0][:] = random_state
+    found = [pair for part in workers.ranks.gather("validation", own) for pair in part]
     if len(found) < len(micro_batches):
         return None
     losses, targets = zip(*found, strict=True)
@@ -96,6 +99,8 @@ def mean_loss(
 
 class Validation:
     """Measures when it is time to, keeps the best adapters in `best/`, and says when there is no point in going on.
+
+    All ranks measure together and find the same; rank 0 keeps the best adapters and tells the listeners.
 
     Args:
         workers: compute loss sums; their model holds the adapters.
@@ -106,7 +111,7 @@ class Validation:
         total_steps: the run's last step, after which it is measured in any case.
         deadline: a measurement that does not fit into the time left is abandoned, and with it the run.
         stop: likewise.
-        listeners: told of each measurement.
+        listeners: told of each measurement, on rank 0.
         measure: what is measured instead of the loss on `windows`: given `stopped`, a number to be low and how many
             items it is the mean of, or None if `stopped()` came true.
     """
@@ -125,12 +130,13 @@ class Validation:
         listeners: Sequence[Callable[[Measurement], None]] = (),
         measure: Callable[[Callable[[], bool]], tuple[float, int] | None] | None = None,
     ) -> None:
-        self._workers, self._folder = workers, folder
+        self._workers, self._folder, self._ranks = workers, folder, workers.ranks
         if measure is None and windows:
             measure = partial(mean_loss, workers, windows)
         self._measured = measure
         self._config, self._windows_per_epoch, self._total_steps = config, windows_per_epoch, total_steps
-        self._deadline, self._stop, self._listeners = deadline, stop, listeners
+        self._deadline, self._stop = deadline, stop
+        self.listeners = listeners
         self._seconds = 0.0
         self.history: list[tuple[int, float]] = []
         """(step, loss) of all measurements."""
@@ -157,13 +163,13 @@ class Validation:
         return position.step % every == 0 or position.step == self._total_steps
 
     def _measure(self, position: Position) -> Ending | None:
-        if self._deadline.left_s < self._seconds:
+        if self._ranks.any("time to validate", self._deadline.left_s < self._seconds):
             return "deadline"
         start = time.perf_counter()
         assert self._measured is not None
         found = self._measured(lambda: bool(self._stop) or self._deadline.reached())
         if found is None:
-            return "stopped" if self._stop else "deadline"
+            return "stopped" if self._ranks.any("stopped", bool(self._stop)) else "deadline"
         self._seconds = time.perf_counter() - start
         loss, num_targets = found
         self.history.append((position.step, loss))
@@ -175,7 +181,7 @@ class Validation:
             self._keep(position.step, loss)
         lowest = min((Best(*entry) for entry in self.history if math.isfinite(entry[1])), key=_loss, default=None)
         measurement = Measurement(position.step, position.epoch, loss, num_targets, self._seconds, lowest)
-        for listener in self._listeners:
+        for listener in self.listeners if self._ranks.first else ():
             listener(measurement)
         return self._verdict()
 
@@ -185,6 +191,9 @@ class Validation:
 
     def _keep(self, step: int, loss: float) -> None:
         """Write `best/`. A disk that is full now may not be at the next one: the run goes on."""
+        if not self._ranks.first:
+            self.best = Best(step, loss)
+            return
         metadata = {"format": "mlx", "step": str(step), "validation_loss": repr(loss)}
         arrays = adapter_arrays(self._workers.model)
         folder = self._folder / BEST
@@ -235,6 +244,8 @@ class Validation:
         reference = saved.get("reference")
         self._reference = math.inf if reference is None else reference
         self.num_without_improvement = saved.get("without_improvement", 0)
+        if not self._ranks.first:
+            return
         folder = self._folder / BEST
         if self.best is None:
             with disk_errors(folder):

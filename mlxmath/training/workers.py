@@ -4,6 +4,8 @@ MLX computes element-wise operations on one thread, and a matrix product of a fe
 than two of them on one core each. So on a CPU each worker takes whole micro-batches: a thread, with MLX's own stream
 for it, the products' threads limited to that one. Workers share the weights, which nobody changes meanwhile. On a GPU
 there is one worker, which is the calling thread.
+
+Where several processes train together (`Ranks`), a window is shared out among all workers of all of them.
 """
 
 import contextlib
@@ -16,6 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxmath.backends.blas import one_thread
+from mlxmath.backends.ranks import Ranks
 from mlxmath.training.gradients import Gradients
 
 Share = TypeVar("Share")
@@ -29,10 +32,21 @@ class Workers:
         model: its arrays are shared, also those that training replaces later.
         gradients_of: makes the loss and gradients of a model; called for `model` and for each replica.
         count: shares at a time.
+        ranks: the processes that train together; each may have another `count`.
     """
 
-    def __init__(self, model: nn.Module, gradients_of: Callable[[nn.Module], Gradients], count: int = 1) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: nn.Module,
+        gradients_of: Callable[[nn.Module], Gradients],
+        count: int = 1,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.model, self.ranks = model, ranks or Ranks()
+        counts: list[int] = self.ranks.gather("workers", count)
+        self.num_in_all = sum(counts)
+        """Shares at a time on all ranks together."""
+        self._before = sum(counts[: self.ranks.rank])
         self._replicas = [replica(model) for _ in range(count - 1)]
         self._gradients = [gradients_of(each) for each in (model, *self._replicas)]
         mx.eval([each.state for each in (model, *self._replicas)])  # a thread cannot evaluate another's graph
@@ -45,7 +59,12 @@ class Workers:
     @property
     def how(self) -> str:
         """The way in which gradients are computed and why, for people."""
-        return self._gradients[0].how + (f", {self.count} micro-batches at once" if self.count > 1 else "")
+        at_once = f", {self.num_in_all} micro-batches at once" if self.num_in_all > 1 else ""
+        return self._gradients[0].how + at_once + (f" on {self.ranks.size} ranks" if self.ranks.size > 1 else "")
+
+    def own(self, shares: Sequence[Share]) -> Sequence[Share]:
+        """Those of `shares`, of which there are at most `num_in_all`, that this rank's workers take."""
+        return shares[self._before : self._before + self.count]
 
     def run(self, work: Callable[[Gradients, Share], Result], shares: Sequence[Share]) -> list[Result]:
         """`work(gradients, share)` for each of at most `count` shares, at once; the results must be evaluated.
@@ -53,7 +72,9 @@ class Workers:
         Raises:
             Exception: the first that any of them raised, after all have ended.
         """
-        assert 0 < len(shares) <= self.count
+        assert len(shares) <= self.count
+        if not shares:
+            return []
         for other in self._replicas:
             other.update(self.model.trainable_parameters())
             other.train(self.model.training)
