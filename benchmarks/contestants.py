@@ -49,6 +49,8 @@ class Conditions:
     timeout_s: float
     peer_python: Path | None = None
     ours_options: Sequence[str] = ()
+    effective_batch: int = EFFECTIVE_BATCH
+    """Rows of an optimizer step."""
     check_loss: bool = True
     """Also run ours on the first batch alone, for its loss (the others give theirs on the way)."""
 
@@ -116,9 +118,10 @@ def measure(entry: Entry, workload: Workload, conditions: Conditions) -> dict[st
     return shown | result
 
 
-def _accumulation(entry: Entry) -> int:
-    assert EFFECTIVE_BATCH % entry.batch_size == 0, f"{EFFECTIVE_BATCH} rows do not divide by {entry.batch_size}"
-    return EFFECTIVE_BATCH // entry.batch_size
+def _accumulation(entry: Entry, conditions: Conditions) -> int:
+    rows = conditions.effective_batch
+    assert rows % entry.batch_size == 0, f"{rows} rows do not divide by {entry.batch_size}"
+    return rows // entry.batch_size
 
 
 def _memory(finished: Finished) -> dict[str, Any]:
@@ -135,8 +138,9 @@ def _run_peer(entry: Entry, workload: Workload, conditions: Conditions, folder: 
             return {"skipped": "no --peer-python with unsloth_zoo was given"}
         python = conditions.peer_python
     job = job_of(
-        workload, conditions, batch_size=entry.batch_size, accumulation=_accumulation(entry), setting=entry.setting
-    )
+        workload, conditions, batch_size=entry.batch_size, accumulation=_accumulation(entry, conditions),
+        setting=entry.setting,
+    )  # fmt: skip
     return run_worker(PEERS[entry.contestant], job, folder, conditions.timeout_s, python)
 
 
@@ -193,7 +197,7 @@ def _run_ours(entry: Entry, workload: Workload, conditions: Conditions, folder: 
     if conditions.check_loss:
         first, finished = train(
             workload, folder / "first", workload.first_batch, conditions,
-            batch_size=entry.batch_size, num_epochs=1,
+            batch_size=entry.batch_size, num_epochs=1, accumulation=-(-EFFECTIVE_BATCH // entry.batch_size),
         )  # fmt: skip
         if finished.failure:
             return {"failed": finished.failure}
@@ -201,7 +205,7 @@ def _run_ours(entry: Entry, workload: Workload, conditions: Conditions, folder: 
         left_s -= finished.seconds
     run, finished = train(
         workload, folder / "run", workload.dataset, replace(conditions, timeout_s=left_s),
-        batch_size=entry.batch_size, num_epochs=conditions.num_epochs,
+        batch_size=entry.batch_size, num_epochs=conditions.num_epochs, accumulation=_accumulation(entry, conditions),
     )  # fmt: skip
     if finished.failure:
         return {"failed": finished.failure}

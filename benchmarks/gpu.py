@@ -1,25 +1,33 @@
 """Everything there is to know of a CUDA machine, within minutes, in one JSON.
 
-    python benchmarks/gpu.py [--minutes 8] [--out FILE] [--shapes 0.5b,1.5b,7b] [--dry-run]
-    python benchmarks/gpu.py --backend cpu --tiny        (the same on any machine, on tiny shapes)
+    python benchmarks/gpu.py [--minutes 9] [--parts tests,parity,...] [--shapes 0.5b,1.5b,7b] [--out FILE] [--dry-run]
+    python benchmarks/gpu.py --backend cpu --tiny        (the same on any machine, on a tiny shape)
 
-First the tests of the backend and of what runs on it, then for each shape LoRA training in bfloat16 (random weights,
-made here, removed afterwards): mlxmath against mlx_lm.lora and torch + peft, as `bench_train.py` does it. Each part has
-a limit of its own, what time is left is shared among the shapes that are left, and the JSON is written anew after every
-run, so that being cut off costs one part. A package that is missing here means a contestant that is skipped, with the
-reason.
+Parts: the `tests` of the backend and of what runs on it; `parity` of loss and gradients with the CPU on all objectives;
+and for each shape (random weights made here, removed afterwards; in 16 bits and in 4): the rate of its matrix products
+(`matmul`), LoRA training of mlxmath, mlx_lm.lora and torch + peft (`train`), where a step's time goes (`profile`), new
+tokens a second in evaluation and rollouts, and by mlx_lm (`generate`).
+
+Each part has a limit of its own, what time is left is shared among the shapes that are left, and the JSON is written
+anew after every process, so that being cut off costs one process. A further call on the same machine adds to the JSON
+what it measures; `--fresh` begins a new one. A package that is missing here means a contestant that is skipped, with
+the reason.
+
+On a GPU such as an H200, in two calls of ten minutes:
+
+    python benchmarks/gpu.py --minutes 9.5 --parts tests,parity,matmul,train,profile --shapes 0.5b,1.5b
+    python benchmarks/gpu.py --minutes 9.5 --parts matmul,train,profile,generate --shapes 7b,1.5b --bits 16,4
 """
 
 import argparse
+import json
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))
@@ -28,175 +36,216 @@ from mlxmath.backends.blas import preload  # noqa: E402
 
 preload()
 
-from benchmarks.bench_train import PACKAGES, Result, measure_shape, show  # noqa: E402
-from benchmarks.common import (  # noqa: E402
-    DEMO_ROWS,
-    GSM8K,
-    RESULTS,
-    exit_on_sigterm,
-    gigabytes,
-    machine,
-    run_process,
-    save_json,
+from benchmarks import gpu_parts  # noqa: E402
+from benchmarks.bench_train import PACKAGES, Result  # noqa: E402
+from benchmarks.common import DEMO_ROWS, GSM8K, RESULTS, exit_on_sigterm, gigabytes, machine, save_json  # noqa: E402
+from benchmarks.contestants import SHOWN, TEMPLATE  # noqa: E402
+from benchmarks.gpu_parts import Place  # noqa: E402
+from benchmarks.gpu_plan import (  # noqa: E402
+    BITS,
+    FULL,
+    GENERATION,
+    PARTS,
+    PER_SHAPE,
+    TINY,
+    Scale,
+    shapes_of,
+    training_entries,
 )
-from benchmarks.contestants import TEMPLATE, Conditions, entries  # noqa: E402
-from benchmarks.workload import SHAPES, Shape, make_workload  # noqa: E402
-
-TESTS = {"device": (("backends", "kernels"), 60.0), "training": (("lora", "models", "objectives", "training"), 60.0)}
-"""Groups of folders of `tests/`, and the seconds that each group may take."""
-RUN_S = {"0.5b": 60.0, "1.5b": 75.0, "7b": 110.0}
-NUM_ROWS = {"0.5b": 128, "1.5b": 64, "7b": 32}
-LARGE_BYTES = 6e9
-"""Models from this size on are loaded once a contestant: the loss of the first batch is left out for ours."""
+from benchmarks.workload import SHAPES, Shape, Workload, make_workload  # noqa: E402
 
 
 def main() -> None:
-    """Run all parts and write the JSON."""
+    """Run the parts and write the JSON."""
+    options = parse()
+    exit_on_sigterm()
+    scale = TINY if options.tiny else FULL
+    shapes = shapes_of(options.shapes or scale.shapes, is_tiny=options.tiny)
+    dtype = "float32" if options.backend == "cpu" else "bfloat16"
+    out = options.out or RESULTS / ("gpu_tiny.json" if options.tiny else "gpu.json")
+    if options.dry_run:
+        for line in described(options, scale, shapes, dtype):
+            print(line)
+        print(f"-> {out}")
+        return
+    started = time.monotonic()
+    ends = started + 60 * options.minutes
+    record = opened(out, options)
+    call = {"parts": options.parts, "shapes": list(shapes), "bits": options.bits, "minutes": options.minutes}
+    record["calls"].append(call)
+
+    def save() -> None:
+        call["seconds"] = round(time.monotonic() - started, 1)
+        save_json(out, record)
+
+    save()
+    place = Place(options.backend, scale, tuple(options.contestants), lambda: ends - time.monotonic())
+    if "tests" in options.parts:
+        record["tests"] = {}
+        for names, limit_s in scale.tests:
+            record["tests"][", ".join(names)] = found = gpu_parts.run_tests(names, min(limit_s, place.left_s()))
+            counts = {name: value for name, value in found.items() if isinstance(value, int | float)}
+            print(f"tests of {', '.join(names)}: {counts or found}", flush=True)
+            save()
+    if "parity" in options.parts:
+        record["parity"] = found = gpu_parts.parity(place)
+        shown = {name: found[name] for name in ("worst_float32", "disagreeing", "skipped", "failed") if name in found}
+        print(f"parity with the CPU: {shown}", flush=True)
+        save()
+    work = options.work or Path(tempfile.mkdtemp(prefix="mlxmath-gpu-"))
+    try:
+        if set(options.parts) & set(PER_SHAPE):
+            for i, (name, shape) in enumerate(shapes.items()):
+                until = time.monotonic() + place.left_s() / (len(shapes) - i)
+                here = replace(place, left_s=lambda until=until: until - time.monotonic())
+                run_shape(shape, here, options, work, dtype, record["shapes"].setdefault(name, {}), save)
+                print(f"{name}: {place.left_s():.0f} s left", flush=True)
+    finally:
+        if options.work is None:
+            shutil.rmtree(work, ignore_errors=True)
+    save()
+    print(f"\n-> {out} ({call['seconds']:.0f} s)")
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=8.0, help="time for everything (default: 8)")
+    parser.add_argument("--minutes", type=float, default=9.0, help="time for everything (default: 9)")
     parser.add_argument("--backend", default="cuda", choices=("cuda", "cpu", "metal"))
-    parser.add_argument("--shapes", default="0.5b,1.5b,7b", help="which, in this order (default: 0.5b,1.5b,7b)")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {','.join(PARTS)} (default: all)")
+    parser.add_argument("--shapes", default="", help="which, in this order (default: 0.5b,1.5b,7b; with --tiny 0.5b)")
+    parser.add_argument("--bits", default="16,4", help="of the weights (default: 16,4)")
     parser.add_argument("--contestants", default="ours,mlx_lm,torch")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes, to see that everything works")
-    parser.add_argument("--no-tests", action="store_true", help="leave the tests out")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+    parser.add_argument("--fresh", action="store_true", help="do not add to what the JSON holds")
     parser.add_argument("--data", type=Path, help="problems and solutions (default: GSM8K, else the bundled problems)")
     parser.add_argument("--work", type=Path, help="folder for the models (default: a temporary one)")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/gpu.json, with --tiny gpu_tiny.json")
     options = parser.parse_args()
-    exit_on_sigterm()
-    names = options.shapes.split(",")
-    if unknown := set(names) - set(SHAPES):
-        parser.error(f"--shapes: {', '.join(sorted(unknown))} is unknown; there are {', '.join(SHAPES)}")
-    shapes = [tiny(SHAPES[name]) if options.tiny else SHAPES[name] for name in names]
-    dtype = "float32" if options.backend == "cpu" else "bfloat16"
-    chosen = entries(options.contestants.split(","), [8], [8])
-    out = options.out or RESULTS / ("gpu_tiny.json" if options.tiny else "gpu.json")
-    if options.dry_run:
-        print(f"{options.minutes:g} minutes on {options.backend}, {dtype}, -> {out}")
-        if not options.no_tests:
-            for folders, limit_s in TESTS.values():
-                print(f"  tests of {', '.join(folders)}: at most {limit_s:.0f} s")
-        for name, shape in zip(names, shapes, strict=True):
-            size = gigabytes(shape.num_parameters * (4 if dtype == "float32" else 2))
-            runs = "; ".join(entry.name for entry in chosen)
-            print(f"  {shape.title}, {size} of random weights, {NUM_ROWS.get(name, 32)} rows twice, at most "
-                  f"{RUN_S.get(name, 60):.0f} s a run: matrix products alone; {runs}")  # fmt: skip
-        return
+    for name, known in (("parts", PARTS), ("shapes", SHAPES), ("contestants", SHOWN), ("bits", map(str, BITS))):
+        chosen, allowed = [part for part in getattr(options, name).split(",") if part], list(known)
+        if unknown := set(chosen) - set(allowed):
+            parser.error(f"--{name}: {', '.join(sorted(unknown))} is unknown; there are {', '.join(allowed)}")
+        setattr(options, name, chosen)
+    options.bits = [int(bits) for bits in options.bits]
+    return options
 
-    deadline = time.monotonic() + 60 * options.minutes
 
-    def left_s() -> float:
-        return deadline - time.monotonic()
-
-    record: Result = {
-        "question": "tests and LoRA training on a GPU",
-        "backend": options.backend,
-        "gpu": gpu(),
-        "machine": machine((*PACKAGES, "mlx-cuda-12", "mlx-cuda-13", "datasets")),
-        "minutes": options.minutes,
+def opened(out: Path, options: argparse.Namespace) -> Result:
+    """The JSON to add to: what an earlier call on the same GPU left, or a new one."""
+    here = {"backend": options.backend, "gpu": gpu_parts.gpu(), "tiny": options.tiny}
+    new: Result = {
+        "question": "tests, parity, training and generation on a GPU",
+        **here,
+        "machine": machine((*PACKAGES, "mlx-cuda-12", "mlx-cuda-13", "bitsandbytes", "datasets")),
+        "calls": [],
         "shapes": {},
     }
-    save_json(out, record)
-    if not options.no_tests:
-        record["tests"] = {}
-        for group, (folders, limit_s) in TESTS.items():
-            record["tests"][group] = found = run_tests(folders, min(limit_s, left_s()))
-            counts = {name: value for name, value in found.items() if name != "failed"}
-            print(f"tests of {', '.join(folders)}: {counts}", flush=True)
-            save_json(out, record)
-    work = options.work or Path(tempfile.mkdtemp(prefix="mlxmath-gpu-"))
-    data = options.data or (GSM8K if GSM8K.exists() else DEMO_ROWS)
-    try:
-        for i, (name, shape) in enumerate(zip(names, shapes, strict=True)):
-            ends = time.monotonic() + left_s() / (len(names) - i)
-            part = run_shape(name, shape, work, data, options.backend, dtype, chosen, record, out, ends)
-            print(f"{name}: {part.get('skipped') or 'done'}; {left_s():.0f} s left", flush=True)
-    finally:
-        if options.work is None:
-            shutil.rmtree(work, ignore_errors=True)
-    record["seconds"] = round(60 * options.minutes - left_s(), 1)
-    save_json(out, record)
-    print(f"\n-> {out} ({record['seconds']:.0f} s)")
+    if options.fresh or not out.exists():
+        return new
+    found: Result = json.loads(out.read_text())
+    if any(found.get(name) != value for name, value in here.items()) or "calls" not in found:
+        return new
+    return found | {"machine": new["machine"]}
 
 
-def tiny(shape: Shape) -> Shape:
-    """The same kind of model, next to nothing in size."""
-    return replace(shape, hidden=64, layers=2, heads=4, kv_heads=2, intermediate=160, vocab=2_000)
-
-
-def gpu() -> str | None:
-    """Name, memory and driver of the GPU."""
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def run_tests(names: tuple[str, ...], limit_s: float) -> dict[str, Any]:
-    """Tests on whatever MLX's default device is here: counts, and what failed and why."""
-    folders = [str(folder) for name in names if (folder := REPOSITORY / "tests" / name).is_dir()]
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
-        command += [f"--junitxml={report}", *folders]
-        finished = run_process(command, timeout_s=limit_s, folder=REPOSITORY)
-        if not report.exists():
-            kind = "skipped" if "No module named pytest" in finished.output else "cut_off"
-            return {kind: finished.failure, "output": finished.output[-1500:]}
-        suite = ElementTree.parse(report).getroot().find("testsuite")
-    assert suite is not None
-    found: dict[str, Any] = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
-    found["seconds"] = round(finished.seconds, 1)
-    found["failed"] = [
-        {"test": f"{case.get('classname')}.{case.get('name')}", "message": (problem.get("message") or "")[:500]}
-        for case in suite.iter("testcase")
-        for problem in case
-        if problem.tag in ("failure", "error")
-    ]
-    return found
+def described(options: argparse.Namespace, scale: Scale, shapes: dict[str, Shape], dtype: str) -> list[str]:
+    """What would be done, a line a step."""
+    lines = [f"{options.minutes:g} minutes on {options.backend}, {dtype}: {', '.join(options.parts)}"]
+    if "tests" in options.parts:
+        lines += [f"  tests of {', '.join(names)}: at most {limit_s:.0f} s" for names, limit_s in scale.tests]
+    if "parity" in options.parts:
+        lines.append("  parity with the CPU: sft, packed rows, 4-bit weights, grpo's losses: at most 120 s")
+    for name, shape in shapes.items():
+        size = gigabytes(shape.num_parameters * (4 if dtype == "float32" else 2))
+        rows, limit_s = dict(scale.rows)[name], dict(scale.run_s)[name]
+        lines.append(f"  {shape.title}, {size} of random weights, at most {limit_s:.0f} s a process")
+        if "matmul" in options.parts:
+            lines.append("    matmul: its matrix products alone")
+        for bits in options.bits:
+            if "train" in options.parts:
+                who = "; ".join(entry.name for entry in training_entries(options.contestants, scale, bits))
+                lines.append(
+                    f"    train on {bits}-bit weights, {rows} rows twice, {scale.effective_batch} a step: {who}"
+                )
+            if "profile" in options.parts:
+                lines.append(f"    profile on {bits}-bit weights: the pieces of a step of {scale.profile} tokens")
+            if "generate" in options.parts:
+                who = "; ".join(GENERATION.values())
+                lines.append(f"    generate on {bits}-bit weights, {scale.prompts} prompts: {who}")
+    return lines
 
 
 def run_shape(
-    name: str,
     shape: Shape,
+    place: Place,
+    options: argparse.Namespace,
     work: Path,
-    data: Path,
-    backend: str,
     dtype: str,
-    chosen: list[Any],
     record: Result,
-    out: Path,
-    ends: float,
-) -> Result:
-    """Make the model of a shape, measure all contestants on it until `ends` (monotonic seconds), remove it."""
-    num_bytes = shape.num_parameters * (4 if dtype == "float32" else 2)
+    save: Callable[[], None],
+) -> None:
+    """Make the model of a shape, measure everything on it, remove it."""
+    scale, num_bytes = place.scale, shape.num_parameters * (4 if dtype == "float32" else 2)
     work.mkdir(parents=True, exist_ok=True)
-    if shutil.disk_usage(work).free < 1.5 * num_bytes:
-        part: Result = {"skipped": f"{gigabytes(1.5 * num_bytes)} are not free in {work}"}
-        record["shapes"][name] = part
-        return part
+    if shutil.disk_usage(work).free < 2 * num_bytes:
+        record["skipped"] = f"{gigabytes(2 * num_bytes)} are not free in {work}"
+        save()
+        return
+    data = options.data or (GSM8K if GSM8K.exists() else DEMO_ROWS)
     started = time.monotonic()
-    workload = make_workload(shape, work, data, dtype=dtype, num_rows=NUM_ROWS.get(name, 32), template=TEMPLATE)
-    made_s = round(time.monotonic() - started, 1)
-    print(f"\n{shape.title}: made in {made_s} s", flush=True)
-    conditions = Conditions(
-        backend, 2, RUN_S.get(name, 60.0), ours_options=(), check_loss=workload.weights_bytes < LARGE_BYTES
-    )
-
-    def save(part: Result) -> None:
-        record["shapes"][name] = part | {"made_s": made_s, "dtype": dtype}
-        save_json(out, record)
-
+    dense = make_workload(shape, work, data, dtype=dtype, num_rows=dict(scale.rows)[shape.name], template=TEMPLATE)
+    record |= {"shape": shape.title, "dtype": dtype, "data": data.name, "made_s": round(time.monotonic() - started, 1)}
+    print(f"\n{shape.title}: made in {record['made_s']} s", flush=True)
     try:
-        part = measure_shape(
-            workload, chosen, conditions, save=save, ceiling_s=2.0, time_left_s=lambda: ends - time.monotonic()
-        )
-        show(workload, part)
+        if "matmul" in options.parts:
+            record["matmul"] = gpu_parts.matmul(place, dense)
+            rates = {
+                name: f"{found.get('flops_per_s', 0) / 1e12:,.2f} TFLOP/s" for name, found in record["matmul"].items()
+            }
+            print(f"  matrix products: {rates}", flush=True)
+            save()
+        for bits in options.bits:
+            workload = dense if bits == 16 else gpu_parts.quantized(place, dense, bits)
+            part = record.setdefault(f"{bits}-bit", {})
+            if isinstance(workload, str):
+                part["skipped"] = workload
+                print(f"  {bits}-bit weights: {workload}", flush=True)
+                continue
+            part.pop("skipped", None)
+            measure(workload, bits, dense.model, place, options.parts, part, record.get("matmul", {}).get(dtype), save)
     finally:
-        shutil.rmtree(workload.folder, ignore_errors=True)
-    return part
+        shutil.rmtree(dense.folder, ignore_errors=True)
+        save()
+
+
+def measure(
+    workload: Workload,
+    bits: int,
+    dense: Path,
+    place: Place,
+    parts: list[str],
+    record: Result,
+    ceiling: Result | None,
+    save: Callable[[], None],
+) -> None:
+    """The parts that are measured on weights of so many bits, saved as they come."""
+
+    def keep(name: str) -> Callable[[Result], None]:
+        def kept(found: Result) -> None:
+            record[name] = found
+            save()
+
+        return kept
+
+    print(f"on {bits}-bit weights ({gigabytes(workload.weights_bytes)})", flush=True)
+    if "train" in parts:
+        keep("train")(gpu_parts.train(place, workload, bits, dense, ceiling, keep("train")))
+    if "profile" in parts:
+        keep("profile")(gpu_parts.profile(place, workload))
+    if "generate" in parts:
+        keep("generate")(gpu_parts.generate(place, workload, keep("generate")))
 
 
 if __name__ == "__main__":

@@ -146,6 +146,8 @@ class Workload:
     dtype: str
     folder: Path
     rows: list[Row]
+    stored_bytes: int | None = None
+    """The weights' size where it does not follow from shape and type: quantized ones."""
 
     @property
     def model(self) -> Path:
@@ -175,7 +177,7 @@ class Workload:
     @property
     def weights_bytes(self) -> int:
         """The model's weights in memory, in their own type."""
-        return self.shape.num_parameters * _BYTES[self.dtype]
+        return self.stored_bytes or self.shape.num_parameters * _BYTES[self.dtype]
 
     @property
     def flops_per_token(self) -> float:

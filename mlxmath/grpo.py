@@ -100,6 +100,7 @@ def grpo(resolved: Resolved, ranks: "Ranks") -> int:
     from mlxmath.lora.inject import inject, open_blocks
     from mlxmath.models.load import load_model
     from mlxmath.models.memory import Batching, choose_batching
+    from mlxmath.models.tuning import tune_for_training
     from mlxmath.objectives.grpo import Logprobs, PolicyGradient
     from mlxmath.objectives.rewards import Rewards
     from mlxmath.plan import check_fits
@@ -155,6 +156,7 @@ def grpo(resolved: Resolved, ranks: "Ranks") -> int:
 
     batching = choose_batching(loaded.config, config, device, shape.width(most))
     kernels = kernels_for(device, batching.num_workers)
+    tune_for_training(model, batching.tokens)
     reference = None
     if settings.beta:
         scorer = choose_gradients(model, Logprobs(settings.temperature), kernels, compiled=False)

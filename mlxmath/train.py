@@ -134,6 +134,7 @@ def train(resolved: Resolved, ranks: "Ranks") -> int:
     from mlxmath.lora.inject import inject, open_blocks
     from mlxmath.models.load import load_model
     from mlxmath.models.memory import choose_batching
+    from mlxmath.models.tuning import tune_for_training
     from mlxmath.objectives.sft import SupervisedFineTuning
     from mlxmath.plan import check_fits
     from mlxmath.prepare import prepare_rows
@@ -195,6 +196,7 @@ def train(resolved: Resolved, ranks: "Ranks") -> int:
     batching = choose_batching(loaded.config, config, device, longest)
     max_tokens = min(ranks.gather("batching", batching.tokens))
     kernels = kernels_for(device, batching.num_workers)
+    tune_for_training(model, batching.tokens)
     workers = Workers(
         model,
         lambda replica: choose_gradients(

@@ -1,1 +1,2 @@
-"""The other trainers, each a script for a fresh process: `python benchmarks/peers/NAME.py JOB.json RESULT.json`."""
+"""Scripts for fresh processes, `python benchmarks/peers/NAME.py JOB.json RESULT.json`: the other trainers, and single
+measurements that must not disturb each other."""

@@ -2,6 +2,9 @@
 
 Each effective batch is sorted by length before it is cut into micro-batches, as ours is; padding goes to the right and
 its labels are -100, so no attention mask is needed and attention takes its faster causal path.
+
+A job's `setting` may have `compile` (torch.compile, for any width), `bits` (weights as bitsandbytes' NF4), and `model`,
+a folder to read in place of the job's.
 """
 
 import random
@@ -24,7 +27,13 @@ def run(job: Job) -> Result:
     torch.manual_seed(job["seed"])
     device = "cpu" if job["backend"] == "cpu" else "cuda"
     dtype = torch.float32 if device == "cpu" else getattr(torch, job["dtype"])
-    base = AutoModelForCausalLM.from_pretrained(job["model"], dtype=dtype, attn_implementation="sdpa").to(device)
+    setting = job["setting"]
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa"}
+    if setting.get("bits"):
+        options |= _nf4(dtype)
+    base = AutoModelForCausalLM.from_pretrained(setting.get("model", job["model"]), **options)
+    if not setting.get("bits"):
+        base = base.to(device)
     base.config.use_cache = False
     config = LoraConfig(
         r=job["rank"], lora_alpha=job["alpha"], target_modules=list(job["targets"]), lora_dropout=0.0, bias="none",
@@ -32,6 +41,8 @@ def run(job: Job) -> Result:
     )  # fmt: skip
     model = get_peft_model(base, config)
     model.train()
+    if setting.get("compile"):
+        model = torch.compile(model, dynamic=True)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=job["learning_rate"], weight_decay=0.0)
 
@@ -76,16 +87,28 @@ def run(job: Job) -> Result:
                 torch.cuda.synchronize()
             clock.step()
     peak = proc_bytes("VmHWM")
-    result: Result = {
-        "first_batch_loss": loss,
+    notes = [f"{torch.get_num_threads()} threads"]
+    if setting.get("bits"):
+        notes.append(f"NF4 weights are others than MLX's, so the first batch's loss, {loss:.5f}, is not compared")
+    result: Result = {} if setting.get("bits") else {"first_batch_loss": loss}
+    result |= {
         "epoch_ends_s": clock.ends_s,
         "targets_per_epoch": num_targets,
         "peak_device_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
-        "notes": [f"{torch.get_num_threads()} threads"],
+        "notes": notes,
     }
     if reset and peak is not None and start_bytes is not None and device == "cpu":
         result["rss_above_start_bytes"] = peak - start_bytes
     return result
+
+
+def _nf4(dtype: Any) -> dict[str, Any]:
+    """Options that load weights in 4 bits (Dettmers et al. 2023, arXiv:2305.14314); raises without bitsandbytes."""
+    import bitsandbytes  # noqa: F401
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    return {"quantization_config": config, "device_map": {"": 0}}
 
 
 def _batched(rows: list[Any], size: int) -> Iterator[list[Any]]:

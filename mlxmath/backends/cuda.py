@@ -1,10 +1,16 @@
 """NVIDIA GPUs through MLX's own CUDA build."""
 
+import os
 import sys
+from typing import Any
 
+from mlxmath.backends import nvidia
 from mlxmath.backends.base import DeviceInfo
 from mlxmath.backends.blas import preload
-from mlxmath.backends.device import MlxDevice, machine_memory_bytes
+from mlxmath.backends.device import MlxDevice
+
+_USABLE = 0.95
+"""Of the memory; the rest is for CUDA's own context, cuDNN's workspaces and kernels."""
 
 
 class CudaBackend(MlxDevice):
@@ -16,30 +22,60 @@ class CudaBackend(MlxDevice):
     is_shared = False  # the launcher gives each process a GPU of its own
 
     def unavailable(self) -> str | None:
-        """Why there is no CUDA device here."""
+        """Why there is no CUDA device here, and what to install."""
         if not sys.platform.startswith("linux"):
             return f"MLX's CUDA build is for Linux; this is {sys.platform}."
         preload()
+        builds, release = nvidia.installed_builds(), nvidia.driver_release()
         try:
             import mlx.core as mx
         except ImportError as error:
-            return f"MLX does not load ({error}); install `pip install 'mlxmath[cuda13]'` (or cuda12)."
+            return nvidia.why_not_loaded(str(error), builds, release)
         if not mx.cuda.is_available():
+            return nvidia.why_no_cuda_build(builds, release)
+        if mx.device_count(mx.gpu) == 0:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            return nvidia.why_no_device(builds, nvidia.driver_cuda(), visible)
+        info = mx.device_info(mx.gpu)
+        if reason := nvidia.why_too_old(str(info.get("device_name", "the GPU")), _capability(info)):
+            return reason
+        try:
+            mx.eval(mx.add(mx.ones(2), mx.ones(2), stream=mx.gpu))
+        except (RuntimeError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
             return (
-                "this MLX sees no CUDA device; install an NVIDIA driver (>= 580 for CUDA 13, >= 550 for CUDA 12) "
-                "and `pip install 'mlxmath[cuda13]'` (or cuda12)."
+                f"a first operation on the GPU fails: {first}. Driver {release}; installed: {', '.join(builds)}. "
+                "Install a current driver, or NVIDIA's libraries again: `pip install --force-reinstall "
+                f"'mlxmath[cuda{nvidia.BUILDS.get(builds[0], 13) if builds else 13}]'`."
             )
         return None
 
     def _describe(self) -> DeviceInfo:
         import mlx.core as mx
 
-        info = mx.device_info()
-        memory = info.get("total_memory") or info.get("memory_size") or machine_memory_bytes()
+        info = mx.device_info(mx.gpu)
+        total = int(info["total_memory"])
+        free = int(info.get("free_memory", total))
+        capability = _capability(info)
+        has_bfloat16 = capability >= (8, 0)
+        notes: tuple[str, ...] = ()
+        if free < 0.8 * total:
+            notes = (f"{(total - free) / 1e9:.1f} of the GPU's {total / 1e9:.1f} GB are in use by other processes",)
         return DeviceInfo(
             backend=self.name,
-            device=str(info.get("device_name", "CUDA GPU")),
-            memory_bytes=int(int(memory) * 0.95),
-            compute_dtype="bfloat16",
-            dtype_reason="tensor cores and fused attention need 16 bits; adapters and optimizer stay float32",
+            device=f"{info.get('device_name', 'NVIDIA GPU')} (compute capability {'.'.join(map(str, capability))}, "
+            f"driver {nvidia.driver_release() or 'unknown'})",
+            memory_bytes=int(min(total * _USABLE, free)),
+            compute_dtype="bfloat16" if has_bfloat16 else "float32",
+            dtype_reason=(
+                "tensor cores and fused attention need 16 bits; adapters and optimizer stay float32"
+                if has_bfloat16
+                else "this GPU has no bfloat16, and float16's range loses gradients"
+            ),
+            notes=notes,
         )
+
+
+def _capability(info: dict[str, Any]) -> tuple[int, int]:
+    """Compute capability, out of MLX's device information."""
+    return int(info["compute_capability_major"]), int(info["compute_capability_minor"])

@@ -10,7 +10,7 @@ from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from mlxmath.backends.blas import blas_is_missing
 from mlxmath.errors import MlxmathError
-from mlxmath.models.dequantized import use_dequantized
+from mlxmath.models.dequantized import use_products
 from mlxmath.models.numpy_linear import use_numpy
 
 
@@ -22,12 +22,13 @@ class Loaded:
     config: dict[str, Any]
 
 
-def load_model(folder: Path, dtype: str) -> Loaded:
+def load_model(folder: Path, dtype: str, *, lazy: bool = False) -> Loaded:
     """Load the model in `folder` with its floating-point parameters as `dtype` (quantized weights stay packed).
 
     Args:
         folder: config.json and model*.safetensors, as `mlxmath convert` or mlx_lm writes them.
         dtype: "float32", "bfloat16" or "float16".
+        lazy: leave the weights on the disk until they are used, and layers as they are.
 
     Raises:
         MlxmathError: files are missing or damaged, or mlx_lm does not know the architecture.
@@ -42,8 +43,10 @@ def load_model(folder: Path, dtype: str) -> Loaded:
             f"{folder} does not load: {reason}. `mlxmath convert --overwrite` makes it again."
         ) from error
     model.set_dtype(getattr(mx, dtype))
+    if lazy:
+        return Loaded(model, config)
     if mx.default_device() == mx.Device(mx.cpu, 0):
-        use_dequantized(model)
+        use_products(model)
         if dtype == "float32" and blas_is_missing():
             use_numpy(model)
     mx.eval(model.parameters())

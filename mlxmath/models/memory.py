@@ -155,6 +155,8 @@ def plan_memory(shape: ModelShape, config: RunConfig, *, itemsize: int, batching
     block = max(4 * tokens * shape.feed_forward, 2 * scores + 4 * tokens * shape.hidden)
     if checkpointed:
         block += tokens * shape.kept_per_token
+    if bits is not None and itemsize == 2:  # a GPU may dequantize a layer's weight for its product
+        block += 2 * shape.hidden * shape.feed_forward
     head_rows = min(tokens, max(1, HEAD_CHUNK_BYTES // (4 * shape.vocab)))
     head = 4 * head_rows * shape.vocab + 4 * tokens * shape.hidden * itemsize
     if bits is not None and itemsize == 4:  # a CPU makes logits in slices, out of weights unpacked slice by slice

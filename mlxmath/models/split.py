@@ -14,7 +14,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlxmath.kernels.cpu import product
-from mlxmath.models.dequantized import dequantized
+from mlxmath.models.dequantized import dequantized, packed_of, products_of
 from mlxmath.models.memory import QUANTIZED_HEAD_SLICE
 
 
@@ -50,10 +50,10 @@ class Head:
 
     def _product(self, x: mx.array, *, transpose: bool) -> mx.array:
         layer = self.layer
-        on_cpu = mx.default_device() == mx.Device(mx.cpu, 0)
-        if self._quantized and on_cpu:
-            return self._dequantized_product(x, transpose=transpose)
         if self._quantized:
+            products = products_of(layer)
+            if products.forward if transpose else products.backward:
+                return self._dequantized_product(x, transpose=transpose)
             return mx.quantized_matmul(
                 x,
                 layer.weight,
@@ -65,13 +65,13 @@ class Head:
                 mode=layer.mode,
             )
         weight_VD = layer.weight.astype(x.dtype)
-        multiply = product if x.dtype == mx.float32 and on_cpu else mx.matmul
+        multiply = _multiply(x.dtype)
         return multiply(x, weight_VD.T if transpose else weight_VD)
 
     def _dequantized_product(self, x: mx.array, *, transpose: bool) -> mx.array:
         """In slices of the vocabulary, so that only one slice's weight is dequantized at a time."""
         layer = self.layer
-        packed = [layer[name] for name in ("weight", "scales", "biases") if layer.get(name) is not None]
+        packed, multiply = packed_of(layer), _multiply(x.dtype)
         parts: list[mx.array] = []
         for start in range(0, self.vocab_size, QUANTIZED_HEAD_SLICE):
             rows = slice(start, start + QUANTIZED_HEAD_SLICE)
@@ -79,10 +79,15 @@ class Head:
             before = parts[-1] if parts else x
             weight_SD = dequantized(chosen, layer.group_size, layer.bits, layer.mode, after=before).astype(x.dtype)
             if transpose:
-                parts.append(product(x, weight_SD.T))
+                parts.append(multiply(x, weight_SD.T))
             else:
-                parts = [product(x[:, rows], weight_SD) + (parts[0] if parts else 0)]
+                parts = [multiply(x[:, rows], weight_SD) + (parts[0] if parts else 0)]
         return mx.concatenate(parts, axis=1) if transpose else parts[0]
+
+
+def _multiply(dtype: mx.Dtype) -> Callable[[mx.array, mx.array], mx.array]:
+    """A matrix product; on a CPU the one with the fast BLAS."""
+    return product if dtype == mx.float32 and mx.default_device() == mx.Device(mx.cpu, 0) else mx.matmul
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -64,10 +64,14 @@ def accumulate(workers: Workers, window: Window, stopped: Callable[[], bool] = l
             if stopped():
                 return None
             mx.random.state[0][:] = keys[index]
-            part = _sum_of(gradients, window.batch(index))
-            sums = part if sums is None else sums + part
-            del part  # so that the addition can take place in its memory
-            mx.eval(sums.grad_sum)
+            batch = window.batch(index)
+            loss, grad = gradients.loss_and_gradients(batch)
+            grad = tree_map(lambda g: g.astype(mx.float32), grad)  # 16-bit sums would lose small gradients
+            if sums is not None:
+                grad = tree_map(mx.add, sums.grad_sum, grad)
+                sums = replace(sums, grad_sum=None)  # so that the addition can take place in its memory
+            mx.eval(loss, grad, mx.random.state)  # the only time that the device is waited for
+            sums = _counted(sums, loss, grad, batch)
         return sums
 
     parts = workers.run(work, workers.own(window.shares(workers.num_in_all)))
@@ -110,13 +114,20 @@ def over_ranks(sums: WindowSum, ranks: Ranks, num_metrics: int) -> WindowSum:
     return WindowSum(loss, tree_unflatten(found), targets, tokens, bad_rows, tuple(rest[4:]))
 
 
-def _sum_of(gradients: Gradients, batch: Batch) -> WindowSum:
-    loss, grad = gradients.loss_and_gradients(batch)
-    grad = tree_map(lambda g: g.astype(mx.float32), grad)  # 16-bit sums would lose small gradients
-    mx.eval(loss, grad, mx.random.state)
+def _counted(before: WindowSum | None, loss: mx.array, grad_sum: Tree, batch: Batch) -> WindowSum:
+    """The sums with one more micro-batch, whose gradients are in `grad_sum` already."""
     value, *metrics = loss.reshape(-1).tolist()
     bad_rows = () if math.isfinite(value) else batch.row_ids
-    return WindowSum(value, grad, batch.num_targets, batch.num_tokens, bad_rows, tuple(metrics))
+    if before is None:
+        return WindowSum(value, grad_sum, batch.num_targets, batch.num_tokens, bad_rows, tuple(metrics))
+    return WindowSum(
+        before.loss_sum + value,
+        grad_sum,
+        before.num_targets + batch.num_targets,
+        before.num_tokens + batch.num_tokens,
+        before.bad_rows + bad_rows,
+        tuple(map(operator.add, before.metric_sums, metrics)),
+    )
 
 
 def global_norm(tree: Tree) -> mx.array:

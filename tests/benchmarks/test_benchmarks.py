@@ -1,5 +1,6 @@
 """The benchmarks run: their options, their arithmetic, and one tiny run of each. Nothing here looks at a time."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 from benchmarks.bench_train import loss_disagreements, ratios
 from benchmarks.common import run_process
 from benchmarks.contestants import entries
+from benchmarks.gpu import opened
+from benchmarks.gpu_plan import FULL, training_entries
 from benchmarks.workload import SHAPES, write_weights
 from tests.commands import ENVIRONMENT, REPOSITORY
 
@@ -36,6 +39,44 @@ def test_gpu_dry_run_names_all_parts() -> None:
     text = run("gpu.py", "--dry-run")
     for part in ("tests of backends", "0.5b", "1.5b", "7b", "mlxmath", "mlx_lm.lora", "torch + peft", "bfloat16"):
         assert part in text
+
+
+def test_a_further_call_on_the_same_gpu_adds_to_the_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.gpu.gpu_parts.gpu", lambda: "H200")
+    options = argparse.Namespace(backend="cuda", tiny=False, fresh=False)
+    out = tmp_path / "gpu.json"
+    record = opened(out, options)
+    record["shapes"]["0.5b"] = {"matmul": 1}
+    out.write_text(json.dumps(record))
+    assert opened(out, options)["shapes"] == {"0.5b": {"matmul": 1}}
+    options.fresh = True
+    assert opened(out, options)["shapes"] == {}
+    options.fresh = False
+    monkeypatch.setattr("benchmarks.gpu.gpu_parts.gpu", lambda: "another")
+    assert opened(out, options)["shapes"] == {}
+
+
+def test_what_trains_on_a_gpu() -> None:
+    names = ["ours", "mlx_lm", "torch"]
+    assert [entry.name for entry in training_entries(names, FULL, 16)] == [
+        "mlxmath, batch 32", "mlx_lm.lora, batch 4", "mlx_lm.lora, batch 32", "torch + peft, batch 32",
+        "torch + peft, batch 32, compiled",
+    ]  # fmt: skip
+    assert [entry.setting.get("bits") for entry in training_entries(names, FULL, 4, Path("dense"))] == [None, None, 4]
+
+
+@pytest.mark.slow
+def test_gpu_benchmark(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    run(
+        "gpu.py", "--backend", "cpu", "--tiny", "--parts", "parity,matmul,profile,generate", "--bits", "4", "--out", out
+    )
+    record = json.loads(out.read_text())
+    assert record["parity"]["disagreeing"] == [] and record["parity"]["worst_float32"] < 1e-4
+    part = record["shapes"]["0.5b"]
+    assert part["matmul"]["float32"]["flops_per_s"] > 1e8
+    assert part["4-bit"]["profile"]["milliseconds"]["step"] > 0
+    assert all(found["tokens_per_s"] > 0 for found in part["4-bit"]["generate"].values())
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlxmath.models.dequantized import FEW_ROWS, DequantizedLinear, use_dequantized
+from mlxmath.models.dequantized import FEW_ROWS, DequantizedLinear, use_products
 from mlxmath.models.split import Head
 
 
@@ -16,7 +16,7 @@ def test_values_and_gradients(rows: int, bits: int, bias: bool) -> None:
     plain = nn.Linear(64, 24, bias=bias).to_quantized(32, bits)
     ours = nn.Linear(64, 24, bias=bias).to_quantized(32, bits)
     ours.update(plain.parameters())
-    use_dequantized(ours)
+    use_products(ours)
     assert type(ours) is DequantizedLinear
     x, cotangent = mx.random.normal((2, rows, 64)), mx.random.normal((2, rows, 24))
     for layer in (plain, ours):
@@ -41,7 +41,7 @@ def test_a_head_in_slices(vocabulary: int) -> None:
 def test_one_weight_at_a_time() -> None:
     layers = [nn.Linear(512, 512, bias=False).to_quantized(64, 4) for _ in range(12)]
     for layer in layers:
-        use_dequantized(layer)
+        use_products(layer)
         layer.freeze()
     x = mx.random.normal((8, 512))
     mx.eval(x, [layer.parameters() for layer in layers])

@@ -1,0 +1,170 @@
+"""A model too large for one device, spread over several processes: for inference and evaluation.
+
+`tensor`: every process holds a part of every layer, as mlx_lm's own `shard` splits it: a projection's rows, or its
+columns and a sum over the processes. `pipeline`: every process holds some of the blocks. Either way each process goes
+through the whole forward pass and gets the same logits, so they all draw the same tokens.
+
+An adapter is split with its layer. For rows of W, with W and B split: y_p = W_p x + s B_p A x. For columns:
+y = Σ_p W_p x_p + s B Σ_p A_p x_p, where the second sum is of rank-many numbers a token.
+
+Shapes: I inputs, O outputs, R rank; a part of I or O is one process's.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.nn.layers.distributed import shard_inplace
+
+from mlxmath.errors import InputError
+from mlxmath.lora.adapter import load_adapter
+from mlxmath.lora.layers import DoRALinear, LoRALinear
+from mlxmath.models.load import Loaded, load_model
+
+Sharding = Literal["tensor", "pipeline"]
+SHARDINGS: tuple[Sharding, ...] = ("tensor", "pipeline")
+_SHARD_LINEAR = "shard_linear"
+
+
+class SummedLoRALinear(LoRALinear):
+    """LoRA on a layer whose columns, and so the rows of `lora_a`, are split over the processes."""
+
+    def __call__(self, x_BLI: mx.array) -> mx.array:
+        """Apply the layer: (B, L, part of I) to (B, L, O)."""
+        a_IR, b_RO = self.lora_a.astype(x_BLI.dtype), (self.scale * self.lora_b).astype(x_BLI.dtype)
+        low_BLR = mx.distributed.all_sum(x_BLI @ a_IR, group=self.linear.group)
+        return mx.addmm(self.linear(x_BLI), low_BLR, b_RO)
+
+
+def load_sharded(
+    folder: Path,
+    dtype: str,
+    sharding: Sharding,
+    group: mx.distributed.Group,
+    adapter: Path | None = None,
+    base_fingerprint: str | None = None,
+) -> tuple[Loaded, dict[str, Any]]:
+    """Load this process's part of a model, and of an adapter on it.
+
+    Args:
+        folder: the whole model, on each machine.
+        dtype: see `load_model`.
+        sharding: how it is spread.
+        group: the processes.
+        adapter: an adapter folder.
+        base_fingerprint: see `load_adapter`.
+
+    Returns:
+        The model, and adapter_config.json (empty without an adapter).
+
+    Raises:
+        InputError: the architecture, its sizes or the adapter cannot be spread in this way over so many processes.
+        MlxmathError: model or adapter do not load.
+    """
+    loaded = load_model(folder, dtype, lazy=True)
+    record = {} if adapter is None else load_adapter(loaded.model, adapter, base_fingerprint)
+    if group.size() > 1:
+        spread = _by_tensor if sharding == "tensor" else _by_block
+        spread(loaded.model, loaded.config, group)
+    for block in loaded.model.layers:  # one after the other: a part is cut out of the whole, which is forgotten then
+        mx.eval(block.parameters())
+    mx.eval(loaded.model.parameters())
+    loaded.model.eval()
+    return loaded, record
+
+
+def ways(model: nn.Module) -> tuple[Sharding, ...]:
+    """How mlx_lm can spread a model of this architecture."""
+    found: dict[Sharding, bool] = {
+        "tensor": hasattr(model, "shard"),
+        "pipeline": hasattr(getattr(model, "model", None), "pipeline"),
+    }
+    return tuple(name for name, there in found.items() if there)
+
+
+def _by_tensor(model: nn.Module, config: dict[str, Any], group: mx.distributed.Group) -> None:
+    _check("tensor", model, config)
+    size = group.size()
+    for name in ("num_attention_heads", "num_key_value_heads"):
+        if int(config.get(name) or size) % size:
+            raise InputError(
+                f"--shard tensor: the model's {name}, {config[name]}, does not divide by {size} processes. Start "
+                f"another number of them{', or use --shard pipeline' if 'pipeline' in ways(model) else ''}."
+            )
+    try:
+        with _adapters_split():
+            model.shard(group)
+    except ValueError as error:
+        raise InputError(f"--shard tensor: {str(error).strip()} Start another number of processes.") from error
+    for name, module in model.named_modules():
+        if isinstance(module, LoRALinear) and not hasattr(module.linear, "group"):
+            raise InputError(f"--shard tensor: the adapter on {name} cannot be spread; fuse it (`mlx_lm.fuse`) first.")
+
+
+def _by_block(model: nn.Module, config: dict[str, Any], group: mx.distributed.Group) -> None:
+    _check("pipeline", model, config)
+    if len(model.model.layers) < group.size():
+        raise InputError(
+            f"--shard pipeline: the model has {len(model.model.layers)} blocks, and there are {group.size()} processes."
+        )
+    model.model.pipeline(group)
+
+
+def _check(sharding: Sharding, model: nn.Module, config: dict[str, Any]) -> None:
+    there = ways(model)
+    if sharding not in there:
+        kind = config.get("model_type", type(model).__name__)
+        instead = f"use --shard {there[0]}" if there else "it runs on one device only; --quantize 4 makes it smaller"
+        raise InputError(f"--shard {sharding}: mlx_lm does not spread {kind} models in this way; {instead}.")
+
+
+@contextmanager
+def _adapters_split() -> Iterator[None]:
+    """Let mlx_lm's models, which know plain layers only, split LoRA layers too."""
+    homes = [
+        module for name, module in list(sys.modules.items())
+        if name.startswith("mlx_lm.models.") and hasattr(module, _SHARD_LINEAR)
+    ]  # fmt: skip
+    originals = [getattr(home, _SHARD_LINEAR) for home in homes]
+    try:
+        for home, original in zip(homes, originals, strict=True):
+            setattr(home, _SHARD_LINEAR, _splitting(original))
+        yield
+    finally:
+        for home, original in zip(homes, originals, strict=True):
+            setattr(home, _SHARD_LINEAR, original)
+
+
+def _splitting(shard_linear: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    def split(module: nn.Module, sharding: str, *, segments: Any = 1, group: Any = None) -> nn.Module:
+        if not isinstance(module, LoRALinear):
+            return shard_linear(module, sharding, segments=segments, group=group)
+
+        def part(weight_OI: mx.array) -> mx.array:
+            """What the process keeps of a matrix that is laid out like the layer's weight."""
+            holder = nn.Module()
+            holder.weight = weight_OI
+            shard_inplace(holder, sharding, segments=segments, group=group)
+            return holder.weight
+
+        if sharding == "sharded-to-all":
+            if isinstance(module, DoRALinear):
+                raise InputError(
+                    "--shard tensor: DoRA on a layer whose columns are split (o_proj, down_proj) needs the norms of "
+                    "whole rows. Use --shard pipeline, or fuse the adapter (`mlx_lm.fuse`) first."
+                )
+            module.lora_a = part(module.lora_a.T).T
+            module.__class__ = SummedLoRALinear
+        else:
+            module.lora_b = part(module.lora_b.T).T
+            if isinstance(module, DoRALinear):
+                module.m = part(module.m[:, None])[:, 0]
+                module._weight_square_O = part(module._weight_square_O[:, None])[:, 0]
+        module.linear = shard_linear(module.linear, sharding, segments=segments, group=group)
+        return module
+
+    return split
