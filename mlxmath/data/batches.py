@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxmath.config.schema import TrainingConfig
+from mlxmath.models.row_caches import SharedPrompts
 
 LOOK_AHEAD_WINDOWS = 64
 """Windows whose rows are sorted by length together. More save padding; fewer mix the lengths better."""
@@ -50,6 +51,10 @@ class Batch:
     """(N,) what an objective needs of each target beside these, by name."""
     texts_BL: mx.array | None = None
     """In packed rows, the number of the text that a position belongs to: attention stays within a text."""
+    prompts: SharedPrompts | None = None
+    """What the rows go on from, if they are not whole texts."""
+    parts: tuple["Batch", ...] = ()
+    """With prompts: the same rows in batches of fewer, in order, with the same prompts."""
 
 
 def packed_mask(texts_BL: mx.array) -> mx.array:

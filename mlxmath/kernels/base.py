@@ -24,7 +24,9 @@ class Kernels(Protocol):
     def attention(
         self, q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float, mask: mx.array | None
     ) -> tuple[mx.array, mx.array]:
-        """softmax(scale · q kᵀ) v where `mask` (…, L, L) is True; causal if it is None.
+        """softmax(scale · q kᵀ) v where `mask` (1 or B, 1, L, keys) is True; causal if it is None.
+
+        With a mask there may be more keys than queries.
 
         Returns:
             The result (B, H, L, D), and what the backward pass needs besides the arguments.

@@ -102,13 +102,13 @@ class CpuKernels:
         length = q_BHLD.shape[2]
         scores = _scores(q_BHLD, k_BKLD, scale)
         log_sums = np.empty(scores.shape[:-1], np.float32)
-        rows, sums = view(scores).reshape(-1, length, length), log_sums.reshape(-1, length)
-        added = _added_mask(mask, q_BHLD.shape)
+        rows, sums = view(scores).reshape(-1, length, k_BKLD.shape[2]), log_sums.reshape(-1, length)
+        added = _added_mask(mask, length)
 
         def heads(a: int, b: int) -> None:
             for head in range(a, b):
                 s = rows[head]
-                s += added[head % len(added)]
+                s += added[head * len(added) // len(rows)]
                 top = s.max(axis=1)
                 s -= top[:, None]
                 np.exp(s, out=s)
@@ -138,14 +138,14 @@ class CpuKernels:
         d_scores = product(d_stacked, v_BKLD.swapaxes(-1, -2))
         row_sums = (d_BHLD * output[0]).sum(-1)
         mx.eval(d_scores, row_sums)
-        p_rows, d_rows = (view(array).reshape(-1, length, length) for array in (probabilities, d_scores))
+        p_rows, d_rows = (view(array).reshape(-1, length, k_BKLD.shape[2]) for array in (probabilities, d_scores))
         sums, deltas = (view(array).reshape(-1, length, 1) for array in (output[1], row_sums))
-        added = _added_mask(mask, q_BHLD.shape)
+        added = _added_mask(mask, length)
 
         def heads(a: int, b: int) -> None:
             for head in range(a, b):
                 p, d = p_rows[head], d_rows[head]
-                p += added[head % len(added)]
+                p += added[head * len(added) // len(p_rows)]
                 p -= sums[head]
                 np.exp(p, out=p)
                 d -= deltas[head]
@@ -191,13 +191,12 @@ def _scores(q_BHLD: mx.array, k_BKLD: mx.array, scale: float) -> mx.array:
     return scores
 
 
-def _added_mask(mask: mx.array | None, shape: tuple[int, ...]) -> Floats:
-    """(1, L, L) or (B · H, L, L) of 0 where attention is allowed and −∞ where it is not."""
-    batch, heads, length, _ = shape
+def _added_mask(mask: mx.array | None, length: int) -> Floats:
+    """0 where attention is allowed and −∞ where it is not: (M, L, keys), each for as many of the heads in turn."""
     if mask is None:
         return np.triu(np.full((1, length, length), -np.inf, np.float32), 1)
-    allowed = np.broadcast_to(view(mask), (batch, heads, length, length))
-    return np.where(allowed, np.float32(0), np.float32(-np.inf)).reshape(-1, length, length)
+    allowed = view(mask)
+    return np.where(allowed, np.float32(0), np.float32(-np.inf)).reshape(-1, *allowed.shape[-2:])
 
 
 def view(array: mx.array) -> NDArray[Any]:

@@ -31,6 +31,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxmath.kernels.base import Kernels
+from mlxmath.models.layouts import Attended, Layout, Output, Rows
 from mlxmath.models.numpy_linear import laziness
 
 Gradients = dict[str, mx.array]
@@ -43,17 +44,7 @@ class _Kept:
 
     x: mx.array
     random_state: mx.array | None
-    inner: "tuple[_Attended, tuple[mx.array, mx.array], mx.array, mx.array, mx.array] | None" = None
-
-
-@dataclass
-class _Attended:
-    """Arguments of a block's attention."""
-
-    q: mx.array
-    k: mx.array
-    v: mx.array
-    scale: float
+    inner: tuple[Attended, Output, mx.array, mx.array, mx.array] | None = None
 
 
 @dataclass
@@ -62,7 +53,7 @@ class Tape:
 
     blocks: list[_Kept]
     last: mx.array
-    mask: mx.array | None
+    rows: Layout
 
 
 class Blockwise:
@@ -109,7 +100,7 @@ class Blockwise:
         model.eval()
         expected = body(tokens_BL)
         try:
-            found, _ = Blockwise(model, PortableKernels()).forward(tokens_BL)
+            found, _ = Blockwise(model, PortableKernels()).forward(Rows(tokens_BL))
         except (AttributeError, TypeError, ValueError, KeyError) as error:
             return f"its blocks need other arguments ({error})"
         finally:
@@ -119,22 +110,19 @@ class Blockwise:
             return "its blocks are put together in another way"
         return None
 
-    def forward(self, tokens_BL: mx.array, mask: mx.array | None = None, *, keep: bool = True) -> tuple[mx.array, Tape]:
-        """Hidden states (B, L, D) after the last norm, and the tape (of no use without `keep`).
-
-        `mask` as `Kernels.attention` has it.
-        """
-        x = self._body.embed_tokens(tokens_BL)
+    def forward(self, rows: Layout, *, keep: bool = True) -> tuple[mx.array, Tape]:
+        """Hidden states (B, L, D) after the last norm, and the tape (of no use without `keep`)."""
+        x = self._body.embed_tokens(rows.tokens_BL)
         kept = []
-        for number, block in enumerate(self._body.layers):
+        for number in range(len(self._body.layers)):
             entry = _Kept(x, mx.array(mx.random.state[0]) if self._random else None)
-            x, inner = self._block_forward(block, x, mask)
+            x, inner = self._block_forward(number, x, rows)
             if not (self._checkpoint_every and number % self._checkpoint_every == 0):
                 entry.inner = inner
             mx.eval(x)
             if keep and number >= self._first:
                 kept.append(entry)
-        return self._body.norm(x), Tape(kept, x, mask)
+        return self._body.norm(x), Tape(kept, x, rows)
 
     def backward(self, tape: Tape, d_hidden_BLD: mx.array) -> Gradients:
         """Gradients of the trainable parameters by their full names, given those of the hidden states.
@@ -145,10 +133,10 @@ class Blockwise:
         _, (d,) = mx.vjp(self._body.norm, [tape.last], [d_hidden_BLD])
         state_after = mx.array(mx.random.state[0]) if self._random else None
         for number in range(len(self._body.layers) - 1, self._first - 1, -1):
-            block, entry = self._body.layers[number], tape.blocks.pop()
+            entry = tape.blocks.pop()
             if entry.random_state is not None:
                 mx.random.state[0][:] = entry.random_state
-            d, found = self._block_backward(block, entry, tape.mask, d, last=number == self._first)
+            d, found = self._block_backward(number, entry, tape.rows, d, last=number == self._first)
             mx.eval(d, found)
             gradients |= {f"model.layers.{number}.{name}": value for name, value in found.items()}
         if state_after is not None:
@@ -158,21 +146,21 @@ class Blockwise:
     # The five segments. Each takes the block and its inputs and gives its outputs.
 
     @staticmethod
-    def _project(block: nn.Module, x: mx.array) -> _Attended:
-        seen: list[_Attended] = []
+    def _project(block: nn.Module, x: mx.array, rows: Layout) -> Attended:
+        seen: list[Attended] = []
 
         def probe(q: mx.array, k: mx.array, v: mx.array, cache: Any, scale: float, mask: Any) -> mx.array:  # noqa: ARG001
-            seen.append(_Attended(q, k, v, scale))
+            seen.append(Attended(q, k, v, scale))
             return mx.zeros(q.shape, q.dtype)
 
         with _replaced(_ATTENTION, probe, wanted="before"):
-            block.self_attn(block.input_layernorm(x), mask="causal", cache=None)
+            block.self_attn(block.input_layernorm(x), mask="causal", cache=rows.cache)
         return seen[0]
 
     @staticmethod
-    def _output(block: nn.Module, x: mx.array, o: mx.array) -> mx.array:
+    def _output(block: nn.Module, x: mx.array, o: mx.array, rows: Layout) -> mx.array:
         with _replaced(_ATTENTION, lambda *_, **__: o, wanted="after"):
-            return block.self_attn(block.input_layernorm(x), mask="causal", cache=None)
+            return block.self_attn(block.input_layernorm(x), mask="causal", cache=rows.cache)
 
     @staticmethod
     def _gate_up(block: nn.Module, h: mx.array) -> tuple[mx.array, mx.array]:
@@ -191,22 +179,23 @@ class Blockwise:
         with _replaced(_SWIGLU, lambda *_: activated, wanted="after"):
             return block.mlp(block.post_attention_layernorm(h))
 
-    def _block_forward(self, block: nn.Module, x: mx.array, mask: mx.array | None) -> tuple[mx.array, Any]:
-        a = self._project(block, x)
-        attended = self._kernels.attention(a.q, a.k, a.v, a.scale, mask)
-        h = x + self._output(block, x, attended[0])
+    def _block_forward(self, number: int, x: mx.array, rows: Layout) -> tuple[mx.array, Any]:
+        block = self._body.layers[number]
+        a = self._project(block, x, rows)
+        attended = rows.attention(self._kernels, number, a)
+        h = x + self._output(block, x, attended[0], rows)
         gate, up = self._gate_up(block, h)
         y = h + self._down(block, h, self._kernels.swiglu(gate, up))
         return y, (a, attended, h, gate, up)
 
     def _block_backward(
-        self, block: nn.Module, entry: _Kept, mask: mx.array | None, d_y: mx.array, *, last: bool
+        self, number: int, entry: _Kept, rows: Layout, d_y: mx.array, *, last: bool
     ) -> tuple[mx.array, Gradients]:
         """`last`: nothing before this block is trained, so the gradient of its input is not needed."""
-        x, kernels = entry.x, self._kernels
+        block, x, kernels = self._body.layers[number], entry.x, self._kernels
         if entry.inner is None:
             state = mx.array(mx.random.state[0])
-            entry.inner = self._block_forward(block, x, mask)[1]
+            entry.inner = self._block_forward(number, x, rows)[1]
             mx.random.state[0][:] = state
         a, attended, h, gate, up = entry.inner
         first = {"self_attn.": block.self_attn, "input_layernorm.": block.input_layernorm}
@@ -214,8 +203,8 @@ class Blockwise:
         replay = _Replay(self._random)
         # segments draw random numbers in the forward pass's order: go through them, lazily, to find the states
         states = replay.states(
-            lambda: self._project(block, x),
-            lambda: self._output(block, x, attended[0]),
+            lambda: self._project(block, x, rows),
+            lambda: self._output(block, x, attended[0], rows),
             lambda: self._gate_up(block, h),
         )
         activated = kernels.swiglu(gate, up)
@@ -226,16 +215,16 @@ class Blockwise:
         (d_h,), g3 = _vjp(second, lambda t: self._gate_up(block, t), [h], [d_gate, d_up])
         d_h = d_h + d_y
         replay.to(states, 1)
-        (d_o,), g2 = _vjp(first, lambda o: (self._output(block, x, o),), [attended[0]], [d_h])
-        d_q, d_k, d_v = kernels.attention_backward(a.q, a.k, a.v, a.scale, mask, attended, d_o)
+        (d_o,), g2 = _vjp(first, lambda o: (self._output(block, x, o, rows),), [attended[0]], [d_h])
+        d_q, d_k, d_v = rows.attention_backward(kernels, number, a, attended, d_o)
 
         def project(t: mx.array) -> tuple[mx.array, ...]:
-            found = self._project(block, t)
+            found = self._project(block, t, rows)
             return found.q, found.k, found.v
 
         replay.to(states, 0)
         (d_x,), g1 = _vjp(first, project, [x], [d_q, d_k, d_v])
-        return (d_h if last else d_x + d_h), _sum(g1, g2, g3, g4)
+        return (d_h if last else d_x + d_h), summed(g1, g2, g3, g4)
 
 
 class _Replay:
@@ -288,7 +277,8 @@ def _vjp(
     return list(found[: len(inputs)]), dict(zip(flat, found[len(inputs) :], strict=True))
 
 
-def _sum(*parts: Gradients) -> Gradients:
+def summed(*parts: Gradients) -> Gradients:
+    """The sums of gradients of the same name."""
     total: Gradients = {}
     for part in parts:
         for name, value in part.items():

@@ -2,13 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import groupby
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxmath.data.batches import Batch, Ids, Window, WindowPlan, make_batch
+from mlxmath.config.schema import TrainingConfig
+from mlxmath.data.batches import Batch, Ids, Shape, Window, WindowPlan, make_batch
+from mlxmath.models.row_caches import SharedPrompts
+
+_PARTS = 8
+"""Parts of a micro-batch: more share prompts more widely, and load the workers less evenly."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,25 @@ class Experience:
 class ExperienceWindow(Window):
     """The micro-batches of an optimizer step, with what `Targets` names."""
 
+    plan: "ExperiencePlan"
+
     def batch(self, index: int) -> Batch:
         """A micro-batch, padded. Its weights are multiplied by the window's targets, by which the loop divides."""
-        rows = self.plan.rows
+        rows, ids = self.plan.rows, self.micro_batches[index]
         assert isinstance(rows, Experience)
-        ids = self.micro_batches[index]
-        batch = make_batch(rows, ids, self.plan.shape)
+        if not self.plan.shares:
+            return self._weighted(rows, make_batch(rows, ids, self.plan.shape))
+        prompts = _Prompts(rows, ids, self.plan.shape)
+        batch = self._weighted(rows, prompts.continued(ids))
+        if not self.plan.part_tokens:
+            return batch
+        width = self.plan.shape.width(1 + max(len(rows.trajectories[i].drawn) for i in ids))
+        size = max(1, self.plan.part_tokens // width)
+        parts = [ids[i : i + size] for i in range(0, len(ids), size)]
+        return replace(batch, parts=tuple(self._weighted(rows, prompts.continued(part)) for part in parts))
+
+    def _weighted(self, rows: Experience, batch: Batch) -> Batch:
+        ids = batch.row_ids
         chosen = [rows.trajectories[i] for i in ids]
         counts = [len(t.drawn) for t in chosen]
         num_fill = batch.targets_N.size - sum(counts)
@@ -92,8 +111,59 @@ class ExperienceWindow(Window):
         )
 
 
+class _Prompts:
+    """The prompts of a micro-batch, and the rows that go on from their last token, which predicts the first drawn."""
+
+    def __init__(self, rows: Experience, ids: tuple[int, ...], shape: Shape) -> None:
+        self._rows, self._shape = rows, shape
+        self._prompts = list(dict.fromkeys(rows.trajectories[i].prompt for i in ids))
+        tokens = np.zeros((len(self._prompts), shape.width(max(map(len, self._prompts)))), np.int32)
+        for padded, prompt in zip(tokens, self._prompts, strict=True):
+            padded[: len(prompt) - 1] = prompt[:-1]
+        lengths = np.array([len(prompt) - 1 for prompt in self._prompts], np.int32)
+        self._num_tokens, self._tokens, self._lengths = int(lengths.sum()), mx.array(tokens), mx.array(lengths)
+
+    def continued(self, ids: tuple[int, ...]) -> Batch:
+        """The rows `ids`."""
+        groups = [self._prompts.index(self._rows.trajectories[i].prompt) for i in ids]
+        batch = make_batch(_Continuations(self._rows), ids, self._shape)
+        prompts = SharedPrompts(self._tokens, self._lengths, mx.array(groups, mx.int32))
+        return replace(batch, num_tokens=batch.num_tokens + self._num_tokens, prompts=prompts)
+
+
+class _Continuations:
+    """Rows without their prompts but for the last token."""
+
+    def __init__(self, rows: Experience) -> None:
+        self._rows = rows
+        self.lengths: NDArray[np.int64] = np.array([1 + len(t.drawn) for t in rows.trajectories], np.int64)
+
+    def row(self, index: int) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+        """See `Rows`."""
+        chosen = self._rows.trajectories[index]
+        tokens = np.array(chosen.prompt[-1:] + chosen.drawn, np.int64)
+        return tokens, (np.arange(len(tokens)) >= 1).astype(np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
 class ExperiencePlan(WindowPlan):
-    """All trajectories of a step are one window."""
+    """All trajectories of a step are one window.
+
+    With `shares` and `bucket` batching, micro-batches are made of completions of the same prompts, each prompt computed
+    once in a micro-batch. With `in_parts` they are as large as a few whole groups, of which `max_tokens` are
+    computed at a time.
+    """
+
+    def __init__(
+        self, rows: Experience, config: TrainingConfig, max_tokens: int, shape: Shape, num_workers: int = 1, *,
+        shares: bool = False, in_parts: bool = False,
+    ) -> None:  # fmt: skip
+        self._trajectories = rows.trajectories
+        self.shares = shares and config.batching == "bucket"
+        self.part_tokens = max_tokens if self.shares and in_parts else 0
+        super().__init__(rows, config, max_tokens * (_PARTS if self.part_tokens else 1), shape, num_workers)
 
     def window(self, ids: Ids, epoch: int, index: int) -> Window:
         """See `WindowPlan`."""
@@ -103,3 +173,29 @@ class ExperiencePlan(WindowPlan):
     def whole(self, epoch: int, index: int) -> Window:
         """The window of all trajectories."""
         return self.window(np.arange(len(self.rows)), epoch, index)
+
+    def size(self, ids: tuple[int, ...]) -> int:
+        """See `WindowPlan`."""
+        if not self.shares:
+            return super().size(ids)
+        chosen = [self._trajectories[i] for i in ids]
+        prompts = {trajectory.prompt for trajectory in chosen}
+        of_prompts = len(prompts) * self.shape.width(max(map(len, prompts)))
+        return of_prompts + len(ids) * self.shape.width(1 + max(len(trajectory.drawn) for trajectory in chosen))
+
+    def _groups(self, ids: Ids, max_tokens: int) -> list[tuple[int, ...]]:
+        """Completions of a prompt one after the other, the longest first."""
+        if not self.shares:
+            return super()._groups(ids, max_tokens)
+        chosen = [(self._trajectories[i], i) for i in map(int, ids)]
+        chosen.sort(key=lambda each: (each[0].prompt, -len(each[0].drawn)))
+        by_prompt = [[i for _, i in same] for _, same in groupby(chosen, key=lambda each: each[0].prompt)]
+        by_prompt.sort(key=lambda same: -len(self._trajectories[same[0]].drawn))
+        groups: list[tuple[int, ...]] = []
+        group: tuple[int, ...] = ()
+        for row in (i for same in by_prompt for i in same):
+            if group and (len(group) == self.max_rows or self.size((*group, row)) > max_tokens):
+                groups.append(group)
+                group = ()
+            group = (*group, row)
+        return [*groups, group] if group else groups

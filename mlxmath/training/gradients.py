@@ -6,6 +6,8 @@ makes it faster, with the head split off where the model allows.
 Shapes: B rows, L positions, D hidden width, N target positions, V vocabulary.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
@@ -15,7 +17,9 @@ from mlx.utils import tree_unflatten
 
 from mlxmath.data.batches import Batch, packed_mask
 from mlxmath.kernels.base import Kernels
-from mlxmath.models.blockwise import Blockwise
+from mlxmath.models.blockwise import Blockwise, summed
+from mlxmath.models.layouts import ContinuedRows, Layout, PromptRows, Rows
+from mlxmath.models.row_caches import PackedCache, SharedPrompts, cannot_share, continued
 from mlxmath.models.split import Split, split
 from mlxmath.objectives.base import Objective
 
@@ -27,6 +31,11 @@ class Gradients(Protocol):
 
     how: str
     """The way that was chosen and why, for people."""
+    takes_parts: bool
+    """Whether rows that go on from prompts are computed in the batch's `parts`, one after the other."""
+
+    def cannot_share(self) -> str | None:
+        """Why rows cannot go on from `Batch.prompts`, None if they can."""
 
     def loss(self, batch: Batch) -> mx.array:
         """The loss sum (see `Objective`), without gradients."""
@@ -65,21 +74,59 @@ def choose_gradients(
 class BlockwiseGradients:
     """Block by block; see `Blockwise`."""
 
+    takes_parts = True
+
     def __init__(
         self, model: nn.Module, objective: Objective, kernels: Kernels, parts: Split, checkpoint_every: int
     ) -> None:
         self.how = "block by block, with the device's own kernels"
+        self._model, self._vocab_size = model, parts.head.vocab_size
         self._blocks = Blockwise(model, kernels, checkpoint_every)
         self._loss = partial(objective.from_hidden, head=parts.head, kernels=kernels)
 
+    def cannot_share(self) -> str | None:
+        """See `Gradients`."""
+
+        def hidden(tokens_BL: mx.array, prompts: SharedPrompts | None) -> mx.array:
+            if prompts is None:
+                return self._blocks.forward(Rows(tokens_BL), keep=False)[0]
+            computed = PromptRows(prompts)
+            self._blocks.forward(computed, keep=False)
+            return self._blocks.forward(ContinuedRows(tokens_BL, prompts, computed), keep=False)[0]
+
+        with _evaluating(self._model):
+            return cannot_share(hidden, self._vocab_size)
+
     def loss(self, batch: Batch) -> mx.array:
         """See `Gradients`."""
-        hidden_BLD, _ = self._blocks.forward(batch.inputs_BL, _mask(batch), keep=False)
+        rows: Layout = Rows(batch.inputs_BL, _mask(batch))
+        if batch.prompts is not None:
+            computed = PromptRows(batch.prompts)
+            self._blocks.forward(computed, keep=False)
+            rows = ContinuedRows(batch.inputs_BL, batch.prompts, computed)
+        hidden_BLD, _ = self._blocks.forward(rows, keep=False)
         return self._loss(hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[batch.positions_N], batch)
 
     def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, Tree]:
-        """See `Gradients`."""
-        hidden_BLD, tape = self._blocks.forward(batch.inputs_BL, _mask(batch))
+        """See `Gradients`. Rows that go on from prompts are computed part after part."""
+        if batch.prompts is None:
+            total, found = self._of_rows(batch, Rows(batch.inputs_BL, _mask(batch)))
+            return total, tree_unflatten(list(found.items()))
+        prompts = PromptRows(batch.prompts)
+        hidden_GPD, tape = self._blocks.forward(prompts)
+        total, found = mx.zeros(()), {}
+        for part in batch.parts or (batch,):
+            assert part.prompts is not None
+            rows = ContinuedRows(part.inputs_BL, part.prompts, prompts)
+            of_part, gradients = self._of_rows(part, rows)
+            total, found = total + of_part, summed(found, gradients)
+            mx.eval(total, found)
+        found = summed(found, self._blocks.backward(tape, mx.zeros_like(hidden_GPD)))
+        return total, tree_unflatten(list(found.items()))
+
+    def _of_rows(self, batch: Batch, rows: Layout) -> tuple[mx.array, dict[str, mx.array]]:
+        """The loss sum, and the gradients by the parameters' names."""
+        hidden_BLD, tape = self._blocks.forward(rows)
         flat_shape = (-1, hidden_BLD.shape[-1])
         chosen_ND = hidden_BLD.reshape(flat_shape)[batch.positions_N]
         mx.eval(chosen_ND)
@@ -88,11 +135,13 @@ class BlockwiseGradients:
         d_hidden_BLD = d_hidden.at[batch.positions_N].add(d_chosen_ND).reshape(hidden_BLD.shape)
         mx.eval(total, d_hidden_BLD)
         del chosen_ND, d_chosen_ND, hidden_BLD
-        return total, tree_unflatten(list(self._blocks.backward(tape, d_hidden_BLD).items()))
+        return total, self._blocks.backward(tape, d_hidden_BLD)
 
 
 class AutodiffGradients:
     """Autodiff through the whole model."""
+
+    takes_parts = False
 
     def __init__(
         self,
@@ -106,6 +155,7 @@ class AutodiffGradients:
     ) -> None:
         self.how = how
         self._model, self._objective, self._kernels, self._parts = model, objective, kernels, parts
+        self._checkpointed = checkpoint_every > 0
         if checkpoint_every:
             checkpoint_blocks(model, checkpoint_every)
         step = nn.value_and_grad(model, lambda _, *arrays: _loss_first(self._total(*arrays)))
@@ -123,6 +173,22 @@ class AutodiffGradients:
         (_, total), gradients = self._step(self._model.trainable_parameters(), *_arrays(batch))
         return total, gradients
 
+    def cannot_share(self) -> str | None:
+        """See `Gradients`."""
+        if self._checkpointed:
+            return "blocks are computed again in the backward pass"
+        with _evaluating(self._model):
+            vocab_size = self._model(mx.zeros((1, 1), mx.int32)).shape[-1]
+            return cannot_share(lambda tokens, prompts: self._outputs(tokens, None, prompts), vocab_size)
+
+    def _outputs(self, tokens_BL: mx.array, mask: mx.array | None, prompts: SharedPrompts | None) -> mx.array:
+        """Hidden states, or logits where the head is not split off."""
+        forward, num_layers = self._parts.hidden if self._parts else self._model, len(self._model.layers)
+        if prompts is not None:
+            return continued(forward, num_layers, tokens_BL, prompts)
+        outputs: mx.array = forward(tokens_BL, cache=None if mask is None else [PackedCache(mask)] * num_layers)
+        return outputs
+
     def _total(
         self,
         inputs_BL: mx.array,
@@ -131,16 +197,26 @@ class AutodiffGradients:
         weights_N: mx.array,
         more: dict[str, mx.array],
         texts_BL: mx.array | None = None,
+        prompts: tuple[mx.array, ...] | None = None,
     ) -> mx.array:
-        batch = Batch(inputs_BL, positions_N, targets_N, weights_N, (), 0, 0, more, texts_BL)
-        mask = _mask(batch)
-        cache = None if mask is None else [PackedCache(mask)] * len(self._model.layers)
+        shared = None if prompts is None else SharedPrompts(*prompts)
+        batch = Batch(inputs_BL, positions_N, targets_N, weights_N, (), 0, 0, more, texts_BL, shared)
+        outputs_BLX = self._outputs(inputs_BL, _mask(batch), shared)
+        outputs_NX = outputs_BLX.reshape(-1, outputs_BLX.shape[-1])[positions_N]
         if self._parts is None:
-            logits_BLV = self._model(inputs_BL, cache=cache)
-            return self._objective.from_logits(logits_BLV.reshape(-1, logits_BLV.shape[-1])[positions_N], batch)
-        hidden_BLD = self._parts.hidden(inputs_BL, cache=cache)
-        hidden_ND = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[positions_N]
-        return self._objective.from_hidden(hidden_ND, batch, self._parts.head, self._kernels)
+            return self._objective.from_logits(outputs_NX, batch)
+        return self._objective.from_hidden(outputs_NX, batch, self._parts.head, self._kernels)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout, which would draw random numbers that are the training's."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _mask(batch: Batch) -> mx.array | None:
@@ -148,36 +224,14 @@ def _mask(batch: Batch) -> mx.array | None:
 
 
 def _arrays(batch: Batch) -> tuple[Any, ...]:
+    prompts = None if batch.prompts is None else tuple(batch.prompts)
     arrays = (batch.inputs_BL, batch.positions_N, batch.targets_N, batch.weights_N, dict(batch.more))
-    return arrays if batch.texts_BL is None else (*arrays, batch.texts_BL)
+    return (*arrays, batch.texts_BL, prompts) if prompts or batch.texts_BL is not None else arrays
 
 
 def _loss_first(sums: mx.array) -> tuple[mx.array, mx.array]:
     """The scalar to differentiate, and everything."""
     return (sums[0] if sums.ndim else sums), sums
-
-
-class PackedCache:
-    """What brings a packed row's mask to the attention of any mlx_lm model: a cache that keeps nothing.
-
-    Positions go on from text to text, which rotary embeddings, being relative, do not notice.
-    """
-
-    offset = 0
-
-    def __init__(self, mask_B1LL: mx.array) -> None:
-        self._mask_B1LL = mask_B1LL
-
-    def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> mx.array:  # noqa: ARG002
-        """Backwards within a text, and within the window if there is one."""
-        if window_size is None:
-            return self._mask_B1LL
-        place = mx.arange(length)
-        return self._mask_B1LL & (place[:, None] < place[None] + window_size)
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """The keys and values of the row itself."""
-        return keys, values
 
 
 def checkpoint_blocks(model: nn.Module, every: int) -> None:

@@ -12,6 +12,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlxmath.backends.ranks import Ranks
 from mlxmath.config.schema import GrpoConfig, TrainingConfig
+from mlxmath.console import say
 from mlxmath.data.batches import Shape, Window
 from mlxmath.generation.engine import Completion, Sampling, generate_batch
 from mlxmath.grading import grade_many
@@ -128,6 +129,8 @@ class RolloutSource:
         self._config, self._training, self._rewards = config, training, rewards
         self._batching, self._shape, self._concurrency = batching, shape, concurrency
         self._reference, self._deadline, self._stop, self.listener = reference, deadline, stop, listener
+        if workers.cannot_share:
+            say(f"the prompt of a group is computed for each of its completions, since {workers.cannot_share}")
         self.prompts_per_step = training.batch_size * training.grad_accumulation_steps // config.num_generations
         self.ending: Ending | None = None
         """Why there are no more windows, if not because all prompts were drawn."""
@@ -161,10 +164,7 @@ class RolloutSource:
                 place = drawn
                 if not place.trajectories:
                     continue
-            plan = ExperiencePlan(
-                Experience(place.trajectories), self._training, self._batching.tokens, self._shape,
-                self._batching.num_workers,
-            )  # fmt: skip
+            plan = self._plan(place.trajectories, self._batching.num_workers)
             epoch, index = divmod(place.rollout - 1, self.rollouts_per_epoch)
             last = place.iteration + 1 == self._config.num_iterations
             following = replace(place, iteration=0, trajectories=()) if last else replace(
@@ -309,10 +309,15 @@ class RolloutSource:
     def _with_reference(self, trajectories: list[Trajectory]) -> list[Trajectory]:
         if self._reference is None or not trajectories:
             return trajectories
-        rows = Experience(trajectories)
-        window = ExperiencePlan(rows, self._training, self._batching.tokens, self._shape).whole(0, 0)
+        window = self._plan(trajectories, 1).whole(0, 0)
         found = self._reference(window)
         return [replace(t, reference=tuple(found[i])) for i, t in enumerate(trajectories)]
+
+    def _plan(self, trajectories: Sequence[Trajectory], num_workers: int) -> ExperiencePlan:
+        return ExperiencePlan(
+            Experience(trajectories), self._training, self._batching.tokens, self._shape, num_workers,
+            shares=self._workers.cannot_share is None, in_parts=self._workers.takes_parts,
+        )  # fmt: skip
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it, as JSON can."""

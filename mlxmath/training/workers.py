@@ -10,6 +10,7 @@ Where several processes train together (`Ranks`), a window is shared out among a
 
 import contextlib
 import copy
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -55,6 +56,16 @@ class Workers:
     def count(self) -> int:
         """Shares at a time."""
         return len(self._gradients)
+
+    @functools.cached_property
+    def cannot_share(self) -> str | None:
+        """Why rows cannot go on from prompts that are computed once; None if they can."""
+        return self._gradients[0].cannot_share()
+
+    @property
+    def takes_parts(self) -> bool:
+        """See `Gradients`."""
+        return self._gradients[0].takes_parts
 
     @property
     def how(self) -> str:

@@ -15,6 +15,7 @@ from mlxmath.kernels.portable import PortableKernels
 from mlxmath.lora.inject import inject
 from mlxmath.models import numpy_linear
 from mlxmath.models.blockwise import Blockwise
+from mlxmath.models.layouts import Rows
 from mlxmath.models.numpy_linear import use_numpy
 from mlxmath.models.split import split
 from tests.conftest import make_tiny_llama
@@ -74,7 +75,7 @@ def test_gradients(kernels: Any, targets: tuple[str, ...], checkpoint_every: int
     cotangent = mx.random.normal((2, 9, 32))
     hidden, expected = autodiff(model, cotangent)
     blocks = Blockwise(model, kernels(), checkpoint_every)
-    found, tape = blocks.forward(mx.array(TOKENS))
+    found, tape = blocks.forward(Rows(mx.array(TOKENS)))
     np.testing.assert_allclose(np.array(found), np.array(hidden), rtol=1e-5, atol=1e-5)
     same(blocks.backward(tape, cotangent), expected)
 
@@ -86,7 +87,7 @@ def test_other_families(family: str) -> None:
     cotangent = mx.random.normal((2, 9, 32))
     _, expected = autodiff(model, cotangent)
     blocks = Blockwise(model, CpuKernels())
-    _, tape = blocks.forward(mx.array(TOKENS))
+    _, tape = blocks.forward(Rows(mx.array(TOKENS)))
     same(blocks.backward(tape, cotangent), expected)
 
 
@@ -96,7 +97,7 @@ def test_fused_projections() -> None:
     cotangent = mx.random.normal((2, 9, 32))
     _, expected = autodiff(model, cotangent)
     blocks = Blockwise(model, CpuKernels())
-    _, tape = blocks.forward(mx.array(TOKENS))
+    _, tape = blocks.forward(Rows(mx.array(TOKENS)))
     same(blocks.backward(tape, cotangent), expected)
 
 
@@ -109,7 +110,7 @@ def test_numpy_products_and_only_those_that_are_needed(monkeypatch: pytest.Monke
     counts = []
     monkeypatch.setattr(numpy_linear.np, "matmul", lambda a, b: counts.append(1) or a @ b)
     blocks = Blockwise(model, CpuKernels(), checkpoint_every)
-    found, tape = blocks.forward(mx.array(TOKENS))
+    found, tape = blocks.forward(Rows(mx.array(TOKENS)))
     np.testing.assert_allclose(np.array(found), np.array(hidden), rtol=1e-5, atol=1e-5)
     assert len(counts) == 3 * 7  # blocks, linear layers
     same(blocks.backward(tape, cotangent), expected)
@@ -123,15 +124,17 @@ def test_dropout_is_the_same_in_both_passes(checkpoint_every: int) -> None:
     cotangent = mx.random.normal((2, 9, 32))
     blocks = Blockwise(model, PortableKernels(), checkpoint_every)
     mx.random.seed(11)
-    _, expected = nn.value_and_grad(model, lambda _: (blocks.forward(mx.array(TOKENS))[0] * cotangent).sum())(model)
+    _, expected = nn.value_and_grad(model, lambda _: (blocks.forward(Rows(mx.array(TOKENS)))[0] * cotangent).sum())(
+        model
+    )
     mx.eval(expected)
     mx.random.seed(11)
-    hidden, tape = blocks.forward(mx.array(TOKENS))
+    hidden, tape = blocks.forward(Rows(mx.array(TOKENS)))
     after = np.array(mx.random.state[0])
     same(blocks.backward(tape, cotangent), dict(tree_flatten(expected)))
     assert np.array_equal(after, np.array(mx.random.state[0]))
     mx.random.seed(12)
-    assert not mx.allclose(blocks.forward(mx.array(TOKENS))[0], hidden)
+    assert not mx.allclose(blocks.forward(Rows(mx.array(TOKENS)))[0], hidden)
 
 
 def test_blocks_before_the_first_adapter_need_no_gradient() -> None:
@@ -139,7 +142,7 @@ def test_blocks_before_the_first_adapter_need_no_gradient() -> None:
     cotangent = mx.random.normal((2, 9, 32))
     _, expected = autodiff(model, cotangent)
     blocks = Blockwise(model, CpuKernels())
-    _, tape = blocks.forward(mx.array(TOKENS))
+    _, tape = blocks.forward(Rows(mx.array(TOKENS)))
     same(blocks.backward(tape, cotangent), expected)
 
 
@@ -151,7 +154,7 @@ def test_quantized_blocks() -> None:
     cotangent = mx.random.normal((2, 9, 64))
     _, expected = autodiff(model, cotangent)
     blocks = Blockwise(model, CpuKernels())
-    _, tape = blocks.forward(mx.array(TOKENS))
+    _, tape = blocks.forward(Rows(mx.array(TOKENS)))
     same(blocks.backward(tape, cotangent), expected)
 
 
@@ -168,7 +171,7 @@ def test_the_models_own_functions_are_back_in_place() -> None:
     before = (llama.scaled_dot_product_attention, llama.swiglu)
     model = adapted()
     blocks = Blockwise(model, CpuKernels())
-    _, tape = blocks.forward(mx.array(TOKENS))
+    _, tape = blocks.forward(Rows(mx.array(TOKENS)))
     blocks.backward(tape, mx.ones((2, 9, 32)))
     assert (llama.scaled_dot_product_attention, llama.swiglu) == before
 

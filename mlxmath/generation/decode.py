@@ -1,0 +1,163 @@
+"""Sequences decoded together, a token each at a step.
+
+Shapes: B sequences, L positions, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.models.cache import BatchKVCache, KVCache, make_prompt_cache
+from numpy.typing import NDArray
+
+from mlxmath.generation.sampling import Sampling, draw, uniforms
+
+PREFILL_TOKENS = 2048
+"""Prompt tokens that go through the model at once."""
+_MOST_GROWTH = 256
+"""Positions by which the memory for keys and values grows: all of them are copied then."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What all prompts begin with: its tokens, and their keys and values."""
+
+    tokens: tuple[int, ...] = ()
+    cache: tuple[KVCache, ...] | None = None
+
+
+class Decoder:
+    """Draws the next token of each of its sequences; others may join and leave between steps.
+
+    A prompt goes through the model once, however many sequences begin with it. What is drawn for a sequence depends on
+    its prompt and seed alone, not on its neighbours.
+
+    Args:
+        model: in evaluation mode.
+        sampling: the same for all.
+        logprobs: give those of what is drawn.
+        prefix: that all prompts begin with; each has at least one token more.
+    """
+
+    def __init__(
+        self, model: nn.Module, sampling: Sampling, *, logprobs: bool = False, prefix: Prefix = Prefix()
+    ) -> None:
+        self._model, self._sampling, self._logprobs, self._prefix = model, sampling, logprobs, prefix
+        self._cache: list[Any] = []
+        self._seeds_B = np.zeros(0, np.uint64)
+        self._counts_B = np.zeros(0, np.uint64)
+        self._tokens_B = mx.zeros(0, mx.int32)
+        self._logprobs_B = mx.zeros(0, mx.float32)
+
+    def __len__(self) -> int:
+        return len(self._seeds_B)
+
+    def add(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> None:
+        """Let sequences join behind those that are there already."""
+        for part in _parts(prompts):
+            self._add([tuple(prompts[i]) for i in part], [seeds[i] for i in part])
+
+    def _add(self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int]) -> None:
+        unique = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+        cache = self._prefilled(list(unique))
+        if len(unique) < len(prompts):
+            for layer in cache:
+                layer.filter([unique[prompt] for prompt in prompts])
+        seeds_B, counts_B = np.array(seeds, np.uint64), np.zeros(len(seeds), np.uint64)
+        tokens_B, logprobs_B = self._next(mx.array([p[-1] for p in prompts]), cache, seeds_B, counts_B)
+        if not len(self):
+            self._cache, self._tokens_B, self._logprobs_B = cache, tokens_B, logprobs_B
+        else:
+            for layer, other in zip(self._cache, cache, strict=True):
+                layer.extend(other)
+            self._tokens_B = mx.concatenate([self._tokens_B, tokens_B])
+            self._logprobs_B = mx.concatenate([self._logprobs_B, logprobs_B])
+        self._seeds_B = np.concatenate([self._seeds_B, seeds_B])
+        self._counts_B = np.concatenate([self._counts_B, counts_B + np.uint64(1)])
+
+    def step(self) -> tuple[list[int], list[float]]:
+        """The next token of each sequence, and its log-probability where they are asked for.
+
+        The device is at work on the tokens after these when it returns.
+        """
+        tokens_B, logprobs_B = self._tokens_B, self._logprobs_B
+        if self._counts_B.min() < self._sampling.max_new_tokens:
+            self._tokens_B, self._logprobs_B = self._next(tokens_B, self._cache, self._seeds_B, self._counts_B)
+            self._counts_B += np.uint64(1)
+        return tokens_B.tolist(), logprobs_B.tolist()
+
+    def keep(self, indices: Sequence[int]) -> None:
+        """Let all other sequences leave."""
+        chosen = list(indices)
+        if chosen:
+            for layer in self._cache:
+                layer.filter(chosen)
+        else:
+            self._cache = []
+        chosen_B = mx.array(chosen, mx.int32)
+        self._tokens_B, self._logprobs_B = self._tokens_B[chosen_B], self._logprobs_B[chosen_B]
+        self._seeds_B, self._counts_B = self._seeds_B[chosen], self._counts_B[chosen]
+
+    def _next(
+        self, tokens_B: mx.array, cache: list[Any], seeds_B: NDArray[np.uint64], counts_B: NDArray[np.uint64]
+    ) -> tuple[mx.array, mx.array]:
+        """The tokens after `tokens_B`."""
+        logits_BV = self._model(tokens_B[:, None], cache=cache)[:, -1]
+        found = draw(logits_BV, uniforms(seeds_B, counts_B), self._sampling, logprobs=self._logprobs)
+        mx.async_eval(found)
+        return found
+
+    def _prefilled(self, prompts: Sequence[tuple[int, ...]]) -> list[Any]:
+        """Keys and values of all but the last token of each prompt."""
+        single = [self._prefix.cache or make_prompt_cache(self._model) for _ in prompts]
+        cache = [layers[0].merge(list(layers)) for layers in zip(*single, strict=True)]
+        inputs = [prompt[len(self._prefix.tokens) : -1] for prompt in prompts]
+        width = max(map(len, inputs))
+        lengths = [len(tokens) for tokens in inputs]
+        padding = [width - length for length in lengths]
+        if any(padding):
+            for layer in cache:
+                layer.prepare(lengths=lengths, right_padding=padding)
+        tokens_BL = mx.array([[*tokens, *[0] * pad] for tokens, pad in zip(inputs, padding, strict=True)], mx.int32)
+        step = max(1, PREFILL_TOKENS // len(prompts))
+        for start in range(0, width, step):
+            self._model(tokens_BL[:, start : start + step], cache=cache)
+            mx.eval([layer.state for layer in cache])
+        for layer in cache:
+            if any(padding):
+                layer.finalize()
+            if type(layer) is BatchKVCache:
+                layer.step = min(_MOST_GROWTH, self._sampling.max_new_tokens)
+                if layer.keys is not None:  # without the room that was left over
+                    layer.keys, layer.values = layer.keys_and_values()
+        mx.eval([layer.state for layer in cache])
+        return cache
+
+
+def prefilled_prefix(model: nn.Module, tokens: Sequence[int]) -> Prefix:
+    """The keys and values of a prefix, or none where the model's caches do not copy their past into a batch."""
+    cache = make_prompt_cache(model)
+    if any(type(layer) is not KVCache for layer in cache):
+        return Prefix()
+    for start in range(0, len(tokens), PREFILL_TOKENS):
+        model(mx.array([tokens[start : start + PREFILL_TOKENS]]), cache=cache)
+        mx.eval([layer.state for layer in cache])
+    return Prefix(tuple(tokens), tuple(cache))
+
+
+def _parts(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """The positions of the prompts in parts of at most `PREFILL_TOKENS` padded tokens, equal ones counted once."""
+    part: list[int] = []
+    unique: set[tuple[int, ...]] = set()
+    for index, prompt in enumerate(prompts):
+        wider = unique | {tuple(prompt)}
+        if part and len(wider) * max(map(len, wider)) > PREFILL_TOKENS:
+            yield part
+            part, wider = [], {tuple(prompt)}
+        part.append(index)
+        unique = wider
+    if part:
+        yield part
