@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 @options.setting_options("model.mlx_path")
 @click.option("--adapter-path", multiple=True, metavar="FOLDER", help="Adapter; may be repeated.  [default: adapters]")
 @click.option("--no-adapter", is_flag=True, help="Evaluate the base model alone.")
-@click.option("--compare", is_flag=True, help="Evaluate the base model too and compare the others with it.")
+@click.option(
+    "--compare",
+    is_flag=True,
+    help="Evaluate the base model too and compare the others with it; with --retrieve each one with itself without.",
+)
 @click.option(
     "--against",
     multiple=True,
@@ -63,10 +67,12 @@ def main(
     adapters = () if no_adapter else tuple(Path(a).expanduser() for a in adapter_path or ("adapters",))
 
     from mlxmath.backends.ranks import join
-    from mlxmath.evaluation.contestants import choose_contestants
+    from mlxmath.evaluation.contestants import choose_contestants, with_formulas
 
     with join() as ranks:
         chosen = choose_contestants(Path(config.model.mlx_path), adapters, against, base=compare or no_adapter)
+        if config.evaluation.retrieve:
+            chosen = with_formulas(chosen, beside=compare)
         found = evaluate(
             config, chosen, ranks, template=template, template_file=template_file, seed=seed, resume=resume,
             overwrite=overwrite,
@@ -90,7 +96,7 @@ def evaluate(
 
     Args:
         config: its model, evaluation and runtime sections count.
-        contestants: the first one is what the others are compared with.
+        contestants: each is compared with the one that it names, else with the first one.
         ranks: each answers a part; rank 0 reports.
         template: for all of them (None: the one that the first tuned model was trained with).
         template_file: the same out of a file of the user's own.
@@ -131,8 +137,9 @@ def evaluate(
         "contestants": [
             {"label": e.contestant.label, "model": str(e.contestant.model),
              "adapter": str(e.contestant.adapter) if e.contestant.adapter else None,
+             "against": e.contestant.against or (contestants[0].label if i else None),
              "fingerprint": e.fingerprint, **e.identity}
-            for e in entries
+            for i, e in enumerate(entries)
         ],
         "benchmarks": [
             {"name": b.name, "revision": b.revision, "problems": problems[b.name],
@@ -168,7 +175,7 @@ def evaluate(
         save_samples(path, found)  # without what was left out
     done = {sample.key: sample for sample in found}
     ranks.vote("read")
-    ask_all(entries, benchmarks, settings, seed, done, path, backend, device, retriever, share)
+    ask_all(entries, benchmarks, settings, seed, done, path, backend, device, share)
 
     if share.world > 1:
         for rank, content in enumerate(ranks.gather("samples", path.read_text() if path.exists() else "")):
@@ -192,10 +199,11 @@ def evaluate(
 
 
 def _voters(settings: EvaluationConfig, contestants: "list[Contestant]") -> list[str]:
-    """The labels of those that vote: the tuned models, or all if none is tuned."""
+    """The labels of those that vote: the tuned models, or all if none is tuned; of two that differ in formulas one."""
     if settings.vote is None:
         return []
-    voters = [c.label for c in contestants if c.adapter] or [c.label for c in contestants]
+    own = [c for c in contestants if c.against is None]
+    voters = [c.label for c in own if c.adapter] or [c.label for c in own]
     if len(voters) < 2:
         raise InputError(f"--vote: expected at least two tuned models, found {len(voters)}; repeat --adapter-path.")
     if settings.weights and len(settings.weights) != len(voters):

@@ -1,9 +1,13 @@
-"""Running the commands as a user does: real processes in a folder of their own."""
+"""Running the commands as a user does, in a folder of their own: real processes, or this one to spare its imports."""
 
+import contextlib
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+from click.testing import CliRunner, Result
 
 REPOSITORY = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {
@@ -39,3 +43,12 @@ def start(folder: Path, *arguments: str, log: Path) -> "subprocess.Popen[str]":
     """Start a command in the background; its output goes to `log`."""
     with log.open("w") as file:
         return subprocess.Popen(command(*arguments), cwd=folder, env=ENVIRONMENT, stdout=file, stderr=file, text=True)
+
+
+def invoke(folder: Path, name: str, *arguments: str, code: int = 0) -> Result:
+    """Run a command in `folder` within this process; it must end with `code`."""
+    main = importlib.import_module(f"mlxmath.{name}").main
+    with contextlib.chdir(folder):
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result

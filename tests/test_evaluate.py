@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from mlxmath.evaluate import main
-from tests.commands import ENVIRONMENT, command, run, start, succeed
+from tests.commands import ENVIRONMENT, command, invoke, start
 from tests.test_train import debug_run  # noqa: F401 (a fixture)
 
 QUICK = ("--limit", "24", "--max-tokens", "40")
@@ -51,7 +51,7 @@ def figures(run_folder: Path) -> dict:
 
 
 def test_compare_writes_everything_and_report_rebuilds_it(folder: Path) -> None:
-    result = succeed(folder, "evaluate", "--compare", *QUICK)
+    result = invoke(folder, "evaluate", "--compare", *QUICK)
     assert "McNemar" in result.stderr and json.loads(result.stdout)["report.html"].endswith("/report.html")
     made = only_run(folder)
     assert {p.name for p in made.iterdir()} == {
@@ -66,7 +66,7 @@ def test_compare_writes_everything_and_report_rebuilds_it(folder: Path) -> None:
     assert "| base |" in (made / "model_card.md").read_text()
     for name in ("results.json", "report.html", "accuracy.png"):
         (made / name).unlink()
-    succeed(folder, "report", str(made), "--regrade")
+    invoke(folder, "report", str(made), "--regrade")
     assert figures(made) == before and samples(made) == rows
     assert (made / "report.html").stat().st_size > 20_000 and (made / "accuracy.png").exists()
 
@@ -84,39 +84,50 @@ def test_killed_and_resumed_is_the_same_and_other_settings_do_not_mix(folder: Pa
     written = path.read_bytes()
     assert 20 <= written.count(b"\n") < 60
     path.write_bytes(written + b'{"contestant": "base", "id": "de')
-    refused = run(folder, "evaluate", *sampled, "--run-name", "killed")
-    assert refused.returncode == 2 and "--resume" in refused.stderr
+    assert "--resume" in invoke(folder, "evaluate", *sampled, "--run-name", "killed", code=2).stderr
     for change, name in ((("--seed", "1"), "seed"), (("--template", "plain"), "template")):
-        mixed = run(folder, "evaluate", *sampled, "--run-name", "killed", "--resume", *change)
-        assert mixed.returncode == 2 and "other settings" in mixed.stderr and name in mixed.stderr
-    resumed = succeed(folder, "evaluate", *sampled, "--run-name", "killed", "--resume")
+        mixed = invoke(folder, "evaluate", *sampled, "--run-name", "killed", "--resume", *change, code=2)
+        assert "other settings" in mixed.stderr and name in mixed.stderr
+    resumed = invoke(folder, "evaluate", *sampled, "--run-name", "killed", "--resume")
     assert "answers are there already; 1 lines left out" in resumed.stderr
-    succeed(folder, "evaluate", *sampled, "--run-name", "whole")
+    invoke(folder, "evaluate", *sampled, "--run-name", "whole")
     results = folder / "evaluation_results"
     assert samples(results / "killed") == samples(results / "whole")
     assert figures(results / "killed") == figures(results / "whole")
 
 
 def test_majority_ensemble_and_formulas_and_their_effect(folder: Path) -> None:
-    succeed(
+    invoke(
         folder, "evaluate", "--compare", "--adapter-path", "adapters", "--adapter-path", "weaker", "--vote", "weighted",
-        "--samples", "3", "--temperature", "0.7", "--retrieve", "bundled", "--limit", "16", "--max-tokens", "40",
+        "--samples", "3", "--temperature", "0.7", "--retrieve", "bundled", "--limit", "12", "--max-tokens", "40",
     )  # fmt: skip
     made = only_run(folder)
     found, rows = figures(made), samples(made)
-    assert list(found["contestants"]) == ["base", "adapters", "weaker"] and len(rows) == 3 * 3 * 16
+    names = [f"{name}{formulas}" for name in ("base", "adapters", "weaker") for formulas in ("", " + formulas")]
+    assert list(found["contestants"]) == names and len(rows) == 6 * 3 * 12
+    pairs = [("base", "adapters"), ("base", "weaker"), *((name, f"{name} + formulas") for name in names[::2])]
+    assert sorted((c["base"], c["other"]) for c in found["comparisons"]) == sorted(pairs)
+    for comparison in found["comparisons"]:
+        own = [found["contestants"][comparison[part]]["accuracy"]["value"] for part in ("base", "other")]
+        assert comparison["difference"] == pytest.approx(own[1] - own[0]) and comparison["total"] == 12
     tuned = found["contestants"]["adapters"]
     assert set(tuned["pass_at"]) == set(tuned["maj_at"]) == {"1", "2", "3"}
     assert tuned["pass_at"]["1"] == pytest.approx(tuned["accuracy"]["value"])
     assert tuned["pass_at"]["3"] >= tuned["pass_at"]["1"]
     ensemble = found["ensemble"]
-    assert set(ensemble["weights"]) == {"adapters", "weaker"} and ensemble["against_best"]["total"] == 16
-    assert tuned["formulas"] > 0.5
-    plain = succeed(folder, "evaluate", "--limit", "2", "--max-tokens", "4", "--run-name", "plain")
-    assert plain.returncode == 0
-    bare = samples(folder / "evaluation_results" / "plain")[0]
-    with_formulas = next(row for row in rows if row["id"] == bare["id"])
-    assert with_formulas["prompt_tokens"] > bare["prompt_tokens"]
+    assert set(ensemble["weights"]) == {"adapters", "weaker"}
+    *majorities, voted = found["votes"]
+    assert [(c["base"], c["other"]) for c in majorities] == [(name, f"{name}, majority of 3") for name in names]
+    for vote in majorities:
+        own = found["contestants"][vote["base"]]
+        assert vote["difference"] == pytest.approx(own["majority"]["value"] - own["accuracy"]["value"])
+    best = max(own["accuracy"]["value"] for name, own in found["contestants"].items() if name in ensemble["weights"])
+    assert voted["other"] == "ensemble" and voted["base"] in ensemble["weights"]
+    assert voted["difference"] == pytest.approx(ensemble["accuracy"]["value"] - best)
+    assert tuned["formulas"] == 0 and found["contestants"]["adapters + formulas"]["formulas"] > 0.5
+    bare = {row["id"]: row["prompt_tokens"] for row in rows if row["contestant"] == "base"}
+    given = [row for row in rows if row["contestant"] == "base + formulas" and row["formulas"]]
+    assert given and all(row["prompt_tokens"] > bare[row["id"]] for row in given)
     page = (made / "report.html").read_text()
     for text in ("ensemble", "weighted vote", "maj@k", "pass@k", "retrieved from bundled", "adapters, majority"):
         assert text in page
@@ -141,7 +152,7 @@ def test_two_processes_share_the_work_and_find_the_same(folder: Path) -> None:
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert outputs[0][0] and not outputs[1][0]  # only the first one reports
-    succeed(folder, "evaluate", *QUICK, "--run-name", "alone")
+    invoke(folder, "evaluate", *QUICK, "--run-name", "alone")
     results = folder / "evaluation_results"
     assert samples(results / "shared") == samples(results / "alone")
     assert not list((results / "shared").glob("samples.rank*"))

@@ -37,6 +37,8 @@ class Entry:
     template: Template
     prompts: Mapping[str, list[int]]
     """Token ids by the problem's id."""
+    num_formulas: Mapping[str, int]
+    """Formulas in the prompt, by the problem's id."""
     identity: Mapping[str, Any]
     """Everything that its answers depend on, by content."""
 
@@ -60,6 +62,8 @@ def make_entry(
         MlxmathError: its model or adapter is missing, or its tokenizer does not load.
     """
     identity = contestant.identity()
+    if not contestant.formulas:
+        retriever = None
     prompts = Prompts(load_tokenizer(contestant.model), template, settings.shots, retriever)
     ids = {
         item.id: prompts.encode(item.question, benchmark.kind) for benchmark in benchmarks for item in benchmark.items
@@ -70,12 +74,15 @@ def make_entry(
     settled = {
         "template": prompts.template.definition,
         "shots": settings.shots,
-        "retrieve": settings.retrieve,
+        "retrieve": settings.retrieve if contestant.formulas else None,
         "max_tokens": settings.max_tokens,
         "sampling": sampling,
         "prompts": fingerprint(ids),
     }
-    return Entry(contestant, prompts.template, ids, identity | settled)
+    num_formulas = {
+        item.id: len(retriever.find(item.question)) if retriever else 0 for b in benchmarks for item in b.items
+    }
+    return Entry(contestant, prompts.template, ids, num_formulas, identity | settled)
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,6 @@ def ask_all(
     path: Path,
     backend: Backend,
     device: DeviceInfo,
-    retriever: Retriever | None = None,
     share: Share = Share(),
 ) -> None:
     """Answer what is not in `done`, and append it to `path`.
@@ -109,7 +115,6 @@ def ask_all(
         path: of samples.jsonl.
         backend: tells the memory in use.
         device: to compute on.
-        retriever: gave the prompts their formulas.
         share: this process's part.
     """
     models = _Models(device.compute_dtype)
@@ -129,8 +134,8 @@ def ask_all(
                 for benchmark in benchmarks:
                     chosen = [(item, n) for owner, item, n in waiting if owner is benchmark]
                     if chosen:
-                        _ask(entry, loaded, tokenizer, retriever, benchmark, chosen, settings, seed, file, backend,
-                             device, progress)  # fmt: skip
+                        _ask(entry, loaded, tokenizer, benchmark, chosen, settings, seed, file, backend, device,
+                             progress)  # fmt: skip
             finally:
                 progress.close()
 
@@ -143,23 +148,23 @@ def _tasks(
 
 
 class _Models:
-    """Loads contestants' models, one at a time; an adapter goes onto its base if that is the one in memory."""
+    """Loads contestants' models, one at a time; what is in memory is used again, and a base takes the next adapter."""
 
     def __init__(self, dtype: str) -> None:
         self._dtype = dtype
-        self._held: tuple[Path, Loaded] | None = None
+        self._held: tuple[Path, Path | None, Loaded] | None = None
 
     def load(self, contestant: Contestant) -> Loaded:
+        model, adapter = contestant.model, contestant.adapter
         held, self._held = self._held, None
-        if held is not None and held[0] == contestant.model:
-            loaded = held[1]
+        if held is not None and held[0] == model and held[1] in (None, adapter):
+            _, there, loaded = held
         else:
-            held = None  # frees the memory before the next model is loaded
-            loaded = load_model(contestant.model, self._dtype)
-        if contestant.adapter is None:
-            self._held = (contestant.model, loaded)
-        else:
-            load_adapter(loaded.model, contestant.adapter, read_fingerprint(contestant.model))
+            held = there = None  # frees the memory before the next model is loaded
+            loaded = load_model(model, self._dtype)
+        if adapter != there and adapter is not None:
+            load_adapter(loaded.model, adapter, read_fingerprint(model))
+        self._held = (model, adapter, loaded)
         return loaded
 
 
@@ -167,7 +172,6 @@ def _ask(
     entry: Entry,
     loaded: Loaded,
     tokenizer: TokenizerWrapper,
-    retriever: Retriever | None,
     benchmark: LoadedBenchmark,
     chosen: Sequence[tuple[Item, int]],
     settings: EvaluationConfig,
@@ -199,7 +203,7 @@ def _ask(
             Sample(
                 entry.contestant.label, entry.fingerprint, benchmark.name, item.id, number, item.level, item.subject,
                 item.question, item.gold, item.solution,
-                0 if retriever is None else len(retriever.find(item.question)),
+                entry.num_formulas[item.id],
                 completion.text, verdict.extracted, verdict.rule, verdict.correct, completion.finish_reason,
                 verdict.truncated, completion.num_prompt_tokens, len(completion.tokens), round(seconds, 4),
             ),

@@ -1,6 +1,7 @@
 """What is compared: models, with or without an adapter, and what identifies them."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ class Contestant:
     label: str
     model: Path
     adapter: Path | None = None
+    formulas: bool = False
+    """Whether its prompts hold the formulas of `--retrieve`."""
+    against: str | None = None
+    """The label of the one that it is compared with (None: the first one)."""
 
     def identity(self) -> dict[str, Any]:
         """Model and adapter by content.
@@ -81,3 +86,13 @@ def choose_contestants(
         label = contestant.label if number == 1 else f"{contestant.label} ({number})"
         unique.append(Contestant(label, contestant.model, contestant.adapter))
     return unique
+
+
+def with_formulas(contestants: Sequence[Contestant], *, beside: bool) -> list[Contestant]:
+    """The contestants with formulas in their prompts; with `beside` each of them next to itself without."""
+    if not beside:
+        return [replace(contestant, formulas=True) for contestant in contestants]
+    found = []
+    for one in contestants:
+        found += [one, replace(one, label=f"{one.label} + formulas", formulas=True, against=one.label)]
+    return found

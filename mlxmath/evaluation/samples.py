@@ -16,7 +16,7 @@ from mlxmath.errors import InputError, MlxmathError
 from mlxmath.files import atomic_file, atomic_json, read_json
 
 SETTINGS, SAMPLES = "settings.json", "samples.jsonl"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)

@@ -81,16 +81,17 @@ def _answers(samples: Sequence[Sample]) -> Answers:
 
 
 def results(scored: Scored, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """results.json: settings, each contestant's figures, comparisons with the first one, the ensemble's."""
+    """results.json: settings, each contestant's figures, comparisons of two of them each, what voting brings."""
     labels = list(scored.answers)
     ensemble = vote(scored, settings)
     groups = groupings(scored)
-    compared = {label: scored.answers[label] for label in labels}
+    against = {contestant["label"]: contestant["against"] for contestant in settings["contestants"]}
     found: dict[str, Any] = {
         "settings": dict(settings),
         "num_problems": len(scored.problems),
         "contestants": {label: figures(scored, label, groups) for label in labels},
-        "comparisons": [compare(compared, labels[0], other, groups) for other in labels[1:]],
+        "comparisons": [compare(scored.answers, against[x], x, groups) for x in labels if against[x]],
+        "votes": [compare(*alone_and_agreed(x, scored.answers[x]), groups) for x in labels if settings["samples"] > 1],
     }
     if ensemble is not None:
         weights, answers = ensemble
@@ -100,9 +101,21 @@ def results(scored: Scored, settings: Mapping[str, Any]) -> dict[str, Any]:
             "vote": settings["vote"],
             "weights": weights,
             "accuracy": proportion(verdicts),
-            "against_best": compare(compared | {ENSEMBLE: answers}, best, ENSEMBLE, groups),
         }
+        found["votes"].append(compare(scored.answers | {ENSEMBLE: answers}, best, ENSEMBLE, groups))
     return found
+
+
+def alone_and_agreed(label: str, answers: Mapping[str, Answers]) -> tuple[dict[str, dict[str, Answers]], str, str]:
+    """A contestant's single samples and its majority, to be compared.
+
+    The difference is from the mean of the samples; fixed, broken and McNemar are counted from each problem's first one.
+    """
+    k = len(next(iter(answers.values())).samples)
+    alone = {i: Answers(a.samples, a.samples[0].correct, a.samples[0]) for i, a in answers.items()}
+    agreed = {i: Answers((a.shown,), a.right, a.shown) for i, a in answers.items()}
+    majority = f"{label}, majority of {k}"
+    return {label: alone, majority: agreed}, label, majority
 
 
 def proportion(scores: Sequence[float]) -> dict[str, float]:

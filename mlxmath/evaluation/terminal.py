@@ -6,11 +6,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mlxmath.evaluation.wording import interval, percent, points, sentence
+from mlxmath.evaluation.wording import SOUNDNESS, interval, percent, points, sentence, soundness
 
 
 def show(results: Mapping[str, Any]) -> None:
-    """Print accuracy, comparisons and, where there is one, the ensemble."""
+    """Print accuracy, soundness, comparisons and, where there are several answers, what voting brings."""
     console = Console(stderr=True)
     table = Table(title=f"{results['num_problems']:,} problems", title_justify="left")
     several = any("majority" in found for found in results["contestants"].values())
@@ -32,6 +32,12 @@ def show(results: Mapping[str, Any]) -> None:
         row = ["ensemble", percent(ensemble["accuracy"]["value"]), interval(ensemble["accuracy"])]
         table.add_row(*row, *["-"] * (len(table.columns) - len(row)))
     console.print(table)
+    table = Table("model", title="soundness", title_justify="left")
+    for name in SOUNDNESS:
+        table.add_column(name, justify="right")
+    for label, found in results["contestants"].items():
+        table.add_row(label, *soundness(found))
+    console.print(table)
     for comparison in results["comparisons"]:
         console.print(sentence(comparison), highlight=False)
         for grouping, values in comparison["by"].items():
@@ -47,5 +53,5 @@ def show(results: Mapping[str, Any]) -> None:
                     str(found["broken"]),
                 )  # fmt: skip
             console.print(small)
-    if ensemble:
-        console.print("ensemble: " + sentence(ensemble["against_best"]), highlight=False)
+    for vote in results["votes"]:
+        console.print(sentence(vote), highlight=False)

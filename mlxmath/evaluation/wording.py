@@ -25,6 +25,16 @@ def p_value(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
+SOUNDNESS = ("true", "grounded", "supported", "used", "doubt")
+"""What `soundness` tells: F1 to F4 of `mlxmath.grading.faithfulness`, and the share of answers in recursive doubt."""
+
+
+def soundness(found: Mapping[str, Any]) -> list[str]:
+    """A contestant's figures under the headings of `SOUNDNESS`."""
+    names = ("validity", "provenance", "support", "liveness")
+    return [*(percent(found["faithfulness"][name]) for name in names), percent(found["doubt"])]
+
+
 def verdict(comparison: Mapping[str, Any]) -> str:
     """What the comparison shows, at the 5 % level of the exact McNemar test."""
     base, other = comparison["base"], comparison["other"]

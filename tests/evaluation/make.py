@@ -22,9 +22,11 @@ def sample(
 def settings(*labels: str, **changes: Any) -> dict[str, Any]:
     """settings.json of a run of these contestants."""
     return {
-        "format": 1,
+        "format": 2,
         "contestants": [
-            {"label": label, "model": "m", "adapter": None, "fingerprint": f"f-{label}"} for label in labels
+            {"label": label, "model": "m", "adapter": None, "fingerprint": f"f-{label}",
+             "against": labels[0] if i else None}
+            for i, label in enumerate(labels)
         ],
         "benchmarks": [{"name": "b"}],
         "samples": 1, "shots": 0, "temperature": 0.0, "top_p": 1.0, "seed": 0, "template": "tutor", "retrieve": None,

@@ -29,6 +29,16 @@ def test_two_models_on_the_same_problems() -> None:
     assert found["contestants"]["base"]["tokens_per_second"] == pytest.approx(14)
 
 
+def test_each_is_compared_with_the_one_that_it_names() -> None:
+    labels = ("base", "first", "second")
+    right = dict(zip(labels, (1, 3, 4), strict=True))
+    made = [sample(label, i, "1" if i < right[label] else "2") for label in labels for i in range(5)]
+    chosen = settings(*labels)
+    chosen["contestants"][2]["against"] = "first"
+    found = results(collect(made, labels, 1), chosen)["comparisons"]
+    assert [(c["base"], c["other"], c["fixed"]) for c in found] == [("base", "first", 2), ("first", "second", 1)]
+
+
 def test_groups_by_level_subject_and_length() -> None:
     made = [
         sample("base", i, "1" if i < 6 else "2", level=str(i % 2 + 1), subject="algebra", question="word " * (i + 1))
@@ -47,8 +57,12 @@ def test_several_samples_count_by_their_fraction_and_vote() -> None:
     made = [
         sample("base", i, a, sample=n, correct=a in ("1", "1.0")) for i, own in said.items() for n, a in enumerate(own)
     ]
-    found = run(made, "base", samples=4, temperature=0.7)["contestants"]["base"]
+    whole = run(made, "base", samples=4, temperature=0.7)
+    found, (vote,) = whole["contestants"]["base"], whole["votes"]
     assert found["accuracy"]["value"] == pytest.approx((2 / 4 + 2 / 4 + 0) / 3)
+    assert (vote["base"], vote["other"]) == ("base", "base, majority of 4")
+    assert vote["difference"] == pytest.approx(1 / 3 - found["accuracy"]["value"])
+    assert vote["outcomes"] == {"fixed": 0, "broken": 0, "both right": 1, "both wrong": 2}
     assert found["pass_at"] == pytest.approx({"1": 1 / 3, "2": (5 / 6 + 5 / 6) / 3, "4": 2 / 3})
     # "1" and "1.0" are one answer: it wins problem 0; problem 1 is a tie, which is shared
     assert found["maj_at"]["4"] == pytest.approx((1 + 0.5 + 0) / 3)
@@ -68,7 +82,8 @@ def test_the_ensemble_weighs_each_voter_by_the_other_problems() -> None:
     assert weighted["ensemble"]["accuracy"]["value"] == 1.0
     equal = run(made, *labels, vote="equal", voters=list(labels))  # two wrong ones agree
     assert equal["ensemble"]["accuracy"]["value"] == 0.0
-    assert equal["ensemble"]["against_best"]["broken"] == 4
+    (voted,) = equal["votes"]
+    assert (voted["base"], voted["other"], voted["broken"]) == ("a", "ensemble", 4)
     given = run(made, *labels, vote="weighted", voters=list(labels), weights=[3, 1, 1])
     assert given["ensemble"]["accuracy"]["value"] == 1.0
 

@@ -13,7 +13,7 @@ from mlxmath.evaluation.measures import CATEGORIES
 from mlxmath.evaluation.score import OUTCOMES, Answers, Scored, outcome
 from mlxmath.evaluation.web import charts
 from mlxmath.evaluation.web.latex import formula, to_html
-from mlxmath.evaluation.wording import evidence, interval, p_value, percent, points, verdict
+from mlxmath.evaluation.wording import SOUNDNESS, evidence, interval, p_value, percent, points, soundness, verdict
 from mlxmath.files import atomic_write
 
 _FOLDER = Path(__file__).parent
@@ -116,10 +116,7 @@ def _figures(results: Mapping[str, Any], scored: Scored) -> Iterator[str]:
     kind = "bootstrap" if results["settings"]["samples"] > 1 else "Wilson"
     yield _section("Accuracy", f"Points with their 95 % {kind} intervals.", *rows)
 
-    comparisons = list(results["comparisons"])
-    if ensemble:
-        comparisons.append(ensemble["against_best"])
-    if comparisons:
+    if comparisons := [*results["comparisons"], *results["votes"]]:
         reach = max(0.02, *(max(abs(c["low"]), abs(c["high"])) for c in comparisons))
         rows = [charts.difference_row(f"{c['other']} − {c['base']}", c, reach) for c in comparisons]
         cells = [
@@ -174,16 +171,12 @@ def _figures(results: Mapping[str, Any], scored: Scored) -> Iterator[str]:
             charts.table(["", *(f"k = {k}" for k in ks)], cells),
         )
 
-    cells = [
-        [label, *(percent(found["faithfulness"][n]) for n in ("validity", "provenance", "support", "liveness")),
-         percent(found["doubt"])]
-        for label, found in contestants.items()
-    ]  # fmt: skip
+    cells = [[label, *soundness(found)] for label, found in contestants.items()]
     yield _section(
         "Soundness",
         "Of the equations in an answer: how many are true; how many operands come from the problem or before; "
         "whether the final answer is a result; how many lead to it. Doubt: answers that go round in circles.",
-        charts.table(["", "true", "grounded", "supported", "used", "doubt"], cells),
+        charts.table(["", *SOUNDNESS], cells),
     )
 
     tokens = {
@@ -207,16 +200,18 @@ def _figures(results: Mapping[str, Any], scored: Scored) -> Iterator[str]:
 
 def _explorer(results: Mapping[str, Any], scored: Scored) -> Iterator[str]:
     labels = list(scored.answers)
-    others = labels[1:]
+    pairs = [(comparison["base"], comparison["other"]) for comparison in results["comparisons"]]
     yield '<section id="explorer"><h2>Every problem</h2><div class="filters" role="search">'
-    names = ["all", *OUTCOMES] if others else ["all", "right", "wrong"]
+    names = ["all", *OUTCOMES] if pairs else ["all", "right", "wrong"]
     yield '<div class="chips">' + "".join(
         f'<button type="button" data-outcome="{name}" aria-pressed="false">{name} <b></b></button>' for name in names
     )
     yield "</div>"
-    if len(others) > 1:
-        options = "".join(f'<option value="{i}">{escape(other)}</option>' for i, other in enumerate(others))
-        yield f'<label>{escape(labels[0])} against <select id="other">{options}</select></label>'
+    if len(pairs) > 1:
+        options = "".join(
+            f'<option value="{i}">{escape(base)} to {escape(other)}</option>' for i, (base, other) in enumerate(pairs)
+        )
+        yield f'<label>From <select id="pair">{options}</select></label>'
     kinds = "".join(f'<option value="{key}">{escape(name)}</option>' for key, name in CATEGORIES.items())
     yield f'<label>An answer ended as <select id="category"><option value="">anything</option>{kinds}</select></label>'
     for name in ("benchmark", "level", "subject"):
@@ -229,16 +224,16 @@ def _explorer(results: Mapping[str, Any], scored: Scored) -> Iterator[str]:
     yield '<label class="search">Search <input type="search" id="search" placeholder="words to look for"></label>'
     yield '</div><p id="count" aria-live="polite"></p><div id="problems">'
     for problem in scored.problems:
-        yield _problem(problem, scored, labels, others)
+        yield _problem(problem, scored, labels, pairs)
     yield '</div><p id="none" hidden>No problem fits these filters.</p></section></main>'
 
 
-def _problem(problem: str, scored: Scored, labels: list[str], others: list[str]) -> str:
+def _problem(problem: str, scored: Scored, labels: list[str], pairs: list[tuple[str, str]]) -> str:
     answers = {label: scored.answers[label][problem] for label in labels}
     first = answers[labels[0]]
     shown = first.shown
-    if others:
-        outcomes = [outcome(first.right, answers[other].right) for other in others]
+    if pairs:
+        outcomes = [outcome(answers[base].right, answers[other].right) for base, other in pairs]
     else:
         outcomes = ["right" if first.right else "wrong"]
     kinds = {scored.measures[sample.key].category for answer in answers.values() for sample in answer.samples}

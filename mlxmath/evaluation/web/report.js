@@ -2,14 +2,14 @@
 (() => {
   const problems = [...document.querySelectorAll(".problem")];
   const chips = [...document.querySelectorAll("[data-outcome]")];
-  const other = document.getElementById("other");
+  const pair = document.getElementById("pair");
   const category = document.getElementById("category");
   const groups = [...document.querySelectorAll("[data-group]")];
   const search = document.getElementById("search");
   const texts = new Map();
   let chosen = "all";
 
-  const outcomeOf = (problem) => problem.dataset.outcomes.split("|")[other ? Number(other.value) : 0];
+  const outcomeOf = (problem) => problem.dataset.outcomes.split("|")[pair ? Number(pair.value) : 0];
   const textOf = (problem) => {
     if (!texts.has(problem)) texts.set(problem, problem.textContent.toLowerCase());
     return texts.get(problem);
@@ -41,7 +41,7 @@
   };
 
   for (const chip of chips) chip.addEventListener("click", () => { chosen = chip.dataset.outcome; apply(); });
-  for (const select of [other, category, ...groups]) if (select) select.addEventListener("change", apply);
+  for (const select of [pair, category, ...groups]) if (select) select.addEventListener("change", apply);
   search.addEventListener("input", apply);
   apply();
 })();
