@@ -128,12 +128,13 @@ class _Survey:
 class Mixture:
     """The problems to train on. Iterating gives them out; each iteration reads the sources anew."""
 
-    def __init__(self, config: DataConfig, *, solutions_required: bool = True) -> None:
+    def __init__(self, config: DataConfig, *, solutions_required: bool = True, pairs: bool = False) -> None:
         """Open the sources; nothing is read yet.
 
         Args:
             config: which sources, and what is taken from them.
             solutions_required: leave out rows without a solution.
+            pairs: read pairs of a chosen and a rejected completion.
 
         Raises:
             InputError: no such dataset, column, filter or benchmark.
@@ -143,9 +144,12 @@ class Mixture:
         sources = config.mixture
         first = config.num_examples if self._plain else None
         self.sources = [
-            load_problems(s, solutions_required=solutions_required, first=first, mixture_seed=config.mixture_seed)
-            for s in sources
-        ]
+            load_problems(
+                source, solutions_required=solutions_required, pairs=pairs, first=first,
+                mixture_seed=config.mixture_seed,
+            )
+            for source in sources
+        ]  # fmt: skip
         self._filters = [
             [parse_filter(text).named_after(loaded.columns) for text in loaded.source.filters]
             for loaded in self.sources
@@ -254,9 +258,10 @@ class _Seen:
             similar = self._near.find(normalise([problems[i].question for i in order]))
             self._source_of.update((questions[i], -1) for i, found in zip(order, similar, strict=True) if found)
         for i, (problem, question) in enumerate(zip(problems, questions, strict=True)):
-            pair = text_hash(f"{question} {' '.join((problem.solution or '').split())}")
-            result[i] = self._source_of.setdefault(question, source) != source or pair in self._solutions
-            self._solutions.add(pair)
+            completions = f"{problem.solution or ''} {problem.rejected or ''}"
+            whole = text_hash(f"{question} {' '.join(completions.split())}")
+            result[i] = self._source_of.setdefault(question, source) != source or whole in self._solutions
+            self._solutions.add(whole)
         return result
 
 
