@@ -13,6 +13,8 @@ COMMANDS = {
     "prepare": "Tokenize a dataset into the cache.",
     "distill": "Have a teacher write solutions, and keep the right and faithful ones as a dataset.",
     "train": "Fine-tune LoRA adapters.",
+    "dpo": "Tune an adapter on pairs of a preferred and a rejected completion.",
+    "reward-model": "Train a model that scores completions, on the same pairs; a reward for grpo.",
     "grpo": "Improve an adapter by reinforcement learning with graded answers.",
     "evaluate": "Ask benchmarks, grade, compare the tuned model with its base, write a report.",
     "report": "Build an evaluation's report again from its samples.",
@@ -28,10 +30,10 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import `mlxmath.<command>` and return its `main`."""
+        """Import `mlxmath.<command>`, with `_` for `-`, and return its `main`."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"mlxmath.{cmd_name}").main
+        command: click.Command = importlib.import_module(f"mlxmath.{cmd_name.replace('-', '_')}").main
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -45,5 +47,5 @@ class LazyGroup(click.Group):
 def main() -> None:
     """Fine-tune language models for mathematics with MLX.
 
-    Each command is also a module: `mlxmath train` is `python -m mlxmath.train`.
+    Each command is also a module: `mlxmath train` is `python -m mlxmath.train`, and so on with `_` for `-`.
     """

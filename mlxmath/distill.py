@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 def main(rank_only: str | None, resume: bool, overwrite: bool, **values: Any) -> None:
     """Have a teacher write solutions, and keep the right and faithful ones as a dataset.
 
-    Writes responses.jsonl (every answer, as it comes), solutions.jsonl (for train --dataset), rejected.jsonl (with
-    reasons) and card.md.
+    Writes responses.jsonl (every answer, as it comes), solutions.jsonl (for train --dataset), pairs.jsonl (a kept and a
+    wrong solution to the same problem, for dpo and reward-model --dataset), rejected.jsonl (with reasons) and card.md.
     """
     config = options.settings(values).config
     settings = config.distillation
@@ -59,11 +59,12 @@ def main(rank_only: str | None, resume: bool, overwrite: bool, **values: Any) ->
         say(f"rejected: {count:,} {reason}")
     say(
         f"{folder}/solutions.jsonl: {tally.num_kept:,} solutions to {tally.num_solved:,} of {tally.num_problems:,} "
-        f"problems; {tally.num_correct:,} of {tally.num_judged:,} right"
+        f"problems; {tally.num_correct:,} of {tally.num_judged:,} right; {tally.num_pairs:,} pairs"
     )
     if not tally.num_kept:
         warn("no solution is kept; rejected.jsonl holds each with its reason")
-    click.echo(json.dumps({name: f"{folder}/{name}" for name in ("solutions.jsonl", "rejected.jsonl", "card.md")}))
+    written = ("solutions.jsonl", "pairs.jsonl", "rejected.jsonl", "card.md")
+    click.echo(json.dumps({name: f"{folder}/{name}" for name in written}))
 
 
 def distill(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> "Tally":

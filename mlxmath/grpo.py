@@ -29,7 +29,7 @@ SECTIONS = (*TRAINED_FROM, "grpo")
 @click.option(
     "--reward", "rewards", multiple=True, metavar="NAME[=WEIGHT]",
     help="A reward that counts: correctness, format, tag_count, reasoning_steps, cosine_length, repetition, "
-    "soft_overlong, faithfulness, doubt, or your own MODULE:FUNCTION; may be repeated.",
+    "soft_overlong, faithfulness, doubt, model:FOLDER (a reward model), or your own MODULE:FUNCTION; may be repeated.",
 )  # fmt: skip
 @options.configured
 @options.setting_options(
@@ -96,7 +96,7 @@ def grpo(resolved: Resolved, ranks: "Ranks") -> int:
     from mlxmath.generation.engine import load_generation_tokenizer
     from mlxmath.generation.slots import choose_slots
     from mlxmath.kernels.select import kernels_for
-    from mlxmath.lora.adapter import WEIGHTS, adapter_config, load_initial
+    from mlxmath.lora.adapter import WEIGHTS, adapter_config, load_initial, read_reward_model
     from mlxmath.lora.inject import inject, open_blocks
     from mlxmath.models.load import load_model
     from mlxmath.models.memory import Batching, choose_batching
@@ -114,12 +114,15 @@ def grpo(resolved: Resolved, ranks: "Ranks") -> int:
     from mlxmath.training.optimizers import make_optimizer
     from mlxmath.training.rollouts import Reference, RolloutSource, wrong_answers
     from mlxmath.training.schedule import learning_rates
+    from mlxmath.training.scoring import Scorer
     from mlxmath.training.validation import BEST, Validation
     from mlxmath.training.watching import CURVES, Watch, plot_curves
-    from mlxmath.training.workers import Workers
+    from mlxmath.training.workers import Workers, replica
     from mlxmath.weights.convert import ensure_model
 
     rewards = Rewards(settings.reward_weights)
+    for scorer in rewards.models.values():
+        read_reward_model(scorer)
     template = get_template(config.data.template, config.data.template_file)
     folder, model_folder = Path(training.adapter_path), Path(config.model.mlx_path)
     checkpoint = share_checkpoint(run.claim(config) if ranks.first else None, ranks)
@@ -131,6 +134,7 @@ def grpo(resolved: Resolved, ranks: "Ranks") -> int:
                                                  (prompts, held_out))  # fmt: skip
     fixed = run.fixed_settings(config, manifest.fingerprint, prompts_fingerprint, held_out_fingerprint)
     fixed |= {f"grpo.{name}": value for name, value in settings.model_dump(mode="json").items()}
+    fixed |= {f"reward {name}": sha256(scorer / WEIGHTS) for name, scorer in rewards.models.items()}
     run.agree(ranks, config, device, fixed)
     fixed["initial adapter"] = None
 
@@ -139,6 +143,7 @@ def grpo(resolved: Resolved, ranks: "Ranks") -> int:
     planned_bytes = check_fits(config, model_folder, read_json(model_folder / "config.json"), device, shape.width(most))
     loaded = load_model(model_folder, device.compute_dtype)
     model = loaded.model
+    bases = {name: replica(model) for name in rewards.models}
     mx.random.seed(training.seed)
     injected = open_blocks(model, config.lora.num_layers) if training.full else inject(model, config.lora)
     say(str(injected))
@@ -157,10 +162,18 @@ def grpo(resolved: Resolved, ranks: "Ranks") -> int:
     batching = choose_batching(loaded.config, config, device, shape.width(most))
     kernels = kernels_for(device, batching.num_workers)
     tune_for_training(model, batching.tokens)
+    for name, scorer in rewards.models.items():
+        rewards.use(
+            name,
+            Scorer(
+                bases[name], scorer, manifest.fingerprint, tokenizer, training, max_tokens=batching.tokens,
+                shape=shape, kernels=kernels, num_workers=batching.num_workers,
+            ),
+        )  # fmt: skip
     reference = None
     if settings.beta:
-        scorer = choose_gradients(model, Logprobs(settings.temperature), kernels, compiled=False)
-        reference = Reference(model, scorer, ranks)
+        logprobs = choose_gradients(model, Logprobs(settings.temperature), kernels, compiled=False)
+        reference = Reference(model, logprobs, ranks)
     position = Position()
     if checkpoint:
         if ranks.first:

@@ -11,7 +11,7 @@ import click
 from pydantic.fields import FieldInfo
 
 from mlxmath.config.load import RECIPES, Layer, Resolved, file_layer, option_name, recipe_layer, resolve, set_layer
-from mlxmath.config.schema import DistillationConfig, RunConfig
+from mlxmath.config.schema import DistillationConfig, DpoConfig, RewardModelConfig, RunConfig
 from mlxmath.console import fail, say
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.problems.prompts import get_template
@@ -48,6 +48,14 @@ GRPO = (
     "grpo.epsilon_high", "grpo.num_iterations", "grpo.loss_type", "grpo.scale_rewards",
     "grpo.importance_sampling_level", "grpo.mask_truncated_completions", "grpo.dynamic_sampling",
 )  # fmt: skip
+PAIRS = (
+    "data.dataset", "data.dataset_config", "data.dataset_revision", "data.split", "data.question_column",
+    "data.filters", "data.balance", "data.num_examples", "data.mixture_seed", "data.deduplicate", "data.decontaminate",
+    "data.curriculum", "data.template", "data.template_file", "data.max_seq_len", "data.cache_dir",
+)  # fmt: skip
+"""The part of `DATA` that has a meaning for pairs of a chosen and a rejected completion."""
+DPO = tuple(f"dpo.{name}" for name in DpoConfig.model_fields)
+REWARD_MODEL = tuple(f"reward_model.{name}" for name in RewardModelConfig.model_fields)
 EVALUATION = (
     "evaluation.benchmark", "evaluation.limit", "evaluation.shots", "evaluation.samples", "evaluation.temperature",
     "evaluation.top_p", "evaluation.max_tokens", "evaluation.retrieve", "evaluation.retrieve_count", "evaluation.vote",

@@ -75,13 +75,16 @@ def tokenizer_folder(config: ModelConfig) -> Path:
     return folder
 
 
-def prepare_rows(config: DataConfig, model_folder: Path, *, trust_remote_code: bool = False) -> "TokenRows":
+def prepare_rows(
+    config: DataConfig, model_folder: Path, *, trust_remote_code: bool = False, pairs: bool = False
+) -> "TokenRows":
     """The tokenized dataset, from the cache if it is there, else made and put there.
 
     Args:
         config: which rows, and how they become tokens.
         model_folder: a folder with the model's tokenizer.
         trust_remote_code: let the tokenizer run code from its repository.
+        pairs: of a chosen and a rejected completion; each makes two rows (see `mlxmath.data.pairs`).
 
     Raises:
         InputError: no such dataset, column, split, template or tokenizer.
@@ -93,7 +96,7 @@ def prepare_rows(config: DataConfig, model_folder: Path, *, trust_remote_code: b
     from mlxmath.problems.prompts import get_template
 
     template = get_template(config.template, config.template_file)
-    mixture = Mixture(config)
+    mixture = Mixture(config, pairs=pairs)
     tokenizer = load_tokenizer(model_folder, trust_remote_code)
     template = template.for_tokenizer(tokenizer)
     for problems in mixture.sources:
@@ -102,7 +105,8 @@ def prepare_rows(config: DataConfig, model_folder: Path, *, trust_remote_code: b
         **mixture.key,
         "template": template.definition,
         "tokenizer": _tokenizer_identity(tokenizer, model_folder),
-        **config.model_dump(include={"max_seq_len", "overflow", "train_on_prompt"}),
+        **({"pairs": True} if pairs else config.model_dump(include={"overflow", "train_on_prompt"})),
+        "max_seq_len": config.max_seq_len,
     }
     path = Path(config.cache_dir).expanduser() / f"{fingerprint(key)}.pkl"
     started = time.perf_counter()
@@ -116,7 +120,7 @@ def prepare_rows(config: DataConfig, model_folder: Path, *, trust_remote_code: b
         say(f"{path} holds these rows already: {len(rows):,}, loaded in {time.perf_counter() - started:.3f}s")
         return rows
     with write_rows(path, token_dtype(max(tokenizer.get_vocab().values()) + 1)) as writer:
-        _write_all(mixture, template, config, tokenizer, writer)
+        _write_all(mixture, template, config, tokenizer, writer, pairs=pairs)
     rows = TokenRows.load(path)
     spent = time.perf_counter() - started
     say(
@@ -127,7 +131,7 @@ def prepare_rows(config: DataConfig, model_folder: Path, *, trust_remote_code: b
 
 
 def prepare_held_out(
-    config: DataConfig, name: str, model_folder: Path, *, trust_remote_code: bool = False
+    config: DataConfig, name: str, model_folder: Path, *, trust_remote_code: bool = False, pairs: bool = False
 ) -> "TokenRows":
     """The rows of `--validation-dataset`, made as those of the training data are.
 
@@ -136,6 +140,7 @@ def prepare_held_out(
         name: a file, the demo, or a repository as NAME or NAME:SPLIT (its validation split).
         model_folder: a folder with the model's tokenizer.
         trust_remote_code: let the tokenizer run code from its repository.
+        pairs: see `prepare_rows`.
 
     Raises:
         InputError: no such dataset or split.
@@ -144,7 +149,7 @@ def prepare_held_out(
     changed, hint = held_out_config(config, name)
     say("held-out rows:")
     try:
-        return prepare_rows(changed, model_folder, trust_remote_code=trust_remote_code)
+        return prepare_rows(changed, model_folder, trust_remote_code=trust_remote_code, pairs=pairs)
     except InputError as error:
         raise InputError(f"--validation-dataset {name}: {error}{hint}") from None
 
@@ -170,16 +175,17 @@ def held_out_config(config: DataConfig, name: str) -> tuple[DataConfig, str]:
 
 
 def _write_all(
-    mixture: "Mixture", template: "Template", config: DataConfig, tokenizer: Any, writer: "RowWriter"
+    mixture: "Mixture", template: "Template", config: DataConfig, tokenizer: Any, writer: "RowWriter", *, pairs: bool
 ) -> None:
     """Choose, render, fit and write all problems, batch by batch."""
+    from mlxmath.data.pair_tokens import tokenize_pairs
     from mlxmath.data.summary import MIXTURE
     from mlxmath.data.tokenize import SKIPPED, tokenize
 
     mixture.choose()
     counts: Counter[str] = Counter()
     with _progress(len(mixture)) as advance:
-        for rows, batch_counts in tokenize(mixture, template, config, tokenizer):
+        for rows, batch_counts in (tokenize_pairs if pairs else tokenize)(mixture, template, config, tokenizer):
             writer.add(rows, batch_counts["problems"])
             counts.update(batch_counts)
             advance(batch_counts["problems"])
@@ -193,8 +199,9 @@ def _write_all(
         what = ", ".join(f"{n:,} {reason}" for reason, n in left_out.items()) or f"{counts['problems']} rows were read"
         names = ", ".join(report.name for report in mixture.reports)
         raise MlxmathError(
-            f"{names}: no row with a target is left ({what}; --max-seq-len {config.max_seq_len}, "
-            f"--overflow {config.overflow}); choose other data, columns or filters, or a larger --max-seq-len."
+            f"{names}: no {'pair' if pairs else 'row with a target'} is left ({what}; --max-seq-len "
+            f"{config.max_seq_len}{'' if pairs else f', --overflow {config.overflow}'}); choose other data, columns or "
+            "filters, or a larger --max-seq-len."
         )
     if mixture.ranks is not None:
         writer.ranks = mixture.ranks[writer.sources]

@@ -17,7 +17,6 @@ from mlxmath.errors import InputError, MlxmathError
 
 if TYPE_CHECKING:
     from mlxmath.backends.ranks import Ranks
-    from mlxmath.data.batches import Rows
     from mlxmath.data.cache import TokenRows
     from mlxmath.data.holdout import Subset
 
@@ -157,7 +156,7 @@ def train(resolved: Resolved, ranks: "Ranks") -> int:
     with ranks.in_turn("preparing"):
         manifest = ensure_model(config.model)
         data = prepare_rows(config.data, model_folder, trust_remote_code=config.model.trust_remote_code)
-        rows, held_out = _split(config, data, model_folder)
+        rows, held_out = split_rows(config, data, model_folder)
     held_out_fingerprint = held_out.fingerprint if held_out else None
     settings = run.fixed_settings(config, manifest.fingerprint, data.fingerprint, held_out_fingerprint)
     run.agree(ranks, config, device, settings)
@@ -305,7 +304,9 @@ def train(resolved: Resolved, ranks: "Ranks") -> int:
     return run.exit_code(ending, stop)
 
 
-def _split(config: RunConfig, data: "TokenRows", model_folder: Path) -> "tuple[Rows, TokenRows | Subset | None]":
+def split_rows(
+    config: RunConfig, data: "TokenRows", model_folder: Path, *, pairs: bool = False
+) -> "tuple[TokenRows | Subset, TokenRows | Subset | None]":
     """The rows to train on, and those to measure on if any are asked for."""
     from mlxmath.data.holdout import hold_out
     from mlxmath.prepare import prepare_held_out
@@ -313,13 +314,15 @@ def _split(config: RunConfig, data: "TokenRows", model_folder: Path) -> "tuple[R
     training = config.training
     if training.validation_split is not None:
         rows, held_out = hold_out(data, training.validation_split, training.seed)
-        say(f"{len(held_out):,} of {len(data):,} sequences are held out")
+        each, what = (2, "pairs") if pairs else (1, "sequences")
+        say(f"{len(held_out) // each:,} of {len(data) // each:,} {what} are held out")
         return rows, held_out
     if training.validation_dataset is None:
         return data, None
     other = prepare_held_out(
-        config.data, training.validation_dataset, model_folder, trust_remote_code=config.model.trust_remote_code
-    )
+        config.data, training.validation_dataset, model_folder, trust_remote_code=config.model.trust_remote_code,
+        pairs=pairs,
+    )  # fmt: skip
     if other.fingerprint == data.fingerprint:
         raise InputError(
             f"--validation-dataset {training.validation_dataset} is the training data itself; name another dataset or "

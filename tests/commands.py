@@ -21,7 +21,7 @@ ENVIRONMENT = os.environ | {
 def command(*arguments: str) -> list[str]:
     """`python -m mlxmath.<name> …`; a first argument with a dot is another package's module."""
     name, *rest = arguments
-    return [sys.executable, "-m", name if "." in name else f"mlxmath.{name}", *map(str, rest)]
+    return [sys.executable, "-m", name if "." in name else f"mlxmath.{name.replace('-', '_')}", *map(str, rest)]
 
 
 def run(folder: Path, *arguments: str, stdin: str = "", timeout: float = 300) -> subprocess.CompletedProcess[str]:

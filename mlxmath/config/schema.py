@@ -515,6 +515,35 @@ class GrpoConfig(Section):
     )
 
 
+class DpoConfig(Section):
+    """Preference tuning, named as TRL names it."""
+
+    loss_type: Literal["sigmoid", "ipo", "orpo"] = Field(
+        "sigmoid", description="The loss: sigmoid is DPO's own; ipo; orpo, which needs no reference model."
+    )
+    beta: Annotated[float, Field(gt=0)] = Field(
+        0.1, description="How strongly the reference holds (ipo: its tau; orpo: weight of the odds ratio)."
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.0, description="Share of pairs taken to be labelled the wrong way round (sigmoid only)."
+    )
+
+    @field_validator("label_smoothing")
+    @classmethod
+    def _sigmoid_only(cls, value: float, info: ValidationInfo) -> float:
+        if value and info.data.get("loss_type") != "sigmoid":
+            raise ValueError("needs --loss-type sigmoid")
+        return value
+
+
+class RewardModelConfig(Section):
+    """Training of a reward model, named as TRL names it."""
+
+    center_rewards_coefficient: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Weight of what keeps the scores of a pair around 0; 0.01 is usual (0: nothing does)."
+    )
+
+
 class RuntimeConfig(Section):
     """The device."""
 
@@ -538,4 +567,6 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     distillation: DistillationConfig = DistillationConfig()
     grpo: GrpoConfig = GrpoConfig()
+    dpo: DpoConfig = DpoConfig()
+    reward_model: RewardModelConfig = RewardModelConfig()
     runtime: RuntimeConfig = RuntimeConfig()

@@ -9,7 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from mlxmath.data.render import Rendered, render
 from mlxmath.errors import MlxmathError
 from mlxmath.problems.columns import SkippedRowError
 from mlxmath.problems.problem import Problem
-from mlxmath.problems.prompts import Template, Text
+from mlxmath.problems.prompts import Text
 
 BATCH_ROWS = 1000
 BATCH_CHARACTERS = 1_000_000
@@ -34,6 +34,13 @@ SKIPPED = "skipped: "
 Result = tuple[Rendered, Counter[str]]
 
 
+class Renderer(Protocol):
+    """What makes texts of problems: a template."""
+
+    def render(self, problem: Problem) -> Text:
+        """See `mlxmath.problems.prompts.Template`."""
+
+
 @dataclass
 class Batch:
     """Texts to be tokenized together."""
@@ -45,7 +52,7 @@ class Batch:
     num_characters: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
 
-    def add(self, problem: Problem, template: Template) -> None:
+    def add(self, problem: Problem, template: Renderer) -> None:
         """Render a problem."""
         try:
             text = template.render(problem)
@@ -58,7 +65,7 @@ class Batch:
         self.num_problems += 1
 
 
-def tokenize(problems: Iterable[Problem], template: Template, config: DataConfig, tokenizer: Any) -> Iterator[Result]:
+def tokenize(problems: Iterable[Problem], template: Renderer, config: DataConfig, tokenizer: Any) -> Iterator[Result]:
     """Rows of the right length, batch by batch, with `fit_rows`'s counts and more; `sources` are the problems' numbers.
 
     `problems` counts those of the batch, `not_encodable` those whose solution the tokenizer cannot write after their
@@ -108,7 +115,7 @@ def _tokenize(batch: Batch, config: DataConfig, tokenizer: Any) -> Result:
     return rows, counts
 
 
-def _batches(problems: Iterable[Problem], template: Template) -> Iterator[Batch]:
+def _batches(problems: Iterable[Problem], template: Renderer) -> Iterator[Batch]:
     """Texts, in batches large enough for all cores and small enough for the memory."""
     batch = Batch()
     for problem in problems:

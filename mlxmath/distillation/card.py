@@ -23,6 +23,8 @@ class Tally:
     num_judged: int = 0
     num_correct: int = 0
     num_kept: int = 0
+    num_pairs: int = 0
+    """Problems with a kept solution and a wrong one."""
     reasons: Counter[str] = field(default_factory=Counter)
     accepted_of_problem: Counter[int] = field(default_factory=Counter)
     """Problems by their number of accepted solutions, before the best is chosen."""
@@ -75,6 +77,7 @@ def write_card(folder: Path, title: str, facts: Mapping[str, Any], settings: Map
             ("solutions judged", _count(judged), ""),
             ("right by the grader", _count(tally.num_correct), _share(tally.num_correct, judged)),
             ("kept", _count(tally.num_kept), _share(tally.num_kept, judged)),
+            ("pairs of a kept and a wrong solution", _count(tally.num_pairs), _share(tally.num_pairs, problems)),
         ],
     )
     if tally.reasons:
@@ -98,7 +101,8 @@ def write_card(folder: Path, title: str, facts: Mapping[str, Any], settings: Map
     lines += ["", "## Settings", "", *_table(("setting", "value"), settings.items())]
     lines += [
         "",
-        f"Train on it: `mlxmath train --dataset {folder / 'solutions.jsonl'}`. Made by mlxmath {__version__}.",
+        f"Train on it: `mlxmath train --dataset {folder / 'solutions.jsonl'}`; on its pairs: `mlxmath dpo --dataset "
+        f"{folder / 'pairs.jsonl'}`. Made by mlxmath {__version__}.",
     ]
     atomic_write(folder / CARD, "\n".join(lines) + "\n")
     _plot(tally, folder / LENGTHS)

@@ -1,4 +1,4 @@
-"""Judges what there is, problem by problem, and writes solutions.jsonl, rejected.jsonl and the card's figures."""
+"""Judges what there is, problem by problem, and writes solutions, rejected ones, pairs and the card's figures."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 from mlxmath.config.schema import DataConfig, DistillationConfig
 from mlxmath.distillation.card import Tally
-from mlxmath.distillation.filter import NOT_ANSWERED, NOT_BEST, REPEATED, Candidate, choose, judge
+from mlxmath.distillation.filter import NOT_ANSWERED, NOT_BEST, REPEATED, Candidate, choose, judge, pair, pair_row
 from mlxmath.distillation.questions import Task, gold_answer, question_key
 from mlxmath.distillation.responses import Responses
 from mlxmath.errors import InputError
@@ -16,7 +16,7 @@ from mlxmath.files import atomic_file
 from mlxmath.problems.columns import SkippedRowError, find_columns, make_problem
 from mlxmath.problems.local import Rows
 
-SOLUTIONS, REJECTED = "solutions.jsonl", "rejected.jsonl"
+SOLUTIONS, REJECTED, PAIRS = "solutions.jsonl", "rejected.jsonl", "pairs.jsonl"
 _BATCH = 64
 """Problems judged together."""
 
@@ -27,7 +27,7 @@ Unanswered = tuple[Task, str]
 def write_dataset(
     folder: Path, groups: Iterable[list[Candidate]], unanswered: Iterable[Unanswered], settings: DistillationConfig
 ) -> Tally:
-    """Write what is kept, and what is not with its reason.
+    """Write what is kept, what is not with its reason, and pairs of a right and a wrong solution.
 
     Args:
         folder: for the files.
@@ -36,7 +36,11 @@ def write_dataset(
         settings: the filter's.
     """
     tally = Tally()
-    with atomic_file(folder / SOLUTIONS) as kept, atomic_file(folder / REJECTED) as rejected:
+    with (
+        atomic_file(folder / SOLUTIONS) as kept,
+        atomic_file(folder / REJECTED) as rejected,
+        atomic_file(folder / PAIRS) as pairs,
+    ):
         waiting = iter(groups)
         while some := list(islice(waiting, _BATCH)):
             judged = judge([candidate for group in some for candidate in group], settings)
@@ -47,6 +51,9 @@ def write_dataset(
                 start += len(group)
                 tally.num_problems += 1
                 tally.accepted_of_problem[sum(one.reason in (None, NOT_BEST, REPEATED) for one in own)] += 1
+                if found := pair(own):
+                    tally.num_pairs += 1
+                    pairs.write(_line(pair_row(*found)))
             for one in chosen:
                 tally.add(one)
                 why = {} if one.reason is None else {"reason": one.reason, "detail": one.detail}

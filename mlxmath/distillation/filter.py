@@ -10,6 +10,7 @@ from mlxmath.grading import doubt, faithfulness, grade_many
 from mlxmath.grading.extract import after_thinking
 
 NOT_ANSWERED, NOT_BEST, REPEATED = "not answered", "not the best of its problem", "repeated"
+WRONG = "wrong answer"
 FILTER = {
     "keep", "thinking", "min_validity", "min_provenance", "min_liveness", "require_support", "allow_doubt",
     "min_characters", "max_characters",
@@ -136,6 +137,28 @@ def choose(judged: Sequence[Judged], keep: str) -> list[Judged]:
     return [one.rejected(out[id(one)]) if id(one) in out else one for one in judged]
 
 
+def pair(judged: Sequence[Judged]) -> tuple[Judged, Judged] | None:
+    """Of one problem's solutions the best that is kept, and the wrong one that is nearest to it in length.
+
+    None if all are right or none is kept. (Were the wrong ones mostly longer, length would be what is learned.)
+    """
+    kept = min((one for one in judged if one.reason is None), key=lambda one: one.rank, default=None)
+    wrong = [one for one in judged if one.reason == WRONG]
+    if kept is None or not wrong:
+        return None
+    return kept, min(wrong, key=lambda one: (abs(len(one.solution) - len(kept.solution)), one.candidate.sample))
+
+
+def pair_row(chosen: Judged, rejected: Judged) -> dict[str, Any]:
+    """A line of a dataset of pairs: problem, chosen and rejected are what `dpo` and `reward-model` read."""
+    found = chosen.candidate
+    return {
+        "id": found.id, "problem": found.problem, "chosen": chosen.solution, "rejected": rejected.solution,
+        "answer": found.gold, "rejected_answer": rejected.extracted, "chosen_sample": found.sample,
+        "rejected_sample": rejected.candidate.sample,
+    }  # fmt: skip
+
+
 def _decide(one: Judged, settings: DistillationConfig, *, truncated: bool, timed_out: bool) -> Judged:
     """The first reason to reject it, from the plainest to the subtlest."""
     length = len(one.solution)
@@ -150,7 +173,7 @@ def _decide(one: Judged, settings: DistillationConfig, *, truncated: bool, timed
         (one.candidate.finish_reason in _BROKEN_OFF, "broken off", one.candidate.finish_reason),
         (one.extracted is None, "no answer", None),
         (timed_out, "grading timed out", f"{one.extracted} against {one.candidate.gold}"),
-        (not one.correct, "wrong answer", f"{one.extracted} instead of {one.candidate.gold}"),
+        (not one.correct, WRONG, f"{one.extracted} instead of {one.candidate.gold}"),
         (bool(one.doubt) and not settings.allow_doubt, "recursive doubt", ", ".join(one.doubt)),
         *(
             (measure is not None and measure < limit, reason, f"{name} {measure} is below {limit:g}")

@@ -10,9 +10,12 @@ from mlxmath.config.schema import LoraConfig
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.files import atomic_file, atomic_json, read_json
 from mlxmath.lora.inject import adapter_arrays, inject, open_blocks
+from mlxmath.models.score import add_score_head
 
 WEIGHTS = "adapters.safetensors"
 CONFIG = "adapter_config.json"
+REWARD_MODEL = "reward_model"
+"""Key of adapter_config.json: true if the weights hold a score head too."""
 
 
 def adapter_config(config: LoraConfig, keys: tuple[str, ...], *, full: bool = False, **extra: Any) -> dict[str, Any]:
@@ -77,6 +80,44 @@ def load_adapter(model: nn.Module, folder: Path, base_fingerprint: str | None = 
         MlxmathError: a file or key is missing, the adapter was made for another base, or any tensor is missing,
             extra or of the wrong shape (all of them are named).
     """
+    record = _read(folder, base_fingerprint)
+    if record.get(REWARD_MODEL):
+        raise MlxmathError(
+            f"{folder} holds a reward model, which scores answers and gives none. Use it as grpo --reward "
+            f"model:{folder}, or name another folder with --adapter-path."
+        )
+    _prepare(model, folder, record)
+    load_weights(model, folder / WEIGHTS)
+    return record
+
+
+def load_reward_model(model: nn.Module, folder: Path, base_fingerprint: str | None = None) -> dict[str, Any]:
+    """Make `model`, a base without adapters, the reward model in `folder`: its adapter and its score head.
+
+    Returns and raises as `load_adapter`; a plain adapter is refused.
+    """
+    record = read_reward_model(folder, base_fingerprint)
+    _prepare(model, folder, record)
+    add_score_head(model)
+    load_weights(model, folder / WEIGHTS)
+    return record
+
+
+def read_reward_model(folder: Path, base_fingerprint: str | None = None) -> dict[str, Any]:
+    """The adapter_config.json of a reward model.
+
+    Raises:
+        MlxmathError: there is none in `folder`, or it was made for another base.
+    """
+    record = _read(folder, base_fingerprint)
+    if not record.get(REWARD_MODEL):
+        raise MlxmathError(
+            f"{folder} holds a plain adapter, not a reward model; train one with `mlxmath reward-model`."
+        )
+    return record
+
+
+def _read(folder: Path, base_fingerprint: str | None) -> dict[str, Any]:
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         absent = CONFIG if not (folder / CONFIG).is_file() else WEIGHTS
         raise MlxmathError(
@@ -90,8 +131,6 @@ def load_adapter(model: nn.Module, folder: Path, base_fingerprint: str | None = 
             f"{folder} was trained on another base model ({record.get('base_model', 'unknown')}, fingerprint "
             f"{made_for}) than the one loaded (fingerprint {base_fingerprint}). Choose the matching --mlx-path."
         )
-    _prepare(model, folder, record)
-    load_weights(model, folder / WEIGHTS)
     return dict(record)
 
 

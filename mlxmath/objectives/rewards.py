@@ -41,6 +41,8 @@ class Sample:
 
 
 Reward = Callable[[Sequence[Sample]], Sequence[float]]
+MODEL = "model:"
+"""What the name of a reward model's folder follows."""
 
 
 def correctness(sample: Sample) -> float:
@@ -127,8 +129,8 @@ class Rewards:
     """The weighted sum of reward functions.
 
     Args:
-        weights: by the name of a registered function, or `module:function` for one of the user's own, which is looked
-            for in the working folder too.
+        weights: by the name of a registered function, `model:FOLDER` for a reward model, which is to be given to `use`,
+            or `module:function` for one of the user's own, which is looked for in the working folder too.
 
     Raises:
         InputError: there is no such function.
@@ -138,7 +140,17 @@ class Rewards:
         if not weights:
             raise InputError("--reward: give at least one.")
         self._weights = dict(weights)
-        self._functions = {name: _find(name) for name in weights}
+        self._functions = {name: _find(name) for name in weights if not name.startswith(MODEL)}
+
+    @property
+    def models(self) -> dict[str, Path]:
+        """The folders of reward models, by the reward's name."""
+        names = (name for name in self._weights if name.startswith(MODEL))
+        return {name: Path(name.removeprefix(MODEL)).expanduser() for name in names}
+
+    def use(self, name: str, function: Reward) -> None:
+        """Let `function` compute one of `models`."""
+        self._functions[name] = function
 
     def __call__(
         self, questions: Sequence[tuple[str, str]], completions: Sequence[tuple[str, int, bool]], max_tokens: int
@@ -167,7 +179,9 @@ def _find(name: str) -> Reward:
         return lambda samples: [single(sample) for sample in samples]
     module, separator, function = name.partition(":")
     if not separator:
-        raise InputError(f"--reward: there is no {name!r}, but {', '.join(REGISTERED)} and your own MODULE:FUNCTION.")
+        raise InputError(
+            f"--reward: there is no {name!r}, but {', '.join(REGISTERED)}, model:FOLDER and your own MODULE:FUNCTION."
+        )
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)

@@ -68,6 +68,10 @@ class ChatTemplate:
             )
         return ChatTemplate(self.name, self.spec, tokenizer)
 
+    def verbatim(self) -> "ChatTemplate":
+        """See `Template.verbatim`."""
+        return ChatTemplate(self.name, self.spec.verbatim(), self.tokenizer)
+
     def prompt(self, question: str, examples: Sequence[tuple[str, str]] = ()) -> Text:
         """See `Template.prompt`; questions and solutions given as `examples` are earlier turns."""
         turns = [turn for asked, solved in examples for turn in (self._user(asked), Message("assistant", solved))]

@@ -44,6 +44,8 @@ class Columns:
     difficulty: str | None = None
     subject: str | None = None
     source: str | None = None
+    rejected: str | None = None
+    """Of pairs, of which the solution is the preferred completion."""
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -59,11 +61,13 @@ class Columns:
     @property
     def core(self) -> tuple[str | None, ...]:
         """The columns whose values are the problem itself."""
-        return self.question, self.solution, self.answer, self.id
+        return self.question, self.solution, self.answer, self.id, self.rejected
 
     def __str__(self) -> str:
         if self.question == MESSAGES:
             return MESSAGES
+        if self.rejected:
+            return f"{self.question} -> {self.solution}, not {self.rejected}"
         return self.question if self.solution is None else f"{self.question} -> {self.solution}"
 
 
@@ -102,7 +106,7 @@ def find_columns(
     if question is None:
         question = next((q for q in QUESTIONS if q in available and q != solution), None)
     elif solution is None:
-        solution = MESSAGES if question == MESSAGES else _first(SOLUTIONS, available, question)
+        solution = MESSAGES if question == MESSAGES else first_of(SOLUTIONS, available, question)
     if question is None or (solution is None and solution_required):
         missing = "problem" if question is None else "solution"
         raise InputError(
@@ -113,11 +117,11 @@ def find_columns(
     return Columns(
         question,
         solution,
-        answer=answer or _first(ANSWERS, available, *taken),
-        id=_first(IDS, available, question),
-        difficulty=_first(DIFFICULTIES, available, *taken),
-        subject=_first(SUBJECTS, available, *taken),
-        source=_first(SOURCES, available, *taken),
+        answer=answer or first_of(ANSWERS, available, *taken),
+        id=first_of(IDS, available, question),
+        difficulty=first_of(DIFFICULTIES, available, *taken),
+        subject=first_of(SUBJECTS, available, *taken),
+        source=first_of(SOURCES, available, *taken),
     )
 
 
@@ -128,7 +132,8 @@ def near(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {by_lower[found[0]]!r}?" if found else ""
 
 
-def _first(names: Iterable[str], available: Sequence[str], *taken: str | None) -> str | None:
+def first_of(names: Iterable[str], available: Sequence[str], *taken: str | None) -> str | None:
+    """The first of `names` that is available and not taken."""
     return next((name for name in names if name in available and name not in taken), None)
 
 
@@ -147,13 +152,13 @@ def make_problem(row: Mapping[str, Any], columns: Columns, index: int, *, soluti
         question = next(turn.content for turn in messages if turn.role == "user")
         solution = messages[-1].content
     else:
-        question = _text(row.get(columns.question), "problem") or ""
-        solution = "" if columns.solution is None else _text(row.get(columns.solution), "solution") or ""
+        question = text_of(row.get(columns.question), "problem") or ""
+        solution = "" if columns.solution is None else text_of(row.get(columns.solution), "solution") or ""
     if not question.strip():
         raise SkippedRowError("empty problem")
     if not solution.strip() and solution_required:
         raise SkippedRowError("empty solution")
-    answer = None if columns.answer is None else _text(row.get(columns.answer), "answer")
+    answer = None if columns.answer is None else text_of(row.get(columns.answer), "answer")
     if _ANSWER_MARK in solution:
         solution = _CALCULATOR.sub("", solution)
         answer = solution.rpartition(_ANSWER_MARK)[2].strip() if answer is None else answer
@@ -194,7 +199,8 @@ def _plain(row: Mapping[str, Any], column: str | None) -> str | None:
     return str(value) if isinstance(value, str | int | float) and value != "" else None
 
 
-def _text(value: Any, what: str) -> str | None:
+def text_of(value: Any, what: str) -> str | None:
+    """Text as it is, a number as text; anything else is refused with a SkippedRowError."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -202,15 +208,21 @@ def _text(value: Any, what: str) -> str | None:
     raise SkippedRowError(f"{what} is not text")
 
 
-def _messages(value: Any) -> tuple[Message, ...]:
-    """The conversation up to its last answer: [system,] user, assistant, user, assistant …"""
-    if not isinstance(value, list):
-        raise SkippedRowError("empty conversation" if value is None else "messages are not a list")
+def turns_of(value: Sequence[Any]) -> tuple[Message, ...]:
+    """Messages as a dataset holds them; those without a role or text are refused with a SkippedRowError."""
     turns = []
     for turn in value:
         if not (isinstance(turn, Mapping) and isinstance(turn.get("role"), str)):
             raise SkippedRowError("messages without a role")
-        turns.append(Message(turn["role"], _text(turn.get("content"), "message") or ""))
+        turns.append(Message(turn["role"], text_of(turn.get("content"), "message") or ""))
+    return tuple(turns)
+
+
+def _messages(value: Any) -> tuple[Message, ...]:
+    """The conversation up to its last answer: [system,] user, assistant, user, assistant …"""
+    if not isinstance(value, list):
+        raise SkippedRowError("empty conversation" if value is None else "messages are not a list")
+    turns = list(turns_of(value))
     while turns and turns[-1].role != "assistant":
         turns.pop()
     roles = [turn.role for turn in turns if turn.role != "system"]

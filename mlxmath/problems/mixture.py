@@ -27,12 +27,13 @@ from mlxmath.problems.survey import Seen, SourceReport, survey_source
 class Mixture:
     """The problems to train on. Iterating gives them out; each iteration reads the sources anew."""
 
-    def __init__(self, config: DataConfig, *, solutions_required: bool = True) -> None:
+    def __init__(self, config: DataConfig, *, solutions_required: bool = True, pairs: bool = False) -> None:
         """Open the sources; nothing is read yet.
 
         Args:
             config: which sources, and what is taken from them.
             solutions_required: leave out rows without a solution.
+            pairs: read pairs of a chosen and a rejected completion.
 
         Raises:
             InputError: no such dataset, column, filter or benchmark.
@@ -42,9 +43,12 @@ class Mixture:
         sources = config.mixture
         first = config.num_examples if self._plain else None
         self.sources = [
-            load_problems(s, solutions_required=solutions_required, first=first, mixture_seed=config.mixture_seed)
-            for s in sources
-        ]
+            load_problems(
+                source, solutions_required=solutions_required, pairs=pairs, first=first,
+                mixture_seed=config.mixture_seed,
+            )
+            for source in sources
+        ]  # fmt: skip
         self._filters = [
             [parse_filter(text).named_after(loaded.columns) for text in loaded.source.filters]
             for loaded in self.sources

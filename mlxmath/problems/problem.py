@@ -24,6 +24,8 @@ class Problem:
     """The final answer alone, where the dataset tells it."""
     solution: str | None = None
     """The worked solution: what a model learns to write."""
+    rejected: str | None = None
+    """Of a pair: the completion that is less liked than the solution."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """The row's other plain values, by their columns' names."""
     messages: tuple[Message, ...] = ()

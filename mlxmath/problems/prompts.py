@@ -14,7 +14,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
@@ -71,6 +71,9 @@ class Template(Protocol):
     def for_tokenizer(self, tokenizer: Any) -> "Template":
         """The template that renders for this tokenizer; only a chat template is another one."""
 
+    def verbatim(self) -> "Template":
+        """The template with the same prompts that writes solutions word for word."""
+
     def prompt(self, question: str) -> Text:
         """What the model is given: the text up to the place where it is to write."""
 
@@ -99,6 +102,10 @@ class Definition(Section):
     chat: bool = False
     system: str | None = None
 
+    def verbatim(self) -> "Definition":
+        """The same with nothing but the solution in the completion."""
+        return self.model_copy(update={"completion": "{solution}"})
+
 
 def joined(text: Text) -> str:
     """The segments as one string."""
@@ -124,6 +131,10 @@ class PlainTemplate:
     def for_tokenizer(self, tokenizer: Any) -> Self:  # noqa: ARG002
         """Itself."""
         return self
+
+    def verbatim(self) -> Self:
+        """See `Template.verbatim`."""
+        return replace(self, spec=self.spec.verbatim())
 
     def prompt(self, question: str) -> Text:
         """See `Template.prompt`."""

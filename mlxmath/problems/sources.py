@@ -12,6 +12,7 @@ from mlxmath.problems.columns import Columns, SkippedRowError, find_columns, mak
 from mlxmath.problems.filters import FIELDS
 from mlxmath.problems.hub import open_repository
 from mlxmath.problems.local import AbsentError, Row, Rows, chain, is_file_name, open_file, open_path
+from mlxmath.problems.preferences import find_pair_columns, make_pair
 from mlxmath.problems.problem import Problem
 from mlxmath.problems.registry import GENERATIONS, Dataset, known, recognise
 
@@ -78,6 +79,8 @@ class LoadedProblems:
     def _problems(self, row: Row, index: int) -> Iterable[Problem]:
         """The problems of a row: one, or one a generation."""
         try:
+            if self.columns.rejected:
+                return (make_pair(row, self.columns, index),)
             problem = make_problem(
                 self.dataset.adapt(row) if self.dataset and self.dataset.adapt else row,
                 self.columns,
@@ -103,6 +106,7 @@ def load_problems(
     config: DataConfig | SourceConfig,
     *,
     solutions_required: bool = True,
+    pairs: bool = False,
     first: int | None = None,
     mixture_seed: int = 0,
 ) -> LoadedProblems:
@@ -111,6 +115,7 @@ def load_problems(
     Args:
         config: the data section without `sources` (`num_examples` limits to the first N usable rows), or one source.
         solutions_required: leave out rows without a solution; otherwise they are kept, with `solution` None.
+        pairs: read pairs of a chosen and a rejected completion.
         first: about how many rows will be read, so that a few need no whole download.
         mixture_seed: of the order in which a dataset too large to download is streamed.
 
@@ -133,7 +138,10 @@ def load_problems(
         warn(f"{source.dataset} cannot be had, {source.fallback} is used instead ({error})")
         instead_of, source = source.dataset, fallback_of(source)
         rows, dataset = _open(source, first, mixture_seed)
-    columns, dataset = _columns(rows, source, dataset, solutions_required)
+    if pairs:
+        columns, dataset = find_pair_columns(rows.columns, source.question_column, where=rows.name), None
+    else:
+        columns, dataset = _columns(rows, source, dataset, solutions_required)
     if source.solutions != "own" and (dataset is None or dataset.generations is None):
         raise InputError(
             f"--solutions {source.solutions}: {rows.name} has no verified generations, only own solutions."

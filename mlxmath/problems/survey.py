@@ -139,9 +139,10 @@ class Seen:
             similar = self._near.find(normalise([problems[i].question for i in order]))
             self._source_of.update((questions[i], -1) for i, found in zip(order, similar, strict=True) if found)
         for i, (problem, question) in enumerate(zip(problems, questions, strict=True)):
-            pair = text_hash(f"{question} {' '.join((problem.solution or '').split())}")
-            result[i] = self._source_of.setdefault(question, source) != source or pair in self._solutions
-            self._solutions.add(pair)
+            completions = f"{problem.solution or ''} {problem.rejected or ''}"
+            whole = text_hash(f"{question} {' '.join(completions.split())}")
+            result[i] = self._source_of.setdefault(question, source) != source or whole in self._solutions
+            self._solutions.add(whole)
         return result
 
 

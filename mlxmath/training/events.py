@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,12 @@ class EventLog:
     Args:
         path: the file.
         from_step: a resumed run drops the events after this step; they are about to happen again.
+        metrics: names of what the objective reports beside the loss.
     """
 
-    def __init__(self, path: Path, from_step: int = 0) -> None:
+    def __init__(self, path: Path, from_step: int = 0, metrics: Sequence[str] = ()) -> None:
         self.path = path
+        self._metrics = metrics
         self._waiting: list[str] = []
         with atomic_file(path) as file:
             for event in read_events(path) if from_step else ():
@@ -77,6 +79,7 @@ class EventLog:
             targets=report.num_targets,
             seconds=round(report.seconds, 4),
             applied=report.applied,
+            **dict(zip(self._metrics, report.metrics, strict=False)),
         )
 
     def on_validation(self, measurement: Measurement) -> None:
@@ -89,6 +92,7 @@ class EventLog:
             targets=measurement.num_targets,
             seconds=round(measurement.seconds, 4),
             best=measurement.is_best,
+            **dict(zip(self._metrics, measurement.metrics, strict=False)),
         )
 
 
@@ -113,11 +117,14 @@ class ProgressBar:
         backend: Backend,
         interval_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
+        metrics: Sequence[str] = (),
+        unit: str = "tokens",
     ) -> None:
         self._total, self._deadline, self._backend = total_steps, deadline, backend
         self._interval_s, self._clock, self._last_s = interval_s, clock, -math.inf
+        self._metrics, self._unit = metrics, unit
         self._tokens = 0
-        self._loss = math.nan
+        self._smoothed: list[float] = []
         self._validation = ""
         self._terminal = sys.stderr.isatty()
         self._bar = tqdm(
@@ -128,10 +135,12 @@ class ProgressBar:
         """Show a finished step."""
         self._tokens += report.num_tokens
         if report.applied:  # shown smoothed; events.jsonl has every value
-            self._loss = report.loss if math.isnan(self._loss) else 0.9 * self._loss + 0.1 * report.loss
+            values = [report.loss, *report.metrics]
+            self._smoothed = [0.9 * old + 0.1 * new for old, new in zip(self._smoothed or values, values, strict=True)]
         rate = self._tokens / max(self._deadline.elapsed_s, 1e-9)
         memory = size(self._backend.memory().peak_bytes)
-        status = f"loss {self._loss:.4f}{self._validation}, {rate:,.0f} tok/s, peak {memory}"
+        shown = _named(("loss", *self._metrics), self._smoothed or [math.nan])
+        status = f"{shown}{self._validation}, {rate:,.0f} tok/s, peak {memory}"
         if self._terminal:
             self._bar.set_postfix_str(f"{status}, deadline in {duration(self._deadline.left_s)}", refresh=False)
             self._bar.update()
@@ -153,9 +162,10 @@ class ProgressBar:
                 if measurement.is_best
                 else f"; the lowest: {lowest.loss:.4f} at step {lowest.step}"
             )
+        metrics = _named(self._metrics, measurement.metrics)
         say(
-            f"step {measurement.step}/{self._total}: validation loss {loss} on {measurement.num_targets:,} tokens in "
-            f"{duration(measurement.seconds)}{found}"
+            f"step {measurement.step}/{self._total}: validation loss {loss}{', ' if metrics else ''}{metrics} on "
+            f"{measurement.num_targets:,} {self._unit} in {duration(measurement.seconds)}{found}"
         )
 
     def close(self) -> None:
@@ -207,6 +217,10 @@ def _smooth(values: NDArray[np.float64], decay: float = 0.9) -> NDArray[np.float
         average = decay * average + (1 - decay) * value
         smoothed[i] = average / (1 - decay ** (i + 1))
     return smoothed
+
+
+def _named(names: Sequence[str], values: Sequence[float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in zip(names, values, strict=False))
 
 
 def _line(event: dict[str, Any]) -> str:

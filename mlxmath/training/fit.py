@@ -66,6 +66,11 @@ class StepReport:
     metric_sums: tuple[float, ...] = ()
     """Over the targets, what the objective reports beside the loss."""
 
+    @property
+    def metrics(self) -> tuple[float, ...]:
+        """The means of `metric_sums`."""
+        return tuple(value / self.num_targets for value in self.metric_sums)
+
 
 Hook = Callable[[StepReport], Ending | None]
 """Called after a window; may say why the run should end."""

@@ -53,6 +53,8 @@ class Measurement:
     seconds: float
     lowest: Best | None
     """The lowest so far, this one included."""
+    metrics: tuple[float, ...] = ()
+    """Means of what the objective reports beside the loss."""
 
     @property
     def is_best(self) -> bool:
@@ -62,39 +64,44 @@ class Measurement:
 
 def mean_loss(
     workers: Workers, windows: Iterable[Window], stopped: Callable[[], bool] = lambda: False
-) -> tuple[float, int] | None:
+) -> tuple[float, int, *tuple[float, ...]] | None:
     """Mean loss over all target tokens of `windows`, each token counting the same, in evaluation mode.
 
     Each rank computes a part; all get the same.
 
     Returns:
-        The mean and the number of target tokens, or None if `stopped()` came true before the last micro-batch.
+        The mean, the number of target tokens and the means of what the objective reports besides, or None if
+        `stopped()` came true before the last micro-batch.
     """
     random_state = mx.array(mx.random.state[0])
     model, training = workers.model, workers.model.training
     model.eval()
 
-    def work(gradients: Gradients, share: tuple[tuple[Window, int], ...]) -> list[tuple[float, int]]:
-        found: list[tuple[float, int]] = []
+    def work(gradients: Gradients, share: tuple[tuple[Window, int], ...]) -> list[tuple[int, list[float]]]:
+        found: list[tuple[int, list[float]]] = []
         for window, index in share:
             if stopped():
                 break
             batch = window.batch(index)
-            found.append((gradients.loss(batch).item(), batch.num_targets))
+            found.append((batch.num_targets, gradients.loss(batch).reshape(-1).tolist()))
         return found
 
     try:
         micro_batches = [(window, index) for window in windows for index in range(len(window.micro_batches))]
         shares = [tuple(micro_batches[first :: workers.num_in_all]) for first in range(workers.num_in_all)]
-        own = [pair for part in workers.run(work, workers.own(shares)) for pair in part]
+        own = [one for part in workers.run(work, workers.own(shares)) for one in part]
     finally:
         model.train(training)
         mx.random.state[0][:] = random_state
-    found = [pair for part in workers.ranks.gather("validation", own) for pair in part]
+    found = [one for part in workers.ranks.gather("validation", own) for one in part]
     if len(found) < len(micro_batches):
         return None
-    losses, targets = zip(*found, strict=True)
-    return (math.fsum(losses) if all(map(math.isfinite, losses)) else math.nan) / sum(targets), sum(targets)
+    num_targets = sum(targets for targets, _ in found)
+    columns = zip(*(sums for _, sums in found), strict=True)
+    loss, *metrics = (
+        (math.fsum(column) if all(map(math.isfinite, column)) else math.nan) / num_targets for column in columns
+    )
+    return loss, num_targets, *metrics
 
 
 class Validation:
@@ -112,8 +119,8 @@ class Validation:
         deadline: a measurement that does not fit into the time left is abandoned, and with it the run.
         stop: likewise.
         listeners: told of each measurement, on rank 0.
-        measure: what is measured instead of the loss on `windows`: given `stopped`, a number to be low and how many
-            items it is the mean of, or None if `stopped()` came true.
+        measure: what is measured instead of the loss on `windows`: given `stopped`, a number to be low, how many items
+            it is the mean of, and means of other things, or None if `stopped()` came true.
     """
 
     def __init__(
@@ -128,7 +135,7 @@ class Validation:
         deadline: Deadline,
         stop: StopRequest,
         listeners: Sequence[Callable[[Measurement], None]] = (),
-        measure: Callable[[Callable[[], bool]], tuple[float, int] | None] | None = None,
+        measure: Callable[[Callable[[], bool]], tuple[float, int, *tuple[float, ...]] | None] | None = None,
     ) -> None:
         self._workers, self._folder, self._ranks = workers, folder, workers.ranks
         if measure is None and windows:
@@ -171,7 +178,7 @@ class Validation:
         if found is None:
             return "stopped" if self._ranks.any("stopped", bool(self._stop)) else "deadline"
         self._seconds = time.perf_counter() - start
-        loss, num_targets = found
+        loss, num_targets, *metrics = found
         self.history.append((position.step, loss))
         if loss < self._reference - self._config.early_stopping_min_delta:
             self._reference, self.num_without_improvement = loss, 0
@@ -180,7 +187,9 @@ class Validation:
         if math.isfinite(loss) and (self.best is None or loss < self.best.loss):
             self._keep(position.step, loss)
         lowest = min((Best(*entry) for entry in self.history if math.isfinite(entry[1])), key=_loss, default=None)
-        measurement = Measurement(position.step, position.epoch, loss, num_targets, self._seconds, lowest)
+        measurement = Measurement(
+            position.step, position.epoch, loss, num_targets, self._seconds, lowest, tuple(metrics)
+        )
         for listener in self.listeners if self._ranks.first else ():
             listener(measurement)
         return self._verdict()

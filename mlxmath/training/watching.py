@@ -1,12 +1,14 @@
-"""What a GRPO run shows: lines on the terminal, events, curves."""
+"""What runs show beside their loss: GRPO's lines on the terminal and events, and curves."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mlxmath.console import duration, say
 from mlxmath.files import atomic_file
 from mlxmath.objectives.grpo import METRICS
+from mlxmath.objectives.pair_sums import REWARDS
 from mlxmath.training.events import EventLog, read_events
 from mlxmath.training.fit import StepReport
 from mlxmath.training.rollouts import RolloutReport
@@ -16,6 +18,9 @@ CURVES = "curves.png"
 _EXAMPLE_CHARACTERS = 300
 _EXAMPLE_EVERY = 10
 """Rollouts between two completions that are shown."""
+
+Curves = dict[str, list[tuple[int, float]]]
+"""(step, value) by name."""
 
 
 class Watch:
@@ -53,8 +58,7 @@ class Watch:
 
     def on_step(self, report: StepReport) -> None:
         """Record an optimizer step."""
-        means = [value / report.num_targets for value in report.metric_sums]
-        named = dict(zip(METRICS, means, strict=True))
+        named = dict(zip(METRICS, report.metrics, strict=True))
         self._events.write(
             "step", step=report.position.step, epoch=report.position.epoch, loss=report.loss,
             grad_norm=report.grad_norm, learning_rate=report.learning_rate, tokens=report.num_tokens,
@@ -83,10 +87,7 @@ class Watch:
 
 def plot_curves(events: Path, path: Path) -> None:
     """Draw rewards, lengths, groups without variance, entropy, KL and clipping over the steps."""
-    os.environ.setdefault("MPLBACKEND", "Agg")
-    from matplotlib.figure import Figure
-
-    curves: dict[str, list[tuple[int, float]]] = {}
+    curves: Curves = {}
 
     def add(name: str, event: dict[str, Any], value: float | None) -> None:
         if value is not None:
@@ -109,6 +110,32 @@ def plot_curves(events: Path, path: Path) -> None:
         ("share", ["zero_variance", "truncated", "clipped"]),
         ("nats a token", ["entropy", "kl"]),
     )
+    _draw(curves, panels, path)
+
+
+def plot_pairs(events: Path, path: Path) -> None:
+    """Draw the loss, the rewards and how often the chosen completion is ahead, of training and held-out pairs."""
+    curves: Curves = {}
+    for event in read_events(events):
+        prefix = {"step": "", "validation": "held-out "}.get(event["event"])
+        for name in ("loss", *REWARDS) if prefix is not None else ():
+            if event.get(name) is not None:
+                curves.setdefault(f"{prefix}{name}", []).append((event["step"], event[name]))
+    panels = [
+        (label, [f"{prefix}{name}" for name in names for prefix in ("", "held-out ")])
+        for label, names in (
+            ("loss (nats a pair)", ["loss"]), ("reward", ["chosen_reward", "rejected_reward"]), ("margin", ["margin"]),
+            ("share of pairs", ["accuracy"]),
+        )
+    ]  # fmt: skip
+    _draw(curves, panels, path)
+
+
+def _draw(curves: Curves, panels: Sequence[tuple[str, Sequence[str]]], path: Path) -> None:
+    """Four panels: the label and the curves of each."""
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 7), layout="constrained")
     for axes, (label, names) in zip(figure.subplots(2, 2).flat, panels, strict=True):
         for name in names:

@@ -1,0 +1,104 @@
+"""Pairs of rows, a chosen and a rejected completion of one prompt, that stay together in every micro-batch.
+
+Shapes: P pairs, B = 2 P rows of a micro-batch (chosen, rejected, chosen, …), N target positions.
+"""
+
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxmath.config.schema import TrainingConfig
+from mlxmath.data.batches import Batch, Ids, Rows, Shape, Window, WindowPlan, make_batch, make_packed
+
+
+class LastTokens:
+    """Rows whose only target is a token put after the last one, so that the last one is an input."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self.lengths: NDArray[np.int64] = rows.lengths + 1
+
+    def row(self, index: int) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+        """Tokens and mask of a row."""
+        tokens, _ = self._rows.row(index)
+        return np.append(tokens, 0), (np.arange(len(tokens) + 1) == len(tokens)).astype(np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+class Pairs:
+    """P pairs as the rows of a window plan.
+
+    Args:
+        rows: 2 P rows, those of a pair one after the other.
+        first_id: the number of the first pair, for those that need a number of their own among several datasets.
+        packed: a pair is as long as both rows laid end to end, not as the longer one.
+        scored: what counts of a row is the hidden state at its last token, not the log-probabilities of its targets.
+    """
+
+    def __init__(self, rows: Rows, *, first_id: int = 0, packed: bool = False, scored: bool = False) -> None:
+        self.rows: Rows = LastTokens(rows) if scored else rows
+        ids = getattr(rows, "ids", None)
+        self.ids: Ids = np.arange(len(rows) // 2) if ids is None else ids[::2] // 2
+        self.numbers = self.ids + first_id
+        first, second = self.rows.lengths[::2], self.rows.lengths[1::2]
+        self.lengths: NDArray[np.int64] = first + second - 1 if packed else np.maximum(first, second)
+        ranks = getattr(rows, "ranks", None)
+        self.ranks: NDArray[np.int32] | None = None if ranks is None else ranks[::2]
+
+    def row(self, index: int) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+        """Tokens and mask of one of the 2 P rows."""
+        return self.rows.row(index)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+@dataclass(frozen=True)
+class PairWindow(Window):
+    """The micro-batches of an optimizer step on pairs, which are what its loss is the mean over."""
+
+    def batch(self, index: int) -> Batch:
+        """A micro-batch, padded; `num_targets` are its pairs.
+
+        Its `more` has `rows` (N,), the row that a target is in, `counts` (B,), the targets of each row, and `numbers`
+        (P,) of the pairs.
+        """
+        pairs = self.plan.rows
+        assert isinstance(pairs, Pairs)
+        ids = self.micro_batches[index]
+        both = tuple(side for pair in ids for side in (2 * pair, 2 * pair + 1))
+        batch = (make_packed if self.plan.is_packed else make_batch)(pairs.rows, both, self.plan.shape)
+        counts = np.array([int(pairs.row(side)[1][1:].sum()) for side in both], np.int32)
+        rows = np.zeros(batch.targets_N.size, np.int32)
+        rows[: batch.num_targets] = np.repeat(np.arange(len(both), dtype=np.int32), counts)
+        return replace(
+            batch, row_ids=ids, num_targets=len(ids),
+            more={"rows": mx.array(rows), "counts": mx.array(counts), "numbers": mx.array(pairs.numbers[list(ids)])},
+        )  # fmt: skip
+
+
+class PairPlan(WindowPlan):
+    """A window holds `batch_size · grad_accumulation_steps` pairs; see `WindowPlan`.
+
+    Args:
+        pairs: the data.
+        config: batch size (in pairs), accumulation, batching, epochs and seed.
+        max_tokens: padded tokens in a micro-batch; a longer single pair makes one alone.
+        shape: of the batches.
+        num_workers: micro-batches that are computed at once.
+    """
+
+    def __init__(
+        self, pairs: Pairs, config: TrainingConfig, max_tokens: int, shape: Shape, num_workers: int = 1
+    ) -> None:
+        rows_each = 1 if config.batching == "pack" else 2
+        super().__init__(pairs, config, max(1, max_tokens // rows_each), shape, num_workers)
+
+    def window(self, ids: Ids, epoch: int, index: int) -> Window:
+        """See `WindowPlan`."""
+        plain = super().window(ids, epoch, index)
+        return PairWindow(self, plain.micro_batches, epoch, index)

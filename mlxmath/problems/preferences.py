@@ -1,0 +1,95 @@
+"""Pairs of completions of which one is preferred: rows with `prompt`, `chosen` and `rejected`.
+
+The prompt has any of a problem's usual names, or none where `chosen` and `rejected` are whole conversations. Each of
+the three is text, or messages as TRL's conversational datasets have them.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlxmath.errors import InputError
+from mlxmath.problems.columns import IDS, QUESTIONS, Columns, SkippedRowError, first_of, near, text_of, turns_of
+from mlxmath.problems.problem import Message, Problem
+
+CHOSEN, REJECTED = "chosen", "rejected"
+
+
+def find_pair_columns(available: Sequence[str], question: str | None = None, *, where: str) -> Columns:
+    """Decide which column is the prompt of the pairs.
+
+    Args:
+        available: the dataset's columns.
+        question: the column asked for with `--question-column`.
+        where: the dataset's name, for errors.
+
+    Raises:
+        InputError: `chosen`, `rejected` or the column asked for is absent.
+    """
+    absent = [name for name in (CHOSEN, REJECTED) if name not in available]
+    if absent:
+        raise InputError(
+            f"{where}: no column {' and no column '.join(map(repr, absent))} among {', '.join(available) or 'none'}; "
+            "expected rows with prompt, chosen and rejected."
+        )
+    if question is not None and question not in available:
+        raise InputError(
+            f"--question-column: {where} has no column {question!r}, but {', '.join(available)}"
+            f"{near(question, available)}"
+        )
+    return Columns(
+        question or first_of(("prompt", *QUESTIONS), available) or CHOSEN,
+        CHOSEN,
+        id=first_of((*IDS, "prompt_id"), available),
+        rejected=REJECTED,
+    )
+
+
+def make_pair(row: Mapping[str, Any], columns: Columns, index: int) -> Problem:
+    """The `Problem` of a row whose solution is the preferred completion; `rejected` is the other one.
+
+    Raises:
+        SkippedRowError: a part is empty or is not text, or both completions are the same.
+    """
+    chosen, before_chosen = _completion(row.get(CHOSEN), CHOSEN)
+    rejected, before_rejected = _completion(row.get(REJECTED), REJECTED)
+    if chosen.strip() == rejected.strip():
+        raise SkippedRowError("chosen and rejected are the same")
+    prompt = () if columns.question == CHOSEN else _prompt(row.get(columns.question))
+    messages = before_chosen or prompt
+    if (before_rejected or prompt) != messages:
+        raise SkippedRowError("chosen and rejected answer different conversations")
+    roles = [turn.role for turn in messages if turn.role != "system"]
+    if not roles or not messages[-1].content.strip():
+        raise SkippedRowError("empty prompt")
+    if roles != (["user", "assistant"] * len(roles))[: len(roles)] or roles[-1] != "user":
+        raise SkippedRowError("conversation whose turns do not alternate")
+    identifier = None if columns.id is None else row.get(columns.id)
+    return Problem(
+        id=str(index if identifier is None else identifier),
+        question=next(turn.content for turn in messages if turn.role == "user"),
+        solution=chosen,
+        rejected=rejected,
+        meta={k: v for k, v in row.items() if k not in columns.core and isinstance(v, str | int | float)},
+        messages=(*messages, Message("assistant", chosen)) if len(messages) > 1 else (),
+    )
+
+
+def _prompt(value: Any) -> tuple[Message, ...]:
+    if isinstance(value, list):
+        return turns_of(value)
+    return (Message("user", text_of(value, "prompt") or ""),)
+
+
+def _completion(value: Any, what: str) -> tuple[str, tuple[Message, ...]]:
+    """The completion, and the conversation before it if the row gives it with the completion."""
+    before: tuple[Message, ...] = ()
+    if isinstance(value, list):
+        turns = turns_of(value)
+        if not turns or turns[-1].role != "assistant":
+            raise SkippedRowError(f"{what} conversation that does not end with an answer")
+        *earlier, last = turns
+        before, value = tuple(earlier), last.content
+    text = text_of(value, f"{what} completion") or ""
+    if not text.strip():
+        raise SkippedRowError(f"empty {what} completion")
+    return text, before

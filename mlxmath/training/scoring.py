@@ -1,0 +1,148 @@
+"""Reward models: how one trains, and how it scores the completions of a policy whose base it shares.
+
+Shapes: N target positions, D hidden width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxmath.config.schema import RewardModelConfig, TrainingConfig
+from mlxmath.data.batches import Batch, Shape, WindowPlan
+from mlxmath.data.cache import TokenRows
+from mlxmath.data.pairs import LastTokens
+from mlxmath.data.render import encode_prompt
+from mlxmath.kernels.base import Kernels
+from mlxmath.lora.adapter import load_reward_model
+from mlxmath.objectives.pair_sums import REWARDS
+from mlxmath.objectives.reward_model import BradleyTerry, Scores
+from mlxmath.objectives.rewards import Sample
+from mlxmath.problems.problem import Problem
+from mlxmath.problems.prompts import get_template, recorded_template
+from mlxmath.training.gradients import Gradients, Tree, choose_gradients
+from mlxmath.training.workers import Workers
+
+
+class RewardGradients:
+    """Loss sums and gradients of a reward model; see `Gradients`.
+
+    The gradient of the score head comes out of the loss itself, so that the rest of the model is computed the way that
+    is best for the device, which may know of nothing outside the blocks.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: RewardModelConfig,
+        kernels: Kernels,
+        *,
+        compiled: bool = False,
+        checkpoint_every: int = 0,
+    ) -> None:
+        model.score.freeze()
+        self._inner = choose_gradients(
+            model, BradleyTerry(config), kernels, compiled=compiled, checkpoint_every=checkpoint_every
+        )
+        model.score.unfreeze()
+        self._model = model
+        self.how, self.takes_parts = self._inner.how, self._inner.takes_parts
+
+    def cannot_share(self) -> str | None:
+        """See `Gradients`."""
+        return self._inner.cannot_share()
+
+    def loss(self, batch: Batch) -> mx.array:
+        """See `Gradients`."""
+        return self._inner.loss(with_score(self._model, batch))[: 1 + len(REWARDS)]
+
+    def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, Tree]:
+        """See `Gradients`."""
+        sums, gradients = self._inner.loss_and_gradients(with_score(self._model, batch))
+        reported, d_score_D = sums[: 1 + len(REWARDS)], sums[1 + len(REWARDS) :]
+        return reported, {**gradients, "score": {"weight": d_score_D[None]}}
+
+
+def with_score(model: nn.Module, batch: Batch) -> Batch:
+    """The batch with the model's score head as `score` (D,)."""
+    return replace(batch, more={**batch.more, "score": model.score.weight[0]})
+
+
+class Scorer:
+    """A reward model as a reward function; see `mlxmath.objectives.rewards`.
+
+    Args:
+        base: a replica of the base, which becomes the reward model.
+        folder: of the reward model.
+        base_fingerprint: of the base.
+        tokenizer: of the base.
+        training: the run's; its batching is used.
+        max_tokens: padded tokens in a micro-batch.
+        shape: of the batches.
+        kernels: the device's.
+        num_workers: micro-batches computed at once.
+
+    Raises:
+        MlxmathError: `folder` holds no reward model, or one of another base.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        folder: Path,
+        base_fingerprint: str,
+        tokenizer: Any,
+        training: TrainingConfig,
+        *,
+        max_tokens: int,
+        shape: Shape,
+        kernels: Kernels,
+        num_workers: int = 1,
+    ) -> None:
+        random_state = mx.array(mx.random.state[0])
+        record = load_reward_model(base, folder, base_fingerprint)
+        mx.random.state[0][:] = random_state
+        base.freeze()
+        base.eval()
+        template = recorded_template(record, folder) or get_template("plain")
+        self._template = template.for_tokenizer(tokenizer).verbatim()
+        self._tokenizer, self._model = tokenizer, base
+        self._training, self._max_tokens, self._shape = training, max_tokens, shape
+        self._workers = Workers(
+            base, lambda each: choose_gradients(each, Scores(), kernels, compiled=False), num_workers
+        )
+
+    def __call__(self, samples: Sequence[Sample]) -> list[float]:
+        """The score of each completion; one that was cut off is scored without an end."""
+        tokens = [self._tokens(sample) for sample in samples]
+        offsets = np.cumsum([0, *map(len, tokens)])
+        flat = np.concatenate(tokens)
+        rows = LastTokens(TokenRows(flat, np.zeros(len(flat), np.uint8), offsets))
+        plan = WindowPlan(rows, self._training, self._max_tokens, self._shape, self._workers.count)
+        window = plan.window(np.arange(len(rows)), 0, 0)
+
+        def work(gradients: Gradients, share: tuple[int, ...]) -> dict[int, float]:
+            found: dict[int, float] = {}
+            for index in share:
+                batch = window.batch(index)
+                values: list[float] = gradients.loss(with_score(self._model, batch)).tolist()
+                found |= zip(batch.row_ids, values, strict=False)
+            return found
+
+        parts = self._workers.run(work, window.shares(self._workers.count))
+        scores = {row: value for part in parts for row, value in part.items()}
+        return [scores[row] for row in range(len(samples))]
+
+    def _tokens(self, sample: Sample) -> NDArray[np.uint32]:
+        text = self._template.render(Problem("", sample.question, solution=sample.completion))
+        ids = encode_prompt(self._tokenizer, text)
+        if any(segment.is_control for segment in text):  # it has its end
+            ids = ids[:-1] if sample.truncated else ids
+        elif not sample.truncated:
+            ids = [*ids, self._tokenizer.eos_token_id]
+        return np.array(ids, np.uint32)
