@@ -28,6 +28,8 @@ class Head:
     layer: nn.Module
     """nn.Linear or nn.Embedding (tied), or its quantized form."""
     soft_cap: float | None = None
+    differentiable: bool = True
+    """False where only the loss is asked for: then `hidden_gradient` is zeros, (N, 1), which cost nothing."""
 
     @property
     def _quantized(self) -> bool:
@@ -46,6 +48,8 @@ class Head:
 
     def hidden_gradient(self, d_logits_NV: mx.array) -> mx.array:
         """(N, D): the gradient of the hidden states, given that of the logits before the cap."""
+        if not self.differentiable:
+            return mx.zeros((d_logits_NV.shape[0], 1), d_logits_NV.dtype)
         return self._product(d_logits_NV, transpose=False)
 
     def _product(self, x: mx.array, *, transpose: bool) -> mx.array:

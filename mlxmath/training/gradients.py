@@ -8,6 +8,7 @@ Shapes: B rows, L positions, D hidden width, N target positions, V vocabulary.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -83,6 +84,8 @@ class BlockwiseGradients:
         self._model, self._vocab_size = model, parts.head.vocab_size
         self._blocks = Blockwise(model, kernels, checkpoint_every)
         self._loss = partial(objective.from_hidden, head=parts.head, kernels=kernels)
+        loss_alone = replace(parts.head, differentiable=False)
+        self._loss_alone = partial(objective.from_hidden, head=loss_alone, kernels=kernels)
 
     def cannot_share(self) -> str | None:
         """See `Gradients`."""
@@ -105,7 +108,7 @@ class BlockwiseGradients:
             self._blocks.forward(computed, keep=False)
             rows = ContinuedRows(batch.inputs_BL, batch.prompts, computed)
         hidden_BLD, _ = self._blocks.forward(rows, keep=False)
-        return self._loss(hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[batch.positions_N], batch)
+        return self._loss_alone(hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[batch.positions_N], batch)
 
     def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, Tree]:
         """See `Gradients`. Rows that go on from prompts are computed part after part."""
