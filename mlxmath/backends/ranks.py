@@ -92,10 +92,18 @@ class Ranks:
     def __init__(self, group: Any = None, line: Lifeline | None = None, hosts: tuple[str, ...] = ("",)) -> None:
         self._group, self._line, self.hosts = group, line, hosts
         self.rank: int = 0 if group is None else group.rank()
-        self.waited_s = 0.0
-        """Spent waiting for the slowest."""
-        self.exchanged_s = 0.0
-        """Spent in collectives once all were there."""
+        self.reset_clock()
+
+    def reset_clock(self) -> None:
+        """Start to measure anew."""
+        self._waited_s = self._exchanged_s = 0.0
+
+    def summary(self) -> dict[str, Any] | None:
+        """Who they are, and the seconds that this one waited for the slowest and spent in collectives; None: alone."""
+        if self.size == 1:
+            return None
+        times = {"waited_s": round(self._waited_s, 3), "exchanged_s": round(self._exchanged_s, 3)}
+        return {"size": self.size, "hosts": self.hosts, **times}
 
     @property
     def size(self) -> int:
@@ -122,7 +130,7 @@ class Ranks:
             return flags
         start = time.perf_counter()
         decision = self._line.vote(name, flags)
-        self.waited_s += time.perf_counter() - start
+        self._waited_s += time.perf_counter() - start
         return decision
 
     def any(self, name: str, what: bool) -> bool:
@@ -201,7 +209,7 @@ class Ranks:
         except RuntimeError as error:
             lost = self._line.verdict() if self._line else None
             raise MlxmathError(lost or f"the ranks cannot exchange data: {error}") from error
-        self.exchanged_s += time.perf_counter() - start
+        self._exchanged_s += time.perf_counter() - start
         return found
 
 
