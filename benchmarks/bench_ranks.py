@@ -9,9 +9,7 @@ The losses of all must agree.
 """
 
 import argparse
-import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -33,6 +31,7 @@ from benchmarks.common import (  # noqa: E402
     RESULTS,
     exit_on_sigterm,
     machine,
+    ring_hostfile,
     save_json,
     show_table,
 )
@@ -106,7 +105,7 @@ def measure(workload: Workload, ranks: int, workers: int, epochs: int) -> dict[s
         )  # fmt: skip
         environment = os.environ | {"HF_HUB_OFFLINE": "1"}
         processes = []
-        hosts = _hostfile(folder, ranks)
+        hosts = ring_hostfile(folder, ranks)
         with (folder / "log").open("w+") as log:
             for rank in range(ranks):
                 own = {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)} if ranks > 1 else {}
@@ -140,15 +139,6 @@ def measure(workload: Workload, ranks: int, workers: int, epochs: int) -> dict[s
             found |= {name: run["ranks"][name] for name in ("waited_s", "exchanged_s")}
             found["bytes_reduced_a_window"] = 4 * run["adapter"]["num_trainable"]
         return found
-
-
-def _hostfile(folder: Path, size: int) -> Path:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(size)]
-    path = folder / "hosts.json"
-    path.write_text(json.dumps([[f"127.0.0.1:{probe.getsockname()[1]}"] for probe in probes]))
-    for probe in probes:
-        probe.close()
-    return path
 
 
 if __name__ == "__main__":

@@ -205,7 +205,7 @@ def grpo(resolved: Resolved, ranks: "Ranks") -> int:
             source.restore(checkpoint)
             validation.restore(checkpoint)
         backend.reset_peak()
-        ranks.reset_clock()
+        ranks.begin()
         if early := validation.catch_up(position):
             return early, position
         ending, reached = fit(

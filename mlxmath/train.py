@@ -231,7 +231,7 @@ def train(resolved: Resolved, ranks: "Ranks") -> int:
         if checkpoint:
             validation.restore(checkpoint)
         backend.reset_peak()
-        ranks.reset_clock()
+        ranks.begin()
         if ending := validation.catch_up(position):
             return ending, position
         return fit(

@@ -17,7 +17,7 @@ from typing import Any
 
 from mlxmath import __version__, console
 from mlxmath.backends.blas import preload
-from mlxmath.backends.lifeline import END, Lifeline, accept, connect, listen
+from mlxmath.backends.lifeline import END, SILENCE_S, Lifeline, accept, connect, listen
 from mlxmath.errors import MlxmathError
 
 
@@ -92,11 +92,14 @@ class Ranks:
     def __init__(self, group: Any = None, line: Lifeline | None = None, hosts: tuple[str, ...] = ("",)) -> None:
         self._group, self._line, self.hosts = group, line, hosts
         self.rank: int = 0 if group is None else group.rank()
-        self.reset_clock()
-
-    def reset_clock(self) -> None:
-        """Start to measure anew."""
         self._waited_s = self._exchanged_s = 0.0
+
+    def begin(self) -> None:
+        """All have what they need, and work begins: from now on a silent rank is soon missed, and times count."""
+        self.vote("begin")
+        self._waited_s = self._exchanged_s = 0.0
+        if self._line is not None:
+            self._line.silence_s = SILENCE_S
 
     def summary(self) -> dict[str, Any] | None:
         """Who they are, and the seconds that this one waited for the slowest and spent in collectives; None: alone."""
