@@ -3,8 +3,8 @@
     python benchmarks/bench_ranks.py [--shape small] [--epochs 2] [--repeat 1]
 
 Trains the rows of `bench_train.py` (58M parameters, effective batch 8, float32) with one process and two workers, one
-process and one worker, and two and four ranks of MLX's ring on this machine with one worker each. The first epoch is
-not timed. Of rank 0 it also tells what it waited for the slowest rank and spent in the all-reduce, in the whole run.
+process and one worker (its matrix products on all cores, or on one), and two and four ranks of MLX's ring on this
+machine with one worker each. The first epoch is not timed. Of rank 0 it also tells what it waited for the slowest rank and spent in the all-reduce, in the whole run.
 The losses of all must agree.
 """
 
@@ -37,8 +37,8 @@ from benchmarks.common import (  # noqa: E402
 )
 from benchmarks.workload import EFFECTIVE_BATCH, SHAPES, Workload, make_workload  # noqa: E402
 
-SETUPS = ((1, 2), (1, 1), (2, 1), (4, 1))
-"""(ranks, workers of each)."""
+SETUPS = ((1, 2, None), (1, 1, None), (1, 1, 1), (2, 1, None), (4, 1, None))
+"""(ranks, workers of each, threads of the BLAS where they are limited)."""
 
 
 def main() -> None:
@@ -71,21 +71,23 @@ def main() -> None:
         "epochs": f"{options.epochs}, the first not timed",
         "runs": [],
     }
-    for ranks, workers in SETUPS:
-        runs = [measure(workload, ranks, workers, options.epochs) for _ in range(options.repeat)]
+    for setup in SETUPS:
+        runs = [measure(workload, *setup, options.epochs) for _ in range(options.repeat)]
         record["runs"].append(max(runs, key=lambda run: run["tokens_per_s"]))
         save_json(options.out, record)
-    one_worker = next(run for run in record["runs"] if (run["ranks"], run["workers"]) == (1, 1))["tokens_per_s"]
-    for run in record["runs"]:
-        run["against_one_worker"] = round(run["tokens_per_s"] / one_worker, 3)
+    for name, index in (("against_one_process", 0), ("against_one_worker", 1), ("against_one_core", 2)):
+        for run in record["runs"]:
+            run[name] = round(run["tokens_per_s"] / record["runs"][index]["tokens_per_s"], 3)
     losses = [run["last_loss"] for run in record["runs"]]
     record["losses_agree"] = max(losses) - min(losses) < 1e-3 * max(losses)
     save_json(options.out, record)
     show_table(
         record["shape"],
-        ("ranks x workers", "tokens/s", "against 1 x 1", "waited", "all-reduce", "of the run"),
+        ("ranks x workers", "tokens/s", "against 1 x 2", "1 x 1", "one core", "waited", "all-reduce", "of the run"),
         [
-            [f"{run['ranks']} x {run['workers']}", f"{run['tokens_per_s']:,.0f}", f"{run['against_one_worker']:.2f}",
+            [f"{run['ranks']} x {run['workers']}{', one core' if run['blas_threads'] else ''}",
+             f"{run['tokens_per_s']:,.0f}",
+             *(f"{run[f'against_one_{name}']:.2f}" for name in ("process", "worker", "core")),
              *(f"{run[name]:.2f} s" if name in run else "-" for name in ("waited_s", "exchanged_s", "seconds"))]
             for run in record["runs"]
         ],
@@ -95,7 +97,7 @@ def main() -> None:
         sys.exit(f"the losses of the last step do not agree: {losses}")
 
 
-def measure(workload: Workload, ranks: int, workers: int, epochs: int) -> dict[str, Any]:
+def measure(workload: Workload, ranks: int, workers: int, blas_threads: int | None, epochs: int) -> dict[str, Any]:
     """Train with `ranks` processes; rank 0's figures."""
     with tempfile.TemporaryDirectory(prefix="mlxmath-bench-") as name:
         folder = Path(name)
@@ -104,6 +106,8 @@ def measure(workload: Workload, ranks: int, workers: int, epochs: int) -> dict[s
             num_epochs=epochs,
         )  # fmt: skip
         environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+        if blas_threads:
+            environment |= dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(blas_threads))
         processes = []
         hosts = ring_hostfile(folder, ranks)
         with (folder / "log").open("w+") as log:
@@ -128,6 +132,7 @@ def measure(workload: Workload, ranks: int, workers: int, epochs: int) -> dict[s
         found = {
             "ranks": ranks,
             "workers": workers,
+            "blas_threads": blas_threads,
             "tokens_per_s": round(timed / (ends[max(ends)] - ends[0]), 1),
             "seconds": round(run["seconds"], 2),
             "wall_s": round(time.perf_counter() - start, 1),
