@@ -174,7 +174,7 @@ def evaluate(
     if share.world == 1:
         save_samples(path, found)  # without what was left out
     done = {sample.key: sample for sample in found}
-    ranks.vote("read")
+    ranks.begin()
     ask_all(entries, benchmarks, settings, seed, done, path, backend, device, share)
 
     if share.world > 1:
