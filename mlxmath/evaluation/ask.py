@@ -24,6 +24,7 @@ from mlxmath.generation.engine import Completion, Sampling, generate_batch, load
 from mlxmath.generation.slots import choose_slots
 from mlxmath.grading import grade
 from mlxmath.lora.adapter import load_adapter
+from mlxmath.lora.sharding import Sharding, load_sharded
 from mlxmath.models.load import Loaded, load_model
 from mlxmath.problems.prompts import Template
 from mlxmath.weights.manifest import read_fingerprint
@@ -97,6 +98,7 @@ def ask_all(
     device: DeviceInfo,
     retriever: Retriever | None = None,
     share: Share = Share(),
+    sharding: Sharding | None = None,
 ) -> None:
     """Answer what is not in `done`, and append it to `path`.
 
@@ -111,8 +113,9 @@ def ask_all(
         device: to compute on.
         retriever: gave the prompts their formulas.
         share: this process's part.
+        sharding: how the models are spread over the processes, which then all answer the same.
     """
-    models = _Models(device.compute_dtype)
+    models = _Models(device.compute_dtype, sharding)
     with path.open("ab") as file:
         for entry in entries:
             tasks = list(_tasks(benchmarks, settings, share))
@@ -130,7 +133,7 @@ def ask_all(
                     chosen = [(item, n) for owner, item, n in waiting if owner is benchmark]
                     if chosen:
                         _ask(entry, loaded, tokenizer, retriever, benchmark, chosen, settings, seed, file, backend,
-                             device, progress)  # fmt: skip
+                             device, progress, sharding is not None)  # fmt: skip
             finally:
                 progress.close()
 
@@ -145,11 +148,17 @@ def _tasks(
 class _Models:
     """Loads contestants' models, one at a time; an adapter goes onto its base if that is the one in memory."""
 
-    def __init__(self, dtype: str) -> None:
-        self._dtype = dtype
+    def __init__(self, dtype: str, sharding: Sharding | None) -> None:
+        self._dtype, self._sharding = dtype, sharding
         self._held: tuple[Path, Loaded] | None = None
 
     def load(self, contestant: Contestant) -> Loaded:
+        if self._sharding:
+            fingerprint = read_fingerprint(contestant.model)
+            group = mx.distributed.init()
+            return load_sharded(contestant.model, self._dtype, self._sharding, group, contestant.adapter, fingerprint)[
+                0
+            ]
         held, self._held = self._held, None
         if held is not None and held[0] == contestant.model:
             loaded = held[1]
@@ -176,6 +185,7 @@ def _ask(
     backend: Backend,
     device: DeviceInfo,
     progress: Progress,
+    is_sharded: bool,
 ) -> None:
     ids = [entry.prompts[item.id] for item, _ in chosen]
     max_tokens = settings.max_tokens or benchmark.max_tokens
@@ -183,6 +193,8 @@ def _ask(
     slots, reason = choose_slots(loaded.config, device, held_bytes=backend.memory().active_bytes, longest=longest)
     if settings.concurrency is not None:
         slots, reason = settings.concurrency, "asked for"
+    if is_sharded:  # all processes decode the same batches
+        slots = int(mx.distributed.all_min(mx.array(slots), stream=mx.cpu).item())
     say(
         f"{entry.contestant.label}: {len(chosen):,} answers to {benchmark.name}, {slots} at a time ({reason}), at most "
         f"{max_tokens:,} tokens each, template {entry.template.name}"
