@@ -16,6 +16,7 @@ COMMANDS = {
     "grpo": "Improve an adapter by reinforcement learning with graded answers.",
     "evaluate": "Ask benchmarks, grade, compare the tuned model with its base, write a report.",
     "report": "Build an evaluation's report again from its samples.",
+    "doctor": "Check what this machine, or a cluster, has and lacks.",
     "infer": "Answer a prompt with the base model or the tuned one.",
 }
 

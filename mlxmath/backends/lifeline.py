@@ -135,33 +135,35 @@ class Lifeline:
             self._connections[rank].sendall(line)
 
     def _listen(self) -> None:
-        selector = selectors.DefaultSelector()
-        for rank, connection in self._connections.items():
-            selector.register(connection, selectors.EVENT_READ, rank)
-        heard = dict.fromkeys(self._connections, time.monotonic())
-        rests = dict.fromkeys(self._connections, b"")
-        sent = turned = 0.0
-        while not self._ended:
-            ready = selector.select(BEAT_S)
-            with self._changed:
-                now = time.monotonic()
-                if now - turned > 4 * BEAT_S:  # this process itself was stopped: listen first
-                    heard = dict.fromkeys(heard, now)
-                turned = now
-                for key, _ in ready:
-                    other: int = key.data
-                    heard[other] = now
-                    if not self._read(other, rests):
-                        selector.unregister(key.fileobj)
-                        del heard[other]
-                        self._lose(f"{self._called(other)} has ended before its time")
-                for rank, since in heard.items():
-                    if now - since > SILENCE_S:
-                        self._lose(f"{self._called(rank)} has given no sign of life for {SILENCE_S:g} seconds")
-                if now - sent >= BEAT_S:
-                    sent = now
-                    for rank in heard:
-                        self._send(rank, None)
+        with selectors.DefaultSelector() as selector:
+            for rank, connection in self._connections.items():
+                selector.register(connection, selectors.EVENT_READ, rank)
+            heard = dict.fromkeys(self._connections, time.monotonic())
+            rests = dict.fromkeys(self._connections, b"")
+            sent = turned = 0.0
+            while True:
+                ready = selector.select(BEAT_S)
+                with self._changed:
+                    if self._ended:
+                        return
+                    now = time.monotonic()
+                    if now - turned > 4 * BEAT_S:  # this process itself was stopped: listen first
+                        heard = dict.fromkeys(heard, now)
+                    turned = now
+                    for key, _ in ready:
+                        other: int = key.data
+                        heard[other] = now
+                        if not self._read(other, rests):
+                            selector.unregister(key.fileobj)
+                            del heard[other]
+                            self._lose(f"{self._called(other)} has ended before its time")
+                    for rank, since in heard.items():
+                        if now - since > SILENCE_S:
+                            self._lose(f"{self._called(rank)} has given no sign of life for {SILENCE_S:g} seconds")
+                    if now - sent >= BEAT_S:
+                        sent = now
+                        for rank in heard:
+                            self._send(rank, None)
 
     def _read(self, rank: int, rests: dict[int, bytes]) -> bool:
         """Take what has come; whether the connection still stands."""

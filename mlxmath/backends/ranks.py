@@ -50,7 +50,7 @@ def launched() -> Launch | None:
             return None  # what mlx.launch writes for a single process
         try:
             hosts = json.loads(text)
-            addresses = [host[0] if isinstance(host, list) else host for host in hosts]
+            addresses = [hosts[number][0] for number in range(len(hosts))]
             found = Launch("ring", rank_number, len(hosts), addresses[0].rpartition(":")[0].strip("[]"))
         except (ValueError, LookupError, TypeError, AttributeError):
             raise MlxmathError(f'MLX_HOSTFILE {env["MLX_HOSTFILE"]}: expected [["ADDRESS:PORT"], ...].') from None

@@ -1,0 +1,52 @@
+"""One rank of a test: runs several commands one after the other, so that everything is imported once.
+
+    python -m tests.ranks.worker JOBS
+
+JOBS is a JSON file: a list of {"name", "command", "arguments", "only": {rank: {...}}}. What the entry of a rank under
+"only" holds is for that rank alone: "arguments" follow the others, "version" takes the place of mlxmath's, and when
+step "stop_at" is in FOLDER/events.jsonl, the process sends itself SIGTERM. Each job's exit code and output go to
+NAME.RANK.json.
+"""
+
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from unittest import mock
+
+from mlxmath.backends.blas import preload
+
+preload()
+
+from click.testing import CliRunner  # noqa: E402
+
+from mlxmath.backends import ranks  # noqa: E402
+
+
+def stop_at(folder: Path, step: int) -> None:
+    log = folder / "events.jsonl"
+    while not (log.exists() and f'"step": {step},' in log.read_text()):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main() -> None:
+    rank = os.environ.get("MLX_RANK", "0")
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        own = job.get("only", {}).get(rank, {})
+        module = importlib.import_module(f"mlxmath.{job['command']}")
+        if "stop_at" in own:
+            threading.Thread(target=stop_at, args=(Path(job["name"]), own["stop_at"]), daemon=True).start()
+        arguments = [*job["arguments"], *own.get("arguments", [])]
+        with mock.patch.object(ranks, "__version__", own.get("version", ranks.__version__)):
+            result = CliRunner().invoke(module.main, arguments)
+        found = {"exit_code": result.exit_code, "output": result.output, "stderr": result.stderr}
+        Path(f"{job['name']}.{rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
