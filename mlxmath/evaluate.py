@@ -1,8 +1,10 @@
 """`mlxmath evaluate`: did the model get better, and are we sure?"""
 
 import json
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,8 +15,14 @@ from mlxmath.console import say
 from mlxmath.errors import InputError, MlxmathError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mlxmath.backends.ranks import Ranks
     from mlxmath.evaluation.contestants import Contestant
+    from mlxmath.evaluation.samples import Sample
+    from mlxmath.lora.sharding import Sharding
+
+    Key = tuple[str, str, int]
 
 
 @options.command("evaluate", shared=True)
@@ -42,6 +50,7 @@ if TYPE_CHECKING:
 @click.option("--seed", default=0, show_default=True, help="Seed of the samples.")
 @click.option("--resume", is_flag=True, help="Continue this evaluation where it was interrupted.")
 @click.option("--overwrite", is_flag=True, help="Start this evaluation anew, whatever its folder holds.")
+@options.shard
 @options.setting_options(*options.RUNTIME)
 def main(
     adapter_path: tuple[str, ...],
@@ -53,6 +62,7 @@ def main(
     seed: int,
     resume: bool,
     overwrite: bool,
+    shard: "Sharding | None",
     **values: Any,
 ) -> None:
     """Ask benchmarks, grade the answers, compare models, write a report.
@@ -70,12 +80,13 @@ def main(
     from mlxmath.evaluation.contestants import choose_contestants, with_formulas
 
     with join() as ranks:
+        options.check_shard(shard, ranks.size)
         chosen = choose_contestants(Path(config.model.mlx_path), adapters, against, base=compare or no_adapter)
         if config.evaluation.retrieve:
             chosen = with_formulas(chosen, beside=compare)
         found = evaluate(
             config, chosen, ranks, template=template, template_file=template_file, seed=seed, resume=resume,
-            overwrite=overwrite,
+            overwrite=overwrite, sharding=shard,
         )  # fmt: skip
     if found is not None:
         click.echo(json.dumps({name: f"{found['folder']}/{name}" for name in ("results.json", "report.html")}))
@@ -91,6 +102,7 @@ def evaluate(
     seed: int = 0,
     resume: bool = False,
     overwrite: bool = False,
+    sharding: "Sharding | None" = None,
 ) -> dict[str, Any] | None:
     """Evaluate contestants and write everything into the run's folder.
 
@@ -103,6 +115,8 @@ def evaluate(
         seed: of the samples.
         resume: go on with the answers that are there.
         overwrite: remove them.
+        sharding: how the models are spread over the ranks, which then all give the same answers (None: each rank holds
+            whole models).
 
     Returns:
         What results.json holds, and its folder under "folder"; None on ranks other than 0.
@@ -162,20 +176,26 @@ def evaluate(
     if ranks.first:
         claim(folder, record, resume=resume, overwrite=overwrite)
     ranks.vote("claimed")
-    folder.mkdir(parents=True, exist_ok=True)
     fingerprints = {entry.contestant.label: entry.fingerprint for entry in entries}
+    if sharding and not ranks.first:
+        with _scratch_of(ranks, fingerprints) as (done, path):
+            ask_all(entries, benchmarks, settings, seed, done, path, backend, device, sharding=sharding)
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
     found, left_out = read_samples(folder, fingerprints)
     if found or left_out:
         say(
             f"{folder}: {len(found):,} answers are there already" + (f"; {left_out} lines left out" if left_out else "")
         )
-    share = Share(ranks.rank, ranks.size)
+    share = Share() if sharding else Share(ranks.rank, ranks.size)
     path = folder / (SAMPLES if share.world == 1 else f"samples.rank-{share.rank}.jsonl")
     if share.world == 1:
         save_samples(path, found)  # without what was left out
     done = {sample.key: sample for sample in found}
+    if sharding:
+        ranks.gather("answers so far", path.read_text())
     ranks.begin()
-    ask_all(entries, benchmarks, settings, seed, done, path, backend, device, share)
+    ask_all(entries, benchmarks, settings, seed, done, path, backend, device, share, sharding)
 
     if share.world > 1:
         for rank, content in enumerate(ranks.gather("samples", path.read_text() if path.exists() else "")):
@@ -196,6 +216,19 @@ def evaluate(
         part.unlink()
     results = write_report(folder)
     return results | {"folder": str(folder)}
+
+
+@contextmanager
+def _scratch_of(ranks: "Ranks", fingerprints: dict[str, str]) -> "Iterator[tuple[dict[Key, Sample], Path]]":
+    """For the other ranks of a model that is spread: rank 0's answers so far, and a file for those that it keeps."""
+    from mlxmath.evaluation.samples import SAMPLES, read_samples
+
+    with TemporaryDirectory() as place:
+        path = Path(place) / SAMPLES
+        path.write_text(ranks.gather("answers so far", "")[0])
+        done = {sample.key: sample for sample in read_samples(Path(place), fingerprints)[0]}
+        ranks.begin()
+        yield done, path
 
 
 def _voters(settings: EvaluationConfig, contestants: "list[Contestant]") -> list[str]:

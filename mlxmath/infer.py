@@ -3,17 +3,24 @@
 import json
 import sys
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlxmath import options
+from mlxmath.config.schema import RunConfig
 from mlxmath.console import say
 from mlxmath.errors import InputError
 
+if TYPE_CHECKING:
+    from mlxmath.backends.ranks import Ranks
+    from mlxmath.lora.sharding import Sharding
+    from mlxmath.problems.prompts import Template
 
-@options.command("infer")
+
+@options.command("infer", shared=True)
 @click.option("--prompt", help="The problem to solve (unset: read from standard input).")
 @options.configured
 @options.setting_options("model.mlx_path", "training.adapter_path")
@@ -24,6 +31,7 @@ from mlxmath.errors import InputError
 @click.option("--max-new-tokens", default=128, show_default=True, help="Longest answer, in tokens.")
 @click.option("--temperature", default=0.8, show_default=True, help="0 always takes the most likely token.")
 @click.option("--top-p", default=1.0, show_default=True, help="Keep the most likely tokens of this total probability.")
+@options.shard
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming the text.")
 @options.setting_options("training.seed", *options.RUNTIME)
 def main(
@@ -35,6 +43,7 @@ def main(
     max_new_tokens: int,
     temperature: float,
     top_p: float,
+    shard: "Sharding | None",
     as_json: bool,
     **values: Any,
 ) -> None:
@@ -50,9 +59,43 @@ def main(
     if sum(map(bool, (raw, template, template_file))) > 1:
         raise InputError("--raw, --template and --template-file exclude each other; give one of them.")
 
+    from mlxmath.backends.ranks import join
+
+    with join() as ranks:
+        options.check_shard(shard, ranks.size)
+        if ranks.size > 1 and not shard:
+            raise InputError(
+                f"one process answers a prompt, and there are {ranks.size}. Spread a model that is too large for one "
+                "of them with --shard tensor or --shard pipeline, or start `mlxmath infer` without mlx.launch."
+            )
+        chosen = None
+        if template or template_file:
+            from mlxmath.problems.prompts import get_template
+
+            chosen = get_template(template or "", template_file)
+        asked = Asked(prompt, chosen, raw, no_adapter, max_new_tokens, temperature, top_p)
+        answer(config, asked, ranks, shard, as_json=as_json)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of the model, and how."""
+
+    prompt: str
+    template: "Template | None"
+    """Unset: the one that the adapter was trained with."""
+    raw: bool
+    no_adapter: bool
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+
+
+def answer(config: RunConfig, asked: Asked, ranks: "Ranks", sharding: "Sharding | None", *, as_json: bool) -> None:
+    """Load the model, answer, and print on rank 0."""
     from mlxmath.backends.select import open_backend
 
-    _, device = open_backend(config.runtime, config.training.seed)
+    _, device = open_backend(config.runtime, config.training.seed, ranks.num_on_host)
 
     from mlxmath.data.render import encode_prompt
     from mlxmath.generation.engine import Completion, Sampling, load_generation_tokenizer, stream
@@ -61,33 +104,48 @@ def main(
     from mlxmath.problems.prompts import get_template, recorded_template
     from mlxmath.weights.manifest import read_fingerprint
 
-    sampling = Sampling(max_new_tokens, temperature, top_p, config.training.seed)
+    prompt, seed = asked.prompt, config.training.seed
+    sampling = Sampling(asked.max_new_tokens, asked.temperature, asked.top_p, seed)
     folder, adapter_folder = Path(config.model.mlx_path), Path(config.training.adapter_path)
-    model = load_model(folder, device.compute_dtype).model
-    record = {} if no_adapter else load_adapter(model, adapter_folder, read_fingerprint(folder))
+    adapter = None if asked.no_adapter else adapter_folder
+    base = read_fingerprint(folder)
+    if sharding:
+        import mlx.core as mx
+
+        from mlxmath.lora.sharding import load_sharded
+
+        loaded, record = load_sharded(folder, device.compute_dtype, sharding, mx.distributed.init(), adapter, base)
+        model = loaded.model
+    else:
+        model = load_model(folder, device.compute_dtype).model
+        record = load_adapter(model, adapter, base) if adapter else {}
     tokenizer = load_generation_tokenizer(folder)
-    own = get_template(template or "", template_file) if template or template_file else None
     recorded = recorded_template(record, adapter_folder / CONFIG)
-    chosen = own or recorded or get_template(config.data.template, config.data.template_file)
-    chosen = chosen if raw else chosen.for_tokenizer(tokenizer)
-    text = prompt if raw else chosen.prompt(prompt)
-    if not raw and chosen.stop:
+    chosen = asked.template or recorded or get_template(config.data.template, config.data.template_file)
+    chosen = chosen if asked.raw else chosen.for_tokenizer(tokenizer)
+    text = prompt if asked.raw else chosen.prompt(prompt)
+    if not asked.raw and chosen.stop:
         tokenizer.add_eos_token(chosen.stop)
-    who = f"base model {folder}" if no_adapter else f"{folder} with {adapter_folder}"
+    who = f"{folder} with {adapter_folder}" if adapter else f"base model {folder}"
     say(
-        f"{who}; template {'none (--raw)' if raw else chosen.name}, temperature {temperature:g}, top-p {top_p:g}, "
-        f"seed {config.training.seed}, at most {max_new_tokens} tokens"
+        f"{who}; template {'none (--raw)' if asked.raw else chosen.name}, temperature {asked.temperature:g}, top-p "
+        f"{asked.top_p:g}, seed {seed}, at most {asked.max_new_tokens} tokens"
+        + (f"; spread over {ranks.size} processes by {sharding}" if sharding else "")
     )
 
+    tokens = encode_prompt(tokenizer, text)
+    ranks.agree("question", {"model": base, "prompt": tokens, "sampling": asdict(sampling)})
     start = time.perf_counter()
     completion: Completion | None = None
-    for piece in stream(model, tokenizer, encode_prompt(tokenizer, text), sampling):
+    for piece in stream(model, tokenizer, tokens, sampling):
         if isinstance(piece, Completion):
             completion = piece
-        elif not as_json:
+        elif ranks.first and not as_json:
             click.echo(piece, nl=False)
     assert completion is not None
     seconds = time.perf_counter() - start
+    if not ranks.first:
+        return
     if as_json:
         result = {
             "prompt": prompt,
@@ -96,8 +154,8 @@ def main(
             "finish_reason": completion.finish_reason,
             "prompt_tokens": completion.num_prompt_tokens,
             "seconds": round(seconds, 4),
-            "adapter": None if no_adapter else str(adapter_folder),
-            "template": None if raw else chosen.name,
+            "adapter": str(adapter) if adapter else None,
+            "template": None if asked.raw else chosen.name,
         }
         click.echo(json.dumps(result, ensure_ascii=False))
     else:

@@ -96,6 +96,28 @@ def configured(command: F) -> F:
     return command
 
 
+def shard(command: F) -> F:
+    """Add `--shard`: one model over several processes."""
+    return click.option(
+        "--shard",
+        type=click.Choice(["tensor", "pipeline"]),
+        help="Spread a model too large for one device over mlx.launch's processes: parts of each layer, or blocks.",
+    )(command)
+
+
+def check_shard(sharding: str | None, num_processes: int) -> None:
+    """Refuse `--shard` where there is nothing to spread a model over.
+
+    Raises:
+        InputError: there is one process.
+    """
+    if sharding and num_processes == 1:
+        raise InputError(
+            f"--shard {sharding} spreads a model over several processes, and there is one; start them with "
+            "`mlx.launch -n 2 -- mlxmath ...` (--hostfile hosts.json for several machines)."
+        )
+
+
 def setting_options(*names: str) -> Callable[[F], F]:
     """Add the option of each "section.field" in `names` to a click command."""
 

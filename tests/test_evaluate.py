@@ -133,7 +133,8 @@ def test_majority_ensemble_and_formulas_and_their_effect(folder: Path) -> None:
         assert text in page
 
 
-def test_two_processes_share_the_work_and_find_the_same(folder: Path) -> None:
+def together(folder: Path, *arguments: str) -> list[tuple[str, str]]:
+    """Standard output and standard error of a command on two ranks."""
     ports = []
     for _ in range(2):
         with socket.socket() as probe:
@@ -141,22 +142,40 @@ def test_two_processes_share_the_work_and_find_the_same(folder: Path) -> None:
             ports.append(probe.getsockname()[1])
     hosts = folder / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]))
-    arguments = command("evaluate", *QUICK, "--run-name", "shared")
     processes = [
         subprocess.Popen(
-            arguments, cwd=folder, env=ENVIRONMENT | {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            command(*arguments), cwd=folder, env=ENVIRONMENT | {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)},
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for rank in range(2)
     ]  # fmt: skip
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert outputs[0][0] and not outputs[1][0]  # only the first one reports
+    return outputs
+
+
+def test_two_processes_share_the_work_or_the_model_and_find_the_same(folder: Path) -> None:
+    shared = together(folder, "evaluate", *QUICK, "--run-name", "shared")
+    together(folder, "evaluate", *QUICK, "--run-name", "spread", "--shard", "tensor")
     invoke(folder, "evaluate", *QUICK, "--run-name", "alone")
     results = folder / "evaluation_results"
-    assert samples(results / "shared") == samples(results / "alone")
+    assert samples(results / "shared") == samples(results / "spread") == samples(results / "alone")
     assert not list((results / "shared").glob("samples.rank*"))
-    assert "12 answers" in outputs[0][1] and not outputs[1][1]
+    assert "12 answers" in shared[0][1] and not shared[1][1]
+
+
+def test_a_model_spread_over_two_processes_answers_a_prompt(folder: Path) -> None:
+    ask = ("infer", "--prompt", "What is 12 + 7?", "--temperature", "0", "--json", "--max-new-tokens", "24")
+    (output, said), _ = together(folder, *ask, "--shard", "tensor")
+    alone = json.loads(invoke(folder, *ask).stdout)
+    assert json.loads(output) | {"seconds": 0} == alone | {"seconds": 0}
+    assert "spread over 2 processes by tensor" in said
+
+
+def test_there_must_be_processes_to_spread_a_model_over(folder: Path) -> None:
+    refused = invoke(folder, "infer", "--prompt", "1 + 1", "--shard", "tensor", code=2)
+    assert "mlx.launch -n 2" in refused.output
 
 
 @pytest.mark.parametrize(

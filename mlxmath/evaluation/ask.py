@@ -24,6 +24,7 @@ from mlxmath.generation.engine import Completion, Sampling, generate_batch, load
 from mlxmath.generation.slots import choose_slots
 from mlxmath.grading import grade
 from mlxmath.lora.adapter import load_adapter
+from mlxmath.lora.sharding import Sharding, load_sharded
 from mlxmath.models.load import Loaded, load_model
 from mlxmath.problems.prompts import Template
 from mlxmath.weights.manifest import read_fingerprint
@@ -103,6 +104,7 @@ def ask_all(
     backend: Backend,
     device: DeviceInfo,
     share: Share = Share(),
+    sharding: Sharding | None = None,
 ) -> None:
     """Answer what is not in `done`, and append it to `path`.
 
@@ -116,8 +118,9 @@ def ask_all(
         backend: tells the memory in use.
         device: to compute on.
         share: this process's part.
+        sharding: how the models are spread over the processes, which then all answer the same.
     """
-    models = _Models(device.compute_dtype)
+    models = _Models(device.compute_dtype, sharding)
     with path.open("ab") as file:
         for entry in entries:
             tasks = list(_tasks(benchmarks, settings, share))
@@ -135,7 +138,7 @@ def ask_all(
                     chosen = [(item, n) for owner, item, n in waiting if owner is benchmark]
                     if chosen:
                         _ask(entry, loaded, tokenizer, benchmark, chosen, settings, seed, file, backend, device,
-                             progress)  # fmt: skip
+                             progress, sharding is not None)  # fmt: skip
             finally:
                 progress.close()
 
@@ -150,12 +153,15 @@ def _tasks(
 class _Models:
     """Loads contestants' models, one at a time; what is in memory is used again, and a base takes the next adapter."""
 
-    def __init__(self, dtype: str) -> None:
-        self._dtype = dtype
+    def __init__(self, dtype: str, sharding: Sharding | None) -> None:
+        self._dtype, self._sharding = dtype, sharding
         self._held: tuple[Path, Path | None, Loaded] | None = None
 
     def load(self, contestant: Contestant) -> Loaded:
         model, adapter = contestant.model, contestant.adapter
+        if self._sharding:
+            group = mx.distributed.init()
+            return load_sharded(model, self._dtype, self._sharding, group, adapter, read_fingerprint(model))[0]
         held, self._held = self._held, None
         if held is not None and held[0] == model and held[1] in (None, adapter):
             _, there, loaded = held
@@ -180,6 +186,7 @@ def _ask(
     backend: Backend,
     device: DeviceInfo,
     progress: Progress,
+    is_sharded: bool,
 ) -> None:
     ids = [entry.prompts[item.id] for item, _ in chosen]
     max_tokens = settings.max_tokens or benchmark.max_tokens
@@ -187,6 +194,8 @@ def _ask(
     slots, reason = choose_slots(loaded.config, device, held_bytes=backend.memory().active_bytes, longest=longest)
     if settings.concurrency is not None:
         slots, reason = settings.concurrency, "asked for"
+    if is_sharded:  # all processes decode the same batches
+        slots = int(mx.distributed.all_min(mx.array(slots), stream=mx.cpu).item())
     say(
         f"{entry.contestant.label}: {len(chosen):,} answers to {benchmark.name}, {slots} at a time ({reason}), at most "
         f"{max_tokens:,} tokens each, template {entry.template.name}"
