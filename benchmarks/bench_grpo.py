@@ -3,12 +3,12 @@
     python benchmarks/bench_grpo.py [--shape small|0.5b|all] [--contestants ours,mlx_lm_lora,unsloth]
                                     [--peer-python PATH] [--unsloth-python PATH] [--batches 1,4,8]
 
-All draw 8 completions of the same GSM8K prompts on the same model folder (random weights, so a text ends by chance only
-once in as many tokens as the vocabulary has; the mean length is recorded), at temperature 1 from the whole distribution,
-score them by the same function, and train rank-8 LoRA on q and v with AdamW in float32 without a KL term. Ours and
-Unsloth take all prompts in an optimizer step; the second one is timed. mlx-lm-lora takes `--batches` prompts an iteration
-and decodes and scores as many rows at once (1 is its default); what it compiles is compiled before. All have the same
-BLAS. "above weights" is peak device memory less the weights.
+All draw 8 completions of the same GSM8K prompts on the same model folder (random weights, so a text ends by chance
+only, once in as many tokens as the vocabulary has; the mean length is recorded), at temperature 1 from the whole
+distribution, score them by the same function, and train rank-8 LoRA on q and v with AdamW in float32 without a KL term.
+Ours and Unsloth take all prompts in an optimizer step; the second one is timed. mlx-lm-lora takes `--batches` prompts
+an iteration and decodes and scores as many rows at once (1 is its default); what it compiles is compiled before. All
+have the same BLAS. "above weights" is peak device memory less the weights.
 
 mlx-lm-lora needs an environment of its own, made once; Unsloth's is that of bench_train.py:
 
@@ -58,6 +58,8 @@ DEFAULTS = {"tiny": (4, 16), "small": (4, 128), "0.5b": (4, 32)}
 """Prompts in an optimizer step, and tokens of a completion, by shape."""
 SHOWN = {"ours": "mlxmath", "mlx_lm_lora": "mlx-lm-lora", "unsloth": "Unsloth MLX"}
 Result = dict[str, Any]
+_RATIOS = ("completions_per_s", "above_weights_bytes", "peak_device_bytes")
+_NUMBERS = (("completions_per_s", 3), ("mean_length", 1), ("load_average", 1))
 
 
 def main() -> None:
@@ -263,17 +265,15 @@ def _outcome(run: Result) -> str:
 
 def show(part: Result) -> None:
     """Print the tables of a shape."""
-    rows = [
-        [f"{SHOWN[run['contestant']]}, {run['setting']}", f"{run['completions_per_s']:.3f}", f"{run['mean_length']:.1f}",
-         gigabytes(run["peak_device_bytes"]), gigabytes(run["above_weights_bytes"]), f"{run['load_average']:.1f}"]
-        for run in part["runs"] if "completions_per_s" in run
-    ]  # fmt: skip
+    rows = []
+    for run in part["runs"]:
+        if "completions_per_s" in run:
+            memory = [gigabytes(run[name]) for name in ("peak_device_bytes", "above_weights_bytes")]
+            rate, length, load = (f"{run[n]:.{d}f}" for n, d in _NUMBERS)
+            rows.append([f"{SHOWN[run['contestant']]}, {run['setting']}", rate, length, *memory, load])
     columns = ("", "completions/s", "tokens each", "peak device", "above weights", "load")
     show_table(part["shape"], columns, rows)
-    cells = [
-        [f"{r['peer']}, {r['setting']}", *(f"{r[name]:.2f}" for name in
-         ("completions_per_s", "above_weights_bytes", "peak_device_bytes"))] for r in part["ratios"]
-    ]  # fmt: skip
+    cells = [[f"{r['peer']}, {r['setting']}", *(f"{r[name]:.2f}" for name in _RATIOS)] for r in part["ratios"]]
     show_table("mlxmath / peer", ("", "completions/s", "above weights", "peak device"), cells)
 
 

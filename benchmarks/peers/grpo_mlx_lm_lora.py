@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).parents[2])  # in place of this folder, which has a module of the package's name
+sys.path.pop(0)  # this folder, which has a module of the package's name
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.peers.grpo_rewards import of_completions
 from benchmarks.peers.worker import Job, Result, main, select_mlx_device
