@@ -80,7 +80,7 @@ class ExperienceWindow(Window):
         if not self.plan.part_tokens:
             return batch
         width = self.plan.shape.width(1 + max(len(rows.trajectories[i].drawn) for i in ids))
-        size = max(1, self.plan.part_tokens // width)
+        size = max(1, (self.plan.part_tokens - prompts.num_padded) // width)
         parts = [ids[i : i + size] for i in range(0, len(ids), size)]
         return replace(batch, parts=tuple(self._weighted(rows, prompts.continued(part)) for part in parts))
 
@@ -122,6 +122,7 @@ class _Prompts:
             padded[: len(prompt) - 1] = prompt[:-1]
         lengths = np.array([len(prompt) - 1 for prompt in self._prompts], np.int32)
         self._num_tokens, self._tokens, self._lengths = int(lengths.sum()), mx.array(tokens), mx.array(lengths)
+        self.num_padded = tokens.size
 
     def continued(self, ids: tuple[int, ...]) -> Batch:
         """The rows `ids`."""

@@ -162,6 +162,7 @@ class AutodiffGradients:
         if checkpoint_every:
             checkpoint_blocks(model, checkpoint_every)
         step = nn.value_and_grad(model, lambda _, *arrays: _loss_first(self._total(*arrays)))
+        self._eager_step = step
         if compiled and kernels.compiles:
             state = [model.state, mx.random.state]  # out as well as in: tracing leaves placeholders in the model
             step = mx.compile(step, inputs=state, outputs=state)
@@ -172,8 +173,9 @@ class AutodiffGradients:
         return self._total(*_arrays(batch))
 
     def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, Tree]:
-        """See `Gradients`."""
-        (_, total), gradients = self._step(self._model.trainable_parameters(), *_arrays(batch))
+        """See `Gradients`. With prompts the shapes are too many to compile each."""
+        step = self._step if batch.prompts is None else self._eager_step
+        (_, total), gradients = step(self._model.trainable_parameters(), *_arrays(batch))
         return total, gradients
 
     def cannot_share(self) -> str | None:

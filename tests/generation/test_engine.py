@@ -144,6 +144,36 @@ def test_a_shared_prefix_changes_nothing_and_goes_through_once(model: Any, token
     assert lengths.count(len(prefix)) == 1 and max(lengths) == len(prefix)
 
 
+def test_equal_prompts_go_through_once(model: Any, tokenizer: TokenizerWrapper) -> None:
+    shapes: list[tuple[int, ...]] = []
+    forward = type(model).__call__
+
+    class Watched(type(model)):  # type: ignore[misc]
+        def __call__(self, inputs: mx.array, *arguments: Any, **named: Any) -> Any:
+            shapes.append(inputs.shape)
+            return forward(self, inputs, *arguments, **named)
+
+    prompts = [PROMPTS[2]] * 3 + [PROMPTS[0]] * 2
+    expected = [reference(model, prompt, 12) for prompt in prompts]
+    model.__class__ = Watched
+    found = generate_batch(model, tokenizer, prompts, Sampling(12))
+    assert [(list(c.tokens), c.finish_reason) for c in found] == expected
+    assert [shape for shape in shapes if shape[1] > 1] == [(2, 6)]  # two prompts but for their last tokens
+    shapes.clear()
+    generate_batch(model, tokenizer, [PROMPTS[2]] * 4, Sampling(5, temperature=1.0))
+    assert [shape for shape in shapes if shape[1] > 1] == [(1, 6)]
+
+
+def test_windowed_layers_too(tokenizer: TokenizerWrapper) -> None:
+    """One layer's cache holds four positions, fewer than there are; prompts are of different lengths, and two equal."""
+    model = make_tiny_llama(layer_types=["full_attention", "sliding_attention"], sliding_window=4)
+    model.lm_head.weight = model.lm_head.weight * 8
+    prompts = [*PROMPTS, PROMPTS[2]]
+    found = generate_batch(model, tokenizer, prompts, Sampling(12), concurrency=4)
+    for prompt, completion in zip(prompts, found, strict=True):
+        assert (list(completion.tokens), completion.finish_reason) == reference(model, prompt, 12)
+
+
 def test_a_seeded_answer_does_not_depend_on_its_neighbours(model: Any, tokenizer: TokenizerWrapper) -> None:
     sampling = Sampling(12, temperature=1.0)
     seeds = [seed_of("run", i) for i in range(len(PROMPTS))]

@@ -62,14 +62,24 @@ def packed_mask(rows: int, length: int) -> mx.array:
     return mx.array(np.stack(masks))[:, None]
 
 
-@pytest.mark.parametrize("packed", [False, True])
+def continued_mask(rows: int, length: int) -> mx.array:
+    """Of five earlier positions as many as the row's number, and then causal. (B, 1, L, 5 + L)."""
+    earlier = [np.broadcast_to(np.arange(5) < row, (length, 5)) for row in range(rows)]
+    return mx.array(np.stack([np.hstack([part, np.tri(length, dtype=bool)]) for part in earlier]))[:, None]
+
+
+MASKS = {"causal": lambda *_: None, "packed": packed_mask, "continued": continued_mask}
+
+
+@pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize(("rows", "heads", "kv_heads", "length"), [(1, 1, 1, 1), (2, 4, 4, 7), (3, 6, 2, 33)])
-def test_attention(kernels: Any, rows: int, heads: int, kv_heads: int, length: int, packed: bool) -> None:
+def test_attention(kernels: Any, rows: int, heads: int, kv_heads: int, length: int, kind: str) -> None:
     mx.random.seed(1)
     q = mx.random.normal((rows, length, heads, 8)).swapaxes(1, 2) * 3  # strided, as a model makes them
-    k, v = (mx.random.normal((rows, length, kv_heads, 8)).swapaxes(1, 2) for _ in range(2))
+    mask = MASKS[kind](rows, length)
+    keys = length if mask is None else mask.shape[-1]
+    k, v = (mx.random.normal((rows, keys, kv_heads, 8)).swapaxes(1, 2) for _ in range(2))
     cotangent = mx.random.normal(q.shape)
-    mask = packed_mask(rows, length) if packed else None
     output = kernels.attention(q, k, v, 0.4, mask)
     close(output[0], plain_attention(q, k, v, 0.4, mask), 1e-5)
     found = kernels.attention_backward(q, k, v, 0.4, mask, output, cotangent)
@@ -109,4 +119,4 @@ def test_products_are_the_same_through_numpy(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_attention_through_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlxmath.kernels.cpu.blas_is_missing", lambda: True)
-    test_attention(CpuKernels(), 3, 6, 2, 33, packed=True)
+    test_attention(CpuKernels(), 3, 6, 2, 33, kind="packed")
