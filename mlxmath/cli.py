@@ -14,6 +14,7 @@ COMMANDS = {
     "distill": "Have a teacher write solutions, and keep the right and faithful ones as a dataset.",
     "train": "Fine-tune LoRA adapters.",
     "grpo": "Improve an adapter by reinforcement learning with graded answers.",
+    "pipeline": "Distil, fine-tune, improve by GRPO and compare, one stage after the other.",
     "evaluate": "Ask benchmarks, grade, compare the tuned model with its base, write a report.",
     "report": "Build an evaluation's report again from its samples.",
     "infer": "Answer a prompt with the base model or the tuned one.",

@@ -80,6 +80,11 @@ def grpo(resolved: Resolved) -> int:
         raise InputError(
             f"--init-adapter and --adapter-path are both {training.adapter_path}; write the result to another folder."
         )
+    if config.lora.dropout:
+        raise InputError(
+            f"{resolved.where('lora.dropout')}: expected 0 with GRPO, found {config.lora.dropout:g}; completions are "
+            "drawn without dropout, and the policy that is scored must be the one that drew them."
+        )
     backend, device = open_backend(config.runtime, training.seed)
 
     import mlx.core as mx
@@ -105,6 +110,7 @@ def grpo(resolved: Resolved) -> int:
     from mlxmath.training.events import EVENTS, EventLog
     from mlxmath.training.fit import MAX_BAD_WINDOWS, Position, fit
     from mlxmath.training.gradients import choose_gradients
+    from mlxmath.training.live import terminal
     from mlxmath.training.optimizers import make_optimizer
     from mlxmath.training.rollouts import Reference, RolloutSource, wrong_answers
     from mlxmath.training.schedule import learning_rates
@@ -180,7 +186,7 @@ def grpo(resolved: Resolved) -> int:
     events = EventLog(folder / EVENTS, from_step=position.step)
     events.write("resume" if checkpoint else "start", step=position.step, total_steps=total)
     stop, deadline = StopRequest(), Deadline(training.max_training_time_hours * 3600)
-    watch = Watch(events, total)
+    watch = Watch(events, total, position.step, deadline, terminal())
     source = RolloutSource(
         workers, tokenizer, prompts, settings, training, rewards, batching, shape, concurrency=slots,
         reference=reference, deadline=deadline, stop=stop, listener=watch.on_rollout,
@@ -201,7 +207,7 @@ def grpo(resolved: Resolved) -> int:
         validation.restore(checkpoint)
     saver = Saver(folder, model, optimizer, fixed, training, deadline, parts=[source, validation])
     backend.reset_peak()
-    with stop.listening():
+    with stop.listening(), watch:
         ending = validation.catch_up(position)
         if ending is None:
             ending, position = fit(
