@@ -39,4 +39,4 @@ $(VENV)/ready: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) mlx_model adapters cache evaluation_results
+	rm -rf $(VENV) mlx_model adapters cache evaluation_results distilled two-stage

@@ -55,6 +55,13 @@ def main(rank_only: str | None, resume: bool, overwrite: bool, **values: Any) ->
         tally = distill(config, resume=resume, overwrite=overwrite)
 
     folder = Path(settings.output_path)
+    summarize(tally, folder)
+    written = ("solutions.jsonl", "pairs.jsonl", "rejected.jsonl", "card.md")
+    click.echo(json.dumps({name: f"{folder}/{name}" for name in written}))
+
+
+def summarize(tally: "Tally", folder: Path) -> None:
+    """Say how many solutions were kept, and why the others were not."""
     for reason, count in tally.reasons.most_common():
         say(f"rejected: {count:,} {reason}")
     say(
@@ -63,8 +70,6 @@ def main(rank_only: str | None, resume: bool, overwrite: bool, **values: Any) ->
     )
     if not tally.num_kept:
         warn("no solution is kept; rejected.jsonl holds each with its reason")
-    written = ("solutions.jsonl", "pairs.jsonl", "rejected.jsonl", "card.md")
-    click.echo(json.dumps({name: f"{folder}/{name}" for name in written}))
 
 
 def distill(config: RunConfig, *, resume: bool = False, overwrite: bool = False) -> "Tally":

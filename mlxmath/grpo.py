@@ -85,6 +85,11 @@ def grpo(resolved: Resolved, ranks: "Ranks") -> int:
         raise InputError(
             f"--init-adapter and --adapter-path are both {training.adapter_path}; write the result to another folder."
         )
+    if config.lora.dropout:
+        raise InputError(
+            f"{resolved.where('lora.dropout')}: expected 0 with GRPO, found {config.lora.dropout:g}; completions are "
+            "drawn without dropout, and the policy that is scored must be the one that drew them."
+        )
     backend, device = open_backend(config.runtime, training.seed, ranks.num_on_host)
 
     import mlx.core as mx
@@ -111,6 +116,7 @@ def grpo(resolved: Resolved, ranks: "Ranks") -> int:
     from mlxmath.training.events import EVENTS, EventLog
     from mlxmath.training.fit import MAX_BAD_WINDOWS, Ending, Hook, Position, fit
     from mlxmath.training.gradients import choose_gradients
+    from mlxmath.training.live import terminal
     from mlxmath.training.optimizers import make_optimizer
     from mlxmath.training.rollouts import Reference, RolloutSource, wrong_answers
     from mlxmath.training.schedule import learning_rates
@@ -249,11 +255,11 @@ def grpo(resolved: Resolved, ranks: "Ranks") -> int:
     record = run.Record(folder, resolved, device, facts, injected)
     events = EventLog(folder / EVENTS, from_step=position.step)
     events.write("resume" if checkpoint else "start", step=position.step, total_steps=total)
-    watch = Watch(events, total)
+    watch = Watch(events, total, position.step, deadline, terminal())
     source.listener = watch.on_rollout
     validation.listeners = (watch.on_validation, lambda _: record.update(validation=validation.summary()))
     saver = Saver(folder, model, optimizer, fixed, training, deadline, parts=[source, validation])
-    with stop.listening():
+    with stop.listening(), watch:
         ending, position = loop(source.on_step, watch.on_step, validation.on_step, saver.on_step)
         saver.save(position)
     memory, seconds = backend.memory(), deadline.elapsed_s

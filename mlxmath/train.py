@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 RUN_FILE = "run.toml"
 """In the adapter folder: all settings, as a file that repeats the run."""
+_COMMANDS = {"distillation": "distill", "evaluation": "evaluate"}
+"""That use a section of another name."""
 
 
 @options.command("train", shared=True)
@@ -116,8 +118,8 @@ def train(resolved: Resolved, ranks: "Ranks") -> int:
     config, training = resolved.config, resolved.config.training
     for section in _settings_of_others(resolved):
         raise InputError(
-            f"the settings of [{section}] are not for supervised fine-tuning; `mlxmath train` would ignore them. Leave "
-            "them out, or see what they resolve to with --dry-run."
+            f"the settings of [{section}] are not for supervised fine-tuning; `mlxmath train` would ignore them. Use "
+            f"`mlxmath {_COMMANDS.get(section, section)}`, or leave them out; --dry-run shows what they resolve to."
         )
     backend, device = open_backend(config.runtime, training.seed, ranks.num_on_host)
 

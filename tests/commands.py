@@ -3,6 +3,8 @@
 import contextlib
 import importlib
 import os
+import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +45,23 @@ def start(folder: Path, *arguments: str, log: Path) -> "subprocess.Popen[str]":
     """Start a command in the background; its output goes to `log`."""
     with log.open("w") as file:
         return subprocess.Popen(command(*arguments), cwd=folder, env=ENVIRONMENT, stdout=file, stderr=file, text=True)
+
+
+def in_terminal(folder: Path, *arguments: str) -> tuple[int, str]:
+    """Run a command whose standard error is a terminal; its exit code and what it wrote there, without colors."""
+    ours, theirs = pty.openpty()
+    environment = ENVIRONMENT | {"TERM": "xterm", "COLUMNS": "100", "LINES": "50"}
+    process = subprocess.Popen(
+        command(*arguments), cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    written = b""
+    with contextlib.suppress(OSError):  # the end, as Linux tells it
+        while part := os.read(ours, 65536):
+            written += part
+    os.close(ours)
+    return process.wait(timeout=60), re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.decode()).replace("\r\n", "\n")
 
 
 def invoke(folder: Path, name: str, *arguments: str, code: int = 0) -> Result:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from tests.commands import run, succeed
+from tests.commands import in_terminal, run, succeed
 
 REWARDS = """
 def variety(samples):
@@ -33,7 +33,9 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("grpo")
     (folder / "mine.py").write_text(REWARDS)
     validated = ("--validation-split", "2", "--eval-every", "3")
-    succeed(folder, "grpo", *VARIED, *validated, "--max-steps", "5")
+    code, shown = in_terminal(folder, "grpo", *VARIED, *validated, "--max-steps", "5")
+    assert code == 0, shown
+    (folder / "shown.txt").write_text(shown)
     return folder
 
 
@@ -61,6 +63,18 @@ def test_it_leaves_a_described_adapter_events_and_curves(straight: Path) -> None
     assert steps[0]["clipped"] == 0 and steps[0]["entropy"] > 0
     assert [event["step"] for event in events(straight, "validation")] == [3, 5]
     assert any(a.any() for name, a in load_file(folder / "adapters.safetensors").items() if name.endswith("lora_b"))
+
+
+def test_a_terminal_shows_the_figures_live_below_the_lines(straight: Path) -> None:
+    shown = (straight / "shown.txt").read_text()
+    panel = shown[shown.rindex("╭") :]
+    for name in ("reward mine:variety", "reward repetition", "groups all the same", "clipped", "KL", "entropy",
+                 "completion length", "cut off", "rollout", "update"):  # fmt: skip
+        assert f"│ {name} " in panel, panel
+    assert "5/5 steps, learned, 0.0s left" in panel
+    last = events(straight, "step")[-1]
+    assert f"{last['entropy']:.3f}" in panel and f"{last['tokens_per_second']:,.0f} tokens/s" in panel
+    assert shown.count("╭") > 3 and "of 2 held-out problems right" in shown and "finished at step 5 of 5" in panel
 
 
 def test_resumed_between_two_iterations_equals_uninterrupted(straight: Path, tmp_path: Path) -> None:
@@ -93,6 +107,7 @@ def test_a_constant_reward_changes_nothing_and_failures_name_their_cause(straigh
         (("--reward", "correctness=much"), "--reward correctness=much"),
         (("--init-adapter", "adapters"), "write the result to another folder"),
         (("--batch-size", "6"), "no multiple of --num-generations 4"),
+        (("--lora-dropout", "0.1"), "--lora-dropout (option): expected 0 with GRPO, found 0.1"),
     ):
         refused = run(tmp_path, "grpo", *SMALL, *arguments)
         assert refused.returncode == 2 and message in refused.stderr

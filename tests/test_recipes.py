@@ -171,6 +171,7 @@ def test_reinforcement_starts_from_the_sft_adapter_and_is_not_trained_by_train(p
     model = ("--model", str(write_model(place / "source", "llama-3.2-3b-sft")))
     refused = invoke(train.main, "--recipe", GRPO, *model, code=2)
     assert "the settings of [grpo] are not for supervised fine-tuning" in refused.output
+    assert "Use `mlxmath grpo`" in refused.output
     assert not (place / "mlx_model").exists()
 
     text = recipe_path(GRPO).read_text()

@@ -52,8 +52,9 @@ class RolloutReport:
     mean_length: float
     num_timed_out: int
     seconds: float
-    example: tuple[str, str, float]
-    """A question, its completion and what it got."""
+    example: tuple[str, str, str, float]
+    """A question, its right answer, a completion and what it got."""
+    example_truncated: bool
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ class RolloutSource:
                 place.rollout, step, by_name, float(totals.mean()), len(completions), int(lengths.sum()),
                 float(1 - has_variance.mean()), float(truncated.mean()), float(lengths.mean()),
                 sum(part.num_timed_out for part in scores), self._seconds,
-                (prompts[0].question, completions[0].text, float(totals[0])),
+                (prompts[0].question, prompts[0].gold, completions[0].text, float(totals[0])), bool(truncated[0]),
             )
         )  # fmt: skip
         return _Place(place.rollout + 1, cursor, 0, tuple(trajectories))
