@@ -58,7 +58,7 @@ def test_every_stage_is_on_what_the_one_before_made_and_goes_on(place: Path, mon
     with scripted(answer) as server:
         command = ("stages.toml", "--teacher-url", server.url, "--teacher-model", "m")
         with monkeypatch.context() as stopped:
-            stopped.setattr(mlxmath.grpo, "grpo", lambda resolved: 143)
+            stopped.setattr(mlxmath.grpo, "grpo", lambda resolved, ranks: 143)
             invoke(place, "pipeline", *command, code=143)
         assert {path.name for path in folder.iterdir()} == {"distilled", "train"}
         tuned = (folder / "train" / "adapters.safetensors").read_bytes()
