@@ -21,6 +21,7 @@ from mlxmath.data.cache import TokenRows
 from mlxmath.data.holdout import Subset
 from mlxmath.data.pairs import PairPlan, Pairs
 from mlxmath.data.render import adds_bos, load_tokenizer
+from mlxmath.data.summary import mixture_lines
 from mlxmath.data.tokenize import SKIPPED
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.files import atomic_write, read_json, sha256
@@ -93,6 +94,8 @@ class Session:
         self._data = data = prepare_rows(
             config.data, model_folder, trust_remote_code=config.model.trust_remote_code, pairs=True
         )
+        for line in mixture_lines(data.stats):
+            say(line)
         for name, count in data.stats.items():
             if name.startswith(SKIPPED):
                 say(f"left out: {count:,} {name.removeprefix(SKIPPED)}")
