@@ -4,8 +4,8 @@
 
 Trains the rows of `bench_train.py` (58M parameters, effective batch 8, float32) with one process and two workers, one
 process and one worker (its matrix products on all cores, or on one), and two and four ranks of MLX's ring on this
-machine with one worker each. The first epoch is not timed. Of rank 0 it also tells what it waited for the slowest rank and spent in the all-reduce, in the whole run.
-The losses of all must agree.
+machine with one worker each. The first epoch is not timed. Of rank 0 it also tells what it waited for the slowest rank
+and spent in the all-reduce, in the whole run. The losses of all must agree.
 """
 
 import argparse
