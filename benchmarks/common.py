@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -87,6 +88,16 @@ def save_json(path: Path, value: Any) -> None:
         file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
     Path(name).chmod(0o644)
     Path(name).replace(path)
+
+
+def ring_hostfile(folder: Path, size: int) -> Path:
+    """A file with free ports of this machine for `size` ranks, as MLX_HOSTFILE names it."""
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(size)]
+    path = folder / "hosts.json"
+    path.write_text(json.dumps([[f"127.0.0.1:{probe.getsockname()[1]}"] for probe in probes]))
+    for probe in probes:
+        probe.close()
+    return path
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

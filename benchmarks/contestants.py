@@ -242,6 +242,38 @@ def train(
     extra: Sequence[str] = (),
 ) -> tuple[dict[str, Any], Finished]:
     """Run `python -m mlxmath.train`; returns run.json with the events of its steps under `steps`, and the process."""
+    command = train_command(
+        workload, folder, dataset, conditions.backend, batch_size=batch_size, num_epochs=num_epochs,
+        accumulation=accumulation or EFFECTIVE_BATCH // batch_size,
+    )  # fmt: skip
+    finished = run_process(
+        [*command, *conditions.ours_options, *extra],
+        timeout_s=conditions.timeout_s,
+        folder=REPOSITORY,
+        environment={"HF_HUB_OFFLINE": "1"},
+    )
+    return ({} if finished.failure else record_of(folder)), finished
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """run.json of a finished run with the events of its steps under `steps`."""
+    record: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    record["steps"] = [event for event in events if event["event"] == "step"]
+    return record
+
+
+def train_command(
+    workload: Workload,
+    folder: Path,
+    dataset: Path,
+    backend: str,
+    *,
+    batch_size: int,
+    accumulation: int,
+    num_epochs: int,
+) -> list[str]:
+    """`python -m mlxmath.train` with the settings that all contestants share."""
     options = {
         "model": workload.model,
         "mlx-path": workload.model,
@@ -254,28 +286,20 @@ def train(
         "lora-targets": ",".join(TARGETS),
         "learning-rate": LEARNING_RATE,
         "batch-size": batch_size,
-        "grad-accumulation-steps": accumulation or EFFECTIVE_BATCH // batch_size,
+        "grad-accumulation-steps": accumulation,
         "num-epochs": num_epochs,
         "deduplicate": "off",
         "decontaminate": "none",
         "save-every": 1_000_000,
         "seed": SEED,
-        "backend": conditions.backend,
+        "backend": backend,
     }
-    command = [sys.executable, "-m", "mlxmath.train"]
-    command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    finished = run_process(
-        [*command, *conditions.ours_options, *extra],
-        timeout_s=conditions.timeout_s,
-        folder=REPOSITORY,
-        environment={"HF_HUB_OFFLINE": "1"},
-    )
-    if finished.failure:
-        return {}, finished
-    record: dict[str, Any] = json.loads((folder / "run.json").read_text())
-    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    record["steps"] = [event for event in events if event["event"] == "step"]
-    return record, finished
+    return [
+        sys.executable,
+        "-m",
+        "mlxmath.train",
+        *(x for name, value in options.items() for x in (f"--{name}", str(value))),
+    ]
 
 
 def split_options(text: str) -> list[str]:

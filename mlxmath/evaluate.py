@@ -187,7 +187,7 @@ def evaluate(
     done = {sample.key: sample for sample in found}
     if sharding:
         ranks.gather("answers so far", path.read_text())
-    ranks.vote("read")
+    ranks.begin()
     ask_all(entries, benchmarks, settings, seed, done, path, backend, device, retriever, share, sharding)
 
     if share.world > 1:
@@ -220,7 +220,7 @@ def _scratch_of(ranks: "Ranks", fingerprints: dict[str, str]) -> "Iterator[tuple
         path = Path(place) / SAMPLES
         path.write_text(ranks.gather("answers so far", "")[0])
         done = {sample.key: sample for sample in read_samples(Path(place), fingerprints)[0]}
-        ranks.vote("read")
+        ranks.begin()
         yield done, path
 
 

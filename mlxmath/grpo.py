@@ -207,6 +207,7 @@ def grpo(resolved: Resolved, ranks: "Ranks") -> int:
             source.restore(checkpoint)
             validation.restore(checkpoint)
         backend.reset_peak()
+        ranks.begin()
         if early := validation.catch_up(position):
             return early, position
         ending, reached = fit(
@@ -247,7 +248,8 @@ def grpo(resolved: Resolved, ranks: "Ranks") -> int:
     plot_curves(folder / EVENTS, folder / CURVES)
     record.write(
         status=ending, steps=position.step, seconds=seconds, validation=validation.summary(),
-        answers_timed_out=watch.num_timed_out, planned_bytes=planned_bytes, **vars(memory),
+        answers_timed_out=watch.num_timed_out, planned_bytes=planned_bytes, ranks=ranks.summary(),
+        **vars(memory),
     )  # fmt: skip
     say(
         f"{ending} at step {position.step} of {total} after {duration(seconds)}; peak memory "

@@ -233,6 +233,7 @@ def train(resolved: Resolved, ranks: "Ranks") -> int:
         if checkpoint:
             validation.restore(checkpoint)
         backend.reset_peak()
+        ranks.begin()
         if ending := validation.catch_up(position):
             return ending, position
         return fit(
@@ -283,7 +284,7 @@ def train(resolved: Resolved, ranks: "Ranks") -> int:
     plot_loss(folder / EVENTS, folder / PLOT)
     record.write(
         status=ending, steps=position.step, seconds=seconds, validation=validation.summary(),
-        planned_bytes=planned_bytes, **vars(memory),
+        planned_bytes=planned_bytes, ranks=ranks.summary(), **vars(memory),
     )  # fmt: skip
     planned = f" ({size(planned_bytes)} planned)" if planned_bytes else ""
     say(

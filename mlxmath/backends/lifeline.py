@@ -24,6 +24,8 @@ BEAT_S = 0.5
 """Seconds between two signs of life."""
 SILENCE_S = 6.0
 """Seconds without one after which a process counts as lost (stopped, hung, unplugged)."""
+PREPARING_S = 60.0
+"""The same before work begins: loading a library can keep a process from giving signs of life."""
 GRACE_S = 2.0
 """Seconds that a process has to end by itself once another one is lost."""
 JOIN_S = 60.0
@@ -53,7 +55,12 @@ class Lifeline:
         self._lost: str | None = None
         self._told = self._ended = False
         self._waiting: str | None = None
-        threading.Thread(target=self._listen, name="lifeline", daemon=True).start()
+        self.silence_s = PREPARING_S
+        """Seconds without a sign of life after which a process counts as lost."""
+        selector = selectors.DefaultSelector()
+        for other, connection in connections.items():
+            selector.register(connection, selectors.EVENT_READ, other)
+        threading.Thread(target=self._listen, args=(selector,), name="lifeline", daemon=True).start()
 
     def vote(self, name: str, flags: int = 0) -> int:
         """Wait for all ranks to vote on `name`; the bits that any of them set.
@@ -77,7 +84,7 @@ class Lifeline:
     def verdict(self) -> str | None:
         """Which rank is lost; waits as long as it takes to notice. None: none is."""
         with self._changed:
-            self._changed.wait_for(lambda: self._lost is not None, SILENCE_S + 2 * BEAT_S)
+            self._changed.wait_for(lambda: self._lost is not None, self.silence_s + 2 * BEAT_S)
             self._told = self._lost is not None
             return self._lost
 
@@ -134,10 +141,8 @@ class Lifeline:
         with contextlib.suppress(OSError):  # a connection that broke is noticed where it is read
             self._connections[rank].sendall(line)
 
-    def _listen(self) -> None:
-        with selectors.DefaultSelector() as selector:
-            for rank, connection in self._connections.items():
-                selector.register(connection, selectors.EVENT_READ, rank)
+    def _listen(self, selector: selectors.BaseSelector) -> None:
+        with selector:
             heard = dict.fromkeys(self._connections, time.monotonic())
             rests = dict.fromkeys(self._connections, b"")
             sent = turned = 0.0
@@ -158,8 +163,8 @@ class Lifeline:
                             del heard[other]
                             self._lose(f"{self._called(other)} has ended before its time")
                     for rank, since in heard.items():
-                        if now - since > SILENCE_S:
-                            self._lose(f"{self._called(rank)} has given no sign of life for {SILENCE_S:g} seconds")
+                        if now - since > self.silence_s:
+                            self._lose(f"{self._called(rank)} has given no sign of life for {self.silence_s:g} seconds")
                     if now - sent >= BEAT_S:
                         sent = now
                         for rank in heard:

@@ -17,7 +17,7 @@ from typing import Any
 
 from mlxmath import __version__, console
 from mlxmath.backends.blas import preload
-from mlxmath.backends.lifeline import END, Lifeline, accept, connect, listen
+from mlxmath.backends.lifeline import END, SILENCE_S, Lifeline, accept, connect, listen
 from mlxmath.errors import MlxmathError
 
 
@@ -92,10 +92,21 @@ class Ranks:
     def __init__(self, group: Any = None, line: Lifeline | None = None, hosts: tuple[str, ...] = ("",)) -> None:
         self._group, self._line, self.hosts = group, line, hosts
         self.rank: int = 0 if group is None else group.rank()
-        self.waited_s = 0.0
-        """Spent waiting for the slowest."""
-        self.exchanged_s = 0.0
-        """Spent in collectives once all were there."""
+        self._waited_s = self._exchanged_s = 0.0
+
+    def begin(self) -> None:
+        """All have what they need, and work begins: from now on a silent rank is soon missed, and times count."""
+        self.vote("begin")
+        self._waited_s = self._exchanged_s = 0.0
+        if self._line is not None:
+            self._line.silence_s = SILENCE_S
+
+    def summary(self) -> dict[str, Any] | None:
+        """Who they are, and the seconds that this one waited for the slowest and spent in collectives; None: alone."""
+        if self.size == 1:
+            return None
+        times = {"waited_s": round(self._waited_s, 3), "exchanged_s": round(self._exchanged_s, 3)}
+        return {"size": self.size, "hosts": self.hosts, **times}
 
     @property
     def size(self) -> int:
@@ -122,7 +133,7 @@ class Ranks:
             return flags
         start = time.perf_counter()
         decision = self._line.vote(name, flags)
-        self.waited_s += time.perf_counter() - start
+        self._waited_s += time.perf_counter() - start
         return decision
 
     def any(self, name: str, what: bool) -> bool:
@@ -201,7 +212,7 @@ class Ranks:
         except RuntimeError as error:
             lost = self._line.verdict() if self._line else None
             raise MlxmathError(lost or f"the ranks cannot exchange data: {error}") from error
-        self.exchanged_s += time.perf_counter() - start
+        self._exchanged_s += time.perf_counter() - start
         return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 
 from mlxmath.backends.ranks import Ranks
 from mlxmath.data.batches import Batch, Window
@@ -104,14 +104,15 @@ def over_ranks(sums: WindowSum, ranks: Ranks, num_metrics: int) -> WindowSum:
     total = ranks.sum(mx.concatenate([numbers, *(array.reshape(-1) for _, array in gradients)]))
     loss, *rest = total[: numbers.size].tolist()
     targets, tokens = (int(high) * _DIGIT + int(low) for high, low in (rest[:2], rest[2:4]))
-    found, start = [], numbers.size
+    found, start = {}, numbers.size
     for name, array in gradients:
-        found.append((name, total[start : start + array.size].reshape(array.shape)))
+        found[name] = total[start : start + array.size].reshape(array.shape)
         start += array.size
+    grad_sum = tree_map_with_path(lambda name, _: found[name], sums.grad_sum)
     bad_rows = sums.bad_rows
     if not math.isfinite(loss):
         bad_rows = tuple(row for rows in ranks.gather("bad rows", sums.bad_rows) for row in rows)
-    return WindowSum(loss, tree_unflatten(found), targets, tokens, bad_rows, tuple(rest[4:]))
+    return WindowSum(loss, grad_sum, targets, tokens, bad_rows, tuple(rest[4:]))
 
 
 def _counted(before: WindowSum | None, loss: mx.array, grad_sum: Tree, batch: Batch) -> WindowSum:

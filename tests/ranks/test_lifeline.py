@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from mlxmath import console
 from mlxmath.backends import lifeline
 from mlxmath.backends.lifeline import END, Lifeline, accept, connect, listen
-from mlxmath.backends.ranks import Ranks, _compare, launched
+from mlxmath.backends.ranks import Ranks, _compare, join, launched
 from mlxmath.errors import MlxmathError
 
 HOSTS = ("a", "b")
@@ -96,11 +97,12 @@ def test_whoever_computes_meanwhile_is_ended(
 
 def test_silence_is_a_loss_and_work_is_not(monkeypatch: pytest.MonkeyPatch, exits: list[int]) -> None:
     monkeypatch.setattr(lifeline, "BEAT_S", 0.05)
-    monkeypatch.setattr(lifeline, "SILENCE_S", 0.4)
     working, other = socket.socketpair()
     silent, stopped = socket.socketpair()
     hosts = ("a", "b", "c")
     ends = [Lifeline(0, hosts, {1: working, 2: silent}), Lifeline(1, hosts, {0: other})]
+    for each in ends:
+        each.silence_s = 0.4
     found = vote_of_other(ends[0], "window", 0)  # rank 1 lives, though it does not vote; rank 2 never says a word
     found[0].join(5)
     assert found[1] == "rank 2 (c) has given no sign of life for 0.4 seconds"
@@ -119,6 +121,14 @@ def test_after_the_end_nobody_is_missed(ends: tuple[Lifeline, Lifeline], exits: 
     ends[0].close()
     time.sleep(0.3)
     assert exits == []
+
+
+def test_a_backend_that_is_not_there_is_no_group_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"MLX_RANK": "1", "NCCL_HOST_IP": "127.0.0.1", "MLX_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(console, "_prefix", "")
+    with pytest.raises(MlxmathError, match="the nccl backend does not find the other processes"), join():
+        raise AssertionError
 
 
 def test_strangers_are_turned_away() -> None:
