@@ -135,6 +135,7 @@ def answer(config: RunConfig, asked: Asked, ranks: "Ranks", sharding: "Sharding 
 
     tokens = encode_prompt(tokenizer, text)
     ranks.agree("question", {"model": base, "prompt": tokens, "sampling": asdict(sampling)})
+    ranks.begin()
     start = time.perf_counter()
     completion: Completion | None = None
     for piece in stream(model, tokenizer, tokens, sampling):

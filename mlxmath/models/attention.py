@@ -23,7 +23,7 @@ def why_not_fused(head_width: int, value_width: int, dtype: mx.Dtype) -> str | N
 
 def attention_note(model: nn.Module) -> str:
     """How attention is computed in training, for people; empty on devices where there is no choice."""
-    if not (mx.cuda.is_available() and mx.default_device() == mx.Device(mx.gpu, 0)):
+    if not (mx.cuda.is_available() and mx.default_device().type == mx.gpu):
         return ""
     arguments: Any = getattr(model, "args", None)
     heads = getattr(arguments, "num_attention_heads", None)

@@ -40,7 +40,7 @@ def tune_for_training(model: nn.Module, num_tokens: int) -> None:
         model: adapters in place; before anything is compiled.
         num_tokens: of a micro-batch.
     """
-    if mx.default_device() == mx.Device(mx.cpu, 0):
+    if mx.default_device().type == mx.cpu:
         return
     for line in (attention_note(model), choose_products(model, num_tokens)):
         if line:
