@@ -1,13 +1,16 @@
 """`mlxmath dpo`: preference tuning on pairs of a chosen and a rejected completion, without a reward model."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlxmath import options
 from mlxmath.config.load import TRAINED_FROM, Resolved
 from mlxmath.console import say
 
+if TYPE_CHECKING:
+    from mlxmath.backends.ranks import Ranks
 
-@options.command("dpo")
+
+@options.command("dpo", shared=True)
 @options.configured
 @options.setting_options(
     *options.MODEL, *options.MODEL_WRITE, *options.PAIRS, *options.LORA, *options.TRAINING, *options.DPO,
@@ -19,36 +22,45 @@ def main(**values: Any) -> None:
     The dataset has the columns prompt (or question, problem …), chosen and rejected, as text or as messages;
     `mlxmath distill` makes such pairs. Batch sizes count pairs.
     """
+    from mlxmath.backends.ranks import join
+
     resolved = options.settings(values)
-    say("settings:")
-    for line in resolved.lines((*TRAINED_FROM, "dpo")):
-        say(line)
-    if exit_code := dpo(resolved):
+    with join() as ranks:
+        say("settings:")
+        for line in resolved.lines((*TRAINED_FROM, "dpo")):
+            say(line)
+        exit_code = dpo(resolved, ranks)
+    if exit_code:
         raise SystemExit(exit_code)
 
 
-def dpo(resolved: Resolved) -> int:
-    """Run it; the adapters are in `training.adapter_path` afterwards.
+def dpo(resolved: Resolved, ranks: "Ranks") -> int:
+    """Run it; the adapters are in `training.adapter_path` of rank 0 afterwards.
 
     The reference is the model at the start: the base without adapters, or that of `training.init_adapter`.
 
     Returns:
-        0, or 128 + the signal's number if a signal ended the run (saved, to be resumed).
+        0; 1 if it diverged; 128 + the signal's number if a signal ended the run (saved, to be resumed).
 
     Raises:
         InputError: a setting is wrong, or has no use here.
         MlxmathError: see the parts.
     """
     from mlxmath.objectives.dpo import METRICS, PreferenceOptimization, RowLogprobs
-    from mlxmath.session import Session
+    from mlxmath.objectives.pair_sums import REWARDS
+    from mlxmath.session import Session, check_pairs, read_pairs
     from mlxmath.training.gradients import Gradients, choose_gradients
     from mlxmath.training.preferences import PreferenceGradients, ReferenceLogprobs, frozen
+    from mlxmath.training.watching import CURVES, plot_pairs
     from mlxmath.training.workers import replica
 
-    session = Session(resolved, "dpo")
-    config, kernels = resolved.config, session.kernels
+    check_pairs(resolved, "dpo")
+    config = resolved.config
     needs_reference = config.dpo.loss_type != "orpo"
-    reference = frozen(session.model if config.training.init_adapter else session.base) if needs_reference else None
+    from_base = needs_reference and not config.training.init_adapter
+    session = Session(resolved, ranks, read_pairs, "dpo", keep_base=from_base, reference=needs_reference)
+    kernels = session.kernels
+    reference = frozen(session.base or session.model) if needs_reference else None
     kept = ReferenceLogprobs()
 
     def gradients_of(model: Any) -> Gradients:
@@ -62,7 +74,8 @@ def dpo(resolved: Resolved) -> int:
             policy, choose_gradients(replica(reference), RowLogprobs(), kernels, compiled=False), kept
         )
 
-    return session.train(gradients_of, METRICS, parts=[kept])
+    ending = session.train(gradients_of, plot_pairs, CURVES, metrics=METRICS, shown=REWARDS, parts=[kept])
+    return session.exit_code(ending)
 
 
 if __name__ == "__main__":

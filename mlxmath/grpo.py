@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxmath import __version__, options
-from mlxmath.config.load import TRAINED_FROM, Resolved
+from mlxmath.config.load import RUN_FILE, TRAINED_FROM, Resolved
 from mlxmath.config.schema import DataConfig, RunConfig
 from mlxmath.console import duration, fail, say, size
 from mlxmath.errors import InputError
-from mlxmath.train import RUN_FILE
 
 if TYPE_CHECKING:
     from mlxmath.backends.ranks import Ranks

@@ -1,14 +1,17 @@
 """`mlxmath reward-model`: a scorer of completions, trained on pairs of a chosen and a rejected one."""
 
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from mlxmath import options
 from mlxmath.config.load import TRAINED_FROM, Resolved
 from mlxmath.console import say
 
+if TYPE_CHECKING:
+    from mlxmath.backends.ranks import Ranks
 
-@options.command("reward-model")
+
+@options.command("reward-model", shared=True)
 @options.configured
 @options.setting_options(
     *options.MODEL, *options.MODEL_WRITE, *options.PAIRS, *options.LORA, *options.TRAINING, *options.REWARD_MODEL,
@@ -20,19 +23,23 @@ def main(**values: Any) -> None:
     The dataset is as for `mlxmath dpo`. With --validation-split or --validation-dataset its accuracy on held-out pairs
     is told. Use it with `mlxmath grpo --reward model:FOLDER`.
     """
+    from mlxmath.backends.ranks import join
+
     resolved = options.settings(values)
-    say("settings:")
-    for line in resolved.lines((*TRAINED_FROM, "reward_model")):
-        say(line)
-    if exit_code := train_reward_model(resolved):
+    with join() as ranks:
+        say("settings:")
+        for line in resolved.lines((*TRAINED_FROM, "reward_model")):
+            say(line)
+        exit_code = train_reward_model(resolved, ranks)
+    if exit_code:
         raise SystemExit(exit_code)
 
 
-def train_reward_model(resolved: Resolved) -> int:
-    """Run it; the adapter and the score head are in `training.adapter_path` afterwards.
+def train_reward_model(resolved: Resolved, ranks: "Ranks") -> int:
+    """Run it; the adapter and the score head are in `training.adapter_path` of rank 0 afterwards.
 
     Returns:
-        0, or 128 + the signal's number if a signal ended the run (saved, to be resumed).
+        0; 1 if it diverged; 128 + the signal's number if a signal ended the run (saved, to be resumed).
 
     Raises:
         InputError: a setting is wrong, or has no use here.
@@ -41,21 +48,27 @@ def train_reward_model(resolved: Resolved) -> int:
     from mlxmath.lora.adapter import REWARD_MODEL
     from mlxmath.models.score import add_score_head
     from mlxmath.objectives.pair_sums import REWARDS
-    from mlxmath.session import Session
+    from mlxmath.session import Session, check_pairs, read_pairs
     from mlxmath.training.scoring import RewardGradients
+    from mlxmath.training.watching import CURVES, plot_pairs
 
-    session = Session(resolved, "reward_model", scored=True, **{REWARD_MODEL: True})
+    check_pairs(resolved, "reward_model")
+    config = resolved.config
+    session = Session(resolved, ranks, partial(read_pairs, scored=True), "reward_model", **{REWARD_MODEL: True})
     add_score_head(session.model)
-    exit_code = session.train(
+    ending = session.train(
         lambda model: RewardGradients(
-            model, resolved.config.reward_model, session.kernels, compiled=session.backend.supports("compile"),
-            checkpoint_every=resolved.config.training.grad_checkpoint,
+            model, config.reward_model, session.kernels, compiled=session.backend.supports("compile"),
+            checkpoint_every=config.training.grad_checkpoint,
         ),
-        REWARDS,
+        plot_pairs,
+        CURVES,
+        metrics=REWARDS,
+        shown=REWARDS,
     )  # fmt: skip
-    if not exit_code:
-        say(f"use it: python -m mlxmath.grpo --reward model:{Path(resolved.config.training.adapter_path)}")
-    return exit_code
+    if ending in ("finished", "early_stopped"):
+        say(f"use it: python -m mlxmath.grpo --reward model:{config.training.adapter_path}")
+    return session.exit_code(ending)
 
 
 if __name__ == "__main__":

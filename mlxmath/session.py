@@ -1,9 +1,11 @@
-"""A training run on pairs of completions: everything but the loss.
+"""A training run on a dataset: everything but what its rows are and what their loss is.
 
-The order of things: settings, device, model, data, adapters, optimizer, loop, files, as in `mlxmath train`.
+The order of things: settings, device, model and data, adapters, optimizer, loop, files. The loop itself is
+`mlxmath.training.fit`.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,18 +14,19 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxmath import __version__
+from mlxmath.backends.ranks import Ranks
 from mlxmath.backends.select import open_backend
-from mlxmath.config.load import TRAINED_FROM, Resolved
+from mlxmath.config.load import RUN_FILE, TRAINED_FROM, Resolved
 from mlxmath.config.schema import RunConfig
-from mlxmath.console import duration, say, size
-from mlxmath.data.batches import Shape
+from mlxmath.console import duration, fail, say, size
+from mlxmath.data.batches import Rows, Shape, WindowPlan
 from mlxmath.data.cache import TokenRows
-from mlxmath.data.holdout import Subset
+from mlxmath.data.holdout import Subset, hold_out
 from mlxmath.data.pairs import PairPlan, Pairs
 from mlxmath.data.render import adds_bos, load_tokenizer
 from mlxmath.data.summary import mixture_lines
 from mlxmath.data.tokenize import SKIPPED
-from mlxmath.errors import InputError, MlxmathError
+from mlxmath.errors import InputError
 from mlxmath.files import atomic_write, read_json, sha256
 from mlxmath.kernels.base import Kernels
 from mlxmath.kernels.select import kernels_for
@@ -31,21 +34,28 @@ from mlxmath.lora.adapter import WEIGHTS, adapter_config, load_initial
 from mlxmath.lora.inject import inject, open_blocks
 from mlxmath.models.load import load_model
 from mlxmath.models.memory import Batching, choose_batching
-from mlxmath.objectives.pair_sums import REWARDS
+from mlxmath.models.tuning import tune_for_training
 from mlxmath.plan import check_fits
-from mlxmath.prepare import prepare_rows
+from mlxmath.prepare import prepare_held_out, prepare_rows
 from mlxmath.problems.prompts import get_template
-from mlxmath.train import RUN_FILE, split_rows
 from mlxmath.training import run
-from mlxmath.training.checkpoint import Checkpoint, Saver, Stateful, check_settings, restore
+from mlxmath.training.checkpoint import (
+    Checkpoint,
+    Saver,
+    Stateful,
+    check_settings,
+    restore,
+    share_adapters,
+    share_checkpoint,
+    share_state,
+)
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.events import EVENTS, EventLog, ProgressBar
-from mlxmath.training.fit import MAX_BAD_WINDOWS, Position, fit
+from mlxmath.training.fit import MAX_BAD_WINDOWS, Ending, Hook, Position, fit
 from mlxmath.training.gradients import Gradients
 from mlxmath.training.optimizers import make_optimizer
 from mlxmath.training.schedule import learning_rates
 from mlxmath.training.validation import BEST, Validation
-from mlxmath.training.watching import CURVES, plot_pairs
 from mlxmath.training.workers import Workers, replica
 from mlxmath.weights.convert import ensure_model
 
@@ -60,202 +70,69 @@ class Part(Stateful, Protocol):
         """Go back to where the checkpoint was."""
 
 
-class Session:
-    """The parts of a run.
+@dataclass(frozen=True)
+class Material:
+    """What a run trains and measures on."""
 
-    Args:
-        resolved: its settings.
-        section: the section of its objective.
-        scored: what counts of a row is its last hidden state, not the log-probabilities of its targets.
-        **facts: what adapter_config.json is to hold besides.
+    rows: Rows
+    held_out: Rows | None
+    data: TokenRows
+    """Where the rows are from."""
+    held_out_fingerprint: str | None
+    plan: type[WindowPlan] | type[PairPlan]
+    unit: str = "sequences"
+    """What batch sizes count."""
+    rows_each: int = 1
+    """Rows that one of these takes in a micro-batch."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all rows to train on."""
+        rows = self.rows.rows if isinstance(self.rows, Pairs) else self.rows
+        return int(rows.lengths.sum())
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row, held-out ones included."""
+        return int(max(rows.lengths.max() for rows in (self.rows, self.held_out) if rows is not None))
+
+
+def read_sequences(config: RunConfig, model_folder: Path) -> Material:
+    """Rows for supervised fine-tuning."""
+    data, rows, held_out = _read(config, model_folder)
+    return Material(rows, held_out, data, held_out.fingerprint if held_out else None, WindowPlan)
+
+
+def read_pairs(config: RunConfig, model_folder: Path, *, scored: bool = False) -> Material:
+    """Pairs of completions; `scored`: see `mlxmath.data.pairs.Pairs`."""
+    data, rows, held_out = _read(config, model_folder, pairs=True)
+    for line in mixture_lines(data.stats):
+        say(line)
+    for name, count in data.stats.items():
+        if name.startswith(SKIPPED):
+            say(f"left out: {count:,} {name.removeprefix(SKIPPED)}")
+    packed = config.training.batching == "pack"
+    first_id = 0 if config.training.validation_dataset is None else len(data) // 2
+    return Material(
+        Pairs(rows, packed=packed, scored=scored),
+        Pairs(held_out, first_id=first_id, packed=packed, scored=scored) if held_out else None,
+        data, held_out.fingerprint if held_out else None, PairPlan, "pairs", 1 if packed else 2,
+    )  # fmt: skip
+
+
+def check_pairs(resolved: Resolved, section: str) -> None:
+    """Refuse settings that a run on pairs, with the objective of a section, would ignore.
 
     Raises:
-        InputError: a setting is wrong, or has no use here.
-        MlxmathError: the model or the data cannot be had.
+        InputError: there are such settings, or no dataset is named.
     """
-
-    def __init__(self, resolved: Resolved, section: str, *, scored: bool = False, **facts: Any) -> None:
-        self._resolved, self._section = resolved, section
-        self.sections = (*TRAINED_FROM, section)
-        self.config = config = resolved.config
-        training = config.training
-        _check(resolved, self.sections)
-        self.backend, self.device = open_backend(config.runtime, training.seed)
-        self._folder, model_folder = Path(training.adapter_path), Path(config.model.mlx_path)
-        self._template = get_template(config.data.template, config.data.template_file)
-        self._checkpoint = run.claim(config)
-        self._manifest = ensure_model(config.model)
-        self._shape = Shape(self.backend.bucket_multiple, 16 if self.backend.supports("compile") else 0)
-        self._read_pairs(model_folder, scored=scored)
-        self._load(model_folder, facts)
-
-    def _read_pairs(self, model_folder: Path, *, scored: bool) -> None:
-        config = self.config
-        self._data = data = prepare_rows(
-            config.data, model_folder, trust_remote_code=config.model.trust_remote_code, pairs=True
-        )
-        for line in mixture_lines(data.stats):
-            say(line)
-        for name, count in data.stats.items():
-            if name.startswith(SKIPPED):
-                say(f"left out: {count:,} {name.removeprefix(SKIPPED)}")
-        rows, held_out = split_rows(config, data, model_folder, pairs=True)
-
-        def paired(rows: TokenRows | Subset, first_id: int) -> Pairs:
-            packed = config.training.batching == "pack"
-            return Pairs(rows, first_id=first_id, packed=packed, scored=scored)
-
-        self.pairs = paired(rows, 0)
-        first_id = 0 if config.training.validation_dataset is None else len(data) // 2
-        self.held_out = paired(held_out, first_id) if held_out else None
-        self._held_out_fingerprint = held_out.fingerprint if held_out else None
-
-    def _load(self, model_folder: Path, facts: dict[str, Any]) -> None:
-        config, training = self.config, self.config.training
-        model_config = read_json(model_folder / "config.json")
-        longest = self._shape.width(int(max(each.lengths.max() for each in (self.pairs, self.held_out) if each)))
-        self.batching = choose_batching(model_config, config, self.device, longest)
-        self._planned_bytes = check_fits(
-            _with_room(config, self.batching, longest), model_folder, model_config, self.device, longest
-        )
-        self.model = load_model(model_folder, self.device.compute_dtype).model
-        self.base = replica(self.model)
-        """The model without adapters."""
-        mx.random.seed(training.seed)
-        self._injected = (
-            open_blocks(self.model, config.lora.num_layers) if training.full else inject(self.model, config.lora)
-        )
-        say(str(self._injected))
-        self._adapter = adapter_config(
-            config.lora, self._injected.keys, full=training.full, base_model=config.model.model,
-            base_fingerprint=self._manifest.fingerprint, template=self._template.name,
-            template_definition=self._template.definition, mlxmath_version=__version__, **facts,
-        )  # fmt: skip
-        if training.init_adapter:
-            load_initial(self.model, Path(training.init_adapter), self._adapter)
-            say(f"starting from the adapter in {training.init_adapter}")
-        self.kernels: Kernels = kernels_for(self.device, self.batching.num_workers)
-
-    def train(
-        self,
-        gradients_of: Callable[[nn.Module], Gradients],
-        metrics: Sequence[str],
-        parts: Sequence[Part] = (),
-    ) -> int:
-        """Train `model`, whose trainable parameters are set; the adapters are in `training.adapter_path` afterwards.
-
-        Args:
-            gradients_of: makes the loss and gradients of a replica.
-            metrics: names of what these report beside the loss; `REWARDS` come first.
-            parts: what else goes into the checkpoints; those are put back from the one to continue from.
-
-        Returns:
-            0, or 128 + the signal's number if a signal ended the run (saved, to be resumed).
-
-        Raises:
-            MlxmathError: see the parts; the run diverged.
-        """
-        training, model, folder, checkpoint = self.config.training, self.model, self._folder, self._checkpoint
-        optimizer = make_optimizer(training, model, self.config.lora.plus_ratio)
-        settings = self._fixed_settings()
-        position = Position()
-        if checkpoint:
-            check_settings(checkpoint, settings)
-            restore(checkpoint, model, optimizer)
-            position = checkpoint.position
-        workers = Workers(model, gradients_of, self.batching.num_workers)
-        plan = PairPlan(self.pairs, training, self.batching.tokens, self._shape, self.batching.num_workers)
-        total = training.num_epochs * plan.windows_per_epoch
-        total = min(total, training.max_steps or total)
-        say(
-            f"{len(self.pairs):,} pairs, {total:,} steps of {training.batch_size} x "
-            f"{training.grad_accumulation_steps} pairs, micro-batches of up to {self.batching.tokens:,} tokens; "
-            f"{workers.how}"
-        )
-        record = self._start(checkpoint is None)
-        events = EventLog(folder / EVENTS, from_step=position.step, metrics=metrics)
-        events.write("resume" if checkpoint else "start", step=position.step, total_steps=total)
-        stop, deadline = StopRequest(), Deadline(training.max_training_time_hours * 3600)
-        progress = ProgressBar(total, position.step, deadline, self.backend, metrics=REWARDS, unit="pairs")
-        held_out = PairPlan(self.held_out, training, self.batching.tokens, self._shape) if self.held_out else None
-        validation = Validation(
-            workers, list(held_out.epoch(0)) if held_out else [], folder, training,
-            windows_per_epoch=plan.windows_per_epoch, total_steps=total, deadline=deadline, stop=stop,
-            listeners=(
-                events.on_validation, progress.on_validation,
-                lambda _: record.update(validation=validation.summary()),
-            ),
-        )  # fmt: skip
-        if checkpoint:
-            for part in (validation, *parts):
-                part.restore(checkpoint)
-        saver = Saver(folder, model, optimizer, settings, training, deadline, parts=[validation, *parts])
-        self.backend.reset_peak()
-        with stop.listening():
-            try:
-                ending = validation.catch_up(position)
-                if ending is None:
-                    ending, position = fit(
-                        workers, islice(plan.windows(position.epoch, position.window), max(0, total - position.step)),
-                        optimizer, learning_rates(training, total), max_grad_norm=training.max_grad_norm,
-                        deadline=deadline, stop=stop,
-                        hooks=(events.on_step, progress.on_step, validation.on_step, saver.on_step), position=position,
-                    )  # fmt: skip
-            finally:
-                progress.close()
-            saver.save(position)
-        memory, seconds = self.backend.memory(), deadline.elapsed_s
-        events.write("end", step=position.step, status=ending, seconds=seconds, peak_bytes=memory.peak_bytes)
-        plot_pairs(folder / EVENTS, folder / CURVES)
-        record.write(
-            status=ending, steps=position.step, seconds=seconds, validation=validation.summary(),
-            planned_bytes=self._planned_bytes, **vars(memory),
-        )  # fmt: skip
-        say(
-            f"{ending} at step {position.step} of {total} after {duration(seconds)}; peak memory "
-            f"{size(memory.peak_bytes)}; adapters, curves and checkpoints are in {folder}"
-        )
-        if ending == "diverged":
-            raise MlxmathError(
-                f"the last {MAX_BAD_WINDOWS} steps were not finite; {folder} holds the last good adapters. Lower "
-                "--learning-rate, or look at the pairs named above."
-            )
-        if best := validation.best:
-            say(f"the lowest validation loss, {best.loss:.4f}, was at step {best.step}: {folder / BEST}")
-        if ending not in ("finished", "early_stopped"):
-            say("continue with the same command and --resume")
-        return stop.exit_code if ending == "stopped" else 0
-
-    def _fixed_settings(self) -> dict[str, Any]:
-        config, initial = self.config, self.config.training.init_adapter
-        settings = run.fixed_settings(
-            config, self._manifest.fingerprint, self._data.fingerprint, self._held_out_fingerprint
-        )
-        settings["initial adapter"] = sha256(Path(initial) / WEIGHTS) if initial else None
-        own = getattr(config, self._section).model_dump(mode="json")
-        return settings | {f"{self._section}.{name}": value for name, value in own.items()}
-
-    def _start(self, anew: bool) -> run.Record:
-        """Write what is known of the run before it begins."""
-        tokenizer = load_tokenizer(Path(self.config.model.mlx_path), self.config.model.trust_remote_code)
-        chat = self._template.for_tokenizer(tokenizer).chat_template(bos=adds_bos(tokenizer))
-        run.start(self._folder, self._adapter, chat, anew=anew)
-        commit = {"model.revision": self._manifest.revision} if self._manifest.revision else {}
-        atomic_write(self._folder / RUN_FILE, self._resolved.as_toml(self.sections, commit))
-        facts = {
-            "fingerprint": self._data.fingerprint, "training_pairs": len(self.pairs),
-            "held_out_pairs": len(self.held_out or ()),
-        }  # fmt: skip
-        return run.Record(self._folder, self._resolved, self.device, facts | self._data.stats, self._injected)
-
-
-def _check(resolved: Resolved, sections: tuple[str, ...]) -> None:
-    """Refuse settings that would be ignored."""
     training, data = resolved.config.training, resolved.config.data
     for name, origin in resolved.origin.items():
-        section = name.split(".")[0]
-        if section not in sections and origin != "default":
-            raise InputError(f"the settings of [{section}] have no use here; leave them out ({origin}).")
+        own = name.split(".")[0]
+        if own not in (*TRAINED_FROM, section) and origin != "default":
+            raise InputError(f"the settings of [{own}] have no use here; leave them out ({origin}).")
+    if resolved.origin["data.dataset"] == "default" and not data.sources:
+        raise InputError("--dataset: name one with the columns prompt, chosen and rejected.")
     for name in _NOT_OF_PAIRS:
         if getattr(data, name) != type(data).model_fields[name].default:
             raise InputError(f"{resolved.where(f'data.{name}')} has no meaning for pairs; leave it out.")
@@ -265,8 +142,240 @@ def _check(resolved: Resolved, sections: tuple[str, ...]) -> None:
         )
 
 
-def _with_room(config: RunConfig, batching: Batching, longest: int) -> RunConfig:
-    """Settings to plan memory from: the two rows of a pair are computed together, however long they are."""
-    pair = longest if config.training.batching == "pack" else 2 * longest
-    tokens = {"max_batch_tokens": max(batching.tokens, pair)}
+def _read(
+    config: RunConfig, model_folder: Path, *, pairs: bool = False
+) -> tuple[TokenRows, TokenRows | Subset, TokenRows | Subset | None]:
+    """All rows, those to train on, and those to measure on if any are asked for."""
+    training, trust = config.training, config.model.trust_remote_code
+    data = prepare_rows(config.data, model_folder, trust_remote_code=trust, pairs=pairs)
+    if training.validation_split is not None:
+        rows, held_out = hold_out(data, training.validation_split, training.seed)
+        each, what = (2, "pairs") if pairs else (1, "sequences")
+        say(f"{len(held_out) // each:,} of {len(data) // each:,} {what} are held out")
+        return data, rows, held_out
+    if training.validation_dataset is None:
+        return data, data, None
+    other = prepare_held_out(
+        config.data, training.validation_dataset, model_folder, trust_remote_code=trust, pairs=pairs
+    )
+    if other.fingerprint == data.fingerprint:
+        raise InputError(
+            f"--validation-dataset {training.validation_dataset} is the training data itself; name another dataset or "
+            "split, or hold out some of it with --validation-split."
+        )
+    return data, data, other
+
+
+class Session:
+    """A run, ready to train: the device, the data, and `model` with its adapters.
+
+    Args:
+        resolved: its settings.
+        ranks: the processes of the run.
+        read: reads its data, given the settings and the model folder.
+        section: the section of its objective, if that has one.
+        keep_base: keep the model without adapters too, as `base`.
+        reference: the model at the start counts also later, so that it must be there when the run is resumed.
+        **facts: what adapter_config.json is to hold besides.
+
+    Raises:
+        InputError: a setting is wrong.
+        MlxmathError: the model or the data cannot be had, or do not fit into the memory.
+    """
+
+    def __init__(
+        self,
+        resolved: Resolved,
+        ranks: Ranks,
+        read: Callable[[RunConfig, Path], Material],
+        section: str | None = None,
+        *,
+        keep_base: bool = False,
+        reference: bool = False,
+        **facts: Any,
+    ) -> None:
+        self._resolved, self._ranks, self._reference = resolved, ranks, reference
+        self._sections = (*TRAINED_FROM, section) if section else TRAINED_FROM
+        self.config = config = resolved.config
+        training = config.training
+        self.backend, self.device = open_backend(config.runtime, training.seed, ranks.num_on_host)
+        self._folder, model_folder = Path(training.adapter_path), Path(config.model.mlx_path)
+        self._template = get_template(config.data.template, config.data.template_file)
+        self._checkpoint = share_checkpoint(run.claim(config) if ranks.first else None, ranks)
+        with ranks.in_turn("preparing"):
+            self._manifest = ensure_model(config.model)
+            self.material = read(config, model_folder)
+        self._fixed = run.fixed_settings(
+            config, self._manifest.fingerprint, self.material.data.fingerprint, self.material.held_out_fingerprint
+        )
+        if section:
+            own = getattr(config, section).model_dump(mode="json")
+            self._fixed |= {f"{section}.{name}": value for name, value in own.items()}
+        run.agree(ranks, config, self.device, self._fixed)
+        self._load(model_folder, keep_base, facts)
+
+    def _load(self, model_folder: Path, keep_base: bool, facts: dict[str, Any]) -> None:
+        config, training, device = self.config, self.config.training, self.device
+        self._shape = Shape(self.backend.bucket_multiple, target_steps=16 if self.backend.supports("compile") else 0)
+        longest = self._shape.width(self.material.longest)
+        model_config = read_json(model_folder / "config.json")
+        batching = choose_batching(model_config, config, device, longest)
+        planned = config if self.material.rows_each == 1 else _with_room(config, batching, 2 * longest)
+        self._planned_bytes = check_fits(planned, model_folder, model_config, device, longest)
+        self.model = load_model(model_folder, device.compute_dtype).model
+        self.base = replica(self.model) if keep_base else None
+        mx.random.seed(training.seed)  # converting and loading a model draw random numbers
+        self._injected = (
+            open_blocks(self.model, config.lora.num_layers) if training.full else inject(self.model, config.lora)
+        )
+        say(str(self._injected))
+        self._adapter = adapter_config(
+            config.lora, self._injected.keys, full=training.full, base_model=config.model.model,
+            base_fingerprint=self._manifest.fingerprint, template=self._template.name,
+            template_definition=self._template.definition, mlxmath_version=__version__, **facts,
+        )  # fmt: skip
+        initial = training.init_adapter
+        if initial and self._ranks.first and (self._reference or not self._checkpoint):
+            load_initial(self.model, Path(initial), self._adapter)
+            say(f"starting from the adapter in {initial}")
+        if self._reference:
+            self._fixed["initial adapter"] = sha256(Path(initial) / WEIGHTS) if initial and self._ranks.first else None
+            share_adapters(self.model, self._ranks)
+        self._max_tokens = min(self._ranks.gather("batching", batching.tokens))
+        self._num_workers = batching.num_workers
+        self.kernels: Kernels = kernels_for(device, batching.num_workers)
+        tune_for_training(self.model, batching.tokens)
+
+    def train(
+        self,
+        gradients_of: Callable[[nn.Module], Gradients],
+        plot: Callable[[Path, Path], None],
+        picture: str,
+        *,
+        metrics: Sequence[str] = (),
+        shown: Sequence[str] = (),
+        parts: Sequence[Part] = (),
+    ) -> Ending:
+        """Train `model`, whose trainable parameters are set; the adapters are in rank 0's `training.adapter_path` then.
+
+        Args:
+            gradients_of: makes the loss and gradients of a replica.
+            plot: draws the curves of a run's events into a file.
+            picture: the name of that file.
+            metrics: names of what the gradients report beside the loss.
+            shown: the first of them, which the terminal shows too.
+            parts: what else goes into the checkpoints; they are put back from the one to continue from.
+
+        Returns:
+            How it ended; see `exit_code`.
+
+        Raises:
+            MlxmathError: see the parts.
+        """
+        training, material, ranks, folder = self.config.training, self.material, self._ranks, self._folder
+        optimizer = make_optimizer(training, self.model, self.config.lora.plus_ratio)
+        position = self._restore(optimizer)
+        workers = Workers(self.model, gradients_of, self._num_workers, ranks)
+        plan = material.plan(material.rows, training, self._max_tokens, self._shape, workers.num_in_all)  # type: ignore[arg-type]
+        total = training.num_epochs * plan.windows_per_epoch
+        total = min(total, training.max_steps or total)
+        say(
+            f"{len(material.rows):,} {material.unit}, {material.num_tokens:,} tokens an epoch; {total:,} "
+            f"steps of {training.batch_size} x {training.grad_accumulation_steps} {material.unit}, micro-batches of up "
+            f"to {self._max_tokens:,} tokens; {workers.how}"
+        )
+        self._stop, deadline = StopRequest(), Deadline(training.max_training_time_hours * 3600)
+        held_out = material.held_out and material.plan(material.held_out, training, self._max_tokens, self._shape)  # type: ignore[arg-type]
+        validation = Validation(
+            workers, list(held_out.epoch(0)) if held_out else [], folder, training,
+            windows_per_epoch=plan.windows_per_epoch, total_steps=total, deadline=deadline, stop=self._stop,
+        )  # fmt: skip
+
+        def loop(*hooks: Hook) -> tuple[Ending, Position]:
+            if self._checkpoint:
+                for part in (validation, *parts):
+                    part.restore(self._checkpoint)
+            self.backend.reset_peak()
+            ranks.begin()
+            if ending := validation.catch_up(position):
+                return ending, position
+            return fit(
+                workers, islice(plan.windows(position.epoch, position.window), max(0, total - position.step)),
+                optimizer, learning_rates(training, total), max_grad_norm=training.max_grad_norm, deadline=deadline,
+                stop=self._stop, hooks=hooks, position=position,
+            )  # fmt: skip
+
+        if not ranks.first:
+            with self._stop.listening():
+                return loop(validation.on_step)[0]
+
+        record = self._start()
+        events = EventLog(folder / EVENTS, from_step=position.step, metrics=metrics)
+        events.write("resume" if self._checkpoint else "start", step=position.step, total_steps=total)
+        unit = "tokens" if material.rows_each == 1 else material.unit
+        progress = ProgressBar(total, position.step, deadline, self.backend, metrics=shown, unit=unit)
+        validation.listeners = (
+            events.on_validation, progress.on_validation, lambda _: record.update(validation=validation.summary()),
+        )  # fmt: skip
+        saver = Saver(folder, self.model, optimizer, self._fixed, training, deadline, parts=[validation, *parts])
+        with self._stop.listening():
+            try:
+                ending, position = loop(events.on_step, progress.on_step, validation.on_step, saver.on_step)
+            finally:
+                progress.close()
+            saver.save(position)
+        memory, seconds = self.backend.memory(), deadline.elapsed_s
+        events.write("end", step=position.step, status=ending, seconds=seconds, peak_bytes=memory.peak_bytes)
+        plot(folder / EVENTS, folder / picture)
+        record.write(
+            status=ending, steps=position.step, seconds=seconds, validation=validation.summary(),
+            planned_bytes=self._planned_bytes, ranks=ranks.summary(), **vars(memory),
+        )  # fmt: skip
+        planned = f" ({size(self._planned_bytes)} planned)" if self._planned_bytes else ""
+        say(
+            f"{ending} at step {position.step} of {total} after {duration(seconds)}; peak memory "
+            f"{size(memory.peak_bytes)}{planned}; adapters, curves and checkpoints are in {folder}"
+        )
+        if ending == "diverged":
+            fail(
+                f"the last {MAX_BAD_WINDOWS} steps were not finite; {folder} holds the last good adapters. Lower "
+                f"--learning-rate, or look at the {'rows' if material.rows_each == 1 else material.unit} named above."
+            )
+            return ending
+        if best := validation.best:
+            say(f"the lowest validation loss, {best.loss:.4f}, was at step {best.step}: --adapter-path {folder / BEST}")
+        if ending not in ("finished", "early_stopped"):
+            say("continue with the same command and --resume")
+        return ending
+
+    def exit_code(self, ending: Ending) -> int:
+        """0; 1 if it diverged; 128 + the signal's number if a signal ended it (saved, to be resumed)."""
+        return run.exit_code(ending, self._stop)
+
+    def _restore(self, optimizer: Any) -> Position:
+        """Go back to where the checkpoint was, on all ranks."""
+        if self._checkpoint and self._ranks.first:
+            check_settings(self._checkpoint, self._fixed)
+            restore(self._checkpoint, self.model, optimizer)
+        share_state(self.model, optimizer, self._ranks)
+        return self._checkpoint.position if self._checkpoint else Position()
+
+    def _start(self) -> run.Record:
+        """Write what is known of the run before it begins."""
+        config, material = self.config, self.material
+        tokenizer = load_tokenizer(Path(config.model.mlx_path), config.model.trust_remote_code)
+        chat = self._template.for_tokenizer(tokenizer).chat_template(bos=adds_bos(tokenizer))
+        run.start(self._folder, self._adapter, chat, anew=self._checkpoint is None)
+        commit = {"model.revision": self._manifest.revision} if self._manifest.revision else {}
+        atomic_write(self._folder / RUN_FILE, self._resolved.as_toml(self._sections, commit))
+        facts = {
+            "fingerprint": material.data.fingerprint, "training_rows": len(material.rows),
+            "held_out_rows": len(material.held_out or ()),
+        }  # fmt: skip
+        return run.Record(self._folder, self._resolved, self.device, facts | material.data.stats, self._injected)
+
+
+def _with_room(config: RunConfig, batching: Batching, least: int) -> RunConfig:
+    """Settings to plan memory from: micro-batches of at least so many tokens."""
+    tokens = {"max_batch_tokens": max(batching.tokens, least)}
     return config.model_copy(update={"training": config.training.model_copy(update=tokens)})

@@ -19,6 +19,8 @@ Values = Mapping[str, Any]  # "section.field" -> value
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
 RECIPES = tuple(sorted(path.stem for path in RECIPE_FOLDER.glob("*.toml")))
+RUN_FILE = "run.toml"
+"""In the adapter folder: all settings, as a file that repeats the run."""
 TRAINED_FROM = ("model", "data", "lora", "training", "runtime")
 """The sections that a fine-tuning uses."""
 

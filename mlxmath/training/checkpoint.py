@@ -136,11 +136,17 @@ def share_checkpoint(checkpoint: Checkpoint | None, ranks: Ranks) -> Checkpoint 
     return Checkpoint(Path(), Position(**found[0]), {}, found[1])
 
 
+def share_adapters(model: nn.Module, ranks: Ranks) -> None:
+    """Give all ranks rank 0's adapters."""
+    if ranks.size > 1:
+        model.load_weights(list(ranks.broadcast("adapters", adapter_arrays(model)).items()), strict=False)
+
+
 def share_state(model: nn.Module, optimizer: optim.Optimizer, ranks: Ranks) -> None:
     """Give all ranks what rank 0 trains from: adapters, optimizer state and random state."""
+    share_adapters(model, ranks)
     if ranks.size == 1:
         return
-    model.load_weights(list(ranks.broadcast("adapters", adapter_arrays(model)).items()), strict=False)
     arrays = ranks.broadcast("optimizer", dict(tree_flatten(optimizer.state)) | {_RANDOM: mx.random.state[0]})
     mx.random.state[0][:] = arrays.pop(_RANDOM)
     optimizer.state = tree_unflatten(list(arrays.items()))
