@@ -256,6 +256,8 @@ def _check(resolved: Resolved, sections: tuple[str, ...]) -> None:
         section = name.split(".")[0]
         if section not in sections and origin != "default":
             raise InputError(f"the settings of [{section}] have no use here; leave them out ({origin}).")
+    if resolved.origin["data.dataset"] == "default" and not data.sources:
+        raise InputError("--dataset: name one with the columns prompt, chosen and rejected.")
     for name in _NOT_OF_PAIRS:
         if getattr(data, name) != type(data).model_fields[name].default:
             raise InputError(f"{resolved.where(f'data.{name}')} has no meaning for pairs; leave it out.")

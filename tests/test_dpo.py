@@ -185,8 +185,9 @@ def test_a_reward_model_tells_right_from_wrong_and_rewards_completions(place: Pa
         assert rewards["model:reward"] != 0
     assert '"model:reward" = 0.5' in Path("learned/run.toml").read_text()
     for reward, message in (
-        ("model:learned", "learned holds a plain adapter, not a reward model"), ("model:none", "none holds no adapter")
-    ):  # fmt: skip
+        ("model:learned", "learned holds a plain adapter, not a reward model"),
+        ("model:none", "none holds no reward model"),
+    ):
         refused = invoke(grpo, *learn, "--overwrite", "--reward", reward, code=1)
         assert message in refused.output
 
@@ -209,10 +210,12 @@ def test_bad_input_is_one_clear_error_or_a_counted_skip(place: Path) -> None:
     write_lines(Path("columns.jsonl"), [{"prompt": "q", "completion": "a"}])
     missing = invoke(dpo, *SMALL, *short, "--dataset", "columns.jsonl", "--overwrite", code=2)
     assert "columns.jsonl: no column 'chosen' and no column 'rejected' among prompt, completion" in missing.output
+    assert "--dataset: name one with the columns prompt" in invoke(dpo, *MODEL, "--overwrite", code=2).output
     for arguments, message in (
         (("--label-smoothing", "0.1", "--loss-type", "ipo"), "--label-smoothing (option): needs --loss-type sigmoid"),
         (("--label-smoothing", "0.5"), "--label-smoothing (option)"),
         (("--beta", "0"), "--beta (option)"),
+        (("--dataset", "none.jsonl"), "none.jsonl does not exist"),
         (("--set", "data.overflow=drop"), "--set data.overflow has no meaning for pairs"),
         (("--set", "grpo.beta=0.1"), "the settings of [grpo] have no use here"),
         (("--validation-split", "12"), "--validation-split 12 holds out 12 of 12"),
