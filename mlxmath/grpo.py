@@ -115,8 +115,8 @@ def grpo(resolved: Resolved) -> int:
     from mlxmath.weights.convert import ensure_model
 
     rewards = Rewards(settings.reward_weights)
-    for scorer in rewards.models.values():
-        read_reward_model(scorer)
+    for path in rewards.models.values():
+        read_reward_model(path)
     template = get_template(config.data.template, config.data.template_file)
     folder, model_folder = Path(training.adapter_path), Path(config.model.mlx_path)
     checkpoint = run.claim(config)
@@ -144,11 +144,11 @@ def grpo(resolved: Resolved) -> int:
 
     batching = choose_batching(loaded.config, config, device, shape.width(most))
     kernels = kernels_for(device, batching.num_workers)
-    for name, scorer in rewards.models.items():
+    for name, path in rewards.models.items():
         rewards.use(
             name,
             Scorer(
-                bases[name], scorer, manifest.fingerprint, tokenizer, training, max_tokens=batching.tokens,
+                bases[name], path, manifest.fingerprint, tokenizer, training, max_tokens=batching.tokens,
                 shape=shape, kernels=kernels, num_workers=batching.num_workers,
             ),
         )  # fmt: skip
@@ -162,7 +162,7 @@ def grpo(resolved: Resolved) -> int:
     fixed = run.fixed_settings(config, manifest.fingerprint, prompts_fingerprint, held_out_fingerprint)
     fixed["initial adapter"] = sha256(Path(training.init_adapter) / WEIGHTS) if training.init_adapter else None
     fixed |= {f"grpo.{name}": value for name, value in settings.model_dump(mode="json").items()}
-    fixed |= {f"reward {name}": sha256(scorer / WEIGHTS) for name, scorer in rewards.models.items()}
+    fixed |= {f"reward {name}": sha256(path / WEIGHTS) for name, path in rewards.models.items()}
     position = Position()
     if checkpoint:
         check_settings(checkpoint, fixed)
