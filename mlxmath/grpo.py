@@ -126,8 +126,8 @@ def grpo(resolved: Resolved, ranks: "Ranks") -> int:
     from mlxmath.weights.convert import ensure_model
 
     rewards = Rewards(settings.reward_weights)
-    for scorer in rewards.models.values():
-        read_reward_model(scorer)
+    for path in rewards.models.values():
+        read_reward_model(path)
     template = get_template(config.data.template, config.data.template_file)
     folder, model_folder = Path(training.adapter_path), Path(config.model.mlx_path)
     checkpoint = share_checkpoint(run.claim(config) if ranks.first else None, ranks)
@@ -139,7 +139,7 @@ def grpo(resolved: Resolved, ranks: "Ranks") -> int:
                                                  (prompts, held_out))  # fmt: skip
     fixed = run.fixed_settings(config, manifest.fingerprint, prompts_fingerprint, held_out_fingerprint)
     fixed |= {f"grpo.{name}": value for name, value in settings.model_dump(mode="json").items()}
-    fixed |= {f"reward {name}": sha256(scorer / WEIGHTS) for name, scorer in rewards.models.items()}
+    fixed |= {f"reward {name}": sha256(path / WEIGHTS) for name, path in rewards.models.items()}
     run.agree(ranks, config, device, fixed)
     fixed["initial adapter"] = None
 
@@ -167,18 +167,18 @@ def grpo(resolved: Resolved, ranks: "Ranks") -> int:
     batching = choose_batching(loaded.config, config, device, shape.width(most))
     kernels = kernels_for(device, batching.num_workers)
     tune_for_training(model, batching.tokens)
-    for name, scorer in rewards.models.items():
+    for name, path in rewards.models.items():
         rewards.use(
             name,
             Scorer(
-                bases[name], scorer, manifest.fingerprint, tokenizer, training, max_tokens=batching.tokens,
+                bases[name], path, manifest.fingerprint, tokenizer, training, max_tokens=batching.tokens,
                 shape=shape, kernels=kernels, num_workers=batching.num_workers,
             ),
         )  # fmt: skip
     reference = None
     if settings.beta:
-        logprobs = choose_gradients(model, Logprobs(settings.temperature), kernels, compiled=False)
-        reference = Reference(model, logprobs, ranks)
+        scorer = choose_gradients(model, Logprobs(settings.temperature), kernels, compiled=False)
+        reference = Reference(model, scorer, ranks)
     position = Position()
     if checkpoint:
         if ranks.first:

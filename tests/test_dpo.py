@@ -156,20 +156,20 @@ def test_distilled_pairs_tune_and_are_the_right_ones(place: Path) -> None:
 
 
 def test_a_reward_model_tells_right_from_wrong_and_rewards_completions(place: Path) -> None:
-    """Right and wrong differ in the final number only. Of 40 held-out pairs 27 right are no chance (p < 0.02)."""
+    """Wrong solutions stop before the answer. Of 24 held-out pairs 18 right are no chance (p < 0.02)."""
     rows = [
-        {"prompt": row["problem"], "chosen": row["solution"], "rejected": wrong_answer(row["solution"], row["answer"])}
-        for row in problems(136)
+        {"prompt": row["problem"], "chosen": row["solution"], "rejected": row["solution"].rpartition("\n")[0]}
+        for row in problems(88)
     ]
     write_lines(Path("pairs.jsonl"), rows)
     train_it = (
-        *SMALL, "--batch-size", "8", "--learning-rate", "6e-3", "--lora-targets", "*_proj", "--validation-split", "40",
-        "--adapter-path", "reward",
+        *SMALL, "--batch-size", "8", "--learning-rate", "3e-3", "--validation-split", "24", "--adapter-path", "reward",
+        "--lora-targets", "*_proj",
     )  # fmt: skip
     result = invoke(reward_model, *train_it)
     assert "grpo --reward model:reward" in result.output
     found = events("reward", "validation")
-    assert found[-1]["accuracy"] >= 27 / 40 and found[-1]["margin"] > 0
+    assert found[-1]["accuracy"] >= 18 / 24 and found[-1]["margin"] > 0
     names = load_file("reward/adapters.safetensors")
     assert names["score.weight"].shape == (1, 192) and len(names) == 1 + 2 * 5 * 7
     config = json.loads(Path("reward/adapter_config.json").read_text())
@@ -186,8 +186,9 @@ def test_a_reward_model_tells_right_from_wrong_and_rewards_completions(place: Pa
         assert rewards["model:reward"] != 0
     assert '"model:reward" = 0.5' in Path("learned/run.toml").read_text()
     for reward, message in (
-        ("model:learned", "learned holds a plain adapter, not a reward model"), ("model:none", "none holds no adapter")
-    ):  # fmt: skip
+        ("model:learned", "learned holds a plain adapter, not a reward model"),
+        ("model:none", "none holds no reward model"),
+    ):
         refused = invoke(grpo, *learn, "--overwrite", "--reward", reward, code=1)
         assert message in refused.output
 
@@ -210,10 +211,12 @@ def test_bad_input_is_one_clear_error_or_a_counted_skip(place: Path) -> None:
     write_lines(Path("columns.jsonl"), [{"prompt": "q", "completion": "a"}])
     missing = invoke(dpo, *SMALL, *short, "--dataset", "columns.jsonl", "--overwrite", code=2)
     assert "columns.jsonl: no column 'chosen' and no column 'rejected' among prompt, completion" in missing.output
+    assert "--dataset: name one with the columns prompt" in invoke(dpo, *MODEL, "--overwrite", code=2).output
     for arguments, message in (
         (("--label-smoothing", "0.1", "--loss-type", "ipo"), "--label-smoothing (option): needs --loss-type sigmoid"),
         (("--label-smoothing", "0.5"), "--label-smoothing (option)"),
         (("--beta", "0"), "--beta (option)"),
+        (("--dataset", "none.jsonl"), "none.jsonl does not exist"),
         (("--set", "data.overflow=drop"), "--set data.overflow has no meaning for pairs"),
         (("--set", "grpo.beta=0.1"), "the settings of [grpo] have no use here"),
         (("--validation-split", "12"), "--validation-split 12 holds out 12 of 12"),

@@ -109,6 +109,8 @@ def read_reward_model(folder: Path, base_fingerprint: str | None = None) -> dict
     Raises:
         MlxmathError: there is none in `folder`, or it was made for another base.
     """
+    if not (folder / CONFIG).is_file():
+        raise MlxmathError(f"{folder} holds no reward model; train one with `mlxmath reward-model`.")
     record = _read(folder, base_fingerprint)
     if not record.get(REWARD_MODEL):
         raise MlxmathError(
