@@ -137,7 +137,9 @@ def test_strangers_are_turned_away() -> None:
         stranger = socket.create_connection(("127.0.0.1", port))
         stranger.sendall(b"wrong 1\n")
         known = connect("127.0.0.1", port, "secret", 1)
+        known.sendall(b"a vote")
         found = accept(server, HOSTS, "secret")
+        assert found[1].recv(10) == b"a vote"
         assert list(found) == [1] and found[1].getpeername() == known.getsockname()
         assert stranger.recv(1) == b""
         for each in (stranger, known, found[1]):
