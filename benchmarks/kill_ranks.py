@@ -92,13 +92,14 @@ def lose(folder: Path, size: int, chance: random.Random, how: str, *, first: boo
                 subprocess.Popen([*COMMAND, "--resume"], cwd=folder, env=environment() | own, stdout=log, stderr=log)
             )
     patience = time.monotonic() + 120
-    # usually once it trains and saves; now and then at any moment of the start
+    # usually once it trains and saves; now and then while it prepares (before the ranks have met, it is mlx.launch
+    # that ends the others)
     if first or chance.random() < 0.8:
         while max(_numbers(folder), default=0) <= before and time.monotonic() < patience:
             time.sleep(0.01)
         time.sleep(chance.random())
     else:
-        time.sleep(6 * chance.random())
+        time.sleep(4 + 4 * chance.random())
     lost = chance.randrange(size)
     assert all(process.poll() is None for process in processes), (folder / "rank-0.log").read_text()
     processes[lost].send_signal(getattr(signal, how))

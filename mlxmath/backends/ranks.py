@@ -3,6 +3,7 @@
 `mlx.launch` starts them; `mx.distributed` carries arrays and text between them (ring, jaccl, nccl, mpi).
 """
 
+import faulthandler
 import json
 import os
 import secrets
@@ -19,6 +20,9 @@ from mlxmath import __version__, console
 from mlxmath.backends.blas import preload
 from mlxmath.backends.lifeline import END, SILENCE_S, Lifeline, accept, connect, listen
 from mlxmath.errors import MlxmathError
+
+MEET_S = 180
+"""Seconds that a process waits for the others to start; where mlx.launch sees one fail, it ends them all sooner."""
 
 
 @dataclass(frozen=True)
@@ -262,12 +266,16 @@ def _meet(launch: Launch, host: str) -> tuple[Ranks, Lifeline]:
     preload()
     import mlx.core as mx
 
+    # while MLX waits for the others no other Python thread runs
+    faulthandler.dump_traceback_later(MEET_S, exit=True, file=2)
     try:
         group = mx.distributed.init(strict=True, backend=launch.backend)
     except RuntimeError as error:
         raise MlxmathError(
             f"rank {launch.rank} ({host}): the {launch.backend} backend does not find the other processes: {error}"
         ) from error
+    finally:
+        faulthandler.cancel_dump_traceback_later()
     if (group.rank(), group.size()) != (launch.rank, launch.size):
         raise MlxmathError(
             f"rank {launch.rank} ({host}): expected to be one of {launch.size} processes, but MLX's {launch.backend} "
