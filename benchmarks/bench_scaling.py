@@ -26,7 +26,7 @@ from mlxmath.backends.blas import preload  # noqa: E402
 preload()
 
 from benchmarks import scaling_net  # noqa: E402
-from benchmarks.common import DEMO_ROWS, GSM8K, RESULTS, machine, save_json, show_table  # noqa: E402
+from benchmarks.common import DEMO_ROWS, GSM8K, RESULTS, exit_on_sigterm, machine, save_json, show_table  # noqa: E402
 from benchmarks.contestants import TEMPLATE  # noqa: E402
 from benchmarks.scaling_model import Compute, Link, all_reduce_s, fit, shares_of, step_s  # noqa: E402
 from benchmarks.workload import Shape, Workload, make_workload  # noqa: E402
@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "scaling.json")
     parser.add_argument("--figure", type=Path, default=REPOSITORY / "docs" / "scaling.png")
     options = parser.parse_args()
+    exit_on_sigterm()
     parts, rates = options.only.split(","), [float(rate) for rate in options.links.split(",")]
     if unknown := set(parts) - set(PARTS):
         parser.error(f"--only: {', '.join(sorted(unknown))} is unknown; there are {', '.join(PARTS)}")

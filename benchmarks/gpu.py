@@ -110,7 +110,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=9.0, help="time for everything (default: 9)")
+    parser.add_argument("--minutes", type=float, help="time for everything (default: 9; with --tiny 5)")
     parser.add_argument("--backend", default="cuda", choices=("cuda", "cpu", "metal"))
     parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {','.join(PARTS)} (default: all)")
     parser.add_argument("--shapes", default="", help="which, in this order (default: 0.5b,1.5b,7b; with --tiny 0.5b)")
@@ -129,6 +129,7 @@ def parse() -> argparse.Namespace:
             parser.error(f"--{name}: {', '.join(sorted(unknown))} is unknown; there are {', '.join(allowed)}")
         setattr(options, name, chosen)
     options.bits = [int(bits) for bits in options.bits]
+    options.minutes = options.minutes or (5.0 if options.tiny else 9.0)
     return options
 
 

@@ -1,5 +1,8 @@
 """The cost model of several machines, by hand."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from benchmarks.scaling_figure import message_bytes
@@ -15,6 +18,7 @@ from benchmarks.scaling_model import (
     step_s,
     vote_s,
 )
+from tests.commands import REPOSITORY
 
 LINK = Link("a link", bytes_per_s=1e6, message_s=1e-3)
 
@@ -64,3 +68,10 @@ def test_constants_are_found_again() -> None:
 def test_messages_are_four_bytes_a_trained_parameter() -> None:
     # 28 blocks; q: 1536 -> 1536, v: 1536 -> 256
     assert message_bytes("1.5b", 8, ("q_proj", "v_proj")) == 4 * 28 * 8 * (2 * 1536 + 1536 + 256)
+
+
+def test_the_model_predicts_what_was_measured() -> None:
+    path = REPOSITORY / "benchmarks" / "results" / "scaling.json"
+    record = json.loads(Path(path).read_text())
+    assert {run["ranks"] for run in record["runs"]} == {2, 4}
+    assert all(abs(run["predicted_s"] / run["measured_s"] - 1) < 0.2 for run in record["runs"])
