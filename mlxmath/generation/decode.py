@@ -115,14 +115,16 @@ class Decoder:
         single = [self._prefix.cache or make_prompt_cache(self._model) for _ in prompts]
         cache = [layers[0].merge(list(layers)) for layers in zip(*single, strict=True)]
         inputs = [prompt[len(self._prefix.tokens) : -1] for prompt in prompts]
-        width = max(map(len, inputs))
         lengths = [len(tokens) for tokens in inputs]
+        step = max(2, PREFILL_TOKENS // len(prompts))
+        width = max(lengths)
+        if min(lengths) < width and width % step == 1:
+            width += 1  # a padded batch of single tokens looks like a decoding step to caches of windowed layers
         padding = [width - length for length in lengths]
         if any(padding):
             for layer in cache:
                 layer.prepare(lengths=lengths, right_padding=padding)
         tokens_BL = mx.array([[*tokens, *[0] * pad] for tokens, pad in zip(inputs, padding, strict=True)], mx.int32)
-        step = max(1, PREFILL_TOKENS // len(prompts))
         for start in range(0, width, step):
             self._model(tokens_BL[:, start : start + step], cache=cache)
             mx.eval([layer.state for layer in cache])
