@@ -13,7 +13,7 @@ from typing import Any
 os.environ.setdefault("UNSLOTH_ZOO_DISABLE_GPU_INIT", "1")
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.peers.grpo_rewards import of_text
+from benchmarks.peers.grpo_rewards import of_completions
 from benchmarks.peers.worker import Job, Result, main, select_mlx_device
 
 
@@ -41,7 +41,7 @@ def run(job: Job) -> Result:
 
     def reward(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
         lengths.extend(map(len, completion_ids))
-        return [of_text(completion) for completion in completions]
+        return of_completions(completions)
 
     per_step = len(rows) * job["group_size"]
     with tempfile.TemporaryDirectory() as folder:

@@ -20,6 +20,9 @@ PREFILL_TOKENS = 2048
 _MOST_GROWTH = 256
 """Positions by which the memory for keys and values grows: all of them are copied then."""
 
+_CLEARED_EVERY = 512
+"""Steps between which MLX may keep memory for shapes that do not come again."""
+
 
 @dataclass(frozen=True)
 class Prefix:
@@ -47,6 +50,7 @@ class Decoder:
     ) -> None:
         self._model, self._sampling, self._logprobs, self._prefix = model, sampling, logprobs, prefix
         self._cache: list[Any] = []
+        self._num_steps = 0
         self._seeds_B = np.zeros(0, np.uint64)
         self._counts_B = np.zeros(0, np.uint64)
         self._tokens_B = mx.zeros(0, mx.int32)
@@ -87,6 +91,9 @@ class Decoder:
         if self._counts_B.min() < self._sampling.max_new_tokens:
             self._tokens_B, self._logprobs_B = self._next(tokens_B, self._cache, self._seeds_B, self._counts_B)
             self._counts_B += np.uint64(1)
+        self._num_steps += 1
+        if self._num_steps % _CLEARED_EVERY == 0:
+            mx.clear_cache()
         return tokens_B.tolist(), logprobs_B.tolist()
 
     def keep(self, indices: Sequence[int]) -> None:
@@ -115,14 +122,16 @@ class Decoder:
         single = [self._prefix.cache or make_prompt_cache(self._model) for _ in prompts]
         cache = [layers[0].merge(list(layers)) for layers in zip(*single, strict=True)]
         inputs = [prompt[len(self._prefix.tokens) : -1] for prompt in prompts]
-        width = max(map(len, inputs))
         lengths = [len(tokens) for tokens in inputs]
+        step = max(2, PREFILL_TOKENS // len(prompts))
+        width = max(lengths)
+        if min(lengths) < width and width % step == 1:
+            width += 1  # a padded batch of single tokens looks like a decoding step to caches of windowed layers
         padding = [width - length for length in lengths]
         if any(padding):
             for layer in cache:
                 layer.prepare(lengths=lengths, right_padding=padding)
         tokens_BL = mx.array([[*tokens, *[0] * pad] for tokens, pad in zip(inputs, padding, strict=True)], mx.int32)
-        step = max(1, PREFILL_TOKENS // len(prompts))
         for start in range(0, width, step):
             self._model(tokens_BL[:, start : start + step], cache=cache)
             mx.eval([layer.state for layer in cache])
@@ -134,6 +143,7 @@ class Decoder:
                 if layer.keys is not None:  # without the room that was left over
                     layer.keys, layer.values = layer.keys_and_values()
         mx.eval([layer.state for layer in cache])
+        mx.clear_cache()
         return cache
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from benchmarks.bench_grpo import ratios as grpo_ratios
 from benchmarks.bench_train import loss_disagreements, ratios
 from benchmarks.common import run_process
 from benchmarks.contestants import entries
@@ -110,6 +111,18 @@ def test_memory_benchmark(tmp_path: Path) -> None:
     assert out.with_suffix(".png").stat().st_size > 0
 
 
+@pytest.mark.slow
+def test_grpo_benchmark(tmp_path: Path) -> None:
+    out = tmp_path / "grpo.json"
+    run("bench_grpo.py", "--shape", "tiny", "--prompts", "2", "--tokens", "8", "--data", DEMO_ROWS,
+        "--work", tmp_path / "work", "--out", out)  # fmt: skip
+    runs = json.loads(out.read_text())["shapes"]["tiny"]["runs"]
+    ours = next(run for run in runs if run["contestant"] == "ours")
+    assert ours["completions"] == 16 and ours["completions_per_s"] > 0 and ours["above_weights_bytes"] > 0
+    assert 7 < ours["mean_length"] <= 8
+    assert all("-python was given" in run["skipped"] for run in runs if run is not ours)
+
+
 def test_a_process_that_takes_too_long_is_killed_with_its_children() -> None:
     sleeper = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(100)'])"
     finished = run_process([sys.executable, "-c", sleeper], timeout_s=1)
@@ -166,6 +179,24 @@ def test_ratios_take_our_fastest_and_each_peers_default_and_fastest() -> None:
     )  # fmt: skip
     assert [(r["setting"], r["tokens_per_s"], r["peak_device_bytes"]) for r in found] == [
         ("default: batch 4", 3.0, 0.5), ("fastest: batch 1", 2.0, 1.5),
+    ]  # fmt: skip
+
+
+def test_grpo_ratios_take_each_peers_default_and_fastest() -> None:
+    def outcome(contestant: str, setting: str, rate: float, above: int) -> dict:
+        return {
+            "contestant": contestant, "setting": setting, "completions_per_s": rate, "above_weights_bytes": above,
+            "peak_device_bytes": 10 + above,
+        }  # fmt: skip
+
+    found = grpo_ratios(
+        [
+            outcome("mlx_lm_lora", "default (batch 1)", 0.5, 5), outcome("mlx_lm_lora", "batch 4", 1.0, 20),
+            outcome("ours", "default", 3.0, 10), {"contestant": "unsloth", "setting": "default", "skipped": "no"},
+        ]
+    )  # fmt: skip
+    assert [(r["setting"], r["completions_per_s"], r["above_weights_bytes"]) for r in found] == [
+        ("default (batch 1)", 6.0, 2.0), ("fastest: batch 4", 3.0, 0.5),
     ]  # fmt: skip
 
 

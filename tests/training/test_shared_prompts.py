@@ -66,7 +66,7 @@ def test_the_gradient_is_the_same(family: str, kernels: Any, compiled: bool) -> 
     found_loss, found = of_window(model, gradients, shared)
     assert found_loss == pytest.approx(loss, rel=1e-5) and loss != 0
     for name, gradient in expected.items():
-        np.testing.assert_allclose(found[name], gradient, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(found[name], gradient, atol=5e-6, err_msg=name)
     assert max(np.abs(gradient).max() for gradient in expected.values()) > 1e-2
 
 
@@ -104,7 +104,7 @@ def test_a_windowed_model_shares_too() -> None:
     _, expected = of_window(model, gradients, plan(64))
     _, found = of_window(model, gradients, plan(64, shares=True))
     for name, gradient in expected.items():
-        np.testing.assert_allclose(found[name], gradient, atol=1e-6)
+        np.testing.assert_allclose(found[name], gradient, atol=5e-6)
 
 
 def test_what_cannot_share_says_why() -> None:
