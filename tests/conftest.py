@@ -1,6 +1,15 @@
-"""Fixtures shared by all tests. A fast BLAS is loaded before anything imports mlx."""
+"""Fixtures shared by all tests. A fast BLAS is loaded before anything imports mlx.
 
-from mlxmath.backends.blas import preload
+It gets one thread: the models are tiny, and threads that wait for each other take most of the time of a machine whose
+cores run tests already.
+"""
+
+import os
+
+for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+from mlxmath.backends.blas import preload  # noqa: E402
 
 preload()
 

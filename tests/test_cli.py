@@ -11,7 +11,7 @@ import pytest
 from mlxmath.cli import COMMANDS, main
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.options import command
-from tests.commands import ENVIRONMENT, REPOSITORY, run
+from tests.commands import ENVIRONMENT, REPOSITORY, run, spawn
 
 HEAVY = ("mlx", "mlx_lm", "transformers", "datasets", "torch", "matplotlib")
 
@@ -33,15 +33,15 @@ def test_help_is_quick() -> None:
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        assert run(REPOSITORY, "train", "--help").returncode == 0
+        assert spawn(REPOSITORY, "train", "--help").returncode == 0
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 2.0
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_group_and_the_module_are_the_same_command(name: str) -> None:
-    one = run(REPOSITORY, "mlxmath.__main__", name, "--help")
-    other = run(REPOSITORY, name, "--help")
+    one = spawn(REPOSITORY, "mlxmath.__main__", name, "--help")
+    other = spawn(REPOSITORY, name, "--help")
     assert one.returncode == other.returncode == 0
     assert one.stdout.split("Options:")[1] == other.stdout.split("Options:")[1]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import run, succeed
+from tests.commands import run, spawn, succeed
 from tests.test_train import debug_run, prepared  # noqa: F401 (fixtures)
 
 
@@ -76,7 +76,7 @@ def test_a_malformed_line_is_named(prepared: Path) -> None:  # noqa: F811
 
 
 def test_an_unreachable_hub(tmp_path: Path) -> None:
-    result = run(tmp_path, "train", "--model", "nobody/nothing")
+    result = spawn(tmp_path, "train", "--model", "nobody/nothing")
     assert result.returncode == 1, result.stderr
     assert "nobody/nothing" in result.stderr and "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
@@ -92,7 +92,7 @@ def test_a_corrupt_cache_is_named_and_rebuilt(prepared: Path, damage: str) -> No
         path.write_bytes(good[: len(good) // 2])
     else:
         path.write_bytes(b"cos\nsystem\n(S'touch executed'\ntR.")
-    result = succeed(prepared, "train", "--debug")
+    result = succeed(prepared, "train", "--debug", "--max-steps", "1")
     assert f"cache/{path.name} is damaged" in result.stderr and "rebuilding" in result.stderr
     assert path.read_bytes() == good
     assert not (prepared / "executed").exists()
@@ -142,4 +142,4 @@ def test_no_space_for_a_checkpoint_loses_nothing(prepared: Path, small_disk: Pat
     assert "No space left" in result.stderr
     assert {p.relative_to(adapters): p.read_bytes() for p in adapters.rglob("*.safetensors")} == before
     (small_disk / "ballast").unlink()
-    assert "finished" in succeed(prepared, "train", *arguments, "--resume").stderr
+    assert "finished" in succeed(prepared, "train", *arguments, "--resume", "--max-steps", "8").stderr

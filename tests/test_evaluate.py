@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from mlxmath.evaluate import main
-from tests.commands import ENVIRONMENT, command, invoke, start
+from tests.commands import ENVIRONMENT, command, run, start, succeed
 from tests.test_train import debug_run  # noqa: F401 (a fixture)
 
 QUICK = ("--limit", "24", "--max-tokens", "40")
@@ -51,7 +51,7 @@ def figures(run_folder: Path) -> dict:
 
 
 def test_compare_writes_everything_and_report_rebuilds_it(folder: Path) -> None:
-    result = invoke(folder, "evaluate", "--compare", *QUICK)
+    result = succeed(folder, "evaluate", "--compare", *QUICK)
     assert "McNemar" in result.stderr and json.loads(result.stdout)["report.html"].endswith("/report.html")
     made = only_run(folder)
     assert {p.name for p in made.iterdir()} == {
@@ -66,7 +66,7 @@ def test_compare_writes_everything_and_report_rebuilds_it(folder: Path) -> None:
     assert "| base |" in (made / "model_card.md").read_text()
     for name in ("results.json", "report.html", "accuracy.png"):
         (made / name).unlink()
-    invoke(folder, "report", str(made), "--regrade")
+    succeed(folder, "report", str(made), "--regrade")
     assert figures(made) == before and samples(made) == rows
     assert (made / "report.html").stat().st_size > 20_000 and (made / "accuracy.png").exists()
 
@@ -84,20 +84,21 @@ def test_killed_and_resumed_is_the_same_and_other_settings_do_not_mix(folder: Pa
     written = path.read_bytes()
     assert 20 <= written.count(b"\n") < 60
     path.write_bytes(written + b'{"contestant": "base", "id": "de')
-    assert "--resume" in invoke(folder, "evaluate", *sampled, "--run-name", "killed", code=2).stderr
+    refused = run(folder, "evaluate", *sampled, "--run-name", "killed")
+    assert refused.returncode == 2 and "--resume" in refused.stderr
     for change, name in ((("--seed", "1"), "seed"), (("--template", "plain"), "template")):
-        mixed = invoke(folder, "evaluate", *sampled, "--run-name", "killed", "--resume", *change, code=2)
-        assert "other settings" in mixed.stderr and name in mixed.stderr
-    resumed = invoke(folder, "evaluate", *sampled, "--run-name", "killed", "--resume")
+        mixed = run(folder, "evaluate", *sampled, "--run-name", "killed", "--resume", *change)
+        assert mixed.returncode == 2 and "other settings" in mixed.stderr and name in mixed.stderr
+    resumed = succeed(folder, "evaluate", *sampled, "--run-name", "killed", "--resume")
     assert "answers are there already; 1 lines left out" in resumed.stderr
-    invoke(folder, "evaluate", *sampled, "--run-name", "whole")
+    succeed(folder, "evaluate", *sampled, "--run-name", "whole")
     results = folder / "evaluation_results"
     assert samples(results / "killed") == samples(results / "whole")
     assert figures(results / "killed") == figures(results / "whole")
 
 
 def test_majority_ensemble_and_formulas_and_their_effect(folder: Path) -> None:
-    invoke(
+    succeed(
         folder, "evaluate", "--compare", "--adapter-path", "adapters", "--adapter-path", "weaker", "--vote", "weighted",
         "--samples", "3", "--temperature", "0.7", "--retrieve", "bundled", "--limit", "12", "--max-tokens", "40",
     )  # fmt: skip
@@ -158,7 +159,7 @@ def together(folder: Path, *arguments: str) -> list[tuple[str, str]]:
 def test_two_processes_share_the_work_or_the_model_and_find_the_same(folder: Path) -> None:
     shared = together(folder, "evaluate", *QUICK, "--run-name", "shared")
     together(folder, "evaluate", *QUICK, "--run-name", "spread", "--shard", "tensor")
-    invoke(folder, "evaluate", *QUICK, "--run-name", "alone")
+    succeed(folder, "evaluate", *QUICK, "--run-name", "alone")
     results = folder / "evaluation_results"
     assert samples(results / "shared") == samples(results / "spread") == samples(results / "alone")
     assert not list((results / "shared").glob("samples.rank*"))
@@ -168,14 +169,14 @@ def test_two_processes_share_the_work_or_the_model_and_find_the_same(folder: Pat
 def test_a_model_spread_over_two_processes_answers_a_prompt(folder: Path) -> None:
     ask = ("infer", "--prompt", "What is 12 + 7?", "--temperature", "0", "--json", "--max-new-tokens", "24")
     (output, said), _ = together(folder, *ask, "--shard", "tensor")
-    alone = json.loads(invoke(folder, *ask).stdout)
+    alone = json.loads(succeed(folder, *ask).stdout)
     assert json.loads(output) | {"seconds": 0} == alone | {"seconds": 0}
     assert "spread over 2 processes by tensor" in said
 
 
 def test_there_must_be_processes_to_spread_a_model_over(folder: Path) -> None:
-    refused = invoke(folder, "infer", "--prompt", "1 + 1", "--shard", "tensor", code=2)
-    assert "mlx.launch -n 2" in refused.output
+    refused = run(folder, "infer", "--prompt", "1 + 1", "--shard", "tensor")
+    assert refused.returncode == 2 and "mlx.launch -n 2" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import mlxmath.grpo
 from mlxmath.config.schema import RunConfig
 from mlxmath.errors import InputError
 from mlxmath.pipeline import DEMO, configure, read_stages
-from tests.commands import invoke
+from tests.commands import run, succeed
 from tests.distillation.scripted import completion, scripted, solution, sum_of
 
 FILE = """
@@ -59,14 +59,14 @@ def test_every_stage_is_on_what_the_one_before_made_and_goes_on(place: Path, mon
         command = ("stages.toml", "--teacher-url", server.url, "--teacher-model", "m")
         with monkeypatch.context() as stopped:
             stopped.setattr(mlxmath.grpo, "grpo", lambda resolved, ranks: 143)
-            invoke(place, "pipeline", *command, code=143)
+            assert run(place, "pipeline", *command).returncode == 143
         assert {path.name for path in folder.iterdir()} == {"distilled", "train"}
         tuned = (folder / "train" / "adapters.safetensors").read_bytes()
-        result = invoke(place, "pipeline", *command)
+        result = succeed(place, "pipeline", *command)
         assert sum(server.seen.values()) == 6  # each problem once, over both runs
         assert (folder / "train" / "adapters.safetensors").read_bytes() == tuned
         finished = {path: path.read_bytes() for path in folder.rglob("*.safetensors")}
-        invoke(place, "pipeline", *command)
+        succeed(place, "pipeline", *command)
         assert {path: path.read_bytes() for path in finished} == finished
 
     solutions = [json.loads(line) for line in (folder / "distilled" / "solutions.jsonl").read_text().splitlines()]
