@@ -112,12 +112,14 @@ def grpo(resolved: Resolved, ranks: "Ranks") -> int:
     from mlxmath.training import run
     from mlxmath.training.checkpoint import Saver, check_settings, restore, share_checkpoint, share_state
     from mlxmath.training.deadline import Deadline, StopRequest
+    from mlxmath.training.drawing import Drawing, wrong_answers
     from mlxmath.training.events import EVENTS, EventLog
     from mlxmath.training.fit import MAX_BAD_WINDOWS, Ending, Hook, Position, fit
     from mlxmath.training.gradients import choose_gradients
     from mlxmath.training.live import terminal
     from mlxmath.training.optimizers import make_optimizer
-    from mlxmath.training.rollouts import Reference, RolloutSource, wrong_answers
+    from mlxmath.training.reference import Reference
+    from mlxmath.training.rollouts import RolloutSource
     from mlxmath.training.schedule import learning_rates
     from mlxmath.training.scoring import Scorer
     from mlxmath.training.validation import BEST, Validation
@@ -205,10 +207,21 @@ def grpo(resolved: Resolved, ranks: "Ranks") -> int:
     )
 
     stop, deadline = StopRequest(), Deadline(training.max_training_time_hours * 3600)
+    drawing = Drawing(
+        workers, tokenizer, settings, rewards, seed=training.seed, concurrency=slots, deadline=deadline, stop=stop
+    )
     source = RolloutSource(
-        workers, tokenizer, prompts, settings, training, rewards, batching, shape, concurrency=slots,
-        reference=reference, deadline=deadline, stop=stop,
-    )  # fmt: skip
+        workers,
+        drawing,
+        prompts,
+        settings,
+        training,
+        batching,
+        shape,
+        reference=reference,
+        deadline=deadline,
+        stop=stop,
+    )
     validation = Validation(
         workers, [], folder, training,
         windows_per_epoch=source.rollouts_per_epoch * settings.num_iterations, total_steps=total,

@@ -2,29 +2,25 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import mlx.core as mx
 import numpy as np
-from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlxmath.backends.ranks import Ranks
 from mlxmath.config.schema import GrpoConfig, TrainingConfig
 from mlxmath.console import say
 from mlxmath.data.batches import Shape, Window
-from mlxmath.generation.engine import Completion, Sampling, generate_batch
-from mlxmath.grading import grade_many
-from mlxmath.lora.inject import adapter_arrays
+from mlxmath.generation.engine import Completion
 from mlxmath.objectives.experience import Experience, ExperiencePlan, Trajectory
 from mlxmath.objectives.grpo import group_advantages, token_weights
-from mlxmath.objectives.rewards import Rewards, Scores
-from mlxmath.objectives.rollout import Prompt, roll_out
+from mlxmath.objectives.rewards import Scores
+from mlxmath.objectives.rollout import Prompt
 from mlxmath.training.checkpoint import Checkpoint
 from mlxmath.training.deadline import Deadline, StopRequest
+from mlxmath.training.drawing import Drawing, DrawingStopped
 from mlxmath.training.fit import Ending, StepReport
-from mlxmath.training.gradients import Gradients
+from mlxmath.training.reference import Reference
 from mlxmath.training.workers import Workers
 
 _SECTION = "rollouts"
@@ -68,10 +64,6 @@ class _Place:
     trajectories: tuple[Trajectory, ...] = ()
 
 
-class _InterruptedError(Exception):
-    pass
-
-
 class Batching(Protocol):
     """`mlxmath.models.memory.Batching`: padded tokens in a micro-batch, and how many are computed at once."""
 
@@ -85,23 +77,18 @@ class Batching(Protocol):
 class RolloutSource:
     """Makes windows out of prompts, and goes on exactly where a checkpoint was.
 
-    Each rank draws the completions of a part of a step's prompts; all get all of them, so that windows are the same
-    everywhere.
-
     A step takes `batch_size · grad_accumulation_steps` completions, as in TRL. Groups without variance teach nothing
     when beta is 0: they stay out of the backward pass, but count in the loss's denominators. A step that has no other
     groups is left out.
 
     Args:
         workers: hold the model.
-        tokenizer: decodes and knows the stop tokens.
+        drawing: draws and scores.
         prompts: to draw from; each epoch in another order.
         config: GRPO's settings.
         training: batch size, epochs and seed.
-        rewards: score completions.
         batching: of micro-batches, on all ranks together.
         shape: of batches.
-        concurrency: sequences decoded together.
         reference: computes log-probabilities of micro-batches (None: beta is 0).
         deadline: a rollout that does not fit into the time left is not begun, or is abandoned.
         stop: likewise.
@@ -111,24 +98,21 @@ class RolloutSource:
     def __init__(
         self,
         workers: Workers,
-        tokenizer: TokenizerWrapper,
+        drawing: Drawing,
         prompts: Sequence[Prompt],
         config: GrpoConfig,
         training: TrainingConfig,
-        rewards: Rewards,
         batching: Batching,
         shape: Shape,
         *,
-        concurrency: int,
-        reference: "Reference | None",
+        reference: Reference | None,
         deadline: Deadline,
         stop: StopRequest,
         listener: Callable[[RolloutReport], object] = lambda _: None,
     ) -> None:
-        self._workers, self._tokenizer, self._prompts = workers, tokenizer, prompts
-        self._ranks = workers.ranks
-        self._config, self._training, self._rewards = config, training, rewards
-        self._batching, self._shape, self._concurrency = batching, shape, concurrency
+        self._workers, self._drawing, self._prompts = workers, drawing, prompts
+        self._config, self._training = config, training
+        self._batching, self._shape = batching, shape
         self._reference, self._deadline, self._stop, self.listener = reference, deadline, stop, listener
         if workers.cannot_share:
             say(f"the prompt of a group is computed for each of its completions, since {workers.cannot_share}")
@@ -148,7 +132,7 @@ class RolloutSource:
         self._done = self._next
         next_is_rollout = self._done.iteration == 0
         is_late = next_is_rollout and self._deadline.left_s < self._seconds
-        return "deadline" if self._ranks.any("time to draw", is_late) else None
+        return "deadline" if self._workers.ranks.any("time to draw", is_late) else None
 
     def windows(self, step: int) -> Iterator[Window]:
         """Windows from where it is. The trajectories are drawn by the model as it is when they are asked for."""
@@ -157,8 +141,8 @@ class RolloutSource:
             if place.iteration == 0:
                 try:
                     drawn = self._draw(place, step)
-                except _InterruptedError:
-                    self.ending = "stopped" if self._ranks.any("stopped", bool(self._stop)) else "deadline"
+                except DrawingStopped:
+                    self.ending = "stopped" if self._workers.ranks.any("stopped", bool(self._stop)) else "deadline"
                     return
                 if drawn is None:
                     return
@@ -189,8 +173,8 @@ class RolloutSource:
             chosen, cursor = self._choose(cursor, wanted - varied)
             if not chosen:
                 break
-            found = self._roll_out(chosen, place.rollout)
-            got = self._score(chosen, found)
+            found = self._drawing.completions(chosen, place.rollout)
+            got = self._drawing.scores(chosen, found)
             prompts, completions, scores = prompts + chosen, completions + found, [*scores, got]
             varied += int((np.ptp(got.total_R.reshape(-1, size), axis=1) > 0).sum())
             if varied >= wanted:
@@ -228,58 +212,6 @@ class RolloutSource:
         order = np.random.default_rng([self._training.seed, epoch]).permutation(len(self._prompts))
         ids = order[start : start + count].tolist()
         return [self._prompts[i] for i in ids], cursor + len(ids)
-
-    def _roll_out(self, prompts: Sequence[Prompt], rollout: int) -> list[Completion]:
-        def look(_: int) -> None:
-            if self._stop or self._deadline.reached():
-                raise _InterruptedError
-
-        model, ranks = self._workers.model, self._ranks
-        drawn: list[Completion] | None = None
-        try:
-            look(0)
-            drawn = roll_out(
-                model, self._tokenizer, prompts[ranks.rank :: ranks.size], self._config, seed=self._training.seed,
-                step=rollout, concurrency=self._concurrency, on_step=look,
-            )  # fmt: skip
-        except _InterruptedError:
-            pass
-        finally:
-            model.train()
-            mx.clear_cache()
-        if ranks.any("drawn", drawn is None):
-            raise _InterruptedError
-        assert drawn is not None
-        return drawn if ranks.size == 1 else self._of_all(drawn, len(prompts))
-
-    def _of_all(self, drawn: list[Completion], num_prompts: int) -> list[Completion]:
-        """All ranks' completions in the order of the prompts, of which rank r drew every `size`-th from number r on."""
-        parts = self._ranks.gather("completions", [astuple(completion) for completion in drawn])
-        size = self._config.num_generations
-        found: list[Completion] = []
-        for number in range(num_prompts):
-            index, rank = divmod(number, self._ranks.size)
-            for values in parts[rank][index * size : (index + 1) * size]:
-                plain: list[Any] = [tuple(value) if isinstance(value, list) else value for value in values]
-                found.append(Completion(*plain))
-        return found
-
-    def _score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Scores:
-        """Scored by rank 0 alone: a reward may look at the whole step, and a verifier's time limit is a clock's."""
-        size = self._config.num_generations
-        found: list[Any] | None = None
-        if self._ranks.first:
-            scores = self._rewards(
-                [(prompt.question, prompt.gold) for prompt in prompts for _ in range(size)],
-                [(c.text, len(c.drawn), c.finish_reason == "length") for c in completions],
-                self._config.max_completion_length,
-            )
-            if self._ranks.size == 1:
-                return scores
-            by_name = {name: values.tolist() for name, values in scores.by_name.items()}
-            found = [scores.total_R.tolist(), by_name, scores.num_timed_out]
-        total, by_name, num_timed_out = self._ranks.gather("scores", found)[0]
-        return Scores(np.array(total), {name: np.array(values) for name, values in by_name.items()}, num_timed_out)
 
     def _trajectories(
         self,
@@ -339,79 +271,3 @@ class RolloutSource:
         saved = checkpoint.state[_SECTION]
         trajectories = tuple(map(Trajectory.from_plain, saved["trajectories"]))
         self._done = self._next = _Place(saved["rollout"], saved["cursor"], saved["iteration"], trajectories)
-
-
-class Reference:
-    """Log-probabilities under the model as it was at the start: the base, or the adapter that the run started from.
-
-    Args:
-        model: at the start.
-        logprobs: computes `mlxmath.objectives.grpo.Logprobs` of a micro-batch.
-        ranks: each computes a part; all get all.
-    """
-
-    def __init__(self, model: Any, logprobs: Gradients, ranks: Ranks | None = None) -> None:
-        self._model, self._logprobs, self._ranks = model, logprobs, ranks or Ranks()
-        self._arrays = {name: mx.array(array) for name, array in adapter_arrays(model).items()}
-        mx.eval(list(self._arrays.values()))
-
-    def __call__(self, window: Window) -> dict[int, list[float]]:
-        """By the row of the window, of each of its targets."""
-        now = adapter_arrays(self._model)
-        self._model.load_weights(list(self._arrays.items()), strict=False)
-        self._model.eval()
-        found: dict[int, list[float]] = {}
-        ranks = self._ranks
-        try:
-            for index, ids in list(enumerate(window.micro_batches))[ranks.rank :: ranks.size]:
-                batch = window.batch(index)
-                values: list[float] = self._logprobs.loss(batch).tolist()
-                rows = batch.more["rows"].tolist()[: batch.num_targets]
-                for position, value in zip(rows, values, strict=False):
-                    found.setdefault(ids[position], []).append(value)
-        finally:
-            self._model.load_weights(list(now.items()), strict=False)
-            self._model.train()
-        return {row: values for part in ranks.gather("reference", list(found.items())) for row, values in part}
-
-
-def wrong_answers(
-    workers: Workers,
-    tokenizer: TokenizerWrapper,
-    prompts: Sequence[Prompt],
-    max_tokens: int,
-    concurrency: int,
-    stopped: Callable[[], bool],
-) -> tuple[float, int] | None:
-    """The share of `prompts` whose most likely answer is wrong, and their number; None if `stopped()` came true.
-
-    Each rank asks a part of them; all get the same.
-    """
-    ranks, num_prompts = workers.ranks, len(prompts)
-    prompts = prompts[ranks.rank :: ranks.size]
-    found: list[Completion] | None = None
-    random_state = mx.array(mx.random.state[0])
-
-    def look(_: int) -> None:
-        if stopped():
-            raise _InterruptedError
-
-    try:
-        found = generate_batch(
-            workers.model, tokenizer, [prompt.tokens for prompt in prompts], Sampling(max_tokens),
-            concurrency=concurrency, on_step=look,
-        )  # fmt: skip
-    except _InterruptedError:
-        pass
-    finally:
-        workers.model.train()
-        mx.random.state[0][:] = random_state
-    if ranks.any("asked", found is None):
-        return None
-    assert found is not None
-    grades = grade_many(
-        [(completion.text, prompt.gold) for prompt, completion in zip(prompts, found, strict=True)],
-        truncated=[completion.finish_reason == "length" for completion in found],
-    )
-    num_wrong = sum(ranks.gather("wrong answers", sum(not grade.correct for grade in grades)))
-    return num_wrong / num_prompts, num_prompts

@@ -23,9 +23,11 @@ from mlxmath.objectives.rewards import Scores
 from mlxmath.objectives.rollout import Prompt
 from mlxmath.training.checkpoint import Checkpoint
 from mlxmath.training.deadline import Deadline, StopRequest
+from mlxmath.training.drawing import Drawing
 from mlxmath.training.fit import Position
 from mlxmath.training.gradients import choose_gradients
-from mlxmath.training.rollouts import Reference, RolloutReport, RolloutSource
+from mlxmath.training.reference import Reference
+from mlxmath.training.rollouts import RolloutReport, RolloutSource
 from mlxmath.training.workers import Workers
 from tests.conftest import make_tiny_llama
 from tests.generation.test_engine import tokenizer
@@ -66,10 +68,14 @@ class Made:
         self.workers = Workers(
             self.model, lambda m: choose_gradients(m, PolicyGradient(config), PortableKernels(), compiled=False)
         )
+        stop = StopRequest() if stop is None else stop
+        drawing = Drawing(
+            self.workers, tokenizer, config, FixedRewards(rule), seed=training.seed, concurrency=8,  # type: ignore[arg-type]
+            deadline=Deadline(1e9), stop=stop,
+        )  # fmt: skip
         self.source = RolloutSource(
-            self.workers, tokenizer, PROMPTS, config, training, FixedRewards(rule),  # type: ignore[arg-type]
-            SimpleNamespace(tokens=64, num_workers=1), Shape(32), concurrency=8, reference=reference,
-            deadline=Deadline(1e9), stop=StopRequest() if stop is None else stop, listener=self.reports.append,
+            self.workers, drawing, PROMPTS, config, training, SimpleNamespace(tokens=64, num_workers=1), Shape(32),
+            reference=reference, deadline=Deadline(1e9), stop=stop, listener=self.reports.append,
         )  # fmt: skip
 
     def windows(self, count: int = 100) -> list[Window]:

@@ -17,7 +17,7 @@ from mlxmath.lora.inject import inject
 from mlxmath.objectives.experience import Experience, ExperiencePlan, Trajectory
 from mlxmath.objectives.grpo import Logprobs, PolicyGradient
 from mlxmath.training.gradients import Gradients, choose_gradients
-from mlxmath.training.rollouts import Reference
+from mlxmath.training.reference import Reference
 from mlxmath.training.step import accumulate
 from mlxmath.training.workers import Workers
 from tests.conftest import make_tiny_llama
