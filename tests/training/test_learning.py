@@ -1,0 +1,88 @@
+"""Does training make a model better at its task, and does a reward that says nothing leave it as it was?"""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import mlx.core as mx
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from mlxmath.config.schema import GrpoConfig, LoraConfig, TrainingConfig
+from mlxmath.data.batches import Shape
+from mlxmath.kernels.portable import PortableKernels
+from mlxmath.lora.inject import inject
+from mlxmath.objectives.grpo import PolicyGradient
+from mlxmath.objectives.rewards import Rewards, Sample
+from mlxmath.objectives.rollout import Prompt
+from mlxmath.training.deadline import Deadline, StopRequest
+from mlxmath.training.fit import fit
+from mlxmath.training.gradients import choose_gradients
+from mlxmath.training.rollouts import RolloutReport, RolloutSource
+from mlxmath.training.workers import Workers
+from tests.commands import succeed
+from tests.conftest import make_tiny_llama
+
+WORDS = ("2", "3", "5", "7", "say", "so", "then", "</s>")
+PROMPTS = [Prompt(i, f"say {WORDS[i]}", WORDS[i], (4, i)) for i in range(4)]
+"""Each is to be answered with its second word."""
+RATE = 3e-2
+
+
+def constant(samples: list[Sample]) -> list[float]:
+    """The same for all."""
+    return [0.7] * len(samples)
+
+
+class Learner:
+    """A random model of eight words, to be taught by rewards."""
+
+    def __init__(self, *, reward: str, num_epochs: int) -> None:
+        backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="say"))
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        self.tokenizer = TokenizerWrapper(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>"))
+        self.model = make_tiny_llama(vocab_size=len(WORDS))
+        mx.random.seed(5)
+        inject(self.model, LoraConfig(rank=8))
+        config = GrpoConfig(num_generations=16, max_completion_length=4, num_iterations=2)
+        training = TrainingConfig(batch_size=32, grad_accumulation_steps=2, num_epochs=num_epochs)
+        self.reports: list[RolloutReport] = []
+        self.workers = Workers(
+            self.model, lambda m: choose_gradients(m, PolicyGradient(config), PortableKernels(), compiled=False)
+        )
+        self.source = RolloutSource(
+            self.workers, self.tokenizer, PROMPTS, config, training, Rewards({reward: 1.0}),
+            SimpleNamespace(tokens=1024, num_workers=1), Shape(8), concurrency=64, reference=None,
+            deadline=Deadline(1e9), stop=StopRequest(), listener=self.reports.append,
+        )  # fmt: skip
+
+    def arrays(self) -> dict[str, mx.array]:
+        return {name: mx.array(array) for name, array in tree_flatten(self.model.trainable_parameters())}
+
+    def learn(self) -> None:
+        optimizer = optim.AdamW(RATE)
+        optimizer.init(self.model.trainable_parameters())
+        fit(
+            self.workers, self.source.windows(0), optimizer, lambda _: RATE, max_grad_norm=1.0, deadline=Deadline(1e9),
+            stop=StopRequest(), hooks=(self.source.on_step,),
+        )  # fmt: skip
+
+
+def test_grpo_with_a_constant_reward_leaves_every_bit() -> None:
+    learner = Learner(reward=f"{__name__}:constant", num_epochs=2)
+    before = learner.arrays()
+    learner.learn()
+    assert len(learner.reports) == 2 and all(report.zero_variance == 1 for report in learner.reports)
+    after = learner.arrays()
+    assert before.keys() == after.keys() and all(mx.array_equal(before[name], after[name]) for name in before)
+
+
+def test_fine_tuning_answers_unseen_problems_that_the_base_cannot(tmp_path: Path) -> None:
+    succeed(tmp_path, "train", "--recipe", "demo", "--max-steps", "28", "--num-examples", "224")
+    succeed(tmp_path, "evaluate", "--compare", "--limit", "40", "--max-tokens", "60", "--run-name", "run")
+    results = json.loads((tmp_path / "evaluation_results" / "run" / "results.json").read_text())
+    (found,) = results["comparisons"]
+    assert found["low"] > 0.05 and found["p_value"] < 0.01 and found["fixed"] > found["broken"]
