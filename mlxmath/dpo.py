@@ -46,9 +46,10 @@ def dpo(resolved: Resolved, ranks: "Ranks") -> int:
         InputError: a setting is wrong, or has no use here.
         MlxmathError: see the parts.
     """
+    from mlxmath.material import check_pairs, read_pairs
     from mlxmath.objectives.dpo import METRICS, PreferenceOptimization, RowLogprobs
     from mlxmath.objectives.pair_sums import REWARDS
-    from mlxmath.session import Session, check_pairs, read_pairs
+    from mlxmath.session import Session
     from mlxmath.training.gradients import Gradients, choose_gradients
     from mlxmath.training.preferences import PreferenceGradients, ReferenceLogprobs, frozen
     from mlxmath.training.watching import CURVES, plot_pairs

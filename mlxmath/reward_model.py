@@ -46,9 +46,10 @@ def train_reward_model(resolved: Resolved, ranks: "Ranks") -> int:
         MlxmathError: see the parts.
     """
     from mlxmath.lora.adapter import REWARD_MODEL
+    from mlxmath.material import check_pairs, read_pairs
     from mlxmath.models.score import add_score_head
     from mlxmath.objectives.pair_sums import REWARDS
-    from mlxmath.session import Session, check_pairs, read_pairs
+    from mlxmath.session import Session
     from mlxmath.training.scoring import RewardGradients
     from mlxmath.training.watching import CURVES, plot_pairs
 

@@ -111,8 +111,9 @@ def train(resolved: Resolved, ranks: "Ranks") -> int:
             f"the settings of [{section}] are not for supervised fine-tuning; `mlxmath train` would ignore them. Use "
             f"`mlxmath {_COMMANDS.get(section, section)}`, or leave them out; --dry-run shows what they resolve to."
         )
+    from mlxmath.material import read_sequences
     from mlxmath.objectives.sft import SupervisedFineTuning
-    from mlxmath.session import Session, read_sequences
+    from mlxmath.session import Session
     from mlxmath.training.events import PLOT, plot_loss
     from mlxmath.training.gradients import choose_gradients
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import mlx.core as mx
 import mlx.optimizers as optim
+import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -19,6 +20,7 @@ from mlxmath.objectives.grpo import PolicyGradient
 from mlxmath.objectives.rewards import Rewards, Sample
 from mlxmath.objectives.rollout import Prompt
 from mlxmath.training.deadline import Deadline, StopRequest
+from mlxmath.training.drawing import Drawing, wrong_answers
 from mlxmath.training.fit import fit
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.rollouts import RolloutReport, RolloutSource
@@ -27,9 +29,9 @@ from tests.commands import succeed
 from tests.conftest import make_tiny_llama
 
 WORDS = ("2", "3", "5", "7", "say", "so", "then", "</s>")
-PROMPTS = [Prompt(i, f"say {WORDS[i]}", WORDS[i], (4, i)) for i in range(4)]
-"""Each is to be answered with its second word."""
-RATE = 3e-2
+PROMPTS = [Prompt(i, f"say {WORDS[i]}", "7", (4, i)) for i in range(4)]
+"""All with the same answer, which few of the words of a random model come to."""
+RATE = 0.1
 
 
 def constant(samples: list[Sample]) -> list[float]:
@@ -46,18 +48,26 @@ class Learner:
         self.tokenizer = TokenizerWrapper(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>"))
         self.model = make_tiny_llama(vocab_size=len(WORDS))
         mx.random.seed(5)
-        inject(self.model, LoraConfig(rank=8))
+        inject(self.model, LoraConfig(rank=8, targets=("q_proj", "v_proj", "mlp.*")))
         config = GrpoConfig(num_generations=16, max_completion_length=4, num_iterations=2)
         training = TrainingConfig(batch_size=32, grad_accumulation_steps=2, num_epochs=num_epochs)
         self.reports: list[RolloutReport] = []
         self.workers = Workers(
             self.model, lambda m: choose_gradients(m, PolicyGradient(config), PortableKernels(), compiled=False)
         )
-        self.source = RolloutSource(
-            self.workers, self.tokenizer, PROMPTS, config, training, Rewards({reward: 1.0}),
-            SimpleNamespace(tokens=1024, num_workers=1), Shape(8), concurrency=64, reference=None,
-            deadline=Deadline(1e9), stop=StopRequest(), listener=self.reports.append,
+        self.drawing = Drawing(
+            self.workers, self.tokenizer, config, Rewards({reward: 1.0}), seed=0, concurrency=64,
+            deadline=Deadline(1e9), stop=StopRequest(),
         )  # fmt: skip
+        self.source = RolloutSource(
+            self.workers, self.drawing, PROMPTS, config, training, SimpleNamespace(tokens=1024, num_workers=1),
+            Shape(8), reference=None, deadline=Deadline(1e9), stop=StopRequest(), listener=self.reports.append,
+        )  # fmt: skip
+
+    def share_right(self) -> float:
+        found = wrong_answers(self.workers, self.tokenizer, PROMPTS, 4, 64, lambda: False)
+        assert found is not None
+        return 1 - found[0]
 
     def arrays(self) -> dict[str, mx.array]:
         return {name: mx.array(array) for name, array in tree_flatten(self.model.trainable_parameters())}
@@ -78,6 +88,15 @@ def test_grpo_with_a_constant_reward_leaves_every_bit() -> None:
     assert len(learner.reports) == 2 and all(report.zero_variance == 1 for report in learner.reports)
     after = learner.arrays()
     assert before.keys() == after.keys() and all(mx.array_equal(before[name], after[name]) for name in before)
+
+
+def test_grpo_with_the_graders_reward_gives_more_right_answers() -> None:
+    learner = Learner(reward="correctness", num_epochs=16)
+    before = learner.share_right()
+    learner.learn()
+    rewards = [report.reward for report in learner.reports]
+    assert np.mean(rewards[-4:]) > np.mean(rewards[:4]) + 0.5, rewards
+    assert learner.share_right() >= before + 0.5
 
 
 def test_fine_tuning_answers_unseen_problems_that_the_base_cannot(tmp_path: Path) -> None:

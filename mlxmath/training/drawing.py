@@ -1,0 +1,152 @@
+"""Drawing completions and scoring them, on all ranks: each draws those of a part of the prompts, and all get all."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import astuple
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from mlxmath.config.schema import GrpoConfig
+from mlxmath.generation.engine import Completion, Sampling, generate_batch
+from mlxmath.grading import grade_many
+from mlxmath.objectives.rewards import Rewards, Scores
+from mlxmath.objectives.rollout import Prompt, roll_out
+from mlxmath.training.deadline import Deadline, StopRequest
+from mlxmath.training.workers import Workers
+
+
+class DrawingStopped(Exception):  # noqa: N818
+    """Completions were abandoned half-way."""
+
+
+class Drawing:
+    """Draws completions of prompts with the model as it is, and scores them.
+
+    Args:
+        workers: hold the model.
+        tokenizer: decodes and knows the stop tokens.
+        config: GRPO's settings.
+        rewards: score completions.
+        seed: of the run.
+        concurrency: sequences decoded together.
+        deadline: drawing that does not fit into the time left is abandoned.
+        stop: likewise.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        tokenizer: TokenizerWrapper,
+        config: GrpoConfig,
+        rewards: Rewards,
+        *,
+        seed: int,
+        concurrency: int,
+        deadline: Deadline,
+        stop: StopRequest,
+    ) -> None:
+        self._workers, self._ranks, self._tokenizer = workers, workers.ranks, tokenizer
+        self._config, self._rewards, self._seed, self._concurrency = config, rewards, seed, concurrency
+        self._deadline, self._stop = deadline, stop
+
+    def completions(self, prompts: Sequence[Prompt], rollout: int) -> list[Completion]:
+        """`num_generations` of each prompt, a prompt's own one after the other.
+
+        Raises:
+            DrawingStopped: on all ranks, if there is no time left or a signal came on any.
+        """
+
+        def look(_: int) -> None:
+            if self._stop or self._deadline.reached():
+                raise DrawingStopped
+
+        model, ranks = self._workers.model, self._ranks
+        drawn: list[Completion] | None = None
+        try:
+            look(0)
+            drawn = roll_out(
+                model, self._tokenizer, prompts[ranks.rank :: ranks.size], self._config, seed=self._seed,
+                step=rollout, concurrency=self._concurrency, on_step=look,
+            )  # fmt: skip
+        except DrawingStopped:
+            pass
+        finally:
+            model.train()
+            mx.clear_cache()
+        if ranks.any("drawn", drawn is None):
+            raise DrawingStopped
+        assert drawn is not None
+        return drawn if ranks.size == 1 else self._of_all(drawn, len(prompts))
+
+    def _of_all(self, drawn: list[Completion], num_prompts: int) -> list[Completion]:
+        """All ranks' completions in the order of the prompts, of which rank r drew every `size`-th from number r on."""
+        parts = self._ranks.gather("completions", [astuple(completion) for completion in drawn])
+        size = self._config.num_generations
+        found: list[Completion] = []
+        for number in range(num_prompts):
+            index, rank = divmod(number, self._ranks.size)
+            for values in parts[rank][index * size : (index + 1) * size]:
+                plain: list[Any] = [tuple(value) if isinstance(value, list) else value for value in values]
+                found.append(Completion(*plain))
+        return found
+
+    def scores(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Scores:
+        """Scored by rank 0 alone: a reward may look at the whole step, and a verifier's time limit is a clock's."""
+        size = self._config.num_generations
+        found: list[Any] | None = None
+        if self._ranks.first:
+            scores = self._rewards(
+                [(prompt.question, prompt.gold) for prompt in prompts for _ in range(size)],
+                [(c.text, len(c.drawn), c.finish_reason == "length") for c in completions],
+                self._config.max_completion_length,
+            )
+            if self._ranks.size == 1:
+                return scores
+            by_name = {name: values.tolist() for name, values in scores.by_name.items()}
+            found = [scores.total_R.tolist(), by_name, scores.num_timed_out]
+        total, by_name, num_timed_out = self._ranks.gather("scores", found)[0]
+        return Scores(np.array(total), {name: np.array(values) for name, values in by_name.items()}, num_timed_out)
+
+
+def wrong_answers(
+    workers: Workers,
+    tokenizer: TokenizerWrapper,
+    prompts: Sequence[Prompt],
+    max_tokens: int,
+    concurrency: int,
+    stopped: Callable[[], bool],
+) -> tuple[float, int] | None:
+    """The share of `prompts` whose most likely answer is wrong, and their number; None if `stopped()` came true.
+
+    Each rank asks a part of them; all get the same.
+    """
+    ranks, num_prompts = workers.ranks, len(prompts)
+    prompts = prompts[ranks.rank :: ranks.size]
+    found: list[Completion] | None = None
+    random_state = mx.array(mx.random.state[0])
+
+    def look(_: int) -> None:
+        if stopped():
+            raise DrawingStopped
+
+    try:
+        found = generate_batch(
+            workers.model, tokenizer, [prompt.tokens for prompt in prompts], Sampling(max_tokens),
+            concurrency=concurrency, on_step=look,
+        )  # fmt: skip
+    except DrawingStopped:
+        pass
+    finally:
+        workers.model.train()
+        mx.random.state[0][:] = random_state
+    if ranks.any("asked", found is None):
+        return None
+    assert found is not None
+    grades = grade_many(
+        [(completion.text, prompt.gold) for prompt, completion in zip(prompts, found, strict=True)],
+        truncated=[completion.finish_reason == "length" for completion in found],
+    )
+    num_wrong = sum(ranks.gather("wrong answers", sum(not grade.correct for grade in grades)))
+    return num_wrong / num_prompts, num_prompts

@@ -1,0 +1,44 @@
+"""What GRPO's KL is to: the model as it was at the start."""
+
+from typing import Any
+
+import mlx.core as mx
+
+from mlxmath.backends.ranks import Ranks
+from mlxmath.data.batches import Window
+from mlxmath.lora.inject import adapter_arrays
+from mlxmath.training.gradients import Gradients
+
+
+class Reference:
+    """Log-probabilities under the model as it was at the start: the base, or the adapter that the run started from.
+
+    Args:
+        model: at the start.
+        logprobs: computes `mlxmath.objectives.grpo.Logprobs` of a micro-batch.
+        ranks: each computes a part; all get all.
+    """
+
+    def __init__(self, model: Any, logprobs: Gradients, ranks: Ranks | None = None) -> None:
+        self._model, self._logprobs, self._ranks = model, logprobs, ranks or Ranks()
+        self._arrays = {name: mx.array(array) for name, array in adapter_arrays(model).items()}
+        mx.eval(list(self._arrays.values()))
+
+    def __call__(self, window: Window) -> dict[int, list[float]]:
+        """By the row of the window, of each of its targets."""
+        now = adapter_arrays(self._model)
+        self._model.load_weights(list(self._arrays.items()), strict=False)
+        self._model.eval()
+        found: dict[int, list[float]] = {}
+        ranks = self._ranks
+        try:
+            for index, ids in list(enumerate(window.micro_batches))[ranks.rank :: ranks.size]:
+                batch = window.batch(index)
+                values: list[float] = self._logprobs.loss(batch).tolist()
+                rows = batch.more["rows"].tolist()[: batch.num_targets]
+                for position, value in zip(rows, values, strict=False):
+                    found.setdefault(ids[position], []).append(value)
+        finally:
+            self._model.load_weights(list(now.items()), strict=False)
+            self._model.train()
+        return {row: values for part in ranks.gather("reference", list(found.items())) for row, values in part}
