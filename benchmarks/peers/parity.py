@@ -6,6 +6,7 @@ The CPU computes in float32, by its own kernels. The device does it twice, in fl
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ def run(job: Job) -> Result:
     backend = BACKENDS[job["backend"]]()
     device = backend.open(seed=0)
     default = mx.default_device()
-    cases, cpu = objectives(), CpuKernels(1)
-    rows = make_rows((SIZES | job["sizes"])["vocab_size"])
+    sizes: dict[str, Any] = SIZES | job["sizes"]
+    cases, cpu = objectives(sizes["hidden_size"]), CpuKernels(1)
+    rows = make_rows(sizes["vocab_size"])
     found: dict[str, Any] = {}
     for name, (objective, make) in cases.items():
         batch = make(rows, backend.bucket_multiple)
@@ -96,11 +98,13 @@ class Rows:
         return len(self._rows)
 
 
-def objectives() -> dict[str, tuple[Any, Any]]:
-    """By name: the objective, and what makes its batch of rows and the padding's multiple."""
-    from mlxmath.config.schema import GrpoConfig
+def objectives(width: int) -> dict[str, tuple[Any, Any]]:
+    """By name: the objective, and what makes its batch of rows and the padding's multiple. `width`: hidden states'."""
+    from mlxmath.config.schema import DpoConfig, GrpoConfig, RewardModelConfig
     from mlxmath.data.batches import Shape, make_batch, make_packed
+    from mlxmath.objectives.dpo import PreferenceOptimization
     from mlxmath.objectives.grpo import PolicyGradient
+    from mlxmath.objectives.reward_model import BradleyTerry
     from mlxmath.objectives.sft import SupervisedFineTuning
 
     def padded(rows: list[Any], multiple: int) -> Any:
@@ -120,6 +124,12 @@ def objectives() -> dict[str, tuple[Any, Any]]:
         "grpo, sequences": {"importance_sampling_level": "sequence", "epsilon_high": 0.3},
     }.items():
         cases[name] = (PolicyGradient(GrpoConfig(**settings)), drawn)
+    for loss_type in ("sigmoid", "ipo", "orpo"):
+        cases[f"dpo, {loss_type}"] = (
+            PreferenceOptimization(DpoConfig(loss_type=loss_type)),
+            partial(paired, width=width),
+        )
+    cases["reward model"] = (BradleyTerry(RewardModelConfig()), partial(paired, width=width, scored=True))
     return cases
 
 
@@ -144,6 +154,25 @@ def drawn(rows: list[Any], multiple: int) -> Any:
         )
     plan = ExperiencePlan(Experience(trajectories), TrainingConfig(), 1 << 20, Shape(multiple, 16))
     return plan.whole(0, 0).batch(0)
+
+
+def paired(rows: list[Any], multiple: int, *, width: int, scored: bool = False) -> Any:
+    """The rows as pairs with a reference, or for a score head."""
+    import mlx.core as mx
+    import numpy as np
+
+    from mlxmath.config.schema import TrainingConfig
+    from mlxmath.data.batches import Shape
+    from mlxmath.data.pairs import PairPlan, Pairs
+
+    rng = np.random.default_rng(4)
+    pairs = Pairs(Rows(rows[: len(rows) // 2 * 2]), scored=scored)
+    batch = PairPlan(pairs, TrainingConfig(), 1 << 20, Shape(multiple, 16)).window(np.arange(len(pairs)), 0, 0).batch(0)
+    more = {
+        "reference": mx.array(-6.9 * np.array(batch.more["counts"]) + rng.normal(size=2 * len(pairs)), mx.float32),
+        "score": mx.array(rng.normal(size=width) / 8, mx.float32),
+    }
+    return replace(batch, more={**batch.more, **more})
 
 
 def gradients_of(

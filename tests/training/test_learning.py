@@ -95,7 +95,7 @@ def test_grpo_with_the_graders_reward_gives_more_right_answers() -> None:
     before = learner.share_right()
     learner.learn()
     rewards = [report.reward for report in learner.reports]
-    assert np.mean(rewards[-4:]) > np.mean(rewards[:4]) + 0.5, rewards
+    assert np.mean(rewards[-4:]) > np.mean(rewards[:4]) + 0.3, rewards
     assert learner.share_right() >= before + 0.5
 
 
