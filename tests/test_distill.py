@@ -169,6 +169,7 @@ def check_dataset(folder: Path, responses: list[dict[str, Any]]) -> None:
 
 def test_ctrl_c_waits_for_what_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ENVIRONMENT, "TEACHER_KEY", KEY)
+    monkeypatch.setenv("TEACHER_KEY", KEY)
 
     def slowly(request: Request, body: dict[str, Any], attempt: int) -> None:
         time.sleep(0.3)
@@ -306,6 +307,7 @@ def test_mistakes_are_one_line(
 
 def test_a_second_process_is_turned_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ENVIRONMENT, "TEACHER_KEY", KEY)
+    monkeypatch.setenv("TEACHER_KEY", KEY)
 
     def slowly(request: Request, body: dict[str, Any], attempt: int) -> None:
         time.sleep(0.2)

@@ -83,7 +83,7 @@ def test_the_margin_rises_and_a_run_leaves_metrics_and_curves(place: Path) -> No
     assert held_out[-1]["loss"] < held_out[0]["loss"] and held_out[-1]["margin"] > held_out[0]["margin"]
     assert Path("adapters/curves.png").read_bytes().startswith(b"\x89PNG")
     record = json.loads(Path("adapters/run.json").read_text())
-    assert record["status"] == "finished" and record["data"]["training_pairs"] == 8
+    assert record["status"] == "finished" and record["data"]["training_rows"] == 8
     assert record["validation"]["best"]["step"] == 4 and Path("adapters/best/adapters.safetensors").exists()
     assert 'loss_type = "sigmoid"' in Path("adapters/run.toml").read_text()
 
@@ -200,7 +200,7 @@ def test_bad_input_is_one_clear_error_or_a_counted_skip(place: Path) -> None:
     write_lines(Path("mixed.jsonl"), rows)
     short = ("--num-epochs", "1", "--max-steps", "1")
     result = invoke(dpo, *SMALL, *short, "--dataset", "mixed.jsonl")
-    assert "2 pairs, 1 steps" in result.output
+    assert "2 pairs, " in result.output and "1 steps of" in result.output
     assert "left out: 1 pair with a completion that is too long" in result.output
     assert "1 unusable: chosen and rejected are the same" in result.output
     assert "1 unusable: empty chosen completion" in result.output

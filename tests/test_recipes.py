@@ -292,7 +292,7 @@ def test_demo_trains_what_its_recipe_says(monkeypatch: pytest.MonkeyPatch) -> No
     from mlxmath.demo.__main__ import main
 
     seen = []
-    monkeypatch.setattr(train, "train", lambda resolved: seen.append(resolved) or 3)
+    monkeypatch.setattr(train, "train", lambda resolved, ranks: seen.append(resolved) or 3)
     invoke(main, "--adapter-path", "elsewhere", code=3)
     assert seen[0].config == settings({"recipe": DEMO, "training__adapter_path": "elsewhere"}).config
 

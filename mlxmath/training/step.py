@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-from mlx.utils import tree_flatten, tree_map, tree_map_with_path
+from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_unflatten
 
 from mlxmath.backends.ranks import Ranks
 from mlxmath.data.batches import Batch, Window
@@ -84,8 +84,8 @@ def accumulate(workers: Workers, window: Window, stopped: Callable[[], bool] = l
 
 def _nothing(model: nn.Module) -> WindowSum:
     """The sums over no rows."""
-    zeros = tree_map(lambda parameter: mx.zeros(parameter.shape, mx.float32), model.trainable_parameters())
-    return WindowSum(0.0, zeros, 0, 0, ())
+    zeros = [(name, mx.zeros(array.shape, mx.float32)) for name, array in tree_flatten(model.trainable_parameters())]
+    return WindowSum(0.0, tree_unflatten(zeros), 0, 0, ())
 
 
 def over_ranks(sums: WindowSum, ranks: Ranks, num_metrics: int) -> WindowSum:

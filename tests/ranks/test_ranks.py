@@ -24,7 +24,7 @@ TRAIN = (
 GRPO = (
     "--model", "demo", "--dtype", "float32", "--dataset", "demo", "--num-examples", "12", "--max-seq-len", "160",
     "--max-completion-length", "8", "--num-generations", "4", "--batch-size", "8", "--grad-accumulation-steps", "1",
-    "--learning-rate", "1e-3", "--reward", "variety:variety", "--reward", "repetition=0.5", "--num-iterations", "2",
+    "--learning-rate", "2e-4", "--reward", "variety:variety", "--reward", "repetition=0.5", "--num-iterations", "2",
     "--beta", "0.05", "--validation-split", "2", "--eval-every", "3", "--max-steps", "6",
     "--adapter-path", "improved",
 )  # fmt: skip
@@ -130,7 +130,8 @@ def test_reinforcement_learning_is_that_of_one_process(
     ended_well(alone, "grpo", 1)
     folder: Path = request.getfixturevalue(ranks)
     ended_well(folder, "grpo", size)
-    assert max(float(np.abs(array).max()) for array in adapters(alone, "improved").values()) > 1e-3
+    trained = adapters(alone, "improved").items()
+    assert max(float(np.abs(array).max()) for name, array in trained if name.endswith("lora_b")) > 5e-4
     assert largest_difference(adapters(alone, "improved"), adapters(folder, "improved")) < 1e-5
     one, other = (events(each, "improved", "rollout") for each in (alone, folder))
     names = ("reward", "completions", "tokens", "example", "mean_length")
