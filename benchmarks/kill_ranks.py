@@ -93,8 +93,8 @@ def lose(folder: Path, size: int, chance: random.Random, how: str, *, first: boo
             )
     patience = time.monotonic() + 120
     # usually once it trains and saves; now and then while it prepares (before the ranks have met, it is mlx.launch
-    # that ends the others)
-    if first or chance.random() < 0.8:
+    # that ends the others; a stopped one is missed after a minute then, since loading libraries looks like that too)
+    if first or chance.random() < 0.8 or how == "SIGSTOP":
         while max(_numbers(folder), default=0) <= before and time.monotonic() < patience:
             time.sleep(0.01)
         time.sleep(chance.random())
