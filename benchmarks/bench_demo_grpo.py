@@ -2,8 +2,8 @@
 
     python benchmarks/bench_demo_grpo.py
 
-Trains the start (`train --recipe demo --max-steps 28`), improves it (`grpo --recipe demo-grpo`), once more
-with a reward that is always 1, and asks all three the same problems. Writes benchmarks/results/demo_grpo.json.
+Trains the start (`train --recipe demo --max-steps 28`), improves it (`grpo --recipe demo-grpo`) twice, and once
+with a reward that is always 1, and asks all the same problems. Writes benchmarks/results/demo_grpo.json.
 """
 
 import argparse
@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import common
 
 LIMIT_S = 1500
-START, IMPROVED, CONTROL = "adapters", "adapters-grpo", "adapters-control"
+START, IMPROVED, AGAIN, CONTROL = "adapters", "adapters-grpo", "adapters-again", "adapters-control"
 
 
 def main() -> None:
@@ -32,13 +32,16 @@ def main() -> None:
         seconds = {
             "start": command(folder, "train", "--recipe", "demo", "--max-steps", "28"),
             "grpo": command(folder, "grpo", "--recipe", "demo-grpo"),
+            "again": command(folder, "grpo", "--recipe", "demo-grpo", "--adapter-path", AGAIN),
             "control": command(
                 folder, "grpo", "--recipe", "demo-grpo", "--reward", "control:one", "--num-examples", "64",
                 "--adapter-path", CONTROL,
             ),
         }  # fmt: skip
         results = {adapter: compare(folder, adapter) for adapter in (IMPROVED, CONTROL)}
+        first, second = ((folder / adapter / "adapters.safetensors").read_bytes() for adapter in (IMPROVED, AGAIN))
     record = {"what": __doc__.splitlines()[0], "seconds": seconds, "against the start": results}
+    record["the same adapters when repeated"] = first == second
     common.save_json(arguments.output, record | {"machine": common.machine(("mlx", "mlx-lm", "mlxmath"))})
     rows = [[adapter, *(f"{found[key]:.3f}" for key in ("start", "after", "difference", "low", "high"))]
             for adapter, found in results.items()]  # fmt: skip

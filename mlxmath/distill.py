@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxmath import options
-from mlxmath.config.schema import DistillationConfig, RunConfig
+from mlxmath.config.answering import DistillationConfig
+from mlxmath.config.schema import RunConfig
 from mlxmath.console import say, warn
 from mlxmath.errors import InputError
 

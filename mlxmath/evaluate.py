@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxmath import __version__, options
-from mlxmath.config.schema import EvaluationConfig, RunConfig
+from mlxmath.config.answering import EvaluationConfig
+from mlxmath.config.schema import RunConfig
 from mlxmath.console import say
 from mlxmath.errors import InputError, MlxmathError
 

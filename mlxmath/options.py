@@ -10,8 +10,10 @@ from typing import Any, Literal, TypeVar
 import click
 from pydantic.fields import FieldInfo
 
+from mlxmath.config.answering import DistillationConfig
 from mlxmath.config.load import RECIPES, Layer, Resolved, file_layer, option_name, recipe_layer, resolve, set_layer
-from mlxmath.config.schema import DistillationConfig, DpoConfig, RewardModelConfig, RunConfig
+from mlxmath.config.objectives import DpoConfig, RewardModelConfig
+from mlxmath.config.schema import RunConfig
 from mlxmath.console import fail, say
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.problems.prompts import get_template

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxmath import options
-from mlxmath.config.schema import DEMO, DataConfig, ModelConfig
+from mlxmath.config.schema import DataConfig, ModelConfig
+from mlxmath.config.section import DEMO
 from mlxmath.console import duration, say, size, warn
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.files import sha256

@@ -14,7 +14,8 @@ from click.testing import CliRunner, Result
 import mlxmath.weights.hub as hub
 from mlxmath import infer, recipes, train
 from mlxmath.config.load import RECIPES, TRAINED_FROM, recipe_path
-from mlxmath.config.schema import DEMO, RunConfig, Section
+from mlxmath.config.schema import RunConfig
+from mlxmath.config.section import DEMO, Section
 from mlxmath.errors import MlxmathError
 from mlxmath.options import settings
 from tests.problems.test_sources import write_lines

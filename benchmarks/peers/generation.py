@@ -60,7 +60,7 @@ def evaluation(job: Job) -> Draw:
 
 def rollouts(job: Job) -> Draw:
     """As `mlxmath grpo` does it: several of each prompt, sampled, with their log-probabilities."""
-    from mlxmath.config.schema import GrpoConfig
+    from mlxmath.config.objectives import GrpoConfig
     from mlxmath.objectives.rollout import Prompt, roll_out
 
     model, tokenizer = _ours(job)

@@ -100,7 +100,7 @@ class Rows:
 
 def objectives(width: int) -> dict[str, tuple[Any, Any]]:
     """By name: the objective, and what makes its batch of rows and the padding's multiple. `width`: hidden states'."""
-    from mlxmath.config.schema import DpoConfig, GrpoConfig, RewardModelConfig
+    from mlxmath.config.objectives import DpoConfig, GrpoConfig, RewardModelConfig
     from mlxmath.data.batches import Shape, make_batch, make_packed
     from mlxmath.objectives.dpo import PreferenceOptimization
     from mlxmath.objectives.grpo import PolicyGradient

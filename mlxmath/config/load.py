@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from mlxmath.config.explain import nearest, sentence, validate
-from mlxmath.config.schema import RunConfig, Section
+from mlxmath.config.schema import RunConfig
+from mlxmath.config.section import Section
 from mlxmath.config.toml import Place, line_of, read_toml, write_toml
 from mlxmath.errors import InputError
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mlxmath import options
-from mlxmath.config.schema import DEMO
+from mlxmath.config.section import DEMO
 from mlxmath.errors import MlxmathError
 
 

@@ -6,7 +6,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mlxmath.config.schema import DataConfig, DistillationConfig
+from mlxmath.config.answering import DistillationConfig
+from mlxmath.config.schema import DataConfig
 from mlxmath.distillation.card import Tally
 from mlxmath.distillation.filter import NOT_ANSWERED, NOT_BEST, REPEATED, Candidate, choose, judge, pair, pair_row
 from mlxmath.distillation.questions import Task, gold_answer, question_key

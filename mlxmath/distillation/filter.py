@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlxmath.config.schema import DistillationConfig
+from mlxmath.config.answering import DistillationConfig
 from mlxmath.grading import doubt, faithfulness, grade_many
 from mlxmath.grading.extract import after_thinking
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlxmath.config.schema import DistillationConfig, RuntimeConfig
+from mlxmath.config.answering import DistillationConfig
+from mlxmath.config.schema import RuntimeConfig
 from mlxmath.console import say
 from mlxmath.data.render import encode_prompt, load_tokenizer
 from mlxmath.distillation.endpoint import Answer, with_thinking

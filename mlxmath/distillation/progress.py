@@ -5,7 +5,7 @@ import time
 
 from tqdm import tqdm
 
-from mlxmath.config.schema import DistillationConfig
+from mlxmath.config.answering import DistillationConfig
 from mlxmath.console import duration, say
 
 _EVERY_S = 10.0

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from mlxmath.config.schema import DistillationConfig
+from mlxmath.config.answering import DistillationConfig
 from mlxmath.console import say, warn
 from mlxmath.distillation.endpoint import Answer, Endpoint, RefusedError, TemporaryError
 from mlxmath.distillation.pace import Pace

@@ -11,7 +11,7 @@ import mlx.core as mx
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlxmath.backends.base import Backend, DeviceInfo
-from mlxmath.config.schema import EvaluationConfig
+from mlxmath.config.answering import EvaluationConfig
 from mlxmath.console import say
 from mlxmath.data.render import load_tokenizer
 from mlxmath.evaluation.benchmarks import Item, LoadedBenchmark

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mlxmath.config.schema import DEMO, SourceConfig
+from mlxmath.config.schema import SourceConfig
+from mlxmath.config.section import DEMO
 from mlxmath.errors import InputError
 from mlxmath.grading.extract import extract
 from mlxmath.problems.columns import SkippedRowError, find_columns, make_problem

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxmath.config.schema import DpoConfig
+from mlxmath.config.objectives import DpoConfig
 from mlxmath.data.batches import Batch
 from mlxmath.kernels.base import Kernels
 from mlxmath.models.split import Head

@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxmath.config.schema import GrpoConfig
+from mlxmath.config.objectives import GrpoConfig
 from mlxmath.data.batches import Batch
 from mlxmath.kernels.base import Kernels
 from mlxmath.models.split import Head

@@ -12,7 +12,7 @@ from typing import NoReturn
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxmath.config.schema import RewardModelConfig
+from mlxmath.config.objectives import RewardModelConfig
 from mlxmath.data.batches import Batch
 from mlxmath.errors import MlxmathError
 from mlxmath.kernels.base import Kernels

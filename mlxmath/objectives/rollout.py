@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlxmath.config.schema import GrpoConfig
+from mlxmath.config.objectives import GrpoConfig
 from mlxmath.generation.engine import Completion, Sampling, generate_batch, seed_of
 
 

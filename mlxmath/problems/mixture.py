@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxmath.config.schema import DEMO, DataConfig
+from mlxmath.config.schema import DataConfig
+from mlxmath.config.section import DEMO
 from mlxmath.console import warn
 from mlxmath.problems.decontaminate import open_benchmarks
 from mlxmath.problems.draw import Ids, draw, ranks_of, sizes

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
 from mlxmath.config.explain import check_section, nearest
-from mlxmath.config.schema import Section
+from mlxmath.config.section import Section
 from mlxmath.config.toml import read_toml
 from mlxmath.errors import InputError
 from mlxmath.problems.columns import SkippedRowError

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mlxmath.config.schema import DEMO, DataConfig, SourceConfig
+from mlxmath.config.schema import DataConfig, SourceConfig
+from mlxmath.config.section import DEMO
 from mlxmath.console import warn
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.problems.columns import Columns, SkippedRowError, find_columns, make_problem

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlxmath.config.schema import GrpoConfig
+from mlxmath.config.objectives import GrpoConfig
 from mlxmath.generation.engine import Completion, Sampling, generate_batch
 from mlxmath.grading import grade_many
 from mlxmath.objectives.rewards import Rewards, Scores

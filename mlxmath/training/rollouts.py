@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mlxmath.config.schema import GrpoConfig, TrainingConfig
+from mlxmath.config.objectives import GrpoConfig
+from mlxmath.config.schema import TrainingConfig
 from mlxmath.console import say
 from mlxmath.data.batches import Shape, Window
 from mlxmath.generation.engine import Completion

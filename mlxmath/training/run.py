@@ -12,7 +12,8 @@ from mlxmath import __version__
 from mlxmath.backends.base import DeviceInfo
 from mlxmath.backends.ranks import Ranks
 from mlxmath.config.load import Resolved
-from mlxmath.config.schema import DEMO, RunConfig
+from mlxmath.config.schema import RunConfig
+from mlxmath.config.section import DEMO
 from mlxmath.console import say, warn
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.files import atomic_json, atomic_write, disk_errors, read_json, remove_leftovers

@@ -13,7 +13,8 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxmath.config.schema import RewardModelConfig, TrainingConfig
+from mlxmath.config.objectives import RewardModelConfig
+from mlxmath.config.schema import TrainingConfig
 from mlxmath.data.batches import Batch, Shape, WindowPlan
 from mlxmath.data.cache import TokenRows
 from mlxmath.data.pairs import LastTokens

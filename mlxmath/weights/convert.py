@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from mlxmath.config.schema import DEMO, ModelConfig
+from mlxmath.config.schema import ModelConfig
+from mlxmath.config.section import DEMO
 from mlxmath.console import say, warn
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.files import sha256

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mlxmath.config.schema import DEMO
+from mlxmath.config.section import DEMO
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.weights.source import FORMATS, weight_files
 

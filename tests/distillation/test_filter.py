@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mlxmath.config.schema import DistillationConfig
+from mlxmath.config.answering import DistillationConfig
 from mlxmath.distillation.filter import NOT_BEST, REPEATED, Candidate, Judged, choose, judge
 from mlxmath.grading import doubt, grade
 

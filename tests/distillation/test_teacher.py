@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mlxmath.config.schema import DistillationConfig
+from mlxmath.config.answering import DistillationConfig
 from mlxmath.distillation.endpoint import Endpoint
 from mlxmath.distillation.pace import Pace
 from mlxmath.distillation.questions import Question, Task

@@ -7,7 +7,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlxmath.config.schema import DpoConfig
+from mlxmath.config.objectives import DpoConfig
 from mlxmath.data.batches import Batch
 from mlxmath.kernels.cpu import CpuKernels
 from mlxmath.kernels.portable import PortableKernels

@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxmath.config.schema import GrpoConfig
+from mlxmath.config.objectives import GrpoConfig
 from mlxmath.data.batches import Batch
 from mlxmath.kernels.cpu import CpuKernels
 from mlxmath.kernels.portable import PortableKernels

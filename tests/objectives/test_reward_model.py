@@ -7,7 +7,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlxmath.config.schema import RewardModelConfig
+from mlxmath.config.objectives import RewardModelConfig
 from mlxmath.data.batches import Batch
 from mlxmath.kernels.portable import PortableKernels
 from mlxmath.models.split import Head

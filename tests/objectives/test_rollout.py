@@ -10,7 +10,7 @@ import pytest
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from scipy.stats import chisquare
 
-from mlxmath.config.schema import GrpoConfig
+from mlxmath.config.objectives import GrpoConfig
 from mlxmath.generation.engine import Sampling, generate_batch, stream
 from mlxmath.objectives.rollout import Prompt, roll_out
 from tests.conftest import make_tiny_llama

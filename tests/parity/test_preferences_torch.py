@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxmath.config.schema import DpoConfig, RewardModelConfig, TrainingConfig
+from mlxmath.config.objectives import DpoConfig, RewardModelConfig
+from mlxmath.config.schema import TrainingConfig
 from mlxmath.data.batches import Shape, Window
 from mlxmath.data.pairs import PairPlan, Pairs
 from mlxmath.kernels.cpu import CpuKernels

@@ -12,7 +12,8 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mlxmath.config.schema import GrpoConfig, LoraConfig, TrainingConfig
+from mlxmath.config.objectives import GrpoConfig
+from mlxmath.config.schema import LoraConfig, TrainingConfig
 from mlxmath.data.batches import Shape
 from mlxmath.kernels.portable import PortableKernels
 from mlxmath.lora.inject import inject

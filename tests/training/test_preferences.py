@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxmath.config.schema import DpoConfig, LoraConfig, RewardModelConfig, TrainingConfig
+from mlxmath.config.objectives import DpoConfig, RewardModelConfig
+from mlxmath.config.schema import LoraConfig, TrainingConfig
 from mlxmath.data.batches import Shape, Window
 from mlxmath.data.codec import load_tokenizer
 from mlxmath.data.pairs import PairPlan, Pairs

@@ -13,7 +13,8 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlxmath.config.schema import GrpoConfig, LoraConfig, TrainingConfig
+from mlxmath.config.objectives import GrpoConfig
+from mlxmath.config.schema import LoraConfig, TrainingConfig
 from mlxmath.data.batches import Shape, Window
 from mlxmath.kernels.cpu import CpuKernels
 from mlxmath.kernels.portable import PortableKernels

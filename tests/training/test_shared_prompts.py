@@ -9,7 +9,8 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import mamba
 
-from mlxmath.config.schema import GrpoConfig, LoraConfig, TrainingConfig
+from mlxmath.config.objectives import GrpoConfig
+from mlxmath.config.schema import LoraConfig, TrainingConfig
 from mlxmath.data.batches import Shape
 from mlxmath.kernels.cpu import CpuKernels
 from mlxmath.kernels.portable import PortableKernels
