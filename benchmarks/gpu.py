@@ -157,7 +157,8 @@ def described(options: argparse.Namespace, scale: Scale, shapes: dict[str, Shape
     if "tests" in options.parts:
         lines += [f"  tests of {', '.join(names)}: at most {limit_s:.0f} s" for names, limit_s in scale.tests]
     if "parity" in options.parts:
-        lines.append("  parity with the CPU: sft, packed rows, 4-bit weights, grpo's and dpo's losses, a reward model's: at most 120 s")
+        what = "sft, packed rows, 4-bit weights, grpo's and dpo's losses, a reward model's"
+        lines.append(f"  parity with the CPU: {what}: at most 120 s")
     for name, shape in shapes.items():
         size = gigabytes(shape.num_parameters * (4 if dtype == "float32" else 2))
         rows, limit_s = dict(scale.rows)[name], dict(scale.run_s)[name]
