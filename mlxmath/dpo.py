@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 from mlxmath import options
 from mlxmath.config.load import TRAINED_FROM, Resolved
-from mlxmath.console import say
 
 if TYPE_CHECKING:
     from mlxmath.backends.ranks import Ranks
@@ -22,16 +21,8 @@ def main(**values: Any) -> None:
     The dataset has the columns prompt (or question, problem …), chosen and rejected, as text or as messages;
     `mlxmath distill` makes such pairs. Batch sizes count pairs.
     """
-    from mlxmath.backends.ranks import join
-
     resolved = options.settings(values)
-    with join() as ranks:
-        say("settings:")
-        for line in resolved.lines((*TRAINED_FROM, "dpo")):
-            say(line)
-        exit_code = dpo(resolved, ranks)
-    if exit_code:
-        raise SystemExit(exit_code)
+    options.run_with_ranks(dpo, resolved, (*TRAINED_FROM, "dpo"))
 
 
 def dpo(resolved: Resolved, ranks: "Ranks") -> int:

@@ -37,20 +37,12 @@ SECTIONS = (*TRAINED_FROM, "grpo")
 )  # fmt: skip
 def main(rewards: tuple[str, ...], **values: Any) -> None:
     """Improve an adapter by group-relative policy optimization (GRPO) on problems with known answers."""
-    from mlxmath.backends.ranks import join
-
     if rewards:
         pairs = dict(map(_weighted, rewards))
         entries = ", ".join(f'"{name}" = {weight!r}' for name, weight in pairs.items())
         values["set"] = (*(values.get("set") or ()), f"grpo.reward_weights={{ {entries} }}")
     resolved = options.settings(values)
-    with join() as ranks:
-        say("settings:")
-        for line in resolved.lines(SECTIONS):
-            say(line)
-        exit_code = grpo(resolved, ranks)
-    if exit_code:
-        raise SystemExit(exit_code)
+    options.run_with_ranks(grpo, resolved, SECTIONS)
 
 
 def _weighted(text: str) -> tuple[str, float]:

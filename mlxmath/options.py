@@ -5,7 +5,7 @@ import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 from pydantic.fields import FieldInfo
@@ -17,6 +17,9 @@ from mlxmath.config.schema import RunConfig
 from mlxmath.console import fail, say
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.problems.prompts import get_template
+
+if TYPE_CHECKING:
+    from mlxmath.backends.ranks import Ranks
 
 F = TypeVar("F", bound=Callable[..., Any])
 VERBOSE = "mlxmath.verbose"
@@ -239,6 +242,23 @@ class Command(click.Command):
                 traceback.print_exc()
             fail(f"{type(error).__name__}: {error} (this is a defect in mlxmath; --verbose shows where)")
             ctx.exit(1)
+
+
+def run_with_ranks(run: Callable[[Resolved, "Ranks"], int], resolved: Resolved, sections: tuple[str, ...]) -> None:
+    """Show the settings of `sections` and run, together with the other processes if a launcher started several.
+
+    Raises:
+        SystemExit: `run` returned another exit code than 0.
+    """
+    from mlxmath.backends.ranks import join
+
+    with join() as ranks:
+        say("settings:")
+        for line in resolved.lines(sections):
+            say(line)
+        exit_code = run(resolved, ranks)
+    if exit_code:
+        raise SystemExit(exit_code)
 
 
 def command(name: str, **kwargs: Any) -> Callable[[Callable[..., Any]], click.Command]:

@@ -23,16 +23,8 @@ def main(**values: Any) -> None:
     The dataset is as for `mlxmath dpo`. With --validation-split or --validation-dataset its accuracy on held-out pairs
     is told. Use it with `mlxmath grpo --reward model:FOLDER`.
     """
-    from mlxmath.backends.ranks import join
-
     resolved = options.settings(values)
-    with join() as ranks:
-        say("settings:")
-        for line in resolved.lines((*TRAINED_FROM, "reward_model")):
-            say(line)
-        exit_code = train_reward_model(resolved, ranks)
-    if exit_code:
-        raise SystemExit(exit_code)
+    options.run_with_ranks(train_reward_model, resolved, (*TRAINED_FROM, "reward_model"))
 
 
 def train_reward_model(resolved: Resolved, ranks: "Ranks") -> int:

@@ -35,19 +35,11 @@ _COMMANDS = {"distillation": "distill", "evaluation": "evaluate"}
 @click.option("--dry-run", is_flag=True, help="Print the settings and the memory that the run takes; start nothing.")
 def main(debug: bool, dry_run: bool, **values: Any) -> None:
     """Fine-tune LoRA adapters on a dataset of problems and solutions."""
-    from mlxmath.backends.ranks import join
-
     resolved = options.settings(values, debug=debug)
     if dry_run:
         show(resolved)
         return
-    with join() as ranks:
-        say("settings:")
-        for line in resolved.lines(TRAINED_FROM):
-            say(line)
-        exit_code = train(resolved, ranks)
-    if exit_code:
-        raise SystemExit(exit_code)
+    options.run_with_ranks(train, resolved, TRAINED_FROM)
 
 
 def show(resolved: Resolved) -> None:
