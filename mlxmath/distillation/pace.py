@@ -2,12 +2,19 @@
 
 import threading
 import time
+from collections.abc import Callable
 
 
 class Pace:
-    """Spaces requests evenly, and holds all of them while the endpoint asks for it."""
+    """Spaces requests evenly, and holds all of them while the endpoint asks for it.
 
-    def __init__(self, per_minute: float | None = None) -> None:
+    Args:
+        per_minute: requests; None for no limit.
+        clock: seconds, never going back.
+    """
+
+    def __init__(self, per_minute: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._interval = 60 / per_minute if per_minute else 0.0
         self._next = 0.0
         self._lock = threading.Lock()
@@ -16,7 +23,7 @@ class Pace:
         """Wait for this thread's turn; False if `stop` was set first."""
         while not stop.is_set():
             with self._lock:
-                now = time.monotonic()
+                now = self._clock()
                 if now >= self._next:
                     self._next = now + self._interval
                     return True
@@ -27,4 +34,4 @@ class Pace:
     def hold(self, seconds: float) -> None:
         """Let nobody ask for so long."""
         with self._lock:
-            self._next = max(self._next, time.monotonic() + seconds)
+            self._next = max(self._next, self._clock() + seconds)

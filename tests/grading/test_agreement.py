@@ -1,7 +1,6 @@
 """Verdicts against published ones: real model answers, reference solutions, math_verify's own cases."""
 
 import json
-import time
 from pathlib import Path
 
 from mlxmath.grading import grade, grade_many
@@ -22,12 +21,9 @@ def test_graded_answers() -> None:
 def test_gsm8k_reference_solutions() -> None:
     problems = [row["answer"] for split in ("train", "test") for row in gsm8k(split)]
     golds = [text.rpartition("####")[2].strip() for text in problems]
-    start = time.process_time()
     verdicts = [grade(text, gold) for text, gold in zip(problems, golds, strict=True)]
-    seconds = time.process_time() - start
     assert len(problems) == 8792
     assert all(verdict.correct and verdict.rule == "####" for verdict in verdicts)
-    assert seconds / len(problems) < 1e-3
     shifted = [grade(text, gold).correct for text, gold in zip(problems[1:], golds, strict=False)]
     same = [a.replace(",", "") == b.replace(",", "") for a, b in zip(golds[1:], golds, strict=False)]
     assert shifted == same
