@@ -124,7 +124,7 @@ def test_all_end_before_an_error_is_raised(uneven_rows: FakeRows) -> None:
 
 
 def test_results_come_in_the_shares_order_and_at_once() -> None:
-    meeting = threading.Barrier(3, timeout=10)
+    meeting = threading.Barrier(3, timeout=60)
 
     def work(_: Gradients, share: int) -> int:
         meeting.wait()
