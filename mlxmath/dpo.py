@@ -10,19 +10,14 @@ if TYPE_CHECKING:
 
 
 @options.command("dpo", shared=True)
-@options.configured
-@options.setting_options(
-    *options.MODEL, *options.MODEL_WRITE, *options.PAIRS, *options.LORA, *options.TRAINING, *options.DPO,
-    *options.RUNTIME, *options.SCHEDULING,
-)  # fmt: skip
+@options.training_options(options.PAIRS, options.DPO)
 def main(**values: Any) -> None:
     """Tune an adapter on pairs of a preferred and a rejected completion (DPO, IPO or ORPO).
 
     The dataset has the columns prompt (or question, problem …), chosen and rejected, as text or as messages;
     `mlxmath distill` makes such pairs. Batch sizes count pairs.
     """
-    resolved = options.settings(values)
-    options.run_with_ranks(dpo, resolved, (*TRAINED_FROM, "dpo"))
+    options.run_with_ranks(dpo, options.settings(values), (*TRAINED_FROM, "dpo"))
 
 
 def dpo(resolved: Resolved, ranks: "Ranks") -> int:
@@ -31,43 +26,40 @@ def dpo(resolved: Resolved, ranks: "Ranks") -> int:
     The reference is the model at the start: the base without adapters, or that of `training.init_adapter`.
 
     Returns:
-        0; 1 if it diverged; 128 + the signal's number if a signal ended the run (saved, to be resumed).
+        See `mlxmath.session.training.Outcome`.
 
     Raises:
         InputError: a setting is wrong, or has no use here.
         MlxmathError: see the parts.
     """
-    from mlxmath.material import check_pairs, read_pairs
     from mlxmath.objectives.dpo import METRICS, PreferenceOptimization, RowLogprobs
-    from mlxmath.objectives.pair_sums import REWARDS
-    from mlxmath.session import Session
+    from mlxmath.session.course import over_rows
+    from mlxmath.session.material import check_pairs, read_pairs
+    from mlxmath.session.opening import Session, add_adapters
+    from mlxmath.session.training import train
     from mlxmath.training.gradients import Gradients, choose_gradients
     from mlxmath.training.preferences import PreferenceGradients, ReferenceLogprobs, frozen
-    from mlxmath.training.watching import CURVES, plot_pairs
+    from mlxmath.training.watching import pair_rewards
     from mlxmath.training.workers import replica
 
     check_pairs(resolved, "dpo")
     config = resolved.config
-    needs_reference = config.dpo.loss_type != "orpo"
-    from_base = needs_reference and not config.training.init_adapter
-    session = Session(resolved, ranks, read_pairs, "dpo", keep_base=from_base, reference=needs_reference)
-    kernels = session.kernels
-    reference = frozen(session.base or session.model) if needs_reference else None
-    kept = ReferenceLogprobs()
+    needs_reference, from_base = config.dpo.loss_type != "orpo", not config.training.init_adapter
+    session = Session(resolved, ranks, read_pairs, "dpo")
+    reference = frozen(session.model) if needs_reference and from_base else None
+    adapters = add_adapters(session, start_counts=needs_reference)
+    if needs_reference and not from_base:
+        reference = frozen(session.model)
+    policy_of, kept = session.gradients(PreferenceOptimization(config.dpo)), ReferenceLogprobs()
 
     def gradients_of(model: Any) -> Gradients:
-        policy = choose_gradients(
-            model, PreferenceOptimization(config.dpo), kernels, compiled=session.backend.supports("compile"),
-            checkpoint_every=config.training.grad_checkpoint,
-        )  # fmt: skip
+        policy = policy_of(model)
         if reference is None:
             return policy
-        return PreferenceGradients(
-            policy, choose_gradients(replica(reference), RowLogprobs(), kernels, compiled=False), kept
-        )
+        logprobs = choose_gradients(replica(reference), RowLogprobs(), session.kernels, compiled=False)
+        return PreferenceGradients(policy, logprobs, kept)
 
-    ending = session.train(gradients_of, plot_pairs, CURVES, metrics=METRICS, shown=REWARDS, parts=[kept])
-    return session.exit_code(ending)
+    return train(session, adapters, gradients_of, over_rows(session, pair_rewards(METRICS), [kept])).exit_code
 
 
 if __name__ == "__main__":

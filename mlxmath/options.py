@@ -195,6 +195,12 @@ def settings(values: dict[str, Any], *, debug: bool = False) -> Resolved:
     return resolved
 
 
+def training_options(data: tuple[str, ...], own: tuple[str, ...] = ()) -> Callable[[F], F]:
+    """Add the options of a command that trains: those of its data, its objective, and all that they share."""
+    settings = setting_options(*MODEL, *MODEL_WRITE, *data, *LORA, *TRAINING, *own, *RUNTIME, *SCHEDULING)
+    return lambda command: configured(settings(command))
+
+
 class Command(click.Command):
     """A click command whose failures are one line: usage exits with 2, anything else with 1.
 

@@ -12,56 +12,47 @@ if TYPE_CHECKING:
 
 
 @options.command("reward-model", shared=True)
-@options.configured
-@options.setting_options(
-    *options.MODEL, *options.MODEL_WRITE, *options.PAIRS, *options.LORA, *options.TRAINING, *options.REWARD_MODEL,
-    *options.RUNTIME, *options.SCHEDULING,
-)  # fmt: skip
+@options.training_options(options.PAIRS, options.REWARD_MODEL)
 def main(**values: Any) -> None:
     """Train a model that scores completions, on pairs of a preferred and a rejected one (Bradley-Terry).
 
     The dataset is as for `mlxmath dpo`. With --validation-split or --validation-dataset its accuracy on held-out pairs
     is told. Use it with `mlxmath grpo --reward model:FOLDER`.
     """
-    resolved = options.settings(values)
-    options.run_with_ranks(train_reward_model, resolved, (*TRAINED_FROM, "reward_model"))
+    options.run_with_ranks(train_reward_model, options.settings(values), (*TRAINED_FROM, "reward_model"))
 
 
 def train_reward_model(resolved: Resolved, ranks: "Ranks") -> int:
     """Run it; the adapter and the score head are in `training.adapter_path` of rank 0 afterwards.
 
     Returns:
-        0; 1 if it diverged; 128 + the signal's number if a signal ended the run (saved, to be resumed).
+        See `mlxmath.session.training.Outcome`.
 
     Raises:
         InputError: a setting is wrong, or has no use here.
         MlxmathError: see the parts.
     """
     from mlxmath.lora.adapter import REWARD_MODEL
-    from mlxmath.material import check_pairs, read_pairs
     from mlxmath.models.score import add_score_head
     from mlxmath.objectives.pair_sums import REWARDS
-    from mlxmath.session import Session
+    from mlxmath.objectives.reward_model import BradleyTerry
+    from mlxmath.session.course import over_rows
+    from mlxmath.session.material import check_pairs, read_pairs
+    from mlxmath.session.opening import Session, add_adapters
+    from mlxmath.session.training import train
     from mlxmath.training.scoring import RewardGradients
-    from mlxmath.training.watching import CURVES, plot_pairs
+    from mlxmath.training.watching import pair_rewards
 
     check_pairs(resolved, "reward_model")
-    config = resolved.config
-    session = Session(resolved, ranks, partial(read_pairs, scored=True), "reward_model", **{REWARD_MODEL: True})
+    session = Session(resolved, ranks, partial(read_pairs, scored=True), "reward_model")
+    adapters = add_adapters(session, **{REWARD_MODEL: True})
     add_score_head(session.model)
-    ending = session.train(
-        lambda model: RewardGradients(
-            model, config.reward_model, session.kernels, compiled=session.backend.supports("compile"),
-            checkpoint_every=config.training.grad_checkpoint,
-        ),
-        plot_pairs,
-        CURVES,
-        metrics=REWARDS,
-        shown=REWARDS,
-    )  # fmt: skip
-    if ending in ("finished", "early_stopped"):
-        say(f"use it: python -m mlxmath.grpo --reward model:{config.training.adapter_path}")
-    return session.exit_code(ending)
+    scores_of = session.gradients(BradleyTerry(resolved.config.reward_model))
+    course_of = over_rows(session, pair_rewards(REWARDS))
+    outcome = train(session, adapters, lambda model: RewardGradients(model, scores_of), course_of)
+    if outcome.is_complete:
+        say(f"use it: python -m mlxmath.grpo --reward model:{session.folder}")
+    return outcome.exit_code
 
 
 if __name__ == "__main__":

@@ -1,6 +1,4 @@
-"""`mlxmath train`: fine-tune LoRA adapters. The order of things is in `mlxmath.session`, the loop in
-`mlxmath.training.fit`.
-"""
+"""`mlxmath train`: fine-tune LoRA adapters. How a run goes is told in `mlxmath.session`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,16 +19,7 @@ _COMMANDS = {"distillation": "distill", "evaluation": "evaluate"}
 
 
 @options.command("train", shared=True)
-@options.configured
-@options.setting_options(
-    *options.MODEL,
-    *options.MODEL_WRITE,
-    *options.DATA,
-    *options.LORA,
-    *options.TRAINING,
-    *options.RUNTIME,
-    *options.SCHEDULING,
-)
+@options.training_options(options.DATA)
 @click.option("--debug", is_flag=True, help="The bundled model, ten problems, a few seconds.")
 @click.option("--dry-run", is_flag=True, help="Print the settings and the memory that the run takes; start nothing.")
 def main(debug: bool, dry_run: bool, **values: Any) -> None:
@@ -92,7 +81,7 @@ def train(resolved: Resolved, ranks: "Ranks") -> int:
     """Run a whole fine-tuning; the adapters are in `training.adapter_path` of rank 0 afterwards.
 
     Returns:
-        0; 1 if it diverged; 128 + the signal's number if a signal ended the run (saved, to be resumed).
+        See `mlxmath.session.training.Outcome`.
 
     Raises:
         InputError: a setting is wrong, or has no use here.
@@ -103,25 +92,18 @@ def train(resolved: Resolved, ranks: "Ranks") -> int:
             f"the settings of [{section}] are not for supervised fine-tuning; `mlxmath train` would ignore them. Use "
             f"`mlxmath {_COMMANDS.get(section, section)}`, or leave them out; --dry-run shows what they resolve to."
         )
-    from mlxmath.material import read_sequences
     from mlxmath.objectives.sft import SupervisedFineTuning
-    from mlxmath.session import Session
-    from mlxmath.training.events import PLOT, plot_loss
-    from mlxmath.training.gradients import choose_gradients
+    from mlxmath.session.course import over_rows
+    from mlxmath.session.material import read_sequences
+    from mlxmath.session.opening import Session, add_adapters
+    from mlxmath.session.training import train as train_session
 
     session = Session(resolved, ranks, read_sequences)
-    training = resolved.config.training
-    ending = session.train(
-        lambda model: choose_gradients(
-            model, SupervisedFineTuning(), session.kernels, compiled=session.backend.supports("compile"),
-            checkpoint_every=training.grad_checkpoint,
-        ),
-        plot_loss,
-        PLOT,
-    )  # fmt: skip
-    if ending in ("finished", "early_stopped"):
-        say(f'try: python -m mlxmath.infer --adapter-path {training.adapter_path} --prompt "What is 12 + 7?"')
-    return session.exit_code(ending)
+    adapters = add_adapters(session)
+    outcome = train_session(session, adapters, session.gradients(SupervisedFineTuning()), over_rows(session))
+    if outcome.is_complete:
+        say(f'try: python -m mlxmath.infer --adapter-path {session.folder} --prompt "What is 12 + 7?"')
+    return outcome.exit_code
 
 
 if __name__ == "__main__":

@@ -54,6 +54,9 @@ class Stateful(Protocol):
     def files(self) -> dict[str, Path]:
         """Files to be kept with the checkpoint, by their name there."""
 
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to where the checkpoint was."""
+
 
 def save_checkpoint(
     folder: Path,

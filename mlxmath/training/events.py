@@ -1,4 +1,4 @@
-"""What a run leaves for people and programs to look at: events.jsonl, run.json, loss.png, a progress line."""
+"""What a run tells people and programs as it goes on: events.jsonl and a progress line."""
 
 import contextlib
 import json
@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mlxmath.backends.base import Backend
@@ -22,10 +20,6 @@ from mlxmath.training.fit import StepReport
 from mlxmath.training.validation import Measurement
 
 EVENTS = "events.jsonl"
-RUN = "run.json"
-PLOT = "loss.png"
-PLOTTED_SPANS = 1000
-"""A longer run is drawn as this many spans of steps."""
 
 
 class EventLog:
@@ -171,52 +165,6 @@ class ProgressBar:
     def close(self) -> None:
         """Remove the bar."""
         self._bar.close()
-
-
-def plot_loss(events: Path, path: Path) -> None:
-    """Draw the loss of each step (in a long run its range over spans of steps), smoothed, and on held-out rows."""
-    os.environ.setdefault("MPLBACKEND", "Agg")
-    from matplotlib.figure import Figure
-
-    curves: dict[str, list[tuple[int, float]]] = {"step": [], "validation": []}
-    for event in read_events(events):
-        if event["event"] in curves and event.get("loss") is not None:
-            curves[event["event"]].append((event["step"], event["loss"]))
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    if curves["step"]:
-        steps, losses = np.array(curves["step"]).T
-        smoothed = _smooth(losses)
-        starts = np.unique(np.linspace(0, len(steps), min(len(steps), PLOTTED_SPANS), endpoint=False, dtype=np.int64))
-        ends = np.append(starts[1:], len(steps)) - 1
-        low, high = np.minimum.reduceat(losses, starts), np.maximum.reduceat(losses, starts)
-        if len(starts) == len(steps):
-            axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=1, label="each step")
-        else:
-            axes.fill_between(steps[ends], low, high, color="tab:blue", alpha=0.2, linewidth=0, label="range of steps")
-        axes.plot(steps[ends], smoothed[ends], color="tab:blue", linewidth=2, label="training, smoothed")
-    if curves["validation"]:
-        steps, losses = np.array(curves["validation"]).T
-        best = int(losses.argmin())
-        marker = "o" if len(steps) <= 50 else None
-        axes.plot(steps, losses, color="tab:orange", marker=marker, markersize=4, linewidth=2, label="held-out rows")
-        lowest = f"lowest: {losses[best]:.4f} at step {steps[best]:.0f}"
-        axes.plot(steps[best], losses[best], "*", color="tab:red", markersize=12, label=lowest)
-    axes.set(xlabel="optimizer step", ylabel="loss (nats a target token)", title="Loss")
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend()
-    with atomic_file(path) as file:
-        figure.savefig(file, format="png", dpi=120)
-
-
-def _smooth(values: NDArray[np.float64], decay: float = 0.9) -> NDArray[np.float64]:
-    """Exponential moving average, corrected for its start at zero."""
-    smoothed, average = np.empty(len(values)), 0.0
-    for i, value in enumerate(values.tolist()):
-        average = decay * average + (1 - decay) * value
-        smoothed[i] = average / (1 - decay ** (i + 1))
-    return smoothed
 
 
 def _named(names: Sequence[str], values: Sequence[float]) -> str:

@@ -12,7 +12,7 @@ from mlxmath import __version__
 from mlxmath.backends.base import DeviceInfo
 from mlxmath.backends.ranks import Ranks
 from mlxmath.config.load import Resolved
-from mlxmath.config.schema import RunConfig
+from mlxmath.config.schema import RunConfig, TrainingConfig
 from mlxmath.config.section import DEMO
 from mlxmath.console import say, warn
 from mlxmath.errors import InputError, MlxmathError
@@ -20,16 +20,17 @@ from mlxmath.files import atomic_json, atomic_write, disk_errors, read_json, rem
 from mlxmath.lora.adapter import CONFIG, WEIGHTS, save_config
 from mlxmath.lora.inject import Injected
 from mlxmath.training.checkpoint import FOLDER, Checkpoint, newest_checkpoint
+from mlxmath.training.curves import CURVES_PLOT, LOSS_PLOT
 from mlxmath.training.deadline import StopRequest
-from mlxmath.training.events import EVENTS, PLOT, RUN
+from mlxmath.training.events import EVENTS
 from mlxmath.training.fit import Ending
 from mlxmath.training.validation import BEST
-from mlxmath.training.watching import CURVES
 
+RUN = "run.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 _OF_ONE_HOST = ("adapter_path", "init_adapter", "resume", "validation_dataset", "save_every", "keep_checkpoints")
 """Settings of [training] that may differ between the ranks of a run: paths, and what rank 0 alone does."""
-_OURS = (WEIGHTS, CONFIG, EVENTS, PLOT, CURVES, RUN, FOLDER, BEST, CHAT_TEMPLATE)
+_OURS = (WEIGHTS, CONFIG, EVENTS, LOSS_PLOT, CURVES_PLOT, RUN, FOLDER, BEST, CHAT_TEMPLATE)
 
 
 def agree(ranks: Ranks, config: RunConfig, device: DeviceInfo, fixed: dict[str, Any]) -> None:
@@ -47,6 +48,18 @@ def agree(ranks: Ranks, config: RunConfig, device: DeviceInfo, fixed: dict[str, 
     training = config.training.model_dump(mode="json")
     settings = {f"training.{name}": value for name, value in training.items() if name not in _OF_ONE_HOST}
     ranks.agree("settings", fixed | settings | {"backend": device.backend, "type": device.compute_dtype})
+
+
+def check_initial_adapter(training: TrainingConfig) -> None:
+    """Refuse to write over the adapter that the run starts from.
+
+    Raises:
+        InputError: it is in the run's own folder.
+    """
+    if training.init_adapter and Path(training.init_adapter).resolve() == Path(training.adapter_path).resolve():
+        raise InputError(
+            f"--init-adapter and --adapter-path are both {training.adapter_path}; write the result to another folder."
+        )
 
 
 def claim(config: RunConfig) -> Checkpoint | None:

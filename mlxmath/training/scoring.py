@@ -3,7 +3,7 @@
 Shapes: N target positions, D hidden width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxmath.config.objectives import RewardModelConfig
 from mlxmath.config.schema import TrainingConfig
 from mlxmath.data.batches import Batch, Shape, WindowPlan
 from mlxmath.data.cache import TokenRows
@@ -22,7 +21,7 @@ from mlxmath.data.render import encode_prompt
 from mlxmath.kernels.base import Kernels
 from mlxmath.lora.adapter import load_reward_model
 from mlxmath.objectives.pair_sums import REWARDS
-from mlxmath.objectives.reward_model import BradleyTerry, Scores
+from mlxmath.objectives.reward_model import Scores
 from mlxmath.objectives.rewards import Sample
 from mlxmath.problems.problem import Problem
 from mlxmath.problems.prompts import get_template, recorded_template
@@ -35,21 +34,16 @@ class RewardGradients:
 
     The gradient of the score head comes out of the loss itself, so that the rest of the model is computed the way that
     is best for the device, which may know of nothing outside the blocks.
+
+    Args:
+        model: with a score head.
+        scores_of: makes the loss and gradients of `mlxmath.objectives.reward_model.BradleyTerry`, for a model whose
+            score head is frozen.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        config: RewardModelConfig,
-        kernels: Kernels,
-        *,
-        compiled: bool = False,
-        checkpoint_every: int = 0,
-    ) -> None:
+    def __init__(self, model: nn.Module, scores_of: Callable[[nn.Module], Gradients]) -> None:
         model.score.freeze()
-        self._inner = choose_gradients(
-            model, BradleyTerry(config), kernels, compiled=compiled, checkpoint_every=checkpoint_every
-        )
+        self._inner = scores_of(model)
         model.score.unfreeze()
         self._model = model
         self.how, self.takes_parts = self._inner.how, self._inner.takes_parts

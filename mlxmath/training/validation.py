@@ -9,7 +9,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,10 @@ from mlxmath.training.workers import Workers
 
 BEST = "best"
 """Folder of the best adapters, in the adapter folder."""
+Measure = Callable[[Callable[[], bool]], tuple[float, int, *tuple[float, ...]] | None]
+"""Given `stopped`: a number to be low, how many items it is the mean of, and means of other things; None if `stopped()`
+came true. All ranks call it, and get the same."""
+
 _SAVED_BEST = "best.safetensors"
 _SECTION = "validation"
 
@@ -110,8 +113,8 @@ class Validation:
     All ranks measure together and find the same; rank 0 keeps the best adapters and tells the listeners.
 
     Args:
-        workers: compute loss sums; their model holds the adapters.
-        windows: the held-out rows, batched as in training; without any, nothing is ever measured.
+        workers: their model holds the adapters.
+        measure: what is measured, such as `mean_loss`; None: nothing ever is.
         folder: the adapter folder, with its adapter_config.json.
         config: `eval_every`, `early_stopping_patience` and `early_stopping_min_delta`.
         windows_per_epoch: steps from one epoch's end to the next.
@@ -119,14 +122,12 @@ class Validation:
         deadline: a measurement that does not fit into the time left is abandoned, and with it the run.
         stop: likewise.
         listeners: told of each measurement, on rank 0.
-        measure: what is measured instead of the loss on `windows`: given `stopped`, a number to be low, how many items
-            it is the mean of, and means of other things, or None if `stopped()` came true.
     """
 
     def __init__(
         self,
         workers: Workers,
-        windows: Sequence[Window],
+        measure: Measure | None,
         folder: Path,
         config: TrainingConfig,
         *,
@@ -135,11 +136,8 @@ class Validation:
         deadline: Deadline,
         stop: StopRequest,
         listeners: Sequence[Callable[[Measurement], None]] = (),
-        measure: Callable[[Callable[[], bool]], tuple[float, int, *tuple[float, ...]] | None] | None = None,
     ) -> None:
         self._workers, self._folder, self._ranks = workers, folder, workers.ranks
-        if measure is None and windows:
-            measure = partial(mean_loss, workers, windows)
         self._measured = measure
         self._config, self._windows_per_epoch, self._total_steps = config, windows_per_epoch, total_steps
         self._deadline, self._stop = deadline, stop

@@ -1,35 +1,115 @@
-"""What runs show beside their loss: GRPO's live view on a terminal and lines in a log; events, curves."""
+"""What runs tell of themselves: a line on rows, a live view or lines on GRPO's rollouts; events and curves of both."""
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 
 from mlxmath.console import duration, say
-from mlxmath.files import atomic_file
 from mlxmath.grading import grade
 from mlxmath.objectives.grpo import METRICS
 from mlxmath.objectives.pair_sums import REWARDS
+from mlxmath.training.curves import CURVES_PLOT, LOSS_PLOT, plot_loss, plot_pairs, plot_rollouts
 from mlxmath.training.deadline import Deadline
-from mlxmath.training.events import EventLog, read_events
+from mlxmath.training.events import EventLog, ProgressBar
 from mlxmath.training.fit import StepReport
 from mlxmath.training.live import LiveView
 from mlxmath.training.rollouts import RolloutReport
-from mlxmath.training.validation import Measurement
+from mlxmath.training.validation import Best, Measurement
 
-CURVES = "curves.png"
 _EXAMPLE_CHARACTERS = 300
 _EXAMPLE_EVERY = 10
 """Rollouts between two completions that are shown in a log."""
 
-Curves = dict[str, list[tuple[int, float]]]
-"""(step, value) by name."""
+
+class Watch(Protocol):
+    """Tells people and programs how a run goes, on rank 0; as a context manager it holds the terminal."""
+
+    events: EventLog
+    advice: str
+    """What helps when the run diverges."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def on_step(self, report: StepReport) -> None:
+        """Record an optimizer step."""
+
+    def on_validation(self, measurement: Measurement) -> None:
+        """Record a measurement on what is held out."""
+
+    def best(self, best: Best, folder: Path) -> str:
+        """A sentence on the best adapters, which are in `folder`."""
+
+    def plot(self, folder: Path) -> None:
+        """Draw the curves into the run's folder."""
+
+    def facts(self) -> dict[str, Any]:
+        """What run.json is to hold at the end."""
 
 
-class Watch:
-    """Writes a run's events and tells of each rollout and what was learned from it.
+@dataclass(frozen=True)
+class Display:
+    """What is shown of a run on rows."""
+
+    plot: Callable[[Path, Path], None]
+    """Draws the curves of a run's events into a file."""
+    picture: str
+    """The name of that file."""
+    metrics: Sequence[str] = ()
+    """Names of what the gradients report beside the loss."""
+    shown: Sequence[str] = ()
+    """The first of them, which the terminal shows too."""
+
+
+LOSS = Display(plot_loss, LOSS_PLOT)
+
+
+def pair_rewards(metrics: Sequence[str]) -> Display:
+    """For pairs: `metrics` begin with `mlxmath.objectives.pair_sums.REWARDS`."""
+    return Display(plot_pairs, CURVES_PLOT, metrics, REWARDS)
+
+
+class RowWatch:
+    """Of a run on rows: its events and its progress line; see `Watch`."""
+
+    def __init__(self, events: EventLog, progress: ProgressBar, display: Display, advice: str) -> None:
+        self.events, self._progress, self._display, self.advice = events, progress, display, advice
+
+    def __enter__(self) -> "RowWatch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.close()
+
+    def on_step(self, report: StepReport) -> None:
+        """See `Watch`."""
+        self.events.on_step(report)
+        self._progress.on_step(report)
+
+    def on_validation(self, measurement: Measurement) -> None:
+        """See `Watch`."""
+        self.events.on_validation(measurement)
+        self._progress.on_validation(measurement)
+
+    def best(self, best: Best, folder: Path) -> str:
+        """See `Watch`."""
+        return f"the lowest validation loss, {best.loss:.4f}, was at step {best.step}: --adapter-path {folder}"
+
+    def plot(self, folder: Path) -> None:
+        """See `Watch`."""
+        self._display.plot(self.events.path, folder / self._display.picture)
+
+    def facts(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+
+class RolloutWatch:
+    """Writes a GRPO run's events and tells of each rollout and what was learned from it; see `Watch`.
 
     As a context manager it holds the live view, if there is a terminal.
 
@@ -41,14 +121,16 @@ class Watch:
         console: a terminal for the live view; without it, there are lines on standard error.
     """
 
+    advice = "Lower --learning-rate."
+
     def __init__(
         self, events: EventLog, total_steps: int, first_step: int, deadline: Deadline, console: Console | None = None
     ) -> None:
-        self._events, self._total, self._first, self._deadline = events, total_steps, first_step, deadline
+        self.events, self._total, self._first, self._deadline = events, total_steps, first_step, deadline
         self._view = None if console is None else LiveView(console, total_steps)
         self.num_timed_out = 0
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "RolloutWatch":
         if self._view:
             self._view.__enter__()
         return self
@@ -63,7 +145,7 @@ class Watch:
         question, gold, completion, reward = report.example
         found = grade(completion, gold, truncated=report.example_truncated)
         rate = report.num_tokens / report.seconds
-        self._events.write(
+        self.events.write(
             "rollout", step=report.step + 1, rollout=report.rollout, reward=report.reward,
             rewards=dict(report.rewards), completions=report.num_completions, tokens=report.num_tokens,
             zero_variance=report.zero_variance, truncated=report.truncated, mean_length=report.mean_length,
@@ -105,7 +187,7 @@ class Watch:
         named = dict(zip(METRICS, report.metrics, strict=True))
         step, rate = report.position.step, report.num_tokens / report.seconds
         left_s = self._left_s(step)
-        self._events.write(
+        self.events.write(
             "step", step=step, epoch=report.position.epoch, loss=report.loss,
             grad_norm=report.grad_norm, learning_rate=report.learning_rate, tokens=report.num_tokens,
             targets=report.num_targets, seconds=round(report.seconds, 4), tokens_per_second=round(rate, 1),
@@ -131,7 +213,7 @@ class Watch:
     def on_validation(self, measurement: Measurement) -> None:
         """Record the share of right answers to the held-out problems."""
         accuracy = 1 - measurement.loss
-        self._events.write(
+        self.events.write(
             "validation", step=measurement.step, epoch=measurement.epoch, accuracy=accuracy,
             problems=measurement.num_targets, seconds=round(measurement.seconds, 4), best=measurement.is_best,
         )  # fmt: skip
@@ -139,6 +221,18 @@ class Watch:
             f"step {measurement.step}/{self._total}: {accuracy:.1%} of {measurement.num_targets:,} held-out problems "
             f"right, in {duration(measurement.seconds)}{', the best so far' if measurement.is_best else ''}"
         )
+
+    def best(self, best: Best, folder: Path) -> str:
+        """See `Watch`."""
+        return f"the best, {1 - best.loss:.1%} of the held-out problems, was at step {best.step}: {folder}"
+
+    def plot(self, folder: Path) -> None:
+        """See `Watch`."""
+        plot_rollouts(self.events.path, folder / CURVES_PLOT)
+
+    def facts(self) -> dict[str, Any]:
+        """See `Watch`."""
+        return {"answers_timed_out": self.num_timed_out}
 
     def _progress(self, step: int, last: str) -> str:
         left_s = self._left_s(step)
@@ -151,67 +245,3 @@ class Watch:
         if not done:
             return None
         return max(0.0, min(self._deadline.left_s, self._deadline.elapsed_s / done * (self._total - step)))
-
-
-def plot_curves(events: Path, path: Path) -> None:
-    """Draw rewards, lengths, groups without variance, entropy, KL and clipping over the steps."""
-    curves: Curves = {}
-
-    def add(name: str, event: dict[str, Any], value: float | None) -> None:
-        if value is not None:
-            curves.setdefault(name, []).append((event["step"], value))
-
-    rewards: set[str] = set()
-    for event in read_events(events):
-        if event["event"] == "validation":
-            add("held-out accuracy", event, event["accuracy"])
-        for name in ("reward", "zero_variance", "truncated", "mean_length") if event["event"] == "rollout" else ():
-            add(name, event, event[name])
-        for name, value in event["rewards"].items() if event["event"] == "rollout" else ():
-            rewards.add(f"reward: {name}")
-            add(f"reward: {name}", event, value)
-        for name in ("clipped", "kl", "entropy") if event["event"] == "step" else ():
-            add(name, event, event[name])
-    panels = (
-        ("reward", ["reward", *sorted(rewards), "held-out accuracy"]),
-        ("tokens", ["mean_length"]),
-        ("share", ["zero_variance", "truncated", "clipped"]),
-        ("nats a token", ["entropy", "kl"]),
-    )
-    _draw(curves, panels, path)
-
-
-def plot_pairs(events: Path, path: Path) -> None:
-    """Draw the loss, the rewards and how often the chosen completion is ahead, of training and held-out pairs."""
-    curves: Curves = {}
-    for event in read_events(events):
-        prefix = {"step": "", "validation": "held-out "}.get(event["event"])
-        for name in ("loss", *REWARDS) if prefix is not None else ():
-            if event.get(name) is not None:
-                curves.setdefault(f"{prefix}{name}", []).append((event["step"], event[name]))
-    panels = [
-        (label, [f"{prefix}{name}" for name in names for prefix in ("", "held-out ")])
-        for label, names in (
-            ("loss (nats a pair)", ["loss"]), ("reward", ["chosen_reward", "rejected_reward"]), ("margin", ["margin"]),
-            ("share of pairs", ["accuracy"]),
-        )
-    ]  # fmt: skip
-    _draw(curves, panels, path)
-
-
-def _draw(curves: Curves, panels: Sequence[tuple[str, Sequence[str]]], path: Path) -> None:
-    """Four panels: the label and the curves of each."""
-    os.environ.setdefault("MPLBACKEND", "Agg")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 7), layout="constrained")
-    for axes, (label, names) in zip(figure.subplots(2, 2).flat, panels, strict=True):
-        for name in names:
-            if name in curves:
-                axes.plot(*zip(*curves[name], strict=True), label=name.replace("_", " "), linewidth=1.5)
-        axes.set(xlabel="optimizer step", ylabel=label)
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend()
-    with atomic_file(path) as file:
-        figure.savefig(file, format="png", dpi=120)

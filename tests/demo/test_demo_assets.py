@@ -13,13 +13,8 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from mlxmath.demo.word_problems import (
-    LARGEST_NUMBER,
-    SMALLEST_NUMBER,
-    make_problem_sets,
-    normalise_question,
-    problem_stream,
-)
+from mlxmath.demo.story import LARGEST_NUMBER, SMALLEST_NUMBER
+from mlxmath.demo.word_problems import make_problem_sets, normalise_question, problem_stream
 
 DEMO = Path(__file__).parents[2] / "mlxmath" / "demo"
 MODEL = DEMO / "model"

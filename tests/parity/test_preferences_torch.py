@@ -1,5 +1,6 @@
 """Preference losses and a reward model through a whole Llama with LoRA, against torch and peft."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mlxmath.kernels.portable import PortableKernels
 from mlxmath.models.load import load_model
 from mlxmath.models.score import add_score_head
 from mlxmath.objectives.dpo import PreferenceOptimization, RowLogprobs
+from mlxmath.objectives.reward_model import BradleyTerry
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.preferences import PreferenceGradients, ReferenceLogprobs, frozen
 from mlxmath.training.scoring import RewardGradients
@@ -105,8 +107,9 @@ def test_reward_model(tmp_path: Path, rows: FakeRows) -> None:
     ours, theirs = both_models(tmp_path, TARGETS)
     add_score_head(ours)
     score = torch.tensor(np.array(ours.score.weight[0]), requires_grad=True)
-    config = RewardModelConfig(center_rewards_coefficient=0.02)
-    workers = Workers(ours, lambda model: RewardGradients(model, config, CpuKernels()))
+    objective = BradleyTerry(RewardModelConfig(center_rewards_coefficient=0.02))
+    scores_of = partial(choose_gradients, objective=objective, kernels=CpuKernels(), compiled=False)
+    workers = Workers(ours, lambda model: RewardGradients(model, scores_of))
     found = accumulate(workers, window_of(rows, scored=True))
     hidden = [
         theirs.base_model.model.model(torch.tensor(tokens.astype(np.int64))[None]).last_hidden_state[0, -1]

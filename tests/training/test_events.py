@@ -12,8 +12,9 @@ import pytest
 
 from mlxmath.backends.base import MemoryStats
 from mlxmath.training import events
+from mlxmath.training.curves import plot_loss
 from mlxmath.training.deadline import Deadline
-from mlxmath.training.events import EventLog, ProgressBar, plot_loss, read_events
+from mlxmath.training.events import EventLog, ProgressBar, read_events
 from mlxmath.training.fit import Position, StepReport
 from mlxmath.training.validation import Best, Measurement
 

@@ -1,5 +1,6 @@
 """Preference and reward-model gradients on a model: the reference, micro-batches, workers, scores as rewards."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from mlxmath.lora.inject import adapter_arrays, inject, open_blocks
 from mlxmath.models.score import add_score_head
 from mlxmath.objectives.dpo import PreferenceOptimization, RowLogprobs
 from mlxmath.objectives.pair_sums import REWARDS
-from mlxmath.objectives.reward_model import Scores
+from mlxmath.objectives.reward_model import BradleyTerry, Scores
 from mlxmath.objectives.rewards import Sample
 from mlxmath.training.checkpoint import Checkpoint
 from mlxmath.training.fit import Position
@@ -198,7 +199,8 @@ def reward_model() -> nn.Module:
 def test_reward_gradients_equal_plain_autodiff(rows: FakeRows, kernels: Any, compiled: bool, count: int) -> None:
     config = RewardModelConfig(center_rewards_coefficient=0.05)
     model = reward_model()
-    workers = Workers(model, lambda each: RewardGradients(each, config, kernels, compiled=compiled), count)
+    scores_of = partial(choose_gradients, objective=BradleyTerry(config), kernels=kernels, compiled=compiled)
+    workers = Workers(model, lambda each: RewardGradients(each, scores_of), count)
     if isinstance(kernels, CpuKernels):
         assert workers.how.startswith("block by block")
     model.train()

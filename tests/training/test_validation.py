@@ -6,6 +6,7 @@ import math
 import shutil
 import signal
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +161,10 @@ def test_training_is_bit_identical_with_and_without(uneven_rows: FakeRows, tmp_p
     measurements: list[Measurement] = []
     config = TrainingConfig(validation_split=0.1, eval_every=2)
     save_config(tmp_path, adapter_config(LORA, ("self_attn.q_proj", "self_attn.v_proj")))
+    workers = workers_of(model)
     validation = Validation(
-        workers_of(model), windows_of(uneven_rows), tmp_path, config, windows_per_epoch=5, total_steps=10,
-        deadline=Deadline(1e9), stop=StopRequest(), listeners=[measurements.append],
+        workers, partial(mean_loss, workers, windows_of(uneven_rows)), tmp_path, config, windows_per_epoch=5,
+        total_steps=10, deadline=Deadline(1e9), stop=StopRequest(), listeners=[measurements.append],
     )  # fmt: skip
     found_losses, found = train(uneven_rows, tmp_path, model, validation)
     assert found_losses == losses
@@ -182,8 +184,9 @@ class Scripted:
         save_config(folder, adapter_config(LORA, ("self_attn.q_proj", "self_attn.v_proj")))
         self.measurements: list[Measurement] = []
         rows = FakeRows([np.array([1, 2])], [np.array([0, 1])])
+        workers = Workers(self.model, lambda _: self)  # type: ignore[arg-type, return-value]
         self.validation = Validation(
-            Workers(self.model, lambda _: self), windows_of(rows), folder,  # type: ignore[arg-type, return-value]
+            workers, partial(mean_loss, workers, windows_of(rows)), folder,
             TrainingConfig(**{"validation_split": 1, "eval_every": 1} | changes), windows_per_epoch=4, total_steps=10,
             deadline=self.deadline, stop=self.stop, listeners=[self.measurements.append],
         )  # fmt: skip
@@ -260,7 +263,7 @@ def test_when_it_is_measured(tmp_path: Path, eval_every: int | None, expected: l
 def test_without_held_out_rows_nothing_is_measured(tmp_path: Path) -> None:
     model = adapted()
     validation = Validation(
-        workers_of(model), [], tmp_path, TrainingConfig(), windows_per_epoch=1, total_steps=1,
+        workers_of(model), None, tmp_path, TrainingConfig(), windows_per_epoch=1, total_steps=1,
         deadline=Deadline(1e9), stop=StopRequest(),
     )  # fmt: skip
     assert validation.on_step(StepReport(Position(step=1), 1.0, 1.0, 1e-3, 1, 1, 0.1, applied=True)) is None

@@ -14,7 +14,7 @@ from mlxmath.training.events import EventLog
 from mlxmath.training.fit import Position, StepReport
 from mlxmath.training.live import trend
 from mlxmath.training.rollouts import RolloutReport
-from mlxmath.training.watching import Watch
+from mlxmath.training.watching import RolloutWatch
 
 
 def rollout(number: int, completion: str = "3 + 4 = 7\n#### 7", late: int = 0) -> RolloutReport:
@@ -31,10 +31,10 @@ def step(number: int) -> StepReport:
     )
 
 
-def watched(path: Path, console: Console | None, late: int = 0) -> Watch:
+def watched(path: Path, console: Console | None, late: int = 0) -> RolloutWatch:
     """After two rollouts of an interrupted run's last ten steps, the clock standing at 30 s."""
     clock = iter([0.0] + [30.0] * 100)
-    watch = Watch(EventLog(path / "events.jsonl"), 12, 2, Deadline(1000, lambda: next(clock)), console)
+    watch = RolloutWatch(EventLog(path / "events.jsonl"), 12, 2, Deadline(1000, lambda: next(clock)), console)
     with watch:
         for number in (2, 3):
             watch.on_rollout(rollout(number, late=late))
@@ -69,7 +69,7 @@ def test_the_panel_shows_every_figure(tmp_path: Path, terminal: Console, capsys:
 
 
 def test_a_wrong_answer_and_what_was_not_graded_in_time(tmp_path: Path, terminal: Console) -> None:
-    watch = Watch(EventLog(tmp_path / "events.jsonl"), 12, 0, Deadline(1000), terminal)
+    watch = RolloutWatch(EventLog(tmp_path / "events.jsonl"), 12, 0, Deadline(1000), terminal)
     with watch:
         watch.on_rollout(rollout(0, "#### 8", late=3))
     panel = last_panel(terminal)

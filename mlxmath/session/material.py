@@ -1,7 +1,9 @@
-"""What a training run on a dataset reads: sequences or pairs, and those of them that are held out."""
+"""What a run reads: sequences or pairs, and those of them that are held out."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from mlxmath.config.load import TRAINED_FROM, Resolved
 from mlxmath.config.schema import RunConfig
@@ -14,25 +16,55 @@ from mlxmath.data.summary import mixture_lines
 from mlxmath.data.tokenize import SKIPPED
 from mlxmath.errors import InputError
 from mlxmath.prepare import prepare_held_out, prepare_rows
+from mlxmath.training.run import check_initial_adapter
 
 _NOT_OF_PAIRS = ("solution_column", "answer_column", "solutions", "overflow", "train_on_prompt")
 """Settings of the data that have no meaning for pairs."""
 
 
-@dataclass(frozen=True)
-class Material:
+class Material(Protocol):
     """What a run trains and measures on."""
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of all of it."""
+
+    @property
+    def held_out_fingerprint(self) -> str | None:
+        """16 hex digits of what is measured on."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row, held-out ones included."""
+
+    @property
+    def rows_each(self) -> int:
+        """Rows that always share a micro-batch."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What run.json is to hold of it."""
+
+
+@dataclass(frozen=True)
+class RowMaterial:
+    """Sequences or pairs, tokenized; see `Material`."""
 
     rows: Rows
     held_out: Rows | None
     data: TokenRows
     """Where the rows are from."""
     held_out_fingerprint: str | None
-    plan: type[WindowPlan] | type[PairPlan]
+    plan: Callable[..., WindowPlan | PairPlan]
+    """Cuts `rows`, or `held_out`, into windows."""
     unit: str = "sequences"
     """What batch sizes count."""
     rows_each: int = 1
-    """Rows that one of these takes in a micro-batch."""
+
+    @property
+    def fingerprint(self) -> str:
+        """See `Material`."""
+        return self.data.fingerprint
 
     @property
     def num_tokens(self) -> int:
@@ -42,17 +74,23 @@ class Material:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest row, held-out ones included."""
+        """See `Material`."""
         return int(max(rows.lengths.max() for rows in (self.rows, self.held_out) if rows is not None))
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """See `Material`."""
+        counts = {"training_rows": len(self.rows), "held_out_rows": len(self.held_out or ())}
+        return {"fingerprint": self.fingerprint, **counts, **self.data.stats}
 
-def read_sequences(config: RunConfig, model_folder: Path) -> Material:
+
+def read_sequences(config: RunConfig, model_folder: Path) -> RowMaterial:
     """Rows for supervised fine-tuning."""
     data, rows, held_out = _read(config, model_folder)
-    return Material(rows, held_out, data, held_out.fingerprint if held_out else None, WindowPlan)
+    return RowMaterial(rows, held_out, data, held_out.fingerprint if held_out else None, WindowPlan)
 
 
-def read_pairs(config: RunConfig, model_folder: Path, *, scored: bool = False) -> Material:
+def read_pairs(config: RunConfig, model_folder: Path, *, scored: bool = False) -> RowMaterial:
     """Pairs of completions; `scored`: see `mlxmath.data.pairs.Pairs`."""
     data, rows, held_out = _read(config, model_folder, pairs=True)
     for line in mixture_lines(data.stats):
@@ -62,7 +100,7 @@ def read_pairs(config: RunConfig, model_folder: Path, *, scored: bool = False) -
             say(f"left out: {count:,} {name.removeprefix(SKIPPED)}")
     packed = config.training.batching == "pack"
     first_id = 0 if config.training.validation_dataset is None else len(data) // 2
-    return Material(
+    return RowMaterial(
         Pairs(rows, packed=packed, scored=scored),
         Pairs(held_out, first_id=first_id, packed=packed, scored=scored) if held_out else None,
         data, held_out.fingerprint if held_out else None, PairPlan, "pairs", 1 if packed else 2,
@@ -85,10 +123,7 @@ def check_pairs(resolved: Resolved, section: str) -> None:
     for name in _NOT_OF_PAIRS:
         if getattr(data, name) != type(data).model_fields[name].default:
             raise InputError(f"{resolved.where(f'data.{name}')} has no meaning for pairs; leave it out.")
-    if training.init_adapter and Path(training.init_adapter).resolve() == Path(training.adapter_path).resolve():
-        raise InputError(
-            f"--init-adapter and --adapter-path are both {training.adapter_path}; write the result to another folder."
-        )
+    check_initial_adapter(training)
 
 
 def _read(

@@ -1,0 +1,110 @@
+"""What the steps of a run are: windows of rows here, of drawn completions in `mlxmath.session.rollouts`."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Protocol
+
+from mlxmath.config.schema import TrainingConfig
+from mlxmath.console import say
+from mlxmath.data.batches import Window
+from mlxmath.session.material import RowMaterial
+from mlxmath.session.opening import Session
+from mlxmath.training.checkpoint import Stateful
+from mlxmath.training.deadline import Deadline, StopRequest
+from mlxmath.training.events import EVENTS, EventLog, ProgressBar
+from mlxmath.training.fit import Ending, Hook, Position
+from mlxmath.training.validation import Measure, mean_loss
+from mlxmath.training.watching import LOSS, Display, RowWatch, Watch
+from mlxmath.training.workers import Workers
+
+
+class Course(Protocol):
+    """The steps of a run, what is measured between them, and who watches.
+
+    Attributes:
+        steps_per_epoch: from one epoch's end to the next.
+        total_steps: of the run.
+        measure: measures on what is held out; None if nothing is.
+        hooks: called after each step, on every rank, before all others.
+        parts: what goes into the checkpoints.
+        ending: why there are no more windows, if not because all were taken.
+        planned_bytes: what all of it was planned to take; None where that is not known.
+    """
+
+    steps_per_epoch: int
+    total_steps: int
+    measure: Measure | None
+    hooks: Sequence[Hook]
+    parts: Sequence[Stateful]
+    planned_bytes: int | None
+
+    @property
+    def ending(self) -> Ending | None: ...
+
+    def windows(self, position: Position) -> Iterator[Window]:
+        """From `position` on."""
+
+    def watch(self, position: Position, deadline: Deadline) -> Watch:
+        """Who tells of it from `position` on, on rank 0."""
+
+
+CourseOf = Callable[[Workers, Deadline, StopRequest], Course]
+
+
+def limited(training: TrainingConfig, steps_per_epoch: int) -> int:
+    """Steps of all epochs, or as many of them as `max_steps` allows."""
+    total = training.num_epochs * steps_per_epoch
+    return min(total, training.max_steps or total)
+
+
+class RowCourse:
+    """Over the rows of a dataset, epoch by epoch; see `Course`.
+
+    Args:
+        session: its rows, and how they are batched.
+        workers: compute losses.
+        display: what is shown.
+        parts: what goes into the checkpoints.
+    """
+
+    hooks: Sequence[Hook] = ()
+    ending: Ending | None = None
+
+    def __init__(
+        self, session: Session[RowMaterial], workers: Workers, display: Display, parts: Sequence[Stateful]
+    ) -> None:
+        training, material = session.config.training, session.material
+        plan = partial(material.plan, config=training, max_tokens=session.max_tokens, shape=session.shape)
+        self._plan = plan(material.rows, num_workers=workers.num_in_all)
+        self.steps_per_epoch = self._plan.windows_per_epoch
+        self.total_steps = limited(training, self.steps_per_epoch)
+        self.measure: Measure | None = None
+        if material.held_out:
+            self.measure = partial(mean_loss, workers, list(plan(material.held_out).epoch(0)))
+        self.parts, self.planned_bytes = parts, session.planned_bytes
+        self._session, self._display = session, display
+        say(
+            f"{len(material.rows):,} {material.unit}, {material.num_tokens:,} tokens an epoch; {self.total_steps:,} "
+            f"steps of {training.batch_size} x {training.grad_accumulation_steps} {material.unit}, micro-batches of up "
+            f"to {session.max_tokens:,} tokens; {workers.how}"
+        )
+
+    def windows(self, position: Position) -> Iterator[Window]:
+        """See `Course`."""
+        return self._plan.windows(position.epoch, position.window)
+
+    def watch(self, position: Position, deadline: Deadline) -> Watch:
+        """See `Course`."""
+        session, display, unit = self._session, self._display, self._session.material.unit
+        counted, named = ("tokens", "rows") if session.material.rows_each == 1 else (unit, unit)
+        events = EventLog(session.folder / EVENTS, from_step=position.step, metrics=display.metrics)
+        progress = ProgressBar(
+            self.total_steps, position.step, deadline, session.backend, metrics=display.shown, unit=counted
+        )
+        advice = f"Lower --learning-rate, or look at the {named} named above."
+        return RowWatch(events, progress, display, advice)
+
+
+def over_rows(session: Session[RowMaterial], display: Display = LOSS, parts: Sequence[Stateful] = ()) -> CourseOf:
+    """Makes the course over the session's rows; see `RowCourse`."""
+    return lambda workers, *_: RowCourse(session, workers, display, parts)

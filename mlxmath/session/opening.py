@@ -1,0 +1,147 @@
+"""The first half of a run: device, folder, data, base, adapters. Nothing is trained or written yet."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxmath import __version__
+from mlxmath.backends.ranks import Ranks
+from mlxmath.backends.select import open_backend
+from mlxmath.config.load import TRAINED_FROM, Resolved
+from mlxmath.config.schema import RunConfig
+from mlxmath.console import say
+from mlxmath.data.batches import Shape
+from mlxmath.files import read_json, sha256
+from mlxmath.kernels.base import Kernels
+from mlxmath.kernels.select import kernels_for
+from mlxmath.lora.adapter import WEIGHTS, adapter_config, load_initial
+from mlxmath.lora.inject import Injected, inject, open_blocks
+from mlxmath.models.load import load_model
+from mlxmath.models.memory import Batching, choose_batching
+from mlxmath.models.tuning import tune_for_training
+from mlxmath.objectives.base import Objective
+from mlxmath.plan import check_fits
+from mlxmath.problems.prompts import get_template
+from mlxmath.session.material import Material
+from mlxmath.training import run
+from mlxmath.training.checkpoint import share_adapters, share_checkpoint
+from mlxmath.training.gradients import Gradients, choose_gradients
+from mlxmath.weights.convert import ensure_model
+
+M = TypeVar("M", bound=Material)
+
+
+class Session(Generic[M]):
+    """A run up to its base model, the same on all ranks.
+
+    Args:
+        resolved: its settings.
+        ranks: the processes of the run.
+        read: reads its data, given the settings and the model folder.
+        section: the section of its objective, if that has one.
+        fixed: what else a resumed run must share with the run that it continues, by name.
+
+    Raises:
+        InputError: a setting is wrong.
+        MlxmathError: the model or the data cannot be had, or do not fit into the memory.
+    """
+
+    def __init__(
+        self,
+        resolved: Resolved,
+        ranks: Ranks,
+        read: Callable[[RunConfig, Path], M],
+        section: str | None = None,
+        fixed: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.resolved, self.ranks = resolved, ranks
+        self.sections = (*TRAINED_FROM, section) if section else TRAINED_FROM
+        self.config = config = resolved.config
+        self.backend, self.device = open_backend(config.runtime, config.training.seed, ranks.num_on_host)
+        self.folder, model_folder = Path(config.training.adapter_path), Path(config.model.mlx_path)
+        self.template = get_template(config.data.template, config.data.template_file)
+        self.checkpoint = share_checkpoint(run.claim(config) if ranks.first else None, ranks)
+        with ranks.in_turn("preparing"):
+            self.manifest = ensure_model(config.model)
+            self.material = read(config, model_folder)
+        self.fixed = run.fixed_settings(
+            config, self.manifest.fingerprint, self.material.fingerprint, self.material.held_out_fingerprint
+        )
+        if section:
+            own = getattr(config, section).model_dump(mode="json")
+            self.fixed |= {f"{section}.{name}": value for name, value in own.items()}
+        self.fixed |= fixed or {}
+        run.agree(ranks, config, self.device, self.fixed)
+
+        self.shape = Shape(self.backend.bucket_multiple, target_steps=16 if self.backend.supports("compile") else 0)
+        longest = self.shape.width(self.material.longest)
+        self.model_config = read_json(model_folder / "config.json")
+        self.batching = choose_batching(self.model_config, config, self.device, longest)
+        each = self.material.rows_each
+        planned = config if each == 1 else _with_room(config, self.batching, each * longest)
+        self.planned_bytes = check_fits(planned, model_folder, self.model_config, self.device, longest)
+        self.model: nn.Module = load_model(model_folder, self.device.compute_dtype).model
+        self.kernels: Kernels = kernels_for(self.device, self.batching.num_workers)
+        self.max_tokens = min(ranks.gather("batching", self.batching.tokens))
+        """Padded tokens in a micro-batch, on every rank the same."""
+
+    def gradients(self, objective: Objective) -> Callable[[nn.Module], Gradients]:
+        """Makes the loss and gradients of a replica of the model, in the way that is best for the device."""
+        return lambda model: choose_gradients(
+            model, objective, self.kernels, compiled=self.backend.supports("compile"),
+            checkpoint_every=self.config.training.grad_checkpoint,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """What trains of a model."""
+
+    injected: Injected
+    config: dict[str, Any]
+    """adapter_config.json."""
+    fixed: dict[str, Any]
+    """What a resumed run must share, by name."""
+
+
+def add_adapters(session: Session[Any], *, start_counts: bool = False, **facts: Any) -> Adapters:
+    """Put adapters into the session's model, or open its blocks, and load what they start from.
+
+    Args:
+        session: its model is still the base.
+        start_counts: the model at the start is needed later on too, so that it must be there again on a resume.
+        **facts: what adapter_config.json is to hold besides.
+
+    Raises:
+        InputError: a target matches nothing, or the initial adapter has another form.
+        MlxmathError: the initial adapter is damaged.
+    """
+    config, training, model, ranks = session.config, session.config.training, session.model, session.ranks
+    mx.random.seed(training.seed)  # converting and loading a model draw random numbers
+    injected = open_blocks(model, config.lora.num_layers) if training.full else inject(model, config.lora)
+    say(str(injected))
+    adapter = adapter_config(
+        config.lora, injected.keys, full=training.full, base_model=config.model.model,
+        base_fingerprint=session.manifest.fingerprint, template=session.template.name,
+        template_definition=session.template.definition, mlxmath_version=__version__, **facts,
+    )  # fmt: skip
+    initial = Path(training.init_adapter) if training.init_adapter and ranks.first else None
+    if initial and (start_counts or not session.checkpoint):
+        load_initial(model, initial, adapter)
+        say(f"starting from the adapter in {initial}")
+    fixed = {}
+    if start_counts:
+        fixed["initial adapter"] = sha256(initial / WEIGHTS) if initial else None
+        share_adapters(model, ranks)
+    tune_for_training(model, session.batching.tokens)
+    return Adapters(injected, adapter, fixed)
+
+
+def _with_room(config: RunConfig, batching: Batching, least: int) -> RunConfig:
+    """Settings to plan memory from: micro-batches of at least so many tokens."""
+    tokens = {"max_batch_tokens": max(batching.tokens, least)}
+    return config.model_copy(update={"training": config.training.model_copy(update=tokens)})

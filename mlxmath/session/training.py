@@ -1,0 +1,167 @@
+"""The second half of a run: from the first step to the last file."""
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.nn as nn
+
+from mlxmath.config.load import RUN_FILE
+from mlxmath.console import duration, fail, say, size
+from mlxmath.data.render import adds_bos, load_tokenizer
+from mlxmath.files import atomic_write
+from mlxmath.session.course import Course, CourseOf
+from mlxmath.session.opening import Adapters, Session
+from mlxmath.training import run
+from mlxmath.training.checkpoint import Saver, check_settings, restore, share_state
+from mlxmath.training.deadline import Deadline, StopRequest
+from mlxmath.training.fit import MAX_BAD_WINDOWS, Ending, Hook, Position, fit
+from mlxmath.training.gradients import Gradients
+from mlxmath.training.optimizers import make_optimizer
+from mlxmath.training.schedule import learning_rates
+from mlxmath.training.validation import BEST, Validation
+from mlxmath.training.watching import Watch
+from mlxmath.training.workers import Workers
+
+_COMPLETE: tuple[Ending, ...] = ("finished", "early_stopped")
+"""Endings that leave nothing to resume."""
+
+
+class Outcome(NamedTuple):
+    """How a run ended."""
+
+    ending: Ending
+    exit_code: int
+    """0; 1 if it diverged; 128 + the signal's number if a signal ended it (saved, to be resumed)."""
+
+    @property
+    def is_complete(self) -> bool:
+        """There is nothing left to resume."""
+        return self.ending in _COMPLETE
+
+
+def train(
+    session: Session[Any], adapters: Adapters, gradients_of: Callable[[nn.Module], Gradients], course_of: CourseOf
+) -> Outcome:
+    """Train the session's model, from its checkpoint on if there is one.
+
+    Afterwards the adapters are in rank 0's `training.adapter_path`.
+
+    Args:
+        session: opened; the model's trainable parameters are those that train.
+        adapters: what trains.
+        gradients_of: makes the loss and gradients of a replica of the model.
+        course_of: makes the course of the run, given the workers, the deadline and what may ask to stop.
+
+    Raises:
+        MlxmathError: see the parts.
+    """
+    running = _Run(session, adapters, gradients_of, course_of)
+    with running.stop.listening():
+        if not session.ranks.first:
+            ending, _ = running.loop()
+            return Outcome(ending, run.exit_code(ending, running.stop))
+        record, watch = running.start()
+        with watch:
+            ending, position = running.loop(watch.on_step)
+            running.saver.save(position)
+    running.finish(ending, position, record, watch)
+    return Outcome(ending, run.exit_code(ending, running.stop))
+
+
+class _Run:
+    """What is there from the first step to the last."""
+
+    def __init__(
+        self,
+        session: Session[Any],
+        adapters: Adapters,
+        gradients_of: Callable[[nn.Module], Gradients],
+        course_of: CourseOf,
+    ) -> None:
+        self._session, self._adapters = session, adapters
+        config, training, model = session.config, session.config.training, session.model
+        fixed = session.fixed | adapters.fixed
+        self._optimizer = make_optimizer(training, model, config.lora.plus_ratio)
+        self._position = Position()
+        if session.checkpoint:
+            if session.ranks.first:
+                check_settings(session.checkpoint, fixed)
+                restore(session.checkpoint, model, self._optimizer)
+            self._position = session.checkpoint.position
+        share_state(model, self._optimizer, session.ranks)
+        self._workers = Workers(model, gradients_of, session.batching.num_workers, session.ranks)
+        self.stop, self._deadline = StopRequest(), Deadline(training.max_training_time_hours * 3600)
+        self._course: Course = course_of(self._workers, self._deadline, self.stop)
+        self._validation = Validation(
+            self._workers, self._course.measure, session.folder, training,
+            windows_per_epoch=self._course.steps_per_epoch, total_steps=self._course.total_steps,
+            deadline=self._deadline, stop=self.stop,
+        )  # fmt: skip
+        self._parts = [self._validation, *self._course.parts]
+        self.saver = Saver(session.folder, model, self._optimizer, fixed, training, self._deadline, parts=self._parts)
+
+    def start(self) -> tuple[run.Record, Watch]:
+        """Rank 0: write what is known of the run before it begins, and begin to watch it."""
+        session, config = self._session, self._session.config
+        tokenizer = load_tokenizer(Path(config.model.mlx_path), config.model.trust_remote_code)
+        chat = session.template.for_tokenizer(tokenizer).chat_template(bos=adds_bos(tokenizer))
+        run.start(session.folder, self._adapters.config, chat, anew=session.checkpoint is None)
+        commit = {"model.revision": session.manifest.revision} if session.manifest.revision else {}
+        atomic_write(session.folder / RUN_FILE, session.resolved.as_toml(session.sections, commit))
+        record = run.Record(
+            session.folder, session.resolved, session.device, session.material.facts, self._adapters.injected
+        )
+        watch = self._course.watch(self._position, self._deadline)
+        begins = "resume" if session.checkpoint else "start"
+        watch.events.write(begins, step=self._position.step, total_steps=self._course.total_steps)
+        self._validation.listeners = (
+            watch.on_validation, lambda _: record.update(validation=self._validation.summary()),
+        )  # fmt: skip
+        return record, watch
+
+    def loop(self, *hooks: Hook) -> tuple[Ending, Position]:
+        """All steps that are left; `hooks` are called after each, on rank 0 alone."""
+        session, course, position, total = self._session, self._course, self._position, self._course.total_steps
+        training = session.config.training
+        if session.checkpoint:
+            for part in self._parts:
+                part.restore(session.checkpoint)
+        session.backend.reset_peak()
+        session.ranks.begin()
+        if early := self._validation.catch_up(position):
+            return early, position
+        saving = [self.saver.on_step] if session.ranks.first else []
+        ending, reached = fit(
+            self._workers, islice(course.windows(position), max(0, total - position.step)), self._optimizer,
+            learning_rates(training, total), max_grad_norm=training.max_grad_norm, deadline=self._deadline,
+            stop=self.stop, hooks=[*course.hooks, *hooks, self._validation.on_step, *saving], position=position,
+        )  # fmt: skip
+        return (course.ending or ending) if ending == "finished" else ending, reached
+
+    def finish(self, ending: Ending, position: Position, record: run.Record, watch: Watch) -> None:
+        """Rank 0: write and say how it ended."""
+        session, folder, validation = self._session, self._session.folder, self._validation
+        memory, seconds = session.backend.memory(), self._deadline.elapsed_s
+        watch.events.write("end", step=position.step, status=ending, seconds=seconds, peak_bytes=memory.peak_bytes)
+        watch.plot(folder)
+        record.write(
+            status=ending, steps=position.step, seconds=seconds, validation=validation.summary(), **watch.facts(),
+            planned_bytes=session.planned_bytes, ranks=session.ranks.summary(), **vars(memory),
+        )  # fmt: skip
+        planned = f" ({size(self._course.planned_bytes)} planned)" if self._course.planned_bytes else ""
+        say(
+            f"{ending} at step {position.step} of {self._course.total_steps} after {duration(seconds)}; peak memory "
+            f"{size(memory.peak_bytes)}{planned}; adapters, curves and checkpoints are in {folder}"
+        )
+        if ending == "diverged":
+            fail(
+                f"the last {MAX_BAD_WINDOWS} steps were not finite; {folder} holds the last good adapters. "
+                f"{watch.advice}"
+            )
+            return
+        if validation.best:
+            say(watch.best(validation.best, folder / BEST))
+        if ending not in _COMPLETE:
+            say("continue with the same command and --resume")
