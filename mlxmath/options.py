@@ -223,7 +223,7 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command and turn its errors into exit codes."""
-        from mlxmath.backends.ranks import launched
+        from mlxmath.backends.launcher import launched
 
         verbose = ctx.meta.get(VERBOSE, False)
         try:

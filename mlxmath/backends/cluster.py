@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxmath.backends.health import Check, versions
+from mlxmath.backends.launcher import line_port
 from mlxmath.console import size
 from mlxmath.errors import InputError
 
@@ -20,6 +21,8 @@ BACKENDS = ("ring", "jaccl", "jaccl-ring", "nccl", "mpi")
 LOCAL = "127.0.0.1"
 """The one name that mlx.launch takes for this machine, without ssh."""
 _COMPARED = ("mlxmath", "mlx", "mlx-lm")
+_NCCL_PORT = 12345
+"""mlx.launch's default."""
 _HOST_LIMIT_S = 30.0
 _PROBE_LIMIT_S = 120.0
 _LOOK = """
@@ -115,6 +118,9 @@ def check_cluster(hosts: Hosts, python: str, starting_port: int) -> list[Check]:
     for host in hosts.hosts:
         ports.append([(ip, port + i) for i, ip in enumerate(host.ips)] if hosts.backend == "ring" else [])
         port += len(host.ips)
+    if hosts.backend != "mpi":  # the ranks meet there before MLX connects them
+        first = _NCCL_PORT if hosts.backend == "nccl" else starting_port
+        ports[0].append((hosts.hosts[0].ips[0], line_port(first)))
     checks = [Check("hosts file", "ok", f"{len(hosts.hosts)} hosts, backend {hosts.backend}")]
     with ThreadPoolExecutor(len(hosts.hosts)) as pool:
         looked = list(pool.map(_look, hosts.hosts, ports, [python] * len(ports)))

@@ -6,7 +6,6 @@ others are, and a decision that depends on a clock or on a signal is the same ev
 """
 
 import contextlib
-import hmac
 import json
 import os
 import selectors
@@ -17,18 +16,17 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from mlxmath.console import prefixed
+from mlxmath.console import prefixed, say
 from mlxmath.errors import MlxmathError
 
 BEAT_S = 0.5
 """Seconds between two signs of life."""
 SILENCE_S = 6.0
 """Seconds without one after which a process counts as lost (stopped, hung, unplugged)."""
-PREPARING_S = 60.0
-"""The same before work begins: loading a library can keep a process from giving signs of life."""
+LATE_S = 30.0
+"""Seconds after which rank 0 says for whom it waits."""
 GRACE_S = 2.0
 """Seconds that a process has to end by itself once another one is lost."""
-JOIN_S = 60.0
 _MOST_BYTES = 1 << 16
 END = "end"
 """The vote after which nobody is missed any more."""
@@ -55,8 +53,6 @@ class Lifeline:
         self._lost: str | None = None
         self._told = self._ended = False
         self._waiting: str | None = None
-        self.silence_s = PREPARING_S
-        """Seconds without a sign of life after which a process counts as lost."""
         selector = selectors.DefaultSelector()
         for other, connection in connections.items():
             selector.register(connection, selectors.EVENT_READ, other)
@@ -74,17 +70,23 @@ class Lifeline:
                 self._count(0, name, flags)
             else:
                 self._send(0, {"vote": name, "flags": flags})
-            self._changed.wait_for(lambda: self._decision is not None or self._lost is not None)
+            if not self._changed.wait_for(self._settled, LATE_S):
+                if late := [self._called(rank) for rank in self._connections if rank not in self._votes]:
+                    say(f"still waiting for {', '.join(late)} ({name})")
+                self._changed.wait_for(self._settled)
             if self._decision is None:
                 self._told = True
                 raise MlxmathError(str(self._lost))
             decision, self._decision, self._waiting = self._decision, None, None
             return decision
 
+    def _settled(self) -> bool:
+        return self._decision is not None or self._lost is not None
+
     def verdict(self) -> str | None:
         """Which rank is lost; waits as long as it takes to notice. None: none is."""
         with self._changed:
-            self._changed.wait_for(lambda: self._lost is not None, self.silence_s + 2 * BEAT_S)
+            self._changed.wait_for(lambda: self._lost is not None, SILENCE_S + 2 * BEAT_S)
             self._told = self._lost is not None
             return self._lost
 
@@ -163,8 +165,8 @@ class Lifeline:
                             del heard[other]
                             self._lose(f"{self._called(other)} has ended before its time")
                     for rank, since in heard.items():
-                        if now - since > self.silence_s:
-                            self._lose(f"{self._called(rank)} has given no sign of life for {self.silence_s:g} seconds")
+                        if now - since > SILENCE_S:
+                            self._lose(f"{self._called(rank)} has given no sign of life for {SILENCE_S:g} seconds")
                     if now - sent >= BEAT_S:
                         sent = now
                         for rank in heard:
@@ -191,69 +193,3 @@ class Lifeline:
 
     def _called(self, rank: int) -> str:
         return f"rank {rank} ({self._hosts[rank]})"
-
-
-def listen(address: str) -> socket.socket:
-    """Rank 0's socket, on any free port of `address`."""
-    try:
-        return socket.create_server((address, 0), backlog=64)
-    except OSError as error:
-        raise MlxmathError(
-            f"rank 0 cannot listen on {address} ({error}); the hosts file must give it an address of its own machine."
-        ) from error
-
-
-def accept(server: socket.socket, hosts: Sequence[str], token: str) -> dict[int, socket.socket]:
-    """The connections of all other ranks; strangers, who do not know the token, are turned away.
-
-    Raises:
-        MlxmathError: one does not come; it is named.
-    """
-    found: dict[int, socket.socket] = {}
-    end = time.monotonic() + JOIN_S
-    while len(found) < len(hosts) - 1:
-        server.settimeout(max(0.01, end - time.monotonic()))
-        try:
-            connection, _ = server.accept()
-        except TimeoutError:
-            absent = next(rank for rank in range(1, len(hosts)) if rank not in found)
-            host, port = server.getsockname()[:2]
-            raise MlxmathError(
-                f"rank {absent} ({hosts[absent]}) does not reach rank 0 at {host} port {port}; let it through any "
-                "firewall between the two."
-            ) from None
-        try:
-            connection.settimeout(5)
-            with connection.makefile("rb", buffering=0) as file:  # what follows the line is the lifeline's
-                said, _, number = file.readline(200).decode().strip().partition(" ")
-            rank = int(number)
-            welcome = hmac.compare_digest(said, token) and 0 < rank < len(hosts) and rank not in found
-        except (OSError, ValueError):
-            welcome = False
-        if welcome:
-            connection.settimeout(None)
-            found[rank] = _prompt(connection)
-        else:
-            connection.close()
-    return found
-
-
-def connect(address: str, port: int, token: str, rank: int) -> socket.socket:
-    """This rank's connection to rank 0.
-
-    Raises:
-        MlxmathError: there is none.
-    """
-    try:
-        connection = socket.create_connection((address, port), timeout=JOIN_S / 2)
-        connection.sendall(f"{token} {rank}\n".encode())
-    except OSError as error:
-        raise MlxmathError(f"rank 0 is not reached at {address} port {port}: {error}") from error
-    connection.settimeout(None)
-    return _prompt(connection)
-
-
-def _prompt(connection: socket.socket) -> socket.socket:
-    """Small messages leave at once."""
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return connection

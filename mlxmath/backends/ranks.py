@@ -3,83 +3,25 @@
 `mlx.launch` starts them; `mx.distributed` carries arrays and text between them (ring, jaccl, nccl, mpi).
 """
 
-import faulthandler
 import json
-import os
-import secrets
 import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from mlxmath import __version__, console
 from mlxmath.backends.blas import preload
-from mlxmath.backends.lifeline import END, SILENCE_S, Lifeline, accept, connect, listen
+from mlxmath.backends.launcher import Launch, launched
+from mlxmath.backends.lifeline import END, Lifeline
+from mlxmath.backends.meeting import compare, meet
+from mlxmath.backends.sentinel import Sentinel
 from mlxmath.errors import MlxmathError
 
-MEET_S = 180
-"""Seconds that a process waits for the others to start; where mlx.launch sees one fail, it ends them all sooner."""
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What a launcher told this process. `address` is where rank 0 can be reached."""
-
-    backend: str
-    rank: int
-    size: int
-    address: str
-
-
-def launched() -> Launch | None:
-    """How this process was started together with others; None: it was not, or it is the only one.
-
-    Raises:
-        MlxmathError: the launcher's variables do not fit together.
-    """
-    env = os.environ
-    for rank, size in (("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), ("PMI_RANK", "PMI_SIZE")):
-        if rank in env and "MLX_RANK" not in env and int(env.get(size, "1")) > 1:
-            return Launch("mpi", int(env[rank]), int(env[size]), "")
-    if "MLX_RANK" not in env:
-        return None
-    rank_number = int(env["MLX_RANK"])
-    if "MLX_HOSTFILE" in env:
-        text = _read("MLX_HOSTFILE")
-        if not text.strip():
-            return None  # what mlx.launch writes for a single process
-        try:
-            hosts = json.loads(text)
-            addresses = [hosts[number][0] for number in range(len(hosts))]
-            found = Launch("ring", rank_number, len(hosts), addresses[0].rpartition(":")[0].strip("[]"))
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise MlxmathError(f'MLX_HOSTFILE {env["MLX_HOSTFILE"]}: expected [["ADDRESS:PORT"], ...].') from None
-    elif "MLX_IBV_DEVICES" in env and "MLX_JACCL_COORDINATOR" in env:
-        size_found = len(json.loads(_read("MLX_IBV_DEVICES")))
-        address = env["MLX_JACCL_COORDINATOR"].rpartition(":")[0].strip("[]")
-        found = Launch("jaccl", rank_number, size_found, address)
-    elif "NCCL_HOST_IP" in env and "MLX_WORLD_SIZE" in env:
-        found = Launch("nccl", rank_number, int(env["MLX_WORLD_SIZE"]), env["NCCL_HOST_IP"])
-    else:
-        raise MlxmathError(
-            f"MLX_RANK is {rank_number}, but nothing says who the other processes are (MLX_HOSTFILE for ring, "
-            "MLX_IBV_DEVICES and MLX_JACCL_COORDINATOR for jaccl, NCCL_HOST_IP and MLX_WORLD_SIZE for nccl). Start "
-            "them with mlx.launch, or one process without these variables."
-        )
-    if not 0 <= found.rank < found.size:
-        raise MlxmathError(f"MLX_RANK is {found.rank}, but there are {found.size} processes, numbered from 0.")
-    return found if found.size > 1 else None
-
-
-def _read(variable: str) -> str:
-    try:
-        return Path(os.environ[variable]).read_text()
-    except OSError as error:
-        raise MlxmathError(f"{variable}: {error}") from error
+FORM_S = 30.0
+"""Seconds that MLX has to connect processes that are all there."""
 
 
 class Ranks:
@@ -91,19 +33,26 @@ class Ranks:
         group: MLX's, of all processes.
         line: see `Lifeline`.
         hosts: where each rank runs.
+        sentinel: see `Sentinel`; until work begins.
     """
 
-    def __init__(self, group: Any = None, line: Lifeline | None = None, hosts: tuple[str, ...] = ("",)) -> None:
-        self._group, self._line, self.hosts = group, line, hosts
+    def __init__(
+        self,
+        group: Any = None,
+        line: Lifeline | None = None,
+        hosts: tuple[str, ...] = ("",),
+        sentinel: Sentinel | None = None,
+    ) -> None:
+        self._group, self._line, self.hosts, self._sentinel = group, line, hosts, sentinel
         self.rank: int = 0 if group is None else group.rank()
         self._waited_s = self._exchanged_s = 0.0
 
     def begin(self) -> None:
-        """All have what they need, and work begins: from now on a silent rank is soon missed, and times count."""
+        """All have what they need, and work begins: from now on who hangs is missed too, and times count."""
         self.vote("begin")
         self._waited_s = self._exchanged_s = 0.0
-        if self._line is not None:
-            self._line.silence_s = SILENCE_S
+        if self._sentinel is not None:
+            self._sentinel.close()
 
     def summary(self) -> dict[str, Any] | None:
         """Who they are, and the seconds that this one waited for the slowest and spent in collectives; None: alone."""
@@ -176,7 +125,7 @@ class Ranks:
         """
         found = self.gather(name, facts)
         try:
-            _compare(found, self.hosts)
+            compare(found, self.hosts)
         except MlxmathError:
             self.vote(END)  # all see it and end by themselves
             raise
@@ -220,24 +169,6 @@ class Ranks:
         return found
 
 
-def _compare(found: list[Mapping[str, Any]], hosts: tuple[str, ...]) -> None:
-    """Raise where any rank's facts are not those of rank 0."""
-    differing = [
-        f"{name} is {_short(facts.get(name))} on rank {rank} ({hosts[rank]}) and {_short(found[0].get(name))} on rank "
-        f"0 ({hosts[0]})"
-        for rank, facts in enumerate(found)
-        for name in {**found[0], **facts}
-        if facts.get(name) != found[0].get(name)
-    ]
-    if differing:
-        raise MlxmathError(f"the ranks do not do the same: {'; '.join(differing)}. Nothing was trained.")
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 @contextmanager
 def join() -> Iterator[Ranks]:
     """The processes of this run, which must all come here, and which end together.
@@ -254,55 +185,54 @@ def join() -> Iterator[Ranks]:
     host = socket.gethostname()
     if launch.rank:
         console.only_errors(f"rank {launch.rank} ({host}): ")
-    ranks, line = _meet(launch, host)
+    group = None
+    if not launch.addresses:  # mpi alone knows where the others are
+        group = _group(launch)
+        address, port = Ranks(group, hosts=("",) * launch.size)._gather([host, launch.port])[0]
+        launch = replace(launch, addresses=(address,), port=port)
+    hosts, connections = meet(
+        launch, host, {"mlxmath": __version__, **{name: metadata.version(name) for name in ("mlx", "mlx-lm")}}
+    )
+    line = Lifeline(launch.rank, hosts, connections)
+    names = {rank: f"rank {rank} ({hosts[rank]})" for rank in connections}
+    sentinel = Sentinel(connections, names, console.prefixed(""))
     try:
+        ranks = Ranks(group or _formed(launch, line, sentinel), line, hosts, sentinel)
         yield ranks
         ranks.vote(END)
     finally:
+        sentinel.close()
         line.close()
 
 
-def _meet(launch: Launch, host: str) -> tuple[Ranks, Lifeline]:
+def _formed(launch: Launch, line: Lifeline, sentinel: Sentinel) -> Any:
+    """MLX's group, once all ranks are ready for it: while MLX waits for one, no Python thread runs."""
+    preload()
+    import mlx.core  # noqa: F401  # takes its time
+
+    line.vote("forming")
+    others = ", ".join(launch.called(rank) for rank in range(launch.size) if rank != launch.rank)
+    sentinel.limit(
+        FORM_S,
+        f"MLX's {launch.backend} backend did not connect this process with {others} within {FORM_S:g} seconds, though "
+        "all are there; let its ports through any firewall, and see `mlxmath doctor --cluster`.",
+    )
+    group = _group(launch)
+    sentinel.lift()
+    return group
+
+
+def _group(launch: Launch) -> Any:
     preload()
     import mlx.core as mx
 
-    # while MLX waits for the others no other Python thread runs
-    faulthandler.dump_traceback_later(MEET_S, exit=True, file=2)
     try:
         group = mx.distributed.init(strict=True, backend=launch.backend)
     except RuntimeError as error:
-        raise MlxmathError(
-            f"rank {launch.rank} ({host}): the {launch.backend} backend does not find the other processes: {error}"
-        ) from error
-    finally:
-        faulthandler.cancel_dump_traceback_later()
+        raise MlxmathError(f"the {launch.backend} backend does not find the other processes: {error}") from error
     if (group.rank(), group.size()) != (launch.rank, launch.size):
         raise MlxmathError(
-            f"rank {launch.rank} ({host}): expected to be one of {launch.size} processes, but MLX's {launch.backend} "
-            f"backend made a group of {group.size()}; check the backend that mlx.launch was given."
+            f"expected to be rank {launch.rank} of {launch.size} processes, but MLX's {launch.backend} backend made a "
+            f"group of {group.size()}; check the backend that mlx.launch was given."
         )
-    alone = Ranks(group, None, (host,) * launch.size)  # nobody watches yet
-    token, address = secrets.token_hex(16), launch.address or host
-    server = listen(address) if launch.rank == 0 else None
-    try:
-        versions = {"mlxmath": __version__, **{name: metadata.version(name) for name in ("mlx", "mlx-lm")}}
-        own = {"host": host, "versions": versions}
-        if server is not None:
-            own |= {"port": server.getsockname()[1], "token": token, "address": address}
-        found = alone._gather(own)
-        hosts = tuple(each["host"] for each in found)
-        if server is not None:
-            connections = accept(server, hosts, token)
-        else:
-            connections = {0: connect(found[0]["address"], found[0]["port"], found[0]["token"], launch.rank)}
-    finally:
-        if server is not None:
-            server.close()
-    line = Lifeline(launch.rank, hosts, connections)
-    try:
-        _compare([each["versions"] for each in found], hosts)
-    except MlxmathError:
-        line.vote(END)
-        line.close()
-        raise
-    return Ranks(group, line, hosts), line
+    return group

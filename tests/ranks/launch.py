@@ -10,11 +10,15 @@ from typing import Any
 from tests.commands import ENVIRONMENT, command
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
 def hostfile(folder: Path, size: int) -> Path:
     """A file with `size` free ports, in MLX's form."""
-    probes = [socket.socket() for _ in range(size)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(size)]
     path = folder / "hosts.json"
     path.write_text(json.dumps([[f"127.0.0.1:{probe.getsockname()[1]}"] for probe in probes]))
     for probe in probes:

@@ -1,20 +1,17 @@
 """The line between ranks: what all agree on, and how the loss of one is noticed; two ends in one process."""
 
-import json
 import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mlxmath import console
 from mlxmath.backends import lifeline
-from mlxmath.backends.lifeline import END, Lifeline, accept, connect, listen
-from mlxmath.backends.ranks import Ranks, _compare, join, launched
+from mlxmath.backends.lifeline import END, Lifeline
+from mlxmath.backends.ranks import Ranks
 from mlxmath.errors import MlxmathError
 
 HOSTS = ("a", "b")
@@ -97,12 +94,11 @@ def test_whoever_computes_meanwhile_is_ended(
 
 def test_silence_is_a_loss_and_work_is_not(monkeypatch: pytest.MonkeyPatch, exits: list[int]) -> None:
     monkeypatch.setattr(lifeline, "BEAT_S", 0.05)
+    monkeypatch.setattr(lifeline, "SILENCE_S", 0.4)
     working, other = socket.socketpair()
     silent, stopped = socket.socketpair()
     hosts = ("a", "b", "c")
     ends = [Lifeline(0, hosts, {1: working, 2: silent}), Lifeline(1, hosts, {0: other})]
-    for each in ends:
-        each.silence_s = 0.4
     found = vote_of_other(ends[0], "window", 0)  # rank 1 lives, though it does not vote; rank 2 never says a word
     found[0].join(5)
     assert found[1] == "rank 2 (c) has given no sign of life for 0.4 seconds"
@@ -123,35 +119,6 @@ def test_after_the_end_nobody_is_missed(ends: tuple[Lifeline, Lifeline], exits: 
     assert exits == []
 
 
-def test_a_backend_that_is_not_there_is_no_group_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"MLX_RANK": "1", "NCCL_HOST_IP": "127.0.0.1", "MLX_WORLD_SIZE": "2"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(console, "_prefix", "")
-    with pytest.raises(MlxmathError, match="the nccl backend does not find the other processes"), join():
-        raise AssertionError
-
-
-def test_strangers_are_turned_away() -> None:
-    with listen("127.0.0.1") as server:
-        port = server.getsockname()[1]
-        stranger = socket.create_connection(("127.0.0.1", port))
-        stranger.sendall(b"wrong 1\n")
-        known = connect("127.0.0.1", port, "secret", 1)
-        known.sendall(b"a vote")
-        found = accept(server, HOSTS, "secret")
-        assert found[1].recv(10) == b"a vote"
-        assert list(found) == [1] and found[1].getpeername() == known.getsockname()
-        assert stranger.recv(1) == b""
-        for each in (stranger, known, found[1]):
-            each.close()
-
-
-def test_who_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifeline, "JOIN_S", 0.05)
-    with listen("127.0.0.1") as server, pytest.raises(MlxmathError, match=r"rank 1 \(b\) does not reach rank 0 at"):
-        accept(server, HOSTS, "secret")
-
-
 def test_alone_nothing_is_exchanged() -> None:
     ranks = Ranks()
     assert (ranks.rank, ranks.size, ranks.first, ranks.num_on_host) == (0, 1, True, 1)
@@ -161,44 +128,12 @@ def test_alone_nothing_is_exchanged() -> None:
         pass
 
 
-def test_every_difference_is_named() -> None:
-    facts = [{"seed": 0, "data": "x"}, {"seed": 1, "data": "x"}, {"data": "y"}]
-    with pytest.raises(MlxmathError) as error:
-        _compare(facts, ("a", "b", "c"))
-    for text in ("seed is 1 on rank 1 (b) and 0 on rank 0 (a)", "seed is None on rank 2 (c)", "data is y on rank 2"):
-        assert text in str(error.value)
-    assert "data is x on rank 1" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, None),
-        ({"MLX_RANK": "0", "MLX_HOSTFILE": "EMPTY"}, None),
-        ({"MLX_RANK": "1", "MLX_HOSTFILE": "TWO"}, ("ring", 1, 2, "10.0.0.1")),
-        ({"MLX_RANK": "1", "MLX_IBV_DEVICES": "TWO", "MLX_JACCL_COORDINATOR": "10.0.0.1:32323"},
-         ("jaccl", 1, 2, "10.0.0.1")),
-        ({"MLX_RANK": "3", "NCCL_HOST_IP": "10.0.0.1", "MLX_WORLD_SIZE": "4"}, ("nccl", 3, 4, "10.0.0.1")),
-        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, ("mpi", 1, 2, "")),
-        ({"PMI_RANK": "0", "PMI_SIZE": "1"}, None),
-        ({"MLX_RANK": "1"}, "nothing says who the other processes are"),
-        ({"MLX_RANK": "2", "MLX_HOSTFILE": "TWO"}, "MLX_RANK is 2, but there are 2 processes"),
-        ({"MLX_RANK": "0", "MLX_HOSTFILE": "absent.json"}, "MLX_HOSTFILE: "),
-        ({"MLX_RANK": "0", "MLX_HOSTFILE": "WRONG"}, "expected [["),
-    ],
-)  # fmt: skip
-def test_what_a_launcher_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: Any
+def test_the_first_rank_says_for_whom_it_waits(
+    ends: tuple[Lifeline, Lifeline], exits: list[int], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    files = {"EMPTY": "", "TWO": json.dumps([["10.0.0.1:4000"], ["10.0.0.2:4001"]]), "WRONG": '{"a": 1}'}
-    for name, content in files.items():
-        (tmp_path / name).write_text(content)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, str(tmp_path / value) if value in files else value)
-    if isinstance(expected, str):
-        with pytest.raises(MlxmathError) as error:
-            launched()
-        assert expected in str(error.value)
-    else:
-        found = launched()
-        assert (found and (found.backend, found.rank, found.size, found.address)) == expected
+    monkeypatch.setattr(lifeline, "LATE_S", 0.05)
+    thread, *_ = vote_of_other(ends[0], "window", 0)
+    time.sleep(0.2)
+    ends[1].vote("window")
+    thread.join(5)
+    assert capsys.readouterr().err == "still waiting for rank 1 (b) (window)\n"
