@@ -14,6 +14,7 @@ from mlx_lm.models.cache import BatchKVCache, KVCache, make_prompt_cache
 from numpy.typing import NDArray
 
 from mlxmath.generation.sampling import Sampling, draw, uniforms
+from mlxmath.models.shared_prefix import Groups, SharedPrefixes
 
 PREFILL_TOKENS = 2048
 """Prompt tokens that go through the model at once."""
@@ -22,6 +23,23 @@ _MOST_GROWTH = 256
 
 _CLEARED_EVERY = 512
 """Steps between which MLX may keep memory for shapes that do not come again."""
+
+
+class Caches:
+    """The caches of all layers of a model, with a row for each sequence."""
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self.layers = layers
+
+    def filter(self, rows: Sequence[int]) -> None:
+        """Keep these rows."""
+        for layer in self.layers:
+            layer.filter(list(rows))
+
+    def extend(self, other: "Caches") -> None:
+        """Take in the rows of another, which is of no use then."""
+        for layer, theirs in zip(self.layers, other.layers, strict=True):
+            layer.extend(theirs)
 
 
 @dataclass(frozen=True)
@@ -43,13 +61,22 @@ class Decoder:
         sampling: the same for all.
         logprobs: give those of what is drawn.
         prefix: that all prompts begin with; each has at least one token more.
+        shares: hold the keys and values of equal prompts once. Needs a model that `cannot_share_prefixes` has nothing
+            against, and prompts of two tokens at least.
     """
 
     def __init__(
-        self, model: nn.Module, sampling: Sampling, *, logprobs: bool = False, prefix: Prefix = Prefix()
+        self,
+        model: nn.Module,
+        sampling: Sampling,
+        *,
+        logprobs: bool = False,
+        prefix: Prefix = Prefix(),
+        shares: bool = False,
     ) -> None:
         self._model, self._sampling, self._logprobs, self._prefix = model, sampling, logprobs, prefix
-        self._cache: list[Any] = []
+        self._shares = shares
+        self._caches: Any = None
         self._num_steps = 0
         self._seeds_B = np.zeros(0, np.uint64)
         self._counts_B = np.zeros(0, np.uint64)
@@ -66,17 +93,18 @@ class Decoder:
 
     def _add(self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int]) -> None:
         unique = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-        cache = self._prefilled(list(unique))
-        if len(unique) < len(prompts):
-            for layer in cache:
-                layer.filter([unique[prompt] for prompt in prompts])
+        layers, numbers = self._prefilled(list(unique)), [unique[prompt] for prompt in prompts]
+        caches: Caches | SharedPrefixes = Caches(layers)
+        if self._shares:
+            caches = SharedPrefixes(layers, Groups(tuple(unique), np.array(numbers)), self._sampling.max_new_tokens + 1)
+        elif len(unique) < len(prompts):
+            caches.filter(numbers)
         seeds_B, counts_B = np.array(seeds, np.uint64), np.zeros(len(seeds), np.uint64)
-        tokens_B, logprobs_B = self._next(mx.array([p[-1] for p in prompts]), cache, seeds_B, counts_B)
+        tokens_B, logprobs_B = self._next(mx.array([p[-1] for p in prompts]), caches, seeds_B, counts_B)
         if not len(self):
-            self._cache, self._tokens_B, self._logprobs_B = cache, tokens_B, logprobs_B
+            self._caches, self._tokens_B, self._logprobs_B = caches, tokens_B, logprobs_B
         else:
-            for layer, other in zip(self._cache, cache, strict=True):
-                layer.extend(other)
+            self._caches.extend(caches)
             self._tokens_B = mx.concatenate([self._tokens_B, tokens_B])
             self._logprobs_B = mx.concatenate([self._logprobs_B, logprobs_B])
         self._seeds_B = np.concatenate([self._seeds_B, seeds_B])
@@ -89,7 +117,7 @@ class Decoder:
         """
         tokens_B, logprobs_B = self._tokens_B, self._logprobs_B
         if self._counts_B.min() < self._sampling.max_new_tokens:
-            self._tokens_B, self._logprobs_B = self._next(tokens_B, self._cache, self._seeds_B, self._counts_B)
+            self._tokens_B, self._logprobs_B = self._next(tokens_B, self._caches, self._seeds_B, self._counts_B)
             self._counts_B += np.uint64(1)
         self._num_steps += 1
         if self._num_steps % _CLEARED_EVERY == 0:
@@ -100,19 +128,18 @@ class Decoder:
         """Let all other sequences leave."""
         chosen = list(indices)
         if chosen:
-            for layer in self._cache:
-                layer.filter(chosen)
+            self._caches.filter(chosen)
         else:
-            self._cache = []
+            self._caches = None
         chosen_B = mx.array(chosen, mx.int32)
         self._tokens_B, self._logprobs_B = self._tokens_B[chosen_B], self._logprobs_B[chosen_B]
         self._seeds_B, self._counts_B = self._seeds_B[chosen], self._counts_B[chosen]
 
     def _next(
-        self, tokens_B: mx.array, cache: list[Any], seeds_B: NDArray[np.uint64], counts_B: NDArray[np.uint64]
+        self, tokens_B: mx.array, caches: Any, seeds_B: NDArray[np.uint64], counts_B: NDArray[np.uint64]
     ) -> tuple[mx.array, mx.array]:
         """The tokens after `tokens_B`."""
-        logits_BV = self._model(tokens_B[:, None], cache=cache)[:, -1]
+        logits_BV = self._model(tokens_B[:, None], cache=caches.layers)[:, -1]
         found = draw(logits_BV, uniforms(seeds_B, counts_B), self._sampling, logprobs=self._logprobs)
         mx.async_eval(found)
         return found
@@ -141,7 +168,7 @@ class Decoder:
             if type(layer) is BatchKVCache:
                 layer.step = min(_MOST_GROWTH, self._sampling.max_new_tokens)
                 if layer.keys is not None:  # without the room that was left over
-                    layer.keys, layer.values = layer.keys_and_values()
+                    layer.keys, layer.values = map(mx.contiguous, layer.keys_and_values())
         mx.eval([layer.state for layer in cache])
         mx.clear_cache()
         return cache

@@ -17,6 +17,7 @@ from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
 from mlxmath.errors import MlxmathError
 from mlxmath.generation.decode import Decoder, Prefix, prefilled_prefix
 from mlxmath.generation.sampling import Sampling, draw, uniforms
+from mlxmath.models.shared_prefix import cannot_share_prefixes
 
 __all__ = ["Completion", "Sampling", "generate_batch", "load_generation_tokenizer", "seed_of", "stream"]
 
@@ -87,7 +88,8 @@ def generate_batch(
 ) -> list[Completion]:
     """Answer all prompts, `concurrency` of them at a time; a finished one makes room for the next.
 
-    What the prompts begin with in common goes through the model once, and so do equal prompts.
+    What the prompts begin with in common goes through the model once. So do equal prompts, whose keys and values are
+    held once where the model allows.
 
     Args:
         model: the model, put into evaluation mode.
@@ -109,7 +111,11 @@ def generate_batch(
         return []
     model.eval()
     seeds = seeds if seeds is not None else [seed_of(sampling.seed, i) for i in range(len(prompts))]
-    decoder = Decoder(model, sampling, logprobs=logprobs, prefix=_shared_prefix(model, prompts))
+    repeat = len(set(map(tuple, prompts))) < len(prompts) and min(map(len, prompts)) > 1
+    decoder = Decoder(
+        model, sampling, logprobs=logprobs, prefix=_shared_prefix(model, prompts),
+        shares=repeat and cannot_share_prefixes(model) is None,
+    )  # fmt: skip
     stops = tokenizer.eos_token_ids
     # longest first: the last ones to finish are then short, and slots stay full
     waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))

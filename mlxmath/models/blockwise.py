@@ -117,7 +117,7 @@ class Blockwise:
         for number in range(len(self._body.layers)):
             entry = _Kept(x, mx.array(mx.random.state[0]) if self._random else None)
             x, inner = self._block_forward(number, x, rows)
-            if not (self._checkpoint_every and number % self._checkpoint_every == 0):
+            if not (rows.recomputed or (self._checkpoint_every and number % self._checkpoint_every == 0)):
                 entry.inner = inner
             mx.eval(x)
             if keep and number >= self._first:

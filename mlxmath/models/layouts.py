@@ -32,6 +32,8 @@ class Layout(Protocol):
     tokens_BL: mx.array
     cache: Any
     """What tells the blocks the rows' positions."""
+    recomputed: bool
+    """Whether every block keeps its input alone, and computes the rest again in the backward pass."""
 
     def attention(self, kernels: Kernels, block: int, a: Attended) -> Output:
         """See `Kernels`."""
@@ -46,6 +48,7 @@ class Rows:
     """Whole texts, or packed ones under a mask as `Kernels.attention` has it."""
 
     cache: Any = None
+    recomputed = False
 
     def __init__(self, tokens_BL: mx.array, mask: mx.array | None = None) -> None:
         self.tokens_BL, self._mask = tokens_BL, mask
@@ -62,7 +65,12 @@ class Rows:
 
 
 class PromptRows(Rows):
-    """Prompts: their forward pass comes before those of the rows that go on from them, their backward pass after."""
+    """Prompts: their forward pass comes before those of the rows that go on from them, their backward pass after.
+
+    What they keep would be in memory all the while, and they are a small part of all tokens.
+    """
+
+    recomputed = True
 
     def __init__(self, prompts: SharedPrompts) -> None:
         super().__init__(prompts.tokens_GP)
@@ -81,12 +89,15 @@ class PromptRows(Rows):
     ) -> tuple[mx.array, mx.array, mx.array]:
         """See `Layout`."""
         d_q, d_k, d_v = super().attention_backward(kernels, block, a, output, d_o)
+        del self.keys_values[block]
         of_k, of_v = self.gradients.pop(block)
         return d_q, d_k + of_k, d_v + of_v
 
 
 class ContinuedRows:
     """Rows that go on from prompts."""
+
+    recomputed = False
 
     def __init__(self, tokens_BL: mx.array, prompts: SharedPrompts, computed: PromptRows) -> None:
         self.tokens_BL, self._prompts, self._computed = tokens_BL, prompts, computed

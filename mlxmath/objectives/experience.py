@@ -13,7 +13,7 @@ from mlxmath.config.schema import TrainingConfig
 from mlxmath.data.batches import Batch, Ids, Shape, Window, WindowPlan, make_batch
 from mlxmath.models.row_caches import SharedPrompts
 
-_PARTS = 8
+_PARTS = 16
 """Parts of a micro-batch: more share prompts more widely, and load the workers less evenly."""
 
 
@@ -80,7 +80,7 @@ class ExperienceWindow(Window):
         if not self.plan.part_tokens:
             return batch
         width = self.plan.shape.width(1 + max(len(rows.trajectories[i].drawn) for i in ids))
-        size = max(1, (self.plan.part_tokens - prompts.num_padded) // width)
+        size = max(1, self.plan.part_tokens // width)
         parts = [ids[i : i + size] for i in range(0, len(ids), size)]
         return replace(batch, parts=tuple(self._weighted(rows, prompts.continued(part)) for part in parts))
 
@@ -122,7 +122,6 @@ class _Prompts:
             padded[: len(prompt) - 1] = prompt[:-1]
         lengths = np.array([len(prompt) - 1 for prompt in self._prompts], np.int32)
         self._num_tokens, self._tokens, self._lengths = int(lengths.sum()), mx.array(tokens), mx.array(lengths)
-        self.num_padded = tokens.size
 
     def continued(self, ids: tuple[int, ...]) -> Batch:
         """The rows `ids`."""
@@ -153,8 +152,8 @@ class ExperiencePlan(WindowPlan):
     """All trajectories of a step are one window.
 
     With `shares` and `bucket` batching, micro-batches are made of completions of the same prompts, each prompt computed
-    once in a micro-batch. With `in_parts` they are as large as a few whole groups, of which `max_tokens` are
-    computed at a time.
+    once in a micro-batch. With `in_parts` they are as large as a few whole groups, of whose completions `max_tokens`
+    are computed at a time; neither are their prompts more, unless one alone is.
     """
 
     def __init__(
@@ -179,10 +178,18 @@ class ExperiencePlan(WindowPlan):
         """See `WindowPlan`."""
         if not self.shares:
             return super().size(ids)
-        chosen = [self._trajectories[i] for i in ids]
-        prompts = {trajectory.prompt for trajectory in chosen}
-        of_prompts = len(prompts) * self.shape.width(max(map(len, prompts)))
-        return of_prompts + len(ids) * self.shape.width(1 + max(len(trajectory.drawn) for trajectory in chosen))
+        longest = max(len(self._trajectories[i].drawn) for i in ids)
+        return self._size_of_prompts(ids)[1] + len(ids) * self.shape.width(1 + longest)
+
+    def _size_of_prompts(self, ids: tuple[int, ...]) -> tuple[int, int]:
+        """Their number, and their padded tokens."""
+        prompts = {self._trajectories[i].prompt for i in ids}
+        return len(prompts), len(prompts) * self.shape.width(max(map(len, prompts)))
+
+    def _fits(self, ids: tuple[int, ...], max_tokens: int) -> bool:
+        number, tokens = self._size_of_prompts(ids)
+        too_many_prompts = self.part_tokens and number > 1 and tokens > self.part_tokens
+        return len(ids) <= self.max_rows and self.size(ids) <= max_tokens and not too_many_prompts
 
     def _groups(self, ids: Ids, max_tokens: int) -> list[tuple[int, ...]]:
         """Completions of a prompt one after the other, the longest first."""
@@ -195,7 +202,7 @@ class ExperiencePlan(WindowPlan):
         groups: list[tuple[int, ...]] = []
         group: tuple[int, ...] = ()
         for row in (i for same in by_prompt for i in same):
-            if group and (len(group) == self.max_rows or self.size((*group, row)) > max_tokens):
+            if group and not self._fits((*group, row), max_tokens):
                 groups.append(group)
                 group = ()
             group = (*group, row)

@@ -150,7 +150,8 @@ class RolloutSource:
                 place = drawn
                 if not place.trajectories:
                     continue
-            plan = self._plan(place.trajectories, self._batching.num_workers)
+            workers, batching = self._workers, self._batching
+            plan = self._plan(place.trajectories, batching.num_workers, batching.tokens, in_parts=workers.takes_parts)
             epoch, index = divmod(place.rollout - 1, self.rollouts_per_epoch)
             last = place.iteration + 1 == self._config.num_iterations
             following = replace(place, iteration=0, trajectories=()) if last else replace(
@@ -243,14 +244,16 @@ class RolloutSource:
     def _with_reference(self, trajectories: list[Trajectory]) -> list[Trajectory]:
         if self._reference is None or not trajectories:
             return trajectories
-        window = self._plan(trajectories, 1).whole(0, 0)
-        found = self._reference(window)
+        at_once = 2 * self._batching.tokens * self._workers.count  # nothing is kept of a forward pass alone
+        found = self._reference(self._plan(trajectories, 1, at_once, in_parts=False).whole(0, 0))
         return [replace(t, reference=tuple(found[i])) for i, t in enumerate(trajectories)]
 
-    def _plan(self, trajectories: Sequence[Trajectory], num_workers: int) -> ExperiencePlan:
+    def _plan(
+        self, trajectories: Sequence[Trajectory], num_workers: int, max_tokens: int, *, in_parts: bool
+    ) -> ExperiencePlan:
         return ExperiencePlan(
-            Experience(trajectories), self._training, self._batching.tokens, self._shape, num_workers,
-            shares=self._workers.cannot_share is None, in_parts=self._workers.takes_parts,
+            Experience(trajectories), self._training, max_tokens, self._shape, num_workers,
+            shares=self._workers.cannot_share is None, in_parts=in_parts,
         )  # fmt: skip
 
     def state(self) -> dict[str, Any]:

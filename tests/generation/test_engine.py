@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mlxmath.errors import InputError
 from mlxmath.generation.engine import Completion, Sampling, generate_batch, seed_of, stream
+from mlxmath.models.shared_prefix import cannot_share_prefixes
 from tests.conftest import make_tiny_llama
 
 EOS = 63
@@ -156,6 +157,8 @@ def test_equal_prompts_go_through_once(model: Any, tokenizer: TokenizerWrapper) 
     prompts = [PROMPTS[2]] * 3 + [PROMPTS[0]] * 2
     expected = [reference(model, prompt, 12) for prompt in prompts]
     model.__class__ = Watched
+    assert cannot_share_prefixes(model) is None  # tried here, so that it is not below
+    shapes.clear()
     found = generate_batch(model, tokenizer, prompts, Sampling(12))
     assert [(list(c.tokens), c.finish_reason) for c in found] == expected
     assert [shape for shape in shapes if shape[1] > 1] == [(2, 6)]  # two prompts but for their last tokens

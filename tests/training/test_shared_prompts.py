@@ -84,6 +84,15 @@ def test_each_prompt_is_computed_once_in_a_micro_batch() -> None:
     assert tokens[0] == tokens[1] - 3 * 6 - 2 * 4
 
 
+@pytest.mark.parametrize(("most", "expected"), [(16, [(1, 4), (2, 8)]), (24, [(3, 8)])])
+def test_what_is_computed_at_a_time_is_bounded(most: int, expected: list[tuple[int, int]]) -> None:
+    batches = list(plan(most, shares=True, in_parts=True).whole(0, 0).batches())
+    assert sorted(batch.prompts.tokens_GP.shape for batch in batches if batch.prompts) == expected
+    parts = [part for batch in batches for part in batch.parts]
+    assert all(part.inputs_BL.size <= most for part in parts)
+    assert max(len(part.row_ids) for part in parts) == most // 12
+
+
 def test_the_same_reference_log_probabilities() -> None:
     model = adapted()
     found = []

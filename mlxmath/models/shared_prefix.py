@@ -1,0 +1,240 @@
+"""Decoding with the keys and values of a prompt held once for all the rows that go on from it.
+
+A row attends to two segments, its prompt and its own tokens, under one softmax; a prompt's keys meet the queries of all
+its rows in one product (Juravsky et al. 2024, arXiv:2402.05099). mlx_lm's models run as they are: their attention
+function asks the cache.
+
+Shapes: B rows, H query heads, K key heads, Q = H / K, D head width, G prompts of P positions, R rows of a prompt at
+most, L own positions.
+"""
+
+import functools
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.models.cache import BatchKVCache, KVCache, make_prompt_cache
+from numpy.typing import NDArray
+
+from mlxmath.models.row_caches import SharedPrompts, cannot_share
+
+GROWTH = 64
+"""Positions by which the memory for a row's own keys and values grows, or an eighth of it if that is more."""
+_ATTENTION = "scaled_dot_product_attention"
+
+Prompts = tuple[tuple[int, ...], ...]
+
+
+class Groups:
+    """Which rows go on from which prompt.
+
+    Args:
+        prompts: each with one row at least.
+        of_rows: (B,) the number of each row's prompt.
+    """
+
+    def __init__(self, prompts: Prompts, of_rows: NDArray[np.intp]) -> None:
+        self.prompts, self.of_rows = prompts, of_rows
+        self.of_rows_B = mx.array(of_rows, mx.int32)
+        num_rows = np.bincount(of_rows, minlength=len(prompts))
+        self.most = int(num_rows.max())
+        order = np.argsort(of_rows, kind="stable")
+        numbers = np.empty_like(of_rows)
+        numbers[order] = np.arange(len(of_rows)) - np.repeat(np.cumsum(num_rows) - num_rows, num_rows)
+        slots = of_rows * self.most + numbers
+        rows = np.zeros(len(prompts) * self.most, np.int32)
+        rows[slots] = np.arange(len(of_rows))
+        self._is_even = np.array_equal(slots, np.arange(len(rows)))
+        self._slots_B, self._rows_S = mx.array(slots, mx.int32), mx.array(rows)
+
+    def by_prompt(self, x_BKQX: mx.array) -> mx.array:
+        """(G, K, R · Q, X): the rows of each prompt side by side."""
+        x = x_BKQX if self._is_even else x_BKQX[self._rows_S]
+        _, k, q, width = x.shape
+        return x.reshape(-1, self.most, k, q, width).swapaxes(1, 2).reshape(-1, k, self.most * q, width)
+
+    def by_row(self, x_GKRX: mx.array) -> mx.array:
+        """The inverse of `by_prompt`."""
+        _, k, both, width = x_GKRX.shape
+        x = x_GKRX.reshape(-1, k, self.most, both // self.most, width).swapaxes(1, 2)
+        x = x.reshape(-1, k, both // self.most, width)
+        return x if self._is_even else x[self._slots_B]
+
+    def kept(self, rows: Sequence[int]) -> tuple["Groups", list[int]]:
+        """The groups of these rows alone, and the numbers that their prompts have here."""
+        numbers, of_rows = np.unique(self.of_rows[list(rows)], return_inverse=True)
+        return Groups(tuple(self.prompts[i] for i in numbers), of_rows), numbers.tolist()
+
+    def joined(self, other: "Groups") -> tuple["Groups", list[int]]:
+        """With the rows of another after these, and the numbers there of its prompts that are new."""
+        new = [i for i, prompt in enumerate(other.prompts) if prompt not in self.prompts]
+        prompts = self.prompts + tuple(other.prompts[i] for i in new)
+        number_of = {prompt: number for number, prompt in enumerate(prompts)}
+        theirs = np.array([number_of[prompt] for prompt in other.prompts])[other.of_rows]
+        return Groups(prompts, np.concatenate([self.of_rows, theirs])), new
+
+
+class SharedPrefixCache:
+    """A layer's keys and values: `prompts` (G), and the rows' own (B).
+
+    Args:
+        prompts: of a layer, all but the last token of each, which is the first of each row's own.
+        groups: of the rows.
+        most: own positions that a row may need.
+    """
+
+    def __init__(self, prompts: BatchKVCache, groups: Groups, most: int) -> None:
+        self.prompts, self.groups, self._most = prompts, groups, most
+        self._own = BatchKVCache([0] * len(groups.of_rows))
+        self._own.offset = prompts.offset[groups.of_rows_B]
+
+    @property
+    def offset(self) -> mx.array:
+        """(B,) the position of each row's next token."""
+        return self._own.offset
+
+    @property
+    def state(self) -> Any:
+        """All arrays."""
+        return self.prompts.state, self._own.state
+
+    def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> mx.array:  # noqa: ARG002
+        """(B, 1, 1, P + L): what of its prompt and of its own tokens the next token of each row sees."""
+        assert length == 1
+        before, own = self.prompts, self._own
+        places_GP = mx.arange(before._idx) - before.left_padding[:, None]
+        places_BL = mx.arange(own._idx + 1) - own._idx + own.offset[:, None]
+        places = mx.concatenate([places_GP[self.groups.of_rows_B], places_BL], axis=1)
+        mask = mx.concatenate([
+            (places_GP >= 0)[self.groups.of_rows_B], mx.arange(own._idx + 1) >= own.left_padding[:, None]
+        ], axis=1)  # fmt: skip
+        if window_size is not None:
+            mask = mask & (own.offset[:, None] - places < window_size)
+        return mask[:, None, None]
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """The rows' own, with the new ones."""
+        own = self._own
+        own.step = max(1, min(max(GROWTH, own._idx // 8), self._most - own._idx))
+        found: tuple[mx.array, mx.array] = own.update_and_fetch(keys, values)
+        return found
+
+    def attend(self, q_BH1D: mx.array, scale: float, mask: mx.array) -> mx.array:
+        """(B, H, 1, D): softmax(scale · q kᵀ) v over both segments."""
+        k_GKPD, v_GKPD = self.prompts.keys_and_values()
+        k_BKLD, v_BKLD = self._own.keys_and_values()
+        groups, num_before = self.groups, k_GKPD.shape[2]
+        q_BKQD = (q_BH1D * scale).reshape(len(q_BH1D), k_BKLD.shape[1], -1, q_BH1D.shape[-1])
+        scores = mx.concatenate([
+            groups.by_row(groups.by_prompt(q_BKQD) @ k_GKPD.swapaxes(-1, -2)), q_BKQD @ k_BKLD.swapaxes(-1, -2)
+        ], axis=-1)  # fmt: skip
+        shares = mx.softmax(mx.where(mask, scores, -mx.inf), axis=-1, precise=True)
+        of_prompt, of_own = shares[..., :num_before], shares[..., num_before:]
+        found = groups.by_row(groups.by_prompt(of_prompt) @ v_GKPD) + of_own @ v_BKLD
+        return found.reshape(*q_BH1D.shape[:-1], v_BKLD.shape[-1])
+
+    def filter(self, rows: Sequence[int], groups: Groups, prompts: Sequence[int]) -> None:
+        """Keep these rows and these prompts."""
+        self._own.filter(list(rows))
+        if len(prompts) < len(self.groups.prompts):
+            self.prompts.filter(list(prompts))
+        self.groups = groups
+
+    def extend(self, other: "SharedPrefixCache", groups: Groups, new: Sequence[int]) -> None:
+        """Take in the rows of another, and its prompts numbered `new`."""
+        if new:
+            if len(new) < len(other.groups.prompts):
+                other.prompts.filter(list(new))
+            self.prompts.extend(other.prompts)
+        self._own.extend(other._own)
+        self.groups = groups
+
+
+class SharedPrefixes:
+    """The caches of all layers of a model, for rows that go on from prompts.
+
+    Args:
+        prompts: the layers' keys and values of each of the prompts but for its last token.
+        groups: of the rows.
+        most: own positions that a row may need.
+    """
+
+    def __init__(self, prompts: Sequence[BatchKVCache], groups: Groups, most: int) -> None:
+        self.layers = [SharedPrefixCache(layer, groups, most) for layer in prompts]
+        self._groups = groups
+
+    def filter(self, rows: Sequence[int]) -> None:
+        """Keep these rows, and the prompts that they go on from."""
+        self._groups, prompts = self._groups.kept(rows)
+        for layer in self.layers:
+            layer.filter(rows, self._groups, prompts)
+
+    def extend(self, other: "SharedPrefixes") -> None:
+        """Take in the rows of another, which is of no use then; prompts that both have are held once."""
+        self._groups, new = self._groups.joined(other._groups)
+        for layer, theirs in zip(self.layers, other.layers, strict=True):
+            layer.extend(theirs, self._groups, new)
+
+
+@functools.cache
+def _tried() -> dict[tuple[type, str], str | None]:
+    return {}
+
+
+def cannot_share_prefixes(model: nn.Module) -> str | None:
+    """Why a model's rows cannot be decoded with `SharedPrefixes`; None if they can, as tried once on a few tokens."""
+    kind = type(model), repr(getattr(model, "args", None))
+    if kind not in _tried():
+        _tried()[kind] = _try(model)
+    return _tried()[kind]
+
+
+def _try(model: nn.Module) -> str | None:
+    if any(type(layer) is not KVCache for layer in make_prompt_cache(model)):
+        return "its layers keep something else than keys and values of all positions"
+    for home in {sys.modules[type(module).__module__] for module in model.modules()}:
+        if hasattr(home, _ATTENTION):
+            _ask_the_cache(home)
+
+    def forward(tokens_BL: mx.array, prompts: SharedPrompts | None) -> mx.array:
+        if prompts is None:
+            logits: mx.array = model(tokens_BL)
+            return logits
+        lengths = prompts.lengths_G.tolist()
+        layers = [BatchKVCache([0] * len(lengths)) for _ in make_prompt_cache(model)]
+        for layer in layers:
+            layer.prepare(lengths=lengths, right_padding=[prompts.tokens_GP.shape[1] - length for length in lengths])
+        model(prompts.tokens_GP, cache=layers)
+        for layer in layers:
+            layer.finalize()
+        texts: Prompts = tuple((number,) for number in range(len(lengths)))
+        groups = Groups(texts, np.array(prompts.groups_B.tolist()))
+        caches = SharedPrefixes(layers, groups, tokens_BL.shape[1])
+        return mx.concatenate(
+            [model(tokens_BL[:, i : i + 1], cache=caches.layers) for i in range(tokens_BL.shape[1])], axis=1
+        )
+
+    return cannot_share(forward, model(mx.zeros((1, 1), mx.int32)).shape[-1])
+
+
+def _ask_the_cache(home: ModuleType) -> None:
+    """Let the attention function that a module's models call leave the work to a `SharedPrefixCache`."""
+    original = getattr(home, _ATTENTION)
+    if getattr(original, "asks_the_cache", False):
+        return
+
+    @functools.wraps(original)
+    def attention(
+        queries: mx.array, keys: mx.array, values: mx.array, cache: Any = None, *rest: Any, **more: Any
+    ) -> mx.array:
+        if isinstance(cache, SharedPrefixCache):
+            return cache.attend(queries, *rest, **more)
+        found: mx.array = original(queries, keys, values, cache, *rest, **more)
+        return found
+
+    attention.asks_the_cache = True  # type: ignore[attr-defined]
+    setattr(home, _ATTENTION, attention)
