@@ -68,6 +68,8 @@ def main() -> None:
             print(line)
         print(f"-> {out}")
         return
+    if reason := gpu_parts.unavailable(options.backend):
+        sys.exit(f"--backend {options.backend}: {reason}")
     started = time.monotonic()
     ends = started + 60 * options.minutes
     record = opened(out, options)

@@ -28,21 +28,43 @@ def gpu() -> str | None:
         return None
 
 
+_PYTEST = """
+import os, signal, sys, threading, pytest
+timer = threading.Timer(float(sys.argv[1]), os.kill, (os.getpid(), signal.SIGINT))
+timer.daemon = True
+timer.start()
+raise SystemExit(pytest.main(sys.argv[2:]))
+"""
+"""pytest that interrupts itself after some seconds, so that there is a report of the tests until then."""
+_REPORT_S = 8.0
+_INTERRUPTED = 2
+"""pytest's exit code."""
+
+
+def unavailable(backend: str) -> str | None:
+    """Why the backend cannot be used here; asked in a process of its own, which gives the GPU back."""
+    ask = f"from mlxmath.backends.select import BACKENDS; print(BACKENDS[{backend!r}]().unavailable() or '')"
+    finished = run_process([sys.executable, "-c", ask], timeout_s=120, folder=REPOSITORY)
+    return finished.failure or finished.output.strip() or None
+
+
 def run_tests(names: tuple[str, ...], limit_s: float) -> Result:
     """Tests on whatever MLX's default device is here: counts, and what failed, was skipped, and why."""
     places = [str(place) for name in names if (place := REPOSITORY / "tests" / name).exists()]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
-        command += [f"--junitxml={report}", *places]
+        command = [sys.executable, "-c", _PYTEST, str(max(1.0, limit_s - _REPORT_S))]
+        command += ["-q", "-p", "no:cacheprovider", "-m", "not slow", f"--junitxml={report}", *places]
         finished = run_process(command, timeout_s=limit_s, folder=REPOSITORY)
         if not report.exists():
-            kind = "skipped" if "No module named pytest" in finished.output else "cut_off"
+            kind = "skipped" if "No module named 'pytest'" in finished.output else "cut_off"
             return {kind: finished.failure, "output": finished.output[-1500:]}
         suite = ElementTree.parse(report).getroot().find("testsuite")
     assert suite is not None
     found: Result = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
     found["seconds"] = round(finished.seconds, 1)
+    if finished.returncode == _INTERRUPTED:
+        found["cut_off"] = f"after {finished.seconds:.0f} s"
     for outcome, tags in {"failed": ("failure", "error"), "why_skipped": ("skipped",)}.items():
         found[outcome] = [
             {"test": f"{case.get('classname')}.{case.get('name')}", "message": (problem.get("message") or "")[:500]}

@@ -111,11 +111,18 @@ def shard(command: F) -> F:
 
 
 def check_shard(sharding: str | None, num_processes: int) -> None:
-    """Refuse `--shard` where there is nothing to spread a model over.
+    """Refuse `--shard` where there is nothing to spread a model over, or no way to.
 
     Raises:
-        InputError: there is one process.
+        InputError: there is one process, or MLX cannot send what it would have to.
     """
+    from mlxmath.backends.launcher import launched
+
+    if sharding == "pipeline" and (launch := launched()) and launch.backend == "nccl":
+        raise InputError(
+            "--shard pipeline sends the blocks' results from one process to the next, which MLX cannot do on CUDA; use "
+            "--shard tensor."
+        )
     if sharding and num_processes == 1:
         raise InputError(
             f"--shard {sharding} spreads a model over several processes, and there is one; start them with "

@@ -71,6 +71,12 @@ def test_a_hub_that_does_not_answer_is_a_note(monkeypatch: pytest.MonkeyPatch) -
     assert result.exit_code == 0 and "http://127.0.0.1:9 does not answer" in result.output
 
 
+def test_an_address_of_another_machine_is_named(tmp_path: Path) -> None:
+    result = doctor(hosts=[{"ssh": "127.0.0.1", "ips": ["192.0.2.1"]}, TWO[1]], folder=tmp_path)
+    assert result.exit_code == 1 and "192.0.2.1 is no address of this host" in result.output, result.output
+    assert "others do not reach" not in result.output
+
+
 @pytest.mark.parametrize(
     ("hosts", "message"),
     [
@@ -82,6 +88,12 @@ def test_a_hub_that_does_not_answer_is_a_note(monkeypatch: pytest.MonkeyPatch) -
         ([TWO[0], {"ssh": "-oProxyCommand=touch x", "ips": ["10.0.0.2"]}], "is no name of a host"),
         ([TWO[0], {"ssh": "b"}], 'host 1 has no "ips": ring needs'),
         ([TWO[0], {"ssh": "b", "ips": ["b.local"]}], 'host 1: "ips" must be a list of addresses'),
+        ([TWO[0], {"ssh": "b", "ips": "10.0.0.2"}], "must be a list of addresses; found '10.0.0.2'"),
+        ({"envs": "A=1", "hosts": TWO}, '"envs" must be a list of "NAME=VALUE"; found \'A=1\''),
+        (
+            {"backend": "jaccl", "hosts": [{"ssh": "a", "ips": ["10.0.0.1"], "rdma": [None, 3]}, {"ssh": "b"}]},
+            'host 0: "rdma" must name a device to each other host; found 3',
+        ),
         ({"backend": "jaccl", "hosts": TWO}, '"rdma" must list the device to each of the 2 hosts'),
         ({"backend": "nccl", "hosts": [{"ssh": "a"}, {"ssh": "b"}]}, 'host 0 has no "ips": nccl needs'),
     ],
@@ -89,6 +101,11 @@ def test_a_hub_that_does_not_answer_is_a_note(monkeypatch: pytest.MonkeyPatch) -
 def test_a_wrong_hosts_file_names_the_entry(tmp_path: Path, hosts: object, message: str) -> None:
     result = doctor(hosts=hosts, folder=tmp_path)
     assert result.exit_code == 2 and message in result.output and "Traceback" not in result.output
+
+
+def test_a_hosts_file_that_is_not_there() -> None:
+    result = CliRunner().invoke(main, ["--cluster", "absent.json"])
+    assert result.exit_code == 2 and "--cluster absent.json: No such file or directory; expected a" in result.output
 
 
 def test_a_right_hosts_file(tmp_path: Path) -> None:
@@ -132,6 +149,7 @@ exec sh -c "$6"
         "mlxmath is 9.9.9 there and ",
         "`ssh silent` must work without a password: ssh: connect to host silent port 22: No route to host",
         f"port {port} of 127.0.0.1: Address already in use",
+        "host 1: others do not reach 127.0.0.1; give its address in their network",
         "not tried, since something above is missing",
     ):
         assert text in result.output, result.output

@@ -113,7 +113,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(prepared: Path, tmp
     assert not list((prepared / "adapters").rglob("*.tmp"))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGHUP, 129), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_ends_and_the_run_can_go_on(
     prepared: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:

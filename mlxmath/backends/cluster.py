@@ -26,7 +26,7 @@ _NCCL_PORT = 12345
 _HOST_LIMIT_S = 30.0
 _PROBE_LIMIT_S = 120.0
 _LOOK = """
-import json, os, socket, sys
+import errno, json, os, socket, sys
 from importlib import metadata
 asked = json.loads(sys.argv[1])
 found = {"host": socket.gethostname(), "versions": {}, "busy": []}
@@ -38,7 +38,9 @@ try:
 except ImportError: found["versions"]["mlxmath"] = None
 for ip, port in asked["ports"]:
     try: socket.create_server((ip, port)).close()
-    except OSError as error: found["busy"].append([ip, port, os.strerror(error.errno)])
+    except OSError as error:
+        busy = f"port {port} of {ip}: {os.strerror(error.errno)}"
+        found["busy"].append(f"{ip} is no address of this host" if error.errno == errno.EADDRNOTAVAIL else busy)
 print(json.dumps(found))
 """
 """Runs on a host: needs nothing but Python."""
@@ -69,11 +71,15 @@ def read_hosts(path: Path, default_backend: str = "ring") -> Hosts:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise InputError(f"--cluster {path}: {error.strerror}; expected a hosts file as mlx.launch reads it.") from None
+    except ValueError as error:
         raise InputError(f"--cluster {path}: not readable JSON: {error}") from None
     backend, entries = default_backend, content
     if isinstance(content, dict):
         backend, entries = content.get("backend") or default_backend, content.get("hosts")
+        if not _are_strings(envs := content.get("envs", [])):
+            raise InputError(f'--cluster {path}: "envs" must be a list of "NAME=VALUE"; found {envs!r}.')
     if backend not in BACKENDS:
         raise InputError(f"--cluster {path}: backend {backend!r} is unknown; expected one of {', '.join(BACKENDS)}.")
     if not isinstance(entries, list) or len(entries) < 2:
@@ -90,10 +96,12 @@ def _host(path: Path, backend: str, rank: int, entries: Sequence[Any]) -> Host:
     if entry["ssh"].startswith("-"):
         raise InputError(f'{where}: "ssh": {entry["ssh"]!r} is no name of a host.')
     ips = entry.get("ips", [])
+    if not _are_strings(ips):
+        raise InputError(f'{where}: "ips" must be a list of addresses; found {ips!r}.')
     try:
         addresses = tuple(str(ipaddress.ip_address(ip)) for ip in ips)
-    except (TypeError, ValueError) as error:
-        raise InputError(f'{where}: "ips" must be a list of addresses: {error}.') from None
+    except ValueError as error:
+        raise InputError(f'{where}: "ips" must be a list of addresses; {error}.') from None
     if not addresses and (backend == "ring" or (backend != "mpi" and rank == 0)):
         raise InputError(f'{where} has no "ips": {backend} needs the address at which the others reach it.')
     if backend.startswith("jaccl"):
@@ -102,7 +110,14 @@ def _host(path: Path, backend: str, rank: int, entries: Sequence[Any]) -> Host:
             raise InputError(
                 f'{where}: "rdma" must list the device to each of the {len(entries)} hosts, null at its own place.'
             )
+        wrong = [d for i, d in enumerate(devices) if i != rank and not (isinstance(d, str) or (d and _are_strings(d)))]
+        if wrong and backend == "jaccl":
+            raise InputError(f'{where}: "rdma" must name a device to each other host; found {wrong[0]!r}.')
     return Host(entry["ssh"], addresses)
+
+
+def _are_strings(found: Any) -> bool:
+    return isinstance(found, list) and all(isinstance(each, str) for each in found)
 
 
 def check_cluster(hosts: Hosts, python: str, starting_port: int) -> list[Check]:
@@ -121,7 +136,7 @@ def check_cluster(hosts: Hosts, python: str, starting_port: int) -> list[Check]:
     if hosts.backend != "mpi":  # the ranks meet there before MLX connects them
         first = _NCCL_PORT if hosts.backend == "nccl" else starting_port
         ports[0].append((hosts.hosts[0].ips[0], line_port(first)))
-    checks = [Check("hosts file", "ok", f"{len(hosts.hosts)} hosts, backend {hosts.backend}")]
+    checks = [Check("hosts file", "ok", f"{len(hosts.hosts)} hosts, backend {hosts.backend}"), *_own_addresses(hosts)]
     with ThreadPoolExecutor(len(hosts.hosts)) as pool:
         looked = list(pool.map(_look, hosts.hosts, ports, [python] * len(ports)))
     for rank, found in enumerate(looked):
@@ -129,6 +144,16 @@ def check_cluster(hosts: Hosts, python: str, starting_port: int) -> list[Check]:
     if any(check.status == "missing" for check in checks):
         return [*checks, Check("all-reduce", "note", "not tried, since something above is missing")]
     return [*checks, _all_reduce(hosts, python, starting_port)]
+
+
+def _own_addresses(hosts: Hosts) -> list[Check]:
+    """Addresses that only their own machine reaches, though there are others."""
+    return [
+        Check("hosts file", "missing", f"host {rank}: others do not reach {ip}; give its address in their network")
+        for rank, host in enumerate(hosts.hosts)
+        for ip in host.ips
+        if ipaddress.ip_address(ip).is_loopback and any(other.ssh != host.ssh for other in hosts.hosts)
+    ]
 
 
 def _look(host: Host, ports: Sequence[tuple[str, int]], python: str) -> dict[str, Any] | str:
@@ -163,8 +188,7 @@ def _judge(name: str, found: dict[str, Any] | str, python: str) -> list[Check]:
             checks.append(Check(name, "missing", f"{package} is not installed for {python} there"))
         elif version != here[package]:
             checks.append(Check(name, "missing", f"{package} is {version} there and {here[package]} here"))
-    checks += [Check(name, "missing", f"port {port} of {ip}: {why}") for ip, port, why in found["busy"]]
-    return checks
+    return [*checks, *(Check(name, "missing", why) for why in dict.fromkeys(found["busy"]))]
 
 
 def _all_reduce(hosts: Hosts, python: str, starting_port: int) -> Check:

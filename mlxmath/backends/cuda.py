@@ -11,6 +11,9 @@ from mlxmath.backends.device import MlxDevice
 
 _USABLE = 0.95
 """Of the memory; the rest is for CUDA's own context, cuDNN's workspaces and kernels."""
+_CACHES = {"MLX_ENABLE_CACHE_THRASHING_CHECK": "0", "MLX_CUDA_SDPA_BACKWARD_CACHE_SIZE": "256"}
+"""MLX ends a process whose shapes and graphs have missed its caches a few hundred times in all, however long it ran.
+Long runs see that many; a miss merely takes a moment. The user's own values count more."""
 
 
 class CudaBackend(MlxDevice):
@@ -20,12 +23,16 @@ class CudaBackend(MlxDevice):
     bucket_multiple = 128  # cuDNN's fused attention backward wants query lengths that are multiples of 128
     features = frozenset({"compile", "fused_attention_backward"})
     is_shared = False  # the launcher gives each process a GPU of its own
+    cache_share = 1.0  # nobody else waits for this memory, and what is given back costs the step that asks again
+    most_cache_bytes = sys.maxsize
 
     def unavailable(self) -> str | None:
         """Why there is no CUDA device here, and what to install."""
         if not sys.platform.startswith("linux"):
             return f"MLX's CUDA build is for Linux; this is {sys.platform}."
         preload()
+        for name, value in _CACHES.items():  # before MLX first uses the GPU
+            os.environ.setdefault(name, value)
         builds, release = nvidia.installed_builds(), nvidia.driver_release()
         try:
             import mlx.core as mx
@@ -41,8 +48,11 @@ class CudaBackend(MlxDevice):
             return reason
         try:
             mx.eval(mx.add(mx.ones(2), mx.ones(2), stream=mx.gpu))
+            mx.eval(mx.compile(lambda x: mx.exp(x) * x)(mx.ones(2)))
         except (RuntimeError, ValueError) as error:
             first = str(error).strip().splitlines()[0]
+            if "CUDA_HOME" in first:
+                return nvidia.why_no_headers(builds)
             return (
                 f"a first operation on the GPU fails: {first}. Driver {release}; installed: {', '.join(builds)}. "
                 "Install a current driver, or NVIDIA's libraries again: `pip install --force-reinstall "

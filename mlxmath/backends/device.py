@@ -22,8 +22,10 @@ class MlxDevice(ABC):
     features: frozenset[Feature] = frozenset()
     is_shared: bool = True
     """Whether all processes of a machine compute on the same device."""
+    cache_share: float = 1 / 8
+    """Of the memory limit, for freed buffers that MLX keeps for the next operations."""
     most_cache_bytes: int = 8 << 30
-    """Freed buffers that MLX keeps for the next operations."""
+    """The same in bytes."""
 
     @abstractmethod
     def unavailable(self) -> str | None:
@@ -60,7 +62,7 @@ class MlxDevice(ABC):
                 limit_threads(max(1, num_usable_cores() // num_sharing))
         limit = memory_limit_bytes or info.memory_bytes
         mx.set_memory_limit(limit)
-        mx.set_cache_limit(min(limit // 8, self.most_cache_bytes))
+        mx.set_cache_limit(min(int(limit * self.cache_share), self.most_cache_bytes))
         if self.supports("wired_memory"):
             mx.set_wired_limit(min(limit, info.memory_bytes))
         mx.random.seed(seed)

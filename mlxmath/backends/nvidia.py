@@ -111,6 +111,14 @@ def why_no_device(builds: Collection[str], serves: tuple[int, int] | None, visib
     return "the NVIDIA driver reports no GPU; see what `nvidia-smi` says (in a container: start it with `--gpus all`)."
 
 
+def why_no_headers(builds: Collection[str]) -> str:
+    """Why MLX cannot compile kernels."""
+    return (
+        f"MLX compiles kernels with CUDA's headers and does not find them. {_install(_version_of(builds))} brings them "
+        "(nvidia-cuda-runtime); where they are elsewhere, set CUDA_HOME to the folder whose include/ holds cuda_fp16.h."
+    )
+
+
 def why_too_old(name: str, capability: tuple[int, int]) -> str | None:
     """Why the GPU itself does not do; None if it does."""
     if capability >= LEAST_CAPABILITY:

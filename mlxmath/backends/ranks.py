@@ -20,8 +20,8 @@ from mlxmath.backends.meeting import compare, meet
 from mlxmath.backends.sentinel import Sentinel
 from mlxmath.errors import MlxmathError
 
-FORM_S = 30.0
-"""Seconds that MLX has to connect processes that are all there."""
+FORM_S = {"ring": 30.0, "jaccl": 60.0, "nccl": 120.0}
+"""Seconds that MLX has to connect processes that are all there; nccl opens the GPUs and tries the network meanwhile."""
 
 
 class Ranks:
@@ -212,9 +212,10 @@ def _formed(launch: Launch, line: Lifeline, sentinel: Sentinel) -> Any:
 
     line.vote("forming")
     others = ", ".join(launch.called(rank) for rank in range(launch.size) if rank != launch.rank)
+    limit_s = FORM_S[launch.backend]
     sentinel.limit(
-        FORM_S,
-        f"MLX's {launch.backend} backend did not connect this process with {others} within {FORM_S:g} seconds, though "
+        limit_s,
+        f"MLX's {launch.backend} backend did not connect this process with {others} within {limit_s:g} seconds, though "
         "all are there; let its ports through any firewall, and see `mlxmath doctor --cluster`.",
     )
     group = _group(launch)

@@ -195,7 +195,7 @@ def _ask(
     if settings.concurrency is not None:
         slots, reason = settings.concurrency, "asked for"
     if is_sharded:  # all processes decode the same batches
-        slots = int(mx.distributed.all_min(mx.array(slots), stream=mx.cpu).item())
+        slots = int(mx.distributed.all_min(mx.array(slots)).item())
     say(
         f"{entry.contestant.label}: {len(chosen):,} answers to {benchmark.name}, {slots} at a time ({reason}), at most "
         f"{max_tokens:,} tokens each, template {entry.template.name}"

@@ -6,6 +6,7 @@ body is one text for both languages; `_LANGUAGES` holds the few words in which t
 Shapes: N tokens, V vocabulary.
 """
 
+import hashlib
 from typing import Any
 
 import mlx.core as mx
@@ -89,11 +90,14 @@ class GpuKernels(PortableKernels):
 
     def __init__(self, language: str) -> None:
         make: Any = {"metal": mx.fast.metal_kernel, "cuda": mx.fast.cuda_kernel}[language]
+        source = _LANGUAGES[language] + BODY
+        # MLX keeps compiled kernels on disk by their names, also when another version of this text comes
+        version = hashlib.sha256(source.encode()).hexdigest()[:8]
         self._kernel = make(
-            name="mlxmath_softmax_gradient",
+            name=f"mlxmath_softmax_gradient_{version}",
             input_names=["logits", "targets", "weights", "soft_cap", "size"],
             output_names=["losses", "gradient"],
-            source=_LANGUAGES[language] + BODY,
+            source=source,
         )
 
     def softmax_gradient(

@@ -1,5 +1,6 @@
 """Two ways for a run to end early: its time is up, or somebody asks it to stop."""
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -63,15 +64,26 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """Catch the first SIGINT or SIGTERM; a second one ends the process at once, even inside a computation."""
+        """Catch the first SIGINT, SIGTERM or SIGHUP; a second one ends the process at once, even inside a computation.
+
+        SIGHUP, when the terminal goes (which is how ssh passes on the Ctrl-C to `mlx.launch`), unless it is ignored, as
+        under nohup; what the run would write there goes nowhere then.
+        """
+        names = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            names.append(signal.SIGHUP)
+        terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
         def handle(number: int, _: FrameType | None) -> None:
             self.signal = number
-            for name in (signal.SIGINT, signal.SIGTERM):
+            for name in names:
                 signal.signal(name, signal.SIG_DFL)
+            if number == signal.SIGHUP:
+                for descriptor in terminals:
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
             say(f"{signal.Signals(number).name}: saving and stopping (once more to exit at once)")
 
-        before = {name: signal.signal(name, handle) for name in (signal.SIGINT, signal.SIGTERM)}
+        before = {name: signal.signal(name, handle) for name in names}
         try:
             yield self
         finally:

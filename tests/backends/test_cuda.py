@@ -1,5 +1,6 @@
 """What a machine without a working CUDA is told, with stand-ins for drivers, wheels and GPUs."""
 
+import os
 import sys
 from typing import Any
 
@@ -60,6 +61,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(mx, "device_count", lambda _: 1)
     monkeypatch.setattr(mx, "device_info", lambda *_: info)
     monkeypatch.setattr(mx, "add", lambda a, b, stream: a + b)
+    monkeypatch.setattr(mx, "compile", lambda function: function)
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(nvidia, "driver_release", lambda: "580.65.06")
     return info
@@ -87,6 +89,26 @@ def test_a_first_operation_that_fails_is_a_reason(gpu: dict[str, Any], monkeypat
     monkeypatch.setattr(nvidia, "driver_cuda", lambda: (12, 2))
     monkeypatch.setattr(nvidia, "installed_builds", lambda: ("mlx-cuda-13",))
     assert "too old" in (CudaBackend().unavailable() or "")
+
+
+def test_headers_that_are_not_found_are_a_reason(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "Can not find locations of CUDA headers, please set environment variable CUDA_HOME or CUDA_PATH."
+
+    def compiled(_: mx.array) -> mx.array:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(mx, "compile", lambda _: compiled)
+    monkeypatch.setattr(nvidia, "installed_builds", lambda: ("mlx-cuda-12",))
+    found = CudaBackend().unavailable() or ""
+    assert "'mlxmath[cuda12]'" in found and "nvidia-cuda-runtime" in found and "CUDA_HOME" in found
+
+
+def test_caches_that_miss_do_not_end_a_run(gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLX_ENABLE_CACHE_THRASHING_CHECK", raising=False)
+    monkeypatch.setenv("MLX_CUDA_SDPA_BACKWARD_CACHE_SIZE", "7")
+    CudaBackend().unavailable()
+    assert os.environ["MLX_ENABLE_CACHE_THRASHING_CHECK"] == "0"
+    assert os.environ["MLX_CUDA_SDPA_BACKWARD_CACHE_SIZE"] == "7"
 
 
 def test_an_mlx_that_does_not_load_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from benchmarks import gpu_parts
 from benchmarks.bench_grpo import ratios as grpo_ratios
 from benchmarks.bench_train import loss_disagreements, ratios
 from benchmarks.common import run_process
@@ -202,3 +203,18 @@ def test_grpo_ratios_take_each_peers_default_and_fastest() -> None:
 
 def test_mlx_lm_is_always_tried_at_its_default() -> None:
     assert [entry.label for entry in entries(["mlx_lm"], [1], [8])] == ["batch 1", "batch 4"]
+
+
+def test_tests_that_are_cut_off_leave_what_they_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "test_slow.py").write_text(
+        "import time\ndef test_one(): pass\ndef test_two(): assert not 1\ndef test_three(): time.sleep(60)\n"
+    )
+    monkeypatch.setattr(gpu_parts, "_REPORT_S", 27.0)
+    found = gpu_parts.run_tests((str(tmp_path),), 30.0)
+    assert found["tests"] >= 2 and found["failures"] == 1 and "cut_off" in found
+    assert found["failed"][0]["test"].endswith("test_two")
+
+
+def test_a_backend_that_is_not_here_ends_the_run_with_its_reason() -> None:
+    assert gpu_parts.unavailable("cpu") is None
+    assert "Apple" in (gpu_parts.unavailable("metal") or "") or sys.platform == "darwin"

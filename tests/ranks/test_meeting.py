@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from mlxmath import console
+from mlxmath import console, options
 from mlxmath.backends import lifeline, meeting
 from mlxmath.backends.launcher import Launch, launched
 from mlxmath.backends.meeting import compare, meet
 from mlxmath.backends.ranks import join
-from mlxmath.errors import MlxmathError
+from mlxmath.errors import InputError, MlxmathError
 from tests.ranks.launch import free_port
 
 VERSIONS = {"mlxmath": "1"}
@@ -225,3 +225,11 @@ def test_what_a_launcher_says(
     else:
         found = launched()
         assert (found and (found.backend, found.rank, found.size, found.addresses, found.port)) == expected
+
+
+def test_blocks_cannot_be_spread_over_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"MLX_RANK": "1", "NCCL_HOST_IP": "127.0.0.1", "MLX_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    options.check_shard("tensor", 2)
+    with pytest.raises(InputError, match="--shard pipeline .* use --shard tensor"):
+        options.check_shard("pipeline", 2)

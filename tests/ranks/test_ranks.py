@@ -1,9 +1,12 @@
 """Several processes on one machine do what one does, refuse to do different things, and end together."""
 
 import json
+import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from mlxmath.training.checkpoint import newest_checkpoint
-from tests.commands import succeed
-from tests.ranks.launch import outcome, run_jobs, start_ranks
+from tests.commands import ENVIRONMENT, command, succeed
+from tests.ranks.launch import free_port, outcome, run_jobs, start_ranks
 from tests.ranks.tiny import write_tiny_model
 
 TRAIN = (
@@ -22,6 +25,7 @@ TRAIN = (
     "--validation-split", "4", "--eval-every", "15", "--max-steps", "30", "--max-batch-tokens", "256",
 )  # fmt: skip
 """Four windows an epoch, the last of three rows: fewer than four ranks can share."""
+LONG = ("--num-epochs", "1000", "--max-steps", "3000")
 GRPO = (
     "--model", "tiny", "--mlx-path", "mlx_tiny", "--dtype", "float32", "--dataset", "demo", "--num-examples", "12",
     "--num-epochs", "100", "--max-seq-len", "160",
@@ -96,8 +100,14 @@ def pair(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
              "only": {"1": {"arguments": ["--learning-rate", "1e-4", "--lora-rank", "4"]}}},
             {"name": "version", "command": "train", "arguments": again, "only": {"1": {"version": "9.9.9"}}},
             {"name": "stopped", "command": "train", "only": {"1": {"stop_at": 5}},
-             "arguments": [*TRAIN, "--num-epochs", "1000", "--max-steps", "3000", "--adapter-path", "stopped"]},
+             "arguments": [*TRAIN, *LONG, "--adapter-path", "stopped"]},
             {"name": "convert", "command": "convert", "arguments": ["--model", "demo"]},
+            {"name": "late", "command": "train",
+             "arguments": [*TRAIN, *LONG, "--max-training-time-hours", "0.0004", "--adapter-path", "late"]},
+            {"name": "loss", "command": "train", "only": {"1": {"breaks": "loss"}},
+             "arguments": [*TRAIN, "--max-steps", "5", "--adapter-path", "loss"]},
+            {"name": "disk", "command": "train", "only": {"0": {"breaks": "disk"}},
+             "arguments": [*TRAIN, "--max-steps", "5", "--save-every", "2", "--adapter-path", "disk"]},
         ],
     )  # fmt: skip
     return folder
@@ -215,3 +225,45 @@ def test_a_signal_to_one_rank_stops_all_in_the_same_window(pair: Path) -> None:
     assert saved is not None and 5 <= saved.position.step < 50
     assert f"stopped at step {saved.position.step} of" in found[0]["stderr"] and not found[1]["stderr"]
     assert "continue with the same command and --resume" in found[0]["stderr"]
+
+
+def test_the_deadline_ends_all_in_the_same_window(pair: Path) -> None:
+    assert "deadline at step" in ended_well(pair, "late", 2)["stderr"]
+    record = json.loads((pair / "late" / "run.json").read_text())
+    assert record["status"] == "deadline" and 0 < record["steps"] < 3000 and record["seconds"] < 0.0004 * 3600 + 1
+
+
+def test_a_loss_that_is_nan_on_one_rank_is_skipped_by_all(pair: Path) -> None:
+    said = ended_well(pair, "loss", 2)["stderr"]
+    assert "step 3: loss is not finite, the step is not applied; rows" in said
+    assert [event["applied"] for event in events(pair, "loss", "step")] == [True, True, False, True, True]
+    assert all(np.isfinite(array).all() for array in adapters(pair, "loss").values())
+
+
+def test_a_full_disk_at_the_end_is_an_error_on_all_and_the_last_checkpoint_is_whole(pair: Path) -> None:
+    found = [outcome(pair, "disk", rank) for rank in range(2)]
+    assert [each["exit_code"] for each in found] == [1, 1], found
+    assert "no checkpoint at step 4: " in found[0]["stderr"] and "No space left on device" in found[0]["stderr"]
+    assert "rank 0 (" in found[1]["stderr"] and "has ended before its time" in found[1]["stderr"]
+    saved = newest_checkpoint(pair / "disk")
+    assert saved is not None and saved.position.step == 2 and not list((pair / "disk").rglob("*.tmp"))
+
+
+def test_ctrl_c_on_the_launcher_saves_and_ends_all(alone: Path, tmp_path: Path) -> None:
+    for name in ("mlx_model", "cache"):
+        shutil.copytree(alone / name, tmp_path / name)
+    launcher = [str(Path(sys.executable).parent / "mlx.launch"), "-n", "2", "--backend", "ring"]
+    launcher += ["--starting-port", str(free_port()), "--"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [*launcher, *command("train", *TRAIN, *LONG)], cwd=tmp_path, env=ENVIRONMENT, stdin=subprocess.DEVNULL,
+            stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    steps, end = tmp_path / "adapters" / "events.jsonl", time.monotonic() + 60
+    while time.monotonic() < end and not (steps.exists() and '"step": 5,' in steps.read_text()):
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    process.wait(20)
+    saved = newest_checkpoint(tmp_path / "adapters")
+    assert saved is not None and saved.position.step >= 5, (tmp_path / "log").read_text()
+    assert json.loads((tmp_path / "adapters" / "run.json").read_text())["status"] == "stopped"
