@@ -132,14 +132,16 @@ def grpo(resolved: Resolved, ranks: "Ranks") -> int:
     prompts_fingerprint, held_out_fingerprint = (fingerprint([(p.tokens, p.gold) for p in each]) for each in
                                                  (prompts, held_out))  # fmt: skip
     fixed = run.fixed_settings(config, manifest.fingerprint, prompts_fingerprint, held_out_fingerprint)
-    fixed |= {f"grpo.{name}": value for name, value in settings.model_dump(mode="json").items()}
+    unchanging = settings.model_dump(mode="json", exclude={"concurrency"})
+    fixed |= {f"grpo.{name}": value for name, value in unchanging.items()}
     fixed |= {f"reward {name}": sha256(path / WEIGHTS) for name, path in rewards.models.items()}
     run.agree(ranks, config, device, fixed)
     fixed["initial adapter"] = None
 
     shape = Shape(backend.bucket_multiple, target_steps=16 if backend.supports("compile") else 0)
     most = max(len(prompt.tokens) for prompt in [*prompts, *held_out]) + settings.max_completion_length
-    planned_bytes = check_fits(config, model_folder, read_json(model_folder / "config.json"), device, shape.width(most))
+    model_config = read_json(model_folder / "config.json")
+    planned_bytes = check_fits(config, model_folder, model_config, device, shape.width(most), "grpo")
     loaded = load_model(model_folder, device.compute_dtype)
     model = loaded.model
     bases = {name: replica(model) for name in rewards.models}
@@ -190,7 +192,11 @@ def grpo(resolved: Resolved, ranks: "Ranks") -> int:
         ranks,
     )  # fmt: skip
     batching = Batching(workers.num_in_all, min(ranks.gather("batching", batching.tokens)))
-    slots, reason = choose_slots(loaded.config, device, held_bytes=backend.memory().active_bytes, longest=most)
+    slots, reason = choose_slots(
+        loaded.config, device, held_bytes=backend.memory().active_bytes, longest=most,
+        prompt=most - settings.max_completion_length, group_size=settings.num_generations, needed_bytes=planned_bytes,
+        asked=settings.concurrency,
+    )  # fmt: skip
     total = training.num_epochs * -(-len(prompts) * settings.num_generations // per_step) * settings.num_iterations
     total = min(total, training.max_steps or total)
     say(

@@ -115,7 +115,9 @@ class Session:
         model_config = read_json(model_folder / "config.json")
         batching = choose_batching(model_config, config, device, longest)
         planned = config if self.material.rows_each == 1 else _with_room(config, batching, 2 * longest)
-        self._planned_bytes = check_fits(planned, model_folder, model_config, device, longest)
+        self._planned_bytes = check_fits(
+            planned, model_folder, model_config, device, longest, "dpo" if self._reference else "train"
+        )
         self.model = load_model(model_folder, device.compute_dtype).model
         self.base = replica(self.model) if keep_base else None
         mx.random.seed(training.seed)  # converting and loading a model draw random numbers
