@@ -192,7 +192,7 @@ def plan_memory(
     num_prompts = 0
     if prompt:
         num_prompts = min(tokens // prompt, rows // config.grpo.num_generations // batching.num_workers) or 1
-        tokens = own * max(1, (tokens - num_prompts * prompt // 2) // own)
+        tokens = own * max(1, (tokens - 2 * num_prompts * prompt // 3) // own)
     if config.training.batching == "pack":
         own = longest = tokens
     checkpointed = -(-shape.layers // every) if every else 0

@@ -80,7 +80,7 @@ class ExperienceWindow(Window):
         if not self.plan.part_tokens:
             return batch
         width = self.plan.shape.width(1 + max(len(rows.trajectories[i].drawn) for i in ids))
-        size = max(1, (self.plan.part_tokens - prompts.num_padded // 2) // width)
+        size = max(1, (self.plan.part_tokens - 2 * prompts.num_padded // 3) // width)
         parts = [ids[i : i + size] for i in range(0, len(ids), size)]
         return replace(batch, parts=tuple(self._weighted(rows, prompts.continued(part)) for part in parts))
 
@@ -154,7 +154,7 @@ class ExperiencePlan(WindowPlan):
 
     With `shares` and `bucket` batching, micro-batches are made of completions of the same prompts, each prompt computed
     once in a micro-batch. With `in_parts` they are as large as a few whole groups, of which `max_tokens` are
-    computed at a time, those of prompts counted half; one completion, or one prompt, may be longer.
+    computed at a time, those of prompts counted two thirds; one completion, or one prompt, may be longer.
     """
 
     def __init__(
