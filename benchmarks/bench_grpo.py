@@ -6,7 +6,8 @@
 All draw 8 completions of the same GSM8K prompts on the same model folder (random weights, so a text ends by chance
 only, once in as many tokens as the vocabulary has; the mean length is recorded), at temperature 1 from the whole
 distribution, score them by the same function, and train rank-8 LoRA on q and v with AdamW in float32 without a KL term.
-Ours and Unsloth take all prompts in an optimizer step; the second one is timed. mlx-lm-lora takes `--batches` prompts
+Ours and Unsloth take all prompts in an optimizer step; the second one is timed. Ours runs with its defaults, and with
+the settings for little memory that `LITTLE` names. mlx-lm-lora takes `--batches` prompts
 an iteration and decodes and scores as many rows at once (1 is its default); what it compiles is compiled before. All
 have the same BLAS. "above weights" is peak device memory less the weights.
 
@@ -56,6 +57,8 @@ from benchmarks.workload import SHAPES, Workload, make_workload  # noqa: E402
 GROUP_SIZE, NUM_STEPS = 8, 2
 DEFAULTS = {"tiny": (4, 16), "small": (4, 128), "0.5b": (4, 32)}
 """Prompts in an optimizer step, and tokens of a completion, by shape."""
+LITTLE = "--grad-checkpoint 1 --max-batch-tokens 128 --concurrency 12"
+"""Options of ours for little memory."""
 SHOWN = {"ours": "mlxmath", "mlx_lm_lora": "mlx-lm-lora", "unsloth": "Unsloth MLX"}
 Result = dict[str, Any]
 _RATIOS = ("completions_per_s", "above_weights_bytes", "peak_device_bytes")
@@ -130,7 +133,9 @@ def parse() -> argparse.Namespace:
 def entries(options: argparse.Namespace) -> list[tuple[str, str, int, dict[str, Any]]]:
     """(contestant, label, batch size, its own switches) of each run."""
     names = options.contestants.split(",")
-    found: list[tuple[str, str, int, dict[str, Any]]] = [("ours", "default", 0, {})] if "ours" in names else []
+    found: list[tuple[str, str, int, dict[str, Any]]] = []
+    if "ours" in names:
+        found += [("ours", "default", 0, {}), ("ours", "little memory", 0, {"options": LITTLE})]
     if "mlx_lm_lora" in names:
         sizes = map(int, options.batches.split(","))
         found += [("mlx_lm_lora", f"batch {size}" if size > 1 else "default (batch 1)", size, {}) for size in sizes]
@@ -153,7 +158,7 @@ def measure(
     python = {"mlx_lm_lora": options.peer_python, "unsloth": options.unsloth_python}.get(contestant)
     with tempfile.TemporaryDirectory(prefix="mlxmath-bench-") as name:
         if contestant == "ours":
-            result = run_ours(workload, tokens, options, Path(name))
+            result = run_ours(workload, tokens, options, Path(name), setting.get("options", ""))
         elif python is None:
             option = "--peer-python" if contestant == "mlx_lm_lora" else "--unsloth-python"
             result = {"skipped": f"no {option} was given"}
@@ -182,8 +187,8 @@ def measure(
     return result
 
 
-def run_ours(workload: Workload, tokens: int, options: argparse.Namespace, folder: Path) -> Result:
-    """`python -m mlxmath.grpo`, as a user would."""
+def run_ours(workload: Workload, tokens: int, options: argparse.Namespace, folder: Path, more: str) -> Result:
+    """`python -m mlxmath.grpo`, as a user would, with `more` options."""
     given = {
         "model": workload.model,
         "mlx-path": workload.model,
@@ -206,10 +211,8 @@ def run_ours(workload: Workload, tokens: int, options: argparse.Namespace, folde
     }
     command = [sys.executable, "-m", "mlxmath.grpo"]
     command += [part for name, value in given.items() for part in (f"--{name}", str(value))]
-    finished = run_process(
-        [*command, *split_options(options.ours_options)], timeout_s=options.timeout, folder=REPOSITORY,
-        environment={"HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+    command += split_options(more) + split_options(options.ours_options)
+    finished = run_process(command, timeout_s=options.timeout, folder=REPOSITORY, environment={"HF_HUB_OFFLINE": "1"})
     if finished.failure:
         return {"failed": finished.failure}
     record = json.loads((folder / "run" / "run.json").read_text())
@@ -224,16 +227,15 @@ def run_ours(workload: Workload, tokens: int, options: argparse.Namespace, folde
         "mean_length": sum(event["mean_length"] for event in rollouts) / len(rollouts),
         "peak_device_bytes": record["peak_bytes"],
         "peak_rss_bytes": finished.peak_rss_bytes,
+        "planned_bytes": record["planned_bytes"],
+        "options": more,
         "notes": [f"zero variance: {event['zero_variance']:.0%}" for event in rollouts if event["zero_variance"]],
     }
 
 
 def ratios(runs: Sequence[Result]) -> list[Result]:
-    """Ours against each peer at its default and at its fastest."""
+    """Each of ours against each peer at its default and at its fastest."""
     good = [run for run in runs if "completions_per_s" in run]
-    ours = next((run for run in good if run["contestant"] == "ours"), None)
-    if ours is None:
-        return []
     found = []
     for contestant in ("mlx_lm_lora", "unsloth"):
         theirs = [run for run in good if run["contestant"] == contestant]
@@ -242,12 +244,11 @@ def ratios(runs: Sequence[Result]) -> list[Result]:
             fastest = max(theirs, key=lambda run: run["completions_per_s"])
             compared[f"fastest: {fastest['setting']}"] = fastest
         found += [
-            {"peer": SHOWN[contestant], "setting": setting}
-            | {
-                name: ours[name] / run[name]
-                for name in ("completions_per_s", "above_weights_bytes", "peak_device_bytes")
-            }
+            {"ours": ours["setting"], "peer": SHOWN[contestant], "setting": setting}
+            | {name: ours[name] / run[name] for name in _RATIOS}
             for setting, run in compared.items()
+            for ours in good
+            if ours["contestant"] == "ours"
         ]
     return found
 
@@ -259,8 +260,14 @@ def _outcome(run: Result) -> str:
     split = f" (rollout {run['rollout_s']:.1f} s, update {run['update_s']:.1f} s)" if "rollout_s" in run else ""
     return (
         f"{run['completions_per_s']:.3f} completions/s{split}, {run['completions']} of {run['mean_length']:.1f} "
-        f"tokens, above weights {gigabytes(run['above_weights_bytes'])}" + "".join(f"; {note}" for note in run["notes"])
+        f"tokens, above weights {gigabytes(run['above_weights_bytes'])}{_planned(run)}"
+        + "".join(f"; {note}" for note in run["notes"])
     )
+
+
+def _planned(run: Result) -> str:
+    planned = run.get("planned_bytes")
+    return f", {planned / run['peak_device_bytes']:.2f} of its peak planned" if planned else ""
 
 
 def show(part: Result) -> None:
@@ -273,7 +280,9 @@ def show(part: Result) -> None:
             rows.append([f"{SHOWN[run['contestant']]}, {run['setting']}", rate, length, *memory, load])
     columns = ("", "completions/s", "tokens each", "peak device", "above weights", "load")
     show_table(part["shape"], columns, rows)
-    cells = [[f"{r['peer']}, {r['setting']}", *(f"{r[name]:.2f}" for name in _RATIOS)] for r in part["ratios"]]
+    cells = [
+        [f"{r['ours']} / {r['peer']}, {r['setting']}", *(f"{r[name]:.2f}" for name in _RATIOS)] for r in part["ratios"]
+    ]
     show_table("mlxmath / peer", ("", "completions/s", "above weights", "peak device"), cells)
 
 

@@ -52,6 +52,7 @@ GRPO = (
     "grpo.num_generations", "grpo.max_completion_length", "grpo.temperature", "grpo.beta", "grpo.epsilon",
     "grpo.epsilon_high", "grpo.num_iterations", "grpo.loss_type", "grpo.scale_rewards",
     "grpo.importance_sampling_level", "grpo.mask_truncated_completions", "grpo.dynamic_sampling",
+    "grpo.concurrency",
 )  # fmt: skip
 PAIRS = (
     "data.dataset", "data.dataset_config", "data.dataset_revision", "data.split", "data.question_column",

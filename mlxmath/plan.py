@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import click
 
@@ -15,9 +15,12 @@ from mlxmath.errors import InputError
 
 if TYPE_CHECKING:
     from mlxmath.backends.base import DeviceInfo
-    from mlxmath.config.schema import RunConfig
+    from mlxmath.config.schema import ModelConfig, RunConfig
     from mlxmath.models.memory import Batching, MemoryPlan
 
+Objective = Literal["train", "dpo", "reward-model", "grpo"]
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+"""Commands whose memory differs."""
 _UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "": 1.0}
 
 
@@ -38,11 +41,19 @@ _UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "": 1.0}
     "training.num_epochs",
     "training.max_steps",
     "training.max_training_time_hours",
+    "grpo.num_generations",
+    "grpo.max_completion_length",
+    "grpo.beta",
+    "grpo.concurrency",
     *options.RUNTIME,
     "runtime.workers",
 )
 @click.option("--memory", metavar="SIZE", help="Plan for a machine with this much memory, for example 16GB.")
-def main(memory: str | None, **values: Any) -> None:
+@click.option(
+    "--for", "objective", type=click.Choice(OBJECTIVES), default="train", show_default=True,
+    help="Command to plan for.",
+)  # fmt: skip
+def main(memory: str | None, objective: "Objective", **values: Any) -> None:
     """Say what memory and time a run takes, whether it fits, and what to change if not.
 
     Exits with 1 if it does not fit.
@@ -56,27 +67,49 @@ def main(memory: str | None, **values: Any) -> None:
     _, device = open_backend(config.runtime, seed=0)
     if memory is not None:
         device = replace(device, memory_bytes=parse_size(memory))
-    source = fetch(config.model.model, config.model.revision, config_only=True)
-    model_config = read_json(source.folder / "config.json")
-    lines, fits = describe(config, model_config, device)
-    click.echo(source.name)
+    held = converted(config.model)
+    source = fetch(config.model.model, config.model.revision, config_only=True) if held is None else None
+    model_config = read_json((source.folder if source else Path(config.model.mlx_path).expanduser()) / "config.json")
+    lines, fits = describe(config, model_config, device, objective)
+    click.echo(source.name if source else f"{config.model.mlx_path} ({held})")
     for line in lines:
         click.echo(line)
     if fits:
         return
-    for change, total in remedies(config, model_config, device, config.data.max_seq_len):
+    for change, total in remedies(config, model_config, device, config.data.max_seq_len, objective):
         verdict = "fits" if total <= device.memory_bytes else "still too much"
         click.echo(f"  with {change}: {size(total)} ({verdict})")
     raise SystemExit(1)
 
 
-def describe(config: "RunConfig", model_config: Mapping[str, Any], device: "DeviceInfo") -> tuple[list[str], bool]:
+def converted(config: "ModelConfig") -> str | None:
+    """What the model folder holds, if a run with these settings would use it as it is."""
+    from mlxmath.errors import MlxmathError
+    from mlxmath.weights.hub import is_source
+    from mlxmath.weights.manifest import FILE_NAME, read_manifest
+
+    folder = Path(config.mlx_path).expanduser()
+    if config.overwrite or not (folder / FILE_NAME).is_file():
+        return None
+    try:
+        manifest = read_manifest(folder)
+    except MlxmathError:
+        return None
+    bits = (manifest.quantization or {}).get("bits")
+    if not is_source(config.model, manifest.source) or config.quantize not in (None, bits):
+        return None
+    return manifest.describe()
+
+
+def describe(
+    config: "RunConfig", model_config: Mapping[str, Any], device: "DeviceInfo", objective: "Objective" = "train"
+) -> tuple[list[str], bool]:
     """What a run takes, in memory and in time, a line a fact; and whether it fits."""
-    plan, batching = planned(config, model_config, device, config.data.max_seq_len)
+    plan, batching = planned(config, model_config, device, config.data.max_seq_len, objective)
     lines = [
         f"{batching.num_workers} x {batching.tokens:,} tokens at once, rows of up to {config.data.max_seq_len:,}",
         *table(plan),
-        *time_lines(config, model_config, device),
+        *(time_lines(config, model_config, device) if objective != "grpo" else ()),
     ]
     memory = device.memory_bytes
     if plan.total <= memory:
@@ -85,18 +118,59 @@ def describe(config: "RunConfig", model_config: Mapping[str, Any], device: "Devi
 
 
 def planned(
-    config: "RunConfig", model_config: Mapping[str, Any], device: "DeviceInfo", longest: int
-) -> tuple["MemoryPlan", "Batching"]:
+    config: "RunConfig", model_config: Mapping[str, Any], device: "DeviceInfo", longest: int,
+    objective: "Objective" = "train",
+) -> tuple["MemoryPlan", "Batching"]:  # fmt: skip
     """The plan, and the micro-batches that it is for."""
-    from mlxmath.models.memory import ModelShape, choose_batching, plan_memory
+    from mlxmath.models.memory import ModelShape, choose_batching, plan_memory, trained_parameters
+    from mlxmath.weights.layout import stored_quantization
 
-    shape = ModelShape.from_config(model_config)
-    if stored := model_config.get("quantization"):
+    shape, training = ModelShape.from_config(model_config), config.training
+    if stored := stored_quantization(model_config):
         quantized = {"quantize": stored["bits"], "group_size": stored["group_size"]}
         config = config.model_copy(update={"model": config.model.model_copy(update=quantized)})
     batching = choose_batching(model_config, config, device, longest)
+    if objective in ("dpo", "reward-model") and training.batching != "pack":  # a pair stays together
+        batching = replace(batching, tokens=max(batching.tokens, 2 * longest))
     itemsize = 4 if device.compute_dtype == "float32" else 2
-    return plan_memory(shape, config, itemsize=itemsize, batching=batching, longest=longest), batching
+    own = config.grpo.max_completion_length if objective == "grpo" else longest
+    prompt = max(0, longest - own)
+    is_blockwise = device.backend == "cpu" and itemsize == 4 and training.batching == "bucket"
+    plan = plan_memory(
+        shape, config, itemsize=itemsize, batching=batching, longest=longest, prompt=prompt if is_blockwise else 0
+    )
+    if _has_reference(config, objective):
+        copied = trained_parameters(shape, config.lora, full=training.full) * (itemsize if training.full else 4)
+        plan = replace(plan, reference=copied)
+    if objective != "grpo":
+        return plan, batching
+    return replace(plan, drawing=_drawing(config, model_config, device, plan, prompt, own)), batching
+
+
+def _has_reference(config: "RunConfig", objective: "Objective") -> bool:
+    """Whether the trained parameters as they were at the start are in memory too."""
+    if objective == "grpo":
+        return config.grpo.beta > 0
+    is_new = config.training.full or config.training.init_adapter is not None
+    return objective == "dpo" and config.dpo.loss_type != "orpo" and is_new  # else adapters are left out
+
+
+def _drawing(
+    config: "RunConfig", model_config: Mapping[str, Any], device: "DeviceInfo", plan: "MemoryPlan", prompt: int,
+    own: int,
+) -> int:  # fmt: skip
+    """Bytes that drawing completions takes at a time."""
+    from mlxmath.generation.slots import choose_slots
+    from mlxmath.models.memory import ModelShape, slot_bytes
+
+    size, training = config.grpo.num_generations, config.training
+    slots, _ = choose_slots(
+        model_config, device, held_bytes=plan.steady, longest=prompt + own, prompt=prompt, group_size=size,
+        needed_bytes=plan.total, asked=config.grpo.concurrency,
+    )  # fmt: skip
+    itemsize = 4 if device.compute_dtype == "float32" else 2
+    each = slot_bytes(ModelShape.from_config(model_config), itemsize, prompt=prompt, own=own, group_size=size)
+    return min(slots, training.batch_size * training.grad_accumulation_steps) * each
 
 
 def time_lines(config: "RunConfig", model_config: Mapping[str, Any], device: "DeviceInfo") -> list[str]:
@@ -126,8 +200,9 @@ def time_lines(config: "RunConfig", model_config: Mapping[str, Any], device: "De
 
 
 def remedies(
-    config: "RunConfig", model_config: Mapping[str, Any], device: "DeviceInfo", longest: int
-) -> list[tuple[str, int]]:
+    config: "RunConfig", model_config: Mapping[str, Any], device: "DeviceInfo", longest: int,
+    objective: "Objective" = "train",
+) -> list[tuple[str, int]]:  # fmt: skip
     """Settings that would take less memory, with the bytes that the run would take then, until one fits."""
     changes: list[tuple[str, str, dict[str, Any], int]] = [
         ("--grad-checkpoint 1", "training", {"grad_checkpoint": 1}, longest),
@@ -142,7 +217,7 @@ def remedies(
             continue
         current = current.model_copy(update={section: getattr(current, section).model_copy(update=values)})
         name, length = f"{name} {option}".strip().replace("--quantize 8 --quantize 4", "--quantize 4"), length_then
-        total = planned(current, model_config, device, length)[0].total
+        total = planned(current, model_config, device, length, objective)[0].total
         found.append((name, total))
         if total <= device.memory_bytes:
             break
@@ -155,11 +230,13 @@ def table(plan: "MemoryPlan") -> list[str]:
         "weights": plan.weights,
         "adapters and sums of gradients": plan.adapters,
         "optimizer": plan.optimizer,
+        "reference": plan.reference,
         "activations, then gradients": plan.activations,
         "block or head at hand": plan.working,
+        "drawing, before these two": plan.drawing,
         "in all": plan.total,
     }
-    return [f"  {name:30}{size(number):>12}" for name, number in rows.items()]
+    return [f"  {name:30}{size(number):>12}" for name, number in rows.items() if number]
 
 
 def parse_size(text: str) -> int:
@@ -175,8 +252,9 @@ def parse_size(text: str) -> int:
 
 
 def check_fits(
-    config: "RunConfig", model_folder: Path, model_config: Mapping[str, Any], device: "DeviceInfo", longest: int
-) -> int | None:
+    config: "RunConfig", model_folder: Path, model_config: Mapping[str, Any], device: "DeviceInfo", longest: int,
+    objective: "Objective" = "train",
+) -> int | None:  # fmt: skip
     """The bytes that a run takes, as planned; None for a model whose sizes have other names.
 
     Raises:
@@ -185,12 +263,14 @@ def check_fits(
     from mlxmath.errors import MlxmathError
 
     try:
-        plan, _ = planned(config, model_config, device, longest)
+        plan, _ = planned(config, model_config, device, longest, objective)
     except MlxmathError:
         return None
     if plan.total <= device.memory_bytes or config.runtime.allow_overcommit:
         return plan.total
-    hints = [f"{change} ({size(total)})" for change, total in remedies(config, model_config, device, longest)]
+    hints = [
+        f"{change} ({size(total)})" for change, total in remedies(config, model_config, device, longest, objective)
+    ]
     raise InputError(
         f"training {model_folder} takes about {size(plan.total)}, this device has {size(device.memory_bytes)}. Try "
         f"{', or '.join(hints)}; --allow-overcommit starts it all the same."

@@ -6,24 +6,33 @@ from pathlib import Path
 
 import pytest
 
+from mlxmath.backends.base import DeviceInfo
+from mlxmath.config.load import resolve
 from mlxmath.errors import InputError
-from mlxmath.plan import parse_size
+from mlxmath.models.memory import MemoryPlan, ModelShape, trained_parameters
+from mlxmath.plan import Objective, parse_size, planned
 from tests.commands import run, succeed
 from tests.test_train import debug_run, prepared  # noqa: F401 (fixtures)
 
+SEVEN = {
+    "model_type": "llama", "num_hidden_layers": 30, "hidden_size": 4096, "intermediate_size": 11008,
+    "num_attention_heads": 32, "vocab_size": 102400,
+}  # fmt: skip
+"""Of deepseek-math-7b."""
+
 
 def model(folder: Path) -> str:
-    """A folder with nothing but the config.json of deepseek-math-7b."""
+    """A folder with nothing but a config.json."""
     (folder / "seven").mkdir()
-    (folder / "seven" / "config.json").write_text(
-        json.dumps(
-            {
-                "model_type": "llama", "num_hidden_layers": 30, "hidden_size": 4096, "intermediate_size": 11008,
-                "num_attention_heads": 32, "vocab_size": 102400,
-            }
-        )
-    )  # fmt: skip
+    (folder / "seven" / "config.json").write_text(json.dumps(SEVEN))
     return "seven"
+
+
+def plan_of(objective: Objective, device: str = "cpu", memory: float = 500e9, **values: object) -> MemoryPlan:
+    """Of rows of 640 tokens."""
+    config = resolve([("t", {name.replace("__", "."): value for name, value in values.items()})]).config
+    dtype = "float32" if device == "cpu" else "bfloat16"
+    return planned(config, SEVEN, DeviceInfo(device, "D", int(memory), dtype, ""), 640, objective)[0]
 
 
 def test_it_needs_only_the_configuration_and_says_what_would_fit(tmp_path: Path) -> None:
@@ -57,3 +66,55 @@ def test_sizes(text: str, expected: float) -> None:
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(InputError, match="--memory: expected a size such as 16GB"):
         parse_size(text)
+
+
+def test_grpo_draws_first_and_learns_then() -> None:
+    whole, plan = plan_of("train"), plan_of("grpo")
+    assert plan.weights == whole.weights and whole.drawing == whole.reference == 0
+    a_token = 2 * 30 * 4096 * 4
+    assert plan.drawing > 8 * 512 * a_token  # a step has 8 completions, of 512 tokens by default
+    assert plan.total == plan.steady + max(plan.learning, plan.drawing)
+    few = plan_of("grpo", grpo__concurrency=2)
+    assert few.drawing == plan.drawing // 4 and few.learning == plan.learning
+    prompts, completions = 128, 512
+    kept = ModelShape.from_config(SEVEN).kept_per_token
+    per_token = 30 * 4096 + 2 * 2 * 30 * 4096  # a prompt's token: a block's input, keys, values, and their gradients
+    assert plan.activations == 4 * (completions * 30 * kept + prompts * per_token)
+    on_gpu = plan_of("grpo", "metal", training__batch_size=64)
+    assert on_gpu.drawing > 0 and on_gpu.learning == plan_of("train", "metal", training__batch_size=64).learning
+
+
+@pytest.mark.parametrize(
+    ("objective", "copies", "settings"),
+    [
+        ("dpo", 1, {"training.full": True}),
+        ("dpo", 1, {"training.init_adapter": "adapters"}),
+        ("dpo", 0, {}),
+        ("dpo", 0, {"training.full": True, "dpo.loss_type": "orpo"}),
+        ("grpo", 1, {"grpo.beta": 0.1}),
+        ("grpo", 0, {}),
+        ("train", 0, {"training.full": True}),
+    ],
+)
+def test_a_reference_is_counted(objective: Objective, copies: int, settings: dict[str, object]) -> None:
+    full = bool(settings.get("training.full"))
+    trained = trained_parameters(ModelShape.from_config(SEVEN), resolve([]).config.lora, full=full)
+    plan = plan_of(objective, **{name.replace(".", "__"): value for name, value in settings.items()})
+    assert plan.reference == copies * 4 * trained
+
+
+def test_what_is_converted_already_is_planned_for_as_it_is(tmp_path: Path) -> None:
+    def weights(*more: str) -> float:
+        shown = succeed(tmp_path, "plan", "--model", "demo", *more).stdout
+        found = re.search(r"weights +([\d.]+) (MB|KB)", shown)
+        assert found, shown
+        return float(found[1])
+
+    whole = weights()
+    succeed(tmp_path, "convert", "--model", "demo", "--quantize", "4")
+    assert weights() == weights("--quantize", "4") < 0.4 * whole
+    assert weights("--mlx-path", "another") == whole
+    (tmp_path / "mlx_model" / "mlxmath.json").unlink()  # as if somebody else had made it
+    assert weights("--model", "mlx_model", "--mlx-path", "mlx_model") < 0.4 * whole
+    shown = succeed(tmp_path, "plan", "--for", "grpo", "--model", "demo", "--max-completion-length", "96")
+    assert "drawing" in shown.stdout

@@ -34,6 +34,9 @@ class GrpoConfig(Section):
     dynamic_sampling: bool = Field(
         False, description="Draw other problems in place of groups whose rewards are all the same."
     )
+    concurrency: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Completions drawn at a time (unset: as many as pay off, in the memory that learning takes)."
+    )
     reward_weights: dict[str, float] = Field(
         {"correctness": 1.0}, description="Rewards that count, each with its weight."
     )

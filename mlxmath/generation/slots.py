@@ -5,21 +5,24 @@ from typing import Any
 
 from mlxmath.backends.base import DeviceInfo
 from mlxmath.errors import MlxmathError
-from mlxmath.models.memory import ModelShape
+from mlxmath.models.memory import ModelShape, slot_bytes
 
-_PAYS_OFF = {"cpu": 32, "metal": 64, "cuda": 256}
-"""Sequences beyond which a device makes hardly more tokens a second."""
-_SHARE = 0.6
-"""Of the free memory; growing caches are copied, and so exist twice for a moment."""
-
-
-def cache_bytes_per_token(shape: ModelShape, itemsize: int) -> int:
-    """Bytes of a token's keys and values in all layers."""
-    return 2 * shape.layers * shape.kv_heads * shape.head_width * itemsize
+_PAYS_OFF = {"cpu": 64, "metal": 64, "cuda": 256}
+"""Sequences beyond which a device makes hardly more tokens a second. With half of them it makes some 15 % less."""
+_SHARE = 0.8
+"""Of the free memory."""
 
 
 def choose_slots(
-    model_config: Mapping[str, Any], device: DeviceInfo, *, held_bytes: int, longest: int
+    model_config: Mapping[str, Any],
+    device: DeviceInfo,
+    *,
+    held_bytes: int,
+    longest: int,
+    prompt: int = 0,
+    group_size: int = 1,
+    needed_bytes: int | None = None,
+    asked: int | None = None,
 ) -> tuple[int, str]:
     """Sequences to decode together, and why.
 
@@ -28,15 +31,25 @@ def choose_slots(
         device: where it runs.
         held_bytes: memory in use already, the weights among it.
         longest: tokens of the longest prompt and answer together.
+        prompt: those of its prompt that are held once for `group_size` answers.
+        group_size: answers to a prompt.
+        needed_bytes: memory in use and needed later anyway. More is taken only for half of the sequences that pay off.
+        asked: as many as somebody asks for.
     """
+    if asked is not None:
+        return asked, "asked for"
     most = _PAYS_OFF[device.backend]
     try:
         shape = ModelShape.from_config(model_config)
     except MlxmathError:
         return min(most, 16), "the model's shape is not known"
     itemsize = 4 if device.compute_dtype == "float32" else 2
-    each = 2 * cache_bytes_per_token(shape, itemsize) * longest + 3 * 4 * shape.vocab
+    each = slot_bytes(shape, itemsize, prompt=prompt, own=longest - prompt, group_size=group_size)
     fitting = int(_SHARE * max(0, device.memory_bytes - held_bytes) / each)
-    if fitting < most:
-        return max(1, fitting), f"as many as fit: {each / 1e6:,.0f} MB each at {longest:,} tokens"
+    size = f"{each / 1e6:,.0f} MB each at {longest:,} tokens"
+    enough = most if needed_bytes is None else max(most // 2, (needed_bytes - held_bytes) // each)
+    if fitting < min(most, enough):
+        return max(1, fitting), f"as many as fit: {size}"
+    if enough < most:
+        return enough, f"more would take more memory than learning: {size}"
     return most, f"more do not pay off on {device.backend}"

@@ -4,7 +4,7 @@ Shapes: D hidden width, F feed-forward width, H and K query and key heads, W hea
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from mlxmath.backends.base import DeviceInfo
@@ -19,6 +19,9 @@ QUANTIZED_HEAD_SLICE = 4_096
 
 _PAYS_OFF = {"cpu": 512, "metal": 4096, "cuda": 16384}
 """Padded tokens beyond which a larger micro-batch no longer makes a device faster."""
+
+_LOGITS = 3
+"""Arrays of logits that drawing a token holds."""
 
 _OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "adafactor": 4, "lion": 4, "muon": 4}
 """State bytes a trained parameter (an upper bound for adafactor)."""
@@ -84,6 +87,11 @@ class ModelShape:
         """Numbers that a block keeps of a token: input, state after attention, q, its result, k, v, gate, up."""
         return 2 * self.hidden + 2 * (self.heads + self.kv_heads) * self.head_width + 2 * self.feed_forward
 
+    @property
+    def cached_per_token(self) -> int:
+        """Numbers of a token's keys and values in all blocks."""
+        return 2 * self.layers * self.kv_heads * self.head_width
+
 
 @dataclass(frozen=True)
 class MemoryPlan:
@@ -97,11 +105,25 @@ class MemoryPlan:
     """What the forward pass keeps for the backward pass, or the gradients that take its place there."""
     working: int
     """The block or the head's chunk at hand."""
+    reference: int = 0
+    """The trained parameters as they were at the start."""
+    drawing: int = 0
+    """What drawing completions takes, before any of the last two."""
+
+    @property
+    def learning(self) -> int:
+        """What a step takes and gives back."""
+        return self.activations + self.working
+
+    @property
+    def steady(self) -> int:
+        """What is held all the while."""
+        return self.weights + self.adapters + self.optimizer + self.reference
 
     @property
     def total(self) -> int:
-        """All of them."""
-        return sum(getattr(self, field.name) for field in fields(self))
+        """At the fullest moment."""
+        return self.steady + max(self.learning, self.drawing)
 
 
 @dataclass(frozen=True)
@@ -129,7 +151,24 @@ def trained_parameters(shape: ModelShape, lora: LoraConfig, *, full: bool) -> in
     return layers * sum(lora.rank * (inputs + outputs) for inputs, outputs in chosen.values())
 
 
-def plan_memory(shape: ModelShape, config: RunConfig, *, itemsize: int, batching: Batching, longest: int) -> MemoryPlan:
+def slot_bytes(shape: ModelShape, itemsize: int, *, prompt: int, own: int, group_size: int = 1) -> int:
+    """What decoding one sequence more takes: its keys and values, its share of its prompt's, its logits.
+
+    Args:
+        shape: the model's sizes.
+        itemsize: bytes of a number.
+        prompt: tokens that `group_size` sequences hold together.
+        own: tokens that it holds alone.
+        group_size: completions of a prompt.
+    """
+    cached = shape.cached_per_token * itemsize * (own + prompt / group_size)
+    copied = 2 / shape.layers  # where memory for keys and values grows, a block or two have it twice
+    return int(cached * (1 + copied)) + _LOGITS * 4 * shape.vocab
+
+
+def plan_memory(
+    shape: ModelShape, config: RunConfig, *, itemsize: int, batching: Batching, longest: int, prompt: int = 0
+) -> MemoryPlan:
     """The memory of a training step.
 
     Args:
@@ -138,6 +177,8 @@ def plan_memory(shape: ModelShape, config: RunConfig, *, itemsize: int, batching
         itemsize: bytes of an activation and of an unquantized weight.
         batching: micro-batches at once, and their size.
         longest: positions of the longest row.
+        prompt: those of its prompt, where that is computed once for a group of GRPO's completions, and again in the
+            backward pass.
     """
     bits, every = config.model.quantize, config.training.grad_checkpoint
     per_weight = itemsize if bits is None else bits / 8 + 2 * itemsize / config.model.group_size
@@ -146,12 +187,17 @@ def plan_memory(shape: ModelShape, config: RunConfig, *, itemsize: int, batching
     is_split = rows * longest > batching.num_workers * batching.tokens  # then there are sums besides the gradients
     sums = batching.num_workers if is_split else 0
     added = 0 if config.training.full else 1
-    tokens = max(batching.tokens, longest)
+    own = longest - prompt
+    tokens = max(batching.tokens, own)
+    num_prompts = 0
+    if prompt:
+        num_prompts = min(tokens // prompt, rows // config.grpo.num_generations // batching.num_workers) or 1
+        tokens = own * max(1, (tokens - 2 * num_prompts * prompt // 3) // own)
     if config.training.batching == "pack":
-        longest = tokens
+        own = longest = tokens
     checkpointed = -(-shape.layers // every) if every else 0
     kept = (shape.layers - checkpointed) * shape.kept_per_token + checkpointed * shape.hidden
-    scores = max(1, tokens // longest) * shape.heads * longest * longest
+    scores = max(1, tokens // own) * shape.heads * own * longest
     block = max(4 * tokens * shape.feed_forward, 2 * scores + 4 * tokens * shape.hidden)
     if checkpointed:
         block += tokens * shape.kept_per_token
@@ -161,11 +207,15 @@ def plan_memory(shape: ModelShape, config: RunConfig, *, itemsize: int, batching
     head = 4 * head_rows * shape.vocab + 4 * tokens * shape.hidden * itemsize
     if bits is not None and itemsize == 4:  # a CPU makes logits in slices, out of weights unpacked slice by slice
         head += 4 * head_rows * shape.vocab + 4 * itemsize * QUANTIZED_HEAD_SLICE * shape.hidden
+    # of prompts: their blocks' inputs, keys and values, and the gradients of these; later a block of theirs, again
+    of_prompts = num_prompts * prompt * (shape.layers * shape.hidden + 2 * shape.cached_per_token)
+    again = num_prompts * prompt * (shape.kept_per_token + 4 * shape.feed_forward + 2 * shape.heads * prompt)
+    block = max(block, again - tokens * kept)
     return MemoryPlan(
         weights=int(shape.parameters * per_weight),
         adapters=trained * 4 * (added + sums),
         optimizer=trained * _OPTIMIZER_BYTES[config.training.optimizer],
-        activations=int(batching.num_workers * max(tokens * kept * itemsize, trained * 4)),
+        activations=int(batching.num_workers * max((tokens * kept + of_prompts) * itemsize, trained * 4)),
         working=int(batching.num_workers * max(block * itemsize, head)),
     )
 
@@ -198,7 +248,6 @@ def choose_batching(model_config: Mapping[str, Any], config: RunConfig, device: 
     itemsize = 4 if device.compute_dtype == "float32" else 2
     for choice in choices:
         found = plan_memory(shape, config, itemsize=itemsize, batching=choice, longest=longest)
-        steady = found.weights + found.adapters + found.optimizer
-        if found.total - steady <= (device.memory_bytes - steady) / 2:
+        if found.learning <= (device.memory_bytes - found.steady) / 2:
             return choice
     return choices[-1]

@@ -24,6 +24,8 @@ from mlxmath.models.row_caches import SharedPrompts, cannot_share
 
 GROWTH = 64
 """Positions by which the memory for a row's own keys and values grows, or an eighth of it if that is more."""
+_COMPARED = 1024
+"""Of the vocabulary, where a model is tried."""
 _ATTENTION = "scaled_dot_product_attention"
 
 Prompts = tuple[tuple[int, ...], ...]
@@ -200,10 +202,14 @@ def _try(model: nn.Module) -> str | None:
         if hasattr(home, _ATTENTION):
             _ask_the_cache(home)
 
+    def logits_of(tokens_BL: mx.array, cache: Any = None) -> mx.array:
+        found: mx.array = model(tokens_BL, cache=cache)[..., :_COMPARED]
+        mx.eval(found)  # so that all logits are of one pass alone
+        return found
+
     def forward(tokens_BL: mx.array, prompts: SharedPrompts | None) -> mx.array:
         if prompts is None:
-            logits: mx.array = model(tokens_BL)
-            return logits
+            return logits_of(tokens_BL)
         lengths = prompts.lengths_G.tolist()
         layers = [BatchKVCache([0] * len(lengths)) for _ in make_prompt_cache(model)]
         for layer in layers:
@@ -214,9 +220,7 @@ def _try(model: nn.Module) -> str | None:
         texts: Prompts = tuple((number,) for number in range(len(lengths)))
         groups = Groups(texts, np.array(prompts.groups_B.tolist()))
         caches = SharedPrefixes(layers, groups, tokens_BL.shape[1])
-        return mx.concatenate(
-            [model(tokens_BL[:, i : i + 1], cache=caches.layers) for i in range(tokens_BL.shape[1])], axis=1
-        )
+        return mx.concatenate([logits_of(tokens_BL[:, i : i + 1], caches.layers) for i in range(tokens_BL.shape[1])], 1)
 
     return cannot_share(forward, model(mx.zeros((1, 1), mx.int32)).shape[-1])
 

@@ -80,7 +80,7 @@ class ExperienceWindow(Window):
         if not self.plan.part_tokens:
             return batch
         width = self.plan.shape.width(1 + max(len(rows.trajectories[i].drawn) for i in ids))
-        size = max(1, self.plan.part_tokens // width)
+        size = max(1, (self.plan.part_tokens - 2 * prompts.num_padded // 3) // width)
         parts = [ids[i : i + size] for i in range(0, len(ids), size)]
         return replace(batch, parts=tuple(self._weighted(rows, prompts.continued(part)) for part in parts))
 
@@ -122,6 +122,7 @@ class _Prompts:
             padded[: len(prompt) - 1] = prompt[:-1]
         lengths = np.array([len(prompt) - 1 for prompt in self._prompts], np.int32)
         self._num_tokens, self._tokens, self._lengths = int(lengths.sum()), mx.array(tokens), mx.array(lengths)
+        self.num_padded = tokens.size
 
     def continued(self, ids: tuple[int, ...]) -> Batch:
         """The rows `ids`."""
@@ -152,8 +153,8 @@ class ExperiencePlan(WindowPlan):
     """All trajectories of a step are one window.
 
     With `shares` and `bucket` batching, micro-batches are made of completions of the same prompts, each prompt computed
-    once in a micro-batch. With `in_parts` they are as large as a few whole groups, of whose completions `max_tokens`
-    are computed at a time; neither are their prompts more, unless one alone is.
+    once in a micro-batch. With `in_parts` they are as large as a few whole groups, of which `max_tokens` are
+    computed at a time, those of prompts counted two thirds; one completion, or one prompt, may be longer.
     """
 
     def __init__(

@@ -28,7 +28,6 @@ class Course(Protocol):
         hooks: called after each step, on every rank, before all others.
         parts: what goes into the checkpoints.
         ending: why there are no more windows, if not because all were taken.
-        planned_bytes: what all of it was planned to take; None where that is not known.
     """
 
     steps_per_epoch: int
@@ -36,7 +35,6 @@ class Course(Protocol):
     measure: Measure | None
     hooks: Sequence[Hook]
     parts: Sequence[Stateful]
-    planned_bytes: int | None
 
     @property
     def ending(self) -> Ending | None: ...
@@ -81,7 +79,7 @@ class RowCourse:
         self.measure: Measure | None = None
         if material.held_out:
             self.measure = partial(mean_loss, workers, list(plan(material.held_out).epoch(0)))
-        self.parts, self.planned_bytes = parts, session.planned_bytes
+        self.parts = parts
         self._session, self._display = session, display
         say(
             f"{len(material.rows):,} {material.unit}, {material.num_tokens:,} tokens an epoch; {self.total_steps:,} "

@@ -38,10 +38,6 @@ class Material(Protocol):
         """Tokens of the longest row, held-out ones included."""
 
     @property
-    def rows_each(self) -> int:
-        """Rows that always share a micro-batch."""
-
-    @property
     def facts(self) -> dict[str, Any]:
         """What run.json is to hold of it."""
 
@@ -60,6 +56,7 @@ class RowMaterial:
     unit: str = "sequences"
     """What batch sizes count."""
     rows_each: int = 1
+    """Rows that always share a micro-batch."""
 
     @property
     def fingerprint(self) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,10 +21,10 @@ from mlxmath.kernels.select import kernels_for
 from mlxmath.lora.adapter import WEIGHTS, adapter_config, load_initial
 from mlxmath.lora.inject import Injected, inject, open_blocks
 from mlxmath.models.load import load_model
-from mlxmath.models.memory import Batching, choose_batching
+from mlxmath.models.memory import choose_batching
 from mlxmath.models.tuning import tune_for_training
-from mlxmath.objectives.base import Objective
-from mlxmath.plan import check_fits
+from mlxmath.objectives import base
+from mlxmath.plan import Objective, check_fits
 from mlxmath.problems.prompts import get_template
 from mlxmath.session.material import Material
 from mlxmath.training import run
@@ -33,6 +33,9 @@ from mlxmath.training.gradients import Gradients, choose_gradients
 from mlxmath.weights.convert import ensure_model
 
 M = TypeVar("M", bound=Material)
+
+UNCHANGING = {"concurrency"}
+"""Settings of an objective that change nothing but speed and memory: a resumed run may have others."""
 
 
 class Session(Generic[M]):
@@ -72,7 +75,7 @@ class Session(Generic[M]):
             config, self.manifest.fingerprint, self.material.fingerprint, self.material.held_out_fingerprint
         )
         if section:
-            own = getattr(config, section).model_dump(mode="json")
+            own = getattr(config, section).model_dump(mode="json", exclude=UNCHANGING)
             self.fixed |= {f"{section}.{name}": value for name, value in own.items()}
         self.fixed |= fixed or {}
         run.agree(ranks, config, self.device, self.fixed)
@@ -81,15 +84,15 @@ class Session(Generic[M]):
         longest = self.shape.width(self.material.longest)
         self.model_config = read_json(model_folder / "config.json")
         self.batching = choose_batching(self.model_config, config, self.device, longest)
-        each = self.material.rows_each
-        planned = config if each == 1 else _with_room(config, self.batching, each * longest)
-        self.planned_bytes = check_fits(planned, model_folder, self.model_config, self.device, longest)
+        objective = cast(Objective, (section or "train").replace("_", "-"))
+        self.planned_bytes = check_fits(config, model_folder, self.model_config, self.device, longest, objective)
+        """None for a model whose sizes have other names."""
         self.model: nn.Module = load_model(model_folder, self.device.compute_dtype).model
         self.kernels: Kernels = kernels_for(self.device, self.batching.num_workers)
         self.max_tokens = min(ranks.gather("batching", self.batching.tokens))
         """Padded tokens in a micro-batch, on every rank the same."""
 
-    def gradients(self, objective: Objective) -> Callable[[nn.Module], Gradients]:
+    def gradients(self, objective: base.Objective) -> Callable[[nn.Module], Gradients]:
         """Makes the loss and gradients of a replica of the model, in the way that is best for the device."""
         return lambda model: choose_gradients(
             model, objective, self.kernels, compiled=self.backend.supports("compile"),
@@ -139,9 +142,3 @@ def add_adapters(session: Session[Any], *, start_counts: bool = False, **facts: 
         share_adapters(model, ranks)
     tune_for_training(model, session.batching.tokens)
     return Adapters(injected, adapter, fixed)
-
-
-def _with_room(config: RunConfig, batching: Batching, least: int) -> RunConfig:
-    """Settings to plan memory from: micro-batches of at least so many tokens."""
-    tokens = {"max_batch_tokens": max(batching.tokens, least)}
-    return config.model_copy(update={"training": config.training.model_copy(update=tokens)})

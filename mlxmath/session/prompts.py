@@ -30,7 +30,6 @@ class PromptMaterial:
     tokenizer: TokenizerWrapper
     """With the stop tokens of the run's template."""
     max_completion_length: int
-    rows_each: int = 1
 
     @cached_property
     def fingerprint(self) -> str:

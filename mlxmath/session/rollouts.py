@@ -36,9 +36,6 @@ class RolloutCourse:
         reference: computes log-probabilities of the model at the start (None: beta is 0).
     """
 
-    planned_bytes: int | None = None
-    """The plan knows nothing of drawing."""
-
     def __init__(
         self,
         session: Session[PromptMaterial],
@@ -55,7 +52,8 @@ class RolloutCourse:
         self.total_steps = limited(training, self.steps_per_epoch)
         slots, reason = choose_slots(
             session.model_config, session.device, held_bytes=session.backend.memory().active_bytes,
-            longest=material.longest,
+            longest=material.longest, prompt=material.longest - settings.max_completion_length, group_size=size,
+            needed_bytes=session.planned_bytes, asked=settings.concurrency,
         )  # fmt: skip
         say(
             f"{len(material.prompts):,} problems; at most {self.total_steps:,} steps of {prompts_per_step} problems x "

@@ -150,7 +150,7 @@ class _Run:
             status=ending, steps=position.step, seconds=seconds, validation=validation.summary(), **watch.facts(),
             planned_bytes=session.planned_bytes, ranks=session.ranks.summary(), **vars(memory),
         )  # fmt: skip
-        planned = f" ({size(self._course.planned_bytes)} planned)" if self._course.planned_bytes else ""
+        planned = f" ({size(session.planned_bytes)} planned)" if session.planned_bytes else ""
         say(
             f"{ending} at step {position.step} of {self._course.total_steps} after {duration(seconds)}; peak memory "
             f"{size(memory.peak_bytes)}{planned}; adapters, curves and checkpoints are in {folder}"

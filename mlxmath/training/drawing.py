@@ -120,8 +120,10 @@ def wrong_answers(
 ) -> tuple[float, int] | None:
     """The share of `prompts` whose most likely answer is wrong, and their number; None if `stopped()` came true.
 
-    Each rank asks a part of them; all get the same.
+    Each rank asks a part of them; all get the same. `concurrency` is that of completions that share their prompts;
+    these do not, and take no more memory.
     """
+    concurrency = max(1, concurrency * max_tokens // (max_tokens + max(len(prompt.tokens) for prompt in prompts)))
     ranks, num_prompts = workers.ranks, len(prompts)
     prompts = prompts[ranks.rank :: ranks.size]
     found: list[Completion] | None = None

@@ -90,7 +90,7 @@ def test_what_is_computed_at_a_time_is_bounded(most: int, expected: list[tuple[i
     assert sorted(batch.prompts.tokens_GP.shape for batch in batches if batch.prompts) == expected
     parts = [part for batch in batches for part in batch.parts]
     assert all(part.inputs_BL.size <= most for part in parts)
-    assert max(len(part.row_ids) for part in parts) == most // 12
+    assert max(len(part.row_ids) for part in parts) == 1
 
 
 def test_the_same_reference_log_probabilities() -> None:
