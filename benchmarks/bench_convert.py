@@ -7,7 +7,6 @@ all of them, and all fsync what they write. Memory is the highest resident set (
 the start of the interpreter, before mlxmath, numpy or torch is imported; the second column starts after the imports.
 """
 
-import argparse
 import json
 import math
 import os
@@ -20,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.common import RESULTS, machine, save_json
+from benchmarks.common import command_line, machine, save_json
 
 MAKE = """
 import json, sys, torch
@@ -100,23 +99,23 @@ for folder in sys.argv[1:]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run, print a table, write the JSON."""
+    parser = command_line(__doc__, "convert.json")
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--folder", type=Path, default=None, help="where to work; default: the temporary folder")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=RESULTS / "convert.json")
-    arguments = parser.parse_args()
+    options = parser.parse_args()
 
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
         source, target = Path(name, "source"), Path(name, "target")
         source.mkdir()
-        layers = max(math.ceil((arguments.gigabytes * 5e8 - 2 * 32000 * 2048) / (4 * 2048**2 + 3 * 2048 * 5504)), 1)
+        layers = max(math.ceil((options.gigabytes * 5e8 - 2 * 32000 * 2048) / (4 * 2048**2 + 3 * 2048 * 5504)), 1)
         subprocess.run([sys.executable, "-c", MAKE, str(source), str(layers)], check=True)
         num_bytes = (source / "pytorch_model.bin").stat().st_size
         (source / "pytorch_model.bin").read_bytes()  # into the page cache
         rows = {}
         runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-        for _ in range(arguments.repeat):
+        for _ in range(options.repeat):
             for way, (imports, work) in WAYS.items():
                 command = [sys.executable, "-c", MEASURED % (imports, work), str(source), str(target)]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -143,11 +142,11 @@ def main() -> None:
     result = {
         "question": "peak memory and time of converting a float16 .bin",
         "bytes": num_bytes,
-        "repeat": arguments.repeat,
+        "repeat": options.repeat,
         "machine": machine(packages),
         "results": rows,
     }
-    save_json(arguments.output, result)
+    save_json(options.out, result)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Trains the start (`train --recipe demo --max-steps 28`), improves it (`grpo --re
 with a reward that is always 1, and asks all the same problems. Writes benchmarks/results/demo_grpo.json.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import common
+from benchmarks.processes import run_command
 
 LIMIT_S = 1500
 START, IMPROVED, AGAIN, CONTROL = "adapters", "adapters-grpo", "adapters-again", "adapters-control"
@@ -22,10 +22,8 @@ START, IMPROVED, AGAIN, CONTROL = "adapters", "adapters-grpo", "adapters-again",
 
 def main() -> None:
     """Measure and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=common.RESULTS / "demo_grpo.json")
-    arguments = parser.parse_args()
-    common.exit_on_sigterm()
+    parser = common.command_line(__doc__, "demo_grpo.json")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "control.py").write_text("def one(samples):\n    return [1.0 for _ in samples]\n")
@@ -42,21 +40,15 @@ def main() -> None:
         first, second = ((folder / adapter / "adapters.safetensors").read_bytes() for adapter in (IMPROVED, AGAIN))
     record = {"what": __doc__.splitlines()[0], "seconds": seconds, "against the start": results}
     record["the same adapters when repeated"] = first == second
-    common.save_json(arguments.output, record | {"machine": common.machine(("mlx", "mlx-lm", "mlxmath"))})
+    common.save_json(options.out, record | {"machine": common.machine(("mlx", "mlx-lm", "mlxmath"))})
     rows = [[adapter, *(f"{found[key]:.3f}" for key in ("start", "after", "difference", "low", "high"))]
             for adapter, found in results.items()]  # fmt: skip
     common.show_table("demo-grpo", ["adapter", "start", "after", "difference", "from", "to"], rows)
 
 
 def command(folder: Path, *arguments: str) -> float:
-    """Run a command of mlxmath; its seconds."""
-    process = common.run_process(
-        [sys.executable, "-m", f"mlxmath.{arguments[0]}", *arguments[1:]],
-        timeout_s=LIMIT_S, folder=folder, environment={"PYTHONPATH": str(common.REPOSITORY)},
-    )  # fmt: skip
-    if process.failure:
-        sys.exit(f"{' '.join(arguments)} failed: {process.failure}")
-    return round(process.seconds, 1)
+    """Seconds of a command of mlxmath."""
+    return round(run_command(folder, *arguments, timeout_s=LIMIT_S), 1)
 
 
 def compare(folder: Path, adapter: str) -> dict[str, float]:

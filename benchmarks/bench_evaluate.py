@@ -8,7 +8,6 @@ first differing token whose logit is within 1e-3 of the other one's in a single 
 Writes benchmarks/results/evaluate.json.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import common
+from benchmarks.processes import run_command
 
 TIE = 1e-3
 LIMIT_S = 900
@@ -26,32 +26,20 @@ LIMIT_S = 900
 
 def main() -> None:
     """Measure and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.command_line(__doc__, "evaluate.json")
     parser.add_argument("--folder", type=Path, help="with mlx_model/ and adapters/ of the demo")
-    parser.add_argument("--output", type=Path, default=common.RESULTS / "evaluate.json")
-    arguments = parser.parse_args()
-    common.exit_on_sigterm()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = arguments.folder or Path(name)
-        environment = {"PYTHONPATH": str(common.REPOSITORY)}
-        if arguments.folder is None:
-            demo = common.run_process(
-                [sys.executable, "-m", "mlxmath.demo"], timeout_s=LIMIT_S, folder=folder, environment=environment
-            )
-            if demo.failure:
-                sys.exit(f"the demo failed: {demo.failure}")
-        ours = common.run_process(
-            [sys.executable, "-m", "mlxmath.evaluate", "--compare", "--overwrite", "--run-name", "bench",
-             "--results-path", str(Path(name) / "results")],
-            timeout_s=LIMIT_S, folder=folder, environment=environment,
-        )  # fmt: skip
-        if ours.failure:
-            sys.exit(f"evaluate failed: {ours.failure}")
+        folder = options.folder or Path(name)
+        if options.folder is None:
+            run_command(folder, "demo", timeout_s=LIMIT_S)
+        asked = ("--compare", "--overwrite", "--run-name", "bench", "--results-path", str(Path(name) / "results"))
+        seconds = run_command(folder, "evaluate", *asked, timeout_s=LIMIT_S)
         rows = (Path(name) / "results" / "bench" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
         samples = [json.loads(row) for row in rows]
-        result = compare(folder, samples) | {"whole_command_s": round(ours.seconds, 2)}
+        result = compare(folder, samples) | {"whole_command_s": round(seconds, 2)}
     record = {"what": __doc__.splitlines()[0], **result, "machine": common.machine(("mlx", "mlx-lm", "mlxmath"))}
-    common.save_json(arguments.output, record)
+    common.save_json(options.out, record)
     table = [
         [label, f"{found['batched_tokens_per_s']:,.0f}", f"{found['one_at_a_time_tokens_per_s']:,.0f}",
          f"{found['speedup']:.1f}", str(found["identical"]), str(found["ties"]), str(found["unexplained"])]
@@ -66,9 +54,6 @@ def main() -> None:
 
 def compare(folder: Path, samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Answer every problem with `mlx_lm.generate` and set the answers and times beside those of `evaluate`."""
-    from mlxmath.backends.blas import preload
-
-    preload()  # the same matrix products for both
     import mlx.core as mx
     from mlx_lm import generate, load
 

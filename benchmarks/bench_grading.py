@@ -4,7 +4,6 @@ math_verify gets what a user of it would write: its default extraction on the re
 dollar signs where it is bare LaTeX.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -13,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.common import REPOSITORY, RESULTS, machine, save_json, show_table
 
-SHARED = REPOSITORY.parent / "shared" / "data"
+from benchmarks.common import GSM8K, command_line, machine, save_json, show_table
+
+SHARED = GSM8K.parents[1]
 
 Pair = tuple[str, str, bool]
 """Response, gold, verdict."""
@@ -67,17 +67,16 @@ def measure(grader: Callable[[list[Pair]], list[bool]], pairs: list[Pair]) -> di
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="bench_grading.py", description=__doc__)
+    parser = command_line(__doc__, "grading.json")
     parser.add_argument("--data", type=Path, default=SHARED, help="folder with graded_dev.jsonl and gsm8k/")
     parser.add_argument("--limit", type=int, help="only so many items of each set")
-    parser.add_argument("--out", type=Path, default=RESULTS / "grading.json")
-    arguments = parser.parse_args()
-    if not (arguments.data / "graded_dev.jsonl").exists():
-        parser.error(f"there is no graded_dev.jsonl in {arguments.data}; name its folder with --data")
+    options = parser.parse_args()
+    if not (options.data / "graded_dev.jsonl").exists():
+        parser.error(f"there is no graded_dev.jsonl in {options.data}; name its folder with --data")
     graders = {"mlxmath": ours, "math_verify": math_verify_alone}
     sets = {
         name: {grader: measure(function, pairs) for grader, function in graders.items()}
-        for name, pairs in load(arguments.data, arguments.limit).items()
+        for name, pairs in load(options.data, options.limit).items()
     }
     rows = [
         [f"{name}: {grader}", str(m["items"]), f"{100 * m['agreement']:.2f} %", str(m["false_positives"]),
@@ -85,7 +84,7 @@ def main() -> None:
         for name, results in sets.items() for grader, m in results.items()
     ]  # fmt: skip
     show_table("Grading", ["set: grader", "items", "agreement", "false positives", "items/s", "ms an item"], rows)
-    save_json(arguments.out, {"machine": machine(["math-verify", "sympy", "latex2sympy2_extended"]), "sets": sets})
+    save_json(options.out, {"machine": machine(["math-verify", "sympy", "latex2sympy2_extended"]), "sets": sets})
 
 
 if __name__ == "__main__":

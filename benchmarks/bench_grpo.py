@@ -18,41 +18,20 @@ mlx-lm-lora needs an environment of its own, made once; Unsloth's is that of ben
 
 import argparse
 import json
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mlxmath.backends.blas import preload  # noqa: E402
-
-preload()
-
-from benchmarks.common import (  # noqa: E402
-    DEMO_ROWS,
-    GSM8K,
-    RESULTS,
-    exit_on_sigterm,
-    gigabytes,
-    machine,
-    run_process,
-    save_json,
-    show_table,
-)
-from benchmarks.contestants import (  # noqa: E402
-    ALPHA,
-    LEARNING_RATE,
-    RANK,
-    SEED,
-    TARGETS,
-    TEMPLATE,
-    run_worker,
-    split_options,
-)
-from benchmarks.workload import SHAPES, Workload, make_workload  # noqa: E402
+from benchmarks.common import REPOSITORY, command_line, flags, gigabytes, machine, save_json, show_table
+from benchmarks.processes import run_process
+from benchmarks.runs import ALPHA, LEARNING_RATE, RANK, SEED, TARGETS, TEMPLATE, run_worker
+from benchmarks.shapes import SHAPES
+from benchmarks.workload import Workload, make_workload
 
 GROUP_SIZE, NUM_STEPS = 8, 2
 DEFAULTS = {"tiny": (4, 16), "small": (4, 128), "0.5b": (4, 32)}
@@ -68,19 +47,18 @@ _NUMBERS = (("completions_per_s", 3), ("mean_length", 1), ("load_average", 1))
 def main() -> None:
     """Run, print tables, write the JSON."""
     options = parse()
-    exit_on_sigterm()
-    work = options.work or Path(tempfile.gettempdir()) / "mlxmath-benchmarks"
-    data = options.data or (GSM8K if GSM8K.exists() else DEMO_ROWS)
     record: Result = json.loads(options.out.read_text()) if options.add and options.out.exists() else {"shapes": {}}
     record |= {
         "question": "completions/s of GRPO, drawn and learned from, and memory",
         "machine": machine(("mlx", "mlx-lm", "transformers", "numpy")),
-        "data": str(data),
+        "data": str(options.data),
     }
     for name in ["small", "0.5b"] if options.shape == "all" else [options.shape]:
         prompts, tokens = DEFAULTS.get(name, DEFAULTS["0.5b"])
         prompts, tokens = options.prompts or prompts, options.tokens or tokens
-        workload = make_workload(SHAPES[name], work, data, dtype="float32", num_rows=prompts, template=TEMPLATE)
+        workload = make_workload(
+            SHAPES[name], options.work, options.data, dtype="float32", num_rows=prompts, template=TEMPLATE
+        )
         part: Result = {
             "shape": workload.shape.title,
             "prompts": prompts,
@@ -107,7 +85,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "grpo.json", "data", "work", "backend", timeout_s=1200)
     parser.add_argument("--shape", default="all", choices=("all", *SHAPES))
     parser.add_argument("--contestants", default=",".join(SHOWN), help=f"some of {','.join(SHOWN)} (default: all)")
     parser.add_argument("--peer-python", type=Path, help="Python of an environment with mlx-lm-lora")
@@ -119,11 +97,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, help="of mlx-lm-lora (default: as many as take all prompts once)")
     parser.add_argument("--ours-options", default="", help="further options for mlxmath grpo, in one string")
     parser.add_argument("--add", action="store_true", help="keep the other runs that the results hold already")
-    parser.add_argument("--backend", default="cpu", choices=("cpu", "cuda", "metal"))
-    parser.add_argument("--timeout", type=float, default=1200, help="seconds a run may take (default: 1200)")
-    parser.add_argument("--data", type=Path, help="problems (default: GSM8K, else the bundled problems)")
-    parser.add_argument("--work", type=Path, help="folder for models, kept (default: in the temporary folder)")
-    parser.add_argument("--out", type=Path, default=RESULTS / "grpo.json")
     options = parser.parse_args()
     if unknown := set(options.contestants.split(",")) - set(SHOWN):
         parser.error(f"--contestants: {', '.join(sorted(unknown))} is unknown; there are {', '.join(SHOWN)}")
@@ -209,9 +182,8 @@ def run_ours(workload: Workload, tokens: int, options: argparse.Namespace, folde
         "seed": SEED,
         "backend": options.backend,
     }
-    command = [sys.executable, "-m", "mlxmath.grpo"]
-    command += [part for name, value in given.items() for part in (f"--{name}", str(value))]
-    command += split_options(more) + split_options(options.ours_options)
+    command = [sys.executable, "-m", "mlxmath.grpo", *flags(given)]
+    command += [*shlex.split(more), *shlex.split(options.ours_options)]
     finished = run_process(command, timeout_s=options.timeout, folder=REPOSITORY, environment={"HF_HUB_OFFLINE": "1"})
     if finished.failure:
         return {"failed": finished.failure}

@@ -9,7 +9,6 @@ before, in kB a token (constant where memory is linear in the length). A last ta
 runs against what `mlxmath plan` says of them before they start.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -18,26 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mlxmath.backends.blas import preload  # noqa: E402
-
-preload()
-
-from benchmarks import contestants  # noqa: E402
-from benchmarks.common import (  # noqa: E402
-    DEMO_ROWS,
-    GSM8K,
-    RESULTS,
-    exit_on_sigterm,
-    gigabytes,
-    machine,
-    save_json,
-    show_table,
-)
-from benchmarks.contestants import Conditions, run_worker, train, train_help  # noqa: E402
-from benchmarks.workload import SHAPES, Shape, Workload, make_workload, tokenize  # noqa: E402
+from benchmarks.common import PROBLEMS, command_line, gigabytes, machine, save_json, show_table
+from benchmarks.runs import TEMPLATE, Conditions, job_of, run_worker, train, train_help
+from benchmarks.shapes import SHAPES, Shape
+from benchmarks.workload import Workload, make_workload, tokenize
 
 NUM_IDS = 2_000
 """Size of the tokenizer, whatever the model's vocabulary: memory does not depend on which ids occur."""
@@ -61,19 +46,14 @@ Result = dict[str, Any]
 
 def main() -> None:
     """Run, print tables, write JSON and a plot."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "memory.json", "work", "backend", timeout_s=900)
     parser.add_argument("--shape", default="small", help=f"one of {', '.join(SHAPES)} (default: small)")
     parser.add_argument("--lengths", default="128,256,512,1024,2048", help="tokens of a row")
     parser.add_argument("--vocabularies", default="8000,32000,64000,128000,152000")
     parser.add_argument("--length", type=int, default=512, help="tokens of a row where the vocabulary varies")
     parser.add_argument("--mlx-lm", action="store_true", help="measure mlx_lm.lora too")
     parser.add_argument("--quick", action="store_true", help="two lengths, two vocabularies")
-    parser.add_argument("--backend", default="cpu", choices=("cpu", "cuda", "metal"))
-    parser.add_argument("--timeout", type=float, default=900, help="seconds a run may take")
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "mlxmath-benchmarks")
-    parser.add_argument("--out", type=Path, default=RESULTS / "memory.json")
     options = parser.parse_args()
-    exit_on_sigterm()
     lengths, vocabularies = (
         [int(part) for part in text.split(",")][: 2 if options.quick else None]
         for text in (options.lengths, options.vocabularies)
@@ -122,16 +102,13 @@ def main() -> None:
 
 def row_of(shape: Shape, work: Path, length: int) -> Workload:
     """A workload of `NUM_STEPS` equal rows with exactly `length` inputs (`length` + 1 tokens)."""
-    data = GSM8K if GSM8K.exists() else DEMO_ROWS
-    workload = make_workload(
-        shape, work, data, dtype="float32", num_rows=1, template=contestants.TEMPLATE, num_ids=NUM_IDS
-    )
+    workload = make_workload(shape, work, PROBLEMS, dtype="float32", num_rows=1, template=TEMPLATE, num_ids=NUM_IDS)
 
     def lines(num_words: int) -> list[str]:
         return [json.dumps({"problem": "Say a.", "solution": "a" + " a" * num_words})] * NUM_STEPS
 
     def rows(num_words: int) -> list[Any]:
-        return tokenize(lines(num_words), workload.folder, workload.model, contestants.TEMPLATE)
+        return tokenize(lines(num_words), workload.folder, workload.model, TEMPLATE)
 
     num_words = length + 1 - len(rows(0)[0].tokens)
     found = replace(workload, rows=rows(num_words), folder=workload.folder)
@@ -151,8 +128,8 @@ def measure(workload: Workload, conditions: Conditions, trainer: str, length: in
             )  # fmt: skip
             result = {"failed": finished.failure} if finished.failure else {"peak_device_bytes": run["peak_bytes"]}
         else:
-            job = contestants.job_of(workload, conditions, batch_size=1, accumulation=1, first_batch=1,
-                                     setting={"grad_checkpoint": checkpoint})  # fmt: skip
+            job = job_of(workload, conditions, batch_size=1, accumulation=1, first_batch=1,
+                         setting={"grad_checkpoint": checkpoint})  # fmt: skip
             result = run_worker("mlx_lm_lora", job, Path(folder), conditions.timeout_s)
     if "failed" in result or "skipped" in result:
         return {"failed": result.get("failed") or result["skipped"]}

@@ -8,7 +8,6 @@ several times in turn and the fastest run counts. A set of ten times the rows sh
 have been met. Then a cache of 100 million tokens is written, loaded, and loaded with its checksum verified.
 """
 
-import argparse
 import json
 import os
 import random
@@ -22,29 +21,19 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import click
 import numpy as np
 
-REPOSITORY = Path(__file__).parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mlxmath.backends.blas import preload  # noqa: E402
-
-preload()
-
-from mlx_lm.tokenizer_utils import TokenizerWrapper  # noqa: E402
-from mlx_lm.tuner.datasets import CompletionsDataset  # noqa: E402
-
-from benchmarks.common import GSM8K, RESULTS, machine  # noqa: E402
-from benchmarks.workload import byte_level_tokenizer  # noqa: E402
-from mlxmath.config.schema import DataConfig  # noqa: E402
-from mlxmath.data.cache import TokenRows, write_rows  # noqa: E402
-from mlxmath.data.codec import codec_of, load_tokenizer  # noqa: E402
-from mlxmath.data.render import Rendered, adds_bos  # noqa: E402
-from mlxmath.data.tokenize import tokenize  # noqa: E402
-from mlxmath.files import atomic_json  # noqa: E402
-from mlxmath.problems.prompts import get_template, joined  # noqa: E402
-from mlxmath.problems.sources import load_problems  # noqa: E402
+from benchmarks.common import REPOSITORY, command_line, machine, save_json
+from benchmarks.workload import byte_level_tokenizer
+from mlxmath.config.schema import DataConfig
+from mlxmath.data.cache import TokenRows, write_rows
+from mlxmath.data.codec import codec_of, load_tokenizer
+from mlxmath.data.render import Rendered, adds_bos
+from mlxmath.data.tokenize import tokenize
+from mlxmath.problems.prompts import get_template, joined
+from mlxmath.problems.sources import load_problems
 
 TEMPLATE = get_template("tutor")
 NUM_TOKENS = 100_000_000
@@ -53,6 +42,9 @@ PACKAGES = ("tokenizers", "transformers", "numpy", "mlx-lm", "mlx")
 
 def compare(name: str, tokenizer: Any, problems: list[Any], repeats: int) -> dict[str, Any]:
     """Rows a second of each way; the fastest of `repeats` runs, taken in turn."""
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+    from mlx_lm.tuner.datasets import CompletionsDataset
+
     tokenizer.chat_template = TEMPLATE.chat_template(bos=adds_bos(tokenizer))
     wrapped = TokenizerWrapper(tokenizer)
     rows = [{"prompt": p.question, "completion": p.solution} for p in problems]
@@ -161,12 +153,10 @@ def cache_times(num_tokens: int, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     """Run, print a table, write benchmarks/results/prepare.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=GSM8K)
+    parser = command_line(__doc__, "prepare.json", "data")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--times", type=int, default=10, help="size of the larger set, in times of the data")
     parser.add_argument("--num-tokens", type=int, default=NUM_TOKENS)
-    parser.add_argument("--out", type=Path, default=RESULTS / "prepare.json")
     options = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     problems = list(load_problems(DataConfig(dataset=str(options.data), decontaminate=(), deduplicate="off")))
@@ -185,19 +175,17 @@ def main() -> None:
         "cache": cache_times(options.num_tokens, options.repeats),
     }
     for row in result["tokenization"]:
-        click.echo(f"\n{row['tokenizer']}: {row['rows']:,} rows, {row['tokens']:,} tokens")
-        click.echo(f"  {row['rows_equal_to_mlx_lm']:,} rows equal to mlx_lm's")
+        print(f"\n{row['tokenizer']}: {row['rows']:,} rows, {row['tokens']:,} tokens")
+        print(f"  {row['rows_equal_to_mlx_lm']:,} rows equal to mlx_lm's")
         for way, rate in row["rows_per_s"].items():
-            click.echo(f"  {way:15} {rate:>8,} rows/s   {row['cpu_s'][way]:6.2f} s of processor time")
-        click.echo(f"  ours is {row['speedup']}x as fast, {row['speedup_one_core']}x on one core")
+            print(f"  {way:15} {rate:>8,} rows/s   {row['cpu_s'][way]:6.2f} s of processor time")
+        print(f"  ours is {row['speedup']}x as fast, {row['speedup_one_core']}x on one core")
     cache = result["cache"]
-    click.echo(f"\ncache of {cache['tokens']:,} tokens, {cache['file_bytes'] / 1e6:.0f} MB")
-    click.echo(
-        f"  written in {cache['write_s']} s, loaded in {cache['load_ms']} ms (worst {cache['load_ms_worst']} ms)"
-    )
-    click.echo(f"  loaded in {cache['load_and_verify_ms']} ms when the checksum is verified")
-    atomic_json(options.out, result)
-    click.echo(f"\n{json.dumps(result['machine'])}\n-> {options.out}")
+    print(f"\ncache of {cache['tokens']:,} tokens, {cache['file_bytes'] / 1e6:.0f} MB")
+    print(f"  written in {cache['write_s']} s, loaded in {cache['load_ms']} ms (worst {cache['load_ms_worst']} ms)")
+    print(f"  loaded in {cache['load_and_verify_ms']} ms when the checksum is verified")
+    save_json(options.out, result)
+    print(f"\n{json.dumps(result['machine'])}\n-> {options.out}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ machine with one worker each. The first epoch is not timed. Of rank 0 it also te
 and spent in the all-reduce, in the whole run. The losses of all must agree.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -17,25 +16,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mlxmath.backends.blas import preload  # noqa: E402
-
-preload()
-
-from benchmarks import contestants  # noqa: E402
-from benchmarks.common import (  # noqa: E402
-    DEMO_ROWS,
-    GSM8K,
-    RESULTS,
-    exit_on_sigterm,
-    machine,
-    ring_hostfile,
-    save_json,
-    show_table,
-)
-from benchmarks.workload import EFFECTIVE_BATCH, SHAPES, Workload, make_workload  # noqa: E402
+from benchmarks.common import REPOSITORY, command_line, machine, ring_hostfile, save_json, show_table
+from benchmarks.runs import TEMPLATE, record_of, train_command
+from benchmarks.shapes import SHAPES
+from benchmarks.workload import EFFECTIVE_BATCH, Workload, make_workload
 
 SETUPS = ((1, 2, None), (1, 1, None), (1, 1, 1), (2, 1, None), (4, 1, None))
 """(ranks, workers of each, threads of the BLAS where they are limited)."""
@@ -43,24 +29,15 @@ SETUPS = ((1, 2, None), (1, 1, None), (1, 1, 1), (2, 1, None), (4, 1, None))
 
 def main() -> None:
     """Run, print a table, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "ranks.json", "data", "work")
     parser.add_argument("--shape", default="small", choices=SHAPES, help="model (default: small)")
     parser.add_argument("--epochs", type=int, default=2, help="the first is not timed (default: 2)")
     parser.add_argument("--repeat", type=int, default=1, help="runs of each set-up, the fastest counts (default: 1)")
     parser.add_argument("--rows", type=int, help="rows (default: the shape's)")
-    parser.add_argument("--data", type=Path, help=f"problems (default: {GSM8K}, else the bundled ones)")
-    parser.add_argument("--work", type=Path, help="folder of models (default: in the temporary one)")
-    parser.add_argument("--out", type=Path, default=RESULTS / "ranks.json", help="JSON (default: %(default)s)")
     options = parser.parse_args()
-    exit_on_sigterm()
     shape = SHAPES[options.shape]
     workload = make_workload(
-        shape,
-        options.work or Path(tempfile.gettempdir()) / "mlxmath-benchmarks",
-        options.data or (GSM8K if GSM8K.exists() else DEMO_ROWS),
-        dtype="float32",
-        num_rows=options.rows or shape.rows,
-        template=contestants.TEMPLATE,
+        shape, options.work, options.data, dtype="float32", num_rows=options.rows or shape.rows, template=TEMPLATE
     )
     record: dict[str, Any] = {
         "question": "tokens/s of several ranks on one machine",
@@ -101,7 +78,7 @@ def measure(workload: Workload, ranks: int, workers: int, blas_threads: int | No
     """Train with `ranks` processes; rank 0's figures."""
     with tempfile.TemporaryDirectory(prefix="mlxmath-bench-") as name:
         folder = Path(name)
-        command = contestants.train_command(
+        command = train_command(
             workload, folder / "run", workload.dataset, "cpu", batch_size=EFFECTIVE_BATCH, accumulation=1,
             num_epochs=epochs,
         )  # fmt: skip
@@ -125,7 +102,7 @@ def measure(workload: Workload, ranks: int, workers: int, blas_threads: int | No
                     process.kill()
             log.seek(0)
             assert codes == [0] * ranks, log.read()[-2000:]
-        run = contestants.record_of(folder / "run")
+        run = record_of(folder / "run")
         steps = run["steps"]
         ends = {step["epoch"]: step["time"] for step in steps}
         timed = sum(step["tokens"] for step in steps if step["epoch"] > 0)

@@ -10,7 +10,6 @@ and 4 ranks in such namespaces, against the model's prediction out of those cons
 Each part adds to the JSON. The first three need Linux and root.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -18,18 +17,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mlxmath.backends.blas import preload  # noqa: E402
-
-preload()
-
-from benchmarks import scaling_net  # noqa: E402
-from benchmarks.common import DEMO_ROWS, GSM8K, RESULTS, exit_on_sigterm, machine, save_json, show_table  # noqa: E402
-from benchmarks.contestants import TEMPLATE  # noqa: E402
-from benchmarks.scaling_model import Compute, Link, all_reduce_s, fit, shares_of, step_s  # noqa: E402
-from benchmarks.workload import Shape, Workload, make_workload  # noqa: E402
+from benchmarks import scaling_net
+from benchmarks.common import PROBLEMS, REPOSITORY, command_line, flags, machine, save_json, show_table
+from benchmarks.runs import TEMPLATE
+from benchmarks.scaling_model import Compute, Link, all_reduce_s, fit, shares_of, step_s
+from benchmarks.shapes import Shape
+from benchmarks.workload import Workload, make_workload
 
 PARTS = ("compute", "network", "runs", "figure")
 RANKS = (2, 4, 1)
@@ -46,13 +41,11 @@ Result = dict[str, Any]
 
 def main() -> None:
     """Run the parts, write the JSON, print what was predicted and found."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "scaling.json")
     parser.add_argument("--only", default=",".join(PARTS), help="some of compute,network,runs,figure (default: all)")
     parser.add_argument("--links", default="100,25", help="rates in Mbit/s (default: 100,25)")
-    parser.add_argument("--out", type=Path, default=RESULTS / "scaling.json")
     parser.add_argument("--figure", type=Path, default=REPOSITORY / "docs" / "scaling.png")
     options = parser.parse_args()
-    exit_on_sigterm()
     parts, rates = options.only.split(","), [float(rate) for rate in options.links.split(",")]
     if unknown := set(parts) - set(PARTS):
         parser.error(f"--only: {', '.join(sorted(unknown))} is unknown; there are {', '.join(PARTS)}")
@@ -61,12 +54,12 @@ def main() -> None:
     if set(parts) - {"figure"} and (reason := scaling_net.missing()):
         sys.exit(reason)
     with tempfile.TemporaryDirectory(prefix="mlxmath-scaling-") as folder:
-        work, data = Path(folder), GSM8K if GSM8K.exists() else DEMO_ROWS
+        work = Path(folder)
         if set(parts) - {"figure"}:
-            workload = make_workload(SHAPE, work, data, dtype="float32", num_rows=NUM_ROWS, template=TEMPLATE)
+            workload = make_workload(SHAPE, work, PROBLEMS, dtype="float32", num_rows=NUM_ROWS, template=TEMPLATE)
             record["workload"] = {
                 "shape": SHAPE.title, "rows": NUM_ROWS, "tokens": workload.num_tokens, "rows_a_step": BATCH,
-                "message_bytes": NUM_BYTES, "data": data.name,
+                "message_bytes": NUM_BYTES, "data": PROBLEMS.name,
             }  # fmt: skip
         if "network" in parts:
             record["network"] = measured_network(rates, work)
@@ -84,7 +77,7 @@ def main() -> None:
     if "figure" in parts:
         from benchmarks.scaling_figure import draw
 
-        record["predicted"] = draw(options.figure, GSM8K if GSM8K.exists() else DEMO_ROWS)
+        record["predicted"] = draw(options.figure, PROBLEMS)
         save_json(options.out, record)
     show(record)
 
@@ -161,7 +154,7 @@ def train_command(workload: Workload, folder: Path, batch: int = BATCH) -> list[
         "deduplicate": "off", "decontaminate": "none", "save-every": 1_000_000, "seed": 0, "backend": "cpu",
         "workers": 1,
     }  # fmt: skip
-    return ["-m", "mlxmath.train", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
+    return ["-m", "mlxmath.train", *flags(options)]
 
 
 def steps_of(workload: Workload, n: int, batch: int = BATCH) -> list[Any]:

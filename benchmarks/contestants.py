@@ -1,13 +1,10 @@
-"""Who takes part in the training benchmarks, at which settings, and how each is run and measured.
+"""Who takes part in the training benchmarks, at which settings, and how each is measured.
 
 Ours runs through its front door, `python -m mlxmath.train`, as a user would; the others through `benchmarks/peers/`.
 Every run is a fresh process that trains `num_epochs` times over the same rows. The first epoch is the warm-up (it
 compiles, it grows the caches) and the others are timed, from the end of the first to the end of the last, all in.
 """
 
-import json
-import shlex
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,11 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import REPOSITORY, Finished, run_process
+from benchmarks.runs import Conditions, job_of, memory_of, run_worker, train, train_help
 from benchmarks.workload import EFFECTIVE_BATCH, Workload
 
-RANK, ALPHA, TARGETS, LEARNING_RATE, SEED = 8, 16.0, ("q_proj", "v_proj"), 1e-4, 0
-TEMPLATE = "tutor"
 PEERS = {"mlx_lm": "mlx_lm_lora", "torch": "torch_peft", "unsloth": "unsloth_mlx"}
 NAMES = ("ours", *PEERS)
 SHOWN = {"ours": "mlxmath", "mlx_lm": "mlx_lm.lora", "torch": "torch + peft", "unsloth": "Unsloth MLX"}
@@ -38,21 +33,6 @@ class Entry:
     def name(self) -> str:
         """For tables."""
         return f"{SHOWN[self.contestant]}, {self.label}"
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """What is the same for all entries of a run."""
-
-    backend: str
-    num_epochs: int
-    timeout_s: float
-    peer_python: Path | None = None
-    ours_options: Sequence[str] = ()
-    effective_batch: int = EFFECTIVE_BATCH
-    """Rows of an optimizer step."""
-    check_loss: bool = True
-    """Also run ours on the first batch alone, for its loss (the others give theirs on the way)."""
 
 
 def entries(
@@ -86,14 +66,6 @@ def default_ours_batches(batches: Sequence[int]) -> list[int]:
     return [EFFECTIVE_BATCH] if "--batching" in train_help() else list(batches)
 
 
-def train_help() -> str:
-    """`python -m mlxmath.train --help`."""
-    result = subprocess.run(
-        [sys.executable, "-m", "mlxmath.train", "--help"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
-    return result.stdout
-
-
 def measure(entry: Entry, workload: Workload, conditions: Conditions) -> dict[str, Any]:
     """Run an entry. The result has `tokens_per_s` and memory, or `skipped`, or `failed` with the reason."""
     with tempfile.TemporaryDirectory(prefix="mlxmath-bench-") as folder:
@@ -124,13 +96,6 @@ def _accumulation(entry: Entry, conditions: Conditions) -> int:
     return rows // entry.batch_size
 
 
-def _memory(finished: Finished) -> dict[str, Any]:
-    found: dict[str, Any] = {"peak_rss_bytes": finished.peak_rss_bytes, "wall_s": round(finished.seconds, 1)}
-    if finished.num_processes > 1:
-        found |= {"num_processes": finished.num_processes, "peak_pss_bytes": finished.peak_pss_bytes}
-    return found
-
-
 def _run_peer(entry: Entry, workload: Workload, conditions: Conditions, folder: Path) -> dict[str, Any]:
     python: Path | str = sys.executable
     if entry.contestant == "unsloth":
@@ -142,52 +107,6 @@ def _run_peer(entry: Entry, workload: Workload, conditions: Conditions, folder: 
         setting=entry.setting,
     )  # fmt: skip
     return run_worker(PEERS[entry.contestant], job, folder, conditions.timeout_s, python)
-
-
-def job_of(
-    workload: Workload,
-    conditions: Conditions,
-    *,
-    batch_size: int,
-    accumulation: int,
-    setting: dict[str, Any],
-    first_batch: int = EFFECTIVE_BATCH,
-) -> dict[str, Any]:
-    """What a script of `benchmarks/peers/` is to do; see `peers/worker.py`."""
-    return {
-        "model": str(workload.model),
-        "rows": [{"tokens": row.tokens, "num_prompt": row.num_prompt} for row in workload.rows],
-        "first_batch": first_batch,
-        "batch_size": batch_size,
-        "grad_accumulation_steps": accumulation,
-        "num_epochs": conditions.num_epochs,
-        "rank": RANK,
-        "alpha": ALPHA,
-        "targets": TARGETS,
-        "learning_rate": LEARNING_RATE,
-        "dtype": workload.dtype,
-        "backend": conditions.backend,
-        "seed": SEED,
-        "setting": setting,
-    }
-
-
-def run_worker(
-    script: str, job: dict[str, Any], folder: Path, timeout_s: float, python: Path | str = sys.executable
-) -> dict[str, Any]:
-    """Run a script of `benchmarks/peers/` on a job."""
-    job_path, result_path = folder / "job.json", folder / "result.json"
-    job_path.write_text(json.dumps(job))
-    command = [python, REPOSITORY / "benchmarks" / "peers" / f"{script}.py", job_path, result_path]
-    finished = run_process(command, timeout_s=timeout_s, folder=folder, environment={"HF_HUB_OFFLINE": "1"})
-    if finished.failure:
-        return {"failed": finished.failure}
-    result: dict[str, Any] = json.loads(result_path.read_text())
-    if "skipped" in result:
-        return result
-    memory = _memory(finished)
-    memory["peak_rss_bytes"] = max(result.pop("own_peak_rss_bytes") or 0, memory["peak_rss_bytes"] or 0) or None
-    return result | memory
 
 
 def _run_ours(entry: Entry, workload: Workload, conditions: Conditions, folder: Path) -> dict[str, Any]:
@@ -226,82 +145,5 @@ def _run_ours(entry: Entry, workload: Workload, conditions: Conditions, folder: 
         "device": run["device"],
         "options": list(conditions.ours_options),
         "notes": notes,
-        **_memory(finished),
+        **memory_of(finished),
     }
-
-
-def train(
-    workload: Workload,
-    folder: Path,
-    dataset: Path,
-    conditions: Conditions,
-    *,
-    batch_size: int,
-    num_epochs: int,
-    accumulation: int | None = None,
-    extra: Sequence[str] = (),
-) -> tuple[dict[str, Any], Finished]:
-    """Run `python -m mlxmath.train`; returns run.json with the events of its steps under `steps`, and the process."""
-    command = train_command(
-        workload, folder, dataset, conditions.backend, batch_size=batch_size, num_epochs=num_epochs,
-        accumulation=accumulation or EFFECTIVE_BATCH // batch_size,
-    )  # fmt: skip
-    finished = run_process(
-        [*command, *conditions.ours_options, *extra],
-        timeout_s=conditions.timeout_s,
-        folder=REPOSITORY,
-        environment={"HF_HUB_OFFLINE": "1"},
-    )
-    return ({} if finished.failure else record_of(folder)), finished
-
-
-def record_of(folder: Path) -> dict[str, Any]:
-    """run.json of a finished run with the events of its steps under `steps`."""
-    record: dict[str, Any] = json.loads((folder / "run.json").read_text())
-    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    record["steps"] = [event for event in events if event["event"] == "step"]
-    return record
-
-
-def train_command(
-    workload: Workload,
-    folder: Path,
-    dataset: Path,
-    backend: str,
-    *,
-    batch_size: int,
-    accumulation: int,
-    num_epochs: int,
-) -> list[str]:
-    """`python -m mlxmath.train` with the settings that all contestants share."""
-    options = {
-        "model": workload.model,
-        "mlx-path": workload.model,
-        "dataset": dataset,
-        "template": TEMPLATE,
-        "cache-dir": workload.folder / "cache",
-        "adapter-path": folder,
-        "lora-rank": RANK,
-        "lora-alpha": ALPHA,
-        "lora-targets": ",".join(TARGETS),
-        "learning-rate": LEARNING_RATE,
-        "batch-size": batch_size,
-        "grad-accumulation-steps": accumulation,
-        "num-epochs": num_epochs,
-        "deduplicate": "off",
-        "decontaminate": "none",
-        "save-every": 1_000_000,
-        "seed": SEED,
-        "backend": backend,
-    }
-    return [
-        sys.executable,
-        "-m",
-        "mlxmath.train",
-        *(x for name, value in options.items() for x in (f"--{name}", str(value))),
-    ]
-
-
-def split_options(text: str) -> list[str]:
-    """`--ours-options "--a 1 --b"` as a list."""
-    return shlex.split(text)

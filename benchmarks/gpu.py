@@ -29,19 +29,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mlxmath.backends.blas import preload  # noqa: E402
-
-preload()
-
-from benchmarks import gpu_parts  # noqa: E402
-from benchmarks.bench_train import PACKAGES, Result  # noqa: E402
-from benchmarks.common import DEMO_ROWS, GSM8K, RESULTS, exit_on_sigterm, gigabytes, machine, save_json  # noqa: E402
-from benchmarks.contestants import SHOWN, TEMPLATE  # noqa: E402
-from benchmarks.gpu_parts import Place  # noqa: E402
-from benchmarks.gpu_plan import (  # noqa: E402
+from benchmarks import gpu_parts
+from benchmarks.bench_train import PACKAGES
+from benchmarks.common import command_line, gigabytes, machine, save_json
+from benchmarks.contestants import SHOWN
+from benchmarks.gpu_parts import Place
+from benchmarks.gpu_plan import (
     BITS,
     FULL,
     GENERATION,
@@ -52,17 +47,19 @@ from benchmarks.gpu_plan import (  # noqa: E402
     shapes_of,
     training_entries,
 )
-from benchmarks.workload import SHAPES, Shape, Workload, make_workload  # noqa: E402
+from benchmarks.runs import TEMPLATE
+from benchmarks.shapes import SHAPES, Shape
+from benchmarks.training import Result
+from benchmarks.workload import Workload, make_workload
 
 
 def main() -> None:
     """Run the parts and write the JSON."""
     options = parse()
-    exit_on_sigterm()
     scale = TINY if options.tiny else FULL
     shapes = shapes_of(options.shapes or scale.shapes, is_tiny=options.tiny)
     dtype = "float32" if options.backend == "cpu" else "bfloat16"
-    out = options.out or RESULTS / ("gpu_tiny.json" if options.tiny else "gpu.json")
+    out = options.out
     if options.dry_run:
         for line in described(options, scale, shapes, dtype):
             print(line)
@@ -111,7 +108,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "gpu.json", "data")
     parser.add_argument("--minutes", type=float, help="time for everything (default: 9; with --tiny 5)")
     parser.add_argument("--backend", default="cuda", choices=("cuda", "cpu", "metal"))
     parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {','.join(PARTS)} (default: all)")
@@ -121,9 +118,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="tiny shapes, to see that everything works")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     parser.add_argument("--fresh", action="store_true", help="do not add to what the JSON holds")
-    parser.add_argument("--data", type=Path, help="problems and solutions (default: GSM8K, else the bundled problems)")
     parser.add_argument("--work", type=Path, help="folder for the models (default: a temporary one)")
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/gpu.json, with --tiny gpu_tiny.json")
     options = parser.parse_args()
     for name, known in (("parts", PARTS), ("shapes", SHAPES), ("contestants", SHOWN), ("bits", map(str, BITS))):
         chosen, allowed = [part for part in getattr(options, name).split(",") if part], list(known)
@@ -131,6 +126,8 @@ def parse() -> argparse.Namespace:
             parser.error(f"--{name}: {', '.join(sorted(unknown))} is unknown; there are {', '.join(allowed)}")
         setattr(options, name, chosen)
     options.bits = [int(bits) for bits in options.bits]
+    if options.tiny and options.out == parser.get_default("out"):
+        options.out = options.out.with_name("gpu_tiny.json")
     options.minutes = options.minutes or (5.0 if options.tiny else 9.0)
     return options
 
@@ -197,9 +194,9 @@ def run_shape(
         record["skipped"] = f"{gigabytes(2 * num_bytes)} are not free in {work}"
         save()
         return
-    data = options.data or (GSM8K if GSM8K.exists() else DEMO_ROWS)
     started = time.monotonic()
-    dense = make_workload(shape, work, data, dtype=dtype, num_rows=dict(scale.rows)[shape.name], template=TEMPLATE)
+    num_rows, data = dict(scale.rows)[shape.name], options.data
+    dense = make_workload(shape, work, data, dtype=dtype, num_rows=num_rows, template=TEMPLATE)
     record |= {"shape": shape.title, "dtype": dtype, "data": data.name, "made_s": round(time.monotonic() - started, 1)}
     print(f"\n{shape.title}: made in {record['made_s']} s", flush=True)
     try:

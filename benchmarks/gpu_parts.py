@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench_train import Result, ceiling, measure_shape, show
-from benchmarks.common import REPOSITORY, gigabytes, run_process
-from benchmarks.contestants import ALPHA, RANK, TARGETS, Conditions, run_worker
+from benchmarks.common import REPOSITORY, gigabytes
 from benchmarks.gpu_plan import GENERATION, LARGE_BYTES, Scale, training_entries
+from benchmarks.processes import run_process
+from benchmarks.runs import ALPHA, RANK, TARGETS, Conditions, run_worker
+from benchmarks.training import Result, ceiling, measure_shape, show
 from benchmarks.workload import Workload
 
 LEAST_S = 8.0

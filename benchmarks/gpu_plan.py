@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.contestants import Entry
-from benchmarks.workload import SHAPES, Shape
+from benchmarks.shapes import SHAPES, Shape
 
 PARTS = ("tests", "parity", "matmul", "train", "profile", "generate")
 """In the order in which they run; the last four for each shape."""

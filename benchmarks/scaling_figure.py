@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.scaling_model import LINKS, Compute, imbalance, pays_until, shares_of, speed_up
-from benchmarks.workload import SHAPES
+from benchmarks.shapes import SHAPES
 
 MACHINES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 BATCHES = (16, 64, 256)

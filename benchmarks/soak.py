@@ -7,36 +7,24 @@ memory and cache and the process's resident memory after an early step and after
 memory, a cache within its limit, and resident memory that grows by less than 5 %.
 """
 
-import argparse
 import gc
-import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-REPOSITORY = Path(__file__).parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mlxmath.backends.blas import preload  # noqa: E402
-
-preload()
-
-import click  # noqa: E402
-import mlx.core as mx  # noqa: E402
-
-from mlxmath.console import duration, size  # noqa: E402
-from mlxmath.files import atomic_json  # noqa: E402
-from mlxmath.train import main as train  # noqa: E402
-from mlxmath.training.events import ProgressBar  # noqa: E402
-from mlxmath.training.fit import StepReport  # noqa: E402
+from benchmarks.common import REPOSITORY, command_line, machine, save_json
+from mlxmath.console import duration, size
+from mlxmath.train import main as train
+from mlxmath.training.events import ProgressBar
+from mlxmath.training.fit import StepReport
 
 MAX_GROWTH = {"active_bytes": 0.1, "rss_bytes": 5.0}
 """Percent."""
@@ -53,6 +41,8 @@ def rss_bytes() -> int:
 
 def measure() -> dict[str, int]:
     """Memory in bytes, after Python's own garbage is gone."""
+    import mlx.core as mx
+
     gc.collect()
     return {"active_bytes": mx.get_active_memory(), "cache_bytes": mx.get_cache_memory(), "rss_bytes": rss_bytes()}
 
@@ -85,36 +75,22 @@ def soak(steps: int, early: int, options: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print a table, write the JSON, and exit with 1 if memory grew."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "soak.json")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--early", type=int, default=200, help="step that growth is counted from")
     parser.add_argument("--options", default="--validation-split 0.1 --eval-every 100", help="more for `train`")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results" / "soak.json")
     options = parser.parse_args()
     result = soak(options.steps, options.early, shlex.split(options.options))
     steps = result["steps"]
     first, last = steps[options.early], steps[max(steps)]
     growth = {name: 100 * (last[name] / first[name] - 1) for name in first}
-    click.echo(f"{'step':>6} {'active':>10} {'cache':>10} {'RSS':>10}")
+    print(f"{'step':>6} {'active':>10} {'cache':>10} {'RSS':>10}")
     for step in sorted(steps):
-        click.echo(f"{step:6}" + "".join(f" {size(value):>10}" for value in steps[step].values()))
+        print(f"{step:6}" + "".join(f" {size(value):>10}" for value in steps[step].values()))
     shown = ", ".join(f"{name.removesuffix('_bytes')} {value:+.1f} %" for name, value in growth.items())
-    click.echo(f"from step {options.early} to {max(steps)}, in {duration(result['seconds'])}: {shown}")
-    result |= {
-        "growth_percent": growth,
-        "machine": {
-            "platform": platform.platform(),
-            "device": str(mx.default_device()),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("mlx", "mlx-lm", "numpy")},
-        },
-        "commit": subprocess.run(
-            ["git", "-C", str(REPOSITORY), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip(),
-    }
-    atomic_json(options.out, json.loads(json.dumps(result)))
-    click.echo(f"-> {options.out}")
+    print(f"from step {options.early} to {max(steps)}, in {duration(result['seconds'])}: {shown}")
+    save_json(options.out, result | {"growth_percent": growth, "machine": machine(("mlx", "mlx-lm", "numpy"))})
+    print(f"-> {options.out}")
     grown = [name for name, limit in MAX_GROWTH.items() if growth[name] > limit]
     if grown:
         raise SystemExit(f"grew: {', '.join(grown)}")

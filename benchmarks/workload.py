@@ -1,128 +1,22 @@
 """What the training benchmarks train: model shapes with random weights, a real tokenizer, and rows of GSM8K.
 
 Everything is a plain Hugging Face folder on the disk that every contestant reads: config.json, safetensors, tokenizer
-files. Weights are normal with a standard deviation of 0.02, norms are one, biases zero.
+files.
 """
 
 import hashlib
 import json
-import math
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-SHARD_BYTES = 4_000_000_000
+from benchmarks.random_weights import ITEM_BYTES, write_weights
+from benchmarks.shapes import Shape
+
 EFFECTIVE_BATCH = 8
-_POOL = 16_777_259  # prime: no two rows of a matrix are the same slice of the pool
-_BYTES = {"float32": 4, "bfloat16": 2}
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A decoder-only model by its sizes, and how many rows of the data it is measured on."""
-
-    name: str
-    family: str
-    """"llama" or "qwen2" (which has biases on q, k and v)."""
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    intermediate: int
-    vocab: int
-    tied: bool
-    rows: int
-    quick_rows: int
-
-    @property
-    def title(self) -> str:
-        """Name, family, parameters and vocabulary."""
-        millions = self.num_parameters / 1e6
-        return f"{self.name} ({self.family} {millions:,.{0 if millions >= 10 else 2}f}M, vocabulary {self.vocab:,})"
-
-    def config(self, dtype: str) -> dict[str, Any]:
-        """config.json."""
-        return {
-            "architectures": ["LlamaForCausalLM" if self.family == "llama" else "Qwen2ForCausalLM"],
-            "model_type": self.family,
-            "hidden_size": self.hidden,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads,
-            "intermediate_size": self.intermediate,
-            "vocab_size": self.vocab,
-            "tie_word_embeddings": self.tied,
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 10000.0 if self.family == "llama" else 1000000.0,
-            "max_position_embeddings": 4096,
-            "hidden_act": "silu",
-            "attention_dropout": 0.0,
-            "use_sliding_window": False,
-            "torch_dtype": dtype,
-            "bos_token_id": 0,
-            "eos_token_id": 1,
-        }
-
-    def block_linears(self) -> dict[str, tuple[int, int]]:
-        """(outputs, inputs) of each linear layer of a block."""
-        kv = self.hidden // self.heads * self.kv_heads
-        return {
-            "self_attn.q_proj": (self.hidden, self.hidden),
-            "self_attn.k_proj": (kv, self.hidden),
-            "self_attn.v_proj": (kv, self.hidden),
-            "self_attn.o_proj": (self.hidden, self.hidden),
-            "mlp.gate_proj": (self.intermediate, self.hidden),
-            "mlp.up_proj": (self.intermediate, self.hidden),
-            "mlp.down_proj": (self.hidden, self.intermediate),
-        }
-
-    def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Name and shape of every tensor of the checkpoint."""
-        yield "model.embed_tokens.weight", (self.vocab, self.hidden)
-        for i in range(self.layers):
-            prefix = f"model.layers.{i}."
-            for name, shape in self.block_linears().items():
-                yield f"{prefix}{name}.weight", shape
-                if self.family == "qwen2" and name[10:] in ("q_proj", "k_proj", "v_proj"):
-                    yield f"{prefix}{name}.bias", shape[:1]
-            yield f"{prefix}input_layernorm.weight", (self.hidden,)
-            yield f"{prefix}post_attention_layernorm.weight", (self.hidden,)
-        yield "model.norm.weight", (self.hidden,)
-        if not self.tied:
-            yield "lm_head.weight", (self.vocab, self.hidden)
-
-    @property
-    def num_parameters(self) -> int:
-        """Parameters in all."""
-        return sum(math.prod(shape) for _, shape in self.tensors())
-
-    def flops_per_token(self, targets_per_token: float) -> float:
-        """Matrix-product FLOPs of training one token with frozen weights.
-
-        2 a weight forward and 2 a weight for the gradient of its input; the head only where there is a target.
-        Attention scores, adapters and everything element-wise are left out, so a fraction of the ceiling is never
-        flattered.
-        """
-        blocks = self.layers * sum(map(math.prod, self.block_linears().values()))
-        return 4 * (blocks + targets_per_token * self.vocab * self.hidden)
-
-
-_QWEN = {"family": "qwen2", "kv_heads": 2, "tied": True, "vocab": 151_936}
-SHAPES = {
-    shape.name: shape
-    for shape in (
-        Shape("tiny", "llama", 64, 2, 4, 2, 160, 2_000, False, 16, 16),
-        Shape("small", "llama", 512, 8, 8, 8, 1408, 32_000, False, 64, 16),
-        Shape("0.5b", hidden=896, layers=24, heads=14, intermediate=4864, rows=24, quick_rows=8, **_QWEN),
-        Shape("1.5b", hidden=1536, layers=28, heads=12, intermediate=8960, rows=16, quick_rows=8, **_QWEN),
-        Shape("7b", "qwen2", 3584, 28, 28, 4, 18944, 152_064, False, 16, 8),
-    )
-}
-"""`small` and `0.5b` are what `bench_train.py` measures; `0.5b`, `1.5b` and `7b` are Qwen2.5's sizes."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +71,7 @@ class Workload:
     @property
     def weights_bytes(self) -> int:
         """The model's weights in memory, in their own type."""
-        return self.stored_bytes or self.shape.num_parameters * _BYTES[self.dtype]
+        return self.stored_bytes or self.shape.num_parameters * ITEM_BYTES[self.dtype]
 
     @property
     def flops_per_token(self) -> float:
@@ -272,61 +166,3 @@ def byte_level_tokenizer(texts: list[str], vocab_size: int) -> Any:
     )
     backend.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
-
-
-def write_weights(shape: Shape, folder: Path, dtype: str) -> None:
-    """Write the random checkpoint, in shards with an index where it is large.
-
-    Written by hand, so that the only thing it needs is numpy: a length, a JSON header, the data.
-    """
-    pool = _stored(np.random.default_rng(0).standard_normal(_POOL, np.float32) * np.float32(0.02), dtype)
-    shards: list[list[tuple[str, tuple[int, ...]]]] = [[]]
-    filled = 0
-    for name, size in shape.tensors():
-        num_bytes = math.prod(size) * _BYTES[dtype]
-        if filled and filled + num_bytes > SHARD_BYTES:
-            shards.append([])
-            filled = 0
-        shards[-1].append((name, size))
-        filled += num_bytes
-    index: dict[str, str] = {}
-    offset = 0
-    for number, tensors in enumerate(shards, start=1):
-        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        index |= dict.fromkeys((name for name, _ in tensors), file)
-        offset = _write_shard(folder / file, tensors, pool, offset, dtype)
-    if len(shards) > 1:
-        total = shape.num_parameters * _BYTES[dtype]
-        record = {"metadata": {"total_size": total}, "weight_map": index}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(record))
-
-
-def _write_shard(
-    path: Path, tensors: list[tuple[str, tuple[int, ...]]], pool: np.ndarray, offset: int, dtype: str
-) -> int:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, size in tensors:
-        start, end = end, end + math.prod(size) * _BYTES[dtype]
-        kind = {"float32": "F32", "bfloat16": "BF16"}[dtype]
-        header[name] = {"dtype": kind, "shape": list(size), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name, size in tensors:
-            count = math.prod(size)
-            if len(size) == 1:
-                file.write(_stored(np.full(count, 0.0 if name.endswith("bias") else 1.0, np.float32), dtype))
-                continue
-            while count:
-                part = pool[offset : offset + count]
-                file.write(part)
-                offset = (offset + len(part)) % _POOL
-                count -= len(part)
-    return offset
-
-
-def _stored(values: np.ndarray, dtype: str) -> np.ndarray:
-    """bfloat16 is the upper half of a float32 (cut off, not rounded: these are random numbers)."""
-    return (values.view(np.uint32) >> 16).astype(np.uint16) if dtype == "bfloat16" else values

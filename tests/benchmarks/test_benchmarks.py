@@ -11,12 +11,13 @@ import pytest
 
 from benchmarks import gpu_parts
 from benchmarks.bench_grpo import ratios as grpo_ratios
-from benchmarks.bench_train import loss_disagreements, ratios
-from benchmarks.common import run_process
 from benchmarks.contestants import entries
 from benchmarks.gpu import opened
 from benchmarks.gpu_plan import FULL, training_entries
-from benchmarks.workload import SHAPES, write_weights
+from benchmarks.processes import run_process
+from benchmarks.random_weights import write_weights
+from benchmarks.shapes import SHAPES
+from benchmarks.training import loss_disagreements, ratios
 from tests.commands import ENVIRONMENT, REPOSITORY
 
 BENCHMARKS = REPOSITORY / "benchmarks"
