@@ -40,7 +40,7 @@ _COMPUTATION = re.compile(
 _FORMULA = re.compile(r"[\w)\]}%'$][ \t]*=[ \t]*[-\w$(\\.]")
 _STATED = re.compile(
     r"(?:answer|result|total|it|that|this)\b[^.\n=:]{0,40}?(?:\b(?:is|must be|should be|equals|was)\b|[:=])"
-    r"\s*\**\$?\s*(-?\d[\d,]*(?:\.\d+)?)",
+    r"\s{0,5}\*{0,3}\$?\s{0,5}(-?\d[\d,]*(?:\.\d+)?)",
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
