@@ -145,8 +145,9 @@ def _option(name: str, field: FieldInfo) -> Callable[[F], F]:
         arguments["is_flag"] = True
     else:
         arguments["type"] = kind
-        if default is not None:
-            arguments["show_default"] = f"{default:g}" if isinstance(default, float) else str(default)
+        if default not in (None, ""):
+            shown = f"{default:g}" if isinstance(default, float) else default
+            arguments["help"] += f"  [default: {shown}]"
     return click.option(option_name(name), name.replace(".", "__"), **arguments)
 
 

@@ -7,16 +7,20 @@ never counted.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.files import atomic_file, atomic_json, read_json
+from mlxmath.records import read_record
 
 SETTINGS, SAMPLES = "settings.json", "samples.jsonl"
 _FORMAT = 2
+_NUMBERED = re.compile(r"/\d{1,9}$")
+"""How ids end: the problem's place in its benchmark."""
 
 
 @dataclass(frozen=True)
@@ -84,17 +88,11 @@ def read_samples(folder: Path, fingerprints: Mapping[str, str]) -> tuple[list[Sa
     """
     found: dict[tuple[str, str, int], Sample] = {}
     left_out = 0
-    names = {field.name for field in fields(Sample)}
     for path in sorted(folder.glob("samples*.jsonl")):
         with path.open("rb") as file:
             for line in file:
-                try:
-                    row = json.loads(line)
-                    sample = Sample(**{name: row[name] for name in names})
-                except (ValueError, KeyError, TypeError):
-                    left_out += 1
-                    continue
-                if fingerprints.get(sample.contestant) == sample.fingerprint:
+                sample = read_record(Sample, line)
+                if sample and _NUMBERED.search(sample.id) and fingerprints.get(sample.contestant) == sample.fingerprint:
                     found.setdefault(sample.key, sample)
                 else:
                     left_out += 1
@@ -111,6 +109,8 @@ def claim(folder: Path, settings: Mapping[str, Any], *, resume: bool, overwrite:
     record = {"format": _FORMAT, **settings}
     if path.exists() and not overwrite:
         found = read_json(path)
+        if not isinstance(found, dict):
+            raise MlxmathError(f"{path} is damaged; choose another --run-name, or replace it with --overwrite.")
         if found.get("contestants") != record["contestants"] or found.get("benchmarks") != record["benchmarks"]:
             raise InputError(
                 f"{folder} holds an evaluation with other settings ({_difference(found, record)}); choose another "

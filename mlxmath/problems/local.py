@@ -9,6 +9,7 @@ from typing import Any
 
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.files import sha256
+from mlxmath.records import parse_json
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 _PEEK = 100
@@ -121,7 +122,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 if not text.strip():
                     continue
-                row = json.loads(text)
+                row = parse_json(text)
             except ValueError as error:
                 found = f"{error.msg}, at character {error.pos}" if isinstance(error, json.JSONDecodeError) else error
                 raise MlxmathError(
@@ -138,7 +139,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
 def _json_rows(path: Path) -> Iterator[Row]:
     """Rows of a JSON list, of an object that holds one list, or of JSON lines under a .json name."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = parse_json(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
             yield from _json_lines(path)
