@@ -148,7 +148,7 @@ def rank(config: RunConfig, path: Path, *, overwrite: bool = False) -> "Tally":
     from mlxmath.problems.local import open_file
 
     settings = config.distillation
-    rows = open_file(path)
+    rows = open_file(path, option="--rank-only")
     groups = ranked(rows, config.data)
     folder = Path(settings.output_path)
     claim(folder, {"ranked": rows.revision}, resume=True, overwrite=overwrite)
