@@ -32,7 +32,7 @@ SECTIONS = (*TRAINED_FROM, "grpo")
 )  # fmt: skip
 @options.configured
 @options.setting_options(
-    *options.MODEL, *options.MODEL_WRITE, *options.DATA, *options.LORA, *options.TRAINING, *options.GRPO,
+    *options.MODEL, *options.MODEL_WRITE, *options.PROMPTS, *options.LORA, *options.TRAINING, *options.GRPO,
     *options.RUNTIME, *options.SCHEDULING,
 )  # fmt: skip
 def main(rewards: tuple[str, ...], **values: Any) -> None:

@@ -72,6 +72,11 @@ PROBLEMS = (
     "data.mixture_seed", "data.deduplicate", "data.decontaminate",
 )  # fmt: skip
 """The part of `DATA` that decides which problems there are."""
+PROMPTS = tuple(
+    name for name in DATA
+    if name not in ("data.solutions", "data.overflow", "data.train_on_prompt", "data.cache_dir", "data.curriculum")
+)  # fmt: skip
+"""The part of `DATA` that has a meaning where completions are drawn and no solution is trained on."""
 DISTILLATION = tuple(f"distillation.{name}" for name in DistillationConfig.model_fields)
 RUNTIME = ("runtime.backend", "runtime.memory_limit_gb")
 SCHEDULING = ("runtime.workers", "runtime.allow_overcommit")
