@@ -30,7 +30,7 @@ _SIZES = re.compile(
     r"\\(?:left|right|displaystyle|textstyle|scriptstyle|limits|bigl?|bigr|Bigl?|Bigr|biggl?|biggr|Biggl?|Biggr)(?![A-Za-z])\s*"
 )
 _NEGATIVE_SPACE = re.compile(r"\\!\s*")
-_SPACES = re.compile(r"\\(?:[,;: ]|q?quad|hspace\*?\{[^{}]*\})|~")
+_SPACES = re.compile(r"(?<!\\)\\(?:[,;: ]|q?quad|hspace\*?\{[^{}]*\})|~")
 _DOUBLED = re.compile(
     r"\\\\(?=(?:frac|dfrac|tfrac|sqrt|left|right|text|pi|cdot|times|boxed|in|le|ge|infty|cup|circ|%)\b)"
 )

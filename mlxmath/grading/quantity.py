@@ -12,7 +12,7 @@ _CURRENCY = r"(?:US\s?|C|A)?[$€£¥₹₽₩₪¢]|USD|EUR|GBP|Rs\.?"
 _NUMBER = re.compile(
     rf"^(?:{_CURRENCY})?\s*{_SIGNED}(?:{_CURRENCY})?\s*"
     r"(?P<digits>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+(?:[.,]\d+)?|\d{1,3}(?:_\d{3})+(?!\d)"
-    r"|[1-9]\d{0,2}(?:\.\d{3}){2,}(?![.\d])|\d{1,2}(?:,\d{2})*,0\d(?:,\d{2})*,\d{3}(?![,\d])|\d+(?:[.,]\d*)?|\.\d+)"
+    r"|[1-9]\d{0,2}(?:(?:\.\d{3})+,\d{1,2}|(?:\.\d{3}){2,})(?![.,\d])|\d{1,2}(?:,\d{2})*,0\d(?:,\d{2})*,\d{3}(?![,\d])|\d+(?:[.,]\d*)?|\.\d+)"
     r"(?:[eE](?P<exponent>[-+]?\d{1,3})|\s*(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*\{?\s*(?P<power>[-+]?\s*\d{1,3})\s*\}?(?![\d.]))?"
     r"\s*(?P<rest>.*)$",
     re.DOTALL,
@@ -154,8 +154,11 @@ def _mixed(text: str) -> Quantity | None:
 def _split_decimals(digits: str) -> tuple[str, str, str]:
     """Whole part, separator, decimals. A comma separates thousands where all groups have three digits.
 
-    So do several points (1.000.000), underscores (1_000) and commas that cut off a group with a zero (10,00,000).
+    So do points before a comma (1.234,56) or several (1.000.000), underscores (1_000) and commas that cut off a group
+    with a zero (10,00,000).
     """
+    if re.search(r"\..*,", digits):
+        return digits.replace(".", "").partition(",")
     if digits.count(".") > 1 or "_" in digits or ("." not in digits and digits.count(",") > 1):
         return re.sub(r"[.,_]", "", digits), "", ""
     if "." in digits:

@@ -13,7 +13,7 @@ _ANSWER_WORDS = (
     r"(?:\b(?:is|are|be|was|equals)\b|[:=])[*_]*:?[*_]*"
 )
 _ANSWER_WORDS_ELSEWHERE = (
-    r"(?:答案|答え|정답)(?:[是为為は은][:：]?|[:：])|\b(?:Antwort|Ответ|respuesta|réponse|resposta|risposta)\b[^.\n:=$\\]{0,60}?"
+    r"(?:答案|答え|答|정답|답)(?:[是为為は은][:：]?|[:：])|\b(?:Antwort|Ответ|respuesta|réponse|resposta|risposta)\b[^.\n:=$\\]{0,60}?"
     r"(?:\b(?:ist|est|es|é|è)\b|[:=：])[*_]*"
 )
 _ANSWER = re.compile(
@@ -74,7 +74,7 @@ def stated_answer(response: str) -> str | None:
     for head in reversed(list(_SOLUTIONS.finditer(tail))[-5:]):
         line = _LINE.match(tail, head.end())
         text = without_reason(first_sentence(line[0]).strip(" ,{}")) if line else ""
-        if text and "$" not in text and shape(text).kind != "scalar" and is_answer(text):
+        if text and "$" not in text and (shape(text).kind != "scalar" or " to " in text) and is_answer(text):
             return text
     for match in reversed(list(_IS_THE_ANSWER.finditer(tail))[-3:] if "answer" in tail else []):
         if text := pick_last(match["text"]):

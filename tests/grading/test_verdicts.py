@@ -14,7 +14,7 @@ CASES = Path(__file__).parent / "data" / "verdicts.jsonl"
 def test_hand_written_verdicts() -> None:
     cases = [json.loads(line) for line in CASES.read_text(encoding="utf-8").splitlines()]
     grades = grade_many([(case["response"], case["gold"]) for case in cases])
-    assert len(cases) > 600
+    assert len(cases) > 700
     assert [
         (case, verdict) for case, verdict in zip(cases, grades, strict=True) if verdict.correct != case["correct"]
     ] == []
