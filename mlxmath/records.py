@@ -24,10 +24,12 @@ def read_record(kind: Callable[..., T], line: str | bytes) -> T | None:
         row = parse_json(line)
     except ValueError:
         return None
-    kinds = _kinds(kind)
-    if not isinstance(row, dict) or not all(name in row and _is(row[name], allowed) for name, allowed in kinds):
-        return None
-    return kind(**{name: row[name] for name, _ in kinds})
+    return kind(**{name: row[name] for name, _ in _kinds(kind)}) if fits(row, kind) else None
+
+
+def fits(value: Any, kind: Callable[..., Any]) -> bool:
+    """Whether a JSON value is an object with a value of the right type for each field of a class, and maybe others."""
+    return isinstance(value, dict) and all(name in value and _is(value[name], types_) for name, types_ in _kinds(kind))
 
 
 @cache

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.files import atomic_file, atomic_json, read_json
-from mlxmath.records import read_record
+from mlxmath.records import fits, read_record
 
 SETTINGS, SAMPLES = "settings.json", "samples.jsonl"
 _FORMAT = 2
@@ -138,10 +138,51 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """
     if not (folder / SETTINGS).is_file():
         raise InputError(f"{folder} holds no evaluation: {SETTINGS} is missing; name a folder of `mlxmath evaluate`.")
-    settings = read_json(folder / SETTINGS)
-    if not isinstance(settings, dict) or settings.get("format") != _FORMAT or not settings.get("contestants"):
+    settings: Any = read_json(folder / SETTINGS)
+    whole = (
+        fits(settings, _Settings)
+        and settings["format"] == _FORMAT
+        and settings["contestants"]
+        and all(fits(contestant, _Contestant) for contestant in settings["contestants"])
+        and all(fits(benchmark, _Benchmark) for benchmark in settings["benchmarks"])
+        and fits(settings["device"], _Device)
+        and {c["against"] for c in settings["contestants"]} <= {None, *(c["label"] for c in settings["contestants"])}
+    )
+    if not whole:
         raise MlxmathError(f"{folder / SETTINGS} is damaged or of another version; run `mlxmath evaluate` again.")
-    return settings
+    found: dict[str, Any] = settings
+    return found
+
+
+class _Settings:
+    """What a report needs of settings.json."""
+
+    format: int
+    contestants: list  # type: ignore[type-arg]
+    benchmarks: list  # type: ignore[type-arg]
+    device: dict  # type: ignore[type-arg]
+    samples: int
+    shots: int
+    temperature: float
+    seed: int
+    template: str
+    retrieve: str | None
+    mlxmath: str
+
+
+class _Contestant:
+    label: str
+    fingerprint: str
+    against: str | None
+
+
+class _Benchmark:
+    name: str
+
+
+class _Device:
+    name: str
+    dtype: str
 
 
 def _difference(found: Any, wanted: Any, name: str = "") -> str:

@@ -53,6 +53,24 @@ def test_a_folder_belongs_to_one_evaluation(tmp_path: Path) -> None:
         claim(tmp_path, other, resume=True, overwrite=False)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"contestants": [5]}, {"contestants": "abc"}, {"contestants": [{"label": "base"}]}, {"samples": "2"},
+        {"contestants": [{"label": ["a"], "fingerprint": "x", "against": None}]}, {"benchmarks": {}},
+        {"contestants": [{"label": "a", "fingerprint": "x", "against": "nobody"}]}, {"device": {"name": 3}},
+        {"benchmarks": [{}]}, {"temperature": None}, {"format": 1},
+    ],
+)  # fmt: skip
+def test_damaged_settings_are_one_error(tmp_path: Path, change: dict[str, object]) -> None:
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps(settings("base")))
+    assert read_settings(tmp_path) == settings("base")
+    path.write_text(json.dumps(settings("base") | change))
+    with pytest.raises(MlxmathError, match=r"settings\.json is damaged"):
+        read_settings(tmp_path)
+
+
 def test_what_is_no_evaluation_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no evaluation"):
         read_settings(tmp_path)
