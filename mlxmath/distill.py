@@ -13,7 +13,7 @@ from mlxmath import options
 from mlxmath.config.answering import DistillationConfig
 from mlxmath.config.schema import RunConfig
 from mlxmath.console import say, warn
-from mlxmath.errors import InputError
+from mlxmath.errors import InputError, MlxmathError
 
 if TYPE_CHECKING:
     from mlxmath.distillation.card import Tally
@@ -120,6 +120,11 @@ def distill(config: RunConfig, *, resume: bool = False, overwrite: bool = False)
         if settings.price_in or settings.price_out:
             facts["cost"] = f"{cost(settings, responses.prompt_tokens, responses.completion_tokens):,.4f}"
     write_card(folder, "Distilled solutions", facts, settings.model_dump(), tally)
+    if failures and not len(responses):
+        raise MlxmathError(
+            f"none of {len(failures):,} questions got an answer ({failures[-1][1]}); see {folder}/rejected.jsonl, "
+            "and ask again with --resume."
+        )
     if failures:
         warn(f"{len(failures):,} questions got no answer (rejected.jsonl says why); --resume asks them again")
     return tally
@@ -143,7 +148,7 @@ def rank(config: RunConfig, path: Path, *, overwrite: bool = False) -> "Tally":
     from mlxmath.problems.local import open_file
 
     settings = config.distillation
-    rows = open_file(path)
+    rows = open_file(path, option="--rank-only")
     groups = ranked(rows, config.data)
     folder = Path(settings.output_path)
     claim(folder, {"ranked": rows.revision}, resume=True, overwrite=overwrite)

@@ -48,7 +48,9 @@ if TYPE_CHECKING:
 )
 @click.option("--template-file", metavar="FILE", help="File with a prompt template of your own.")
 @options.setting_options(*options.EVALUATION)
-@click.option("--seed", default=0, show_default=True, help="Seed of the samples.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, metavar="INTEGER", help="Seed of the samples.  [default: 0]"
+)
 @click.option("--resume", is_flag=True, help="Continue this evaluation where it was interrupted.")
 @click.option("--overwrite", is_flag=True, help="Start this evaluation anew, whatever its folder holds.")
 @options.shard

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from mlxmath.errors import MlxmathError
+from mlxmath.records import parse_json
 
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.[^.]+\.(?P<kind>tmp|old)")
 """Names of temporary files and folders: that of what they become, the process that writes them, something random."""
@@ -155,7 +156,7 @@ def read_json(path: Path) -> Any:
         MlxmathError: the file is absent or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MlxmathError(f"{path} does not exist.") from None
     except (OSError, ValueError) as error:

@@ -73,6 +73,11 @@ PROBLEMS = (
     "data.mixture_seed", "data.deduplicate", "data.decontaminate",
 )  # fmt: skip
 """The part of `DATA` that decides which problems there are."""
+PROMPTS = tuple(
+    name for name in DATA
+    if name not in ("data.solutions", "data.overflow", "data.train_on_prompt", "data.cache_dir", "data.curriculum")
+)  # fmt: skip
+"""The part of `DATA` that has a meaning where completions are drawn and no solution is trained on."""
 DISTILLATION = tuple(f"distillation.{name}" for name in DistillationConfig.model_fields)
 RUNTIME = ("runtime.backend", "runtime.memory_limit_gb")
 SCHEDULING = ("runtime.workers", "runtime.allow_overcommit")
@@ -153,8 +158,9 @@ def _option(name: str, field: FieldInfo) -> Callable[[F], F]:
         arguments["is_flag"] = True
     else:
         arguments["type"] = kind
-        if default is not None:
-            arguments["show_default"] = f"{default:g}" if isinstance(default, float) else str(default)
+        if default not in (None, ""):
+            shown = f"{default:g}" if isinstance(default, float) else default
+            arguments["help"] += f"  [default: {shown}]"
     return click.option(option_name(name), name.replace(".", "__"), **arguments)
 
 

@@ -289,6 +289,9 @@ def test_rank_only_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (("--teacher-url", "https://h/v1"), "--teacher-url needs --teacher-model"),
         (("--teacher-url", "ftp://h"), "--teacher-url (option): give a URL that begins with"),
         (("--teacher-url", "https://user:pass@h/v1"), "a key does not belong into the URL"),
+        (("--teacher-url", "https://h/v1?key=secret"), "give the URL without what follows ?"),
+        (("--teacher-url", "http://h:99999/v1"), "ort out of range 0-65535"),
+        (("--teacher-url", "http://h y/v1"), "give a URL that begins with"),
         (("--teacher-url", "https://h", "--teacher-model", "m", "--teacher-key-env", "NOT_SET"), "NOT_SET holds no"),
         (("--teacher", "a", "--teacher-extra", "[1]"), "give a JSON object"),
         (("--teacher", "a", "--temperature", "0"), "several --samples would all be the same at 0"),
@@ -302,7 +305,18 @@ def test_mistakes_are_one_line(
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code in (1, 2) and message in " ".join(result.output.split()), result.output
-    assert "pass@" not in result.output.replace("https://user:pass@h/v1", "") and list(tmp_path.iterdir()) == []
+    assert "user:pass" not in result.output and list(tmp_path.iterdir()) == []
+
+
+def test_no_answer_at_all_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    problems = write_problems(tmp_path, 3)
+    with scripted(lambda request, body, n: request.reply({"error": "no"}, 400)) as server:
+        arguments = ("--dataset", problems, "--teacher-url", server.url, "--teacher-model", "m", "--samples", "1")
+        found = " ".join(invoke(*arguments, code=1).output.split())
+    assert (
+        "none of 3 questions got an answer (HTTP 400: no)" in found and len(rows(Path("distilled/rejected.jsonl"))) == 3
+    )
 
 
 def test_a_second_process_is_turned_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,7 +183,9 @@ def test_there_must_be_processes_to_spread_a_model_over(folder: Path) -> None:
     ("arguments", "code", "message"),
     [
         (("--benchmark", "gsm8"), 2, "did you mean 'gsm8k'"),
-        (("--benchmark", "nowhere.jsonl"), 2, "nowhere.jsonl does not exist"),
+        (("--benchmark", "nowhere.jsonl"), 2, "--benchmark: nowhere.jsonl does not exist"),
+        (("--seed", "-5"), 2, "--seed"),
+        (("--seed", "9" * 20), 2, "--seed"),
         (("--samples", "2"), 2, "--temperature"),
         (("--vote", "weighted"), 2, "at least two tuned models"),
         (("--weights", "1,2"), 2, "needs --vote weighted"),

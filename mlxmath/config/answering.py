@@ -165,8 +165,12 @@ class DistillationConfig(Section):
         if value is None:
             return None
         parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or len(value.split()) != 1:
             raise ValueError("give a URL that begins with http:// or https://")
+        if parts.query or parts.fragment:
+            raise ValueError("give the URL without what follows ? or #")
+        if parts.port == 0:
+            raise ValueError("port 0 is no address")
         if parts.username or parts.password:
             raise ValueError("a key does not belong into the URL; name its environment variable (--teacher-key-env)")
         return value.rstrip("/")

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from mlxmath.errors import InputError
 
 S = TypeVar("S", bound=BaseModel)
 
+_USER = re.compile(r"//[^/@\s]+@")
 _EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -70,7 +72,8 @@ def sentence(detail: Any, model: type[BaseModel]) -> str:
         hint = " (numbers stand without quotes)" if isinstance(found, str) and _is_number(found) else ""
         return f"expected {_EXPECTED[kind]}; found {shown}{hint}"
     message = detail["msg"][0].lower() + detail["msg"][1:]
-    return f"{message.removeprefix('value error, ')}; found {found!r}"
+    shown = _USER.sub("//[hidden]@", found) if isinstance(found, str) else found
+    return f"{message.removeprefix('value error, ')}; found {shown!r}"
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

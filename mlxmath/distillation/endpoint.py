@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mlxmath.errors import MlxmathError
+from mlxmath.records import parse_json
 
 _MOST_BYTES = 64 << 20
 _PIECE = 1 << 16
@@ -153,8 +154,10 @@ def read_answer(text: str) -> Answer:
         TemporaryError: it is not one.
     """
     try:
-        reply = json.loads(text)
+        reply = parse_json(text)
     except ValueError:
+        if text.lstrip().startswith(("data:", "event:")):
+            raise TemporaryError("the reply is a stream, though none was asked for") from None
         raise TemporaryError("the reply is not JSON") from None
     choices = reply.get("choices") if isinstance(reply, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
@@ -199,7 +202,7 @@ def retry_after(value: str | None, now: float) -> float | None:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(value).timestamp() - now
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
     return seconds if 0 <= seconds < float("inf") else None
 
@@ -225,7 +228,7 @@ def _count(value: Any) -> int:
 def _said(text: str) -> str:
     """The message of an error's body, in one short line."""
     try:
-        found = json.loads(text)
+        found = parse_json(text)
         found = found.get("error", found) if isinstance(found, dict) else found
         found = found.get("message", found) if isinstance(found, dict) else found
     except ValueError:

@@ -12,12 +12,13 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.files import atomic_json, disk_errors, read_json
+from mlxmath.records import read_record
 
 SETTINGS, RESPONSES = "settings.json", "responses.jsonl"
 _FORMAT = 1
@@ -167,8 +168,4 @@ def open_responses(folder: Path, fingerprint: str) -> Iterator[Responses]:
 
 def parse(line: bytes) -> Response | None:
     """A line as an answer; None if it is not a whole one."""
-    try:
-        row = json.loads(line)
-        return Response(**{field.name: row[field.name] for field in fields(Response)})
-    except (ValueError, KeyError, TypeError):
-        return None
+    return read_record(Response, line)

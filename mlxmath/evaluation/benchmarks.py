@@ -110,11 +110,11 @@ def load_benchmark(spec: str, limit: int | None = None) -> LoadedBenchmark:
     name, _, file = spec.partition("=")
     if name in BENCHMARKS:
         benchmark = BENCHMARKS[name]
-        opened = [open_file(Path(file).expanduser())] if file else list(_open(benchmark))
+        opened = [open_file(Path(file).expanduser(), option="--benchmark")] if file else list(_open(benchmark))
         items = _number(name, (row for rows in opened for row in _read(rows, benchmark)))
         max_tokens, kind = benchmark.max_tokens, benchmark.kind
     elif not file and is_file_name(spec):
-        rows = open_file(Path(spec).expanduser())
+        rows = open_file(Path(spec).expanduser(), option="--benchmark")
         name, opened, max_tokens, kind = Path(spec).stem, [rows], _FILE_MAX_TOKENS, "word"
         items = _number(name, _read_unknown(rows))
     else:

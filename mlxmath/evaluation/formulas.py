@@ -1,6 +1,5 @@
 """Formulas that fit a problem, found by BM25 (Robertson and Zaragoza 2009, section 3) in a JSON-lines file."""
 
-import json
 import math
 import re
 from collections import Counter
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxmath.errors import InputError
+from mlxmath.records import parse_json
 
 BUNDLED = Path(__file__).with_name("formulas.jsonl")
 _K1, _B = 1.5, 0.75
@@ -57,11 +57,11 @@ class Retriever:
         if not path.is_file():
             raise InputError(f"--retrieve: {path} does not exist; give a .jsonl file of formulas, or 'bundled'.")
         formulas = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 texts = {key: row.get(key, "") for key in ("topic", "name", "formula", "keywords")}
                 if not all(isinstance(text, str) for text in texts.values()) or not texts["formula"]:
                     raise ValueError

@@ -8,7 +8,12 @@ from typing import Any
 from mlxmath.evaluation.measures import CATEGORIES
 from mlxmath.files import atomic_write
 
-COLORS = ("#6b7280", "#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626")
+COLORS = ("#6b7280", "#2457d6", "#c26a00", "#0b7a4b", "#8b3fd1", "#c22f6b")
+"""Of contestants; these and the next are the colors of the page's style sheet."""
+ENDINGS = {
+    "right": "#1f9d66", "wrong": "#8a93a3", "slip": "#e09a2d", "none": "#c4c9d1", "truncated": "#8b6fd1",
+    "loop": "#c22f2f",
+}  # fmt: skip
 
 
 def write_plots(results: Mapping[str, Any], folder: Path) -> None:
@@ -22,19 +27,18 @@ def write_plots(results: Mapping[str, Any], folder: Path) -> None:
     for i, label in enumerate(labels):
         _interval(axes, i, contestants[label]["accuracy"], COLORS[i % len(COLORS)])
     axes.set_yticks(range(len(labels)), labels)
-    axes.invert_yaxis()
+    axes.set_ylim(len(labels) - 0.5, -0.5)
     _percent_axis(axes, "accuracy with its 95 % interval")
     _save(figure, folder / "accuracy.png")
 
     figure = Figure(figsize=(7, 1.6 + 0.5 * len(labels)), layout="constrained")
     axes = figure.subplots()
     lefts = [0.0] * len(labels)
-    for (key, name), color in zip(CATEGORIES.items(), ("#059669", *COLORS[:1], *COLORS[2:3], *COLORS[4:], "#111827"),
-                                  strict=False):  # fmt: skip
+    for key, name in CATEGORIES.items():
         shares = [
             contestants[label]["categories"][key] / sum(contestants[label]["categories"].values()) for label in labels
         ]
-        axes.barh(labels, shares, left=lefts, color=color, label=name)
+        axes.barh(labels, shares, left=lefts, color=ENDINGS[key], label=name)
         lefts = [left + share for left, share in zip(lefts, shares, strict=True)]
     axes.invert_yaxis()
     _percent_axis(axes, "answers by how they ended")
@@ -56,7 +60,7 @@ def write_plots(results: Mapping[str, Any], folder: Path) -> None:
             found = contestants[label]["by"][grouping][value]
             _interval(axes, y + offset, found, COLORS[i % len(COLORS)], label if y == 0 else None)
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     _percent_axis(axes, "accuracy by group")
     figure.legend(loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
     _save(figure, folder / "groups.png")

@@ -7,16 +7,20 @@ never counted.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.files import atomic_file, atomic_json, read_json
+from mlxmath.records import fits, read_record
 
 SETTINGS, SAMPLES = "settings.json", "samples.jsonl"
 _FORMAT = 2
+_NUMBERED = re.compile(r"/\d{1,9}$")
+"""How ids end: the problem's place in its benchmark."""
 
 
 @dataclass(frozen=True)
@@ -84,17 +88,11 @@ def read_samples(folder: Path, fingerprints: Mapping[str, str]) -> tuple[list[Sa
     """
     found: dict[tuple[str, str, int], Sample] = {}
     left_out = 0
-    names = {field.name for field in fields(Sample)}
     for path in sorted(folder.glob("samples*.jsonl")):
         with path.open("rb") as file:
             for line in file:
-                try:
-                    row = json.loads(line)
-                    sample = Sample(**{name: row[name] for name in names})
-                except (ValueError, KeyError, TypeError):
-                    left_out += 1
-                    continue
-                if fingerprints.get(sample.contestant) == sample.fingerprint:
+                sample = read_record(Sample, line)
+                if sample and _NUMBERED.search(sample.id) and fingerprints.get(sample.contestant) == sample.fingerprint:
                     found.setdefault(sample.key, sample)
                 else:
                     left_out += 1
@@ -111,6 +109,8 @@ def claim(folder: Path, settings: Mapping[str, Any], *, resume: bool, overwrite:
     record = {"format": _FORMAT, **settings}
     if path.exists() and not overwrite:
         found = read_json(path)
+        if not isinstance(found, dict):
+            raise MlxmathError(f"{path} is damaged; choose another --run-name, or replace it with --overwrite.")
         if found.get("contestants") != record["contestants"] or found.get("benchmarks") != record["benchmarks"]:
             raise InputError(
                 f"{folder} holds an evaluation with other settings ({_difference(found, record)}); choose another "
@@ -138,10 +138,51 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """
     if not (folder / SETTINGS).is_file():
         raise InputError(f"{folder} holds no evaluation: {SETTINGS} is missing; name a folder of `mlxmath evaluate`.")
-    settings = read_json(folder / SETTINGS)
-    if not isinstance(settings, dict) or settings.get("format") != _FORMAT or not settings.get("contestants"):
+    settings: Any = read_json(folder / SETTINGS)
+    whole = (
+        fits(settings, _Settings)
+        and settings["format"] == _FORMAT
+        and settings["contestants"]
+        and all(fits(contestant, _Contestant) for contestant in settings["contestants"])
+        and all(fits(benchmark, _Benchmark) for benchmark in settings["benchmarks"])
+        and fits(settings["device"], _Device)
+        and {c["against"] for c in settings["contestants"]} <= {None, *(c["label"] for c in settings["contestants"])}
+    )
+    if not whole:
         raise MlxmathError(f"{folder / SETTINGS} is damaged or of another version; run `mlxmath evaluate` again.")
-    return settings
+    found: dict[str, Any] = settings
+    return found
+
+
+class _Settings:
+    """What a report needs of settings.json."""
+
+    format: int
+    contestants: list  # type: ignore[type-arg]
+    benchmarks: list  # type: ignore[type-arg]
+    device: dict  # type: ignore[type-arg]
+    samples: int
+    shots: int
+    temperature: float
+    seed: int
+    template: str
+    retrieve: str | None
+    mlxmath: str
+
+
+class _Contestant:
+    label: str
+    fingerprint: str
+    against: str | None
+
+
+class _Benchmark:
+    name: str
+
+
+class _Device:
+    name: str
+    dtype: str
 
 
 def _difference(found: Any, wanted: Any, name: str = "") -> str:

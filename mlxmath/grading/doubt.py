@@ -22,6 +22,7 @@ _MIN_TAIL_TOKENS_WITHOUT_WORDS = 32
 _MAX_CHARACTERS = 100_000
 
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|\w+|[^\w\s]")
+_BLANKS = re.compile(r"[ \t]+")
 _CALCULATOR = re.compile(r"<<[^<>]{0,200}>>")
 _MARKER = re.compile(
     r"(?:^|(?<=[.!?:;…\n>*\"”)]))[ \t\"“*(]{0,6}(?:(?:but|and|so|oh|okay|ok|hmm{1,9}|well|no|ah)[, .…]{1,4})?"
@@ -39,8 +40,8 @@ _COMPUTATION = re.compile(
 )
 _FORMULA = re.compile(r"[\w)\]}%'$][ \t]*=[ \t]*[-\w$(\\.]")
 _STATED = re.compile(
-    r"(?:answer|result|total|it|that|this)\b[^.\n=:]{0,40}?(?:\b(?:is|must be|should be|equals|was)\b|[:=])"
-    r"\s*\**\$?\s*(-?\d[\d,]*(?:\.\d+)?)",
+    r"\b(?:answer|result|total|it|that|this)\b[^.\n=:]{0,40}?(?:\b(?:is|must be|should be|equals|was)\b|[:=])"
+    r"\s{0,5}\*{0,3}\$?\s{0,5}(-?\d[\d,]*(?:\.\d+)?)",
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
@@ -113,7 +114,7 @@ def _max_same_computation(text: str) -> int:
     for line in prepare(text).split("\n"):
         if "=" not in line:
             continue
-        for match in _COMPUTATION.finditer(line[:20_000]):
+        for match in _COMPUTATION.finditer(_BLANKS.sub(" ", line[:20_000])):
             key = re.sub(r"[\s$,]", "", match[0]).replace("x", "*")
             counts[key] = counts.get(key, 0) + 1
     return max(counts.values(), default=0)

@@ -1,25 +1,27 @@
 """Whether two answers are the same, decided by exact rules; what they leave open is for `symbolic`."""
 
-import math
 import re
 from fractions import Fraction
 from functools import lru_cache
 
-from mlxmath.grading.expression import Value
+from mlxmath.grading.calendar import same_date, same_time
 from mlxmath.grading.normal import MAX_CHARACTERS, normalize, squeeze
-from mlxmath.grading.quantity import Quantity, parse_quantity
-from mlxmath.grading.structure import Shape, is_equation, shape, split_name, union_parts
+from mlxmath.grading.quantity import parse_quantity
+from mlxmath.grading.ranges import Range, ranges
+from mlxmath.grading.sameness import same_quantity
+from mlxmath.grading.structure import Shape, is_equation, shape, split_items, split_name, union_parts, vector
 
-RELATIVE_TOLERANCE = Fraction(1, 10**9)
-"""Between numbers of which one is a float: the noise of its computation."""
-LONG_DECIMALS = 5
-"""A gold with so many decimals is a computed float; an answer may be its rounding to four significant digits."""
 _MAX_ITEMS = 60
 _MAX_DEPTH = 4
+_MAX_PRODUCT = 3
+"""So many lower-case letters may be a product of variables instead of a word."""
 
 _CHOICE_GOLD = re.compile(r"^\(?([A-Z])\)?$")
 _CHOICE = re.compile(r"^(?:(?:option|choice|answer)\s+)?\(?([A-Z])(?:\)|[.:](?=\s|$)|$)", re.IGNORECASE)
-_TIME = re.compile(r"^(\d{1,2})(?::(\d{2}))?(?::(\d{2}))?\s*(?:([ap])\.?\s?m\.?|o'clock)?$", re.IGNORECASE)
+_CHOICE_AND_VALUE = re.compile(r"^(?:\([A-Z]\)\s*|[A-Z][.:)]\s+)(?=\S)")
+_RATIO = re.compile(r"^\d+(?:\.\d+)?(?:\s*(?::|\bto\b)\s*\d+(?:\.\d+)?)+$")
+_MODULUS = re.compile(r"\s*(?:\(\s*(?:\\?mod(?![A-Za-z]))\s*(\w+)\s*\)|\\[pb]?mod\s*\{?\s*(\w+)\s*\}?)$")
+_SIGNS = re.compile(r"\\(?:pm|mp)(?![A-Za-z])")
 _WORDS = re.compile(r"^[A-Za-z][A-Za-z' -]*[A-Za-z]$")
 _BASED = re.compile(r"^([0-9A-Za-z]+)_\{?(\d{1,2})\}?$")
 _INFINITE = re.compile(r"^([-+]?)\s*(?:\\infty|inf(?:inity)?|oo)$")
@@ -49,6 +51,14 @@ def _compare(answer: str, gold: str, depth: int) -> bool | None:
     decided = _scalar(answer, gold)
     if decided is not None:
         return decided
+    if (same := _modular(answer, gold, depth)) is not None or (same := _either_sign(answer, gold, depth)) is not None:
+        return same
+    if _same_ranges(answer, gold, depth):
+        return True
+    for entries, other in ((vector(answer), gold), (vector(gold), answer)):
+        if entries and not vector(other) and shape(other).kind == "tuple" and shape(other).brackets == "()":
+            items = shape(other).items
+            return len(items) == len(entries) and _ordered(items, entries, depth)
     (answer_name, answer_value), (gold_name, gold_value) = split_name(answer), split_name(gold)
     if answer_name or gold_name:
         return _compare(answer_value, gold_value, depth + 1)
@@ -69,17 +79,21 @@ def _scalar(answer: str, gold: str) -> bool | None:
     letter = _CHOICE_GOLD.match(gold)
     if letter and (chosen := _CHOICE.match(answer)):
         return chosen[1].upper() == letter[1]
+    if bool(labelled := _CHOICE_AND_VALUE.match(answer)) != bool(gold_labelled := _CHOICE_AND_VALUE.match(gold)):
+        answer = answer[labelled.end() :] if labelled else answer
+        gold = gold[gold_labelled.end() :] if gold_labelled else gold
     if (same := _infinite(answer, gold)) is not None:
         return same
     answer_number, gold_number = parse_quantity(answer), parse_quantity(gold)
     if answer_number and gold_number:
         return same_quantity(answer_number, gold_number)
-    if (same := _times(answer, gold)) is not None:
-        return same
-    if (same := _based(answer, gold)) is not None:
-        return same
+    for layer in (same_time, same_date, _ratios, _based):
+        if (same := layer(answer, gold)) is not None:
+            return same
     if _WORDS.match(answer) and _WORDS.match(gold):
-        return _plain_words(answer) == _plain_words(gold)
+        if max(len(answer), len(gold)) <= _MAX_PRODUCT and answer != gold and sorted(answer) == sorted(gold):
+            return None if answer.islower() else False
+        return sorted(map(_plain_words, split_items(answer))) == sorted(map(_plain_words, split_items(gold)))
     if (gold_number and _WORDS.match(answer) and len(answer) > 2) or (
         answer_number and _WORDS.match(gold) and len(gold) > 2
     ):
@@ -88,56 +102,8 @@ def _scalar(answer: str, gold: str) -> bool | None:
 
 
 def _plain_words(text: str) -> str:
-    return re.sub(r"^(?:the|a|an)\s+", "", text.casefold()).replace(" ", "")
-
-
-def same_quantity(answer: Quantity, gold: Quantity) -> bool:
-    """Same number in the same unit, as far as both units are known; 28 % is 28 and is 0.28, but 0.28 is not 28."""
-    if answer.unit and gold.unit and answer.unit != gold.unit:
-        return False
-    if answer.percent == gold.percent or gold.value == 0:
-        return _same_value(answer, gold, Fraction(1))
-    if answer.percent:
-        return _same_value(answer, gold, Fraction(1)) or _same_value(answer, gold, Fraction(1, 100))
-    return _same_value(answer, gold, Fraction(1)) or _same_value(answer, gold, Fraction(100))
-
-
-def _same_value(answer: Quantity, gold: Quantity, factor: Fraction) -> bool:
-    """Exact for whole numbers and fractions; a decimal may be the rounding of a float, a fraction or a root."""
-    value, reference = answer.value * factor, gold.value
-    if value == reference:
-        return True
-    if isinstance(value, Fraction) and isinstance(reference, Fraction):
-        if value.denominator == 1 and reference.denominator == 1:
-            return False
-        if gold.decimals is not None and gold.decimals >= LONG_DECIMALS:
-            close = _close(value, reference) or _is_rounding(gold, value, 6)
-            return close or _is_rounding(answer, reference, 4 if answer.decimals else 6)
-        if gold.decimals is None:
-            return bool(answer.decimals) and _is_rounding(answer, reference, 6)
-        return answer.decimals is None and bool(gold.decimals) and _is_rounding(gold, value, 6)
-    if _close(value, reference):
-        return True
-    if answer.decimals is not None or gold.decimals is not None:
-        decimal = answer if answer.decimals is not None else gold
-        return bool(decimal.decimals) and _is_rounding(decimal, reference if decimal is answer else value, 6)
-    return False
-
-
-def _is_rounding(decimal: Quantity, exact: Value, least_digits: int) -> bool:
-    """Whether a printed decimal is `exact` rounded to its last digit, with so many significant digits or more."""
-    if decimal.decimals is None or isinstance(decimal.value, float):
-        return False
-    digits = len(str(abs(decimal.value.numerator * 10**decimal.decimals // decimal.value.denominator)))
-    half_step = Fraction(1, 2 * 10**decimal.decimals)
-    return digits >= least_digits and abs(decimal.value - Fraction(exact)) <= half_step * Fraction(1001, 1000)
-
-
-def _close(a: Value, b: Value) -> bool:
-    if not (math.isfinite(a) and math.isfinite(b)):
-        return False
-    first, second = Fraction(a), Fraction(b)
-    return abs(first - second) <= RELATIVE_TOLERANCE * max(abs(first), abs(second))
+    text = re.sub(r"^(?:the|a|an)\s+", "", text.casefold()).replace(" ", "")
+    return text[:-1] if len(text) > 3 and text.endswith("s") and not text.endswith("ss") else text
 
 
 def _infinite(answer: str, gold: str) -> bool | None:
@@ -149,22 +115,58 @@ def _infinite(answer: str, gold: str) -> bool | None:
     return False if parse_quantity(gold if a else answer) else None
 
 
-def _times(answer: str, gold: str) -> bool | None:
-    """Clock times: `4:30 p.m.` is `4:30 PM`, `16:30` and `4:30`."""
-    a, g = _TIME.match(answer), _TIME.match(gold)
-    if not a or not g or not (a[2] or a[4]) or not (g[2] or g[4]):
+def _ratios(answer: str, gold: str) -> bool | None:
+    """`3:4` is `6 : 8` and `3 to 4`; a ratio of two is also a fraction."""
+    a, g = (_terms(text) if _RATIO.match(text) else None for text in (answer, gold))
+    if a and g:
+        return len(a) == len(g) and all(x * g[0] == y * a[0] for x, y in zip(a, g, strict=True))
+    terms, other = (a, parse_quantity(gold)) if a else (g, parse_quantity(answer))
+    if not terms or len(terms) > 2 or not other or not terms[1]:
         return None
-    hours = []
-    for match in (a, g):
-        hour = int(match[1])
-        if match[4]:
-            hour = hour % 12 + (12 if match[4].lower() == "p" else 0)
-        hours.append(hour)
-    if (int(a[2] or 0), int(a[3] or 0)) != (int(g[2] or 0), int(g[3] or 0)):
+    return other.value == terms[0] / terms[1]
+
+
+def _terms(ratio: str) -> list[Fraction]:
+    return [Fraction(term) for term in re.findall(r"\d+(?:\.\d+)?", ratio)]
+
+
+def _modular(answer: str, gold: str, depth: int) -> bool | None:
+    r"""`5 \pmod 7` is `x \equiv 5 \pmod{7}` and, where one leaves it out, 5."""
+    a, g = _MODULUS.search(answer), _MODULUS.search(gold)
+    if not a and not g:
+        return None
+    if a and g and (a[1] or a[2]) != (g[1] or g[2]):
         return False
-    if bool(a[4]) != bool(g[4]):
-        return int(a[1]) == int(g[1]) or hours[0] == hours[1]
-    return hours[0] == hours[1]
+    residues = [text[: m.start()] if m else text for text, m in ((answer, a), (gold, g))]
+    first, second = (residue.rpartition("\\equiv")[2].strip() for residue in residues)
+    return _compare(first, second, depth + 1)
+
+
+def _either_sign(answer: str, gold: str, depth: int) -> bool | None:
+    r"""`\pm 3` as the list `3, -3`; None where there is no such sign, or algebra may still find them equal."""
+    if not (_SIGNS.search(answer) or _SIGNS.search(gold)):
+        return None
+    answers, golds = ([value for item in split_items(text) for value in _both(item)] for text in (answer, gold))
+    return _unordered(answers, golds, depth) or None
+
+
+def _both(item: str) -> list[str]:
+    if not _SIGNS.search(item):
+        return [item]
+    signs = ({"\\pm": "+", "\\mp": "-"}, {"\\pm": "-", "\\mp": "+"})
+    return [_SIGNS.sub(lambda match, of=of: of[match[0]], item) for of in signs]  # type: ignore[misc]
+
+
+def _same_ranges(answer: str, gold: str, depth: int) -> bool:
+    r"""`0 < x \le 5` is `(0, 5]`, `x < 0 or x > 1` is `(-\infty, 0) \cup (1, \infty)`."""
+    a, g = ranges(answer), ranges(gold)
+    if not a or not g or len(a) != len(g):
+        return False
+
+    def same(first: Range, second: Range) -> bool:
+        return first.brackets == second.brackets and bool(_ordered(first[1:], second[1:], depth))
+
+    return all(any(same(x, y) for y in g) for x in a) and all(any(same(x, y) for x in a) for y in g)
 
 
 def _based(answer: str, gold: str) -> bool | None:
@@ -202,13 +204,20 @@ def _lists(answer: Shape, gold: Shape, depth: int) -> bool | None:
     if kinds == {"tuple", "list"}:
         bare = answer if answer.kind == "list" else gold
         if all(shape(item).kind == "scalar" for item in bare.items) and len(answer.items) == len(gold.items):
-            return _ordered(answer.items, gold.items, depth)
+            items = _by_name(answer.items) if bare is answer else answer.items
+            return _ordered(items, gold.items, depth)
         return None
     if "tuple" not in kinds:
         return _unordered(answer.items, gold.items, depth)
     if kinds == {"set", "tuple"}:
         return False
     return None
+
+
+def _by_name(items: tuple[str, ...]) -> tuple[str, ...]:
+    """`y = 4, x = 3` in the order of a pair (x, y)."""
+    names = [split_name(item)[0] for item in items]
+    return tuple(item for _, item in sorted(zip(names, items, strict=True))) if all(names) else items
 
 
 def _are_vectors(answer: Shape, gold: Shape) -> bool:

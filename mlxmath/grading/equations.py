@@ -105,6 +105,9 @@ def _judge(before: list[Token], after: list[Token], position: int) -> Equation |
         if left.complete and right.complete:
             return None
         return Equation(left.text, right.text, "abstain", position=position)
+    if not left.complete and not _agree(left, right):
+        negative = suffix(before, signed=True)
+        left = negative if negative and _agree(negative, right) else left
     result = right.value
     verdict: Verdict
     if _agree(left, right) or (cents and _agree_in_cents(left, right)):

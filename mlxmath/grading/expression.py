@@ -143,7 +143,7 @@ class _Parser:
 
     def _implies_product(self) -> bool:
         """A bracket, root, constant or function straight behind a factor; never a second bare number."""
-        if self.peek() in ("(", "[", "{", "\\{", "e"):
+        if self.peek() in ("(", "[", "{", "\\{", "e", "pi", "sqrt"):
             return True
         return self._kind() == "command" and self.peek() not in ("\\%",)
 

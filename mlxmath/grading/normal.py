@@ -15,6 +15,7 @@ _UNICODE = {
     "⅛": "\\frac{1}{8}", "⅜": "\\frac{3}{8}", "⅝": "\\frac{5}{8}", "⅞": "\\frac{7}{8}",
     "⁰": "^0", "¹": "^1", "²": "^2", "³": "^3", "⁴": "^4", "⁵": "^5", "⁶": "^6", "⁷": "^7", "⁸": "^8", "⁹": "^9",
     "％": "%", "＄": "$", "，": ",", "．": ".", "：": ":", "（": "(", "）": ")", "［": "[", "］": "]", "＝": "=",
+    "∅": "\\emptyset ", "٫": ".", "٬": ",", "、": ",",
     "‘": "'", "’": "'", "“": '"', "”": '"', "\u00a0": " ", "\u2009": " ", "\u202f": " ",
     **{chr(0xFF10 + digit): str(digit) for digit in range(10)},
 }  # fmt: skip
@@ -29,14 +30,31 @@ _SIZES = re.compile(
     r"\\(?:left|right|displaystyle|textstyle|scriptstyle|limits|bigl?|bigr|Bigl?|Bigr|biggl?|biggr|Biggl?|Biggr)(?![A-Za-z])\s*"
 )
 _NEGATIVE_SPACE = re.compile(r"\\!\s*")
-_SPACES = re.compile(r"\\(?:[,;: ]|q?quad|hspace\*?\{[^{}]*\})|~")
+_SPACES = re.compile(r"(?<!\\)\\(?:[,;: ]|q?quad|hspace\*?\{[^{}]*\})|~")
 _DOUBLED = re.compile(
     r"\\\\(?=(?:frac|dfrac|tfrac|sqrt|left|right|text|pi|cdot|times|boxed|in|le|ge|infty|cup|circ|%)\b)"
 )
-_DEGREE = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree(?![A-Za-z])|\\textdegree(?![A-Za-z])")
+_DEGREE = re.compile(
+    r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|(?<=\d)\^(?:\{o\}|o(?![A-Za-z]))"
+    r"|\\(?:text)?degree(?![A-Za-z])"
+)
 _FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _BINOMIAL = re.compile(r"\\[dt]binom(?![A-Za-z])")
-_THOUSANDS_BRACE = re.compile(r"\{\s*,\s*\}")
+_BRACED_MARK = re.compile(r"\{\s*([,:=])\s*\}")
+_ABOUT = re.compile(r"^\s*(?:\\approx|\\sim|\\simeq)(?![A-Za-z])\s*")
+_DOLLARS = re.compile(r"^\s*(-?)\\?\$\s*(-?[\d.,]*\d)\s*$")
+_SYSTEM = re.compile(
+    r"^\\begin\{(?:cases|aligned|array)\}(?:\{[lcr|]*\})?"
+    r"(.*?)\\end\{(?:cases|aligned|array)\}$",
+    re.DOTALL,
+)
+_COLOR = re.compile(r"\\(?:text)?color\s*\{[^{}]*\}|\\underline(?![A-Za-z])")
+_EMPTY_SET = re.compile(r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}|^(?:the )?(?:empty|null) set$", re.IGNORECASE)
+_DOLLAR_OF = re.compile(r"\b(?:US|CA?|AU?|HK|NZ)(?=\\?\$\s?\d)")
+_GOES_ON = re.compile(r"(?<=\d)(?:\.{3,}|\s?\\[lc]?dots)\.?$")
+_TURNED_BRACKETS = re.compile(
+    r"([\[\]])(\s*[^\s\[\](),;][^\[\](),;]{0,60}[,;]\s*[^\s\[\](),;][^\[\](),;]{0,60})([\[\]])"
+)
 _BOXED = re.compile(r"\\(?:f?boxed|fbox)\s*(?=\{)")
 _RELATIONS = (
     (re.compile(r"\\leq?slant|\\leq(?![A-Za-z])|<="), r"\\le "),
@@ -58,11 +76,14 @@ def normalize(answer: str) -> str:
     text = clean(answer[: MAX_CHARACTERS + 1]).strip()
     text = _DOUBLED.sub(r"\\", text)
     text = _NEGATIVE_SPACE.sub("", text)
+    text = _DOLLARS.sub(r"\1\2 dollars", _DOLLAR_OF.sub("", text))
     text = text.replace("\\$", "").replace("$", "").replace("\\(", "").replace("\\)", "")
     text = text.replace("\\[", "").replace("\\]", "") if "\\\\[" not in text else text
-    text = _THOUSANDS_BRACE.sub(",", text).replace("**", "^" if re.search(r"\d\s*\*\*\s*\d", text) else "")
+    text = _BRACED_MARK.sub(r"\1", text).replace("**", "^" if re.search(r"\d\s*\*\*\s*\d", text) else "")
     text = text.replace("`", "").replace("\\%", "%").replace("\\#", "#").replace("\\&", "&")
-    text = _BOXED.sub("", text)
+    if system := _SYSTEM.match(text):
+        text = ", ".join(row.replace("&", "").strip(" ,;") for row in system[1].split("\\\\") if row.strip())
+    text = _COLOR.sub("", _BOXED.sub("", text))
     text = _SIZES.sub("", text)
     text = _SPACES.sub(" ", text)
     text = _DEGREE.sub("°", text)
@@ -74,15 +95,22 @@ def normalize(answer: str) -> str:
     text = _BINOMIAL.sub(r"\\binom", _FRACTION.sub(r"\\frac", text))
     for pattern, sign in _RELATIONS:
         text = pattern.sub(sign, text)
-    text = _BLANKS.sub(" ", text).strip(" \t\n\"'")
+    text = _TURNED_BRACKETS.sub(_round_brackets, _BLANKS.sub(" ", text).strip(" \t\n\"'"))
+    text = _GOES_ON.sub("…", _ABOUT.sub("", text))
     while text.endswith((".", ",", ";", ":")) and not re.search(r"\b[ap]\.\s?m\.$", text, re.IGNORECASE):
         text = text[:-1].rstrip()
-    return _without_outer_braces(text)
+    return _EMPTY_SET.sub(r"\\emptyset", _without_outer_braces(text))
 
 
 def squeeze(text: str) -> str:
     """Normalized text without blanks (but those between digits) and without braces around single signs."""
     return re.sub(r"\{(\w)\}", r"\1", re.sub(r"(?<!\d) | (?!\d)", "", text))
+
+
+def _round_brackets(match: re.Match[str]) -> str:
+    """`]0, 1]`, as intervals are written in French and German, as `(0, 1]`."""
+    opening, items, closing = match.groups()
+    return ("(" if opening == "]" else "[") + items + (")" if closing == "[" else "]")
 
 
 def _without_outer_braces(text: str) -> str:

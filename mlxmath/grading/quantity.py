@@ -1,5 +1,6 @@
 """A number as people write it: separators, currency, percent, fractions, scientific, words, with or without a unit."""
 
+import contextlib
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -10,7 +11,8 @@ _SIGNED = r"(?P<sign>[-+]?)\s*"
 _CURRENCY = r"(?:US\s?|C|A)?[$€£¥₹₽₩₪¢]|USD|EUR|GBP|Rs\.?"
 _NUMBER = re.compile(
     rf"^(?:{_CURRENCY})?\s*{_SIGNED}(?:{_CURRENCY})?\s*"
-    r"(?P<digits>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+(?:\.\d+)?|\d+(?:[.,]\d*)?|\.\d+)"
+    r"(?P<digits>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+(?:[.,]\d+)?|\d{1,3}(?:_\d{3})+(?!\d)"
+    r"|[1-9]\d{0,2}(?:(?:\.\d{3})+,\d{1,2}|(?:\.\d{3}){2,})(?![.,\d])|\d{1,2}(?:,\d{2})*,0\d(?:,\d{2})*,\d{3}(?![,\d])|\d+(?:[.,]\d*)?|\.\d+)"
     r"(?:[eE](?P<exponent>[-+]?\d{1,3})|\s*(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*\{?\s*(?P<power>[-+]?\s*\d{1,3})\s*\}?(?![\d.]))?"
     r"\s*(?P<rest>.*)$",
     re.DOTALL,
@@ -19,7 +21,7 @@ _PERCENT = re.compile(r"^\s*(?:%|(?:percent(?:age)?|pct|per cent)\b\.?)\s*", re.
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12, "hundred": 100}
 _SCALE = re.compile(rf"^({'|'.join(_SCALES)})s?\b\s*", re.IGNORECASE)
 
-# Each canonical unit and its other names. Two answers in different units of this table are different.
+# Each canonical unit and its other names.
 _UNIT_NAMES = {
     "mm": "millimeter millimeters millimetre millimetres", "cm": "centimeter centimeters centimetre centimetres",
     "m": "meter meters metre metres", "km": "kilometer kilometers kilometre kilometres kms",
@@ -30,12 +32,17 @@ _UNIT_NAMES = {
     "gal": "gallon gallons", "pt": "pint pints", "qt": "quart quarts",
     "s": "sec secs second seconds", "min": "mins minute minutes", "h": "hr hrs hour hours", "day": "days",
     "week": "weeks", "month": "months", "year": "years yr yrs",
-    "°": "degree degrees deg", "rad": "radian radians", "dollar": "dollars usd bucks", "cent": "cents",
+    "°": "degree degrees deg", "rad": "radian radians", "dollar": "dollars usd bucks", "cent": "cents ¢",
     "euro": "euros", "mph": "", "kph": "km/h", "m/s": "", "Hz": "hertz", "J": "joule joules", "N": "newton newtons",
     "W": "watt watts", "V": "volt volts", "K": "kelvin", "Pa": "pascal pascals",
 }  # fmt: skip
 _UNITS = {name: unit for unit, names in _UNIT_NAMES.items() for name in (unit, *names.split())}
 _DIMENSIONLESS = {"°", "rad"}
+_SIZES = (
+    {"s": 1, "min": 60, "h": 3600, "day": 86400, "week": 604800}, {"month": 1, "year": 12}, {"cent": 1, "dollar": 100},
+    {"mm": 1, "cm": 10, "m": 1000, "km": 10**6}, {"in": 1, "ft": 12, "yd": 36, "mi": 63360},
+    {"mg": 1, "g": 1000, "kg": 10**6}, {"oz": 1, "lb": 16}, {"ml": 1, "L": 1000}, {"pt": 1, "qt": 2, "gal": 8},
+)  # fmt: skip
 
 _NO_UNIT_WORDS = (
     "and or plus minus times over to of from mod modulo by sqrt pi sin cos tan cot sec csc log ln exp lim max gcd lcm"
@@ -43,9 +50,11 @@ _NO_UNIT_WORDS = (
     " less about approximately"
 )
 _NOT_UNITS = frozenset(_NO_UNIT_WORDS.split())
-_UNIT_WORD = r"(?:[A-Za-z°$€£¥µμ]+(?:-[A-Za-z]+)*\.?(?:\s*\^\s*\{?-?[1-9]\}?)?)"
+_TEMPERATURE = re.compile(r"^(?:°|degrees?)\s*(C|F|celsius|fahrenheit)$", re.IGNORECASE)
+_UNIT_WORD = r"(?:(?:[^\W\d_]|[°$€£¥'])+(?:-[A-Za-z]+)*\.?(?:\s*\^\s*\{?-?[1-9]\}?)?)"
 _UNIT = re.compile(rf"^{_UNIT_WORD}(?:\s*(?:/|\*|\\cdot|\s)\s*{_UNIT_WORD}){{0,7}}$")
-_LETTERS = re.compile(r"[A-Za-z]+")
+_LETTERS = re.compile(r"[^\W\d_]+")
+_FIRST_OF_SCRIPTS_WITHOUT_VARIABLES = "\u3040"
 
 _ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
@@ -68,15 +77,19 @@ class Quantity:
     """Digits behind the point where it was written as a decimal number; None for fractions, words and expressions."""
     unit: str = ""
     """Canonical name of a known unit; empty for none or an unknown one."""
-    plain: bool = True
-    """Written as one number, not as something to be worked out."""
+    digits: int | None = None
+    """Significant digits of a decimal number."""
 
 
 def parse_quantity(text: str) -> Quantity | None:
     """Read normalized text as a number with an optional percent sign or unit; None if it is anything else."""
     if not text or len(text) > 300:
         return None
-    return _decimal(text) or _fraction_or_expression(text) or _words(text)
+    text = " ".join(text.split())
+    for layer in (_repeating, _decimal, _mixed, _sum_of_units, _fraction_or_expression, _words):
+        if quantity := layer(text):
+            return quantity
+    return None
 
 
 def _decimal(text: str) -> Quantity | None:
@@ -93,11 +106,61 @@ def _decimal(text: str) -> Quantity | None:
         value *= Fraction(10) ** int(exponent.replace(" ", ""))
     if match["sign"] == "-":
         value = -value
-    return _with_rest(value, match["rest"], None if exponent else len(decimals))
+    significant = len((whole + decimals).lstrip("0"))
+    return _with_rest(value, match["rest"].removeprefix("…"), None if exponent else len(decimals), significant)
+
+
+_REPEATING = re.compile(
+    r"^(?P<sign>[-+]?)\s*(?P<whole>\d{0,12})\.(?P<first>\d{0,12}?)"
+    r"(?:\\overline\s*\{?\s*(?P<line>\d{1,12})\s*\}?|\\dot\s*\{?(?P<dot>\d)\}?"
+    r"|(?P<shown>\d{1,6})(?P=shown){2,20}…)(?P<rest>.*)$"
+)
+
+
+def _repeating(text: str) -> Quantity | None:
+    r"""`0.1\overline{6}`, `0.333...`: a decimal whose last digits go on for ever."""
+    match = _REPEATING.match(text) if "\\" in text or "…" in text else None
+    if not match:
+        return None
+    period = match["line"] or match["dot"] or match["shown"]
+    first = match["first"]
+    tail = Fraction(int(period), 10 ** len(period) - 1)
+    value = int(match["whole"] or 0) + (int(first or 0) + tail) / 10 ** len(first)
+    return _with_rest(-value if match["sign"] == "-" else value, match["rest"], None)
+
+
+_MIXED = re.compile(
+    r"^(?P<sign>-?)(?P<whole>\d{1,9})(?:\s+and\s+|-(?=\d+/\d+ [A-Za-z]))"
+    r"(?:(?P<top>\d{1,4})/(?P<below>\d{1,4})|\\frac\{(?P<t>\d{1,4})\}\{(?P<b>\d{1,4})\}"
+    r"|(?P<part>a half|a quarter|one half))"
+    r"(?![\d/])(?P<rest>.*)$"
+)
+
+
+def _mixed(text: str) -> Quantity | None:
+    """`3 and 1/2`, `3 and a half`, `1-1/2 cups`."""
+    match = _MIXED.match(text)
+    if not match:
+        return None
+    top, below = int(match["top"] or match["t"] or 1), int(match["below"] or match["b"] or 2)
+    if match["part"]:
+        below = _PARTS[match["part"].split()[1]]
+    if not 0 < top < below:
+        return None
+    value = int(match["whole"]) + Fraction(top, below)
+    return _with_rest(-value if match["sign"] else value, match["rest"], None)
 
 
 def _split_decimals(digits: str) -> tuple[str, str, str]:
-    """Whole part, separator, decimals. A comma separates thousands where all groups have three digits."""
+    """Whole part, separator, decimals. A comma separates thousands where all groups have three digits.
+
+    So do points before a comma (1.234,56) or several (1.000.000), underscores (1_000) and commas that cut off a group
+    with a zero (10,00,000).
+    """
+    if re.search(r"\..*,", digits):
+        return digits.replace(".", "").partition(",")
+    if digits.count(".") > 1 or "_" in digits or ("." not in digits and digits.count(",") > 1):
+        return re.sub(r"[.,_]", "", digits), "", ""
     if "." in digits:
         return digits.replace(",", "").replace(" ", "").partition(".")
     if re.fullmatch(r"[1-9]\d{0,2}(?:[, ]\d{3})+", digits):
@@ -105,7 +168,7 @@ def _split_decimals(digits: str) -> tuple[str, str, str]:
     return digits.replace(" ", "").partition(",")
 
 
-def _with_rest(value: Value, rest: str, decimals: int | None, plain: bool = True) -> Quantity | None:
+def _with_rest(value: Value, rest: str, decimals: int | None, digits: int | None = None) -> Quantity | None:
     """The number with what follows it: percent, a scale word, a unit; None if that is no unit."""
     rest = rest.strip()
     if rest.startswith("(") and rest.endswith(")"):
@@ -116,7 +179,7 @@ def _with_rest(value: Value, rest: str, decimals: int | None, plain: bool = True
     if match:
         rest = rest[match.end() :]
     unit = read_unit(rest)
-    return None if unit is None else Quantity(value, percent, decimals, unit, plain)
+    return None if unit is None else Quantity(value, percent, decimals, unit, digits)
 
 
 def read_unit(text: str) -> str | None:
@@ -124,6 +187,9 @@ def read_unit(text: str) -> str | None:
     text = text.strip().strip(".").strip()
     if not text:
         return ""
+    if degrees := _TEMPERATURE.match(text):
+        return "°" + degrees[1][0].upper()
+    text = text.replace("\\Omega", "ohm").replace("\\mu", "µ")
     if text in _UNITS or text.lower() in _UNITS:
         unit = _UNITS.get(text) or _UNITS[text.lower()]
         return "" if unit in _DIMENSIONLESS else unit
@@ -133,20 +199,42 @@ def read_unit(text: str) -> str | None:
     if any(word.lower() in _NOT_UNITS for word in words):
         return None
     # A lone letter is a variable unless it is a known unit or stands inside a longer phrase.
-    if all(len(word) < 3 and word not in _UNITS for word in words) and words:
+    if words and all(
+        len(word) < 3 and word not in _UNITS and word < _FIRST_OF_SCRIPTS_WITHOUT_VARIABLES for word in words
+    ):
         return None
     return ""
 
 
+def ratio_of_units(unit: str, other: str) -> Fraction | None:
+    """How many of the other make one of the first, None if they measure different things or are not known."""
+    sizes = next((sizes for sizes in _SIZES if unit in sizes and other in sizes), None)
+    return Fraction(sizes[unit], sizes[other]) if sizes else None
+
+
+_SUMMAND = re.compile(rf"(?P<number>\d[\d,]*(?:\.\d+)?)\s?(?P<unit>{_UNIT_WORD})(?:\s*,)?(?:\s+and)?\s*")
+
+
+def _sum_of_units(text: str) -> Quantity | None:
+    """`2 hours and 30 minutes`, `5 ft 6 in`: in the last unit."""
+    total, last, position = Fraction(0), "", 0
+    while position < len(text):
+        match = _SUMMAND.match(text, position)
+        unit = match and read_unit(match["unit"])
+        ratio = ratio_of_units(last, unit) if last and unit else Fraction(1)
+        if not match or not unit or not ratio or (last and ratio <= 1):
+            return None
+        total, last, position = total * ratio + Fraction(match["number"].replace(",", "")), unit, match.end()
+    return Quantity(total, unit=last)
+
+
 def _fraction_or_expression(text: str) -> Quantity | None:
     """`3/4`, `\\frac{3}{4}`, `2 1/3`, `7\\pi`, `\\sqrt{2}/2`, also with percent or a unit behind."""
-    body, rest = _split_unit(text)
-    try:
-        result = evaluate(body)
-    except NotArithmetic:
-        return None
-    plain = result.operations <= 1 and isinstance(result.value, Fraction) and not re.search(r"[-+*^!|(]", body[1:])
-    return _with_rest(result.value, rest, None, plain)
+    for body, rest in dict.fromkeys((_split_unit(text), (text, ""))):
+        with contextlib.suppress(NotArithmetic):
+            if quantity := _with_rest(evaluate(body).value, rest, None):
+                return quantity
+    return None
 
 
 _TRAILING_UNIT = re.compile(r"(?<=[\d)}! ])\s*((?:%|percent|[A-Za-z]{2,}|[mghsL]\b)[A-Za-z°/ .^\d{}%-]*)$")
@@ -192,6 +280,8 @@ def _words(text: str) -> Quantity | None:
         return None
     value = Fraction(total + group)
     rest = words[used:]
-    if rest and rest[0] in _PARTS:
+    if rest[:1] == ["and"] and rest[1:2] in (["a"], ["one"]) and rest[2:3] in (["half"], ["quarter"], ["third"]):
+        value, rest = value + Fraction(1, _PARTS[rest[2]]), rest[3:]
+    elif rest and rest[0] in _PARTS:
         value, rest = value / _PARTS[rest[0]], rest[1:]
     return _with_rest(sign * value, " ".join(rest), None)

@@ -48,8 +48,11 @@ class Side:
     has_unit: bool
 
 
-def suffix(tokens: list[Token]) -> Side | None:
-    """The longest run at the end that is arithmetic, read backwards."""
+def suffix(tokens: list[Token], *, signed: bool = False) -> Side | None:
+    """The longest run at the end that is arithmetic, read backwards.
+
+    A minus sign right before its first number belongs to it if `signed` is set; it may also be a bullet.
+    """
     i = start = len(tokens)
     words = depth = 0
     need_operand = complete = True
@@ -82,6 +85,8 @@ def suffix(tokens: list[Token]) -> Side | None:
         i -= 1
     if start == len(tokens):
         return None
+    if signed and need_operand and i == start - 1 and tokens[i].text == "-" and tokens[i].end == tokens[start].start:
+        return _side(tokens[i:], True)
     return _side(tokens[start:], complete and not need_operand)
 
 

@@ -72,6 +72,17 @@ def shape(text: str) -> Shape:
     return Shape("list", tuple(items)) if len(items) > 1 else Shape("scalar", (text,))
 
 
+_MATRIX = re.compile(r"^\\begin\{[pbB]?matrix\}(.*)\\end\{[pbB]?matrix\}$", re.DOTALL)
+
+
+def vector(text: str) -> tuple[str, ...] | None:
+    """Entries of a matrix of one row or one column."""
+    match = _MATRIX.match(text)
+    rows = [row for row in match[1].split("\\\\") if row.strip()] if match else []
+    columns = rows[0].split("&") if len(rows) == 1 else rows
+    return tuple(entry.strip() for entry in columns) if columns and not any("&" in entry for entry in columns) else None
+
+
 def split_items(text: str) -> list[str]:
     """Items between top-level commas, semicolons, "and", "or"."""
     text = _GLUED.sub(r" \1 ", text)

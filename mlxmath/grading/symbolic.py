@@ -3,11 +3,17 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 from typing import IO
 
+from mlxmath.grading.quantity import read_unit
+
 _MEMORY_BYTES = 4 << 30
+
+# math_verify takes a letter or two at the end for a unit and drops them: it reads `2ab` as 2.
+_LAST_LETTERS = re.compile(r"(?<=[\d}\s])(?<![\\A-Za-z])([A-Za-z]{1,3})$")
 
 
 def equivalent(answer: str, gold: str) -> bool:
@@ -23,7 +29,12 @@ def wrapped(text: str) -> str:
     """An answer as one formula between dollar signs, unless it has delimiters of its own."""
     if "$" in text or "\\(" in text or "\\[" in text:
         return text
-    return "$" + " ".join(text.split()) + "$"
+    return "$" + _LAST_LETTERS.sub(_as_variables, " ".join(text.split())) + "$"
+
+
+def _as_variables(letters: re.Match[str]) -> str:
+    is_unit = len(letters[1]) > 1 and read_unit(letters[1])
+    return letters[1] if is_unit else "".join(x if x in "ie" else f"{{{x}}}" for x in letters[1])
 
 
 def serve(requests: IO[str], replies: IO[str], limit_s: float) -> None:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import SupportsFloat
 
 import numpy as np
 
@@ -187,9 +188,10 @@ def _find(name: str) -> Reward:
         sys.path.append(here)
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever the user's module does when it is imported
         raise InputError(
-            f"--reward {name}: {error}; expected a module that Python finds and a function in it."
+            f"--reward {name}: {type(error).__name__}: {error}; expected a module that Python finds, and a "
+            "function in it."
         ) from None
     if not callable(found):
         raise InputError(f"--reward {name}: expected a function, found a {type(found).__name__}.")
@@ -199,11 +201,15 @@ def _find(name: str) -> Reward:
 
 def _score(name: str, function: Reward, samples: Sequence[Sample]) -> Floats:
     try:
-        scores = np.array(list(function(samples)), np.float64)
+        found = list(function(samples))
     except Exception as error:  # whatever the user's code raises
         raise MlxmathError(f"the reward {name} failed: {type(error).__name__}: {error}") from error
-    if scores.shape != (len(samples),):
-        raise MlxmathError(f"the reward {name} returned {scores.shape} numbers for {len(samples)} completions.")
+    if len(found) != len(samples):
+        raise MlxmathError(f"the reward {name} returned {len(found)} values for {len(samples)} completions.")
+    for value in found:
+        if isinstance(value, str) or np.ndim(value) or not isinstance(value, SupportsFloat):
+            raise MlxmathError(f"the reward {name} returned {value!r:.80}; expected a number for each completion.")
+    scores = np.array([float(value) for value in found], np.float64)
     if not np.isfinite(scores).all():
         raise MlxmathError(f"the reward {name} returned {scores[~np.isfinite(scores)][0]}; expected finite numbers.")
     return scores

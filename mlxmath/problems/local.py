@@ -9,6 +9,7 @@ from typing import Any
 
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.files import sha256
+from mlxmath.records import parse_json
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 _PEEK = 100
@@ -91,26 +92,24 @@ def chain(name: str, split: str, parts: Sequence[Rows]) -> Rows:
     )
 
 
-def open_file(path: Path, split: str = "train") -> Rows:
-    """Open a local file.
+def open_file(path: Path, split: str = "train", option: str = "--dataset") -> Rows:
+    """Open a local file; errors name the option that it was given with.
 
     Raises:
         InputError: the file is absent, empty or of another kind.
         MlxmathError: its contents are damaged.
     """
     if not path.is_file():
-        raise AbsentError(
-            f"--dataset: {path} does not exist; give a {', '.join(SUFFIXES)} file or a repository's name."
-        )
+        raise AbsentError(f"{option}: {path} does not exist; give a {', '.join(SUFFIXES)} file or a repository's name.")
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise InputError(f"--dataset: {path} is not a {', '.join(SUFFIXES)} file; convert it to one of these.")
+        raise InputError(f"{option}: {path} is not a {', '.join(SUFFIXES)} file; convert it to one of these.")
     if suffix == ".parquet":
-        return _open_parquet(path, split)
+        return _open_parquet(path, split, option)
     rows = _json_lines if suffix == ".jsonl" else _json_rows
     columns = dict.fromkeys(name for row in itertools.islice(rows(path), _PEEK) for name in row)
     if not columns:
-        raise InputError(f"--dataset: {path} holds no rows.")
+        raise InputError(f"{option}: {path} holds no rows.")
     return Rows(path.name, split, f"sha256:{sha256(path)}", tuple(columns), lambda _: rows(path))
 
 
@@ -121,7 +120,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 if not text.strip():
                     continue
-                row = json.loads(text)
+                row = parse_json(text)
             except ValueError as error:
                 found = f"{error.msg}, at character {error.pos}" if isinstance(error, json.JSONDecodeError) else error
                 raise MlxmathError(
@@ -138,7 +137,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
 def _json_rows(path: Path) -> Iterator[Row]:
     """Rows of a JSON list, of an object that holds one list, or of JSON lines under a .json name."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = parse_json(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
             yield from _json_lines(path)
@@ -161,7 +160,7 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _open_parquet(path: Path, split: str) -> Rows:
+def _open_parquet(path: Path, split: str, option: str) -> Rows:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -172,7 +171,7 @@ def _open_parquet(path: Path, split: str) -> Rows:
     except (pa.ArrowException, OSError) as error:
         raise MlxmathError(f"{path} is not a readable parquet file: {error}") from None
     if not num_rows:
-        raise InputError(f"--dataset: {path} holds no rows.")
+        raise InputError(f"{option}: {path} holds no rows.")
 
     def read(used: tuple[str, ...]) -> Iterator[Row]:
         wanted = [field.name for field in schema if field.name in used or not pa.types.is_nested(field.type)]

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from mlxmath.backends.base import Backend
 from mlxmath.console import duration, say, size, warn
 from mlxmath.files import atomic_file
+from mlxmath.records import parse_json
 from mlxmath.training.deadline import Deadline
 from mlxmath.training.fit import StepReport
 from mlxmath.training.validation import Measurement
@@ -91,13 +92,15 @@ class EventLog:
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """The events in a log, one after the other; a last line cut off by a kill is left out."""
+    """The events in a log, one after the other; a last line cut off by a kill, and anything else, is left out."""
     if not path.exists():
         return
     with path.open("rb") as file:
         for line in file:
             with contextlib.suppress(ValueError):
-                yield json.loads(line)
+                event = parse_json(line)
+                if isinstance(event, dict) and "event" in event and isinstance(event.get("step", 0), int):
+                    yield event
 
 
 class ProgressBar:

@@ -88,6 +88,8 @@ def test_statuses(status: int, kind: type[Exception]) -> None:
         (lambda request: request.cut(completion("4" * 100)), "connection: "),
         (lambda request: request.reply(b'{"choices": ['), "the reply is not JSON"),
         (lambda request: request.reply(b"<html>"), "the reply is not JSON"),
+        (lambda request: request.reply(b"[" * 200_000), "the reply is not JSON"),
+        (lambda request: request.reply(b'data: {"choices": []}\n\ndata: [DONE]\n'), "the reply is a stream"),
         (lambda request: request.reply(b"[]"), "the reply holds no answer"),
         (lambda request: request.reply({"choices": []}), "the reply holds no answer"),
         (lambda request: request.reply({"choices": [{"message": None}]}), "the reply holds no answer"),
@@ -129,7 +131,8 @@ def test_nobody_there_is_asked_again() -> None:
 def test_retry_after_as_a_number_and_as_a_date() -> None:
     assert retry_after("2.5", 0) == 2.5
     assert retry_after("Thu, 01 Jan 1970 00:01:40 GMT", 40.0) == 60.0
-    assert [retry_after(text, 100.0) for text in (None, "soon", "-1", "nan", "inf")] == [None] * 5
+    hostile = (None, "soon", "-1", "nan", "inf", "", "Thu, 01 Jan 99999 00:00:00 GMT", "Thu, 99 Xyz 1970 99:99:99")
+    assert [retry_after(text, 100.0) for text in hostile] == [None] * len(hostile)
     assert retry_after("Thu, 01 Jan 1970 00:01:40 GMT", 200.0) is None
 
 

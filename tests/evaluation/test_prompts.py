@@ -72,3 +72,22 @@ def test_bad_settings_of_prompts() -> None:
     tokenizer = load_tokenizer(MODEL)
     with pytest.raises(InputError, match="--shots"):
         Prompts(tokenizer, get_template("tutor"), num_shots=99)
+
+
+def test_a_file_that_holds_no_formulas_says_where(tmp_path: Path) -> None:
+    path = tmp_path / "formulas.jsonl"
+    good = '{"name": "a\u2028b", "formula": "x"}'
+    for bad in (
+        "5",
+        '["a"]',
+        '{"name": 1, "formula": "x"}',
+        '{"name": "a"}',
+        "[" * 100_000,
+        '{"name": "a", "for',
+        "\xff",
+    ):
+        path.write_bytes(f"{good}\n\n{bad}\n".encode("latin-1" if bad == "\xff" else "utf-8", "replace"))
+        with pytest.raises(InputError, match=r"formulas\.jsonl:3: expected"):
+            Retriever.load(str(path), 3)
+    path.write_text(f"{good}\n", encoding="utf-8")
+    assert [formula.name for formula in Retriever.load(str(path), 3).formulas] == ["a\u2028b"]

@@ -1,6 +1,7 @@
 """Samples on disk: damaged and foreign lines never count, other settings are refused."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,18 @@ def test_half_written_foreign_and_repeated_lines(tmp_path: Path) -> None:
     assert found[:3] == whole and left_out == 3
 
 
+def test_lines_of_other_types_never_count(tmp_path: Path) -> None:
+    good = asdict(sample())
+    hostile: list[object] = [5, None, [], [good], "text", {"contestant": ["base"]}]
+    hostile += [good | change for change in (
+        {"contestant": ["base"]}, {"sample": "0"}, {"correct": 1}, {"seconds": None}, {"response": 5}, {"id": "b"},
+        {"completion_tokens": 1.5}, {"level": 3}, {"id": "b/" + "9" * 5000},
+    )]  # fmt: skip
+    lines = [*map(json.dumps, hostile), "[" * 100_000, '{"a":' * 100_000, "1" * 10_000, "{" + " " * 2_000_000]
+    (tmp_path / "samples.jsonl").write_text("\n".join([*lines, json.dumps(good)]) + "\n")
+    assert read_samples(tmp_path, {"base": "f-base"}) == ([sample()], len(lines))
+
+
 def test_a_folder_belongs_to_one_evaluation(tmp_path: Path) -> None:
     mine, other = settings("base"), settings("base")
     other["contestants"][0]["fingerprint"] = "g"
@@ -35,6 +48,27 @@ def test_a_folder_belongs_to_one_evaluation(tmp_path: Path) -> None:
     assert read_samples(tmp_path, {"base": "f-base"})[0]
     claim(tmp_path, other, resume=False, overwrite=True)
     assert read_samples(tmp_path, {"base": "f-base"}) == ([], 0)
+    (tmp_path / "settings.json").write_text("[1]")
+    with pytest.raises(MlxmathError, match=r"settings\.json is damaged"):
+        claim(tmp_path, other, resume=True, overwrite=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"contestants": [5]}, {"contestants": "abc"}, {"contestants": [{"label": "base"}]}, {"samples": "2"},
+        {"contestants": [{"label": ["a"], "fingerprint": "x", "against": None}]}, {"benchmarks": {}},
+        {"contestants": [{"label": "a", "fingerprint": "x", "against": "nobody"}]}, {"device": {"name": 3}},
+        {"benchmarks": [{}]}, {"temperature": None}, {"format": 1},
+    ],
+)  # fmt: skip
+def test_damaged_settings_are_one_error(tmp_path: Path, change: dict[str, object]) -> None:
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps(settings("base")))
+    assert read_settings(tmp_path) == settings("base")
+    path.write_text(json.dumps(settings("base") | change))
+    with pytest.raises(MlxmathError, match=r"settings\.json is damaged"):
+        read_settings(tmp_path)
 
 
 def test_what_is_no_evaluation_says_so(tmp_path: Path) -> None:

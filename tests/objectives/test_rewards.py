@@ -65,14 +65,30 @@ def test_own_functions_and_what_goes_wrong(tmp_path: Path, monkeypatch: pytest.M
         "def length(samples):\n    return [len(sample.completion) for sample in samples]\n"
         "def crash(samples):\n    raise KeyError('oops')\n"
         "def few(samples):\n    return [1.0]\n"
+        "def words(samples):\n    return ['1.0' for _ in samples]\n"
+        "def lists(samples):\n    return [[1.0] for _ in samples]\n"
+        "def nothing(samples):\n    return [None for _ in samples]\n"
+        "def one(samples):\n    return 1.0\n"
         "def nan(samples):\n    return [float('nan') for _ in samples]\n"
     )
     monkeypatch.chdir(tmp_path)
     np.testing.assert_allclose(score({"my_rewards:length": 1.0}, "ab", "abc").total_R, [2, 3])
-    for name, message in (("crash", "KeyError: 'oops'"), ("few", "for 2 completions"), ("nan", "finite")):
+    (tmp_path / "broken_rewards.py").write_text("1 / 0\n")
+    (tmp_path / "unreadable_rewards.py").write_text("def f(:\n")
+    for name, message in (
+        ("crash", "KeyError: 'oops'"), ("few", "1 values for 2 completions"), ("nan", "finite"), ("words", "'1.0'"),
+        ("lists", r"\[1.0\]"), ("nothing", "None"), ("one", "not iterable"),
+    ):  # fmt: skip
         with pytest.raises(MlxmathError, match=f"my_rewards:{name} .*{message}"):
             score({f"my_rewards:{name}": 1.0}, "a", "b")
-    for name in ("my_rewards:absent", "nowhere:f", "my_rewards:NUMBER", "korrectness"):
+    for name in (
+        "my_rewards:absent",
+        "nowhere:f",
+        "my_rewards:NUMBER",
+        "korrectness",
+        "broken_rewards:f",
+        "unreadable_rewards:f",
+    ):
         with pytest.raises(InputError, match="--reward"):
             Rewards({name: 1.0})
 

@@ -43,6 +43,15 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
+def test_lines_that_are_no_events_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    good = '{"event": "step", "step": 1, "loss": 2.0}'
+    path.write_text(
+        "\n".join(["5", "[]", '{"step": 1}', '{"event": "step", "step": "x"}', "[" * 100_000, good, '{"ev'])
+    )
+    assert [event["loss"] for event in read_events(path)] == [2.0]
+
+
 def test_a_resumed_run_drops_what_is_about_to_happen_again(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     log = EventLog(path)

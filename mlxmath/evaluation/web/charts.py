@@ -29,6 +29,15 @@ def interval_row(label: str, found: Mapping[str, float], color: int) -> str:
     return row(label, svg, percent(found["value"]), interval(found))
 
 
+def scale_row(labels: Sequence[str]) -> str:
+    """What the axis of the rows above says, from its left end to its right end."""
+    marks = "".join(
+        f'<text x="{100 * i / (len(labels) - 1):.2f}%" y="13" text-anchor="middle">{escape(label)}</text>'
+        for i, label in enumerate(labels)
+    )
+    return f'<div class="row scale" aria-hidden="true"><span></span><svg class="bar">{marks}</svg><span></span></div>'
+
+
 def difference_row(label: str, found: Mapping[str, float], reach: float) -> str:
     """A difference as a point on its interval, around 0 in the middle; `reach` is the end of the axis."""
     low, high, value = (50 + 50 * found[key] / reach for key in ("low", "high", "difference"))

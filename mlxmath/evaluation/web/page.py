@@ -18,6 +18,7 @@ from mlxmath.files import atomic_write
 
 _FOLDER = Path(__file__).parent
 _LONGEST_SHOWN = 20_000
+PERCENTS = ("0 %", "25", "50", "75", "100 %")
 
 
 def write_page(path: Path, results: Mapping[str, Any], scored: Scored) -> None:
@@ -113,6 +114,7 @@ def _figures(results: Mapping[str, Any], scored: Scored) -> Iterator[str]:
     ]
     if ensemble := results.get("ensemble"):
         rows.append(charts.interval_row("ensemble", ensemble["accuracy"], 5))
+    rows.append(charts.scale_row(PERCENTS))
     kind = "bootstrap" if results["settings"]["samples"] > 1 else "Wilson"
     yield _section("Accuracy", f"Points with their 95 % {kind} intervals.", *rows)
 
@@ -126,9 +128,9 @@ def _figures(results: Mapping[str, Any], scored: Scored) -> Iterator[str]:
         ]  # fmt: skip
         yield _section(
             "Difference",
-            f"In percentage points on the same problems, with 95 % bootstrap intervals; the axis ends at "
-            f"±{100 * reach:.0f}. p is exact McNemar's.",
+            "In percentage points on the same problems, with 95 % bootstrap intervals. p is exact McNemar's.",
             *rows,
+            charts.scale_row((f"−{100 * reach:.0f}", "0", f"+{100 * reach:.0f}")),
             charts.table(["", "points", "McNemar", *OUTCOMES], cells),
         )
 
@@ -149,6 +151,7 @@ def _figures(results: Mapping[str, Any], scored: Scored) -> Iterator[str]:
                 charts.interval_row(label, contestants[label]["by"][grouping][value], i % 6)
                 for i, label in enumerate(labels)
             ]
+        parts.append(charts.scale_row(PERCENTS))
         for comparison in results["comparisons"]:
             parts.append(charts.table(
                 [f"{comparison['other']} − {comparison['base']}", "points", "95 % interval", "McNemar", *OUTCOMES[:2]],
