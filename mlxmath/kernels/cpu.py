@@ -57,7 +57,7 @@ class CpuKernels:
         """Four passes over a block while it is in the cache."""
         if _others(gate_BLF, up_BLF):
             return self._portable.swiglu(gate_BLF, up_BLF)
-        g, u = (view(array).reshape(-1) for array in (gate_BLF, up_BLF))
+        g, u = (memory.reshape(-1) for memory in views(gate_BLF, up_BLF))
         out = np.empty_like(g)
 
         def block(a: int, b: int) -> None:
@@ -74,7 +74,7 @@ class CpuKernels:
         """Both gradients while a block is in the cache."""
         if _others(gate_BLF, up_BLF, d_BLF):
             return self._portable.swiglu_backward(gate_BLF, up_BLF, d_BLF)
-        g, u, d = (view(array).reshape(-1) for array in (gate_BLF, up_BLF, d_BLF))
+        g, u, d = (memory.reshape(-1) for memory in views(gate_BLF, up_BLF, d_BLF))
         d_gate, d_up = np.empty_like(g), np.empty_like(g)
 
         def block(a: int, b: int) -> None:
@@ -137,9 +137,9 @@ class CpuKernels:
         probabilities = _scores(q_BHLD, k_BKLD, scale)
         d_scores = product(d_stacked, v_BKLD.swapaxes(-1, -2))
         row_sums = (d_BHLD * output[0]).sum(-1)
-        mx.eval(d_scores, row_sums)
-        p_rows, d_rows = (view(array).reshape(-1, length, k_BKLD.shape[2]) for array in (probabilities, d_scores))
-        sums, deltas = (view(array).reshape(-1, length, 1) for array in (output[1], row_sums))
+        p, d, *of_rows = views(probabilities, d_scores, output[1], row_sums)
+        p_rows, d_rows = (memory.reshape(-1, length, k_BKLD.shape[2]) for memory in (p, d))
+        sums, deltas = (memory.reshape(-1, length, 1) for memory in of_rows)
         added = _added_mask(mask, length)
 
         def heads(a: int, b: int) -> None:
@@ -185,10 +185,8 @@ def _stacked(x_BHLD: mx.array, k_BKLD: mx.array) -> mx.array:
 
 
 def _scores(q_BHLD: mx.array, k_BKLD: mx.array, scale: float) -> mx.array:
-    """scale · q kᵀ, evaluated and nobody else's: (B, K, H/K · L, L)."""
-    scores = product(_stacked(q_BHLD * scale, k_BKLD), k_BKLD.swapaxes(-1, -2))
-    mx.eval(scores)
-    return scores
+    """scale · q kᵀ, nobody else's: (B, K, H/K · L, L)."""
+    return product(_stacked(q_BHLD * scale, k_BKLD), k_BKLD.swapaxes(-1, -2))
 
 
 def _added_mask(mask: mx.array | None, length: int) -> Floats:
@@ -200,10 +198,15 @@ def _added_mask(mask: mx.array | None, length: int) -> Floats:
 
 
 def view(array: mx.array) -> NDArray[Any]:
-    """The array's memory, evaluated, in row-major order."""
-    array_ = mx.contiguous(array)
-    mx.eval(array_)
-    return np.asarray(array_)
+    """The array's memory, evaluated; where it is not in row-major order, a copy that is."""
+    mx.eval(array)
+    return np.ascontiguousarray(np.asarray(array))
+
+
+def views(*arrays: mx.array) -> list[NDArray[Any]]:
+    """`view` of each, evaluated at once: MLX's thread is waited for only once."""
+    mx.eval(arrays)
+    return [view(array) for array in arrays]
 
 
 def product(a: mx.array, b: mx.array) -> mx.array:

@@ -20,7 +20,7 @@ Shapes: B rows, L positions, D hidden width.
 import functools
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -28,9 +28,10 @@ from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten
 
 from mlxmath.kernels.base import Kernels
+from mlxmath.kernels.portable import PortableKernels
 from mlxmath.models.layouts import Attended, Layout, Output, Rows
 from mlxmath.models.numpy_linear import laziness
 
@@ -67,13 +68,14 @@ class Blockwise:
 
     def __init__(self, model: nn.Module, kernels: Kernels, checkpoint_every: int = 0) -> None:
         self._body = model.model
-        self._kernels = kernels
+        self._kernels, self._portable = kernels, PortableKernels()
         for block in self._body.layers:
             _make_replaceable(_home(block.self_attn), _ATTENTION)
             _make_replaceable(_home(block.mlp), _SWIGLU)
         self._checkpoint_every = checkpoint_every
-        trained = [i for i, block in enumerate(self._body.layers) if tree_flatten(block.trainable_parameters())]
-        self._first = trained[0] if trained else len(self._body.layers)
+        self._trained = [_Trained.of(block) for block in self._body.layers]
+        having = (i for i, trained in enumerate(self._trained) if trained.attention or trained.mlp)
+        self._first = next(having, len(self._body.layers))
         self._random = any(isinstance(m, nn.Dropout) and m._p_1 < 1 for m in model.modules())
 
     @staticmethod
@@ -93,8 +95,6 @@ class Blockwise:
         outside = [name for name, _ in tree_flatten(model.trainable_parameters()) if ".layers." not in f".{name}"]
         if outside:
             return "more than its blocks is trained"
-        from mlxmath.kernels.portable import PortableKernels
-
         tokens_BL = mx.arange(7)[None] % body.embed_tokens.weight.shape[0]
         was_training = model.training
         model.eval()
@@ -119,7 +119,7 @@ class Blockwise:
             x, inner = self._block_forward(number, x, rows)
             if not (rows.recomputed or (self._checkpoint_every and number % self._checkpoint_every == 0)):
                 entry.inner = inner
-            mx.eval(x)
+            mx.async_eval(x)
             if keep and number >= self._first:
                 kept.append(entry)
         return self._body.norm(x), Tape(kept, x, rows)
@@ -137,7 +137,7 @@ class Blockwise:
             if entry.random_state is not None:
                 mx.random.state[0][:] = entry.random_state
             d, found = self._block_backward(number, entry, tape.rows, d, last=number == self._first)
-            mx.eval(d, found)
+            mx.async_eval(d, found)
             gradients |= {f"model.layers.{number}.{name}": value for name, value in found.items()}
         if state_after is not None:
             mx.random.state[0][:] = state_after
@@ -198,8 +198,7 @@ class Blockwise:
             entry.inner = self._block_forward(number, x, rows)[1]
             mx.random.state[0][:] = state
         a, attended, h, gate, up = entry.inner
-        first = {"self_attn.": block.self_attn, "input_layernorm.": block.input_layernorm}
-        second = {"mlp.": block.mlp, "post_attention_layernorm.": block.post_attention_layernorm}
+        trained = self._trained[number]
         replay = _Replay(self._random)
         # segments draw random numbers in the forward pass's order: go through them, lazily, to find the states
         states = replay.states(
@@ -207,15 +206,16 @@ class Blockwise:
             lambda: self._output(block, x, attended[0], rows),
             lambda: self._gate_up(block, h),
         )
-        activated = kernels.swiglu(gate, up)
+        # only a trained layer that follows needs its value: else it is never computed
+        activated = kernels.swiglu(gate, up) if trained.mlp else self._portable.swiglu(gate, up)
         replay.to(states, 3)
-        (d_activated,), g4 = _vjp(second, lambda s: (self._down(block, h, s),), [activated], [d_y])
+        (d_activated,), g4 = _vjp(trained.mlp, lambda s: (self._down(block, h, s),), [activated], [d_y])
         d_gate, d_up = kernels.swiglu_backward(gate, up, d_activated)
         replay.to(states, 2)
-        (d_h,), g3 = _vjp(second, lambda t: self._gate_up(block, t), [h], [d_gate, d_up])
+        (d_h,), g3 = _vjp(trained.mlp, lambda t: self._gate_up(block, t), [h], [d_gate, d_up])
         d_h = d_h + d_y
         replay.to(states, 1)
-        (d_o,), g2 = _vjp(first, lambda o: (self._output(block, x, o, rows),), [attended[0]], [d_h])
+        (d_o,), g2 = _vjp(trained.attention, lambda o: (self._output(block, x, o, rows),), [attended[0]], [d_h])
         d_q, d_k, d_v = rows.attention_backward(kernels, number, a, attended, d_o)
 
         def project(t: mx.array) -> tuple[mx.array, ...]:
@@ -223,7 +223,7 @@ class Blockwise:
             return found.q, found.k, found.v
 
         replay.to(states, 0)
-        (d_x,), g1 = _vjp(first, project, [x], [d_q, d_k, d_v])
+        (d_x,), g1 = _vjp(trained.attention, project, [x], [d_q, d_k, d_v])
         return (d_h if last else d_x + d_h), summed(g1, g2, g3, g4)
 
 
@@ -251,30 +251,65 @@ class _Replay:
             mx.random.state[0][:] = states[index]
 
 
+@dataclass(frozen=True)
+class _Parameter:
+    """A trainable array: `module[key]`."""
+
+    name: str
+    """In its block."""
+    module: nn.Module
+    key: str
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """The trainable parameters of a block, by the half of it that they belong to."""
+
+    attention: list[_Parameter]
+    mlp: list[_Parameter]
+
+    @classmethod
+    def of(cls, block: nn.Module) -> "_Trained":
+        """Found once: to look through a block's modules takes as long as to build its graph."""
+
+        def under(*names: str) -> list[_Parameter]:
+            return [
+                _Parameter(f"{name}.{inner}.{key}" if inner else f"{name}.{key}", module, key)
+                for name in names
+                for inner, module in block[name].named_modules()
+                for key, value in module.items()
+                if isinstance(value, mx.array) and module.trainable_parameter_filter(module, key, value)
+            ]
+
+        return cls(under("self_attn", "input_layernorm"), under("mlp", "post_attention_layernorm"))
+
+
 def _vjp(
-    modules: dict[str, nn.Module],
-    function: Callable[[mx.array], tuple[mx.array, ...]],
+    parameters: list[_Parameter],
+    function: Callable[..., tuple[mx.array, ...]],
     inputs: list[mx.array],
     cotangents: list[mx.array],
 ) -> tuple[list[mx.array], Gradients]:
-    """Gradients of `inputs` and of the modules' trainable parameters, whose names begin with the modules' own."""
-    before = {prefix: module.trainable_parameters() for prefix, module in modules.items()}
-    flat = {prefix + name: value for prefix, tree in before.items() for name, value in tree_flatten(tree)}
+    """Gradients of `inputs` and, by their names, of the parameters."""
+    values = [each.module[each.key] for each in parameters]
 
     def of_everything(*arrays: mx.array) -> tuple[mx.array, ...]:
-        given = dict(zip(flat, arrays[len(inputs) :], strict=True))
-        for prefix, module in modules.items():
-            own = [(name[len(prefix) :], value) for name, value in given.items() if name.startswith(prefix)]
-            module.update(tree_unflatten(own))
+        _put(parameters, arrays[len(inputs) :])
         return function(*arrays[: len(inputs)])
 
     try:
         with _only_gradients():
-            _, found = mx.vjp(of_everything, [*inputs, *flat.values()], cotangents)
+            _, found = mx.vjp(of_everything, [*inputs, *values], cotangents)
     finally:
-        for prefix, module in modules.items():
-            module.update(before[prefix])
-    return list(found[: len(inputs)]), dict(zip(flat, found[len(inputs) :], strict=True))
+        _put(parameters, values)
+    return list(found[: len(inputs)]), {
+        each.name: gradient for each, gradient in zip(parameters, found[len(inputs) :], strict=True)
+    }
+
+
+def _put(parameters: list[_Parameter], values: Sequence[mx.array]) -> None:
+    for each, value in zip(parameters, values, strict=True):
+        each.module[each.key] = value
 
 
 def summed(*parts: Gradients) -> Gradients:

@@ -136,7 +136,7 @@ class BlockwiseGradients:
         (_, total), d_chosen_ND = mx.value_and_grad(lambda hidden: _loss_first(self._loss(hidden, batch)))(chosen_ND)
         d_hidden = mx.zeros((hidden_BLD.size // hidden_BLD.shape[-1], hidden_BLD.shape[-1]), hidden_BLD.dtype)
         d_hidden_BLD = d_hidden.at[batch.positions_N].add(d_chosen_ND).reshape(hidden_BLD.shape)
-        mx.eval(total, d_hidden_BLD)
+        mx.async_eval(total, d_hidden_BLD)
         del chosen_ND, d_chosen_ND, hidden_BLD
         return total, self._blocks.backward(tape, d_hidden_BLD)
 
