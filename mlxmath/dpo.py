@@ -45,9 +45,9 @@ def dpo(resolved: Resolved, ranks: "Ranks") -> int:
     check_pairs(resolved, "dpo")
     config = resolved.config
     needs_reference, from_base = config.dpo.loss_type != "orpo", not config.training.init_adapter
-    session = Session(resolved, ranks, read_pairs, "dpo")
+    session = Session(resolved, ranks, read_pairs, "dpo", keep_start=needs_reference)
     reference = frozen(session.model) if needs_reference and from_base else None
-    adapters = add_adapters(session, start_counts=needs_reference)
+    adapters = add_adapters(session)
     if needs_reference and not from_base:
         reference = frozen(session.model)
     policy_of, kept = session.gradients(PreferenceOptimization(config.dpo)), ReferenceLogprobs()

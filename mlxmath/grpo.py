@@ -69,9 +69,9 @@ def grpo(resolved: Resolved, ranks: "Ranks") -> int:
     for path in rewards.models.values():
         read_reward_model(path)
     fixed = {f"reward {name}": sha256(path / WEIGHTS) for name, path in rewards.models.items()}
-    session = Session(resolved, ranks, read_prompts, "grpo", fixed)
+    session = Session(resolved, ranks, read_prompts, "grpo", fixed, keep_start=True)
     bases = {name: replica(session.model) for name in rewards.models}
-    adapters = add_adapters(session, start_counts=True)
+    adapters = add_adapters(session)
     for name, path in rewards.models.items():
         scorer = Scorer(
             bases[name], path, session.manifest.fingerprint, session.material.tokenizer, session.config.training,

@@ -24,9 +24,9 @@ sys.path.insert(0, str(REPOSITORY))
 PHASES = {
     "importing": None,
     "forming": ("mlxmath.backends.ranks", "_group"),
-    "converting": ("mlxmath.session", "ensure_model"),
-    "preparing": ("mlxmath.material", "prepare_rows"),
-    "loading": ("mlxmath.session", "load_model"),
+    "converting": ("mlxmath.session.opening", "ensure_model"),
+    "preparing": ("mlxmath.session.material", "prepare_rows"),
+    "loading": ("mlxmath.session.opening", "load_model"),
 }
 """Where in a run, and the function at whose call the rank is lost."""
 

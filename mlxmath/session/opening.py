@@ -47,6 +47,7 @@ class Session(Generic[M]):
         read: reads its data, given the settings and the model folder.
         section: the section of its objective, if that has one.
         fixed: what else a resumed run must share with the run that it continues, by name.
+        keep_start: the model at the start is needed later on too, so that it must be there again on a resume.
 
     Raises:
         InputError: a setting is wrong.
@@ -60,8 +61,10 @@ class Session(Generic[M]):
         read: Callable[[RunConfig, Path], M],
         section: str | None = None,
         fixed: Mapping[str, Any] | None = None,
+        *,
+        keep_start: bool = False,
     ) -> None:
-        self.resolved, self.ranks = resolved, ranks
+        self.resolved, self.ranks, self.keep_start = resolved, ranks, keep_start
         self.sections = (*TRAINED_FROM, section) if section else TRAINED_FROM
         self.config = config = resolved.config
         self.backend, self.device = open_backend(config.runtime, config.training.seed, ranks.num_on_host)
@@ -111,12 +114,11 @@ class Adapters:
     """What a resumed run must share, by name."""
 
 
-def add_adapters(session: Session[Any], *, start_counts: bool = False, **facts: Any) -> Adapters:
+def add_adapters(session: Session[Any], **facts: Any) -> Adapters:
     """Put adapters into the session's model, or open its blocks, and load what they start from.
 
     Args:
         session: its model is still the base.
-        start_counts: the model at the start is needed later on too, so that it must be there again on a resume.
         **facts: what adapter_config.json is to hold besides.
 
     Raises:
@@ -133,11 +135,11 @@ def add_adapters(session: Session[Any], *, start_counts: bool = False, **facts: 
         template_definition=session.template.definition, mlxmath_version=__version__, **facts,
     )  # fmt: skip
     initial = Path(training.init_adapter) if training.init_adapter and ranks.first else None
-    if initial and (start_counts or not session.checkpoint):
+    if initial and (session.keep_start or not session.checkpoint):
         load_initial(model, initial, adapter)
         say(f"starting from the adapter in {initial}")
     fixed = {}
-    if start_counts:
+    if session.keep_start:
         fixed["initial adapter"] = sha256(initial / WEIGHTS) if initial else None
         share_adapters(model, ranks)
     tune_for_training(model, session.batching.tokens)

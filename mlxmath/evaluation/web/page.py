@@ -11,14 +11,13 @@ from typing import Any
 
 from mlxmath.evaluation.measures import CATEGORIES
 from mlxmath.evaluation.score import OUTCOMES, Answers, Scored, outcome
-from mlxmath.evaluation.web import charts
+from mlxmath.evaluation.web.figures import figures
 from mlxmath.evaluation.web.latex import formula, to_html
-from mlxmath.evaluation.wording import SOUNDNESS, evidence, interval, p_value, percent, points, soundness, verdict
+from mlxmath.evaluation.wording import evidence, interval, percent, verdict
 from mlxmath.files import atomic_write
 
 _FOLDER = Path(__file__).parent
 _LONGEST_SHOWN = 20_000
-PERCENTS = ("0 %", "25", "50", "75", "100 %")
 
 
 def write_page(path: Path, results: Mapping[str, Any], scored: Scored) -> None:
@@ -35,7 +34,7 @@ def page(results: Mapping[str, Any], scored: Scored, now: datetime) -> str:
         "base-uri 'none'; form-action 'none'"
     )
     names = ", ".join(benchmark["name"] for benchmark in results["settings"]["benchmarks"])
-    body = "".join([*_summary(results, names, now), *_figures(results, scored), *_explorer(results, scored)])
+    body = "".join([*_summary(results, names, now), *figures(results, scored), *_explorer(results, scored)])
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
@@ -96,108 +95,6 @@ def _card(name: str, figure: str, note: str, kind: str = "") -> str:
     return (
         f'<div class="card {kind}"><h2>{escape(name)}</h2><p class="figure">{escape(figure)}</p>'
         f"<p>{escape(note)}</p></div>"
-    )
-
-
-def _section(title: str, note: str, *parts: str) -> str:
-    return f"<section><h2>{escape(title)}</h2><p class='note'>{escape(note)}</p>{''.join(parts)}</section>"
-
-
-def _figures(results: Mapping[str, Any], scored: Scored) -> Iterator[str]:
-    contestants = results["contestants"]
-    labels = list(contestants)
-    rows = [charts.interval_row(label, contestants[label]["accuracy"], i % 6) for i, label in enumerate(labels)]
-    rows += [
-        charts.interval_row(f"{label}, majority", contestants[label]["majority"], i % 6)
-        for i, label in enumerate(labels)
-        if "majority" in contestants[label]
-    ]
-    if ensemble := results.get("ensemble"):
-        rows.append(charts.interval_row("ensemble", ensemble["accuracy"], 5))
-    rows.append(charts.scale_row(PERCENTS))
-    kind = "bootstrap" if results["settings"]["samples"] > 1 else "Wilson"
-    yield _section("Accuracy", f"Points with their 95 % {kind} intervals.", *rows)
-
-    if comparisons := [*results["comparisons"], *results["votes"]]:
-        reach = max(0.02, *(max(abs(c["low"]), abs(c["high"])) for c in comparisons))
-        rows = [charts.difference_row(f"{c['other']} − {c['base']}", c, reach) for c in comparisons]
-        cells = [
-            [f"{c['other']} − {c['base']}", points(c["difference"]), p_value(c["p_value"]),
-             *(f"{c['outcomes'][name]:,}" for name in OUTCOMES)]
-            for c in comparisons
-        ]  # fmt: skip
-        yield _section(
-            "Difference",
-            "In percentage points on the same problems, with 95 % bootstrap intervals. p is exact McNemar's.",
-            *rows,
-            charts.scale_row((f"−{100 * reach:.0f}", "0", f"+{100 * reach:.0f}")),
-            charts.table(["", "points", "McNemar", *OUTCOMES], cells),
-        )
-
-    rows = [charts.ending_row(label, contestants[label]["categories"]) for label in labels]
-    yield _section(
-        "How answers ended",
-        "An arithmetic slip is a wrong answer with a false equation in it; a doubt loop repeats itself.",
-        *rows,
-        charts.legend(),
-    )
-
-    for grouping in contestants[labels[0]]["by"]:
-        parts = []
-        for value in contestants[labels[0]]["by"][grouping]:
-            total = contestants[labels[0]]["by"][grouping][value]["total"]
-            parts.append(f"<h3>{escape(value)} <small>{total:,} problems</small></h3>")
-            parts += [
-                charts.interval_row(label, contestants[label]["by"][grouping][value], i % 6)
-                for i, label in enumerate(labels)
-            ]
-        parts.append(charts.scale_row(PERCENTS))
-        for comparison in results["comparisons"]:
-            parts.append(charts.table(
-                [f"{comparison['other']} − {comparison['base']}", "points", "95 % interval", "McNemar", *OUTCOMES[:2]],
-                [[value, points(c["difference"]), f"{points(c['low'])} to {points(c['high'])}", p_value(c["p_value"]),
-                  c["fixed"], c["broken"]] for value, c in comparison["by"][grouping].items()],
-            ))  # fmt: skip
-        yield _section(f"By {grouping}", "Accuracy with 95 % intervals.", *parts)
-
-    if any("pass_at" in found for found in contestants.values()):
-        series = []
-        for i, label in enumerate(labels):
-            series.append((f"{label} pass@k", contestants[label]["pass_at"], i % 6, False))
-            series.append((f"{label} maj@k", contestants[label]["maj_at"], i % 6, True))
-        ks = list(contestants[labels[0]]["pass_at"])
-        cells = [[name, *(percent(values[k]) for k in ks)] for name, values, _, _ in series]
-        yield _section(
-            "Several answers to a problem",
-            "pass@k: at least one of k is right (unbiased); maj@k: the answer that most of k agree on is right.",
-            charts.lines(series),
-            charts.table(["", *(f"k = {k}" for k in ks)], cells),
-        )
-
-    cells = [[label, *soundness(found)] for label, found in contestants.items()]
-    yield _section(
-        "Soundness",
-        "Of the equations in an answer: how many are true; how many operands come from the problem or before; "
-        "whether the final answer is a result; how many lead to it. Doubt: answers that go round in circles.",
-        charts.table(["", *SOUNDNESS], cells),
-    )
-
-    tokens = {
-        label: [s.completion_tokens for a in scored.answers[label].values() for s in a.samples] for label in labels
-    }
-    reach = max(map(max, tokens.values()))
-    rows = [charts.histogram_row(label, tokens[label], reach, i % 6) for i, label in enumerate(labels)]
-    cells = [
-        [label, f"{found['tokens']['mean']:,.0f}", f"{found['tokens']['total']:,}", f"{found['prompt_tokens']:,}",
-         f"{found['seconds']:,.1f} s",
-         "–" if found["tokens_per_second"] is None else f"{found['tokens_per_second']:,.0f}"]
-        for label, found in contestants.items()
-    ]  # fmt: skip
-    yield _section(
-        "Length and speed",
-        f"Tokens an answer, from 0 to {reach:,}.",
-        *rows,
-        charts.table(["", "mean tokens", "all tokens", "prompt tokens", "time", "tokens/s"], cells),
     )
 
 

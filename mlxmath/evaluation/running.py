@@ -1,0 +1,173 @@
+"""An evaluation from its settings to the last answer, over all ranks; rank 0's folder holds everything."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from mlxmath import __version__
+from mlxmath.backends.base import DeviceInfo
+from mlxmath.backends.ranks import Ranks
+from mlxmath.config.answering import EvaluationConfig
+from mlxmath.console import say
+from mlxmath.errors import InputError, MlxmathError
+from mlxmath.evaluation.ask import Entry, Share
+from mlxmath.evaluation.benchmarks import LoadedBenchmark, load_benchmark
+from mlxmath.evaluation.contestants import Contestant
+from mlxmath.evaluation.samples import SAMPLES, Sample, fingerprint, read_samples, save_samples
+from mlxmath.problems.prompts import Template
+
+Ask = Callable[[Mapping[tuple[str, str, int], Sample], Path, Share], None]
+"""Answer what is not there already, and append it to a file; see `mlxmath.evaluation.ask.ask_all`."""
+
+
+def load_benchmarks(settings: EvaluationConfig) -> list[LoadedBenchmark]:
+    """The benchmarks that the settings name.
+
+    Raises:
+        InputError: there is no such benchmark, or two have the same name.
+    """
+    benchmarks = [load_benchmark(spec, settings.limit) for spec in settings.benchmark]
+    if len({benchmark.name for benchmark in benchmarks}) < len(benchmarks):
+        raise InputError("--benchmark: two of them have the same name; rename a file.")
+    for benchmark in benchmarks:
+        skipped = f" ({benchmark.num_skipped:,} rows without a gold answer left out)" if benchmark.num_skipped else ""
+        say(f"benchmark {benchmark.name}: {len(benchmark.items):,} problems{skipped}")
+    return benchmarks
+
+
+def describe(
+    entries: Sequence[Entry],
+    benchmarks: Sequence[LoadedBenchmark],
+    settings: EvaluationConfig,
+    *,
+    template: Template,
+    seed: int,
+    device: DeviceInfo,
+) -> dict[str, Any]:
+    """What settings.json is to hold.
+
+    Raises:
+        InputError: those that are to vote are too few, or have no weight each.
+    """
+    first = entries[0].contestant.label
+    return {
+        "contestants": [
+            {"label": e.contestant.label, "model": str(e.contestant.model),
+             "adapter": str(e.contestant.adapter) if e.contestant.adapter else None,
+             "against": e.contestant.against or (first if i else None),
+             "fingerprint": e.fingerprint, **e.identity}
+            for i, e in enumerate(entries)
+        ],
+        "benchmarks": [
+            {"name": b.name, "revision": b.revision, "problems": fingerprint([asdict(item) for item in b.items]),
+             "num_problems": len(b.items), "samples": settings.samples}
+            for b in benchmarks
+        ],
+        "samples": settings.samples, "shots": settings.shots, "temperature": settings.temperature,
+        "top_p": settings.top_p, "seed": seed, "template": template.name, "retrieve": settings.retrieve,
+        "vote": settings.vote, "weights": list(settings.weights),
+        "voters": _voters(settings, [entry.contestant for entry in entries]),
+        "device": {"backend": device.backend, "name": device.device, "dtype": device.compute_dtype},
+        "mlxmath": __version__,
+    }  # fmt: skip
+
+
+def folder_of(record: Mapping[str, Any], settings: EvaluationConfig) -> Path:
+    """The run's folder, of a name that its settings decide if none is given."""
+    whole = fingerprint({"contestants": record["contestants"], "benchmarks": record["benchmarks"]})[:8]
+    name = settings.run_name or f"{'-'.join(b['name'] for b in record['benchmarks'])}-{whole}"
+    return Path(settings.results_path) / name
+
+
+def agree(ranks: Ranks, entries: Sequence[Entry], record: Mapping[str, Any]) -> None:
+    """Make sure that all ranks are about to ask the same.
+
+    Raises:
+        MlxmathError: one is not; it and every difference are named.
+    """
+    facts = {f"{part} of {e.contestant.label}": e.identity[part] for e in entries for part in ("model", "adapter")}
+    facts |= {f"prompts of {e.contestant.label}": e.fingerprint for e in entries}
+    facts |= {f"benchmark {b['name']}": b["problems"] for b in record["benchmarks"]}
+    ranks.agree("evaluation", facts | {name: record[name] for name in ("samples", "seed", "device")})
+
+
+def answer(ask: Ask, folder: Path, ranks: Ranks, fingerprints: Mapping[str, str], *, is_spread: bool) -> bool:
+    """Get the answers that are not there yet; each rank answers a part.
+
+    Args:
+        ask: answers.
+        folder: of the run.
+        ranks: all of them.
+        fingerprints: of the contestants, by their label.
+        is_spread: the models are spread over the ranks, which then all give the same answers.
+
+    Returns:
+        Whether this rank has all answers in `folder`: rank 0 has.
+    """
+    if is_spread and not ranks.first:
+        with _scratch_of(ranks, fingerprints) as (done, path):
+            ask(done, path, Share())
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    found, left_out = read_samples(folder, fingerprints)
+    if found or left_out:
+        say(
+            f"{folder}: {len(found):,} answers are there already" + (f"; {left_out} lines left out" if left_out else "")
+        )
+    share = Share() if is_spread else Share(ranks.rank, ranks.size)
+    path = folder / (SAMPLES if share.world == 1 else f"samples.rank-{share.rank}.jsonl")
+    if share.world == 1:
+        save_samples(path, found)  # without what was left out
+    if is_spread:
+        ranks.gather("answers so far", path.read_text())
+    ranks.begin()
+    ask({sample.key: sample for sample in found}, path, share)
+    if share.world > 1:
+        for rank, content in enumerate(ranks.gather("samples", path.read_text() if path.exists() else "")):
+            if ranks.first:
+                (folder / f"samples.rank-{rank}.jsonl").write_text(content)
+    return ranks.first
+
+
+def put_together(folder: Path, fingerprints: Mapping[str, str], keys: Sequence[tuple[str, str, int]]) -> None:
+    """Make one samples.jsonl of the ranks' ones, in the order of `keys`.
+
+    Raises:
+        MlxmathError: answers are missing.
+    """
+    found, _ = read_samples(folder, fingerprints)
+    order = {key: i for i, key in enumerate(keys)}
+    if missing := len(order) - len(found):
+        raise MlxmathError(f"{folder}: {missing:,} answers are missing; run the same command with --resume.")
+    save_samples(folder / SAMPLES, sorted(found, key=lambda sample: order[sample.key]))
+    for part in folder.glob("samples.rank-*.jsonl"):
+        part.unlink()
+
+
+@contextmanager
+def _scratch_of(
+    ranks: Ranks, fingerprints: Mapping[str, str]
+) -> Iterator[tuple[dict[tuple[str, str, int], Sample], Path]]:
+    """For the other ranks of a model that is spread: rank 0's answers so far, and a file for those that it keeps."""
+    with TemporaryDirectory() as place:
+        path = Path(place) / SAMPLES
+        path.write_text(ranks.gather("answers so far", "")[0])
+        done = {sample.key: sample for sample in read_samples(Path(place), fingerprints)[0]}
+        ranks.begin()
+        yield done, path
+
+
+def _voters(settings: EvaluationConfig, contestants: Sequence[Contestant]) -> list[str]:
+    """The labels of those that vote: the tuned models, or all if none is tuned; of two that differ in formulas one."""
+    if settings.vote is None:
+        return []
+    own = [c for c in contestants if c.against is None]
+    voters = [c.label for c in own if c.adapter] or [c.label for c in own]
+    if len(voters) < 2:
+        raise InputError(f"--vote: expected at least two tuned models, found {len(voters)}; repeat --adapter-path.")
+    if settings.weights and len(settings.weights) != len(voters):
+        raise InputError(f"--weights: expected one for each of {', '.join(voters)}, found {len(settings.weights)}.")
+    return voters
