@@ -5,9 +5,18 @@ import math
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from mlxmath.config.section import DEMO, Folder, Section, parts
+
+
+def _draws_differ(value: float, info: ValidationInfo) -> float:
+    if value == 0 and info.data.get("samples", 1) > 1:
+        raise ValueError("several --samples would all be the same at 0; give for example 0.7")
+    return value
+
+
+Temperature = Annotated[float, Field(ge=0), AfterValidator(_draws_differ)]
 
 
 class EvaluationConfig(Section):
@@ -26,7 +35,7 @@ class EvaluationConfig(Section):
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Longest answer, in tokens (unset: the benchmark's)."
     )
-    temperature: Annotated[float, Field(ge=0)] = Field(
+    temperature: Temperature = Field(
         0.0,
         validate_default=True,
         description="0 always takes the most likely token; several samples need more than 0.",
@@ -49,13 +58,6 @@ class EvaluationConfig(Section):
     )
     results_path: Folder = Field("evaluation_results", description="Folder for the runs' folders.")
     run_name: str | None = Field(None, description="Name of this run's folder (unset: made from its settings).")
-
-    @field_validator("temperature")
-    @classmethod
-    def _different(cls, value: float, info: ValidationInfo) -> float:
-        if value == 0 and info.data.get("samples", 1) > 1:
-            raise ValueError("several --samples would all be the same at 0; give for example 0.7")
-        return value
 
     @field_validator("benchmark", mode="before")
     @classmethod
@@ -111,7 +113,7 @@ class DistillationConfig(Section):
         description="What follows the problem in the question to the teacher ('': nothing).",
     )
     samples: Annotated[int, Field(ge=1)] = Field(4, description="Solutions asked for to each problem.")
-    temperature: Annotated[float, Field(ge=0)] = Field(
+    temperature: Temperature = Field(
         0.7, description="Temperature that solutions are drawn at; several samples need more than 0."
     )
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -184,13 +186,6 @@ class DistillationConfig(Section):
             wrong = True
         if wrong:
             raise ValueError('give a JSON object, for example \'{"reasoning_effort": "high"}\'')
-        return value
-
-    @field_validator("temperature")
-    @classmethod
-    def _different(cls, value: float, info: ValidationInfo) -> float:
-        if value == 0 and info.data.get("samples", 1) > 1:
-            raise ValueError("several --samples would all be the same at 0; give for example 0.7")
         return value
 
     @field_validator("max_characters")

@@ -1,9 +1,10 @@
 """Every setting of a run, once: its type, its limits, its default and the sentence that `--help` shows for it."""
 
 import math
+from functools import partial
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from mlxmath.config.answering import DistillationConfig, EvaluationConfig
 from mlxmath.config.objectives import DpoConfig, GrpoConfig, RewardModelConfig
@@ -13,7 +14,7 @@ DEFAULT_MODEL = "deepseek-ai/deepseek-math-7b-instruct"
 DEFAULT_DATASET = "open-r1/OpenR1-Math-220k"
 
 Solutions = Literal["own", "first", "all", "shortest"]
-Filters = tuple[str, ...]
+Filters = Annotated[tuple[str, ...], BeforeValidator(partial(parts, separator=";"))]
 
 
 class ModelConfig(Section):
@@ -53,11 +54,6 @@ class SourceConfig(Section):
         None, description="Take this share of the mixture, relative to the other sources' weights."
     )
     fallback: str | None = Field(None, description="Dataset to use, and to name, where this one cannot be had.")
-
-    @field_validator("filters", mode="before")
-    @classmethod
-    def _split_filters(cls, value: object) -> object:
-        return parts(value, ";")
 
     @field_validator("weight")
     @classmethod
@@ -115,11 +111,6 @@ class DataConfig(Section):
     )
     train_on_prompt: bool = Field(False, description="Train on the problem's tokens too, not only the solution's.")
     cache_dir: Folder = Field("cache", description="Folder for the tokenized dataset.")
-
-    @field_validator("filters", mode="before")
-    @classmethod
-    def _split_filters(cls, value: object) -> object:
-        return parts(value, ";")
 
     @field_validator("decontaminate", mode="before")
     @classmethod
