@@ -195,4 +195,11 @@ def _difference(found: Any, wanted: Any, name: str = "") -> str:
         for one, other in zip(found, wanted, strict=True):
             if one != other:
                 return _difference(one, other, name)
-    return f"{name}: {str(found)[:60]!r} there, {str(wanted)[:60]!r} here"
+    return f"{name}: {_shown(found)} there, {_shown(wanted)} here"
+
+
+def _shown(value: Any) -> str:
+    """A value in brief; of a list of contestants or benchmarks their names."""
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return ", ".join(str(item.get("label", item.get("name"))) for item in value)
+    return repr(str(value)[:60])

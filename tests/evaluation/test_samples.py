@@ -45,6 +45,8 @@ def test_a_folder_belongs_to_one_evaluation(tmp_path: Path) -> None:
         claim(tmp_path, mine, resume=False, overwrite=False)
     with pytest.raises(InputError, match="other settings .*seed"):
         claim(tmp_path, other, resume=True, overwrite=False)
+    with pytest.raises(InputError, match="contestants: base there, base, tuned here"):
+        claim(tmp_path, settings("base", "tuned"), resume=True, overwrite=False)
     assert read_samples(tmp_path, {"base": "f-base"})[0]
     claim(tmp_path, other, resume=False, overwrite=True)
     assert read_samples(tmp_path, {"base": "f-base"}) == ([], 0)
