@@ -42,7 +42,7 @@ def dpo(resolved: Resolved, ranks: "Ranks") -> int:
     from mlxmath.training.watching import pair_rewards
     from mlxmath.training.workers import replica
 
-    check_pairs(resolved, "dpo")
+    check_pairs(resolved)
     config = resolved.config
     needs_reference, from_base = config.dpo.loss_type != "orpo", not config.training.init_adapter
     session = Session(resolved, ranks, read_pairs, "dpo", keep_start=needs_reference)

@@ -43,7 +43,7 @@ def train_reward_model(resolved: Resolved, ranks: "Ranks") -> int:
     from mlxmath.training.scoring import RewardGradients
     from mlxmath.training.watching import pair_rewards
 
-    check_pairs(resolved, "reward_model")
+    check_pairs(resolved)
     session = Session(resolved, ranks, partial(read_pairs, scored=True), "reward_model")
     adapters = add_adapters(session, **{REWARD_MODEL: True})
     add_score_head(session.model)

@@ -14,9 +14,6 @@ from mlxmath.errors import InputError, MlxmathError
 if TYPE_CHECKING:
     from mlxmath.backends.ranks import Ranks
 
-_COMMANDS = {"distillation": "distill", "evaluation": "evaluate"}
-"""That use a section of another name."""
-
 
 @options.command("train", shared=True)
 @options.training_options(options.DATA)
@@ -39,7 +36,7 @@ def show(resolved: Resolved) -> None:
 
     config = resolved.config
     get_template(config.data.template, config.data.template_file)
-    for line in resolved.lines((*TRAINED_FROM, *_settings_of_others(resolved))):
+    for line in resolved.lines((*TRAINED_FROM, *resolved.others(TRAINED_FROM))):
         click.echo(line)
     _, device = open_backend(config.runtime, config.training.seed)
     try:
@@ -66,17 +63,6 @@ def _model_config(config: RunConfig) -> dict[str, Any]:
     return dict(read_json(folder / "config.json"))
 
 
-def _settings_of_others(resolved: Resolved) -> tuple[str, ...]:
-    """Sections with settings that fine-tuning has no use for."""
-    return tuple(
-        dict.fromkeys(
-            name.split(".")[0]
-            for name, origin in resolved.origin.items()
-            if origin != "default" and name.split(".")[0] not in TRAINED_FROM
-        )
-    )
-
-
 def train(resolved: Resolved, ranks: "Ranks") -> int:
     """Run a whole fine-tuning; the adapters are in `training.adapter_path` of rank 0 afterwards.
 
@@ -87,11 +73,6 @@ def train(resolved: Resolved, ranks: "Ranks") -> int:
         InputError: a setting is wrong, or has no use here.
         MlxmathError: see the parts.
     """
-    for section in _settings_of_others(resolved):
-        raise InputError(
-            f"the settings of [{section}] are not for supervised fine-tuning; `mlxmath train` would ignore them. Use "
-            f"`mlxmath {_COMMANDS.get(section, section)}`, or leave them out; --dry-run shows what they resolve to."
-        )
     from mlxmath.objectives.sft import SupervisedFineTuning
     from mlxmath.session.course import over_rows
     from mlxmath.session.material import read_sequences

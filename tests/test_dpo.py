@@ -218,7 +218,7 @@ def test_bad_input_is_one_clear_error_or_a_counted_skip(place: Path) -> None:
         (("--beta", "0"), "--beta (option)"),
         (("--dataset", "none.jsonl"), "none.jsonl does not exist"),
         (("--set", "data.overflow=drop"), "--set data.overflow has no meaning for pairs"),
-        (("--set", "grpo.beta=0.1"), "the settings of [grpo] have no use here"),
+        (("--set", "grpo.beta=0.1"), "the settings of [grpo] have no use in this run"),
         (("--validation-split", "12"), "--validation-split 12 holds out 12 of 12"),
     ):
         refused = invoke(dpo, *SMALL, *short, "--overwrite", *arguments, code=2)

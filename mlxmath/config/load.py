@@ -79,6 +79,11 @@ class Resolved:
         layer = self.layers.get(self.origin[name])
         return layer.where(name) if layer else f"{name} (default)"
 
+    def others(self, sections: tuple[str, ...]) -> list[str]:
+        """The sections besides these in which something was set."""
+        changed = (name.split(".")[0] for name, origin in self.origin.items() if origin != "default")
+        return list(dict.fromkeys(section for section in changed if section not in sections))
+
     def lines(self, sections: tuple[str, ...]) -> list[str]:
         """One line a value of `sections`: name, value, origin."""
         rows = [

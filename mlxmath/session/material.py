@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from mlxmath.config.load import TRAINED_FROM, Resolved
+from mlxmath.config.load import Resolved
 from mlxmath.config.schema import RunConfig
 from mlxmath.console import say
 from mlxmath.data.batches import Rows, WindowPlan
@@ -104,17 +104,13 @@ def read_pairs(config: RunConfig, model_folder: Path, *, scored: bool = False) -
     )  # fmt: skip
 
 
-def check_pairs(resolved: Resolved, section: str) -> None:
-    """Refuse settings that a run on pairs, with the objective of a section, would ignore.
+def check_pairs(resolved: Resolved) -> None:
+    """Refuse settings of the data that a run on pairs would ignore.
 
     Raises:
         InputError: there are such settings, or no dataset is named.
     """
     training, data = resolved.config.training, resolved.config.data
-    for name, origin in resolved.origin.items():
-        own = name.split(".")[0]
-        if own not in (*TRAINED_FROM, section) and origin != "default":
-            raise InputError(f"the settings of [{own}] have no use here; leave them out ({origin}).")
     if resolved.origin["data.dataset"] == "default" and not data.sources:
         raise InputError("--dataset: name one with the columns prompt, chosen and rejected.")
     for name in _NOT_OF_PAIRS:

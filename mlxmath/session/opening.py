@@ -15,6 +15,7 @@ from mlxmath.config.load import TRAINED_FROM, Resolved
 from mlxmath.config.schema import RunConfig
 from mlxmath.console import say
 from mlxmath.data.batches import Shape
+from mlxmath.errors import InputError
 from mlxmath.files import read_json, sha256
 from mlxmath.kernels.base import Kernels
 from mlxmath.kernels.select import kernels_for
@@ -32,6 +33,8 @@ from mlxmath.training.checkpoint import share_adapters, share_checkpoint
 from mlxmath.training.gradients import Gradients, choose_gradients
 from mlxmath.weights.convert import ensure_model
 
+_COMMANDS = {"distillation": "distill", "evaluation": "evaluate", "reward_model": "reward-model"}
+"""That use a section of another name."""
 M = TypeVar("M", bound=Material)
 
 UNCHANGING = {"concurrency"}
@@ -66,6 +69,11 @@ class Session(Generic[M]):
     ) -> None:
         self.resolved, self.ranks, self.keep_start = resolved, ranks, keep_start
         self.sections = (*TRAINED_FROM, section) if section else TRAINED_FROM
+        for other in resolved.others(self.sections):
+            raise InputError(
+                f"the settings of [{other}] have no use in this run, which would ignore them. Leave them out, or use "
+                f"`mlxmath {_COMMANDS.get(other, other)}`; `mlxmath train --dry-run` shows where they are set."
+            )
         self.config = config = resolved.config
         self.backend, self.device = open_backend(config.runtime, config.training.seed, ranks.num_on_host)
         self.folder, model_folder = Path(config.training.adapter_path), Path(config.model.mlx_path)
