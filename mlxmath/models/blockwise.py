@@ -9,7 +9,7 @@ computed again: only its gradients are asked for.
     o = attention(q, k, v)            kept: o              (a kernel)
     h = x + output(o)                 kept: h
     g, u = gate(norm(h)), up(norm(h)) kept: g, u
-    y = h + down(swiglu(g, u))                             (swiglu is a kernel, computed again)
+    y = h + down(swiglu(g, u))                             (swiglu is a kernel, computed again if down is trained)
 
 The segments are the model's own modules, called with its attention and swiglu functions replaced by probes, so any
 adapter on any of their layers takes part.
