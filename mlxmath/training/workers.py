@@ -8,11 +8,10 @@ there is one worker, which is the calling thread.
 Where several processes train together (`Ranks`), a window is shared out among all workers of all of them.
 """
 
-import contextlib
 import copy
 import functools
-import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -50,6 +49,8 @@ class Workers:
         self._before = sum(counts[: self.ranks.rank])
         self._replicas = [replica(model) for _ in range(count - 1)]
         self._gradients = [gradients_of(each) for each in (model, *self._replicas)]
+        # the same threads for the whole run: MLX makes a stream for each, and keeps it when the thread has ended
+        self._threads = ThreadPoolExecutor(count - 1, "worker") if count > 1 else None
         mx.eval([each.state for each in (model, *self._replicas)])  # a thread cannot evaluate another's graph
 
     @property
@@ -81,7 +82,7 @@ class Workers:
         """`work(gradients, share)` for each of at most `count` shares, at once; the results must be evaluated.
 
         Raises:
-            Exception: the first that any of them raised, after all have ended.
+            Exception: one that any of them raised, after all have ended.
         """
         assert len(shares) <= self.count
         if not shares:
@@ -89,29 +90,18 @@ class Workers:
         for other in self._replicas:
             other.update(self.model.trainable_parameters())
             other.train(self.model.training)
-        results: dict[int, Result] = {}
-        errors: list[BaseException] = []
-
-        def attempt(index: int) -> None:
+        if self._threads is None:
+            return [work(self._gradients[0], shares[0])]
+        with one_thread():
+            futures = [
+                self._threads.submit(work, gradients, share)
+                for gradients, share in zip(self._gradients[1:], shares[1:], strict=False)
+            ]
             try:
-                results[index] = work(self._gradients[index], shares[index])
-            except BaseException as error:
-                errors.append(error)
-
-        def in_thread(index: int) -> None:
-            attempt(index)
-            mx.clear_streams()  # MLX makes one for each thread, and does not end it by itself
-
-        with one_thread() if self.count > 1 else contextlib.nullcontext():
-            threads = [threading.Thread(target=in_thread, args=(index,)) for index in range(1, len(shares))]
-            for thread in threads:
-                thread.start()
-            attempt(0)
-            for thread in threads:
-                thread.join()
-        if errors:
-            raise errors[0]
-        return [results[index] for index in range(len(shares))]
+                first = work(self._gradients[0], shares[0])
+            finally:
+                wait(futures)
+        return [first, *(future.result() for future in futures)]
 
 
 def replica(model: nn.Module) -> nn.Module:

@@ -173,15 +173,19 @@ def test_the_bad_rows_are_found_whoever_has_them(uneven_rows: FakeRows) -> None:
     assert bad in sums.bad_rows and set(sums.bad_rows) < set(window.row_ids)
 
 
-def test_a_process_that_used_threads_ends_well() -> None:
+def test_a_process_that_used_threads_keeps_few_and_ends_well() -> None:
     code = """
-import mlx.core as mx, mlx.nn as nn
+import mlx.core as mx, mlx.nn as nn, os
 from mlxmath.training.workers import Workers
 mx.set_default_device(mx.cpu)
 workers = Workers(nn.Linear(4, 4), lambda model: model, 3)
-for _ in range(20):
+threads = lambda: len(os.listdir("/proc/self/task")) if os.path.exists("/proc/self/task") else 0
+for number in range(20):
     found = workers.run(lambda model, share: model(mx.full((1, 4), share)).sum().item(), [0, 1, 2])
     assert found[1] - found[0] - (found[2] - found[1]) < 1e-5
+    if number == 0:
+        after_one = threads()
+assert threads() == after_one, "each window leaves threads behind"
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
