@@ -33,7 +33,10 @@ def run(script: str, *arguments: str | Path) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("script", sorted(path.name for path in BENCHMARKS.glob("*.py") if "main(" in path.read_text()))
+SCRIPTS = sorted(path.name for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text())
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_help(script: str) -> None:
     assert script in run(script, "--help")
 

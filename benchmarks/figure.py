@@ -1,0 +1,83 @@
+"""Speed against memory of what `bench_train.py` and `bench_grpo.py` measured, as one figure.
+
+It reads benchmarks/results/{train,grpo}.json and writes docs/benchmarks.png.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+
+RESULTS = Path(__file__).parent / "results"
+FIGURE = Path(__file__).parents[1] / "docs" / "benchmarks.png"
+NAMES = {
+    "ours": ("mlxmath", "tab:green", "*"), "mlx_lm": ("mlx_lm.lora", "tab:blue", "o"),
+    "mlx_lm_lora": ("mlx-lm-lora", "tab:blue", "o"), "unsloth": ("Unsloth MLX", "tab:purple", "s"),
+    "torch": ("torch + PEFT", "tab:orange", "^"),
+}  # fmt: skip
+"""Of each contestant: name, colour, marker."""
+OWN_DEFAULTS = ("default", "batch 8")
+
+
+def panels() -> list[tuple[str, str, str, list[dict[str, Any]]]]:
+    """Title, key and unit of the speed, runs."""
+    train = json.loads((RESULTS / "train.json").read_text())["shapes"]
+    grpo = json.loads((RESULTS / "grpo.json").read_text())["shapes"]
+    return [
+        *((f"LoRA: {one['shape']}", "tokens_per_s", "tokens/s", one["runs"]) for one in train.values()),
+        *(
+            (
+                f"GRPO: {one['shape']}\n{one['prompts']} problems x {one['group_size']} completions of "
+                f"{one['completion_tokens']} tokens",
+                "completions_per_s", "completions/s", one["runs"],
+            )
+            for one in grpo.values()
+        ),
+    ]  # fmt: skip
+
+
+def draw(axes: Axes, title: str, key: str, unit: str, runs: list[dict[str, Any]]) -> None:
+    """One shape: a point for each contestant and setting that was measured."""
+    for run in runs:
+        if not run.get(key) or not run.get("above_weights_bytes"):
+            continue
+        name, colour, marker = NAMES[run["contestant"]]
+        own = run["contestant"] == "ours"
+        at = (run["above_weights_bytes"] / 1e9, run[key])
+        axes.scatter(*at, color=colour, marker=marker, s=220 if own else 60, zorder=3, label=name)
+        setting = "" if own and run["setting"] in OWN_DEFAULTS else run["setting"].replace("no checkpointing", "plain")
+        setting = setting.removeprefix("default (").removesuffix(")").replace(", checkpointing", ", default")
+        axes.annotate(setting, at, xytext=(7, 6), textcoords="offset points", fontsize=8)
+    axes.set_title(title, fontsize=10)
+    axes.set(xlabel="peak memory above the weights (GB)", ylabel=unit, xscale="log")
+    axes.margins(x=0.25, y=0.2)
+    axes.set_ylim(bottom=0)
+    ticks = LogLocator(subs=(1, 2, 5))
+    axes.xaxis.set(major_locator=ticks, major_formatter="{x:g}", minor_formatter="")
+    axes.grid(alpha=0.3, which="both")
+    handles, labels = axes.get_legend_handles_labels()
+    each = dict(zip(labels, handles, strict=True))
+    axes.legend(each.values(), each.keys(), fontsize=8)
+
+
+def main() -> None:
+    """Draw it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=FIGURE, help="PNG (default: %(default)s)")
+    options = parser.parse_args()
+    found = panels()
+    columns = 2
+    rows = -(-len(found) // columns)
+    figure = Figure(figsize=(6.5 * columns, 4.2 * rows), layout="constrained")
+    for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, found, strict=False):
+        draw(axes, *panel)
+    figure.suptitle("Up and to the left is better", fontsize=11)
+    figure.savefig(options.out, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
