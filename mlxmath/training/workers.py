@@ -10,6 +10,7 @@ Where several processes train together (`Ranks`), a window is shared out among a
 
 import copy
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
@@ -50,7 +51,7 @@ class Workers:
         self._replicas = [replica(model) for _ in range(count - 1)]
         self._gradients = [gradients_of(each) for each in (model, *self._replicas)]
         # the same threads for the whole run: MLX makes a stream for each, and keeps it when the thread has ended
-        self._threads = ThreadPoolExecutor(count - 1, "worker") if count > 1 else None
+        self._threads = [ThreadPoolExecutor(1, "worker", _Stream.end_with_thread) for _ in self._replicas]
         mx.eval([each.state for each in (model, *self._replicas)])  # a thread cannot evaluate another's graph
 
     @property
@@ -90,18 +91,35 @@ class Workers:
         for other in self._replicas:
             other.update(self.model.trainable_parameters())
             other.train(self.model.training)
-        if self._threads is None:
+        if not self._threads:
             return [work(self._gradients[0], shares[0])]
         with one_thread():
             futures = [
-                self._threads.submit(work, gradients, share)
-                for gradients, share in zip(self._gradients[1:], shares[1:], strict=False)
+                thread.submit(work, gradients, share)
+                for thread, gradients, share in zip(self._threads, self._gradients[1:], shares[1:], strict=False)
             ]
             try:
                 first = work(self._gradients[0], shares[0])
             finally:
                 wait(futures)
         return [first, *(future.result() for future in futures)]
+
+
+class _Stream:
+    """The calling thread's MLX stream, which ends with this object.
+
+    Left to itself MLX ends it when the thread is already counted as joined. If the process ends just then, it aborts.
+    """
+
+    _of_thread = threading.local()
+
+    @classmethod
+    def end_with_thread(cls) -> None:
+        """End the calling thread's stream as the last thing that the thread does."""
+        cls._of_thread.stream = cls()
+
+    def __del__(self) -> None:
+        mx.clear_streams()
 
 
 def replica(model: nn.Module) -> nn.Module:
