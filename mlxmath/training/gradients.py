@@ -18,10 +18,11 @@ from mlx.utils import tree_unflatten
 
 from mlxmath.data.batches import Batch, packed_mask
 from mlxmath.kernels.base import Kernels
-from mlxmath.models.blockwise import Blockwise, summed
+from mlxmath.models.blockwise import Blockwise
 from mlxmath.models.layouts import ContinuedRows, Layout, PromptRows, Rows
 from mlxmath.models.row_caches import PackedCache, SharedPrompts, cannot_share, continued
 from mlxmath.models.split import Split, split
+from mlxmath.models.trained import summed
 from mlxmath.objectives.base import Objective
 
 Tree = Any

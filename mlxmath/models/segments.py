@@ -1,0 +1,136 @@
+"""A block's own modules, called in four parts, between which stand its attention and its SwiGLU.
+
+A part is computed by calling the layer itself, whose attention or SwiGLU function gives way to a probe: one that notes
+what it is given, or one that returns what was computed elsewhere. So any adapter on any of the layers takes part.
+
+Shapes: B rows, L positions, D hidden width, F width of the MLP, H heads.
+"""
+
+import functools
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, Literal
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxmath.models.layouts import Attended, Layout
+from mlxmath.models.numpy_linear import laziness
+
+_ATTENTION, _SWIGLU = "scaled_dot_product_attention", "swiglu"
+_PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
+
+
+def unsupported(block: nn.Module) -> str | None:
+    """Why a block cannot be called in parts; None if it can, for all that its form tells."""
+    if not all(hasattr(block, name) for name in _PARTS):
+        return f"its blocks are not {', '.join(_PARTS)}"
+    if not hasattr(_home(block.self_attn), _ATTENTION) or not hasattr(_home(block.mlp), _SWIGLU):
+        return "its blocks compute attention or SwiGLU in their own way"
+    if getattr(block, "use_sliding", False):
+        return "its attention is windowed"
+    return None
+
+
+def prepare(block: nn.Module) -> None:
+    """Let the block's attention and SwiGLU give way to probes; needed once before its parts are called."""
+    _make_replaceable(_home(block.self_attn), _ATTENTION)
+    _make_replaceable(_home(block.mlp), _SWIGLU)
+
+
+def project(block: nn.Module, x: mx.array, rows: Layout) -> Attended:
+    """Queries, keys and values of a block's input (B, L, D)."""
+    seen: list[Attended] = []
+
+    def probe(q: mx.array, k: mx.array, v: mx.array, cache: Any, scale: float, mask: Any) -> mx.array:  # noqa: ARG001
+        seen.append(Attended(q, k, v, scale))
+        return mx.zeros(q.shape, q.dtype)
+
+    with _replaced(_ATTENTION, probe, wanted="before"):
+        block.self_attn(block.input_layernorm(x), mask="causal", cache=rows.cache)
+    return seen[0]
+
+
+def output(block: nn.Module, x: mx.array, o: mx.array, rows: Layout) -> mx.array:
+    """What attention's output `o` (B, H, L, D/H) adds to the block's input `x`."""
+    with _replaced(_ATTENTION, lambda *_, **__: o, wanted="after"):
+        return block.self_attn(block.input_layernorm(x), mask="causal", cache=rows.cache)
+
+
+def gate_up(block: nn.Module, h: mx.array) -> tuple[mx.array, mx.array]:
+    """The two inputs of SwiGLU (B, L, F), given what the MLP is added to."""
+    seen: list[tuple[mx.array, mx.array]] = []
+
+    def probe(gate: mx.array, up: mx.array) -> mx.array:
+        seen.append((gate, up))
+        return mx.zeros(gate.shape, gate.dtype)
+
+    with _replaced(_SWIGLU, probe, wanted="before"):
+        block.mlp(block.post_attention_layernorm(h))
+    return seen[0]
+
+
+def down(block: nn.Module, h: mx.array, activated: mx.array) -> mx.array:
+    """What SwiGLU's output `activated` (B, L, F) adds to `h`."""
+    with _replaced(_SWIGLU, lambda *_: activated, wanted="after"):
+        return block.mlp(block.post_attention_layernorm(h))
+
+
+def _home(module: nn.Module) -> ModuleType:
+    """The Python module in which a layer's class is defined, where it looks its functions up."""
+    return sys.modules[type(module).__module__]
+
+
+class _Probes(threading.local):
+    """What stands in for a model's attention and SwiGLU, by their names, in this thread."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, Callable[..., Any]] = {}
+
+
+_probes = _Probes()
+
+
+def _make_replaceable(home: ModuleType, name: str) -> None:
+    """Let the function `name` of a module give way to this thread's probe, where there is one."""
+    original = getattr(home, name)
+    if hasattr(original, "gives_way"):
+        return
+
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return _probes.by_name.get(name, original)(*args, **kwargs)
+
+    call.gives_way = True  # type: ignore[attr-defined]
+    setattr(home, name, call)
+
+
+@contextmanager
+def _replaced(name: str, function: Callable[..., Any], *, wanted: Literal["before", "after"]) -> Iterator[None]:
+    """Let the model call `function` for its function `name`; only products before, or after, that call are wanted."""
+    was_lazy = laziness.on
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        laziness.on = was_lazy or wanted == "before"
+        return function(*args, **kwargs)
+
+    _probes.by_name[name] = call
+    laziness.on = was_lazy or wanted == "after"
+    try:
+        yield
+    finally:
+        del _probes.by_name[name]
+        laziness.on = was_lazy
+
+
+@contextmanager
+def only_gradients() -> Iterator[None]:
+    """No product of a segment is wanted for itself."""
+    laziness.on = True
+    try:
+        yield
+    finally:
+        laziness.on = False
