@@ -182,17 +182,16 @@ class SharedPrefixes:
             layer.extend(theirs, self._groups, new)
 
 
-@functools.cache
-def _tried() -> dict[tuple[type, str], str | None]:
-    return {}
+_TRIED: dict[tuple[type, str], str | None] = {}
+"""What `cannot_share_prefixes` says of models of a class and of sizes."""
 
 
 def cannot_share_prefixes(model: nn.Module) -> str | None:
     """Why a model's rows cannot be decoded with `SharedPrefixes`; None if they can, as tried once on a few tokens."""
     kind = type(model), repr(getattr(model, "args", None))
-    if kind not in _tried():
-        _tried()[kind] = _try(model)
-    return _tried()[kind]
+    if kind not in _TRIED:
+        _TRIED[kind] = _try(model)
+    return _TRIED[kind]
 
 
 def _try(model: nn.Module) -> str | None:
