@@ -206,6 +206,7 @@ def _write_all(
         )
     if mixture.ranks is not None:
         writer.ranks = mixture.ranks[writer.sources]
+    writer.questions = mixture.questions
     settings = {"overflow": config.overflow, "max_seq_len": config.max_seq_len, MIXTURE: mixture.report()}
     writer.stats.update({**counts, **settings})
 

@@ -33,7 +33,8 @@ def load_benchmarks(settings: EvaluationConfig) -> list[LoadedBenchmark]:
     if len({benchmark.name for benchmark in benchmarks}) < len(benchmarks):
         raise InputError("--benchmark: two of them have the same name; rename a file.")
     for benchmark in benchmarks:
-        skipped = f" ({benchmark.num_skipped:,} rows without a gold answer left out)" if benchmark.num_skipped else ""
+        left_out = ", ".join(f"{count:,} {reason}" for reason, count in benchmark.left_out.items())
+        skipped = f" (left out: {left_out})" if left_out else ""
         say(f"benchmark {benchmark.name}: {len(benchmark.items):,} problems{skipped}")
     return benchmarks
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from mlxmath.errors import InputError
+from mlxmath.problems.gold import is_marked, stated
 from mlxmath.problems.problem import Message, Problem
 
 PAIRS = (
@@ -18,14 +19,16 @@ PAIRS = (
 MESSAGES = "messages"
 QUESTIONS = tuple(dict.fromkeys(question for question, _ in PAIRS))
 SOLUTIONS = tuple(dict.fromkeys(solution for _, solution in PAIRS))
-ANSWERS = ("answer", "final_answer", "expected_answer", "ground_truth")
+ANSWERS = (
+    "answer", "final_answer", "expected_answer", "ground_truth", "reference_answer", "gold_answer", "correct_answer",
+    "gold", "target",
+)  # fmt: skip
 IDS = ("id", "uuid", "unique_id", "problem_id")
 DIFFICULTIES = ("difficulty", "level")
-SUBJECTS = ("subject", "type", "problem_type", "task_category", "category")
+SUBJECTS = ("subject", "type", "problem_type", "task_category", "category", "kind")
 SOURCES = ("source", "data_source")
 
 _ANSWER_MARK = "####"
-_BOXED = "\\boxed{"
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 
 
@@ -105,8 +108,9 @@ def find_columns(
             question = solution = MESSAGES
     if question is None:
         question = next((q for q in QUESTIONS if q in available and q != solution), None)
-    elif solution is None:
-        solution = MESSAGES if question == MESSAGES else first_of(SOLUTIONS, available, question)
+    if solution is None:
+        names = SOLUTIONS if solution_required else tuple(name for name in SOLUTIONS if name not in ANSWERS)
+        solution = MESSAGES if question == MESSAGES else first_of(names, available, question)
     if question is None or (solution is None and solution_required):
         missing = "problem" if question is None else "solution"
         raise InputError(
@@ -141,7 +145,7 @@ def make_problem(row: Mapping[str, Any], columns: Columns, index: int, *, soluti
     """The `Problem` of one row.
 
     Calculator marks (`<<48/2=24>>`) are removed from a solution that ends in `#### x`. Where no column tells the
-    answer, it is that x, or what stands in the solution's last `\\boxed{}`.
+    answer, it is the one that the solution marks with `####` or `\\boxed{}` (`mlxmath.problems.gold` reads words too).
 
     Raises:
         SkippedRowError: the problem or the solution is empty or is not text.
@@ -161,9 +165,8 @@ def make_problem(row: Mapping[str, Any], columns: Columns, index: int, *, soluti
     answer = None if columns.answer is None else text_of(row.get(columns.answer), "answer")
     if _ANSWER_MARK in solution:
         solution = _CALCULATOR.sub("", solution)
-        answer = solution.rpartition(_ANSWER_MARK)[2].strip() if answer is None else answer
-    elif answer is None:
-        answer = boxed(solution)
+    if answer is None and is_marked(solution):
+        answer = stated(solution)
     identifier = row.get(columns.id) if columns.id is not None else None
     return Problem(
         id=str(index if identifier is None else identifier),
@@ -178,17 +181,6 @@ def make_problem(row: Mapping[str, Any], columns: Columns, index: int, *, soluti
     )
 
 
-def boxed(text: str) -> str | None:
-    """What stands in the last `\\boxed{…}` of `text`, braces matched; None if there is none."""
-    start = text.rfind(_BOXED)
-    depth = 0
-    for position in range(start + len(_BOXED) - 1, len(text)) if start >= 0 else ():
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
-        if depth == 0:
-            return text[start + len(_BOXED) : position].strip()
-    return None
-
-
 def number_text(value: float) -> str:
     """A number as people write it: 145 for 145.0, no exponent."""
     return str(int(value)) if float(value).is_integer() else repr(value)
@@ -200,11 +192,11 @@ def _plain(row: Mapping[str, Any], column: str | None) -> str | None:
 
 
 def text_of(value: Any, what: str) -> str | None:
-    """Text as it is, a number as text; anything else is refused with a SkippedRowError."""
+    """Text as it is, a number as text, NaN (an empty cell) as None; all else is refused with a SkippedRowError."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
+        return None if value != value else str(value)
     raise SkippedRowError(f"{what} is not text")
 
 

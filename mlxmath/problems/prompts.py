@@ -24,6 +24,7 @@ from mlxmath.config.section import Section
 from mlxmath.config.toml import read_toml
 from mlxmath.errors import InputError
 from mlxmath.problems.columns import SkippedRowError
+from mlxmath.problems.gold import gold
 from mlxmath.problems.problem import Problem
 
 TEMPLATE_FOLDER = Path(__file__).parent / "templates"
@@ -189,8 +190,11 @@ def completion(pattern: str, problem: Problem, *, after: str) -> str:
     Raises:
         SkippedRowError: the problem has no solution or answer where the pattern wants one.
     """
-    values = {"question": problem.question, "solution": problem.solution, "answer": problem.answer}
-    for place in _PLACE.findall(pattern):
+    places = _PLACE.findall(pattern)
+    values = {"question": problem.question, "solution": problem.solution}
+    if "answer" in places:
+        values["answer"] = gold(problem)
+    for place in places:
         if values[place] is None:
             raise SkippedRowError(f"no {place}, which the template needs")
     text = fill(pattern, {place: value for place, value in values.items() if value is not None})

@@ -49,6 +49,16 @@ class SourceReport:
     order: str | None = None
     """What a curriculum goes by."""
 
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Rows that could not be taken, by reason."""
+        return {
+            **self.skipped,
+            **{f"does not meet '{name}'": count for name, count in self.filtered.items()},
+            **{f"occurs in {name}": count for name, count in self.contaminated.items()},
+            **({"repeated": self.repeated} if self.repeated else {}),
+        }
+
 
 @dataclass
 class Survey:
@@ -66,13 +76,16 @@ class Survey:
     """(P)"""
     lengths: list[int] = field(default_factory=list)
     """(P) characters of the solutions."""
+    questions: list[int] = field(default_factory=list)
+    """(P) hashes of the normalised questions."""
     buckets: list[str] = field(default_factory=list)
     """(P) values of the field to balance over; empty without one."""
     occurs_in: list[str | None] = field(default_factory=list)
     """(P) a benchmark; `settle` leaves these out."""
 
-    def add(self, place: int, problem: Problem, benchmark: str | None) -> None:
-        """Note a problem that could be taken, and the benchmark that it occurs in."""
+    def add(self, place: int, problem: Problem, question: int, benchmark: str | None) -> None:
+        """Note a problem that could be taken, its question's hash, and the benchmark that it occurs in."""
+        self.questions.append(question)
         self.ids.append(place)
         self.occurs_in.append(benchmark)
         self.difficulty.append(difficulty(problem))
@@ -100,7 +113,9 @@ class Survey:
         else:
             self.report.contaminated = dict(sorted(counts.items()))
             kept = [i for i, name in enumerate(self.occurs_in) if name is None]
-        columns: tuple[list[Any] | None, ...] = (self.ids, self.difficulty, self.lengths, self.buckets, self.held)
+        columns: tuple[list[Any] | None, ...] = (
+            self.ids, self.difficulty, self.lengths, self.questions, self.buckets, self.held,
+        )  # fmt: skip
         for values in columns:
             if values:
                 values[:] = [values[i] for i in kept[:limit]]
@@ -181,9 +196,11 @@ def survey_source(
                 occurs_in[i] = benchmark.name
         repeated = seen.repeated(index, [problem for _, problem in kept], words).tolist()
         report.repeated += sum(repeated)
-        for (place, problem), again, name in zip(kept, repeated, occurs_in, strict=True):
+        for (place, problem), question, again, name in zip(
+            kept, words.texts.tolist(), repeated, occurs_in, strict=True
+        ):
             if not again:
-                survey.add(place, problem, name)
+                survey.add(place, problem, question, name)
                 num_clean += name is None
     survey.settle(limit)
     report.filtered, report.skipped = dict(filtered), dict(loaded.skipped)
