@@ -200,6 +200,9 @@ def _without_foreign_fields(loaded: LoadedProblems) -> SourceConfig:
 def _open(source: SourceConfig, first: int | None, seed: int) -> tuple[Rows, Dataset | None]:
     """The rows of a source, and the dataset whose name it goes by."""
     dataset = known(source.dataset)
+    name = source.dataset.lower()
+    if dataset is not None and name not in (dataset.name, dataset.repository.lower()) and Path(source.dataset).exists():
+        dataset = None  # what lies here under that very name comes before another spelling of a known one
     if dataset is not None and dataset.repository == DEMO:
         return _open_demo(source), dataset
     if dataset is None and is_file_name(source.dataset):

@@ -83,6 +83,26 @@ def test_sources_of_batches_are_numbered_on(tmp_path: Path) -> None:
     assert (again.sources.tolist(), again.ranks.tolist()) == (loaded.sources.tolist(), loaded.ranks.tolist())
 
 
+def test_questions_are_of_problems_and_found_for_rows(tmp_path: Path) -> None:
+    batch = Rendered(np.ones(4, np.uint32), np.ones(4, np.uint8), np.arange(5), np.array([0, 0, 2, 3]))
+    found = []
+    for number, questions in enumerate(([7, 8, 2**64 - 1, 7, 9], [1, 2, 3, 4, 5], None, [1, 2, 3])):
+        path = tmp_path / f"{number}.pkl"
+        with write_rows(path, np.dtype(np.uint16)) as writer:
+            writer.add(batch, 5)
+            writer.questions = None if questions is None else np.array(questions, np.uint64)
+        if number == 3:
+            with pytest.raises(CacheError, match="its rows have no questions"):
+                TokenRows.load(path)
+        else:
+            found.append(TokenRows.load(path))
+    assert [rows.questions_of_rows.tolist() for rows in found] == [[7, 7, 2**64 - 1, 7], [1, 1, 3, 4], [0, 0, 2, 3]]
+    assert found[0].questions.tolist() == [7, 8, 2**64 - 1, 7, 9]
+    assert len({rows.fingerprint for rows in found}) == 1, "it names the rows, not what they are asked"
+    found[0].save(tmp_path / "again.pkl")
+    assert TokenRows.load(tmp_path / "again.pkl").questions.tolist() == found[0].questions.tolist()
+
+
 @pytest.mark.parametrize("sources", [[0, 1], [0, 2, 1], [-1, 0, 1]])
 def test_sources_must_be_in_order(tmp_path: Path, sources: list[int]) -> None:
     with write_rows(tmp_path / "x.pkl", np.dtype(np.uint16)) as writer:

@@ -78,6 +78,14 @@ def test_the_dataset_s_own_answer_and_values() -> None:
     assert (problem.answer, problem.id, problem.meta) == ("2.5", "u", {"level": "5"})
 
 
+def test_an_empty_cell_that_came_as_nan_is_empty() -> None:
+    columns = Columns("problem", "solution", "answer")
+    problem = make_problem({"problem": "q", "solution": "#### 4", "answer": float("nan")}, columns, 0)
+    assert problem.answer == "4"
+    with pytest.raises(SkippedRowError, match="empty solution"):
+        make_problem({"problem": "q", "solution": float("nan"), "answer": 4.5}, columns, 0)
+
+
 def test_text_is_kept_as_it_is() -> None:
     problem = make_problem({"problem": " {q} \n", "solution": "\n s "}, Columns("problem", "solution"), 0)
     assert (problem.question, problem.solution) == (" {q} \n", "\n s ")

@@ -360,6 +360,13 @@ def test_a_dataset_has_one_name_however_it_is_spelled(name: str) -> None:
     assert [benchmark.name for benchmark in open_benchmarks([name])] == ["math500"]
 
 
+def test_what_lies_here_comes_before_another_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gsm_hard").mkdir()
+    write(tmp_path / "gsm_hard" / "train.jsonl", {"problem": "mine", "solution": "s"})
+    assert [problem.question for problem in load_problems(DataConfig(dataset="gsm_hard"))] == ["mine"]
+
+
 def test_aliases_and_names_are_of_one_dataset_each() -> None:
     names = [name.lower().replace("-", "") for d in DATASETS.values() for name in (d.name, *d.aliases)]
     assert len(set(names)) == len(names) and known("gsm_hard") is DATASETS["gsm-hard"]
