@@ -18,7 +18,14 @@ STATED: tuple[Rule, ...] = ("####", "boxed", "answer is", "whole")
 _MARKS = ("####", "\\boxed", "\\fbox")
 _LONGEST_ANSWER = 250
 """An answer column's text above this many characters is a solution."""
+_NUMBER = re.compile(r"[-+]?\\?[$€£¥₹]?\d")
 _HEAD = re.compile(r"\banswers?\b|^[\s>*_#-]*(?:A|Ans)\b\W{0,4}[:=]", re.IGNORECASE | re.MULTILINE)
+_STATES = re.compile(r"\b(?:is|are|was|be|equals?|to)\b|[:=]", re.IGNORECASE)
+_FILLER = re.compile(
+    r"(?:[\s$*_\\(]|\b(?:a|an|the|total|sum|number|value|of|therefore|thus|hence|then|so|now|indeed|simply|just|exactly"
+    r"|approximately|about|around|roughly|only)\b,?)*",
+    re.IGNORECASE,
+)
 _BOUND_BEFORE = re.compile(
     r"(?:[<>≤≥≠]=?|!=|\\(?:[lg](?:t|e|eq|eqslant)|neq?)"
     r"|\b(?:at (?:most|least)|(?:more|less|fewer|greater|larger|smaller|higher|lower|other) than|up to|above|below"
@@ -26,7 +33,7 @@ _BOUND_BEFORE = re.compile(
     re.IGNORECASE,
 )
 _BOUND_AFTER = re.compile(
-    r"[\s$)*]*(?:or|and) (?:more|less|fewer|greater|larger|smaller|higher|lower|above|below|up)\b"
+    r"[\s$)*]*(?:or|and) (?:more|less|fewer|greater|larger|smaller|higher|lower|above|below|up)\b", re.IGNORECASE
 )
 
 
@@ -48,7 +55,7 @@ def stated(solution: str) -> str | None:
     found = extract(text) if text else None
     if text is None or found is None or found.rule not in STATED or not found.text.strip():
         return None
-    if found.rule == "answer is" and _is_a_bound(found.text, text):
+    if found.rule == "answer is" and _NUMBER.match(found.text) and not _stands_alone(found.text, text):
         return None
     return found.text.strip()
 
@@ -58,11 +65,15 @@ def is_marked(text: str) -> bool:
     return any(mark in text for mark in _MARKS)
 
 
-def _is_a_bound(answer: str, text: str) -> bool:
-    """Whether the answer, a bare number, only bounds what the text states: "all x > 3", "at least 3", "3 or more"."""
-    if not re.fullmatch(r"[-+$\d.,]+%?", answer):
-        return False
-    head = max((match.end() for match in _HEAD.finditer(text)), default=0)
-    start = text.find(answer, head) if answer in text[head:] else text.rfind(answer)
-    line = text[text.rfind("\n", 0, start) + 1 : start]
-    return bool(_BOUND_BEFORE.search(line) or _BOUND_AFTER.match(text, start + len(answer)))
+def _stands_alone(number: str, text: str) -> bool:
+    """Whether a number is what a text states, not a part of it: not of "all x > 3", "at least 3", "multiples of 3"."""
+    head = max((match.end() for match in _HEAD.finditer(text)), default=len(text))
+    start = text.find(number, head)
+    if start >= 0:
+        before = text[max(head, text.rfind("\n", 0, start)) : start]
+        stated_from = max((match.end() for match in _STATES.finditer(before)), default=0)
+        fits = _FILLER.fullmatch(before, stated_from) is not None
+    else:  # "… is the answer", or in another language
+        start = text.rfind(number)
+        fits = not _BOUND_BEFORE.search(text[text.rfind("\n", 0, start) + 1 : max(start, 0)])
+    return fits and not _BOUND_AFTER.match(text, start + len(number))
