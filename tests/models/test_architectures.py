@@ -1,4 +1,4 @@
-"""Every model type of the installed mlx_lm, as training, adapters, answers and plan have it, against mlx_lm's own model.
+"""Every model type of mlx_lm: training, adapters, answers and plan against mlx_lm's own model.
 
 Each is tiny and random (`tests.models.architectures`), and is tried with the default targets and with adapters on all
 linear layers, B away from zero. Tolerances are relative to the largest element of an array.
@@ -29,6 +29,7 @@ from mlxmath.kernels.select import kernels_for
 from mlxmath.lora.adapter import adapter_config, save_config, save_weights
 from mlxmath.lora.inject import Injected, adapter_arrays, inject
 from mlxmath.models.load import load_model
+from mlxmath.models.unsupported import CANNOT_BE_TRAINED
 from mlxmath.objectives.sft import SupervisedFineTuning
 from mlxmath.plan import describe, planned
 from mlxmath.training.gradients import choose_gradients
@@ -43,20 +44,22 @@ ORDINARY = (
 )  # fmt: skip
 """Some twenty that differ in structure."""
 PREFERRED = (
-    "deepseek_v3", "falcon_h1", "gemma2", "gemma3", "glm4_moe", "gpt_oss", "llama", "mamba2", "phi3", "qwen3", "qwen3_5",
-    "qwen3_moe",
+    "deepseek_v3", "falcon_h1", "gemma2", "gemma3", "glm4_moe", "gpt_oss", "llama", "mamba2", "phi3", "qwen3",
+    "qwen3_5", "qwen3_moe",
 )  # fmt: skip
 """That also make a step of dpo and of grpo."""
 TARGETS = {"default": {}, "all": {"targets": ("*",)}}
 PROMPTS = ([5, 6, 7], [90, 17, 33, 41, 8, 64, 120, 77, 50, 23, 11, 19], [100], [12, 101, 44, 9, 30, 71, 88])
 """One longer than a window."""
+ONE_LESS = ("plamo3",)
+"""Beyond the window, mlx_lm's cache of these keeps a position less than its mask shows."""
 
 pytestmark = pytest.mark.architectures
 
 
-def types(*, but: tuple[str, ...] = ()) -> list[Any]:
+def types() -> list[Any]:
     """All that can be trained, the rarer ones marked."""
-    names = [name for name in architectures.installed() if name not in but]
+    names = [name for name in architectures.installed() if name not in CANNOT_BE_TRAINED]
     return [pytest.param(name, marks=() if name in ORDINARY else pytest.mark.rarer) for name in names]
 
 
@@ -71,6 +74,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return functools.cache(lambda model_type: architectures.write(model_type, place))
 
 
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """That of all the models."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    architectures.write_tokenizer(folder)
+    (folder / "config.json").write_text(json.dumps({"eos_token_id": 3}))
+    return load_generation_tokenizer(folder)
+
+
 @pytest.fixture(autouse=True)
 def memory() -> Iterator[None]:
     yield
@@ -83,6 +95,14 @@ def rows() -> FakeRows:
     rng = np.random.default_rng(5)
     tokens = [rng.integers(architectures.TOP_WORDS, architectures.VOCAB_SIZE, length) for length in (25, 17, 11)]
     return FakeRows(tokens, [(np.arange(len(t)) >= len(t) // 3).astype(np.uint8) for t in tokens])
+
+
+def theirs(folder: Path) -> nn.Module:
+    """mlx_lm's own, without anything of ours."""
+    model, _ = mlx_lm_load_model(folder)
+    if not hasattr(model, "_no_grad"):  # RecurrentGemma's class leaves out what every module has
+        nn.Module.__init__(model)
+    return model
 
 
 def lora(targets: str) -> LoraConfig:
@@ -133,7 +153,7 @@ def test_first_loss_and_gradients_are_those_of_full_logits(
     folders: Any, rows: FakeRows, model_type: str, targets: str
 ) -> None:
     folder = folders(model_type)
-    reference, _ = mlx_lm_load_model(folder)
+    reference = theirs(folder)
     adapted(reference, targets)
     reference.train()
     wanted_loss, gradients = nn.value_and_grad(reference, lambda model: full_logits_loss(model, rows))(reference)
@@ -167,12 +187,12 @@ def test_mlx_lm_serves_the_saved_adapter(
     save_weights(tmp_path / "adapters.safetensors", model)
     model.eval()
 
-    theirs, _ = mlx_lm_load_model(folders(model_type))
+    base = theirs(folders(model_type))
     tokens_BL = mx.array(rows.tokens[0][None])
-    base_BLV = theirs(tokens_BL)
-    theirs = load_adapters(theirs, str(tmp_path))
-    theirs.eval()
-    served_BLV = theirs(tokens_BL)
+    base_BLV = base(tokens_BL)
+    served = load_adapters(base, str(tmp_path))
+    served.eval()
+    served_BLV = served(tokens_BL)
     assert_close(model(tokens_BL), served_BLV, 1e-4, "logits")
     assert mx.abs(served_BLV - base_BLV).max() > 1e-2 * mx.abs(base_BLV).max()
 
@@ -180,11 +200,9 @@ def test_mlx_lm_serves_the_saved_adapter(
 @every_type
 @with_targets
 def test_greedy_answers_alone_in_a_batch_and_from_mlx_lm_are_the_same(
-    folders: Any, model_type: str, targets: str
+    folders: Any, tokenizer: Any, model_type: str, targets: str
 ) -> None:
-    folder = folders(model_type)
-    tokenizer = load_generation_tokenizer(folder)
-    model = load_model(folder, "float32").model
+    model = load_model(folders(model_type), "float32").model
     adapted(model, targets)
     model.eval()
     sampling = Sampling(max_new_tokens=8)
@@ -192,25 +210,27 @@ def test_greedy_answers_alone_in_a_batch_and_from_mlx_lm_are_the_same(
     for prompt, tokens in zip(PROMPTS, together, strict=True):
         (alone,) = generate_batch(model, tokenizer, [prompt], sampling)
         assert alone.tokens == tokens
-        theirs = []
+        expected = []
         for token, _ in generate_step(mx.array(prompt), model, max_tokens=sampling.max_new_tokens):
             if token in tokenizer.eos_token_ids:
                 break
-            theirs.append(token)
-        assert alone.tokens == tuple(theirs)
+            expected.append(token)
+        assert alone.tokens == tuple(expected)
+
+
+def drawing_error(model: nn.Module, prompt: tuple[int, ...], count: int) -> float:
+    """How far log-probabilities with a cache are from those of one pass, relative to the largest."""
+    drawn, logprobs = zip(*generate_step(mx.array(prompt), model, max_tokens=count), strict=True)
+    whole_LV = model(mx.array([[*prompt, *drawn]]))[0, len(prompt) - 1 : -1]
+    whole_LV = whole_LV - mx.logsumexp(whole_LV, axis=-1, keepdims=True)
+    return float(mx.abs(mx.stack(logprobs) - whole_LV).max() / mx.abs(whole_LV).max())
 
 
 @every_type
 def test_what_is_drawn_with_a_cache_is_what_training_sees(folders: Any, model_type: str) -> None:
-    model, _ = mlx_lm_load_model(folders(model_type))
-    prompt, logprobs = list(PROMPTS[1]), []
-    drawn = []
-    for token, logprobs_V in generate_step(mx.array(prompt), model, max_tokens=8):
-        drawn.append(token)
-        logprobs.append(logprobs_V)
-    whole_LV = model(mx.array([prompt + drawn]))[0, len(prompt) - 1 : -1]
-    whole_LV = whole_LV - mx.logsumexp(whole_LV, axis=-1, keepdims=True)
-    assert_close(mx.stack(logprobs), whole_LV, 1e-3, "log-probabilities")
+    model = theirs(folders(model_type))
+    prompt, count = (PROMPTS[0], architectures.WINDOW - 4) if model_type in ONE_LESS else (PROMPTS[1], 8)
+    assert drawing_error(model, prompt, count) < 1e-3
 
 
 @every_type
@@ -222,7 +242,7 @@ def test_plan_gives_figures(folders: Any, model_type: str) -> None:
     lines, fits = describe(config, model_config, device)
     assert fits and len(lines) > 3
     plan, _ = planned(config, model_config, device, 64)
-    model, _ = mlx_lm_load_model(folder)
+    model = theirs(folder)
     held = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
     assert plan.weights == pytest.approx(held, rel=0.02)
 
@@ -242,7 +262,9 @@ def test_a_step_of_dpo_and_of_grpo(folders: Any, tmp_path: Path, model_type: str
         more = ()
         data = [{"prompt": f"w{n} w9 w8", "chosen": f"w{2 * n} w{n}", "rejected": f"w{3 * n} w9"} for n in numbers]
     else:
-        (tmp_path / "mine.py").write_text("def ids(samples):\n    return [sum(map(len, s.completion)) % 7 for s in samples]\n")
+        (tmp_path / "mine.py").write_text(
+            "def ids(samples):\n    return [sum(map(len, s.completion)) % 7 for s in samples]\n"
+        )
         more = ("--reward", "mine:ids", "--num-generations", "4", "--max-completion-length", "8")
         data = [{"question": f"w{n} w9 w8", "answer": f"w{n} #### {n}"} for n in numbers]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
@@ -253,3 +275,34 @@ def test_a_step_of_dpo_and_of_grpo(folders: Any, tmp_path: Path, model_type: str
     assert np.isfinite(step["loss"])
     arrays = mx.load(str(tmp_path / "adapters" / "adapters.safetensors"))
     assert any(array.any().item() for name, array in arrays.items() if name.endswith("lora_b"))
+
+
+def test_few_types_cannot_be_trained() -> None:
+    assert len(CANNOT_BE_TRAINED) <= 12
+    assert set(CANNOT_BE_TRAINED) < set(architectures.installed())
+
+
+@pytest.mark.parametrize("model_type", CANNOT_BE_TRAINED)
+def test_one_that_cannot_be_trained_gets_its_reason_in_a_line(folders: Any, tmp_path: Path, model_type: str) -> None:
+    folder = folders(model_type)
+    (tmp_path / "data.jsonl").write_text(json.dumps({"question": "w7 w9", "answer": "w8"}) + "\n")
+    for command in ("train", "plan"):
+        more = ("--dataset", "data.jsonl") if command == "train" else ()
+        finished = run(tmp_path, command, "--model", folder, "--mlx-path", folder, *more)
+        assert finished.returncode == 2
+        errors = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and model_type in errors[0] and CANNOT_BE_TRAINED[model_type] in errors[0]
+
+
+@pytest.mark.parametrize("model_type", CANNOT_BE_TRAINED)
+def test_the_reason_still_holds(folders: Any, rows: FakeRows, model_type: str) -> None:
+    """Where mlx_lm has mended it, the row can go."""
+    model = theirs(folders(model_type))
+    try:
+        gradients = nn.value_and_grad(model, lambda model: full_logits_loss(model, rows))(model)[1]
+        mx.eval(gradients)
+        error = drawing_error(model, PROMPTS[1], 8)
+    except (RuntimeError, ValueError) as failure:
+        assert any(part in str(failure) for part in ("Metal", "with respect to indices", "inplace addition"))
+    else:
+        assert not error < 1e-2
