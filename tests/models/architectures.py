@@ -32,7 +32,7 @@ VOCAB_SIZE = 128
 """Of every model; the tokenizer of `write` has as many words."""
 WINDOW = 8
 """Of every sliding window: tokens."""
-TOP_WORDS = 4
+FIRST_PIECE = 4
 """Ids below are the tokenizer's own: padding, unknown, begin, end."""
 
 SIZES: dict[str, Any] = {
@@ -740,26 +740,32 @@ def write(model_type: str, folder: Path, seed: int = 0) -> Path:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A tokenizer of `VOCAB_SIZE` words, split at blanks: w4, w5, ... after <pad>, <unk>, <s> and </s>."""
-    words = ["<pad>", "<unk>", "<s>", "</s>", *(f"w{number}" for number in range(TOP_WORDS, VOCAB_SIZE))]
-    special = [
-        {"id": number, "content": word, "special": True}
-        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        for number, word in enumerate(words[:TOP_WORDS])
-    ]
+    """A tokenizer of `VOCAB_SIZE` pieces: printable ASCII characters, and pairs of digits.
+
+    In the bytes' alphabet of GPT-2, as some classes of transformers read every vocabulary.
+    """
+    special = ["<pad>", "<unk>", "<s>", "</s>"]
+    characters = ["Ċ", "Ġ", *map(chr, range(ord("!"), ord("~") + 1))]
+    pairs = [divmod(number, 10) for number in range(VOCAB_SIZE - len(special) - len(characters))]
+    pieces = [*special, *characters, *(f"{first}{second}" for first, second in pairs)]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     tokenizer = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": special,
+        "added_tokens": [
+            {"id": number, "content": word, "special": True}
+            | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+            for number, word in enumerate(special)
+        ],
         "normalizer": None,
-        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "pre_tokenizer": byte_level,
         "post_processor": None,
-        "decoder": None,
+        "decoder": byte_level,
         "model": {
-            "type": "WordLevel",
-            "vocab": {word: number for number, word in enumerate(words)},
-            "unk_token": "<unk>",
+            "type": "BPE",
+            "vocab": {piece: number for number, piece in enumerate(pieces)},
+            "merges": [[str(first), str(second)] for first, second in pairs],
         },
     }
     names = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}

@@ -93,7 +93,7 @@ def memory() -> Iterator[None]:
 def rows() -> FakeRows:
     """Three texts of different lengths, longer than a window; the first third of each is no target."""
     rng = np.random.default_rng(5)
-    tokens = [rng.integers(architectures.TOP_WORDS, architectures.VOCAB_SIZE, length) for length in (25, 17, 11)]
+    tokens = [rng.integers(architectures.FIRST_PIECE, architectures.VOCAB_SIZE, length) for length in (25, 17, 11)]
     return FakeRows(tokens, [(np.arange(len(t)) >= len(t) // 3).astype(np.uint8) for t in tokens])
 
 
@@ -260,13 +260,13 @@ def test_a_step_of_dpo_and_of_grpo(folders: Any, tmp_path: Path, model_type: str
     data: list[dict[str, str]]
     if method == "dpo":
         more = ()
-        data = [{"prompt": f"w{n} w9 w8", "chosen": f"w{2 * n} w{n}", "rejected": f"w{3 * n} w9"} for n in numbers]
+        data = [{"prompt": f"{n} + 9", "chosen": f"so {n + 9}", "rejected": f"or {n} 9"} for n in numbers]
     else:
         (tmp_path / "mine.py").write_text(
             "def ids(samples):\n    return [sum(map(len, s.completion)) % 7 for s in samples]\n"
         )
         more = ("--reward", "mine:ids", "--num-generations", "4", "--max-completion-length", "8")
-        data = [{"question": f"w{n} w9 w8", "answer": f"w{n} #### {n}"} for n in numbers]
+        data = [{"question": f"{n} + 9", "answer": f"so #### {n + 9}"} for n in numbers]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
     finished = run(tmp_path, method, *settings, *more)
     assert finished.returncode == 0, finished.stderr
@@ -285,7 +285,7 @@ def test_few_types_cannot_be_trained() -> None:
 @pytest.mark.parametrize("model_type", CANNOT_BE_TRAINED)
 def test_one_that_cannot_be_trained_gets_its_reason_in_a_line(folders: Any, tmp_path: Path, model_type: str) -> None:
     folder = folders(model_type)
-    (tmp_path / "data.jsonl").write_text(json.dumps({"question": "w7 w9", "answer": "w8"}) + "\n")
+    (tmp_path / "data.jsonl").write_text(json.dumps({"question": "7 + 9", "answer": "#### 16"}) + "\n")
     for command in ("train", "plan"):
         more = ("--dataset", "data.jsonl") if command == "train" else ()
         finished = run(tmp_path, command, "--model", folder, "--mlx-path", folder, *more)
