@@ -138,7 +138,8 @@ def add_adapters(session: Session[Any], **facts: Any) -> Adapters:
     config, training, model, ranks = session.config, session.config.training, session.model, session.ranks
     mx.random.seed(training.seed)  # converting and loading a model draw random numbers
     injected = open_blocks(model, config.lora.num_layers) if training.full else inject(model, config.lora)
-    say(str(injected))
+    for line in (*injected.notes, str(injected)):
+        say(line)
     adapter = adapter_config(
         config.lora, injected.keys, full=training.full, base_model=config.model.model,
         base_fingerprint=session.manifest.fingerprint, template=session.template.name,
