@@ -18,9 +18,10 @@ QUERY = ("q_proj", "q_b_proj", "c_q", "attn_query", "r_proj")
 VALUE = ("v_proj", "kv_b_proj", "kv_a_proj_with_mqa", "kv_proj", "c_v", "attn_value", "k_proj")
 FUSED = (
     "qkv_proj", "query_key_value", "q_k_v_proj", "qkvg_proj", "c_attn", "Wqkv", "wqkv", "W_pack", "att_proj",
-    "in_proj_qkv", "in_proj_qkvz", "in_proj", "linear_x",
+    "in_proj_qkv", "in_proj_qkvz",
 )  # fmt: skip
-"""Names that architectures give to the layer of the queries, to that of the values, and to one that makes both or the
+INPUTS = ("in_proj", "linear_x")
+"""Names that architectures give to the layer of the queries, to that of the values, to one that makes both, and to the
 input of a state-space, convolution or recurrent mixer; in order of preference where a mixer has several. Values come
 of `kv_a_proj_with_mqa` where no plain layer follows it in latent attention, of `k_proj` where they are the keys.
 """
@@ -73,7 +74,7 @@ def resolve_targets(model: nn.Module, config: LoraConfig) -> Targets:
 
     A target is a layer's name (`q_proj`), the end of its path (`self_attn.q_proj`), its full path (`lm_head`) or a glob
     over any of these (`*_proj`, `mlp.*`). A glob means layers of blocks, and passes over those that an adapter of this
-    kind and rank cannot be put on; a name insists. Without targets: see `QUERY`, `VALUE` and `FUSED`.
+    kind and rank cannot be put on; a name insists. Without targets: see `QUERY`.
 
     Raises:
         InputError: a target matches nothing, or only layers that an adapter cannot be put on.
@@ -237,17 +238,21 @@ def _blocks(layers: list[Layer]) -> set[str]:
 
 
 def _first_names(mixer: Iterable[str]) -> list[str]:
-    query, value, fused = (next((name for name in names if name in mixer), None) for names in (QUERY, VALUE, FUSED))
+    query, value, other = (
+        next((name for name in names if name in mixer), None) for names in (QUERY, VALUE, FUSED + INPUTS)
+    )
     if query:
         return [name for name in (query, value) if name]
-    return [fused] if fused else []
+    return [other] if other else []
 
 
 def _why(keys: Iterable[str]) -> str:
     names = {_last(key) for key in keys}
-    if names <= {*QUERY, *VALUE, *FUSED}:
-        return "the layers that make queries and values, or a mixer's input"
-    return "all linear layers of the blocks, since none is known to make queries or values"
+    if not names <= {*QUERY, *VALUE, *FUSED, *INPUTS}:
+        return "all linear layers of the blocks, since none is known to make queries or values"
+    if names & {*INPUTS}:
+        return "what makes queries and values, or the input of a mixer that has none"
+    return "the layers that make queries and values"
 
 
 def _about_experts(in_reach: list[Layer], chosen: list[Layer], config: LoraConfig) -> list[str]:
