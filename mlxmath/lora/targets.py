@@ -92,9 +92,7 @@ def resolve_targets(model: nn.Module, config: LoraConfig) -> Targets:
     else:
         chosen, left_out = _named(config.targets, layers, first, config)
     notes += [f"left out: {reason}" for reason in sorted(filter(None, left_out))]
-    notes += _about_experts(
-        [layer for layer in layers if layer.block is not None and layer.block >= first], chosen, config
-    )
+    notes += _about_experts(_in_reach(layers, first), chosen, config)
     return Targets(_in_order(layers, chosen), _keys(model, chosen, first), tuple(notes))
 
 
@@ -154,14 +152,14 @@ def natural(name: str) -> list[tuple[int, str]]:
 def obstacle(layer: Layer, config: LoraConfig) -> str | None:
     """Why an adapter of this kind and rank cannot be put on a layer."""
     if not layer.is_loadable:
-        return f"{layer.key} is a layer of the architecture's own, whose adapters mlx_lm cannot load"
+        return f"{layer.key} is a layer of the architecture's own kind, and mlx_lm cannot load its adapters"
     if config.variant == "dora":
         if layer.num_experts is not None:
-            return f"{layer.key} belongs to experts, for which mlx_lm has no DoRA (--lora-variant lora trains them)"
+            return f"--lora-variant dora: mlx_lm has no DoRA for experts such as {layer.key}; lora trains them"
         if layer.bits in _UNLOADABLE_DORA_BITS:
             return (
-                f"{layer.key} has {layer.bits} bits, and mlx_lm cannot load DoRA on 3, 5 or 6 bits (use --lora-variant "
-                "lora, or a base of 4 or 8 bits)"
+                f"--lora-variant dora: {layer.key} has {layer.bits} bits, and mlx_lm cannot load DoRA on 3, 5 or 6; "
+                "use lora, or a base of 4 or 8 bits"
             )
     smaller = min(layer.inputs, layer.outputs)
     if config.rank > smaller:
@@ -171,7 +169,7 @@ def obstacle(layer: Layer, config: LoraConfig) -> str | None:
 
 def _insist(layer: Layer, config: LoraConfig) -> None:
     if reason := obstacle(layer, config):
-        raise InputError(f"--lora-targets: {reason}.")
+        raise InputError(f"{reason}.")
 
 
 def _named(
