@@ -25,6 +25,7 @@ from mlxmath.backends.select import open_backend
 from mlxmath.config.schema import LoraConfig, ModelConfig, RunConfig, RuntimeConfig
 from mlxmath.data.batches import Shape, make_batch
 from mlxmath.generation.engine import Sampling, generate_batch, load_generation_tokenizer
+from mlxmath.kernels.portable import PortableKernels
 from mlxmath.kernels.select import kernels_for
 from mlxmath.lora.adapter import adapter_config, save_config, save_weights
 from mlxmath.lora.inject import Injected, adapter_arrays, inject
@@ -58,8 +59,9 @@ pytestmark = pytest.mark.architectures
 
 
 def types() -> list[Any]:
-    """All that can be trained, the rarer ones marked."""
+    """All that can be trained, and their variants; the rarer ones marked."""
     names = [name for name in architectures.installed() if name not in CANNOT_BE_TRAINED]
+    names += architectures.VARIANTS
     return [pytest.param(name, marks=() if name in ORDINARY else pytest.mark.rarer) for name in names]
 
 
@@ -160,20 +162,21 @@ def test_first_loss_and_gradients_are_those_of_full_logits(
     wanted = dict(tree_flatten(gradients))
 
     backend, device = open_backend(RuntimeConfig(), seed=0)
-    model = load_model(folder, "float32").model
-    adapted(model, targets)
-    model.train()
-    ways = choose_gradients(
-        model, SupervisedFineTuning(), kernels_for(device), compiled=backend.supports("compile")
-    )  # fmt: skip
     batch = make_batch(rows, (0, 1, 2), Shape(backend.bucket_multiple))
-    assert_close(ways.loss(batch), wanted_loss, 1e-4, "the loss alone")
-    loss, gradients = ways.loss_and_gradients(batch)
-    assert_close(loss, wanted_loss, 1e-4, "the loss")
-    found = dict(tree_flatten(gradients))
-    assert found.keys() == wanted.keys()
-    for name, array in wanted.items():
-        assert_close(found[name], array, 1e-3, f"{name} ({ways.how})")
+    for kernels, checkpoint_every in ((kernels_for(device), 0), (PortableKernels(), 0), (kernels_for(device), 1)):
+        model = load_model(folder, "float32").model
+        adapted(model, targets)
+        model.train()
+        ways = choose_gradients(
+            model, SupervisedFineTuning(), kernels, compiled=False, checkpoint_every=checkpoint_every
+        )  # fmt: skip
+        assert_close(ways.loss(batch), wanted_loss, 1e-4, f"the loss alone ({ways.how})")
+        loss, gradients = ways.loss_and_gradients(batch)
+        assert_close(loss, wanted_loss, 1e-4, f"the loss ({ways.how})")
+        found = dict(tree_flatten(gradients))
+        assert found.keys() == wanted.keys()
+        for name, array in wanted.items():
+            assert_close(found[name], array, 1e-3, f"{name} ({ways.how})")
 
 
 @every_type
