@@ -42,6 +42,10 @@ def load_model(folder: Path, dtype: str, *, lazy: bool = False) -> Loaded:
         raise MlxmathError(
             f"{folder} does not load: {reason}. `mlxmath convert --overwrite` makes it again."
         ) from error
+    except SystemExit:  # after a line of mlx_lm's that names it (olmo)
+        raise MlxmathError(f"{folder} does not load: mlx_lm needs another package for it, named above.") from None
+    if not hasattr(model, "_no_grad"):  # RecurrentGemma's class in mlx_lm leaves out what every module has
+        nn.Module.__init__(model)
     model.set_dtype(getattr(mx, dtype))
     if lazy:
         return Loaded(model, config)
