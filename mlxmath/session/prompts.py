@@ -28,7 +28,7 @@ class PromptMaterial:
     prompts: list[Prompt]
     held_out: list[Prompt]
     tokenizer: TokenizerWrapper
-    """With the stop tokens of the run's template."""
+    """Knows where an answer in the run's template ends."""
     max_completion_length: int
 
     @cached_property
@@ -59,7 +59,8 @@ def read_prompts(config: RunConfig, model_folder: Path) -> PromptMaterial:
         InputError: no problem is left.
         MlxmathError: the tokenizer or the data cannot be had.
     """
-    training, tokenizer = config.training, load_generation_tokenizer(model_folder)
+    training, template = config.training, get_template(config.data.template, config.data.template_file)
+    tokenizer = load_generation_tokenizer(model_folder, template)
     prompts, held_out = _read(config, config.data, tokenizer), []
     if training.validation_dataset is not None:
         other, _ = held_out_config(config.data, training.validation_dataset)
@@ -88,8 +89,6 @@ def _split(prompts: list[Prompt], amount: float, seed: int) -> tuple[list[Prompt
 def _read(config: RunConfig, data: DataConfig, tokenizer: TokenizerWrapper) -> list[Prompt]:
     """The problems of `data` that have an answer and leave room for a completion."""
     template = get_template(config.data.template, config.data.template_file).for_tokenizer(tokenizer)
-    if template.stop:
-        tokenizer.add_eos_token(template.stop)
     mixture = Mixture(data)
     mixture.choose()
     prompts: list[Prompt] = []
