@@ -253,7 +253,9 @@ def _loss_first(sums: mx.array) -> tuple[mx.array, mx.array]:
 def checkpoint_blocks(model: nn.Module, every: int) -> None:
     """Recompute every n-th block in the backward pass. Wraps these instances only, and each only once.
 
-    The random state goes into a block and comes out of it, so that what is drawn again is the same.
+    Not where a block is given an object in which blocks leave arrays for later ones (Kimi K3's residuals, the keys and
+    values that AFM 7 uses again): `mx.checkpoint` sees no gradient in it. The random state goes into a block and comes
+    out of it, so that what is drawn again is the same.
     """
     for block in model.layers[::every]:
         if type(block).__name__.startswith("Checkpointed"):
@@ -261,6 +263,9 @@ def checkpoint_blocks(model: nn.Module, every: int) -> None:
         plain = type(block)
 
         def call(self: nn.Module, *args: Any, _plain: type = plain, **kwargs: Any) -> Any:
+            if not all(_is_plain(value) for value in (*args, *kwargs.values())):
+                return _plain.__call__(self, *args, **kwargs)
+
             def inner(parameters: Tree, *args: Any, **kwargs: Any) -> Any:
                 self.update(parameters)
                 return _plain.__call__(self, *args, **kwargs)
@@ -281,3 +286,10 @@ def checkpoint_blocks(model: nn.Module, every: int) -> None:
             return output
 
         block.__class__ = type(f"Checkpointed{plain.__name__}", (plain,), {"__call__": call})
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether all arrays in an argument of a block are to be seen, or have no gradient."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, mx.array | str | int | float | PackedCache)
