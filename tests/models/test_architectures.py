@@ -23,17 +23,18 @@ from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from mlxmath.backends.select import open_backend
 from mlxmath.config.schema import LoraConfig, ModelConfig, RunConfig, RuntimeConfig
-from mlxmath.data.batches import Shape, make_batch
+from mlxmath.data.batches import Batch, Shape, make_batch, make_packed
 from mlxmath.generation.engine import Sampling, generate_batch, load_generation_tokenizer
 from mlxmath.kernels.portable import PortableKernels
 from mlxmath.kernels.select import kernels_for
 from mlxmath.lora.adapter import adapter_config, save_config, save_weights
 from mlxmath.lora.inject import Injected, adapter_arrays, inject
 from mlxmath.models.load import load_model
+from mlxmath.models.row_caches import SharedPrompts
 from mlxmath.models.unsupported import CANNOT_BE_TRAINED
 from mlxmath.objectives.sft import SupervisedFineTuning
 from mlxmath.plan import describe, planned
-from mlxmath.training.gradients import choose_gradients
+from mlxmath.training.gradients import Gradients, choose_gradients
 from tests.commands import run
 from tests.conftest import FakeRows
 from tests.models import architectures
@@ -52,6 +53,8 @@ PREFERRED = (
 TARGETS = {"default": {}, "all": {"targets": ("*",)}}
 PROMPTS = ([5, 6, 7], [90, 17, 33, 41, 8, 64, 120, 77, 50, 23, 11, 19], [100], [12, 101, 44, 9, 30, 71, 88])
 """One longer than a window."""
+PLAIN = ("llama", "phi3", "qwen3")
+"""Whose rows can be packed, and can go on from shared prompts."""
 ONE_LESS = ("plamo3",)
 """Beyond the window, mlx_lm's cache of these keeps a position less than its mask shows."""
 
@@ -134,6 +137,49 @@ def full_logits_loss(model: nn.Module, rows: FakeRows) -> mx.array:
     return total
 
 
+def wanted_of(folder: Path, targets: str, rows: FakeRows) -> tuple[mx.array, dict[str, mx.array]]:
+    """That loss, and its gradients by plain autodiff."""
+    reference = theirs(folder)
+    adapted(reference, targets)
+    reference.train()
+    loss, gradients = nn.value_and_grad(reference, lambda model: full_logits_loss(model, rows))(reference)
+    return loss, dict(tree_flatten(gradients))
+
+
+def assert_agrees(ways: Gradients, batch: Batch, wanted_loss: mx.array, wanted: dict[str, mx.array]) -> None:
+    """The loss, alone and with gradients, and each array's gradient."""
+    assert_close(ways.loss(batch), wanted_loss, 1e-4, f"the loss alone ({ways.how})")
+    loss, gradients = ways.loss_and_gradients(batch)
+    assert_close(loss, wanted_loss, 1e-4, f"the loss ({ways.how})")
+    found = dict(tree_flatten(gradients))
+    assert found.keys() == wanted.keys()
+    for name, array in wanted.items():
+        assert_close(found[name], array, 1e-3, f"{name} ({ways.how})")
+
+
+def continued() -> tuple[Batch, FakeRows]:
+    """Three texts that go on from two prompts, and the same texts whole. Only what goes on is a target."""
+    rng = np.random.default_rng(8)
+    prompts = [rng.integers(architectures.FIRST_PIECE, architectures.VOCAB_SIZE, length).tolist() for length in (11, 6)]
+    groups, width = (0, 1, 0), 9
+    ends = [rng.integers(architectures.FIRST_PIECE, architectures.VOCAB_SIZE, width + 1).tolist() for _ in groups]
+    batch = Batch(
+        mx.array([end[:-1] for end in ends]),
+        mx.arange(3 * width),
+        mx.array([token for end in ends for token in end[1:]]),
+        mx.ones(3 * width),
+        (0, 1, 2),
+        num_tokens=3 * width,
+        num_targets=3 * width,
+        prompts=SharedPrompts(mx.array([prompts[0], [*prompts[1], *[0] * 5]]), mx.array([11, 6]), mx.array(groups)),
+    )
+    texts = [np.array([*prompts[group], *end]) for group, end in zip(groups, ends, strict=True)]
+    masks = [
+        (np.arange(len(text)) > len(prompts[group])).astype(np.uint8) for group, text in zip(groups, texts, strict=True)
+    ]
+    return batch, FakeRows(texts, masks)
+
+
 def assert_close(found: mx.array, wanted: mx.array, tolerance: float, what: str) -> None:
     found_array, wanted_array = np.array(found, np.float64), np.array(wanted, np.float64)
     assert found_array.shape == wanted_array.shape, what
@@ -154,29 +200,39 @@ def test_no_model_type_is_missing() -> None:
 def test_first_loss_and_gradients_are_those_of_full_logits(
     folders: Any, rows: FakeRows, model_type: str, targets: str
 ) -> None:
-    folder = folders(model_type)
-    reference = theirs(folder)
-    adapted(reference, targets)
-    reference.train()
-    wanted_loss, gradients = nn.value_and_grad(reference, lambda model: full_logits_loss(model, rows))(reference)
-    wanted = dict(tree_flatten(gradients))
-
+    wanted_loss, wanted = wanted_of(folders(model_type), targets, rows)
     backend, device = open_backend(RuntimeConfig(), seed=0)
     batch = make_batch(rows, (0, 1, 2), Shape(backend.bucket_multiple))
     for kernels, checkpoint_every in ((kernels_for(device), 0), (PortableKernels(), 0), (kernels_for(device), 1)):
-        model = load_model(folder, "float32").model
+        model = load_model(folders(model_type), "float32").model
         adapted(model, targets)
         model.train()
         ways = choose_gradients(
             model, SupervisedFineTuning(), kernels, compiled=False, checkpoint_every=checkpoint_every
         )  # fmt: skip
-        assert_close(ways.loss(batch), wanted_loss, 1e-4, f"the loss alone ({ways.how})")
-        loss, gradients = ways.loss_and_gradients(batch)
-        assert_close(loss, wanted_loss, 1e-4, f"the loss ({ways.how})")
-        found = dict(tree_flatten(gradients))
-        assert found.keys() == wanted.keys()
-        for name, array in wanted.items():
-            assert_close(found[name], array, 1e-3, f"{name} ({ways.how})")
+        assert_agrees(ways, batch, wanted_loss, wanted)
+
+
+@every_type
+@pytest.mark.parametrize("own", [True, False], ids=["own", "portable"])
+def test_packed_rows_and_shared_prompts_are_taken_only_where_gradients_are_right(
+    folders: Any, rows: FakeRows, model_type: str, own: bool
+) -> None:
+    _, device = open_backend(RuntimeConfig(), seed=0)
+    model = load_model(folders(model_type), "float32").model
+    adapted(model, "all")
+    model.train()
+    kernels = kernels_for(device) if own else PortableKernels()
+    ways = choose_gradients(model, SupervisedFineTuning(), kernels, compiled=False)
+    cannot_pack, cannot_share = ways.cannot_pack(), ways.cannot_share()
+    if model_type in PLAIN:
+        assert cannot_pack is None and cannot_share is None
+    if cannot_pack is None:
+        batch = make_packed(rows, (0, 1, 2), Shape(8))
+        assert_agrees(ways, batch, *wanted_of(folders(model_type), "all", rows))
+    if cannot_share is None:
+        batch, whole = continued()
+        assert_agrees(ways, batch, *wanted_of(folders(model_type), "all", whole))
 
 
 @every_type
