@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.generate import generate_step
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import load_model as mlx_lm_load_model
 
@@ -242,6 +243,9 @@ def test_mlx_lm_serves_the_saved_adapter(
 ) -> None:
     model = load_model(folders(model_type), "float32").model
     injected = adapted(model, targets)
+    experts = any(isinstance(module, SwitchLinear | QuantizedSwitchLinear) for module in model.modules())
+    if targets == "all":
+        assert experts == any(array.ndim == 3 for array in adapter_arrays(model).values())
     save_config(tmp_path, adapter_config(lora(targets), injected.keys))
     save_weights(tmp_path / "adapters.safetensors", model)
     model.eval()
