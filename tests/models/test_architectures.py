@@ -69,6 +69,11 @@ def types() -> list[Any]:
     return [pytest.param(name, marks=() if name in ORDINARY else pytest.mark.rarer) for name in names]
 
 
+def aliases() -> list[Any]:
+    """Other names of what can be trained."""
+    return [name for name, own in architectures.aliases().items() if own not in CANNOT_BE_TRAINED]
+
+
 every_type = pytest.mark.parametrize("model_type", types())
 with_targets = pytest.mark.parametrize("targets", TARGETS)
 
@@ -296,7 +301,18 @@ def test_what_is_drawn_with_a_cache_is_what_training_sees(folders: Any, model_ty
     assert drawing_error(model, prompt, count) < 1e-3
 
 
-@every_type
+@pytest.mark.parametrize("alias", aliases())
+def test_another_name_of_a_type_trains(folders: Any, rows: FakeRows, alias: str) -> None:
+    backend, device = open_backend(RuntimeConfig(), seed=0)
+    model = load_model(folders(alias), "float32").model
+    adapted(model, "default")
+    model.train()
+    ways = choose_gradients(model, SupervisedFineTuning(), kernels_for(device), compiled=False)
+    batch = make_batch(rows, (0, 1, 2), Shape(backend.bucket_multiple))
+    assert_agrees(ways, batch, *wanted_of(folders(alias), "default", rows))
+
+
+@pytest.mark.parametrize("model_type", [*types(), *aliases()])
 def test_plan_gives_figures(folders: Any, model_type: str) -> None:
     folder = folders(model_type)
     config = RunConfig(model=ModelConfig(model=str(folder), mlx_path=str(folder)))
@@ -345,16 +361,16 @@ def test_few_types_cannot_be_trained() -> None:
     assert set(CANNOT_BE_TRAINED) < set(architectures.installed())
 
 
-@pytest.mark.parametrize("model_type", CANNOT_BE_TRAINED)
+@pytest.mark.parametrize("model_type", [*CANNOT_BE_TRAINED, "deepseek_v41_text"])
 def test_one_that_cannot_be_trained_gets_its_reason_in_a_line(folders: Any, tmp_path: Path, model_type: str) -> None:
-    folder = folders(model_type)
+    folder, reason = folders(model_type), CANNOT_BE_TRAINED[architectures.aliases().get(model_type, model_type)]
     (tmp_path / "data.jsonl").write_text(json.dumps({"question": "7 + 9", "answer": "#### 16"}) + "\n")
     for command in ("train", "plan"):
         more = ("--dataset", "data.jsonl") if command == "train" else ()
         finished = run(tmp_path, command, "--model", folder, "--mlx-path", folder, *more)
         assert finished.returncode == 2
         errors = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1 and model_type in errors[0] and CANNOT_BE_TRAINED[model_type] in errors[0]
+        assert len(errors) == 1 and model_type in errors[0] and reason in errors[0]
 
 
 @pytest.mark.parametrize("model_type", CANNOT_BE_TRAINED)
