@@ -51,21 +51,21 @@ class Entry:
 
 def make_entry(
     contestant: Contestant,
-    template: Template,
     benchmarks: Sequence[LoadedBenchmark],
     settings: EvaluationConfig,
     retriever: Retriever | None,
     seed: int,
 ) -> Entry:
-    """Write a contestant's prompts.
+    """Write the prompts of a contestant that has its template; see `mlxmath.evaluation.contestants.with_templates`.
 
     Raises:
         MlxmathError: its model or adapter is missing, or its tokenizer does not load.
     """
+    assert contestant.template is not None
     identity = contestant.identity()
     if not contestant.formulas:
         retriever = None
-    prompts = Prompts(load_tokenizer(contestant.model), template, settings.shots, retriever)
+    prompts = Prompts(load_tokenizer(contestant.model), contestant.template, settings.shots, retriever)
     ids = {
         item.id: prompts.encode(item.question, benchmark.kind) for benchmark in benchmarks for item in benchmark.items
     }
@@ -128,9 +128,7 @@ def ask_all(
             if not waiting:
                 continue
             loaded = models.load(entry.contestant)
-            tokenizer = load_generation_tokenizer(entry.contestant.model)
-            if entry.template.stop:
-                tokenizer.add_eos_token(entry.template.stop)
+            tokenizer = load_generation_tokenizer(entry.contestant.model, entry.template)
             right = [done[key].correct for _, item, n in tasks if (key := (entry.contestant.label, item.id, n)) in done]
             progress = Progress(entry.contestant.label, len(tasks), len(right), sum(right))
             try:

@@ -17,7 +17,6 @@ from mlxmath.evaluation.ask import Entry, Share
 from mlxmath.evaluation.benchmarks import LoadedBenchmark, load_benchmark
 from mlxmath.evaluation.contestants import Contestant
 from mlxmath.evaluation.samples import SAMPLES, Sample, fingerprint, read_samples, save_samples
-from mlxmath.problems.prompts import Template
 
 Ask = Callable[[Mapping[tuple[str, str, int], Sample], Path, Share], None]
 """Answer what is not there already, and append it to a file; see `mlxmath.evaluation.ask.ask_all`."""
@@ -44,7 +43,6 @@ def describe(
     benchmarks: Sequence[LoadedBenchmark],
     settings: EvaluationConfig,
     *,
-    template: Template,
     seed: int,
     device: DeviceInfo,
 ) -> dict[str, Any]:
@@ -68,7 +66,8 @@ def describe(
             for b in benchmarks
         ],
         "samples": settings.samples, "shots": settings.shots, "temperature": settings.temperature,
-        "top_p": settings.top_p, "seed": seed, "template": template.name, "retrieve": settings.retrieve,
+        "top_p": settings.top_p, "seed": seed,
+        "template": ", ".join(dict.fromkeys(e.template.name for e in entries)), "retrieve": settings.retrieve,
         "vote": settings.vote, "weights": list(settings.weights),
         "voters": _voters(settings, [entry.contestant for entry in entries]),
         "device": {"backend": device.backend, "name": device.device, "dtype": device.compute_dtype},
