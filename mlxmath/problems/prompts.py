@@ -143,7 +143,9 @@ class PlainTemplate:
 
     def render(self, problem: Problem) -> Text:
         """See `Template.render`."""
-        if sum(message.role == "assistant" for message in problem.messages) > 1:
+        if problem.is_text:
+            return (Segment(problem.question, True),)
+        if problem.tools or sum(message.role == "assistant" for message in problem.messages) > 1:
             raise SkippedRowError("conversation of several turns (these need the chat template)")
         (prompt,) = self.prompt(problem.question)
         return prompt, Segment(completion(self.spec.completion, problem, after=prompt.text), True)
