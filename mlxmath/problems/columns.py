@@ -136,24 +136,22 @@ def find_columns(
         question = first_of(QUESTIONS, available)
         solution = first_of(SOLUTIONS, available, question) if question else None
         if solution is None:
-            whole = first_of(CONVERSATIONS, available)
-            if whole is None and question is None and solution_required:
-                whole = first_of((TEXT,), available)
-            if whole is not None:
+            texts = (TEXT,) if question is None and solution_required else ()
+            if whole := first_of((*CONVERSATIONS, *texts), available):
                 question = solution = whole
     if question is None:
         question = first_of(QUESTIONS, available, solution)
     elif solution is None:
-        whole = question in CONVERSATIONS or (question == TEXT and solution_required)
-        solution = question if whole else first_of(SOLUTIONS, available, question)
+        is_whole = question in CONVERSATIONS or (question == TEXT and solution_required)
+        solution = question if is_whole else first_of(SOLUTIONS, available, question)
     if question is None or (solution is None and solution_required):
         missing = "problem" if question is None else "solution"
         raise InputError(
             f"{where}: no column for the {missing} among {', '.join(available) or 'none'}; "
             f"name it with --{'question' if question is None else 'solution'}-column."
         )
-    if answer is None and not solution_required and solution is not None and solution.lower() in ANSWERS:
-        answer = solution  # a bare answer, or a solution that states one
+    if not solution_required and solution not in (None, *asked.values()) and not _may_be_worked(question, solution):
+        solution = None
     context = None if question == solution else first_of(CONTEXTS, available, question, solution)
     taken = (question, solution, context)
     return Columns(
@@ -169,6 +167,11 @@ def find_columns(
         reasoning=first_of(REASONINGS, available, *taken) if solution and solution.lower() in WORKED else None,
         tools=first_of((TOOLS,), available, *taken),
     )
+
+
+def _may_be_worked(question: str, solution: str | None) -> bool:
+    """Whether a solution column may hold more than a bare answer: GSM8K calls its worked solutions so."""
+    return solution is not None and (solution.lower() not in ANSWERS or question.lower() in ("question", "problem"))
 
 
 def near(name: str, known: Iterable[str]) -> str:
