@@ -6,6 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from multiprocessing import get_context
@@ -76,8 +77,7 @@ def tokenize(problems: Iterable[Problem], template: Renderer, config: DataConfig
     head = list(islice(batches, PROCESSES_FROM))
     if len(head) < PROCESSES_FROM:
         codec_of(tokenizer)  # made here, once, not by two threads
-        gc.freeze()  # what is there already is not searched for garbage with each batch
-        with ThreadPoolExecutor(NUM_THREADS) as threads:
+        with _frozen_garbage(), ThreadPoolExecutor(NUM_THREADS) as threads:
             yield from _in_order(threads, lambda batch: _tokenize(batch, config, tokenizer), head, NUM_THREADS + 1)
         return
     count = min(MOST_PROCESSES, _num_cores())
@@ -91,6 +91,19 @@ def tokenize(problems: Iterable[Problem], template: Renderer, config: DataConfig
             "a tokenizing process ended early: too little memory, or a script that prepares data without "
             "`if __name__ == '__main__':` around it."
         ) from None
+
+
+@contextmanager
+def _frozen_garbage() -> Iterator[None]:
+    """What is there already is not searched for garbage with each batch, unless the caller has frozen something."""
+    is_ours = gc.get_freeze_count() == 0
+    if is_ours:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if is_ours:
+            gc.unfreeze()
 
 
 def _in_order(
