@@ -237,7 +237,7 @@ def statistics(rows: "TokenRows") -> list[str]:
     import numpy as np
 
     from mlxmath.data.summary import length_histogram, mixture_lines
-    from mlxmath.data.tokenize import SKIPPED
+    from mlxmath.data.tokenize import SKIPPED, SYSTEM_LEFT_OUT
 
     stats = rows.stats
     lines = [
@@ -257,6 +257,11 @@ def statistics(rows: "TokenRows") -> list[str]:
     for name in stats:
         if name.startswith(SKIPPED):
             lines.append(f"{counted(_number(stats, name), 'problem')} left out: {name.removeprefix(SKIPPED)}")
+    if left_out := _number(stats, SYSTEM_LEFT_OUT):
+        lines.append(
+            f"{counted(left_out, 'problem')} with a system message, which the template leaves out; "
+            "--template chat keeps it"
+        )
     low, median, high, most = np.percentile(rows.lengths, [0, 50, 95, 100])
     mean = rows.lengths.mean()
     lines.append(f"tokens a row: min {low:.0f}, median {median:.0f}, mean {mean:.1f}, 95 % {high:.0f}, max {most:.0f}")

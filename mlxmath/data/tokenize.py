@@ -31,12 +31,17 @@ PROCESSES_FROM = 20
 MOST_PROCESSES = 4
 """Each takes about 0.35 GB; where there are more cores, each uses several."""
 SKIPPED = "skipped: "
+SYSTEM_LEFT_OUT = "system_left_out"
 
 Result = tuple[Rendered, Counter[str]]
 
 
 class Renderer(Protocol):
     """What makes texts of problems: a template."""
+
+    @property
+    def keeps_system(self) -> bool:
+        """See `mlxmath.problems.prompts.Template`."""
 
     def render(self, problem: Problem) -> Text:
         """See `mlxmath.problems.prompts.Template`."""
@@ -63,6 +68,8 @@ class Batch:
             self.texts.append(text)
             self.numbers.append(self.num_problems)
             self.num_characters += sum(len(segment.text) for segment in text)
+            if not template.keeps_system and problem.messages and problem.messages[0].role == "system":
+                self.skipped[SYSTEM_LEFT_OUT] += 1
         self.num_problems += 1
 
 

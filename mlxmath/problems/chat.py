@@ -80,6 +80,11 @@ class ChatTemplate:
         """The Jinja text with a fixed date in it (a function is no argument: those are made plain data)."""
         return (STRFTIME_NOW if "strftime_now" in self.source else "") + self.source
 
+    @property
+    def keeps_system(self) -> bool:
+        """True."""
+        return True
+
     def for_tokenizer(self, tokenizer: Any) -> "ChatTemplate":
         """The template bound to a tokenizer.
 

@@ -31,8 +31,10 @@ REASONINGS = ("reasoning_content", "thinking", "reasoning")
 TOOLS = "tools"
 ANSWERS = (
     "answer", "final_answer", "expected_answer", "ground_truth", "reference_answer", "gold_answer", "correct_answer",
-    "gold", "target",
+    "gold", "target", "reward_model",
 )  # fmt: skip
+_INSIDE_ANSWER = ("ground_truth", "value")
+"""Where the answer stands in a column that holds an object (verl's `reward_model`, TriviaQA's `answer`)."""
 IDS = ("id", "uuid", "unique_id", "problem_id")
 DIFFICULTIES = ("difficulty", "level")
 SUBJECTS = ("subject", "type", "problem_type", "task_category", "category", "kind")
@@ -203,7 +205,7 @@ def make_problem(row: Mapping[str, Any], columns: Columns, index: int, *, soluti
     ends_in_call = bool(messages) and bool(messages[-1].calls)
     if not solution.strip() and solution_required and not columns.is_text and not ends_in_call:
         raise SkippedRowError("empty solution")
-    answer = None if columns.answer is None else text_of(row.get(columns.answer), "answer")
+    answer = None if columns.answer is None else text_of(_inside(row.get(columns.answer)), "answer")
     if _ANSWER_MARK in solution:
         solution = _CALCULATOR.sub("", solution)
     if answer is None and is_marked(solution):
@@ -250,6 +252,13 @@ def _parts(row: Mapping[str, Any], columns: Columns) -> tuple[str, str, tuple[Me
     if system.strip() and question.strip():
         turns = (Message("system", system), Message("user", question), Message("assistant", solution))
     return question, solution, turns
+
+
+def _inside(value: Any) -> Any:
+    """The answer in an object; anything else as it is."""
+    if isinstance(value, Mapping):
+        return next((value[name] for name in _INSIDE_ANSWER if name in value), value)
+    return value
 
 
 def _are_messages(value: Any) -> bool:

@@ -69,6 +69,10 @@ class Template(Protocol):
     def stop(self) -> str | None:
         """A control token that ends an answer, besides the tokenizer's end-of-text token."""
 
+    @property
+    def keeps_system(self) -> bool:
+        """Whether a conversation's system message becomes part of its text."""
+
     def for_tokenizer(self, tokenizer: Any) -> "Template":
         """The template that renders for this tokenizer; only a chat template is another one."""
 
@@ -128,6 +132,11 @@ class PlainTemplate:
     @property
     def stop(self) -> None:
         """None."""
+
+    @property
+    def keeps_system(self) -> bool:
+        """False: the one instruction that the model is tuned on is part of the prompt."""
+        return False
 
     def for_tokenizer(self, tokenizer: Any) -> Self:  # noqa: ARG002
         """Itself."""

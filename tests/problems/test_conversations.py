@@ -9,6 +9,7 @@ from mlxmath.data.render import encode_prompt, render
 from mlxmath.errors import InputError
 from mlxmath.problems.chat import DATE, ChatTemplate
 from mlxmath.problems.columns import find_columns, make_problem
+from mlxmath.problems.gold import gold
 from mlxmath.problems.problem import Message, Problem
 from mlxmath.problems.prompts import Definition, get_template, joined
 from mlxmath.problems.values import SkippedRowError
@@ -202,6 +203,13 @@ def test_a_system_column_and_a_developer_are_the_system_message() -> None:
     assert joined(template_with(PLAIN).render(problem_of({"messages": turns}))).startswith(
         "<|im_start|>system\nBe brief."
     )
+
+
+def test_an_answer_inside_an_object() -> None:
+    row = {"prompt": [{"role": "user", "content": Q}], "reward_model": {"style": "rule", "ground_truth": "8"}}
+    columns = find_columns(list(row), where="rows", solution_required=False)
+    problem = make_problem(row, columns, 0, solution_required=False)
+    assert (problem.question, gold(problem)) == (Q, "8")
 
 
 def test_a_whole_text_is_learned_from_its_first_word_to_its_end() -> None:
