@@ -151,8 +151,10 @@ class LoraConfig(Section):
         1.0, description="LoRA+: learning rate of B over that of A (its paper suggests 16)."
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout on the adapter's input.")
-    targets: tuple[str, ...] = Field(
-        ("q_proj", "v_proj"), description="Layers that get an adapter: names or globs, several separated by commas."
+    targets: tuple[str, ...] | None = Field(
+        None,
+        description="Layers that get an adapter: names or globs, several separated by commas (unset: those that make "
+        "queries and values, q_proj and v_proj by most models' names).",
     )
     num_layers: Annotated[int, Field(ge=-1)] = Field(-1, description="Train only the last N blocks (-1: all).")
 
@@ -163,8 +165,8 @@ class LoraConfig(Section):
 
     @field_validator("targets")
     @classmethod
-    def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value:
+    def _some(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value == ():
             raise ValueError("name at least one layer, for example q_proj,v_proj")
         return value
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.files import read_json, sha256
-from mlxmath.lora.adapter import CONFIG, WEIGHTS
+from mlxmath.files import sha256
+from mlxmath.lora.adapter import CONFIG, WEIGHTS, read_config
 from mlxmath.problems.prompts import Template, recorded_template
 from mlxmath.weights.manifest import read_fingerprint
 
@@ -52,7 +52,7 @@ class Contestant:
         """The template that the adapter was trained with, where it tells."""
         if self.adapter is None or not (self.adapter / CONFIG).is_file():
             return None
-        return recorded_template(read_json(self.adapter / CONFIG), self.adapter / CONFIG)
+        return recorded_template(read_config(self.adapter), self.adapter / CONFIG)
 
 
 def choose_contestants(
