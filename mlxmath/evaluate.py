@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--template",
-    help="Prompt template, the same for all; 'chat' is the model's own (unset: the adapter's training one).",
+    help="Prompt template of all that --template-for does not name; 'chat' is a model's own (unset: each one's own).",
 )
 @click.option("--template-file", metavar="FILE", help="File with a prompt template of your own.")
 @options.setting_options(*options.EVALUATION)
@@ -107,9 +107,10 @@ def evaluate(
 
     Args:
         config: its model, evaluation and runtime sections count.
-        contestants: each is compared with the one that it names, else with the first one.
+        contestants: each is compared with the one that it names, else with the first one, and asked in the template
+            that it has, else see `mlxmath.evaluation.contestants.with_templates`.
         ranks: each answers a part; rank 0 reports.
-        template: for all of them (None: the one that the first tuned model was trained with).
+        template: for all that nothing else names one for (None: each its own).
         template_file: the same out of a file of the user's own.
         seed: of the samples.
         resume: go on with the answers that are there.
@@ -125,20 +126,21 @@ def evaluate(
     backend, device = open_backend(config.runtime, seed, ranks.num_on_host)
 
     from mlxmath.evaluation.ask import ask_all, make_entry
+    from mlxmath.evaluation.contestants import with_templates
     from mlxmath.evaluation.formulas import Retriever
     from mlxmath.evaluation.running import agree, answer, describe, folder_of, load_benchmarks, put_together
-    from mlxmath.evaluation.samples import claim
+    from mlxmath.evaluation.samples import claim, note_decoding
     from mlxmath.problems.prompts import get_template
     from mlxmath.report import write_report
 
     settings = config.evaluation
     benchmarks = load_benchmarks(settings)
-    recorded = next(filter(None, (contestant.recorded_template() for contestant in contestants)), None)
-    own = get_template(template or "", template_file) if template or template_file else None
-    chosen = own or recorded or get_template(config.data.template, config.data.template_file)
+    shared = get_template(template or "", template_file) if template or template_file else None
+    usual = get_template(config.data.template, config.data.template_file)
+    contestants = with_templates(contestants, settings.template_for, shared, usual)
     retriever = Retriever.load(settings.retrieve, settings.retrieve_count) if settings.retrieve else None
-    entries = [make_entry(c, chosen, benchmarks, settings, retriever, seed) for c in contestants]
-    record = describe(entries, benchmarks, settings, template=chosen, seed=seed, device=device)
+    entries = [make_entry(c, benchmarks, settings, retriever, seed) for c in contestants]
+    record = describe(entries, benchmarks, settings, seed=seed, device=device)
     folder = folder_of(record, settings)
     agree(ranks, entries, record)
     if ranks.first:
@@ -146,7 +148,9 @@ def evaluate(
     ranks.vote("claimed")
 
     def ask(done: "Mapping[Key, Sample]", path: Path, share: "Share") -> None:
-        ask_all(entries, benchmarks, settings, seed, done, path, backend, device, share, sharding)
+        decoding = ask_all(entries, benchmarks, settings, seed, done, path, backend, device, share, sharding)
+        if ranks.first:
+            note_decoding(folder, decoding)
 
     fingerprints = {entry.contestant.label: entry.fingerprint for entry in entries}
     if not answer(ask, folder, ranks, fingerprints, is_spread=sharding is not None):

@@ -25,11 +25,21 @@ if TYPE_CHECKING:
 @options.configured
 @options.setting_options("model.mlx_path", "training.adapter_path")
 @click.option("--no-adapter", is_flag=True, help="Ask the base model.")
-@click.option("--template", help="Prompt template (unset: the one the adapter was trained with).")
+@click.option("--template", help="Prompt template (unset: the adapter's training one; a base's chat template).")
 @click.option("--template-file", metavar="FILE", help="File with a prompt template of your own.")
 @click.option("--raw", is_flag=True, help="Give the model the prompt as it is, without a template.")
-@click.option("--max-new-tokens", default=128, show_default=True, help="Longest answer, in tokens.")
-@click.option("--temperature", default=0.8, show_default=True, help="0 always takes the most likely token.")
+@click.option(
+    "--max-new-tokens",
+    default=1024,
+    show_default=True,
+    help="Longest answer, in tokens: as `evaluate` allows for problems of a file.",
+)
+@click.option(
+    "--temperature",
+    default=0.0,
+    show_default=True,
+    help="0 always takes the most likely token, as `evaluate` does; 0.7, for example, draws one.",
+)
 @click.option("--top-p", default=1.0, show_default=True, help="Keep the most likely tokens of this total probability.")
 @options.shard
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming the text.")
@@ -83,7 +93,7 @@ class Asked:
 
     prompt: str
     template: "Template | None"
-    """Unset: the one that the adapter was trained with."""
+    """Unset: the adapter's or the base's own."""
     raw: bool
     no_adapter: bool
     max_new_tokens: int
@@ -98,10 +108,11 @@ def answer(config: RunConfig, asked: Asked, ranks: "Ranks", sharding: "Sharding 
     _, device = open_backend(config.runtime, config.training.seed, ranks.num_on_host)
 
     from mlxmath.data.render import encode_prompt
-    from mlxmath.generation.engine import Completion, Sampling, load_generation_tokenizer, stream
+    from mlxmath.generation.ending import end_as, load_generation_tokenizer
+    from mlxmath.generation.engine import Completion, Sampling, stream
     from mlxmath.lora.adapter import CONFIG, load_adapter
     from mlxmath.models.load import load_model
-    from mlxmath.problems.prompts import get_template, recorded_template
+    from mlxmath.problems.prompts import get_template, own_template, recorded_template
     from mlxmath.weights.manifest import read_fingerprint
 
     prompt, seed = asked.prompt, config.training.seed
@@ -120,15 +131,16 @@ def answer(config: RunConfig, asked: Asked, ranks: "Ranks", sharding: "Sharding 
         model = load_model(folder, device.compute_dtype).model
         record = load_adapter(model, adapter, base) if adapter else {}
     tokenizer = load_generation_tokenizer(folder)
-    recorded = recorded_template(record, adapter_folder / CONFIG)
-    chosen = asked.template or recorded or get_template(config.data.template, config.data.template_file)
-    chosen = chosen if asked.raw else chosen.for_tokenizer(tokenizer)
-    text = prompt if asked.raw else chosen.prompt(prompt)
-    if not asked.raw and chosen.stop:
-        tokenizer.add_eos_token(chosen.stop)
+    chosen = None
+    if not asked.raw:
+        usual = get_template(config.data.template, config.data.template_file)
+        recorded = recorded_template(record, adapter_folder / CONFIG)
+        chosen = (asked.template or own_template(tokenizer, recorded, usual)).for_tokenizer(tokenizer)
+        end_as(tokenizer, chosen)
+    text = chosen.prompt(prompt) if chosen else prompt
     who = f"{folder} with {adapter_folder}" if adapter else f"base model {folder}"
     say(
-        f"{who}; template {'none (--raw)' if asked.raw else chosen.name}, temperature {asked.temperature:g}, top-p "
+        f"{who}; template {chosen.name if chosen else 'none (--raw)'}, temperature {asked.temperature:g}, top-p "
         f"{asked.top_p:g}, seed {seed}, at most {asked.max_new_tokens} tokens"
         + (f"; spread over {ranks.size} processes by {sharding}" if sharding else "")
     )
@@ -156,7 +168,7 @@ def answer(config: RunConfig, asked: Asked, ranks: "Ranks", sharding: "Sharding 
             "prompt_tokens": completion.num_prompt_tokens,
             "seconds": round(seconds, 4),
             "adapter": str(adapter) if adapter else None,
-            "template": None if asked.raw else chosen.name,
+            "template": chosen.name if chosen else None,
         }
         click.echo(json.dumps(result, ensure_ascii=False))
     else:

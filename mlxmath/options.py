@@ -63,9 +63,10 @@ PAIRS = (
 DPO = tuple(f"dpo.{name}" for name in DpoConfig.model_fields)
 REWARD_MODEL = tuple(f"reward_model.{name}" for name in RewardModelConfig.model_fields)
 EVALUATION = (
-    "evaluation.benchmark", "evaluation.limit", "evaluation.shots", "evaluation.samples", "evaluation.temperature",
-    "evaluation.top_p", "evaluation.max_tokens", "evaluation.retrieve", "evaluation.retrieve_count", "evaluation.vote",
-    "evaluation.weights", "evaluation.concurrency", "evaluation.results_path", "evaluation.run_name",
+    "evaluation.benchmark", "evaluation.limit", "evaluation.template_for", "evaluation.shots", "evaluation.samples",
+    "evaluation.temperature", "evaluation.top_p", "evaluation.max_tokens", "evaluation.retrieve",
+    "evaluation.retrieve_count", "evaluation.vote", "evaluation.weights", "evaluation.concurrency",
+    "evaluation.results_path", "evaluation.run_name",
 )  # fmt: skip
 PROBLEMS = (
     "data.dataset", "data.dataset_config", "data.dataset_revision", "data.split", "data.question_column",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -196,6 +197,12 @@ def test_there_must_be_processes_to_spread_a_model_over(folder: Path) -> None:
         (("--retrieve", "nowhere.jsonl"), 2, "--retrieve: nowhere.jsonl does not exist"),
         (("--run-name", "../up"), 2, "--run-name"),
         (("--template", "chad"), 2, "no template 'chad'"),
+        (("--compare", "--template-for", "bsae=chat"), 2, "did you mean 'base'"),
+        (("--template-for", "tuned"), 2, "expected MODEL=TEMPLATE"),
+        (("--template-for", "tuned=chat,tuned=plain"), 2, "expected MODEL=TEMPLATE, each model once"),
+        (("--template-for", "tuned=chad"), 2, "--template-for: no template 'chad'"),
+        (("--template-for", "tuned=no.toml"), 2, "--template-for: no.toml does not exist"),
+        (("--no-adapter", "--template-for", "base=adapter"), 2, "needs an adapter"),
     ],
 )
 def test_bad_input(
@@ -210,3 +217,42 @@ def test_bad_input(
     assert result.exit_code == code, result.output
     assert message in result.output and "Traceback" not in result.output
     assert not (debug_run / "evaluation_results").exists()
+
+
+def plain_base(folder: Path, name: str) -> None:
+    """A copy of the model whose tokenizer has no chat template."""
+    shutil.copytree(folder / "mlx_model", folder / name)
+    path = folder / name / "tokenizer_config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "chat_template"}))
+
+
+def asked_in(folder: Path, *arguments: str) -> dict[str, str]:
+    """The template that each model is asked in, by the lines of the run."""
+    said = succeed(folder, "evaluate", "--limit", "2", "--max-tokens", "3", "--overwrite", *arguments).stderr
+    return dict(re.findall(r"^(.+): 2 answers to demo, .* template ([\w-]+)", said, re.MULTILINE))
+
+
+def test_each_model_is_asked_in_its_own_template(folder: Path) -> None:
+    path = folder / "weaker" / "adapter_config.json"
+    record = json.loads(path.read_text())
+    other = {"prompt": "Question: {question}\n", "completion": "{solution}", "chat": False, "stop": ["\n\n"]}
+    path.write_text(json.dumps(record | {"template": "other", "template_definition": other}))
+    both = ("--compare", "--adapter-path", "adapters", "--adapter-path", "weaker")
+    own = {"base": "chat", "adapters": "tutor", "weaker": "other"}
+    assert asked_in(folder, *both) == own
+    assert asked_in(folder, *both, "--template", "plain") == dict.fromkeys(own, "plain")
+    assert asked_in(folder, *both, "--template-for", "base=adapter") == own | {"base": "tutor"}
+    (folder / "best.toml").write_text('prompt = "Q: 1 + 1?\\nA: 2\\n\\nQ: {question}\\nA:"\nstop = ["\\n\\n"]')
+    named = ("--template-for", "base=best.toml,weaker=plain", "--run-name", "named")
+    assert asked_in(folder, *both, *named) == own | {"base": "best", "weaker": "plain"}
+    written = json.loads((folder / "evaluation_results" / "named" / "settings.json").read_text())["contestants"]
+    assert written[0]["template"]["stop"] == ["\n\n"] and len({one["fingerprint"] for one in written}) == 3
+    for row in samples(folder / "evaluation_results" / "named"):
+        assert row["contestant"] != "base" or "\n\n" not in row["response"]
+    plain_base(folder, "bare")
+    bare = asked_in(folder, "--compare", "--against", "bare")
+    assert bare == {"base": "chat", "tuned": "tutor", "bare": "tutor"}
+    (folder / "config.toml").write_text('[data]\ntemplate = "plain"\n[evaluation]\ntemplate_for = []\n')
+    assert asked_in(folder, "--no-adapter", "--mlx-path", "bare", "--config", "config.toml") == {"base": "plain"}
+    formulas = asked_in(folder, *both[:3], "--retrieve", "bundled", "--template-for", "base=plain")
+    assert formulas == {"base": "plain", "base + formulas": "plain", "tuned": "tutor", "tuned + formulas": "tutor"}

@@ -30,6 +30,12 @@ class EvaluationConfig(Section):
     limit: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Ask only N problems of each benchmark: always the same ones, spread over the whole."
     )
+    template_for: tuple[str, ...] = Field(
+        (),
+        description="Template of one model, MODEL=TEMPLATE, several separated by commas: MODEL as the report names it "
+        "(base, tuned, ...), TEMPLATE a name, a .toml file, 'chat', or 'adapter' for the one of the tuned model "
+        "(unset: an adapter's training one; a base's chat template, else the adapter's).",
+    )
     shots: Annotated[int, Field(ge=0)] = Field(0, description="Worked examples before each problem.")
     samples: Annotated[int, Field(ge=1)] = Field(1, description="Answers to each problem, for pass@k and maj@k.")
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(
@@ -59,7 +65,7 @@ class EvaluationConfig(Section):
     results_path: Folder = Field("evaluation_results", description="Folder for the runs' folders.")
     run_name: str | None = Field(None, description="Name of this run's folder (unset: made from its settings).")
 
-    @field_validator("benchmark", mode="before")
+    @field_validator("benchmark", "template_for", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return parts(value, ",")
@@ -81,6 +87,14 @@ class EvaluationConfig(Section):
             raise ValueError("needs --vote weighted")
         if any(not 0 <= weight < math.inf for weight in value) or (value and not any(value)):
             raise ValueError("give numbers from 0, not all of them 0")
+        return value
+
+    @field_validator("template_for")
+    @classmethod
+    def _pairs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        labels = [label.strip() for label, _, template in (part.partition("=") for part in value) if template.strip()]
+        if len(labels) < len(value) or len(set(labels)) < len(labels) or "" in labels:
+            raise ValueError("expected MODEL=TEMPLATE, each model once, for example base=chat")
         return value
 
     @field_validator("run_name")

@@ -133,7 +133,9 @@ def keep_cuts(tokenizer: Any, folder: Path) -> str | None:
     Returns:
         The name of that class; None where nothing was changed.
     """
-    backend, file = getattr(tokenizer, "backend_tokenizer", None), folder / "tokenizer.json"
+    inner = getattr(tokenizer, "_tokenizer", None)  # of mlx_lm's wrapper
+    owner = inner if hasattr(inner, "backend_tokenizer") else tokenizer
+    backend, file = getattr(owner, "backend_tokenizer", None), folder / "tokenizer.json"
     if backend is None or not file.is_file():
         return None
     from tokenizers import Tokenizer
@@ -146,7 +148,7 @@ def keep_cuts(tokenizer: Any, folder: Path) -> str | None:
     if all(found.get(part) == own_parts.get(part) for part in ("normalizer", "pre_tokenizer")):
         return None
     backend.normalizer, backend.pre_tokenizer = own.normalizer, own.pre_tokenizer
-    return type(tokenizer).__name__
+    return type(owner).__name__
 
 
 def has_tokenizer(folder: Path) -> bool:

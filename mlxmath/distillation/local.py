@@ -14,7 +14,7 @@ from mlxmath.distillation.questions import Task
 from mlxmath.distillation.teacher import Outcome, prompt
 from mlxmath.evaluation.contestants import Contestant, choose_contestants
 from mlxmath.problems.chat import ChatTemplate
-from mlxmath.problems.prompts import Template, get_template, joined
+from mlxmath.problems.prompts import Template, get_template, joined, own_template
 
 _OPENED = "<think>"
 
@@ -37,8 +37,14 @@ class LocalTeacher:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything about it that its answers depend on."""
-        return {**self._model_identity, "template": self._template.definition}
+        """Everything about it that its answers depend on; end tokens where its files name others than its tokenizer."""
+        from mlxmath.generation.ending import load_generation_tokenizer
+
+        tokenizer = load_generation_tokenizer(self._contestant.model, self._template)
+        known = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(self._template.stop or tokenizer.eos_token)}
+        others = sorted(tokenizer.eos_token_ids - known)
+        found = {**self._model_identity, "template": self._template.definition}
+        return found | {"end_tokens": others} if others else found
 
     def ask(
         self,
@@ -69,9 +75,7 @@ class LocalTeacher:
         loaded = load_model(contestant.model, device.compute_dtype)
         if contestant.adapter is not None:
             load_adapter(loaded.model, contestant.adapter, read_fingerprint(contestant.model))
-        tokenizer = load_generation_tokenizer(contestant.model)
-        if self._template.stop:
-            tokenizer.add_eos_token(self._template.stop)
+        tokenizer = load_generation_tokenizer(contestant.model, self._template)
         asked = {task.question.key: self._prompt(task.question.text) for task in tasks}
         ids = {key: encode_prompt(self._tokenizer, text) for key, text in asked.items()}
         opened = {key for key, text in asked.items() if joined(text).rstrip().endswith(_OPENED)}
@@ -112,10 +116,7 @@ class LocalTeacher:
 
 
 def _template(settings: DistillationConfig, contestant: Contestant, tokenizer: Any) -> Template:
-    """The one asked for, the adapter's own, the tokenizer's chat template, or the usual one for training."""
+    """The one asked for, or its own."""
     if settings.teacher_template is not None:
         return get_template(settings.teacher_template, where="--teacher-template")
-    recorded = contestant.recorded_template()
-    if recorded is not None:
-        return recorded
-    return get_template("chat" if getattr(tokenizer, "chat_template", None) else "tutor")
+    return own_template(tokenizer, contestant.recorded_template(), get_template("tutor"))

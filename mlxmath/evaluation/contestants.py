@@ -5,11 +5,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mlxmath.config.explain import nearest
+from mlxmath.data.codec import load_tokenizer
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.files import sha256
 from mlxmath.lora.adapter import CONFIG, WEIGHTS, read_config
-from mlxmath.problems.prompts import Template, recorded_template
+from mlxmath.problems.prompts import Template, own_template, recorded_template, template_of
 from mlxmath.weights.manifest import read_fingerprint
+
+_FORMULAS = " + formulas"
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class Contestant:
     """Whether its prompts hold the formulas of `--retrieve`."""
     against: str | None = None
     """The label of the one that it is compared with (None: the first one)."""
+    template: Template | None = None
+    """What it is asked in (None: see `with_templates`)."""
 
     def identity(self) -> dict[str, Any]:
         """Model and adapter by content.
@@ -88,11 +94,59 @@ def choose_contestants(
     return unique
 
 
+def with_templates(
+    contestants: Sequence[Contestant], template_for: Sequence[str], shared: Template | None, usual: Template
+) -> list[Contestant]:
+    """The contestants, each with the template that it is asked in.
+
+    It is the one that it has already, else the one that `template_for` names for it, else `shared`, else its own: what
+    its adapter was trained with, or its tokenizer's chat template. A base without a chat template is asked as the first
+    tuned model is.
+
+    Args:
+        contestants: all of them.
+        template_for: LABEL=TEMPLATE, where TEMPLATE is a name, a .toml file, or "adapter" for that of the first tuned
+            model.
+        shared: what all are asked in that are not named.
+        usual: where nothing else says it.
+
+    Raises:
+        InputError: there is no such contestant or template, or no adapter that tells its template.
+        MlxmathError: a folder holds no tokenizer.
+    """
+    named = {label.strip(): spec.strip() for label, _, spec in (part.partition("=") for part in template_for)}
+    labels = list(dict.fromkeys(x for one in contestants for x in (one.label.removesuffix(_FORMULAS), one.label)))
+    if unknown := [label for label in named if label not in labels]:
+        raise InputError(
+            f"--template-for: there is no model {unknown[0]!r}; there are {', '.join(labels)}"
+            f"{nearest(unknown[0], labels)}"
+        )
+    recorded = {one.label: one.recorded_template() for one in contestants}
+    tuned = next(filter(None, recorded.values()), None)
+
+    def template(one: Contestant) -> Template:
+        if one.template is not None:
+            return one.template
+        spec = named.get(one.label) or named.get(one.label.removesuffix(_FORMULAS))
+        if spec == "adapter":
+            if tuned is None:
+                raise InputError("--template-for: 'adapter' needs an adapter that tells its template; there is none.")
+            return tuned
+        if spec is not None:
+            return template_of(spec, "--template-for")
+        if own := shared or recorded[one.label]:
+            return own
+        one.identity()
+        return own_template(load_tokenizer(one.model), None, tuned or usual)
+
+    return [replace(one, template=template(one)) for one in contestants]
+
+
 def with_formulas(contestants: Sequence[Contestant], *, beside: bool) -> list[Contestant]:
     """The contestants with formulas in their prompts; with `beside` each of them next to itself without."""
     if not beside:
         return [replace(contestant, formulas=True) for contestant in contestants]
     found = []
     for one in contestants:
-        found += [one, replace(one, label=f"{one.label} + formulas", formulas=True, against=one.label)]
+        found += [one, replace(one, label=f"{one.label}{_FORMULAS}", formulas=True, against=one.label)]
     return found

@@ -5,17 +5,16 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx_lm.generate import stream_generate
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
 
-from mlxmath.errors import MlxmathError
 from mlxmath.generation.decode import Decoder, Prefix, prefilled_prefix
+from mlxmath.generation.ending import completes_stop, cut, load_generation_tokenizer, stop_strings
+from mlxmath.generation.neighbours import way_of
 from mlxmath.generation.sampling import Sampling, draw, uniforms
 from mlxmath.models.shared_prefix import cannot_share_prefixes
 
@@ -29,10 +28,12 @@ _REFILLS = 2
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model answered. `finish_reason` is "stop" (end of sequence, not in `tokens`) or "length"."""
+    """What a model answered. `finish_reason` is "stop" (an end token or a stop string) or "length"."""
 
     text: str
+    """Without the stop string at which it is cut, and what came after it."""
     tokens: tuple[int, ...]
+    """All that were drawn but an end token."""
     finish_reason: str
     num_prompt_tokens: int
     drawn: tuple[int, ...] = ()
@@ -41,22 +42,19 @@ class Completion:
     """Of each of `drawn`, under the distribution that it was drawn from."""
 
 
-def load_generation_tokenizer(folder: Path) -> TokenizerWrapper:
-    """The tokenizer in `folder` with mlx_lm's stop tokens and streaming decoder."""
-    try:
-        return mlx_lm_load_tokenizer(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise MlxmathError(f"the tokenizer in {folder} does not load: {str(error).splitlines()[0]}") from error
-
-
 def stream(
     model: nn.Module, tokenizer: TokenizerWrapper, prompt: Sequence[int], sampling: Sampling
 ) -> Iterator[str | Completion]:
-    """Yield pieces of text as they come, then the whole `Completion`."""
+    """Yield pieces of text as they come, then the whole `Completion`.
+
+    What may be the beginning of a stop string is held back until it is known not to be.
+    """
     model.eval()
     tokens: list[int] = []
     text = ""
     reason = "length"
+    stops, num_shown = stop_strings(tokenizer), 0
+    held_back = max(map(len, stops), default=1) - 1
     seeds_B, numbers = np.array([seed_of(sampling.seed, 0)], np.uint64), itertools.count()
 
     def sampler(logprobs_BV: mx.array) -> mx.array:
@@ -68,9 +66,15 @@ def stream(
         if response.finish_reason != "stop":
             tokens.append(response.token)
         reason = response.finish_reason or reason
-        text += response.text
-        if response.text:
-            yield response.text
+        text, has_stopped = cut(text + response.text, stops)
+        if has_stopped:
+            reason = "stop"
+        done = has_stopped or response.finish_reason is not None
+        if new := text[num_shown : len(text) if done else max(num_shown, len(text) - held_back)]:
+            num_shown += len(new)
+            yield new
+        if has_stopped:
+            break
     yield Completion(text, tuple(tokens), reason, len(prompt))
 
 
@@ -89,11 +93,12 @@ def generate_batch(
     """Answer all prompts, `concurrency` of them at a time; a finished one makes room for the next.
 
     What the prompts begin with in common goes through the model once. So do equal prompts, whose keys and values are
-    held once where the model allows.
+    held once where the model allows. A model that does not bear prompts of different lengths in a batch gets them in
+    groups of one length, or alone; see `mlxmath.generation.neighbours.way_of`.
 
     Args:
         model: the model, put into evaluation mode.
-        tokenizer: decodes, and knows the stop tokens.
+        tokenizer: decodes, and knows where an answer ends; see `load_generation_tokenizer`.
         prompts: token ids, each at least one.
         sampling: the same for all.
         seeds: one for each prompt, below 2**64 (unset: made from `sampling.seed` and the position). What is drawn for a
@@ -111,12 +116,17 @@ def generate_batch(
         return []
     model.eval()
     seeds = seeds if seeds is not None else [seed_of(sampling.seed, i) for i in range(len(prompts))]
-    repeat = len(set(map(tuple, prompts))) < len(prompts) and min(map(len, prompts)) > 1
-    decoder = Decoder(
-        model, sampling, logprobs=logprobs, prefix=_shared_prefix(model, prompts),
-        shares=repeat and cannot_share_prefixes(model) is None,
-    )  # fmt: skip
-    stops = tokenizer.eos_token_ids
+    way = "alone" if len(prompts) == 1 else way_of(model)
+    if way == "together":
+        repeat = len(set(map(tuple, prompts))) < len(prompts) and min(map(len, prompts)) > 1
+        decoder = Decoder(
+            model, sampling, logprobs=logprobs, prefix=_shared_prefix(model, prompts),
+            shares=repeat and cannot_share_prefixes(model) is None,
+        )  # fmt: skip
+    else:
+        decoder = Decoder(model, sampling, logprobs=logprobs, even=True)
+        concurrency = 1 if way == "alone" else concurrency
+    ends, stops = tokenizer.eos_token_ids, stop_strings(tokenizer)
     # longest first: the last ones to finish are then short, and slots stay full
     waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
     refill = max(1, concurrency // _REFILLS)
@@ -125,21 +135,28 @@ def generate_batch(
     completions: dict[int, Completion] = {}
     while waiting or answering:
         free = concurrency - len(answering)
-        if waiting and (free >= refill or not answering):
-            chosen = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+        if waiting and (not answering or (free >= refill and way == "together")):
+            number = min(free, len(waiting))
+            if way != "together":
+                longest = len(prompts[waiting[0]])
+                number = min(number, sum(len(prompts[i]) == longest for i in waiting))
+            chosen = [waiting.popleft() for _ in range(number)]
             decoder.add([prompts[i] for i in chosen], [seeds[i] for i in chosen])
             answering += chosen
             drawn |= {i: [] for i in chosen}
         left: list[int] = []
         for row, (index, token, value) in enumerate(zip(answering, *decoder.step(), strict=True)):
             drawn[index].append((token, value))
-            if token not in stops and len(drawn[index]) < sampling.max_new_tokens:
+            has_ended = token in ends or (
+                bool(stops) and completes_stop(tokenizer, [found for found, _ in drawn[index]], stops)
+            )
+            if not has_ended and len(drawn[index]) < sampling.max_new_tokens:
                 left.append(row)
                 continue
             tokens, values = zip(*drawn.pop(index), strict=True)
-            ids = tokens[:-1] if token in stops else tokens
+            ids = tokens[:-1] if token in ends else tokens
             completions[index] = Completion(
-                tokenizer.decode(ids), ids, "stop" if token in stops else "length", len(prompts[index]),
+                cut(tokenizer.decode(ids), stops)[0], ids, "stop" if has_ended else "length", len(prompts[index]),
                 tokens if logprobs else (), values if logprobs else (),
             )  # fmt: skip
             if on_done:

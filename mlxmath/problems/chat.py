@@ -56,7 +56,7 @@ class ChatTemplate:
     def definition(self) -> dict[str, Any]:
         """See `Template.definition`."""
         own = {} if self.tokenizer is None else {"tokenizer": self.source}
-        return self.spec.model_dump(exclude={"description"}, exclude_none=True) | own
+        return self.spec.record | own
 
     @cached_property
     def source(self) -> str:
@@ -154,6 +154,11 @@ class ChatTemplate:
         """The control token that ends a turn (of a base model, this need not be its end-of-text token)."""
         end = self.end_of_turn.search(self._layout(("user", "assistant"), generate=False).pieces[-1])
         return end[0] if end else None
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """See `Template.stop_strings`."""
+        return self.spec.stop or ()
 
     def _turns(self, problem: Problem) -> list[Message]:
         """The conversation to be rendered: the row's own, or one of a question and a solution."""

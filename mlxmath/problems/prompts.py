@@ -6,6 +6,7 @@ A template is a small TOML file in `templates/`, or the user's own (`--template-
     completion = "{solution}"                   # {solution} and {answer}: what the model learns to write
     chat = false                                # true: `prompt` is the user's turn in the tokenizer's chat template
     system = "..."                              # with chat = true: the system message, if the row has none
+    stop = ["\\n\\n", "Problem:"]               # an answer ends before the first of these texts
 
 Values are put into the places as they are: braces, quotes and control tokens in a problem stay text.
 """
@@ -18,6 +19,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
+
+from pydantic import field_validator
 
 from mlxmath.config.explain import check_section, nearest
 from mlxmath.config.section import Section
@@ -73,6 +76,10 @@ class Template(Protocol):
     def keeps_system(self) -> bool:
         """Whether a conversation's system message becomes part of its text."""
 
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """Texts that end an answer: it is cut before the first one."""
+
     def for_tokenizer(self, tokenizer: Any) -> "Template":
         """The template that renders for this tokenizer; only a chat template is another one."""
 
@@ -106,6 +113,17 @@ class Definition(Section):
     completion: str = "{solution}"
     chat: bool = False
     system: str | None = None
+    stop: tuple[str, ...] | None = None
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The definition as JSON has it, without its description."""
+        return self.model_dump(mode="json", exclude={"description"}, exclude_none=True)
 
     def verbatim(self) -> "Definition":
         """The same with nothing but the solution in the completion."""
@@ -127,7 +145,7 @@ class PlainTemplate:
     @property
     def definition(self) -> dict[str, Any]:
         """See `Template.definition`."""
-        return self.spec.model_dump(exclude={"description"}, exclude_none=True)
+        return self.spec.record
 
     @property
     def stop(self) -> None:
@@ -137,6 +155,11 @@ class PlainTemplate:
     def keeps_system(self) -> bool:
         """False: the one instruction that the model is tuned on is part of the prompt."""
         return False
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """See `Template.stop_strings`."""
+        return self.spec.stop or ()
 
     def for_tokenizer(self, tokenizer: Any) -> Self:  # noqa: ARG002
         """Itself."""
@@ -235,6 +258,18 @@ def get_template(name: str, file: str | None = None, *, where: str = "--template
     return _named(name)
 
 
+def template_of(name_or_file: str, where: str) -> Template:
+    """The template of a name, or in a file whose name ends in .toml.
+
+    Raises:
+        InputError: see `get_template`.
+    """
+    if name_or_file.endswith(".toml"):
+        path = Path(name_or_file).expanduser()
+        return _make(path.stem, read_definition(path, where))
+    return get_template(name_or_file, where=where)
+
+
 def recorded_template(record: Mapping[str, Any], where: Path) -> Template | None:
     """The template that an adapter was trained with, out of its adapter_config.json; None if it names none.
 
@@ -246,13 +281,26 @@ def recorded_template(record: Mapping[str, Any], where: Path) -> Template | None
     return get_template(str(record["template"])) if record.get("template") else None
 
 
-def read_definition(path: Path) -> Definition:
+def own_template(tokenizer: Any, recorded: Template | None, otherwise: Template) -> Template:
+    """What a model is asked in if nothing else is said.
+
+    Args:
+        tokenizer: of the model.
+        recorded: what its adapter was trained with; it counts most.
+        otherwise: for a model without an adapter's template and without a chat template of its own.
+    """
+    if recorded is not None:
+        return recorded
+    return get_template("chat") if getattr(tokenizer, "chat_template", None) else otherwise
+
+
+def read_definition(path: Path, option: str = "--template-file") -> Definition:
     """Read a template's file.
 
     Raises:
         InputError: it is absent, is not TOML, or has a wrong key or pattern.
     """
-    return _checked(check_section(Definition, read_toml(path, "--template-file"), path), path)
+    return _checked(check_section(Definition, read_toml(path, option), path), path)
 
 
 @cache
@@ -280,6 +328,8 @@ def _checked(spec: Definition, where: Path) -> Definition:
         raise InputError(f"{where}: prompt: {{question}} is missing, the place where the problem goes.")
     if not {"solution", "answer"} & set(_PLACE.findall(spec.completion)):
         raise InputError(f"{where}: completion: {{solution}} or {{answer}} is missing; there is nothing to learn.")
+    if "" in (spec.stop or ()):
+        raise InputError(f"{where}: stop: expected texts of one character at least, found an empty one.")
     if spec.system is not None and not spec.chat:
         raise InputError(f"{where}: system: needs chat = true; without it, write the instruction into the prompt.")
     return spec

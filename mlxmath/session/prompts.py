@@ -31,7 +31,7 @@ class PromptMaterial:
     prompts: list[Prompt]
     held_out: list[Prompt]
     tokenizer: TokenizerWrapper
-    """With the stop tokens of the run's template."""
+    """Knows where an answer in the run's template ends."""
     max_completion_length: int
 
     @cached_property
@@ -62,7 +62,8 @@ def read_prompts(config: RunConfig, model_folder: Path) -> PromptMaterial:
         InputError: no problem is left.
         MlxmathError: the tokenizer or the data cannot be had.
     """
-    training, tokenizer = config.training, load_generation_tokenizer(model_folder)
+    training, template = config.training, get_template(config.data.template, config.data.template_file)
+    tokenizer = load_generation_tokenizer(model_folder, template)
     read = _read(config, config.data, tokenizer)
     if training.validation_dataset is not None:
         other, _ = held_out_config(config.data, training.validation_dataset)
@@ -96,8 +97,6 @@ class _Read:
 def _read(config: RunConfig, data: DataConfig, tokenizer: TokenizerWrapper) -> _Read:
     """The problems of `data` that have a gold answer and leave room for a completion."""
     template = get_template(config.data.template, config.data.template_file).for_tokenizer(tokenizer)
-    if template.stop:
-        tokenizer.add_eos_token(template.stop)
     mixture = Mixture(data, solutions_required=False)
     mixture.choose()
     room = data.max_seq_len - config.grpo.max_completion_length

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mlxmath.data.codec import load_tokenizer
 from mlxmath.data.render import encode_prompt
+from mlxmath.generation.ending import load_generation_tokenizer
 
 
 @pytest.mark.parametrize("name", ["GPT2Tokenizer", "Qwen2Tokenizer", "PreTrainedTokenizerFast"])
@@ -33,4 +34,6 @@ def test_text_is_cut_as_tokenizer_json_says_whatever_class_is_named(
     text = "He has 12 pens. He has 2024."
     tokenizer = load_tokenizer(tmp_path)
     assert encode_prompt(tokenizer, text) == tokenizer.encode(text) == backend.encode(text).ids
+    (tmp_path / "config.json").write_text("{}")
+    assert encode_prompt(load_generation_tokenizer(tmp_path), text) == backend.encode(text).ids
     assert (name in capsys.readouterr().err) == (name != "PreTrainedTokenizerFast")
