@@ -1,7 +1,7 @@
 """What a run reads: sequences or pairs, and those of them that are held out."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,6 +62,13 @@ class RowMaterial:
     def fingerprint(self) -> str:
         """See `Material`."""
         return self.data.fingerprint
+
+    def unpacked(self) -> "RowMaterial":
+        """For batches of another kind than packed rows."""
+        if not isinstance(self.rows, Pairs):
+            return self
+        held_out = self.held_out.unpacked() if isinstance(self.held_out, Pairs) else None
+        return replace(self, rows=self.rows.unpacked(), held_out=held_out, rows_each=2)
 
     @property
     def num_tokens(self) -> int:

@@ -24,7 +24,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx_lm.models
 from mlx.utils import tree_flatten, tree_unflatten
-from mlx_lm.utils import MODEL_REMAPPING
+from mlx_lm.utils import MODEL_REMAPPING, quantize_model
 
 sys.modules.setdefault("hf_olmo", ModuleType("hf_olmo"))  # mlx_lm.models.olmo ends the process where it is missing
 
@@ -686,6 +686,74 @@ OWN: dict[str, dict[str, Any]] = {
 """What a type has beyond `SIZES`, or otherwise. Lists of layers are as long as the model is deep."""
 
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    "bailing_moe:softmax": {"score_function": "softmax", "norm_head": True, "n_group": 1, "use_qkv_bias": True},
+    "deepseek_v2:greedy": {"topk_method": "greedy", "n_group": 1, "q_lora_rank": None},
+    "deepseek_v3:no_query_rank": {"q_lora_rank": None, "rope_scaling": OWN["deepseek_v2"]["rope_scaling"]},
+    "ernie4_5_moe:aux_free": {"moe_use_aux_free": True, "moe_gate_act": "sigmoid", "tie_word_embeddings": True},
+    "exaone4:global": {"sliding_window": None, "sliding_window_pattern": None, "layer_types": ["full_attention"] * 3},
+    "falcon_h1:norm": {"mamba_rms_norm": True, "tie_word_embeddings": True},
+    "gemma4:dense": {
+        "text_config": {"enable_moe_block": False, "num_kv_shared_layers": 2, "use_double_wide_mlp": True}
+    },
+    "gemma4:keys_are_values": {"text_config": {"attention_k_eq_v": True, "num_global_key_value_heads": 1}},
+    "gpt_bigcode:multi_head": {"multi_query": False, "num_key_value_heads": 4, "tie_word_embeddings": False},
+    "gpt_neox:sequential": {"use_parallel_residual": False},
+    "granitemoehybrid:dense": {
+        "num_local_experts": None,
+        "position_embedding_type": "nope",
+        "tie_word_embeddings": True,
+    },
+    "hunyuan:plain": {"use_cla": False, "use_mixed_mlp_moe": False, "tie_word_embeddings": True},
+    "jamba:dense": {"num_experts": 1, "num_experts_per_tok": 1, "tie_word_embeddings": True},
+    "kimi_k3:plain": {
+        "text_config": {
+            "attn_res_block_size": None,
+            "mla_use_output_gate": False,
+            "routed_expert_hidden_size": None,
+            "latent_moe_use_norm": False,
+            "q_lora_rank": None,
+        }
+    },
+    "laguna:heads": {"num_attention_heads_per_layer": [4, 8, 4]},
+    "lfm2:indices": {"layer_types": None, "full_attn_idxs": [1], "block_auto_adjust_ff_dim": True},
+    "llama:biased": {
+        "tie_word_embeddings": True,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "llama:scaled": {
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }
+    },
+    "mamba:normed": {"use_bcdt_rms": True, "tie_word_embeddings": True},
+    "minimax_m3_vl:dense": {"text_config": {"sparse_attention_config": None}},
+    "mistral3:llama": {"text_config": {"model_type": "mistral", "rope_parameters": None}},
+    "mistral3:mistral4": {"text_config": _MISTRAL4},
+    "nanbeige:tied": {"skip_loop_final_norm": True, "tie_word_embeddings": True},
+    "nemotron_h:plain": {"moe_latent_size": None, "hybrid_override_pattern": ["M", "-", "*", "E"]},
+    "openelm:plain": {
+        "ffn_with_glu": False,
+        "normalize_qk_projections": False,
+        "share_input_output_layers": False,
+    },
+    "phi3:plain": {"rope_scaling": None, "tie_word_embeddings": True},
+    "qwen2:tied": {"tie_word_embeddings": True},
+    "qwen2_moe:tied": {"tie_word_embeddings": True},
+    "qwen3_5:tied": {"text_config": {"tie_word_embeddings": True}},
+    "qwen3_moe:tied": {"tie_word_embeddings": True, "norm_topk_prob": False, "mlp_only_layers": []},
+    "rwkv7:tied": {"tie_word_embeddings": True},
+    "stablelm:parallel": {"use_parallel_residual": True, "qk_layernorm": False, "use_qkv_bias": False},
+}
+"""Other forms of types, named after a colon: what they have otherwise than `OWN`."""
+
+
 def installed() -> list[str]:
     """The model types of the installed mlx_lm: the modules that have a model and its arguments."""
     names = (module.name for module in pkgutil.iter_modules(mlx_lm.models.__path__))
@@ -698,9 +766,12 @@ def aliases() -> dict[str, str]:
 
 
 def config_of(model_type: str) -> dict[str, Any]:
-    """config.json of the tiny model; an alias has that of its type."""
+    """config.json of the tiny model of a type, a variant (`VARIANTS`), or an alias, which has that of its type."""
+    variant = copy.deepcopy(VARIANTS.get(model_type, {}))
+    model_type = model_type.partition(":")[0]
     name = MODEL_REMAPPING.get(model_type, model_type)
     module, own = _module(name), copy.deepcopy(OWN[name])
+    own |= {key: own[key] | value if key == "text_config" else value for key, value in variant.items()}
     ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
     config = _sizes(module.ModelArgs) | {"model_type": model_type} | ids | own
     if "text_config" in own:
@@ -714,7 +785,8 @@ def config_of(model_type: str) -> dict[str, Any]:
 def make(model_type: str, seed: int = 0) -> tuple[nn.Module, dict[str, Any]]:
     """A model in float32 with random weights, also where mlx_lm starts from ones or zeros; and its config.json."""
     config = config_of(model_type)
-    module = _module(MODEL_REMAPPING.get(model_type, model_type))
+    name = model_type.partition(":")[0]
+    module = _module(MODEL_REMAPPING.get(name, name))
     mx.random.seed(seed)
     model = module.Model(module.ModelArgs.from_dict(copy.deepcopy(config)))
     weights = {name: _random(array) for name, array in tree_flatten(model.parameters())}
@@ -726,10 +798,12 @@ def make(model_type: str, seed: int = 0) -> tuple[nn.Module, dict[str, Any]]:
     return model, config
 
 
-def write(model_type: str, folder: Path, seed: int = 0) -> Path:
-    """The model of `make` as a folder that mlx_lm and mlxmath load; its name is the type's."""
+def write(model_type: str, folder: Path, seed: int = 0, bits: int | None = None) -> Path:
+    """The model of `make`, on request quantized in groups of 32, as a folder that mlx_lm and mlxmath load."""
     model, config = make(model_type, seed)
-    folder = folder / model_type
+    if bits is not None:
+        model, config = quantize_model(model, config, group_size=32, bits=bits)
+    folder = folder / (model_type.replace(":", "-") + (f"-{bits}bit" if bits else ""))
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     mx.save_safetensors(
