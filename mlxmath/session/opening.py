@@ -28,6 +28,7 @@ from mlxmath.objectives import base
 from mlxmath.plan import Objective, check_fits
 from mlxmath.problems.prompts import get_template
 from mlxmath.session.material import Material
+from mlxmath.session.paths import absolute_model
 from mlxmath.training import run
 from mlxmath.training.checkpoint import share_adapters, share_checkpoint
 from mlxmath.training.gradients import Gradients, choose_gradients
@@ -138,7 +139,7 @@ def add_adapters(session: Session[Any], **facts: Any) -> Adapters:
     injected = open_blocks(model, config.lora.num_layers) if training.full else inject(model, config.lora)
     say(str(injected))
     adapter = adapter_config(
-        config.lora, injected.keys, full=training.full, base_model=config.model.model,
+        config.lora, injected.keys, full=training.full, base_model=absolute_model(config.model.model),
         base_fingerprint=session.manifest.fingerprint, template=session.template.name,
         template_definition=session.template.definition, mlxmath_version=__version__, **facts,
     )  # fmt: skip
