@@ -1,6 +1,5 @@
 """`mlxmath train`: fine-tune LoRA adapters. How a run goes is told in `mlxmath.session`."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,17 +63,6 @@ def _model_config(config: RunConfig) -> dict[str, Any]:
     return dict(read_json(folder / "config.json"))
 
 
-def infer_command(config: RunConfig) -> str:
-    """What to type to ask the tuned model, with each folder that is not `infer`'s own default."""
-    defaults = RunConfig()
-    folders = (
-        ("--mlx-path", config.model.mlx_path, defaults.model.mlx_path),
-        ("--adapter-path", config.training.adapter_path, defaults.training.adapter_path),
-    )
-    named = "".join(f" {option} {shlex.quote(folder)}" for option, folder, usual in folders if folder != usual)
-    return f'python -m mlxmath.infer{named} --prompt "What is 12 + 7?"'
-
-
 def train(resolved: Resolved, ranks: "Ranks") -> int:
     """Run a whole fine-tuning; the adapters are in `training.adapter_path` of rank 0 afterwards.
 
@@ -90,12 +78,13 @@ def train(resolved: Resolved, ranks: "Ranks") -> int:
     from mlxmath.session.material import read_sequences
     from mlxmath.session.opening import Session, add_adapters
     from mlxmath.session.training import train as train_session
+    from mlxmath.session.training import try_it
 
     session = Session(resolved, ranks, read_sequences)
     adapters = add_adapters(session)
     outcome = train_session(session, adapters, session.gradients(SupervisedFineTuning()), over_rows(session))
-    if outcome.is_complete:
-        say(f"try: {infer_command(resolved.config)}")
+    if outcome.exit_code == 0:
+        say(try_it(session.config))
     return outcome.exit_code
 
 
