@@ -73,6 +73,10 @@ class Template(Protocol):
         """A control token that ends an answer, besides the tokenizer's end-of-text token."""
 
     @property
+    def keeps_system(self) -> bool:
+        """Whether a conversation's system message becomes part of its text."""
+
+    @property
     def stop_strings(self) -> tuple[str, ...]:
         """Texts that end an answer: it is cut before the first one."""
 
@@ -148,6 +152,11 @@ class PlainTemplate:
         """None."""
 
     @property
+    def keeps_system(self) -> bool:
+        """False: the one instruction that the model is tuned on is part of the prompt."""
+        return False
+
+    @property
     def stop_strings(self) -> tuple[str, ...]:
         """See `Template.stop_strings`."""
         return self.spec.stop or ()
@@ -166,7 +175,9 @@ class PlainTemplate:
 
     def render(self, problem: Problem) -> Text:
         """See `Template.render`."""
-        if sum(message.role == "assistant" for message in problem.messages) > 1:
+        if problem.is_text:
+            return (Segment(problem.question, True),)
+        if problem.tools or sum(message.role == "assistant" for message in problem.messages) > 1:
             raise SkippedRowError("conversation of several turns (these need the chat template)")
         (prompt,) = self.prompt(problem.question)
         return prompt, Segment(completion(self.spec.completion, problem, after=prompt.text), True)

@@ -37,6 +37,8 @@ class LoadedProblems:
     """The dataset that could not be had."""
     skipped: Counter[str] = field(default_factory=Counter)
     """Rows left out by the last iteration, by reason."""
+    first_skipped: dict[str, int] = field(default_factory=dict)
+    """The number of the first such row (from 0), by reason."""
 
     @property
     def revision(self) -> str:
@@ -62,7 +64,19 @@ class LoadedProblems:
         return (*self.rows.columns, *extra)
 
     def __str__(self) -> str:
-        return f"{self.rows.name} ({self.split}, {self.revision[:23]}), {self.columns}"
+        unused = f"; columns not used: {', '.join(self.unused)}" if self.unused else ""
+        return f"{self.rows.name} ({self.split}, {self.revision[:23]}), {self.columns}{unused}"
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The columns that play no part, not even in a filter."""
+        from mlxmath.problems.filters import parse_filter
+
+        dataset = self.dataset
+        read = {*self.columns.used, *(parse_filter(text).field for text in self.source.filters), self.source.balance}
+        if dataset is not None:
+            read |= {*dataset.signature, *dataset.nested}
+        return tuple(name for name in self.rows.columns if name not in read)
 
     def __iter__(self) -> Iterator[Problem]:
         for _, problem in self.numbered():
@@ -71,6 +85,7 @@ class LoadedProblems:
     def numbered(self) -> Iterator[tuple[int, Problem]]:
         """The problems, each with the number of its row (from 0)."""
         self.skipped.clear()
+        self.first_skipped.clear()
         found = 0
         nested = self.dataset.nested if self.dataset else ()
         if self.dataset and self.dataset.generations and self.source.solutions != "own":
@@ -94,6 +109,7 @@ class LoadedProblems:
                 problem = make_problem(row, self.columns, index, solution_required=required)
         except SkippedRowError as reason:
             self.skipped[str(reason)] += 1
+            self.first_skipped.setdefault(str(reason), index)
             return ()
         if self.source.solutions == "own":
             return (problem,)

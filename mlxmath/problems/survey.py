@@ -17,6 +17,8 @@ from mlxmath.problems.similarity import NearDuplicates, Words, normalise, text_h
 from mlxmath.problems.sources import LoadedProblems
 
 BATCH = 2000
+MOST_NAMED = 1000
+"""So many contaminated problems of a benchmark are noted one by one."""
 DIFFICULTY_WORDS = {"very easy": 0.0, "easy": 1.0, "medium": 2.0, "hard": 3.0, "very hard": 4.0}
 
 
@@ -32,11 +34,15 @@ class SourceReport:
     """Rows that became problems, or were skipped."""
     skipped: dict[str, int] = field(default_factory=dict)
     """Rows that are no problems, by reason."""
+    first_skipped: dict[str, int] = field(default_factory=dict)
+    """The number of the first such row (from 0), by reason."""
     filtered: dict[str, int] = field(default_factory=dict)
     """Problems left out, by the first condition that they do not meet."""
     repeated: int = 0
     contaminated: dict[str, int] = field(default_factory=dict)
     """Problems left out, by the first benchmark that they occur in."""
+    contaminated_ids: dict[str, list[str]] = field(default_factory=dict)
+    """Their identifiers in the dataset, or else the numbers of their rows (from 0); at most `MOST_NAMED` of each."""
     is_benchmark: str | None = None
     """The benchmark that most of its problems occur in; then they are kept."""
     left: int = 0
@@ -82,12 +88,16 @@ class Survey:
     """(P) values of the field to balance over; empty without one."""
     occurs_in: list[str | None] = field(default_factory=list)
     """(P) a benchmark; `settle` leaves these out."""
+    names_in: dict[str, list[str]] = field(default_factory=dict)
+    """Identifiers of problems that occur in a benchmark."""
 
     def add(self, place: int, problem: Problem, question: int, benchmark: str | None) -> None:
         """Note a problem that could be taken, its question's hash, and the benchmark that it occurs in."""
         self.questions.append(question)
         self.ids.append(place)
         self.occurs_in.append(benchmark)
+        if benchmark is not None and len(names := self.names_in.setdefault(benchmark, [])) < MOST_NAMED:
+            names.append(problem.id)
         self.difficulty.append(difficulty(problem))
         self.lengths.append(len(problem.solution or ""))
         if self.loaded.source.balance is not None:
@@ -112,6 +122,7 @@ class Survey:
             kept = list(range(len(self.ids)))
         else:
             self.report.contaminated = dict(sorted(counts.items()))
+            self.report.contaminated_ids = dict(sorted(self.names_in.items()))
             kept = [i for i, name in enumerate(self.occurs_in) if name is None]
         columns: tuple[list[Any] | None, ...] = (
             self.ids, self.difficulty, self.lengths, self.questions, self.buckets, self.held,
@@ -204,6 +215,7 @@ def survey_source(
                 num_clean += name is None
     survey.settle(limit)
     report.filtered, report.skipped = dict(filtered), dict(loaded.skipped)
+    report.first_skipped = dict(loaded.first_skipped)
     report.read += sum(report.skipped.values())
     return survey
 

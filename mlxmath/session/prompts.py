@@ -11,7 +11,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from numpy.typing import NDArray
 
 from mlxmath.config.schema import DataConfig, RunConfig
-from mlxmath.console import say
+from mlxmath.console import counted, say
 from mlxmath.data.holdout import held_out, num_problems, warn_of_shared
 from mlxmath.data.render import encode_prompt
 from mlxmath.errors import InputError
@@ -120,7 +120,7 @@ def _read(config: RunConfig, data: DataConfig, tokenizer: TokenizerWrapper) -> _
             prompts.append(Prompt(len(prompts), problem.question, answer, tokens))
     names = ", ".join(str(source) for source in mixture.sources)
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count)
-    say(f"{names}: {len(prompts):,} problems with a gold answer{f'; left out: {reasons}' if reasons else ''}")
+    say(f"{names}: {counted(len(prompts), 'problem')} with a gold answer{f'; left out: {reasons}' if reasons else ''}")
     if not prompts:
         raise InputError(
             f"{names}: no problem is left ({reasons or 'it is empty'}; --max-seq-len {data.max_seq_len} leaves {room} "

@@ -143,7 +143,7 @@ def exit_code(ending: Ending, stop: StopRequest) -> int:
     """What a command exits with after the loop."""
     if ending == "stopped":  # the signal may have come to another rank
         return stop.exit_code or 128 + signal.SIGTERM
-    return int(ending == "diverged")
+    return int(ending in ("diverged", "no_signal"))
 
 
 class Record:
@@ -156,6 +156,7 @@ class Record:
         self._record = {
             "mlxmath": __version__,
             "started": timestamp(),
+            "folder": str(Path.cwd()),
             "config": resolved.config.model_dump(mode="json"),
             "origin": dict(resolved.origin),
             "device": asdict(device),

@@ -133,7 +133,7 @@ def test_what_is_left_out_is_said_with_its_reason(tmp_path: Path, capsys: pytest
     (prompt,) = read_prompts(run_config(path), DEMO_MODEL).prompts
     assert (prompt.question, prompt.gold) == ("What is 1 + 1?", "2")
     said = capsys.readouterr().err
-    for reason in ("1 problems", "2 without a gold answer", "1 repeated", "1 too long", "1 empty problem"):
+    for reason in ("1 problem with", "2 without a gold answer", "1 repeated", "1 too long", "1 empty problem"):
         assert reason in said
     assert [item.gold for item in load_benchmark(path).items] == ["2", "2", "200"]
     assert len(read_prompts(run_config(path, deduplicate="off"), DEMO_MODEL).prompts) == 2
