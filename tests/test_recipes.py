@@ -294,8 +294,9 @@ def test_demo_trains_what_its_recipe_says(monkeypatch: pytest.MonkeyPatch) -> No
 
     seen = []
     monkeypatch.setattr(train, "train", lambda resolved, ranks: seen.append(resolved) or 3)
-    invoke(main, "--adapter-path", "elsewhere", code=3)
+    invoke(main, "--adapter-path", "elsewhere", "--results-path", "results", code=3)
     assert seen[0].config == settings({"recipe": DEMO, "training__adapter_path": "elsewhere"}).config
+    assert not seen[0].others(TRAINED_FROM), "training refuses settings that it has no use for"
 
 
 def test_list_show_and_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,10 @@
 """`python -m mlxmath.demo`: the main job on the bundled model, offline, ending in a figure that shows it got better.
 
-Fine-tunes on the bundled training problems, then asks the base and the tuned model the 200 test problems.
+Fine-tunes on the bundled training problems, then asks the base and the tuned model the 200 test problems: the base at
+the prompt at which it does best, the tuned model in the template that it was trained with.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import click
 from mlxmath import options
 from mlxmath.config.section import DEMO
 from mlxmath.errors import MlxmathError
+
+BASE_TEMPLATE = "demo-base"
 
 
 @options.command("demo")
@@ -22,17 +26,21 @@ def main(**values: Any) -> None:
     from mlxmath.backends.ranks import Ranks
     from mlxmath.train import train
 
-    resolved = options.settings(values | {"recipe": DEMO})
-    if exit_code := train(resolved, Ranks()):
+    config = options.settings(values | {"recipe": DEMO}).config
+    used = {name: value for name, value in values.items() if not name.startswith("evaluation__")}
+    if exit_code := train(options.settings(used | {"recipe": DEMO}), Ranks()):  # refuses what it has no use for
         raise SystemExit(exit_code)
-    config = resolved.config
 
     from mlxmath.evaluate import evaluate
     from mlxmath.evaluation.contestants import Contestant
     from mlxmath.evaluation.samples import read_samples
+    from mlxmath.problems.prompts import get_template
 
     model = Path(config.model.mlx_path)
-    contestants = [Contestant("base", model), Contestant("tuned", model, Path(config.training.adapter_path))]
+    contestants = [
+        Contestant("base", model, template=get_template(BASE_TEMPLATE)),
+        Contestant("tuned", model, Path(config.training.adapter_path)),
+    ]
     found = evaluate(config, contestants, Ranks(), overwrite=True)
     assert found is not None
     fingerprints = {entry["label"]: entry["fingerprint"] for entry in found["settings"]["contestants"]}
@@ -50,9 +58,28 @@ def main(**values: Any) -> None:
     question = 'python -m mlxmath.infer --prompt "What is 12 + 7?"'
     serve = f"mlx_lm.server --model {config.model.mlx_path} --adapter-path {config.training.adapter_path}"
     click.echo(f"\nwhat to look at and to type next:\n    {found['folder']}/report.html\n    {question}\n    {serve}\n")
-    click.echo(f"exact answers to {found['num_problems']} problems that neither has seen:")
-    for name, figures in found["contestants"].items():
-        click.echo(f"{name:5} {100 * figures['accuracy']['value']:5.1f} %")
+    click.echo(table(found))
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Right answers of base and tuned model by kind of problem, with 95 % intervals, and the gain."""
+    from mlxmath.evaluation.wording import interval, percent, points
+
+    def cells(figures: Mapping[str, Any]) -> str:
+        return f"{percent(figures['value']):>8}  {interval(figures):13}"
+
+    base, tuned = (found["contestants"][name] for name in ("base", "tuned"))
+    lines = [
+        f"exact answers to {found['num_problems']} problems that neither has seen, with 95 % intervals; "
+        "the base at the prompt that suits it best:",
+        f"{'kind':14}{'problems':>8}   {'base':>8}  {'':13} {'tuned':>8}",
+    ]
+    for kind, before in base["by"]["subject"].items():
+        lines.append(f"{kind:14}{before['total']:8}   {cells(before)} {cells(tuned['by']['subject'][kind])}".rstrip())
+    lines.append(f"{'all':14}{found['num_problems']:8}   {cells(base['accuracy'])} {cells(tuned['accuracy'])}".rstrip())
+    gain = found["comparisons"][0]
+    low, high = points(gain["low"]), points(gain["high"])
+    return "\n".join([*lines, f"gain: {points(gain['difference'])} points ({low} to {high})"])
 
 
 if __name__ == "__main__":

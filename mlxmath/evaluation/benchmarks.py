@@ -45,7 +45,7 @@ class Benchmark:
 BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (
-        Benchmark("demo", DEMO, "test", ("problem",), ("answer",), max_tokens=120),
+        Benchmark("demo", DEMO, "test", ("problem",), ("answer",), subject=("kind",), max_tokens=120),
         Benchmark("gsm8k", "openai/gsm8k", "test", ("question",), solution=("answer",), configs=("main",)),
         Benchmark(
             "math500", "HuggingFaceH4/MATH-500", "test", ("problem",), ("answer",), ("solution",), ("subject",),
