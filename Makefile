@@ -1,4 +1,4 @@
-# make demo | make test | make lint: each makes the environment first if it is not there.
+# make demo | make test | make test-all | make lint: each makes the environment first if it is not there.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -17,12 +17,16 @@ else
   endif
 endif
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-all lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m mlxmath.demo
 
 test: $(VENV)/ready
+	$(BIN)/python -m pytest -n auto -m "not rarer"
+
+# and the model types of mlx_lm that `make test` leaves out
+test-all: $(VENV)/ready
 	$(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/ready

@@ -72,9 +72,9 @@ def ask(folder: Path, adapters: tuple[str, ...]) -> dict[str, list[bool]]:
 
 def compare(before: list[bool], after: list[bool]) -> dict[str, float]:
     """The shares of right answers, and the paired 95 % interval of their difference."""
-    from mlxmath.evaluation.stats import paired_bootstrap
+    from mlxmath.evaluation.stats import paired_interval
 
-    interval = paired_bootstrap(before, after)
+    interval = paired_interval(before, after)
     return {
         "before": sum(before) / len(before), "after": sum(after) / len(after),
         "difference": interval.estimate, "low": interval.low, "high": interval.high,

@@ -60,6 +60,7 @@ def main(memory: str | None, objective: "Objective", **values: Any) -> None:
     """
     from mlxmath.backends.select import open_backend
     from mlxmath.files import read_json
+    from mlxmath.models.unsupported import refuse_untrainable
     from mlxmath.weights.hub import fetch
 
     resolved: Resolved = options.settings(values)
@@ -70,6 +71,7 @@ def main(memory: str | None, objective: "Objective", **values: Any) -> None:
     held = converted(config.model)
     source = fetch(config.model.model, config.model.revision, config_only=True) if held is None else None
     model_config = read_json((source.folder if source else Path(config.model.mlx_path).expanduser()) / "config.json")
+    refuse_untrainable(model_config)
     lines, fits = describe(config, model_config, device, objective)
     click.echo(source.name if source else f"{config.model.mlx_path} ({held})")
     for line in lines:

@@ -1,5 +1,6 @@
 """`mlxmath train`: fine-tune LoRA adapters. How a run goes is told in `mlxmath.session`."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,17 @@ def _model_config(config: RunConfig) -> dict[str, Any]:
     return dict(read_json(folder / "config.json"))
 
 
+def infer_command(config: RunConfig) -> str:
+    """What to type to ask the tuned model, with each folder that is not `infer`'s own default."""
+    defaults = RunConfig()
+    folders = (
+        ("--mlx-path", config.model.mlx_path, defaults.model.mlx_path),
+        ("--adapter-path", config.training.adapter_path, defaults.training.adapter_path),
+    )
+    named = "".join(f" {option} {shlex.quote(folder)}" for option, folder, usual in folders if folder != usual)
+    return f'python -m mlxmath.infer{named} --prompt "What is 12 + 7?"'
+
+
 def train(resolved: Resolved, ranks: "Ranks") -> int:
     """Run a whole fine-tuning; the adapters are in `training.adapter_path` of rank 0 afterwards.
 
@@ -83,7 +95,7 @@ def train(resolved: Resolved, ranks: "Ranks") -> int:
     adapters = add_adapters(session)
     outcome = train_session(session, adapters, session.gradients(SupervisedFineTuning()), over_rows(session))
     if outcome.is_complete:
-        say(f'try: python -m mlxmath.infer --adapter-path {session.folder} --prompt "What is 12 + 7?"')
+        say(f"try: {infer_command(resolved.config)}")
     return outcome.exit_code
 
 

@@ -1,6 +1,8 @@
 """`train` as a user runs it, on the bundled model: what it leaves, reuse, kill and resume, deadline, signals."""
 
 import json
+import re
+import shlex
 import shutil
 import signal
 import time
@@ -9,6 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from mlxmath.config.schema import RunConfig
+from mlxmath.train import infer_command
 from tests.commands import run, start, succeed
 
 QUICK = (
@@ -176,3 +180,12 @@ def test_resume_refuses_another_run_and_names_what_differs(prepared: Path) -> No
     refused = run(prepared, "train", *QUICK, "--lora-rank", "4", "--seed", "9", "--resume")
     assert refused.returncode == 2
     assert "lora.rank was 8 and is 4" in refused.stderr and "training.seed was 0 and is 9" in refused.stderr
+
+
+def test_the_closing_hint_works_as_printed_wherever_the_folders_are(tmp_path: Path) -> None:
+    folders = ("--mlx-path", "a model", "--adapter-path", "its/adapters")
+    said = succeed(tmp_path, "train", "--debug", *folders, "--cache-dir", "cache", "--max-steps", "1").stderr
+    (hint,) = re.findall(r"^try: python -m mlxmath\.(.*)$", said, re.MULTILINE)
+    assert succeed(tmp_path, *shlex.split(hint)).stdout.strip()
+    usual = infer_command(RunConfig())
+    assert usual == 'python -m mlxmath.infer --prompt "What is 12 + 7?"'

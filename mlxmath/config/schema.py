@@ -96,7 +96,7 @@ class DataConfig(Section):
         "exact", description="Leave out repeated problems: the same but for spelling, or near-identical ones too."
     )
     decontaminate: tuple[str, ...] = Field(
-        ("gsm8k", "math-500"),
+        ("gsm8k", "math500"),
         description="Leave out problems that occur in these benchmarks: known names or files, separated by commas; "
         "'none' checks nothing.",
     )
@@ -151,8 +151,10 @@ class LoraConfig(Section):
         1.0, description="LoRA+: learning rate of B over that of A (its paper suggests 16)."
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout on the adapter's input.")
-    targets: tuple[str, ...] = Field(
-        ("q_proj", "v_proj"), description="Layers that get an adapter: names or globs, several separated by commas."
+    targets: tuple[str, ...] | None = Field(
+        None,
+        description="Layers that get an adapter: names or globs, several separated by commas (unset: those that make "
+        "queries and values, q_proj and v_proj by most models' names).",
     )
     num_layers: Annotated[int, Field(ge=-1)] = Field(-1, description="Train only the last N blocks (-1: all).")
 
@@ -163,8 +165,8 @@ class LoraConfig(Section):
 
     @field_validator("targets")
     @classmethod
-    def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value:
+    def _some(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value == ():
             raise ValueError("name at least one layer, for example q_proj,v_proj")
         return value
 
@@ -223,7 +225,8 @@ class TrainingConfig(Section):
     save_every: Annotated[int, Field(ge=1)] = Field(100, description="Optimizer steps between checkpoints.")
     keep_checkpoints: Annotated[int, Field(ge=1)] = Field(2, description="Keep the newest N checkpoints.")
     validation_split: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Hold out rows to measure the loss on: a fraction of them if below 1, else their number."
+        None,
+        description="Hold out problems to measure the loss on: about a fraction of them if below 1, else their number.",
     )
     validation_dataset: str | None = Field(
         None,
@@ -253,7 +256,7 @@ class TrainingConfig(Section):
     @classmethod
     def _whole(cls, value: float | None) -> float | None:
         if value is not None and value >= 1 and not value.is_integer():
-            raise ValueError("give a fraction below 1 or a whole number of rows")
+            raise ValueError("give a fraction below 1 or a whole number of problems")
         return value
 
     @field_validator("validation_dataset")

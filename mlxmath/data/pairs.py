@@ -3,6 +3,7 @@
 Shapes: P pairs, B = 2 P rows of a micro-batch (chosen, rejected, chosen, …), N target positions.
 """
 
+import copy
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
@@ -45,13 +46,20 @@ class Pairs:
         self.ids: Ids = np.arange(len(rows) // 2) if ids is None else ids[::2] // 2
         self.numbers = self.ids + first_id
         first, second = self.rows.lengths[::2], self.rows.lengths[1::2]
-        self.lengths: NDArray[np.int64] = first + second - 1 if packed else np.maximum(first, second)
+        self._longer = np.maximum(first, second)
+        self.lengths: NDArray[np.int64] = first + second - 1 if packed else self._longer
         ranks = getattr(rows, "ranks", None)
         self.ranks: NDArray[np.int32] | None = None if ranks is None else ranks[::2]
 
     def row(self, index: int) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
         """Tokens and mask of one of the 2 P rows."""
         return self.rows.row(index)
+
+    def unpacked(self) -> "Pairs":
+        """The same pairs, as long as the longer of their rows."""
+        twin = copy.copy(self)
+        twin.lengths = self._longer
+        return twin
 
     def __len__(self) -> int:
         return len(self.lengths)

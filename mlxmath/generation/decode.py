@@ -42,6 +42,30 @@ class Caches:
             layer.extend(theirs)
 
 
+class EvenCaches(Caches):
+    """The caches that a model makes itself, for rows of equal lengths: none of them knows of rows or of padding."""
+
+    def __init__(self, layers: Sequence[Any], num_rows: int) -> None:
+        super().__init__(layers)
+        self._num_rows = num_rows
+
+    def filter(self, rows: Sequence[int]) -> None:
+        """Keep these rows; one may be kept several times."""
+        chosen_B = mx.array(list(rows), mx.int32)
+
+        def of_rows(value: Any) -> Any:
+            if isinstance(value, mx.array):
+                return value[chosen_B] if value.ndim and len(value) == self._num_rows else value
+            if isinstance(value, list | tuple):
+                return type(value)(map(of_rows, value))
+            for name, inner in list(getattr(value, "__dict__", {}).items()):
+                setattr(value, name, of_rows(inner))
+            return value
+
+        of_rows(self.layers)
+        self._num_rows = len(chosen_B)
+
+
 @dataclass(frozen=True)
 class Prefix:
     """What all prompts begin with: its tokens, and their keys and values."""
@@ -54,7 +78,7 @@ class Decoder:
     """Draws the next token of each of its sequences; others may join and leave between steps.
 
     A prompt goes through the model once, however many sequences begin with it. What is drawn for a sequence depends on
-    its prompt and seed alone, not on its neighbours.
+    its prompt and seed alone, not on its neighbours, where `mlxmath.generation.neighbours.way_of` the model says so.
 
     Args:
         model: in evaluation mode.
@@ -63,6 +87,8 @@ class Decoder:
         prefix: that all prompts begin with; each has at least one token more.
         shares: hold the keys and values of equal prompts once. Needs a model that `cannot_share_prefixes` has nothing
             against, and prompts of two tokens at least.
+        even: take one set of prompts of equal lengths and no more until all of them have left. Nothing is padded, and
+            the model runs as in mlx_lm's own generation.
     """
 
     def __init__(
@@ -73,9 +99,11 @@ class Decoder:
         logprobs: bool = False,
         prefix: Prefix = Prefix(),
         shares: bool = False,
+        even: bool = False,
     ) -> None:
+        assert not (even and (shares or prefix.tokens))
         self._model, self._sampling, self._logprobs, self._prefix = model, sampling, logprobs, prefix
-        self._shares = shares
+        self._shares, self._even = shares, even
         self._caches: Any = None
         self._num_steps = 0
         self._seeds_B = np.zeros(0, np.uint64)
@@ -88,13 +116,17 @@ class Decoder:
 
     def add(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> None:
         """Let sequences join behind those that are there already."""
+        if self._even:
+            assert not len(self) and len(set(map(len, prompts))) == 1
+            self._add([tuple(prompt) for prompt in prompts], seeds)
+            return
         for part in _parts(prompts):
             self._add([tuple(prompts[i]) for i in part], [seeds[i] for i in part])
 
     def _add(self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int]) -> None:
         unique = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
         layers, numbers = self._prefilled(list(unique)), [unique[prompt] for prompt in prompts]
-        caches: Caches | SharedPrefixes = Caches(layers)
+        caches: Caches | SharedPrefixes = EvenCaches(layers, len(unique)) if self._even else Caches(layers)
         if self._shares:
             caches = SharedPrefixes(layers, Groups(tuple(unique), np.array(numbers)), self._sampling.max_new_tokens + 1)
         elif len(unique) < len(prompts):
@@ -146,8 +178,11 @@ class Decoder:
 
     def _prefilled(self, prompts: Sequence[tuple[int, ...]]) -> list[Any]:
         """Keys and values of all but the last token of each prompt."""
-        single = [self._prefix.cache or make_prompt_cache(self._model) for _ in prompts]
-        cache = [layers[0].merge(list(layers)) for layers in zip(*single, strict=True)]
+        if self._even:
+            cache = make_prompt_cache(self._model)
+        else:
+            single = [self._prefix.cache or make_prompt_cache(self._model) for _ in prompts]
+            cache = [layers[0].merge(list(layers)) for layers in zip(*single, strict=True)]
         inputs = [prompt[len(self._prefix.tokens) : -1] for prompt in prompts]
         lengths = [len(tokens) for tokens in inputs]
         step = max(2, PREFILL_TOKENS // len(prompts))

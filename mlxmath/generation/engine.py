@@ -14,6 +14,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlxmath.generation.decode import Decoder, Prefix, prefilled_prefix
 from mlxmath.generation.ending import completes_stop, cut, load_generation_tokenizer, stop_strings
+from mlxmath.generation.neighbours import way_of
 from mlxmath.generation.sampling import Sampling, draw, uniforms
 from mlxmath.models.shared_prefix import cannot_share_prefixes
 
@@ -92,7 +93,8 @@ def generate_batch(
     """Answer all prompts, `concurrency` of them at a time; a finished one makes room for the next.
 
     What the prompts begin with in common goes through the model once. So do equal prompts, whose keys and values are
-    held once where the model allows.
+    held once where the model allows. A model that does not bear prompts of different lengths in a batch gets them in
+    groups of one length, or alone; see `mlxmath.generation.neighbours.way_of`.
 
     Args:
         model: the model, put into evaluation mode.
@@ -114,11 +116,16 @@ def generate_batch(
         return []
     model.eval()
     seeds = seeds if seeds is not None else [seed_of(sampling.seed, i) for i in range(len(prompts))]
-    repeat = len(set(map(tuple, prompts))) < len(prompts) and min(map(len, prompts)) > 1
-    decoder = Decoder(
-        model, sampling, logprobs=logprobs, prefix=_shared_prefix(model, prompts),
-        shares=repeat and cannot_share_prefixes(model) is None,
-    )  # fmt: skip
+    way = "alone" if len(prompts) == 1 else way_of(model)
+    if way == "together":
+        repeat = len(set(map(tuple, prompts))) < len(prompts) and min(map(len, prompts)) > 1
+        decoder = Decoder(
+            model, sampling, logprobs=logprobs, prefix=_shared_prefix(model, prompts),
+            shares=repeat and cannot_share_prefixes(model) is None,
+        )  # fmt: skip
+    else:
+        decoder = Decoder(model, sampling, logprobs=logprobs, even=True)
+        concurrency = 1 if way == "alone" else concurrency
     ends, stops = tokenizer.eos_token_ids, stop_strings(tokenizer)
     # longest first: the last ones to finish are then short, and slots stay full
     waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
@@ -128,8 +135,12 @@ def generate_batch(
     completions: dict[int, Completion] = {}
     while waiting or answering:
         free = concurrency - len(answering)
-        if waiting and (free >= refill or not answering):
-            chosen = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+        if waiting and (not answering or (free >= refill and way == "together")):
+            number = min(free, len(waiting))
+            if way != "together":
+                longest = len(prompts[waiting[0]])
+                number = min(number, sum(len(prompts[i]) == longest for i in waiting))
+            chosen = [waiting.popleft() for _ in range(number)]
             decoder.add([prompts[i] for i in chosen], [seeds[i] for i in chosen])
             answering += chosen
             drawn |= {i: [] for i in chosen}

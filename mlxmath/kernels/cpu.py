@@ -117,7 +117,8 @@ class CpuKernels:
                 sums[head] = top + np.log(total)
 
         self._parallel(heads, len(rows), 1)
-        return product(scores, v_BKLD).reshape(q_BHLD.shape), mx.array(log_sums)
+        out_BHLD = product(scores, v_BKLD).reshape(*q_BHLD.shape[:-1], v_BKLD.shape[-1])  # values may be less wide
+        return out_BHLD, mx.array(log_sums)
 
     def attention_backward(
         self,

@@ -1,5 +1,7 @@
 """The adapter folder: written so that mlx_lm reads it, read so that nothing wrong passes."""
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,83 @@ import mlx.nn as nn
 from mlxmath.config.schema import LoraConfig
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.files import atomic_file, atomic_json, read_json
-from mlxmath.lora.inject import adapter_arrays, inject, open_blocks
+from mlxmath.lora.inject import adapter_arrays, open_blocks, put_adapters
+from mlxmath.lora.targets import Targets, resolve_keys
+from mlxmath.models.finite import check_finite
 from mlxmath.models.score import add_score_head
 
 WEIGHTS = "adapters.safetensors"
 CONFIG = "adapter_config.json"
 REWARD_MODEL = "reward_model"
 """Key of adapter_config.json: true if the weights hold a score head too."""
+_MAX_RANK = 65_536
+
+
+@dataclass(frozen=True)
+class Form:
+    """What adapter_config.json says of an adapter's arrays."""
+
+    kind: str
+    """mlx_lm's fine_tune_type: "lora", "dora" or "full"."""
+    num_layers: int
+    """The last N blocks; -1 or 0: all."""
+    rank: int = 0
+    scale: float = 0.0
+    dropout: float = 0.0
+    keys: tuple[str, ...] | None = None
+    """None, as mlx_lm leaves it by default: every layer of the blocks."""
+
+    @classmethod
+    def of(cls, record: Any, path: Path) -> "Form":
+        """Out of a parsed adapter_config.json.
+
+        Raises:
+            MlxmathError: something is missing, of another type or beyond all sense.
+        """
+        kind = _value(record, "fine_tune_type", path, str, default="lora")
+        if kind not in ("lora", "dora", "full"):
+            raise MlxmathError(f"{path}: fine_tune_type {kind!r} is not supported; expected lora, dora or full.")
+        num_layers = _value(record, "num_layers", path, int, default=-1 if kind == "full" else None)
+        if kind == "full":
+            return cls(kind, num_layers)
+        parameters = _value(record, "lora_parameters", path, dict)
+        rank = _value(parameters, "rank", path, int)
+        scale = _value(parameters, "scale", path, float)
+        dropout = _value(parameters, "dropout", path, float, default=0.0)
+        keys = parameters.get("keys")
+        if not 1 <= rank <= _MAX_RANK:
+            raise _senseless(path, "rank", f"a whole number from 1 to {_MAX_RANK:,}", rank)
+        if not 0 <= dropout < 1:
+            raise _senseless(path, "dropout", "a number from 0 to below 1", dropout)
+        if keys is not None and not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
+            raise _senseless(path, "keys", "a list of layers' names", keys)
+        return cls(kind, num_layers, rank, scale, dropout, None if keys is None else tuple(keys))
+
+    def targets(self, model: nn.Module) -> Targets:
+        """The layers of a base model that have adapters."""
+        return resolve_keys(model, self.keys, self.num_layers)
+
+
+def _value(table: Any, name: str, path: Path, kind: type, default: Any = None) -> Any:
+    """A value of a configuration, its type checked; whole numbers are numbers too."""
+    if not isinstance(table, dict):
+        raise _senseless(path, "it", "a table", table)
+    value = table.get(name, default)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1e30:
+        value = float(value)
+    is_right = isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
+    if not is_right or (isinstance(value, float) and not math.isfinite(value)):
+        expected = {str: "text", int: "a whole number", float: "a finite number", dict: "a table"}[kind]
+        raise _senseless(path, name, expected, value if name in table else "nothing")
+    return value
+
+
+def _senseless(path: Path, name: str, expected: str, found: Any) -> MlxmathError:
+    shown = repr(found)
+    return MlxmathError(
+        f"{path} is not an adapter configuration: {name}: expected {expected}; found "
+        f"{shown if len(shown) <= 60 else shown[:60] + '...'}."
+    )
 
 
 def adapter_config(config: LoraConfig, keys: tuple[str, ...], *, full: bool = False, **extra: Any) -> dict[str, Any]:
@@ -126,13 +198,24 @@ def _read(folder: Path, base_fingerprint: str | None) -> dict[str, Any]:
             f"{folder} holds no adapter: {absent} is missing. Train one (`mlxmath train`), name another folder "
             "with --adapter-path, or ask the base model with --no-adapter."
         )
-    record = read_json(folder / CONFIG)
+    record = read_config(folder)
     made_for = record.get("base_fingerprint")
     if base_fingerprint and made_for and made_for != base_fingerprint:
         raise MlxmathError(
             f"{folder} was trained on another base model ({record.get('base_model', 'unknown')}, fingerprint "
             f"{made_for}) than the one loaded (fingerprint {base_fingerprint}). Choose the matching --mlx-path."
         )
+    return record
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json.
+
+    Raises:
+        MlxmathError: it is absent, no JSON or no adapter configuration.
+    """
+    record = read_json(folder / CONFIG)
+    Form.of(record, folder / CONFIG)
     return dict(record)
 
 
@@ -150,23 +233,37 @@ def load_initial(model: nn.Module, folder: Path, wanted: dict[str, Any]) -> None
     """
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise InputError(f"--init-adapter: {folder} holds no adapter; expected {CONFIG} and {WEIGHTS}.")
-    found = read_json(folder / CONFIG)
-    differences = [
-        f"{name} is {found.get(name)!r} there and {wanted.get(name)!r} here"
-        for name in ("base_fingerprint", "fine_tune_type", "num_layers", "lora_parameters")
-        if _form(found, name) != _form(wanted, name) and not (name == "base_fingerprint" and name not in found)
-    ]
+    found = read_config(folder)
+    differences = _differences(
+        Form.of(found, folder / CONFIG), Form.of(wanted, folder / CONFIG), num_blocks=len(model.layers)
+    )
+    theirs, ours = found.get("base_fingerprint"), wanted.get("base_fingerprint")
+    if theirs is not None and theirs != ours:
+        differences = [f"base_fingerprint is {theirs!r} there and {ours!r} here", *differences]
     if differences:
         raise InputError(f"--init-adapter: {folder} does not fit this run: {'; '.join(differences)}.")
     load_weights(model, folder / WEIGHTS)
 
 
-def _form(record: dict[str, Any], name: str) -> Any:
-    """A part of an adapter's configuration as it is compared: dropout may differ, and the order of the layers."""
-    value = record.get(name)
-    if isinstance(value, dict):
-        return {key: sorted(v) if key == "keys" else v for key, v in value.items() if key != "dropout"}
-    return value
+def _differences(found: Form, wanted: Form, num_blocks: int) -> list[str]:
+    """What of two forms is not the same; dropout may differ, and where one lists no keys, the arrays will tell."""
+
+    def comparable(form: Form) -> dict[str, Any]:
+        is_all = form.num_layers in (-1, 0) or form.num_layers >= num_blocks
+        values = {"fine_tune_type": form.kind, "num_layers": -1 if is_all else form.num_layers}
+        if form.kind == "full":
+            return values
+        parameters: dict[str, Any] = {"rank": form.rank, "scale": form.scale}
+        if found.keys is not None and wanted.keys is not None:
+            parameters["keys"] = sorted(form.keys or ())
+        return values | {"lora_parameters": parameters}
+
+    theirs, ours = comparable(found), comparable(wanted)
+    return [
+        f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
+        for name in {**theirs, **ours}
+        if theirs.get(name) != ours.get(name)
+    ]
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -181,6 +278,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         found: dict[str, mx.array] = mx.load(str(path), format="safetensors")
     except RuntimeError as error:
         raise MlxmathError(f"{path} is damaged or not a safetensors file ({error}).") from None
+    check_finite(path, found)
     expected = adapter_arrays(model)
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} belongs to no adapter of this model" for name in found if name not in expected]
@@ -199,26 +297,13 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 def _prepare(model: nn.Module, folder: Path, record: dict[str, Any]) -> None:
     """Give `model` the trainable arrays that adapter_config.json describes. The scale is the recorded one, exactly."""
-    kind = record.get("fine_tune_type", "lora")
-    if kind not in ("lora", "dora", "full"):
-        raise MlxmathError(f"{folder / CONFIG}: fine_tune_type {kind!r} is not supported; expected lora, dora or full.")
-    try:
-        if kind == "full":
-            open_blocks(model, int(record.get("num_layers", -1)))
-            return
-        parameters = record["lora_parameters"]
-        rank, scale = int(parameters["rank"]), float(parameters["scale"])
-        section = LoraConfig(
-            variant=kind,
-            rank=rank,
-            alpha=scale * rank,
-            dropout=float(parameters.get("dropout", 0.0)),
-            targets=tuple(parameters["keys"]),
-            num_layers=int(record["num_layers"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise MlxmathError(
-            f"{folder / CONFIG} is not an adapter configuration: {type(error).__name__} {error}. Expected num_layers "
-            "and lora_parameters with rank, scale and keys."
-        ) from None
-    inject(model, section, scale=scale)
+    form = Form.of(record, folder / CONFIG)
+    if form.kind == "full":
+        open_blocks(model, form.num_layers)
+        return
+    targets = form.targets(model)
+    if not targets.layers:
+        raise MlxmathError(f"{folder / CONFIG}: keys name no layer of this model: {', '.join(form.keys or ())}.")
+    if form.kind == "dora" and any(layer.num_experts is not None for layer in targets.layers):
+        raise MlxmathError(f"{folder / CONFIG} asks for DoRA on experts, which neither mlx_lm nor mlxmath has.")
+    put_adapters(model, targets, form.kind, form.rank, form.scale, form.dropout)

@@ -1,9 +1,7 @@
 """Puts adapters into a model, or opens its blocks for full fine-tuning, and finds what trains."""
 
-import difflib
-import fnmatch
-import re
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -11,9 +9,8 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxmath.config.schema import LoraConfig
 from mlxmath.errors import InputError
-from mlxmath.lora.layers import ADAPTER_LAYERS, LoRALinear, linear_shape
-
-_BLOCK = re.compile(r"^(?:.*\.)?layers\.(\d+)\.(.+)$")
+from mlxmath.lora.layers import AdapterLayer, adapter_layer
+from mlxmath.lora.targets import Targets, first_block, natural, resolve_targets
 
 
 @dataclass(frozen=True)
@@ -26,6 +23,8 @@ class Injected:
     num_modules: int
     num_trainable: int
     num_total: int
+    notes: tuple[str, ...] = ()
+    """What people should know of the choice, a line each."""
 
     def __str__(self) -> str:
         percent = 100 * self.num_trainable / self.num_total
@@ -36,39 +35,36 @@ class Injected:
         )
 
 
-def inject(model: nn.Module, config: LoraConfig, scale: float | None = None) -> Injected:
-    """Replace the linear layers that `config.targets` names by LoRA layers; freeze everything but their adapters.
+def inject(model: nn.Module, config: LoraConfig, targets: Targets | None = None) -> Injected:
+    """Put adapters on the layers that `config` chooses; freeze everything but them.
 
-    `scale` stands in for `config.scale` where an adapter's file gives it.
-
-    A target is a layer's name (`q_proj`), its path in a block (`self_attn.q_proj`), its full path (`lm_head`) or a
-    glob over any of these (`*_proj`, `mlp.*`).
+    `targets` stands in for what `resolve_targets` finds.
 
     Raises:
-        InputError: a target matches nothing, or the rank exceeds a layer's smaller side.
+        InputError: see `resolve_targets`.
     """
-    first = _first_block(model, config.num_layers)
-    layer_type, scale = ADAPTER_LAYERS[config.variant], config.scale if scale is None else scale
-    linears = {
-        path: module for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.QuantizedLinear)
-    }
-    chosen = {path: key for target in config.targets for path, key in _matches(target, linears, first)}
-    layers = []
-    for path in chosen:
-        smaller = min(linear_shape(linears[path]))
-        if config.rank > smaller:
-            raise InputError(f"--lora-rank {config.rank} exceeds the smaller side of {path} ({smaller}).")
-    model.freeze()
-    for path in sorted(chosen, key=_natural):
-        layers.append((path, layer_type(linears[path], config.rank, scale, config.dropout)))
-    model.update_modules(tree_unflatten(layers))
+    targets = targets or resolve_targets(model, config)
+    put_adapters(model, targets, config.variant, config.rank, config.scale, config.dropout)
     return Injected(
         kind=config.variant,
-        keys=tuple(sorted(set(chosen.values()), key=_natural)),
-        num_modules=len(layers),
+        keys=targets.keys,
+        num_modules=len(targets.layers),
         num_trainable=sum(array.size for array in adapter_arrays(model).values()),
         num_total=_num_parameters(model),
+        notes=targets.notes,
     )
+
+
+def put_adapters(
+    model: nn.Module, targets: Targets, variant: str, rank: int, scale: float, dropout: float = 0.0
+) -> None:
+    """Replace layers by adapter layers around them; freeze everything but the adapters."""
+    modules = dict(model.named_modules())
+    model.freeze()
+    layers: list[tuple[str, Any]] = [
+        (layer.path, adapter_layer(modules[layer.path], variant, rank, scale, dropout)) for layer in targets.layers
+    ]
+    model.update_modules(tree_unflatten(layers))
 
 
 def open_blocks(model: nn.Module, num_layers: int) -> Injected:
@@ -81,18 +77,20 @@ def open_blocks(model: nn.Module, num_layers: int) -> Injected:
         InputError: a block is quantized: packed weights have no gradient.
     """
     model.freeze()
-    blocks = model.layers[_first_block(model, num_layers) :]
+    blocks = model.layers[first_block(model, num_layers) :]
     modules = [(key, module) for block in blocks for key, module in block.named_modules() if not module.children()]
-    if any(isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding) for _, module in modules):
+    if any(_is_packed(module) for _, module in modules):
         raise InputError(
             "--full: the model is quantized and packed weights cannot be trained. Convert it without --quantize "
             "(another --mlx-path), or train adapters (without --full)."
         )
     for block in blocks:
         block.unfreeze()
+        for module in block.modules():  # tables of whole numbers have no gradient
+            module.freeze(keys=[name for name, value in module.items() if _is_whole(value)], recurse=False)
     return Injected(
         kind="full",
-        keys=tuple(sorted({key for key, module in modules if module.trainable_parameters()}, key=_natural)),
+        keys=tuple(sorted({key for key, module in modules if module.trainable_parameters()}, key=natural)),
         num_modules=sum(bool(module.trainable_parameters()) for _, module in modules),
         num_trainable=sum(array.size for array in adapter_arrays(model).values()),
         num_total=_num_parameters(model),
@@ -104,38 +102,6 @@ def adapter_arrays(model: nn.Module) -> dict[str, mx.array]:
     return dict(tree_flatten(model.trainable_parameters()))
 
 
-def _first_block(model: nn.Module, num_layers: int) -> int:
-    return 0 if num_layers in (-1, 0) else max(0, len(model.layers) - num_layers)
-
-
-def _matches(target: str, linears: dict[str, nn.Module], first_block: int) -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-    names: set[str] = set()
-    for path in linears:
-        block = _BLOCK.match(path)
-        key = block[2] if block else path
-        last = key.rsplit(".", 1)[-1]
-        names |= {key, last}
-        if any(fnmatch.fnmatchcase(name, target) for name in (path, key, last)) and (
-            block is None or int(block[1]) >= first_block
-        ):
-            found.append((path, key))
-    if "*" in target:  # a glob means the blocks' layers; the head only where it is named
-        found = [(path, key) for path, key in found if _BLOCK.match(path)]
-    if not found:
-        near = difflib.get_close_matches(target, sorted(names), n=3, cutoff=0.4)
-        known = sorted({name.rsplit(".", 1)[-1] for name in names}, key=_natural)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise InputError(
-            f"--lora-targets: {target!r} matches no linear layer; {hint}This model has {', '.join(known)}."
-        )
-    return found
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
-
-
 def _num_parameters(model: nn.Module) -> int:
     """Parameters as people count them: a packed 4-bit word holds eight."""
     total = 0
@@ -143,8 +109,17 @@ def _num_parameters(model: nn.Module) -> int:
         for name, array in module.items():
             if not isinstance(array, mx.array) or name.startswith("_"):
                 continue
-            if isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding) and name == "weight":
+            if _is_packed(module) and name == "weight":
                 total += array.size * 32 // module.bits
-            elif not (isinstance(module, LoRALinear) and name == "scale"):
+            elif not (isinstance(module, AdapterLayer) and name == "scale"):
                 total += array.size
     return total
+
+
+def _is_packed(module: nn.Module) -> bool:
+    """Whether a layer's weight is quantized, whatever the kind of layer."""
+    return hasattr(module, "bits") and "scales" in module
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, mx.array) and not mx.issubdtype(value.dtype, mx.inexact)

@@ -1,6 +1,6 @@
-"""LoRA and DoRA layers.
+"""LoRA and DoRA layers, and LoRA layers of a mixture's experts.
 
-Shapes: B batch, L length, I inputs, O outputs, R rank.
+Shapes: B batch, L length, I inputs, O outputs, R rank, E experts, K experts chosen for a token.
 """
 
 import math
@@ -8,17 +8,24 @@ from typing import TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 ADAPTER_PARAMETERS = ("lora_a", "lora_b", "m")
 """Names of the trained arrays of an adapter layer (`m` in DoRA only)."""
 
 BaseLinear: TypeAlias = nn.Linear | nn.QuantizedLinear
+ExpertLinear: TypeAlias = SwitchLinear | QuantizedSwitchLinear
+
+LINEARS = (nn.Linear, nn.QuantizedLinear)
+"""Kinds of layers that have one matrix."""
+EXPERTS = (SwitchLinear, QuantizedSwitchLinear)
+"""Kinds of layers that have a matrix for each expert."""
 
 
-def linear_shape(linear: BaseLinear) -> tuple[int, int]:
-    """(inputs, outputs) of a linear layer, quantized or not."""
-    outputs, columns = linear.weight.shape
-    if isinstance(linear, nn.QuantizedLinear):
+def linear_shape(linear: BaseLinear | ExpertLinear) -> tuple[int, int]:
+    """(inputs, outputs) of a linear layer or of an expert's, quantized or not."""
+    *_, outputs, columns = linear.weight.shape
+    if isinstance(linear, nn.QuantizedLinear | QuantizedSwitchLinear):
         return columns * 32 // linear.bits, outputs
     return columns, outputs
 
@@ -108,5 +115,54 @@ class DoRALinear(LoRALinear):
         return mx.sqrt(mx.maximum(square_O, 1e-30))  # a row of zeros stays one
 
 
-ADAPTER_LAYERS: dict[str, type[LoRALinear]] = {"lora": LoRALinear, "dora": DoRALinear}
-"""Layer by `lora.variant`."""
+class ExpertsLoRALinear(nn.Module):
+    """y = W_e x + scale · B_e A_e x for each expert e that is chosen for x, with all W_e frozen.
+
+    The formula, names and shapes are those of mlx_lm's `LoRASwitchLinear`: `lora_a` (E, R, I) starts uniform in ±1/√I,
+    `lora_b` (E, O, R) at zero. (PEFT's adapters on expert parameters are the same: rank and scale are each expert's.)
+    Types, dropout and `scale` are as in `LoRALinear`.
+    """
+
+    def __init__(self, linear: ExpertLinear, rank: int, scale: float, dropout: float = 0.0) -> None:
+        super().__init__()
+        inputs, outputs = linear_shape(linear)
+        bound = 1 / math.sqrt(inputs)
+        self.linear = linear
+        self.lora_a = mx.random.uniform(-bound, bound, (linear.num_experts, rank, inputs))
+        self.lora_b = mx.zeros((linear.num_experts, outputs, rank))
+        self.scale = mx.array(scale, mx.float32)
+        self.dropout = nn.Dropout(dropout)
+        self.freeze(recurse=True)
+        self.unfreeze(keys=list(ADAPTER_PARAMETERS), recurse=False)
+
+    def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
+        """Apply the layer as a mixture does.
+
+        Args:
+            x: (B, L, 1, 1, I) or, once a token's experts differ, (B, L, K, 1, I); (N, 1, I) if sorted by expert.
+            indices: the experts, (B, L, K) or (N,).
+            sorted_indices: whether they ascend.
+
+        Returns:
+            (B, L, K, 1, O) or (N, 1, O), in the base's type.
+        """
+        y = self.linear(x, indices, sorted_indices=sorted_indices)
+
+        def experts(x: mx.array, weight: mx.array) -> mx.array:
+            transposed = weight.astype(x.dtype).swapaxes(-1, -2)
+            return mx.gather_mm(x, transposed, rhs_indices=indices, sorted_indices=sorted_indices)
+
+        low = self.scale.astype(x.dtype) * experts(self.dropout(x), self.lora_a)
+        return y + experts(low, self.lora_b)
+
+
+AdapterLayer: TypeAlias = LoRALinear | ExpertsLoRALinear
+
+
+def adapter_layer(
+    linear: BaseLinear | ExpertLinear, variant: str, rank: int, scale: float, dropout: float
+) -> AdapterLayer:
+    """The adapter layer of `lora.variant` around a layer."""
+    if isinstance(linear, EXPERTS):
+        return ExpertsLoRALinear(linear, rank, scale, dropout)
+    return (DoRALinear if variant == "dora" else LoRALinear)(linear, rank, scale, dropout)

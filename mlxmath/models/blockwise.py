@@ -11,11 +11,17 @@ computed again: only its gradients are asked for.
     g, u = gate(norm(h)), up(norm(h)) kept: g, u
     y = h + down(swiglu(g, u))                             (swiglu is a kernel, computed again if down is trained)
 
+An MLP whose input counts for more than SwiGLU, as that of experts does, is one segment, y = h + mlp(norm(h)), computed
+again in the backward pass. Which it is, and whether the blocks are put together like this at all, is decided by their
+gradients (`mlxmath.models.trust`). What comes before the first block and after the last is the model's own.
+
 `mlxmath.models.segments` has the four that are not a kernel, `mlxmath.models.trained` their gradients.
 
 Shapes: B rows, L positions, D hidden width.
 """
 
+from collections.abc import Collection, Hashable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +32,17 @@ from mlx.utils import tree_flatten
 from mlxmath.kernels.base import Kernels
 from mlxmath.kernels.portable import PortableKernels
 from mlxmath.models import segments
-from mlxmath.models.layouts import Attended, Layout, Output, Rows
+from mlxmath.models.blocks import kinds_of, only, path_of_blocks
+from mlxmath.models.calls import given_to, standing_in, without_dropout
+from mlxmath.models.layouts import Attended, Layout, Output, PromptRows, Rows
+from mlxmath.models.numpy_linear import left_to_mlx
+from mlxmath.models.split import Split, split
 from mlxmath.models.trained import Gradients, Replay, Trained, summed, vjp
+from mlxmath.models.trust import ERRORS, autodiff, cotangent_of, disagreement, remembered, stand_in, tokens_of
+
+_LONG = 1 << 20
+"""Positions, more than any window has."""
+_ONE_MLP = "the MLP is one segment"
 
 
 @dataclass
@@ -36,7 +51,7 @@ class _Kept:
 
     x: mx.array
     random_state: mx.array | None
-    inner: tuple[Attended, Output, mx.array, mx.array, mx.array] | None = None
+    inner: tuple[Attended, Output, mx.array, tuple[mx.array, mx.array] | None] | None = None
 
 
 @dataclass
@@ -55,51 +70,59 @@ class Blockwise:
         model: an mlx_lm model that `unsupported` has nothing against.
         kernels: the device's.
         checkpoint_every: keep only the input of every n-th block and compute the rest again (0: of none, 1: of all).
+        parts: of the model (None: found here).
+        chosen: numbers of the blocks that take part (None: all); the others pass on what they are given.
+        whole_mlps: of the blocks, those whose MLP is one segment (None: found here).
     """
 
-    def __init__(self, model: nn.Module, kernels: Kernels, checkpoint_every: int = 0) -> None:
-        self._body = model.model
+    def __init__(
+        self,
+        model: nn.Module,
+        kernels: Kernels,
+        checkpoint_every: int = 0,
+        *,
+        parts: Split | None = None,
+        chosen: Sequence[int] | None = None,
+        whole_mlps: Collection[int] | None = None,
+    ) -> None:
+        found = parts or split(model)
+        assert not isinstance(found, str)
+        self._parts, self._all = found, model.layers
+        self._numbers = list(range(len(model.layers)) if chosen is None else chosen)
+        self._blocks = [model.layers[number] for number in self._numbers]
         self._kernels, self._portable = kernels, PortableKernels()
-        for block in self._body.layers:
+        self._path = path_of_blocks(model)
+        for block in self._blocks:
             segments.prepare(block)
+        if whole_mlps is None:
+            reason, whole_mlps = _tried(model, found, kernels)
+            assert reason is None
+        self._whole_mlps = [number in whole_mlps for number in self._numbers]
         self._checkpoint_every = checkpoint_every
-        self._trained = [Trained.of(block) for block in self._body.layers]
+        self._trained = [Trained.of(block) for block in self._blocks]
         having = (i for i, trained in enumerate(self._trained) if trained.attention or trained.mlp)
-        self._first = next(having, len(self._body.layers))
+        self._first = next(having, len(self._blocks))
         self._random = any(isinstance(m, nn.Dropout) and m._p_1 < 1 for m in model.modules())
 
     @staticmethod
-    def unsupported(model: nn.Module) -> str | None:
+    def unsupported(model: nn.Module, kernels: Kernels | None = None, parts: Split | None = None) -> str | None:
         """Why the model cannot be computed block by block; None if it can."""
-        body = getattr(model, "model", None)
-        if body is None or not all(hasattr(body, name) for name in ("embed_tokens", "layers", "norm")):
-            return "its body is not embedding, blocks and norm"
-        for block in body.layers:
+        for block in model.layers:
             if reason := segments.unsupported(block):
                 return reason
-        outside = [name for name, _ in tree_flatten(model.trainable_parameters()) if ".layers." not in f".{name}"]
-        if outside:
+        blocks = path_of_blocks(model) + "."
+        if any(not name.startswith(blocks) for name, _ in tree_flatten(model.trainable_parameters())):
             return "more than its blocks is trained"
-        tokens_BL = mx.arange(7)[None] % body.embed_tokens.weight.shape[0]
-        was_training = model.training
-        model.eval()
-        expected = body(tokens_BL)
-        try:
-            found, _ = Blockwise(model, PortableKernels()).forward(Rows(tokens_BL))
-        except (AttributeError, TypeError, ValueError, KeyError) as error:
-            return f"its blocks need other arguments ({error})"
-        finally:
-            model.train(was_training)
-        tolerance = 1e-3 if expected.dtype == mx.float32 else 5e-2
-        if not mx.allclose(found.astype(mx.float32), expected.astype(mx.float32), rtol=tolerance, atol=tolerance):
-            return "its blocks are put together in another way"
-        return None
+        found = parts or split(model)
+        if isinstance(found, str):
+            return found
+        return _tried(model, found, kernels or PortableKernels())[0]
 
     def forward(self, rows: Layout, *, keep: bool = True) -> tuple[mx.array, Tape]:
         """Hidden states (B, L, D) after the last norm, and the tape (of no use without `keep`)."""
-        x = self._body.embed_tokens(rows.tokens_BL)
+        x = self._before(rows.tokens_BL)
         kept = []
-        for number in range(len(self._body.layers)):
+        for number in range(len(self._blocks)):
             entry = _Kept(x, mx.array(mx.random.state[0]) if self._random else None)
             x, inner = self._block_forward(number, x, rows)
             if not (rows.recomputed or (self._checkpoint_every and number % self._checkpoint_every == 0)):
@@ -107,60 +130,101 @@ class Blockwise:
             mx.async_eval(x)
             if keep and number >= self._first:
                 kept.append(entry)
-        return self._body.norm(x), Tape(kept, x, rows)
+        return self._after(x, rows.tokens_BL), Tape(kept, x, rows)
 
     def backward(self, tape: Tape, d_hidden_BLD: mx.array) -> Gradients:
         """Gradients of the trainable parameters by their full names, given those of the hidden states.
 
         Frees the tape as it goes.
         """
+        return self._backward(tape, d_hidden_BLD)[1]
+
+    def trial(self, rows: Layout, prompts: PromptRows | None = None) -> tuple[mx.array, Gradients]:
+        """Hidden states and gradients as `mlxmath.models.trust.autodiff` has them; "input" is that of the rows.
+
+        Args:
+            rows: may go on from prompts.
+            prompts: which are computed first.
+        """
+        self._first = 0
+        before = self.forward(prompts) if prompts else None
+        hidden_BLD, tape = self.forward(rows)
+        d_x, gradients = self._backward(tape, cotangent_of(hidden_BLD), to_input=True)
+        if prompts and before:
+            gradients = summed(gradients, self._backward(before[1], mx.zeros_like(before[0]))[1])
+        found = {name.removeprefix(f"{self._path}."): array for name, array in gradients.items()}
+        return hidden_BLD, {"input": d_x, **found}
+
+    def _before(self, tokens_BL: mx.array) -> mx.array:
+        """What the model gives its first block."""
+        return given_to(self._all[0], lambda: self._parts.hidden(tokens_BL))
+
+    def _after(self, x: mx.array, tokens_BL: mx.array) -> mx.array:
+        """What the model makes of what its last block gives."""
+        with ExitStack() as stack:
+            for block in self._all:
+                stack.enter_context(standing_in(block, lambda *_, **__: x))
+            return self._parts.hidden(tokens_BL)
+
+    def _backward(self, tape: Tape, d_hidden_BLD: mx.array, *, to_input: bool = False) -> tuple[mx.array, Gradients]:
+        """The gradient of the input, if it is wanted, and `backward`."""
         gradients: Gradients = {}
-        _, (d,) = mx.vjp(self._body.norm, [tape.last], [d_hidden_BLD])
+        tokens_BL = tape.rows.tokens_BL
+        _, (d,) = mx.vjp(lambda x: self._after(x, tokens_BL), [tape.last], [d_hidden_BLD])
         state_after = mx.array(mx.random.state[0]) if self._random else None
-        for number in range(len(self._body.layers) - 1, self._first - 1, -1):
+        for number in range(len(self._blocks) - 1, self._first - 1, -1):
             entry = tape.blocks.pop()
             if entry.random_state is not None:
                 mx.random.state[0][:] = entry.random_state
-            d, found = self._block_backward(number, entry, tape.rows, d, last=number == self._first)
+            is_last = number == self._first and not to_input
+            d, found = self._block_backward(number, entry, tape.rows, d, last=is_last)
             mx.async_eval(d, found)
-            gradients |= {f"model.layers.{number}.{name}": value for name, value in found.items()}
+            path = f"{self._path}.{self._numbers[number]}"
+            gradients |= {f"{path}.{name}": value for name, value in found.items()}
         if state_after is not None:
             mx.random.state[0][:] = state_after
-        return gradients
+        return d, gradients
 
     def _block_forward(self, number: int, x: mx.array, rows: Layout) -> tuple[mx.array, Any]:
-        block = self._body.layers[number]
+        block = self._blocks[number]
         a = segments.project(block, x, rows)
         attended = rows.attention(self._kernels, number, a)
         h = x + segments.output(block, x, attended[0], rows)
+        if self._whole_mlps[number]:
+            return h + segments.whole_mlp(block, h), (a, attended, h, None)
         gate, up = segments.gate_up(block, h)
         y = h + segments.down(block, h, self._kernels.swiglu(gate, up))
-        return y, (a, attended, h, gate, up)
+        return y, (a, attended, h, (gate, up))
 
     def _block_backward(
         self, number: int, entry: _Kept, rows: Layout, d_y: mx.array, *, last: bool
     ) -> tuple[mx.array, Gradients]:
         """`last`: nothing before this block is trained, so the gradient of its input is not needed."""
-        block, x, kernels = self._body.layers[number], entry.x, self._kernels
+        block, x, kernels = self._blocks[number], entry.x, self._kernels
         if entry.inner is None:
             state = mx.array(mx.random.state[0])
             entry.inner = self._block_forward(number, x, rows)[1]
             mx.random.state[0][:] = state
-        a, attended, h, gate, up = entry.inner
+        a, attended, h, gate_up = entry.inner
         trained = self._trained[number]
         replay = Replay(
             self._random,
             lambda: segments.project(block, x, rows),
             lambda: segments.output(block, x, attended[0], rows),
-            lambda: segments.gate_up(block, h),
+            *(() if gate_up is None else (lambda: segments.gate_up(block, h),)),
         )
-        # only a trained layer that follows needs its value: else it is never computed
-        activated = kernels.swiglu(gate, up) if trained.mlp else self._portable.swiglu(gate, up)
-        replay.to(3)
-        (d_activated,), g4 = vjp(trained.mlp, lambda s: (segments.down(block, h, s),), [activated], [d_y])
-        d_gate, d_up = kernels.swiglu_backward(gate, up, d_activated)
-        replay.to(2)
-        (d_h,), g3 = vjp(trained.mlp, lambda t: segments.gate_up(block, t), [h], [d_gate, d_up])
+        if gate_up is None:
+            replay.to(2)
+            (d_h,), g3 = vjp(trained.mlp, lambda t: (segments.whole_mlp(block, t),), [h], [d_y], known=False)
+            g4: Gradients = {}
+        else:
+            # only a trained layer that follows needs its value: else it is never computed
+            activated = (kernels if trained.mlp else self._portable).swiglu(*gate_up)
+            replay.to(3)
+            (d_activated,), g4 = vjp(trained.mlp, lambda s: (segments.down(block, h, s),), [activated], [d_y])
+            d_gate, d_up = kernels.swiglu_backward(gate_up[0], gate_up[1], d_activated)
+            replay.to(2)
+            (d_h,), g3 = vjp(trained.mlp, lambda t: segments.gate_up(block, t), [h], [d_gate, d_up])
         d_h = d_h + d_y
         replay.to(1)
         (d_o,), g2 = vjp(trained.attention, lambda o: (segments.output(block, x, o, rows),), [attended[0]], [d_h])
@@ -173,3 +237,95 @@ class Blockwise:
         replay.to(0)
         (d_x,), g1 = vjp(trained.attention, project, [x], [d_q, d_k, d_v])
         return (d_h if last else d_x + d_h), summed(g1, g2, g3, g4)
+
+
+def _tried(model: nn.Module, parts: Split, kernels: Kernels) -> tuple[str | None, Collection[int]]:
+    """Why the blocks of a model cannot be computed one by one, or those whose MLP is one segment."""
+    kinds = kinds_of(model.layers)
+    distinct = list(dict.fromkeys(kinds))
+    with without_dropout(model):
+        reason, whole = remembered(
+            "blockwise", model, (type(kernels), len(kinds)), lambda: _try(model, parts, kernels, kinds)
+        )
+    return reason, {number for number, kind in enumerate(kinds) if distinct.index(kind) in whole}
+
+
+def _try(
+    model: nn.Module, parts: Split, kernels: Kernels, kinds: Sequence[Hashable]
+) -> tuple[str | None, Collection[int]]:
+    """The same, by the numbers of the kinds."""
+    for block in model.layers:
+        segments.prepare(block)
+    if reason := _put_together(model, parts):
+        return reason, ()
+    whole = set()
+    for number_of_kind, kind in enumerate(dict.fromkeys(kinds)):
+        block = kinds.index(kind)
+        reason = _wrong(model, parts, kernels, block, whole_mlp=False)
+        if reason and (reason := _wrong(model, parts, kernels, block, whole_mlp=True)) is None:
+            whole.add(number_of_kind)
+        if reason:
+            return f"its blocks are put together in another way ({reason})", ()
+    return None, whole
+
+
+def _put_together(model: nn.Module, parts: Split) -> str | None:
+    """What is against blocks that follow one another, each given the last one's output and a causal mask alone.
+
+    Seen from what the model gives its blocks for a row longer than any window, of which nothing is computed.
+    """
+    passed: list[mx.array] = []
+    reason: str | None = None
+
+    def noted(number: int) -> Any:
+        def call(x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+            nonlocal reason
+            given = [value for value in (*args, *kwargs.values()) if value is not None]
+            if number != len(passed) or (passed and x is not passed[-1]):
+                reason = reason or "its blocks do not follow one another"
+            if any(isinstance(value, mx.array) and value.shape[-2:] == (_LONG, _LONG) for value in given):
+                reason = reason or "its attention is windowed, or has another mask of its own"
+            elif not all(map(segments.is_causal, given)):
+                reason = reason or "its blocks are given more than a causal mask"
+            passed.append(mx.broadcast_to(mx.zeros((), x.dtype), x.shape))
+            return passed[-1]
+
+        return call
+
+    try:
+        with left_to_mlx(), ExitStack() as stack:
+            for number, block in enumerate(model.layers):
+                stack.enter_context(standing_in(block, noted(number)))
+            parts.hidden(mx.broadcast_to(mx.zeros((), mx.int32), (1, _LONG)))
+        if reason is None and len(passed) == len(model.layers):
+            with left_to_mlx():
+                for number in {
+                    kind: number for number, kind in reversed(list(enumerate(kinds_of(model.layers))))
+                }.values():
+                    a = segments.project(model.layers[number], passed[0], Rows(mx.zeros((1, 1), mx.int32)))
+                    if a.k.shape[2] != _LONG:
+                        return "its attention is windowed"
+    except ERRORS as error:
+        return f"its blocks need other arguments ({error})"
+    return reason if reason or len(passed) == len(model.layers) else "its blocks do not follow one another"
+
+
+def _wrong(model: nn.Module, parts: Split, kernels: Kernels, number: int, *, whole_mlp: bool) -> str | None:
+    """How block `number` alone disagrees with autodiff; None if it does not."""
+    tokens_1L = mx.array([tokens_of(parts.head.vocab_size)])
+    try:
+        with stand_in(model, [number]):
+            blocks = Blockwise(
+                model, kernels, parts=parts, chosen=[number], whole_mlps=[number] if whole_mlp else []
+            )  # fmt: skip
+            added = mx.zeros_like(given_to(model.layers[0], lambda: parts.hidden(tokens_1L)))
+
+            def hidden(added: mx.array) -> mx.array:
+                with only(model.layers, [number], added):
+                    return parts.hidden(tokens_1L)
+
+            expected = autodiff(model, [number], hidden, added)
+            found = blocks.trial(Rows(tokens_1L))
+            return disagreement(found, expected)
+    except ERRORS as error:
+        return f"its blocks need other arguments ({error})"

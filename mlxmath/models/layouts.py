@@ -136,5 +136,4 @@ class _Positions(PackedCache):
     """Only tells each row's first position."""
 
     def __init__(self, offsets_B: mx.array) -> None:
-        super().__init__(mx.ones((1, 1, 1, 1), mx.bool_))
-        self.offset = offsets_B
+        super().__init__(mx.ones((1, 1, 1, 1), mx.bool_), offsets_B)

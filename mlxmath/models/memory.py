@@ -27,6 +27,10 @@ _OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "adafactor": 4, "lion": 4, "muon
 """State bytes a trained parameter (an upper bound for adafactor)."""
 
 
+_USUAL_TARGETS = ("q_proj", "v_proj")
+"""What a Llama-like model's adapters are on where no targets are given."""
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """The sizes of a Llama-like model."""
@@ -146,7 +150,7 @@ def trained_parameters(shape: ModelShape, lora: LoraConfig, *, full: bool) -> in
     chosen = {
         name: size
         for name, size in shape.linears().items()
-        if any(fnmatchcase(name, target.rsplit(".", 1)[-1]) for target in lora.targets)
+        if any(fnmatchcase(name, target.rsplit(".", 1)[-1]) for target in lora.targets or _USUAL_TARGETS)
     }
     return layers * sum(lora.rank * (inputs + outputs) for inputs, outputs in chosen.values())
 

@@ -5,6 +5,8 @@ a matrix product some twenty times faster than MLX's.
 """
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -44,6 +46,16 @@ class _Laziness(threading.local):
 
 
 laziness = _Laziness()
+
+
+@contextmanager
+def left_to_mlx() -> Iterator[None]:
+    """No product is wanted for itself."""
+    was_on, laziness.on = laziness.on, True
+    try:
+        yield
+    finally:
+        laziness.on = was_on
 
 
 class NumpyLinear(nn.Linear):

@@ -3,13 +3,13 @@
 Shapes: B rows, L positions, G prompts of P positions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-_TESTED_ON = 9
-"""Tokens of the text on which a model is tried."""
+_LONGEST = 6
+"""Tokens of the longest text on which a model is tried."""
 
 
 class SharedPrompts(NamedTuple):
@@ -47,10 +47,8 @@ class PackedCache:
     Positions go on from text to text, which rotary embeddings, being relative, do not notice.
     """
 
-    offset: Any = 0
-
-    def __init__(self, mask_B1LL: mx.array) -> None:
-        self._mask_B1LL = mask_B1LL
+    def __init__(self, mask_B1LL: mx.array, offset: Any = 0) -> None:
+        self._mask_B1LL, self.offset = mask_B1LL, offset
 
     def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> mx.array:  # noqa: ARG002
         """Backwards within a text, and within the window if there is one."""
@@ -106,6 +104,16 @@ def continued(
     return forward(tokens_BL, cache=[RowCache(prompts, each) for each in kept])
 
 
+def example(vocab_size: int, attempt: int = 0) -> tuple[mx.array, SharedPrompts, list[list[int]]]:
+    """Rows, the prompts that they go on from, and the whole texts that they make."""
+    texts = [[(i * step + 1 + 7 * attempt) % vocab_size for i in range(_LONGEST)] for step in (1, 2, 3)]
+    prompts = SharedPrompts(
+        mx.array([[*texts[0][:2], 0], texts[1][:3]]), mx.array([2, 3]), mx.array([1, 0, 0], mx.int32)
+    )
+    whole = [texts[1], texts[0][:5], texts[0][:2] + texts[2][:3]]
+    return mx.array([text[-3:] for text in whole]), prompts, whole
+
+
 def cannot_share(forward: Callable[[mx.array, SharedPrompts | None], mx.array], vocab_size: int) -> str | None:
     """Why a model's rows cannot go on from shared prompts; None if they can, as tried on a few tokens.
 
@@ -113,15 +121,11 @@ def cannot_share(forward: Callable[[mx.array, SharedPrompts | None], mx.array], 
         forward: outputs (B, L, …) of tokens (B, L) that may go on from prompts.
         vocab_size: tokens are below it.
     """
-    texts: Sequence[Any] = [[(i * step + 1) % vocab_size for i in range(_TESTED_ON)] for step in (1, 2, 3)]
-    prompts = SharedPrompts(
-        mx.array([[*texts[0][:4], 0], texts[1][:5]]), mx.array([4, 5]), mx.array([1, 0, 0], mx.int32)
-    )
-    rows = mx.array([texts[1][5:9], texts[0][4:8], texts[2][:4]])
-    whole = [texts[1], texts[0][:8], texts[0][:4] + texts[2][:4]]
+    rows, prompts, texts = example(vocab_size)
     try:
         found = forward(rows, prompts).astype(mx.float32)
-        expected = mx.stack([forward(mx.array([text]), None)[0, -4:].astype(mx.float32) for text in whole])
+        length = rows.shape[1]
+        expected = mx.stack([forward(mx.array([text]), None)[0, -length:].astype(mx.float32) for text in texts])
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         return f"its layers need another cache ({error})"
     tolerance = 1e-3 if forward(rows, None).dtype == mx.float32 else 5e-2

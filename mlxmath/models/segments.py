@@ -28,17 +28,16 @@ def unsupported(block: nn.Module) -> str | None:
     """Why a block cannot be called in parts; None if it can, for all that its form tells."""
     if not all(hasattr(block, name) for name in _PARTS):
         return f"its blocks are not {', '.join(_PARTS)}"
-    if not hasattr(_home(block.self_attn), _ATTENTION) or not hasattr(_home(block.mlp), _SWIGLU):
-        return "its blocks compute attention or SwiGLU in their own way"
-    if getattr(block, "use_sliding", False):
-        return "its attention is windowed"
+    if not hasattr(_home(block.self_attn), _ATTENTION):
+        return "its blocks compute attention in their own way"
     return None
 
 
 def prepare(block: nn.Module) -> None:
     """Let the block's attention and SwiGLU give way to probes; needed once before its parts are called."""
     _make_replaceable(_home(block.self_attn), _ATTENTION)
-    _make_replaceable(_home(block.mlp), _SWIGLU)
+    if hasattr(_home(block.mlp), _SWIGLU):
+        _make_replaceable(_home(block.mlp), _SWIGLU)
 
 
 def project(block: nn.Module, x: mx.array, rows: Layout) -> Attended:
@@ -46,8 +45,10 @@ def project(block: nn.Module, x: mx.array, rows: Layout) -> Attended:
     seen: list[Attended] = []
 
     def probe(q: mx.array, k: mx.array, v: mx.array, cache: Any, scale: float, mask: Any) -> mx.array:  # noqa: ARG001
+        if not is_causal(mask):
+            raise ValueError("a mask of its own")
         seen.append(Attended(q, k, v, scale))
-        return mx.zeros(q.shape, q.dtype)
+        return mx.zeros((*q.shape[:-1], v.shape[-1]), q.dtype)
 
     with _replaced(_ATTENTION, probe, wanted="before"):
         block.self_attn(block.input_layernorm(x), mask="causal", cache=rows.cache)
@@ -71,6 +72,16 @@ def gate_up(block: nn.Module, h: mx.array) -> tuple[mx.array, mx.array]:
     with _replaced(_SWIGLU, probe, wanted="before"):
         block.mlp(block.post_attention_layernorm(h))
     return seen[0]
+
+
+def whole_mlp(block: nn.Module, h: mx.array) -> mx.array:
+    """What the MLP adds to `h`, in one part: of experts, say, whose input counts for more than SwiGLU."""
+    return block.mlp(block.post_attention_layernorm(h))
+
+
+def is_causal(mask: Any) -> bool:
+    """Whether an attention's mask is the plain causal one."""
+    return isinstance(mask, str) and mask == "causal"
 
 
 def down(block: nn.Module, h: mx.array, activated: mx.array) -> mx.array:
@@ -124,13 +135,3 @@ def _replaced(name: str, function: Callable[..., Any], *, wanted: Literal["befor
     finally:
         del _probes.by_name[name]
         laziness.on = was_lazy
-
-
-@contextmanager
-def only_gradients() -> Iterator[None]:
-    """No product of a segment is wanted for itself."""
-    laziness.on = True
-    try:
-        yield
-    finally:
-        laziness.on = False

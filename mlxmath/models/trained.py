@@ -1,12 +1,13 @@
 """What is trained of a block, and the gradients of one of its segments."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxmath.models.segments import only_gradients
+from mlxmath.models.numpy_linear import left_to_mlx
 
 Gradients = dict[str, mx.array]
 """By the names of the parameters."""
@@ -50,8 +51,10 @@ def vjp(
     function: Callable[..., tuple[mx.array, ...]],
     inputs: list[mx.array],
     cotangents: list[mx.array],
+    *,
+    known: bool = True,
 ) -> tuple[list[mx.array], Gradients]:
-    """Gradients of `inputs` and, by their names, of the parameters."""
+    """Gradients of `inputs` and, by their names, of the parameters; `known`: all that they need is computed already."""
     values = [each.module[each.key] for each in parameters]
 
     def of_everything(*arrays: mx.array) -> tuple[mx.array, ...]:
@@ -59,7 +62,7 @@ def vjp(
         return function(*arrays[: len(inputs)])
 
     try:
-        with only_gradients():
+        with left_to_mlx() if known else nullcontext():
             _, found = mx.vjp(of_everything, [*inputs, *values], cotangents)
     finally:
         _put(parameters, values)
@@ -96,7 +99,7 @@ class Replay:
             return
         self._states.append(mx.array(mx.random.state[0]))
         for segment in segments:
-            with only_gradients():
+            with left_to_mlx():
                 segment()
             self._states.append(mx.array(mx.random.state[0]))
         mx.eval(self._states)

@@ -72,6 +72,9 @@ class RowCourse:
         self, session: Session[RowMaterial], workers: Workers, display: Display, parts: Sequence[Stateful]
     ) -> None:
         training, material = session.config.training, session.material
+        if training.batching == "pack" and (reason := workers.cannot_pack):
+            say(f"--batching pack: buckets take its place, since with this model {reason}")
+            training, material = training.model_copy(update={"batching": "bucket"}), material.unpacked()
         plan = partial(material.plan, config=training, max_tokens=session.max_tokens, shape=session.shape)
         self._plan = plan(material.rows, num_workers=workers.num_in_all)
         self.steps_per_epoch = self._plan.windows_per_epoch
@@ -80,7 +83,7 @@ class RowCourse:
         if material.held_out:
             self.measure = partial(mean_loss, workers, list(plan(material.held_out).epoch(0)))
         self.parts = parts
-        self._session, self._display = session, display
+        self._session, self._material, self._display = session, material, display
         say(
             f"{len(material.rows):,} {material.unit}, {material.num_tokens:,} tokens an epoch; {self.total_steps:,} "
             f"steps of {training.batch_size} x {training.grad_accumulation_steps} {material.unit}, micro-batches of up "
@@ -93,8 +96,8 @@ class RowCourse:
 
     def watch(self, position: Position, deadline: Deadline) -> Watch:
         """See `Course`."""
-        session, display, unit = self._session, self._display, self._session.material.unit
-        counted, named = ("tokens", "rows") if session.material.rows_each == 1 else (unit, unit)
+        session, display, unit = self._session, self._display, self._material.unit
+        counted, named = ("tokens", "rows") if self._material.rows_each == 1 else (unit, unit)
         events = EventLog(session.folder / EVENTS, from_step=position.step, metrics=display.metrics)
         progress = ProgressBar(
             self.total_steps, position.step, deadline, session.backend, metrics=display.shown, unit=counted

@@ -1,7 +1,7 @@
 """What a run reads: sequences or pairs, and those of them that are held out."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ from mlxmath.config.schema import RunConfig
 from mlxmath.console import say
 from mlxmath.data.batches import Rows, WindowPlan
 from mlxmath.data.cache import TokenRows
-from mlxmath.data.holdout import Subset, hold_out
+from mlxmath.data.holdout import Subset, hold_out, num_problems, warn_of_shared
 from mlxmath.data.pairs import PairPlan, Pairs
 from mlxmath.data.summary import mixture_lines
 from mlxmath.data.tokenize import SKIPPED
@@ -62,6 +62,13 @@ class RowMaterial:
     def fingerprint(self) -> str:
         """See `Material`."""
         return self.data.fingerprint
+
+    def unpacked(self) -> "RowMaterial":
+        """For batches of another kind than packed rows."""
+        if not isinstance(self.rows, Pairs):
+            return self
+        held_out = self.held_out.unpacked() if isinstance(self.held_out, Pairs) else None
+        return replace(self, rows=self.rows.unpacked(), held_out=held_out, rows_each=2)
 
     @property
     def num_tokens(self) -> int:
@@ -128,7 +135,10 @@ def _read(
     if training.validation_split is not None:
         rows, held_out = hold_out(data, training.validation_split, training.seed)
         each, what = (2, "pairs") if pairs else (1, "sequences")
-        say(f"{len(held_out) // each:,} of {len(data) // each:,} {what} are held out")
+        say(
+            f"{len(held_out) // each:,} of {len(data) // each:,} {what} are held out, "
+            f"{num_problems(held_out.questions_of_rows):,} of {num_problems(data.questions_of_rows):,} problems"
+        )
         return data, rows, held_out
     if training.validation_dataset is None:
         return data, data, None
@@ -140,4 +150,5 @@ def _read(
             f"--validation-dataset {training.validation_dataset} is the training data itself; name another dataset or "
             "split, or hold out some of it with --validation-split."
         )
+    warn_of_shared(data.questions_of_rows, other.questions_of_rows, training.validation_dataset)
     return data, data, other

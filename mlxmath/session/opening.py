@@ -24,6 +24,7 @@ from mlxmath.lora.inject import Injected, inject, open_blocks
 from mlxmath.models.load import load_model
 from mlxmath.models.memory import choose_batching
 from mlxmath.models.tuning import tune_for_training
+from mlxmath.models.unsupported import refuse_untrainable
 from mlxmath.objectives import base
 from mlxmath.plan import Objective, check_fits
 from mlxmath.problems.prompts import get_template
@@ -81,6 +82,8 @@ class Session(Generic[M]):
         self.checkpoint = share_checkpoint(run.claim(config) if ranks.first else None, ranks)
         with ranks.in_turn("preparing"):
             self.manifest = ensure_model(config.model)
+            self.model_config = read_json(model_folder / "config.json")
+            refuse_untrainable(self.model_config)
             self.material = read(config, model_folder)
         self.fixed = run.fixed_settings(
             config, self.manifest.fingerprint, self.material.fingerprint, self.material.held_out_fingerprint
@@ -93,7 +96,6 @@ class Session(Generic[M]):
 
         self.shape = Shape(self.backend.bucket_multiple, target_steps=16 if self.backend.supports("compile") else 0)
         longest = self.shape.width(self.material.longest)
-        self.model_config = read_json(model_folder / "config.json")
         self.batching = choose_batching(self.model_config, config, self.device, longest)
         objective = cast(Objective, (section or "train").replace("_", "-"))
         self.planned_bytes = check_fits(config, model_folder, self.model_config, self.device, longest, objective)
@@ -136,7 +138,8 @@ def add_adapters(session: Session[Any], **facts: Any) -> Adapters:
     config, training, model, ranks = session.config, session.config.training, session.model, session.ranks
     mx.random.seed(training.seed)  # converting and loading a model draw random numbers
     injected = open_blocks(model, config.lora.num_layers) if training.full else inject(model, config.lora)
-    say(str(injected))
+    for line in (*injected.notes, str(injected)):
+        say(line)
     adapter = adapter_config(
         config.lora, injected.keys, full=training.full, base_model=config.model.model,
         base_fingerprint=session.manifest.fingerprint, template=session.template.name,

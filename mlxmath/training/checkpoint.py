@@ -30,6 +30,10 @@ FOLDER = "checkpoints"
 _OPTIMIZER = "optimizer.safetensors"
 _STATE = "state.json"
 _RANDOM = "random_state"
+HOLD_OUT = "hold-out"
+"""The setting that says by which rule problems are held out."""
+_UNSAID = {HOLD_OUT: "by row, so that a held-out problem could be trained on in another row"}
+"""What runs did whose version did not record these settings."""
 KEEP = 2
 
 
@@ -110,7 +114,7 @@ def check_settings(checkpoint: Checkpoint, settings: dict[str, Any]) -> None:
         InputError: names every setting that differs.
     """
     differing = [
-        f"{name} was {checkpoint.settings.get(name)!r} and is {value!r}"
+        f"{name} was {checkpoint.settings.get(name, _UNSAID.get(name))!r} and is {value!r}"
         for name, value in settings.items()
         if checkpoint.settings.get(name) != value
     ]

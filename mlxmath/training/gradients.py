@@ -1,13 +1,13 @@
 """A micro-batch's loss and gradients, by the best way that the model and the device allow.
 
 Block by block with the device's own kernels (the CPU), or by autodiff through the whole model, compiled where that
-makes it faster, with the head split off where the model allows.
+makes it faster, with the head split off where the model allows. Each shorter way is taken only where its gradients
+agree with those of autodiff over whole texts (`mlxmath.models.trust`).
 
 Shapes: B rows, L positions, D hidden width, N target positions, V vocabulary.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -20,9 +20,10 @@ from mlxmath.data.batches import Batch, packed_mask
 from mlxmath.kernels.base import Kernels
 from mlxmath.models.blockwise import Blockwise
 from mlxmath.models.layouts import ContinuedRows, Layout, PromptRows, Rows
-from mlxmath.models.row_caches import PackedCache, SharedPrompts, cannot_share, continued
-from mlxmath.models.split import Split, split
+from mlxmath.models.row_caches import PackedCache, SharedPrompts, continued
+from mlxmath.models.split import Split, called, split
 from mlxmath.models.trained import summed
+from mlxmath.models.trust import Outcome, Trial
 from mlxmath.objectives.base import Objective
 
 Tree = Any
@@ -38,6 +39,9 @@ class Gradients(Protocol):
 
     def cannot_share(self) -> str | None:
         """Why rows cannot go on from `Batch.prompts`, None if they can."""
+
+    def cannot_pack(self) -> str | None:
+        """Why rows cannot be packed, as `Batch.texts_BL` has it; None if they can."""
 
     def loss(self, batch: Batch) -> mx.array:
         """The loss sum (see `Objective`), without gradients."""
@@ -64,7 +68,7 @@ def choose_gradients(
             model, objective, kernels, None, f"full logits, since {parts}", compiled, checkpoint_every
         )
     if not kernels.compiles:
-        reason = Blockwise.unsupported(model)
+        reason = Blockwise.unsupported(model, kernels, parts)
         if reason is None:
             return BlockwiseGradients(model, objective, kernels, parts, checkpoint_every)
         how = f"autodiff, since {reason}"
@@ -82,24 +86,30 @@ class BlockwiseGradients:
         self, model: nn.Module, objective: Objective, kernels: Kernels, parts: Split, checkpoint_every: int
     ) -> None:
         self.how = "block by block, with the device's own kernels"
-        self._model, self._vocab_size = model, parts.head.vocab_size
-        self._blocks = Blockwise(model, kernels, checkpoint_every)
+        self._model, self._kernels, self._parts = model, kernels, parts
+        self._blocks = Blockwise(model, kernels, checkpoint_every, parts=parts)
         self._loss = partial(objective.from_hidden, head=parts.head, kernels=kernels)
         loss_alone = replace(parts.head, differentiable=False)
         self._loss_alone = partial(objective.from_hidden, head=loss_alone, kernels=kernels)
 
     def cannot_share(self) -> str | None:
         """See `Gradients`."""
+        return self._trial.cannot_share(self._of_prompts)
 
-        def hidden(tokens_BL: mx.array, prompts: SharedPrompts | None) -> mx.array:
-            if prompts is None:
-                return self._blocks.forward(Rows(tokens_BL), keep=False)[0]
-            computed = PromptRows(prompts)
-            self._blocks.forward(computed, keep=False)
-            return self._blocks.forward(ContinuedRows(tokens_BL, prompts, computed), keep=False)[0]
+    def cannot_pack(self) -> str | None:
+        """See `Gradients`."""
+        return self._trial.cannot_pack(lambda blocks, row, mask: self._few(blocks).trial(Rows(row, mask)))
 
-        with _evaluating(self._model):
-            return cannot_share(hidden, self._vocab_size)
+    @property
+    def _trial(self) -> Trial:
+        return Trial(self._model, self._parts.hidden, self._parts.head.vocab_size, ("blockwise", type(self._kernels)))
+
+    def _few(self, blocks: Sequence[int]) -> Blockwise:
+        return Blockwise(self._model, self._kernels, parts=self._parts, chosen=blocks)
+
+    def _of_prompts(self, blocks: Sequence[int], rows_BL: mx.array, prompts: SharedPrompts) -> Outcome:
+        few, computed = self._few(blocks), PromptRows(prompts)
+        return few.trial(ContinuedRows(rows_BL, prompts, computed), computed)
 
     def loss(self, batch: Batch) -> mx.array:
         """See `Gradients`."""
@@ -159,6 +169,7 @@ class AutodiffGradients:
     ) -> None:
         self.how = how
         self._model, self._objective, self._kernels, self._parts = model, objective, kernels, parts
+        self._forward = parts.hidden if parts else partial(called, model)
         self._checkpointed = checkpoint_every > 0
         if checkpoint_every:
             checkpoint_blocks(model, checkpoint_every)
@@ -183,17 +194,27 @@ class AutodiffGradients:
         """See `Gradients`."""
         if self._checkpointed:
             return "blocks are computed again in the backward pass"
-        with _evaluating(self._model):
-            vocab_size = self._model(mx.zeros((1, 1), mx.int32)).shape[-1]
-            return cannot_share(lambda tokens, prompts: self._outputs(tokens, None, prompts), vocab_size)
+        return self._trial.cannot_share(
+            lambda blocks, rows, prompts: self._trial.autodiff(blocks, lambda: self._outputs(rows, None, prompts))
+        )
+
+    def cannot_pack(self) -> str | None:
+        """See `Gradients`."""
+        return self._trial.cannot_pack(
+            lambda blocks, row, mask: self._trial.autodiff(blocks, lambda: self._outputs(row, mask, None))
+        )
+
+    @property
+    def _trial(self) -> Trial:
+        vocab_size = self._parts.head.vocab_size if self._parts else None
+        return Trial(self._model, self._forward, vocab_size, ("autodiff", self._parts is None, self._checkpointed))
 
     def _outputs(self, tokens_BL: mx.array, mask: mx.array | None, prompts: SharedPrompts | None) -> mx.array:
         """Hidden states, or logits where the head is not split off."""
-        forward, num_layers = self._parts.hidden if self._parts else self._model, len(self._model.layers)
+        forward, num_layers = self._forward, len(self._model.layers)
         if prompts is not None:
             return continued(forward, num_layers, tokens_BL, prompts)
-        outputs: mx.array = forward(tokens_BL, cache=None if mask is None else [PackedCache(mask)] * num_layers)
-        return outputs
+        return forward(tokens_BL) if mask is None else forward(tokens_BL, cache=[PackedCache(mask)] * num_layers)
 
     def _total(
         self,
@@ -214,17 +235,6 @@ class AutodiffGradients:
         return self._objective.from_hidden(outputs_NX, batch, self._parts.head, self._kernels)
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout, which would draw random numbers that are the training's."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
 def _mask(batch: Batch) -> mx.array | None:
     return None if batch.texts_BL is None else packed_mask(batch.texts_BL)
 
@@ -241,17 +251,45 @@ def _loss_first(sums: mx.array) -> tuple[mx.array, mx.array]:
 
 
 def checkpoint_blocks(model: nn.Module, every: int) -> None:
-    """Recompute every n-th block in the backward pass. Wraps these instances only, and each only once."""
+    """Recompute every n-th block in the backward pass. Wraps these instances only, and each only once.
+
+    Not where a block is given an object in which blocks leave arrays for later ones (Kimi K3's residuals, the keys and
+    values that AFM 7 uses again): `mx.checkpoint` sees no gradient in it. The random state goes into a block and comes
+    out of it, so that what is drawn again is the same.
+    """
     for block in model.layers[::every]:
         if type(block).__name__.startswith("Checkpointed"):
             continue
         plain = type(block)
 
         def call(self: nn.Module, *args: Any, _plain: type = plain, **kwargs: Any) -> Any:
+            if not all(_is_plain(value) for value in (*args, *kwargs.values())):
+                return _plain.__call__(self, *args, **kwargs)
+
             def inner(parameters: Tree, *args: Any, **kwargs: Any) -> Any:
                 self.update(parameters)
                 return _plain.__call__(self, *args, **kwargs)
 
-            return mx.checkpoint(inner)(self.trainable_parameters(), *args, **kwargs)
+            def drawing(parameters: Tree, state: mx.array, *args: Any, **kwargs: Any) -> Any:
+                before = mx.array(mx.random.state[0])
+                mx.random.state[0][:] = mx.stop_gradient(state)
+                output = inner(parameters, *args, **kwargs)
+                after = mx.array(mx.random.state[0])
+                mx.random.state[0][:] = before
+                return output, after
+
+            parameters = self.trainable_parameters()
+            if not any(isinstance(module, nn.Dropout) and module._p_1 < 1 for module in self.modules()):
+                return mx.checkpoint(inner)(parameters, *args, **kwargs)
+            output, after = mx.checkpoint(drawing)(parameters, mx.array(mx.random.state[0]), *args, **kwargs)
+            mx.random.state[0][:] = mx.stop_gradient(after)
+            return output
 
         block.__class__ = type(f"Checkpointed{plain.__name__}", (plain,), {"__call__": call})
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether all arrays in an argument of a block are to be seen, or have no gradient."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, mx.array | str | int | float | PackedCache)

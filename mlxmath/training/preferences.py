@@ -67,6 +67,10 @@ class PreferenceGradients:
         """See `Gradients`."""
         return self._policy.cannot_share()
 
+    def cannot_pack(self) -> str | None:
+        """See `Gradients`."""
+        return self._policy.cannot_pack()
+
     def loss(self, batch: Batch) -> mx.array:
         """See `Gradients`."""
         return self._policy.loss(self._complete(batch))

@@ -52,6 +52,10 @@ class RewardGradients:
         """See `Gradients`."""
         return self._inner.cannot_share()
 
+    def cannot_pack(self) -> str | None:
+        """See `Gradients`."""
+        return self._inner.cannot_pack()
+
     def loss(self, batch: Batch) -> mx.array:
         """See `Gradients`."""
         return self._inner.loss(with_score(self._model, batch))[: 1 + len(REWARDS)]

@@ -62,7 +62,16 @@ class Workers:
     @functools.cached_property
     def cannot_share(self) -> str | None:
         """Why rows cannot go on from prompts that are computed once; None if they can."""
-        return self._gradients[0].cannot_share()
+        return self._on_any_rank(self._gradients[0].cannot_share())
+
+    @functools.cached_property
+    def cannot_pack(self) -> str | None:
+        """Why rows cannot be packed; None if they can."""
+        return self._on_any_rank(self._gradients[0].cannot_pack())
+
+    def _on_any_rank(self, reason: str | None) -> str | None:
+        """The first rank's reason that has one: windows are the same on all."""
+        return next((each for each in self.ranks.gather("gradients", reason) if each), None)
 
     @property
     def takes_parts(self) -> bool:

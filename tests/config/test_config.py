@@ -208,9 +208,7 @@ def test_every_setting_describes_itself_and_has_its_own_option() -> None:
 
 def test_published_defaults() -> None:
     config = settings({}).config
-    assert (config.lora.rank, config.lora.alpha, config.lora.dropout, config.lora.targets) == (
-        8, 16.0, 0.0, ("q_proj", "v_proj"),
-    )  # fmt: skip
+    assert (config.lora.rank, config.lora.alpha, config.lora.dropout, config.lora.targets) == (8, 16.0, 0.0, None)
     training = config.training
     assert (training.learning_rate, training.batch_size, training.grad_accumulation_steps) == (1e-5, 1, 8)
     assert (training.num_epochs, training.max_training_time_hours, config.data.max_seq_len) == (1, 16.0, 1024)

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mlxmath.errors import InputError
 from mlxmath.generation.engine import Completion, Sampling, generate_batch, seed_of, stream
+from mlxmath.generation.neighbours import way_of
 from mlxmath.models.shared_prefix import cannot_share_prefixes
 from tests.conftest import make_tiny_llama
 
@@ -139,6 +140,8 @@ def test_a_shared_prefix_changes_nothing_and_goes_through_once(model: Any, token
 
     expected = [reference(model, prompt, 15) for prompt in prompts]
     model.__class__ = Watched
+    assert way_of(model) == "together"  # tried here, so that it is not below
+    lengths.clear()
     found = generate_batch(model, tokenizer, prompts, Sampling(15), concurrency=2)
     assert [(list(c.tokens), c.finish_reason) for c in found] == expected
     assert [c.num_prompt_tokens for c in found] == [11, 12, 13, 11]
@@ -157,7 +160,7 @@ def test_equal_prompts_go_through_once(model: Any, tokenizer: TokenizerWrapper) 
     prompts = [PROMPTS[2]] * 3 + [PROMPTS[0]] * 2
     expected = [reference(model, prompt, 12) for prompt in prompts]
     model.__class__ = Watched
-    assert cannot_share_prefixes(model) is None  # tried here, so that it is not below
+    assert way_of(model) == "together" and cannot_share_prefixes(model) is None  # tried here, so not below
     shapes.clear()
     found = generate_batch(model, tokenizer, prompts, Sampling(12))
     assert [(list(c.tokens), c.finish_reason) for c in found] == expected

@@ -14,7 +14,7 @@ from mlx_lm.tuner.utils import load_adapters as mlx_lm_load_adapters
 
 from mlxmath.config.schema import LoraConfig
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.lora.adapter import adapter_config, load_adapter, save_config, save_weights
+from mlxmath.lora.adapter import adapter_config, load_adapter, load_initial, save_config, save_weights
 from mlxmath.lora.inject import adapter_arrays, inject
 from mlxmath.lora.layers import LoRALinear
 from tests.conftest import make_tiny_llama
@@ -253,3 +253,80 @@ def test_a_full_disk_leaves_the_old_adapter(tmp_path: Path) -> None:
         assert [p.name for p in folder.iterdir() if p.name.endswith(".tmp")] == []
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+ABSURD = {
+    "a list": [1, 2],
+    "text": "lora",
+    "no rank": {"num_layers": 2, "lora_parameters": {"scale": 2.0, "keys": ["self_attn.q_proj"]}},
+    "endless rank": {"rank": float("inf")},
+    "half a rank": {"rank": 4.5},
+    "no rank at all": {"rank": 0},
+    "a rank beyond all layers": {"rank": 10**9},
+    "rank as text": {"rank": "4"},
+    "rank as truth": {"rank": True},
+    "scale not a number": {"scale": float("nan")},
+    "endless scale": {"scale": float("-inf")},
+    "a scale beyond floats": {"scale": 10**400},
+    "dropout of one": {"dropout": 1.0},
+    "keys as text": {"keys": "q_proj"},
+    "keys as numbers": {"keys": [1, 2]},
+    "keys of no layer": {"keys": ["self_attn.wq"]},
+    "parameters as a list": {"num_layers": 2, "lora_parameters": [8, 16]},
+    "layers as text": {"num_layers": "all", "lora_parameters": {"rank": 4, "scale": 2.0}},
+    "kind as a number": {"num_layers": 2, "fine_tune_type": 7},
+}
+
+
+@pytest.mark.parametrize("name", list(ABSURD))
+def test_a_senseless_configuration_is_one_clear_error(tmp_path: Path, name: str) -> None:
+    folder = saved(tmp_path)
+    path = folder / "adapter_config.json"
+    record, wrong = json.loads(path.read_text()), ABSURD[name]
+    if isinstance(wrong, dict) and not {"num_layers", "lora_parameters"} & wrong.keys():
+        wrong = record | {"lora_parameters": record["lora_parameters"] | wrong}
+    path.write_text(json.dumps(wrong))
+    with pytest.raises(MlxmathError, match=r"adapter_config\.json.*(expected|keys name no layer)") as error:
+        load_adapter(make_tiny_llama(), folder)
+    assert "\n" not in str(error.value)
+    model = make_tiny_llama()
+    wanted = adapter_config(LoraConfig(rank=4), inject(model, LoraConfig(rank=4)).keys)
+    with pytest.raises(MlxmathError):
+        load_initial(model, folder, wanted)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e38, -1e12])
+def test_weights_that_no_training_makes_are_refused_by_name(tmp_path: Path, value: float) -> None:
+    folder = saved(tmp_path)
+    wrong = mx.zeros((32, 4))
+    wrong[3, 1] = value
+    edit(folder, **{A0: wrong})
+    model = make_tiny_llama()
+    wanted = adapter_config(LoraConfig(rank=4), inject(model, LoraConfig(rank=4)).keys, base_fingerprint="abc")
+    for load in (
+        lambda: load_adapter(make_tiny_llama(), folder),
+        lambda: load_initial(model, folder, wanted),
+    ):
+        with pytest.raises(MlxmathError, match=r"adapters\.safetensors.*layers\.0\.self_attn\.q_proj\.lora_a holds"):
+            load()
+
+
+def test_an_initial_adapter_without_keys_fits_by_its_arrays(tmp_path: Path) -> None:
+    """mlx_lm lists no keys by default, and 16 layers of a model that has two."""
+    folder = saved(tmp_path)
+    path = folder / "adapter_config.json"
+    record = json.loads(path.read_text())
+    del record["lora_parameters"]["keys"], record["base_fingerprint"]
+    path.write_text(json.dumps(record | {"num_layers": 16}))
+    model, config = make_tiny_llama(), LoraConfig(rank=4)
+    load_initial(model, folder, adapter_config(config, inject(model, config).keys, base_fingerprint="abc"))
+    assert mx.array_equal(
+        adapter_arrays(model)[A0.replace("__", ".")],
+        mx.load(str(folder / "adapters.safetensors"))[A0.replace("__", ".")],
+    )
+    other, config = make_tiny_llama(), LoraConfig(rank=4, targets=("*",))
+    with pytest.raises(MlxmathError, match="is missing"):
+        load_initial(other, folder, adapter_config(config, inject(other, config).keys))
+    last, config = make_tiny_llama(), LoraConfig(rank=4, num_layers=1)
+    with pytest.raises(InputError, match="num_layers is -1 there and 1 here"):
+        load_initial(last, folder, adapter_config(config, inject(last, config).keys))

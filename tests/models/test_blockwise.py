@@ -107,9 +107,9 @@ def test_numpy_products_and_only_those_that_are_needed(monkeypatch: pytest.Monke
     cotangent = mx.random.normal((2, 9, 32))
     hidden, expected = autodiff(model, cotangent)
     use_numpy(model)
+    blocks = Blockwise(model, CpuKernels(), checkpoint_every)
     counts = []
     monkeypatch.setattr(numpy_linear.np, "matmul", lambda a, b: counts.append(1) or a @ b)
-    blocks = Blockwise(model, CpuKernels(), checkpoint_every)
     found, tape = blocks.forward(Rows(mx.array(TOKENS)))
     np.testing.assert_allclose(np.array(found), np.array(hidden), rtol=1e-5, atol=1e-5)
     assert len(counts) == 3 * 7  # blocks, linear layers

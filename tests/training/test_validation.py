@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class TestHoldOut:
 
     def test_every_row_is_on_one_side_and_chunks_stay_together(self) -> None:
         rows = self.rows(100, chunks=3)
-        training, held_out = hold_out(rows, 0.1, seed=0)
+        training, held_out = hold_out(rows, 10, seed=0)
         assert (len(training), len(held_out)) == (270, 30)
         assert sorted([*training.ids, *held_out.ids]) == list(range(300))
         assert not set(training.ids // 3) & set(held_out.ids // 3)
@@ -94,14 +95,22 @@ class TestHoldOut:
             assert hold_out(self.rows(1000), 7, seed)[1].ids.tolist() == expected
 
     def test_more_holds_out_the_same_and_more(self) -> None:
-        few, many = (set(hold_out(self.rows(1000), amount, 3)[1].ids.tolist()) for amount in (0.02, 0.05))
-        assert len(few) == 20 and len(many) == 50 and few < many
+        amounts = (0.0001, 3, 0.02, 0.05, 200, 0.5)
+        found = [set(hold_out(self.rows(1000), amount, 3)[1].ids.tolist()) for amount in amounts]
+        assert all(few < many for few, many in pairwise(found))
+        assert (len(found[1]), len(found[4])) == (3, 200)
+        # binomial: four standard deviations
+        assert abs(len(found[2]) - 20) < 18 and abs(len(found[3]) - 50) < 28 and abs(len(found[5]) - 500) < 64
 
     def test_at_least_one_and_never_all(self) -> None:
         assert len(hold_out(self.rows(9), 0.001, 0)[1]) == 1
-        for amount in (9.0, 100.0, 0.99):
+        assert len(hold_out(self.rows(9), 0.9999, 0)[0]) == 1
+        for amount in (9.0, 100.0):
             with pytest.raises(InputError, match=r"--validation-split .* of 9 problems and leaves none to train on"):
                 hold_out(self.rows(9), amount, 0)
+        for amount in (1.0, 0.5):
+            with pytest.raises(InputError, match="holds out 1 of 1 problems and leaves none to train on"):
+                hold_out(self.rows(1, chunks=4), amount, 0)
 
     def test_rows_without_sources_are_texts_of_their_own(self) -> None:
         rows = TokenRows(np.ones(8, np.uint16), np.ones(8, np.uint8), np.arange(9))
@@ -417,7 +426,7 @@ def test_another_dataset_leaves_training_as_it_was_and_early_stopping_ends_it(pr
     [
         (("--validation-split", "0.1", "--validation-dataset", "demo"), "not both"),
         (("--validation-split", "0"), "--validation-split"),
-        (("--validation-split", "1.5"), "a fraction below 1 or a whole number of rows; found 1.5"),
+        (("--validation-split", "1.5"), "a fraction below 1 or a whole number of problems; found 1.5"),
         (("--validation-split", "10"), "holds out 10 of 10 problems and leaves none"),
         (("--eval-every", "5"), "--eval-every (option): needs --validation-split or --validation-dataset"),
         (("--early-stopping-patience", "5"), "needs --validation-split or --validation-dataset"),

@@ -122,7 +122,7 @@ class ProblemSets:
     test: tuple[WordProblem, ...]
 
 
-def make_problem_sets(seed: int = 0, train: int = 1500, validation: int = 200, test: int = 200) -> ProblemSets:
+def make_problem_sets(seed: int = 0, train: int = 3000, validation: int = 200, test: int = 200) -> ProblemSets:
     """Draw the data sets, each from its own seed, test first so that it does not depend on the other sizes."""
     seen: set[str] = set()
     sets: dict[str, tuple[WordProblem, ...]] = {}
