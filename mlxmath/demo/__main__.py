@@ -24,7 +24,7 @@ BASE_TEMPLATE = "demo-base"
 def main(**values: Any) -> None:
     """Fine-tune the bundled model and compare it with its base on 200 unseen problems."""
     from mlxmath.backends.ranks import Ranks
-    from mlxmath.train import train
+    from mlxmath.train import infer_command, train
 
     config = options.settings(values | {"recipe": DEMO}).config
     used = {name: value for name, value in values.items() if not name.startswith("evaluation__")}
@@ -55,10 +55,19 @@ def main(**values: Any) -> None:
         ("the tuned model answers", tuned.response),
     ):
         click.echo(f"\n{title}:\n    " + text.strip().replace("\n", "\n    "))
-    question = 'python -m mlxmath.infer --prompt "What is 12 + 7?"'
     serve = f"mlx_lm.server --model {config.model.mlx_path} --adapter-path {config.training.adapter_path}"
-    click.echo(f"\nwhat to look at and to type next:\n    {found['folder']}/report.html\n    {question}\n    {serve}\n")
+    ask = infer_command(config)
+    click.echo(f"\nwhat to look at and to type next:\n    {found['folder']}/report.html\n    {ask}\n    {serve}\n")
     click.echo(table(found))
+
+
+def asked_in(template: str) -> str:
+    """A named prompt template and where its answers are cut, on one line."""
+    from mlxmath.problems.prompts import TEMPLATE_FOLDER, read_definition
+
+    definition = read_definition(TEMPLATE_FOLDER / f"{template}.toml")
+    stop = " or ".join(repr(text) for text in definition.stop or ())
+    return f"{definition.prompt!r}" + (f" cut at {stop}" if stop else "")
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -71,7 +80,7 @@ def table(found: Mapping[str, Any]) -> str:
     base, tuned = (found["contestants"][name] for name in ("base", "tuned"))
     lines = [
         f"exact answers to {found['num_problems']} problems that neither has seen, with 95 % intervals; "
-        "the base at the prompt that suits it best:",
+        f"the base at the prompt that suits it best, {asked_in(BASE_TEMPLATE)}:",
         f"{'kind':14}{'problems':>8}   {'base':>8}  {'':13} {'tuned':>8}",
     ]
     for kind, before in base["by"]["subject"].items():

@@ -15,8 +15,8 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from tools.make_demo.story import LARGEST_NUMBER, SMALLEST_NUMBER
 from tools.make_demo.corpus import documents
+from tools.make_demo.story import LARGEST_NUMBER, SMALLEST_NUMBER
 from tools.make_demo.word_problems import (
     CORPUS_SHARES,
     KINDS,
@@ -29,7 +29,7 @@ from tools.make_demo.word_problems import (
 
 DEMO = Path(__file__).parents[2] / "mlxmath" / "demo"
 MODEL = DEMO / "model"
-SIZES = {"train": 1500, "validation": 200, "test": 200}
+SIZES = {"train": 3000, "validation": 200, "test": 200}
 TUTOR_PROMPT = (
     "You are a helpful math tutor. Solve the problem step by step and give the final answer at the end.\n\n"
     "### Problem:\n{problem}\n\n### Solution:\n"

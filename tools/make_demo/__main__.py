@@ -16,7 +16,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the cores to others
 
-import torch  # noqa: E402
+import torch
 
 from tools.make_demo.base_model import train_base, write_model
 from tools.make_demo.base_tokenizer import train_tokenizer, write_tokenizer

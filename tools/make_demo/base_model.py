@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tools.make_demo.base_tokenizer import BOS, EOS, MAX_POSITIONS, PAD, TUTOR_PROMPT, write_json
+from tools.make_demo.base_tokenizer import BOS, EOS, MAX_POSITIONS, PAD, write_json
 from tools.make_demo.story import WordProblem
 
 MODEL_SHAPE: dict[str, Any] = {

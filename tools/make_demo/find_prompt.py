@@ -43,7 +43,6 @@ STYLES = {
 SHOT_KINDS = {
     "2 learned": ("one step", "two steps"),
     "4 new": ("three steps", "comparison", "two products", "backwards"),
-    "6 of all": ("one step", "three steps", "comparison", "two steps", "two products", "backwards"),
 }
 """Worked examples before the problem, one of each of these kinds."""
 
@@ -76,9 +75,11 @@ def worked(style: str, row: dict[str, str]) -> str:
 
 def prompts(train: list[dict[str, str]]) -> Iterator[Prompt]:
     """Every style alone and after worked examples; each as it is, and cut at a new problem or a blank line."""
-    examples = {kind: next(row for row in train if row["kind"] == kind) for kinds in SHOT_KINDS.values() for kind in kinds}
+    examples = {
+        kind: next(row for row in train if row["kind"] == kind) for kinds in SHOT_KINDS.values() for kind in kinds
+    }
     asked = dict(STYLES)
-    for style in ("Q: A:", "Question: Answer:", "plain", "tutor"):
+    for style in ("Q: A:", "plain", "tutor"):
         for name, kinds in SHOT_KINDS.items():
             shots = "\n\n".join(worked(style, examples[kind]) for kind in kinds)
             asked[f"{style}, {name}"] = f"{shots}\n\n{STYLES[style]}"
@@ -111,9 +112,11 @@ def search(model: Path, problems: Path, limit: int | None, folder: Path) -> list
     table = []
     for prompt in tried:
         figures = found["contestants"][prompt.name]
-        right = {kind: f"{each['right']}/{each['total']}" for kind, each in figures["by"].get("subject", {}).items()}
+        right = {
+            kind: f"{each['right']:.0f}/{each['total']}" for kind, each in figures["by"].get("subject", {}).items()
+        }
         cut_off = figures["categories"]["truncated"]
-        table.append({"name": prompt.name, "right": figures["accuracy"]["right"], "asked": found["num_problems"],
+        table.append({"name": prompt.name, "right": round(figures["accuracy"]["right"]), "asked": found["num_problems"],
                       "cut off by the limit": cut_off, "by kind": right, **prompt.definition})  # fmt: skip
     return sorted(table, key=lambda row: -row["right"])
 
