@@ -212,7 +212,7 @@ def test_published_values() -> None:
         ("mistral-7b", "mistralai/Mistral-7B-v0.1", 4, 32, 64, 0.1, ALL_SEVEN),
         ("llama-3.2-3b-sft", "meta-llama/Llama-3.2-3B-Instruct", None, 16, 32, 0.0, ALL_SEVEN),
         (GRPO, "meta-llama/Llama-3.2-3B-Instruct", None, 16, 32, 0.0, ALL_SEVEN),
-        (DEMO, DEMO, None, 8, 16, 0.0, {"q_proj", "v_proj"}),
+        (DEMO, DEMO, None, 16, 16, 0.0, ALL_SEVEN),
     ):
         config = found[name]
         assert (config.model.model, config.model.quantize) == (model, quantize), name
