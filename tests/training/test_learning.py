@@ -101,7 +101,7 @@ def test_grpo_with_the_graders_reward_gives_more_right_answers() -> None:
 
 
 def test_fine_tuning_answers_unseen_problems_that_the_base_cannot(tmp_path: Path) -> None:
-    succeed(tmp_path, "train", "--recipe", "demo", "--max-steps", "28", "--num-examples", "224")
+    succeed(tmp_path, "train", "--recipe", "demo", "--max-steps", "112", "--num-examples", "896")
     succeed(tmp_path, "evaluate", "--compare", "--limit", "40", "--max-tokens", "60", "--run-name", "run")
     results = json.loads((tmp_path / "evaluation_results" / "run" / "results.json").read_text())
     (found,) = results["comparisons"]
