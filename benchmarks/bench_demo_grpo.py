@@ -18,7 +18,7 @@ from benchmarks import common
 from benchmarks.processes import run_command
 
 LIMIT_S = 1500
-START_STEPS = "112"
+START_STEPS = "300"
 BASE, START, IMPROVED, AGAIN, CONTROL = "base", "adapters", "adapters-grpo", "adapters-again", "adapters-control"
 
 
