@@ -122,4 +122,4 @@ def test_products_are_the_same_through_numpy(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_attention_through_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlxmath.kernels.cpu.blas_is_missing", lambda: True)
-    test_attention(CpuKernels(), 3, 6, 2, 33, kind="packed")
+    test_attention(CpuKernels(), 3, 6, 2, 33, 8, kind="packed")
