@@ -53,7 +53,7 @@ def command(folder: Path, *arguments: str) -> float:
 
 def compare(folder: Path, adapter: str) -> dict[str, float]:
     """The shares of right answers of the start and of `adapter`, and the paired interval of their difference."""
-    from mlxmath.evaluation.stats import paired_bootstrap
+    from mlxmath.evaluation.stats import paired_interval
 
     right: list[list[bool]] = []
     for each in (START, adapter):
@@ -62,7 +62,7 @@ def compare(folder: Path, adapter: str) -> dict[str, float]:
         samples = sorted((json.loads(line) for line in lines), key=lambda sample: sample["id"])
         right.append([sample["correct"] for sample in samples])
     before, after = right
-    interval = paired_bootstrap(before, after)
+    interval = paired_interval(before, after)
     return {
         "start": sum(before) / len(before), "after": sum(after) / len(after),
         "difference": interval.estimate, "low": interval.low, "high": interval.high,

@@ -52,6 +52,11 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:.2f} TB"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 problem`, `1,234 problems`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """`3725` as `1h 02m`; `65` as `1m 05s`; `5` as `5.0s`."""
     if seconds < 60:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxmath import options
 from mlxmath.config.load import TRAINED_FROM, Resolved
+from mlxmath.console import say
 
 if TYPE_CHECKING:
     from mlxmath.backends.ranks import Ranks
@@ -36,7 +37,7 @@ def dpo(resolved: Resolved, ranks: "Ranks") -> int:
     from mlxmath.session.course import over_rows
     from mlxmath.session.material import check_pairs, read_pairs
     from mlxmath.session.opening import Session, add_adapters
-    from mlxmath.session.training import train
+    from mlxmath.session.training import train, try_it
     from mlxmath.training.gradients import Gradients, choose_gradients
     from mlxmath.training.preferences import PreferenceGradients, ReferenceLogprobs, frozen
     from mlxmath.training.watching import pair_rewards
@@ -50,7 +51,7 @@ def dpo(resolved: Resolved, ranks: "Ranks") -> int:
     adapters = add_adapters(session)
     if needs_reference and not from_base:
         reference = frozen(session.model)
-    policy_of, kept = session.gradients(PreferenceOptimization(config.dpo)), ReferenceLogprobs()
+    policy_of, kept = session.gradients(PreferenceOptimization(config.dpo)), ReferenceLogprobs(ranks)
 
     def gradients_of(model: Any) -> Gradients:
         policy = policy_of(model)
@@ -59,7 +60,11 @@ def dpo(resolved: Resolved, ranks: "Ranks") -> int:
         logprobs = choose_gradients(replica(reference), RowLogprobs(), session.kernels, compiled=False)
         return PreferenceGradients(policy, logprobs, kept)
 
-    return train(session, adapters, gradients_of, over_rows(session, pair_rewards(METRICS), [kept])).exit_code
+    course_of = over_rows(session, pair_rewards(METRICS), [kept], [kept.on_step])
+    outcome = train(session, adapters, gradients_of, course_of)
+    if outcome.exit_code == 0:
+        say(try_it(config))
+    return outcome.exit_code
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def evaluate(
     from mlxmath.evaluation.contestants import with_templates
     from mlxmath.evaluation.formulas import Retriever
     from mlxmath.evaluation.running import agree, answer, describe, folder_of, load_benchmarks, put_together
-    from mlxmath.evaluation.samples import claim
+    from mlxmath.evaluation.samples import claim, note_decoding
     from mlxmath.problems.prompts import get_template
     from mlxmath.report import write_report
 
@@ -148,7 +148,9 @@ def evaluate(
     ranks.vote("claimed")
 
     def ask(done: "Mapping[Key, Sample]", path: Path, share: "Share") -> None:
-        ask_all(entries, benchmarks, settings, seed, done, path, backend, device, share, sharding)
+        decoding = ask_all(entries, benchmarks, settings, seed, done, path, backend, device, share, sharding)
+        if ranks.first:
+            note_decoding(folder, decoding)
 
     fingerprints = {entry.contestant.label: entry.fingerprint for entry in entries}
     if not answer(ask, folder, ranks, fingerprints, is_spread=sharding is not None):

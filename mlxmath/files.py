@@ -1,21 +1,28 @@
 """Files that are either whole or absent: temporary name, fsync, rename; and paths that stay inside their folder."""
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from mlxmath.errors import MlxmathError
 from mlxmath.records import parse_json
 
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.[^.]+\.(?P<kind>tmp|old)")
-"""Names of temporary files and folders: that of what they become, the process that writes them, something random."""
+_TEMPORARY = re.compile(r"\.(?P<name>.+?)(?:\.(?P<host>[0-9a-f]{8}))?\.(?P<pid>\d+)\.[^.]+\.(?P<kind>tmp|old)")
+"""Names of temporary files and folders: that of what they become, the host and the process that write them, something
+random. (Versions before 0.2 left the host out.)"""
+ABANDONED_S = 24 * 3600.0
+"""What another host has not written to for so long is taken for abandoned: its processes cannot be looked up."""
 
 
 def fsync_path(path: Path) -> None:
@@ -53,7 +60,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.{os.getpid()}.", suffix=".tmp", dir=path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent)
         temporary = Path(name)
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -88,7 +95,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent, path.name)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.{os.getpid()}.", suffix=".tmp", dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent))
         try:
             yield temporary
             for file in temporary.rglob("*"):
@@ -111,6 +118,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """Remove temporary files and folders in `folder` whose process no longer lives (it was killed).
 
+    The folder may be shared between hosts: what another one writes stays, unless it has long been abandoned.
+
     Args:
         folder: only what lies directly in it is looked at; it need not exist.
         name: only those for this name; None: all, at a time when this process writes nothing there.
@@ -119,9 +128,11 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
         match = _TEMPORARY.fullmatch(leftover.name)
         if match is None or (name is not None and match["name"] != name):
             continue
-        pid = int(match["pid"])
-        if _alive(pid) and not (name is None and pid == os.getpid()):  # in a container, every run may have the same id
-            continue
+        if match["host"] != this_host():
+            if time.time() - _last_write(leftover) < ABANDONED_S:
+                continue
+        elif _alive(pid := int(match["pid"])) and not (name is None and pid == os.getpid()):
+            continue  # a process of this one's id, which writes nothing now, lived before it, as in a container
         target = folder / match["name"]
         if not leftover.is_dir():
             leftover.unlink(missing_ok=True)
@@ -129,6 +140,29 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
             leftover.rename(target)  # killed between the two renames: the old folder is the whole one
         else:
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+@cache
+def this_host() -> str:
+    """8 hex digits of where this process's number means something: the host, and on Linux its process namespace."""
+    try:
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        namespace = ""
+    return hashlib.sha256(f"{socket.gethostname()} {namespace}".encode()).hexdigest()[:8]
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}.{this_host()}.{os.getpid()}."
+
+
+def _last_write(path: Path) -> float:
+    """When `path`, or anything in it, was written to last, in seconds since 1970."""
+    times = [0.0]
+    for each in (path, *path.rglob("*")):
+        with contextlib.suppress(OSError):  # it may go while it is looked at
+            times.append(each.lstat().st_mtime)
+    return max(times)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -10,6 +10,7 @@ import click
 
 from mlxmath import options
 from mlxmath.config.load import TRAINED_FROM, Resolved
+from mlxmath.console import say
 from mlxmath.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,11 +54,11 @@ def grpo(resolved: Resolved, ranks: "Ranks") -> int:
     from mlxmath.files import sha256
     from mlxmath.lora.adapter import WEIGHTS, read_reward_model
     from mlxmath.objectives.grpo import Logprobs, PolicyGradient
-    from mlxmath.objectives.rewards import Rewards
+    from mlxmath.objectives.rewards import MODEL, Rewards
     from mlxmath.session.opening import Session, add_adapters
     from mlxmath.session.prompts import read_prompts
     from mlxmath.session.rollouts import over_prompts
-    from mlxmath.session.training import train
+    from mlxmath.session.training import train, try_it
     from mlxmath.training.gradients import choose_gradients
     from mlxmath.training.reference import Reference
     from mlxmath.training.scoring import Scorer
@@ -68,7 +69,8 @@ def grpo(resolved: Resolved, ranks: "Ranks") -> int:
     rewards = Rewards(settings.reward_weights)
     for path in rewards.models.values():
         read_reward_model(path)
-    fixed = {f"reward {name}": sha256(path / WEIGHTS) for name, path in rewards.models.items()}
+    models = {name: MODEL + sha256(path / WEIGHTS)[:16] for name, path in rewards.models.items()}  # wherever they lie
+    fixed = {"grpo.reward_weights": {models.get(name, name): value for name, value in settings.reward_weights.items()}}
     session = Session(resolved, ranks, read_prompts, "grpo", fixed, keep_start=True)
     bases = {name: replica(session.model) for name in rewards.models}
     adapters = add_adapters(session)
@@ -84,7 +86,10 @@ def grpo(resolved: Resolved, ranks: "Ranks") -> int:
         logprobs = choose_gradients(session.model, Logprobs(settings.temperature), session.kernels, compiled=False)
         reference = Reference(session.model, logprobs, ranks)
     course_of = over_prompts(session, rewards, reference)
-    return train(session, adapters, session.gradients(PolicyGradient(settings)), course_of).exit_code
+    outcome = train(session, adapters, session.gradients(PolicyGradient(settings)), course_of)
+    if outcome.exit_code == 0:
+        say(try_it(session.config))
+    return outcome.exit_code
 
 
 def _check(resolved: Resolved) -> None:

@@ -28,8 +28,18 @@ if TYPE_CHECKING:
 @click.option("--template", help="Prompt template (unset: the adapter's training one; a base's chat template).")
 @click.option("--template-file", metavar="FILE", help="File with a prompt template of your own.")
 @click.option("--raw", is_flag=True, help="Give the model the prompt as it is, without a template.")
-@click.option("--max-new-tokens", default=128, show_default=True, help="Longest answer, in tokens.")
-@click.option("--temperature", default=0.8, show_default=True, help="0 always takes the most likely token.")
+@click.option(
+    "--max-new-tokens",
+    default=1024,
+    show_default=True,
+    help="Longest answer, in tokens: as `evaluate` allows for problems of a file.",
+)
+@click.option(
+    "--temperature",
+    default=0.0,
+    show_default=True,
+    help="0 always takes the most likely token, as `evaluate` does; 0.7, for example, draws one.",
+)
 @click.option("--top-p", default=1.0, show_default=True, help="Keep the most likely tokens of this total probability.")
 @options.shard
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming the text.")

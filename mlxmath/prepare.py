@@ -13,7 +13,7 @@ import click
 from mlxmath import options
 from mlxmath.config.schema import DataConfig, ModelConfig
 from mlxmath.config.section import DEMO
-from mlxmath.console import duration, say, size, warn
+from mlxmath.console import counted, duration, say, size, warn
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.files import sha256
 
@@ -34,7 +34,7 @@ PROGRESS_SECONDS = 10.0
     type=click.IntRange(min=0),
     default=0,
     metavar="N",
-    help="Print the first N rows; what is trained on is green.",
+    help="Print the first N rows; what is trained on is green, between ⟦ and ⟧.",
 )
 def main(debug: bool, show: int, **values: Any) -> None:
     """Tokenize a dataset into the cache and say what became of it."""
@@ -206,6 +206,7 @@ def _write_all(
         )
     if mixture.ranks is not None:
         writer.ranks = mixture.ranks[writer.sources]
+    writer.questions = mixture.questions
     settings = {"overflow": config.overflow, "max_seq_len": config.max_seq_len, MIXTURE: mixture.report()}
     writer.stats.update({**counts, **settings})
 
@@ -236,12 +237,13 @@ def statistics(rows: "TokenRows") -> list[str]:
     import numpy as np
 
     from mlxmath.data.summary import length_histogram, mixture_lines
-    from mlxmath.data.tokenize import SKIPPED
+    from mlxmath.data.tokenize import SKIPPED, SYSTEM_LEFT_OUT
 
     stats = rows.stats
     lines = [
         *mixture_lines(stats),
-        f"{_number(stats, 'problems'):,} problems became {len(rows):,} rows of {len(rows.tokens):,} tokens, "
+        f"{counted(_number(stats, 'problems'), 'problem')} became {counted(len(rows), 'row')} of "
+        f"{counted(len(rows.tokens), 'token')}, "
         f"{rows.num_targets:,} of them targets",
     ]
     if overlong := _number(stats, "overlong_rows"):
@@ -251,10 +253,15 @@ def statistics(rows: "TokenRows") -> list[str]:
     if empty := _number(stats, "rows_without_target"):
         lines.append(f"{empty:,} rows or chunks without a target were left out")
     if failed := _number(stats, "not_encodable"):
-        lines.append(f"{failed:,} problems were left out: the tokenizer cannot write their solution after their prompt")
+        lines.append(f"{counted(failed, 'problem')} left out: the tokenizer cannot write the solution after the prompt")
     for name in stats:
         if name.startswith(SKIPPED):
-            lines.append(f"{_number(stats, name):,} problems were left out: {name.removeprefix(SKIPPED)}")
+            lines.append(f"{counted(_number(stats, name), 'problem')} left out: {name.removeprefix(SKIPPED)}")
+    if left_out := _number(stats, SYSTEM_LEFT_OUT):
+        lines.append(
+            f"{counted(left_out, 'problem')} with a system message, which the template leaves out; "
+            "--template chat keeps it"
+        )
     low, median, high, most = np.percentile(rows.lengths, [0, 50, 95, 100])
     mean = rows.lengths.mean()
     lines.append(f"tokens a row: min {low:.0f}, median {median:.0f}, mean {mean:.1f}, 95 % {high:.0f}, max {most:.0f}")
@@ -262,7 +269,7 @@ def statistics(rows: "TokenRows") -> list[str]:
 
 
 def show_rows(rows: "TokenRows", model_folder: Path, count: int, *, trust_remote_code: bool = False) -> None:
-    """Print the first `count` rows to standard output: targets in green, context dim."""
+    """Print the first `count` rows to standard output: targets in green between ⟦ and ⟧, context dim."""
     import numpy as np
 
     from mlxmath.data.codec import codec_of, load_tokenizer
@@ -276,7 +283,8 @@ def show_rows(rows: "TokenRows", model_folder: Path, count: int, *, trust_remote
         for end in ends:
             text = codec.decode(tokens[:end].tolist())
             target = bool(mask[start])
-            click.secho(text[shown:], nl=False, fg="green" if target else None, dim=not target)
+            part = f"⟦{text[shown:]}⟧" if target else text[shown:]
+            click.secho(part, nl=False, fg="green" if target else None, dim=not target)
             start, shown = end, len(text)
         click.echo()
 

@@ -1,5 +1,6 @@
 """`mlxmath reward-model`: a scorer of completions, trained on pairs of a chosen and a rejected one."""
 
+import shlex
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ def train_reward_model(resolved: Resolved, ranks: "Ranks") -> int:
     from mlxmath.session.course import over_rows
     from mlxmath.session.material import check_pairs, read_pairs
     from mlxmath.session.opening import Session, add_adapters
-    from mlxmath.session.training import train
+    from mlxmath.session.training import at_mlx_path, train
     from mlxmath.training.scoring import RewardGradients
     from mlxmath.training.watching import pair_rewards
 
@@ -50,8 +51,9 @@ def train_reward_model(resolved: Resolved, ranks: "Ranks") -> int:
     scores_of = session.gradients(BradleyTerry(resolved.config.reward_model))
     course_of = over_rows(session, pair_rewards(REWARDS))
     outcome = train(session, adapters, lambda model: RewardGradients(model, scores_of), course_of)
-    if outcome.is_complete:
-        say(f"use it: python -m mlxmath.grpo --reward model:{session.folder}")
+    if outcome.exit_code == 0:
+        reward, model = shlex.quote(f"model:{session.folder}"), shlex.quote(session.config.model.model)
+        say(f"use it: python -m mlxmath.grpo --reward {reward} --model {model}{at_mlx_path(session.config)} ...")
     return outcome.exit_code
 
 

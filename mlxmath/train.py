@@ -78,12 +78,13 @@ def train(resolved: Resolved, ranks: "Ranks") -> int:
     from mlxmath.session.material import read_sequences
     from mlxmath.session.opening import Session, add_adapters
     from mlxmath.session.training import train as train_session
+    from mlxmath.session.training import try_it
 
     session = Session(resolved, ranks, read_sequences)
     adapters = add_adapters(session)
     outcome = train_session(session, adapters, session.gradients(SupervisedFineTuning()), over_rows(session))
-    if outcome.is_complete:
-        say(f'try: python -m mlxmath.infer --adapter-path {session.folder} --prompt "What is 12 + 7?"')
+    if outcome.exit_code == 0:
+        say(try_it(session.config))
     return outcome.exit_code
 
 

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from tests.commands import in_terminal, run, succeed
@@ -62,7 +63,10 @@ def test_it_leaves_a_described_adapter_events_and_curves(straight: Path) -> None
         assert {"zero_variance", "truncated", "mean_length", "tokens_per_second"} <= set(rollout)
     assert steps[0]["kl"] == pytest.approx(0, abs=1e-6) and steps[1]["kl"] > 1e-6
     assert steps[0]["clipped"] == 0 and steps[0]["entropy"] > 0
-    assert [event["step"] for event in events(straight, "validation")] == [3, 5]
+    assert [event["step"] for event in events(straight, "validation")] == [0, 3, 5]
+    with safe_open(folder / "best" / "adapters.safetensors", "np") as best:
+        assert best.metadata().keys() == {"format", "step", "validation_accuracy"}
+    assert record["validation"]["best"].keys() == {"step", "accuracy"}
     assert any(a.any() for name, a in load_file(folder / "adapters.safetensors").items() if name.endswith("lora_b"))
 
 
@@ -101,7 +105,12 @@ def test_a_constant_reward_changes_nothing_and_failures_name_their_cause(straigh
     for name in ("mlx_model", "mine.py"):
         copy = shutil.copytree if (straight / name).is_dir() else shutil.copyfile
         copy(straight / name, tmp_path / name)
-    succeed(tmp_path, "grpo", *SMALL, "--reward", "mine:same")
+    ended = run(tmp_path, "grpo", *SMALL, "--reward", "mine:same")
+    assert ended.returncode == 1 and "finished" not in ended.stderr
+    assert "no_signal at step 0 of " in ended.stderr
+    assert "error: GRPO found nothing to learn from: in the last 6 rollouts 1" in ended.stderr
+    assert "of the completions were cut off at 12 tokens; raise --max-completion-length" in ended.stderr
+    assert json.loads((tmp_path / "adapters" / "run.json").read_text())["status"] == "no_signal"
     weights = load_file(tmp_path / "adapters" / "adapters.safetensors")
     assert not any(array.any() for name, array in weights.items() if name.endswith("lora_b"))
     failed = run(tmp_path, "grpo", *SMALL, "--reward", "mine:crash", "--overwrite")

@@ -62,6 +62,33 @@ def test_the_chat_template_beside_the_adapter_prompts_as_training_did(debug_run:
         assert list(encoded["input_ids"] if hasattr(encoded, "keys") else encoded) == expected
 
 
+def test_an_answer_is_that_of_the_measurement_unless_something_else_is_asked_for(
+    debug_run: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    found = [json.loads(succeed(debug_run, "infer", "--json", *QUESTION, *more).stdout) for more in (
+        (), ("--seed", "7"), ("--temperature", "0", "--max-new-tokens", "1024"),
+    )]  # fmt: skip
+    assert len({tuple(one["tokens"]) for one in found}) == 1 and found[0]["finish_reason"] == "stop"
+    from mlxmath.evaluation.benchmarks import load_benchmark
+
+    (tmp_path / "mine.jsonl").write_text('{"problem": "What is 12 + 7?", "answer": "19"}\n')
+    assert load_benchmark(str(tmp_path / "mine.jsonl"), None).max_tokens == 1024
+
+
+def test_a_base_is_asked_in_its_chat_template_and_one_without_in_the_settings(
+    debug_run: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(debug_run / "mlx_model", tmp_path / "mlx_model")
+    base = ("--no-adapter", *QUESTION)
+    assert answer(tmp_path, *base)["template"] == "chat"
+    path = tmp_path / "mlx_model" / "tokenizer_config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "chat_template"}))
+    assert answer(tmp_path, *base)["template"] == "tutor"
+    assert answer(tmp_path, *base, "--template", "plain")["template"] == "plain"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

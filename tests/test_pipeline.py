@@ -82,7 +82,7 @@ def test_every_stage_is_on_what_the_one_before_made_and_goes_on(place: Path, mon
         ("base", "distilled"), ("distilled", "distilled + GRPO"),
     ]  # fmt: skip
     table = [line for line in result.stdout.splitlines() if line.startswith("|")]
-    assert table[0].count("|") == 10 and [line.split(" |")[0] for line in table[2:]] == [
+    assert table[0].count("|") == 11 and [line.split(" |")[0] for line in table[2:]] == [
         "| base", "| distilled", "| distilled + GRPO",
     ]  # fmt: skip
     assert result.stdout == (folder / "evaluation" / "model_card.md").read_text() + "\n"

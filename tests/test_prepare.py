@@ -1,5 +1,6 @@
 """`prepare`: from a dataset to the cache, and from the cache."""
 
+import gc
 import json
 import os
 import pickle
@@ -180,8 +181,23 @@ def test_shown_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     problems = list(load_problems(config(tmp_path)))
     for problem in problems[:2]:
-        assert f"{joined(get_template('tutor').prompt(problem.question))}{problem.solution}</s>\n" in shown
+        assert f"{joined(get_template('tutor').prompt(problem.question))}⟦{problem.solution}</s>⟧\n" in shown
     assert shown.count("--- row ") == 2
+
+
+def test_contaminated_and_unusable_rows_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark = write_rows(tmp_path / "benchmark.jsonl", [{"problem": f"Known {n}", "solution": "1"} for n in range(2)])
+    rows = [{"problem": f"New {n}", "solution": "2", "note": "x"} for n in range(9)]
+    rows[3:3] = [{"problem": "Known 1", "solution": "1"}, {"problem": "Half \ud83d", "solution": "1"}]
+    prepared = prepare_rows(
+        config(tmp_path, dataset=write_rows(tmp_path / "a.jsonl", rows), decontaminate=(benchmark,)), DEMO_MODEL
+    )
+    assert "columns not used: note" in capsys.readouterr().err
+    text = "\n".join(statistics(prepared))
+    assert f"1 problem left out that occur in {benchmark}: 3" in text
+    assert "1 unusable: problem with half a character (a lone surrogate) (the first is row 5)" in text
+    assert "9 problems became 9 rows" in text
+    assert gc.get_freeze_count() == 0
 
 
 def test_tokenizer_of_another_model_is_not_used(tmp_path: Path) -> None:
@@ -239,7 +255,7 @@ def test_mixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "absent.jsonl cannot be had" in said
     text = "\n".join(statistics(rows))
     assert f"a.jsonl (train) stands in for {tmp_path}/absent.jsonl, which could not be had" in text
-    assert "b.jsonl (train): 9 does not meet question contains 1" in text
+    assert "b.jsonl (train): 9 left out by the filter 'question contains 1'" in text
     assert "from easy to hard by difficulty" in text
     again = prepare_rows(config(tmp_path, **settings), DEMO_MODEL)
     assert (again.fingerprint, again.stats) == (rows.fingerprint, rows.stats)

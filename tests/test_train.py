@@ -1,6 +1,7 @@
 """`train` as a user runs it, on the bundled model: what it leaves, reuse, kill and resume, deadline, signals."""
 
 import json
+import shlex
 import shutil
 import signal
 import time
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file
 
 from tests.commands import run, start, succeed
 
+DEMO_MODEL = Path(__file__).parents[1] / "mlxmath" / "demo" / "model"
 QUICK = (
     "--debug", "--num-examples", "40", "--max-seq-len", "128", "--save-every", "3", "--lora-dropout", "0.1",
     "--num-epochs", "8",
@@ -117,7 +119,8 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(prepared: Path, tmp
 def test_a_signal_saves_and_ends_and_the_run_can_go_on(
     prepared: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    long = (*QUICK, "--num-epochs", "1000", "--save-every", "100000")
+    held_out = ("--validation-split", "0.2")
+    long = (*QUICK, *held_out, "--num-epochs", "1000", "--save-every", "100000")
     process = start(prepared, "train", *long, log=tmp_path / "log")
     wait_for_step(prepared, 3)
     process.send_signal(number)
@@ -126,9 +129,11 @@ def test_a_signal_saves_and_ends_and_the_run_can_go_on(
     assert number.name in log and "continue with the same command and --resume" in log and "Traceback" not in log
     step = json.loads((prepared / "adapters" / "run.json").read_text())["steps"]
     assert step >= 3
+    measured = [event["step"] for event in events(prepared) if event["event"] == "validation"]
+    assert measured[0] == 0 and measured[-1] == step
     assert (prepared / "adapters" / "checkpoints" / f"step-{step}").is_dir()
     succeed(prepared, "infer", "--prompt", "What is 12 + 7?", "--max-new-tokens", "2")
-    resumed = succeed(prepared, "train", *QUICK, "--num-epochs", "1000", "--max-steps", str(step + 2), "--resume")
+    resumed = succeed(prepared, "train", *long, "--max-steps", str(step + 2), "--resume")
     assert f"finished at step {step + 2}" in resumed.stderr
 
 
@@ -142,14 +147,22 @@ def test_a_second_signal_ends_at_once_and_leaves_whole_files(prepared: Path, tmp
 
 
 def test_the_deadline_ends_a_run_on_time_with_valid_adapters(prepared: Path) -> None:
-    hours = 0.0015
+    hours = 0.003
     result = succeed(
         prepared, "train", *QUICK, "--num-epochs", "100000", "--max-training-time-hours", str(hours),
+        "--validation-split", "0.2", "--schedule", "cosine", "--warmup-ratio", "0.1",
     )  # fmt: skip
     record = json.loads((prepared / "adapters" / "run.json").read_text())
     assert record["status"] == "deadline" and record["steps"] > 0
     assert 0.5 * hours * 3600 < record["seconds"] < hours * 3600 + 20  # a busy machine may stall the last step
     assert "deadline at step" in result.stderr
+    assert "the deadline comes first: at " in result.stderr and "validation on " in result.stderr
+    measured = [event for event in events(prepared) if event["event"] == "validation"]
+    assert len(measured) >= 2 and measured[0]["step"] == 0 and measured[-1]["step"] == record["steps"]
+    assert (prepared / "adapters" / "best" / "adapters.safetensors").exists()
+    rates = [event["learning_rate"] for event in events(prepared) if event["event"] == "step"]
+    assert max(rates) > 1e-3  # over 100,000 epochs it would still be warming up
+    assert record["pace"]["deadline_first"] and record["pace"]["expected_steps"] < record["pace"]["planned_steps"]
     succeed(prepared, "infer", "--prompt", "What is 12 + 7?", "--max-new-tokens", "2")
 
 
@@ -176,3 +189,51 @@ def test_resume_refuses_another_run_and_names_what_differs(prepared: Path) -> No
     refused = run(prepared, "train", *QUICK, "--lora-rank", "4", "--seed", "9", "--resume")
     assert refused.returncode == 2
     assert "lora.rank was 8 and is 4" in refused.stderr and "training.seed was 0 and is 9" in refused.stderr
+
+
+def test_max_steps_beyond_the_epochs_are_taken_and_said(prepared: Path) -> None:
+    result = succeed(prepared, "train", "--debug", "--num-epochs", "1", "--max-steps", "5")
+    assert "--max-steps 5 are 2.5 epochs of 2 steps, and count more than --num-epochs 1" in result.stderr
+    assert "finished at step 5 of 5" in result.stderr
+    assert [event["epoch"] for event in events(prepared) if event["event"] == "step"] == [0, 0, 1, 1, 2]
+    longer = succeed(prepared, "train", "--debug", "--num-epochs", "1", "--max-steps", "7", "--resume")
+    assert "finished at step 7 of 7" in longer.stderr
+    resumed = adapters(prepared)
+    succeed(prepared, "train", "--debug", "--num-epochs", "4", "--max-steps", "7")
+    assert adapters(prepared) == resumed
+
+
+def test_the_command_that_it_ends_with_works_as_printed(prepared: Path) -> None:
+    (prepared / "mlx_model").rename(prepared / "my model")
+    result = succeed(
+        prepared, "train", "--debug", "--max-steps", "1", "--mlx-path", "my model", "--adapter-path", "my adapters"
+    )
+    (line,) = (line for line in result.stderr.splitlines() if line.startswith("try: "))
+    python, dash_m, module, *arguments = shlex.split(line.removeprefix("try: "))
+    assert (python, dash_m, module) == ("python", "-m", "mlxmath.infer")
+    answered = succeed(prepared, "infer", *arguments, "--max-new-tokens", "2")
+    assert answered.stdout
+
+
+def test_what_a_run_records_means_the_same_from_another_folder(prepared: Path, tmp_path: Path) -> None:
+    rows = [{"problem": f"What is {n} + 1?", "solution": str(n + 1)} for n in range(9)]
+    for name in ("mine.jsonl", "other.jsonl"):
+        (prepared / name).write_text("".join(json.dumps(row) + "\n" for row in rows[name == "other.jsonl" :]))
+    shutil.copytree(DEMO_MODEL, prepared / "base")
+    succeed(
+        prepared, "train", "--model", "base", "--mlx-path", "converted", "--dataset", "mine.jsonl", "--decontaminate",
+        "other.jsonl", "--validation-dataset", "other.jsonl", "--max-steps", "1", "--set", "model.dtype=float32",
+        "--deduplicate", "off",
+    )  # fmt: skip
+    record = json.loads((prepared / "adapters" / "adapter_config.json").read_text())
+    assert record["base_model"] == str((prepared / "base").resolve())
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    file = str(prepared / "adapters" / "run.toml")
+    result = succeed(elsewhere, "train", "--config", file, "--adapter-path", "again")
+    assert "holds these rows already" in result.stderr
+    one, other = (folder / "adapters.safetensors" for folder in (prepared / "adapters", elsewhere / "again"))
+    assert one.read_bytes() == other.read_bytes()
+    assert [path.name for path in elsewhere.iterdir()] == ["again"]
+    names = succeed(prepared, "train", "--debug", "--max-steps", "1", "--overwrite")
+    assert names and json.loads((prepared / "adapters" / "adapter_config.json").read_text())["base_model"] == "demo"

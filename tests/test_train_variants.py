@@ -11,6 +11,7 @@ from mlxmath.generation.engine import load_generation_tokenizer
 from mlxmath.lora.adapter import load_adapter
 from mlxmath.models.load import load_model
 from tests.commands import run, succeed
+from tests.models.architectures import write
 
 SHORT = ("--debug", "--num-epochs", "3")
 
@@ -76,3 +77,38 @@ def test_full_of_the_last_blocks_and_its_resumption(folder: Path) -> None:
     check_both_loaders(folder)
     result = succeed(folder, "train", *SHORT, *options, "--max-steps", "6", "--resume")
     assert "finished at step 6" in result.stderr
+
+
+def test_a_mixture_says_whether_its_experts_train_and_a_spoilt_adapter_answers_nothing(tmp_path: Path) -> None:
+    source = write("gpt_oss", tmp_path / "source")
+    rows = [{"question": f"w5 w{9 + i} w7", "solution": f"w{10 + i} w11 w8"} for i in range(16)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = (
+        "--model", source, "--dataset", "rows.jsonl", "--decontaminate", "none", "--lora-rank", "4",
+        "--learning-rate", "1e-2",
+    )  # fmt: skip
+    default = succeed(tmp_path, "train", *options, "--max-steps", "1").stderr
+    assert "no --lora-targets are given: self_attn.q_proj, self_attn.v_proj" in default
+    assert "the experts stay as they are; add experts.* to --lora-targets" in default
+    whole = succeed(tmp_path, "train", *options, "--max-steps", "8", "--lora-targets", "*", "--overwrite").stderr
+    assert "experts train" in whole and "mlp.experts.down_proj" in whole
+    losses, _ = losses_and_rates(tmp_path)
+    assert losses[-1] < losses[0]
+    arrays = mx.load(str(tmp_path / "adapters" / "adapters.safetensors"))
+    assert all(array.any() for name, array in arrays.items() if "experts" in name and name.endswith("lora_b"))
+    tokens = mx.array([[5, 9, 33, 7]])
+    ours = load_model(tmp_path / "mlx_model", "float32").model
+    load_adapter(ours, tmp_path / "adapters")
+    theirs, _ = mlx_lm_load(str(tmp_path / "mlx_model"), adapter_path=str(tmp_path / "adapters"))
+    assert mx.allclose(ours(tokens), theirs(tokens), rtol=1e-3, atol=1e-3)
+
+    ask = ("infer", "--prompt", "w5 w9", "--max-new-tokens", "1", "--raw")
+    succeed(tmp_path, *ask)
+    name = "model.layers.0.mlp.experts.up_proj.lora_b"
+    mx.eval(arrays)
+    mx.save_safetensors(str(tmp_path / "adapters" / "adapters.safetensors"), arrays | {name: arrays[name] * mx.nan})
+    refused = run(tmp_path, *ask)
+    assert refused.returncode == 1 and f"{name} holds nan" in refused.stderr
+    (tmp_path / "adapters" / "adapter_config.json").write_text('["lora"]')
+    refused = run(tmp_path, *ask)
+    assert refused.returncode == 1 and "adapter_config.json is not an adapter configuration" in refused.stderr

@@ -24,8 +24,8 @@ class EvaluationConfig(Section):
 
     benchmark: tuple[str, ...] = Field(
         (DEMO,),
-        description="Benchmarks, separated by commas: demo, gsm8k, math500, math, gsm-hard, svamp, aime24, minerva, a "
-        "local file, or NAME=FILE for a benchmark's rows in a local file.",
+        description="Benchmarks, separated by commas: demo, gsm8k, math500, math, gsm-hard, svamp, mathqa, aime24, "
+        "minerva, a local file, or NAME=FILE for a benchmark's rows in a local file.",
     )
     limit: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Ask only N problems of each benchmark: always the same ones, spread over the whole."

@@ -96,7 +96,7 @@ class DataConfig(Section):
         "exact", description="Leave out repeated problems: the same but for spelling, or near-identical ones too."
     )
     decontaminate: tuple[str, ...] = Field(
-        ("gsm8k", "math-500"),
+        ("gsm8k", "math500"),
         description="Leave out problems that occur in these benchmarks: known names or files, separated by commas; "
         "'none' checks nothing.",
     )
@@ -204,16 +204,20 @@ class TrainingConfig(Section):
         0, description="Recompute every n-th block in the backward pass to save memory (1: all, 0: none)."
     )
     num_epochs: Annotated[int, Field(ge=1)] = Field(1, description="Passes over the data.")
-    max_steps: Annotated[int, Field(ge=1)] | None = Field(None, description="Stop after N optimizer steps in all.")
+    max_steps: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="N optimizer steps in all, over as many epochs as that takes (unset: those of --num-epochs)."
+    )
     max_training_time_hours: Annotated[float, Field(gt=0)] = Field(
         16.0, description="Stop, saved, within this many hours of training; a resumed run gets them anew."
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="Learning rate after the warm-up: held, or decayed over the planned steps."
+        "constant",
+        description="Learning rate after the warm-up: held, or decayed over the planned steps, or over those that the "
+        "deadline allows.",
     )
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Steps over which the learning rate rises from 0.")
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="The same as a fraction of the planned steps."
+        0.0, description="The same as a fraction of the planned steps, or of those that the deadline allows."
     )
     min_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="Where a decaying learning rate ends, as a fraction of its peak."
@@ -225,7 +229,8 @@ class TrainingConfig(Section):
     save_every: Annotated[int, Field(ge=1)] = Field(100, description="Optimizer steps between checkpoints.")
     keep_checkpoints: Annotated[int, Field(ge=1)] = Field(2, description="Keep the newest N checkpoints.")
     validation_split: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Hold out rows to measure the loss on: a fraction of them if below 1, else their number."
+        None,
+        description="Hold out problems to measure the loss on: about a fraction of them if below 1, else their number.",
     )
     validation_dataset: str | None = Field(
         None,
@@ -233,13 +238,15 @@ class TrainingConfig(Section):
         "its validation split), or 'demo'.",
     )
     eval_every: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Optimizer steps between validations (unset: each epoch's end); the run's end is always one."
+        None,
+        description="Optimizer steps between validations (unset: each epoch's end, or each eighth of a run of few); "
+        "the start and the end are always ones, and a run that its deadline ends has six in between.",
     )
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Stop after N validations in a row without improvement (unset: never)."
     )
     early_stopping_min_delta: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="By how much a validation loss must be lower to count as an improvement."
+        0.0, description="By how much a validation must be better to count as an improvement."
     )
     resume: bool = Field(False, description="Continue from the newest checkpoint in the adapter folder.")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Seed of the order, the adapters and dropout.")
@@ -255,7 +262,7 @@ class TrainingConfig(Section):
     @classmethod
     def _whole(cls, value: float | None) -> float | None:
         if value is not None and value >= 1 and not value.is_integer():
-            raise ValueError("give a fraction below 1 or a whole number of rows")
+            raise ValueError("give a fraction below 1 or a whole number of problems")
         return value
 
     @field_validator("validation_dataset")

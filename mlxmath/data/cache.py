@@ -2,19 +2,20 @@
 
 Layout of `cache/<fingerprint>.pkl`, all parts 64-byte aligned:
 
-    header   magic, version, place and size of each part, checksum of the pickle, of the arrays and of the header
-    tokens   uint16 or uint32 (N,)
-    mask     uint8 (N,)
-    offsets  int64 (R + 1,)
-    sources  int64 (R,)
-    ranks    int32 (R,)
-    pickle   protocol 5: {"stats": {…}, "tokens": …, "mask": …, "offsets": …, …}, the arrays out-of-band
+    header     magic, version, place and size of each part, checksums of the pickle, the rows, the questions, the header
+    tokens     uint16 or uint32 (N,)
+    mask       uint8 (N,)
+    offsets    int64 (R + 1,)
+    sources    int64 (R,)
+    ranks      int32 (R,)
+    questions  uint64 (P,)
+    pickle     protocol 5: {"stats": {…}, "tokens": …, "mask": …, "offsets": …, …}, the arrays out-of-band
 
 The pickle may use only the operations that plain values need; anything else (a class, a function call) is refused
 before it is read. Header, pickle and bounds are checked at every load. The arrays' checksum is checked whenever the
 file is not the one (by size, time and inode) for which `<fingerprint>.verified` says that it was checked before.
 
-Shapes: N tokens in all rows together, R rows.
+Shapes: N tokens in all rows together, R rows, P problems (those of which no row is left included).
 """
 
 import contextlib
@@ -42,16 +43,16 @@ from mlxmath.data.render import Rendered
 from mlxmath.errors import MlxmathError
 from mlxmath.files import atomic_file, atomic_json
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 Stats = dict[str, int | float | str]
 
 _MAGIC = b"mlxmath rows\r\n\x1a\n"
-_HEADER = struct.Struct("<16sII12Q16s32s")  # magic, version, token bytes, six (offset, size), two checksums
-_HEADER_BYTES = 192  # the header's own checksum ends it
+_HEADER = struct.Struct("<16sII14Q16s32s16s")  # magic, version, token bytes, seven (offset, size), three checksums
+_HEADER_BYTES = 256  # the header's own checksum ends it
 _ALIGN = 64
 _MAX_PICKLE_BYTES = 1 << 20
 _COPY_BYTES = 1 << 22
-_ARRAYS = ("tokens", "mask", "offsets", "sources", "ranks")
+_ARRAYS = ("tokens", "mask", "offsets", "sources", "ranks", "questions")
 _PLAIN_OPERATIONS = frozenset((
     "PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "BINGET", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1",
     "BININT2", "LONG1", "BINFLOAT", "SHORT_BINUNICODE", "BINUNICODE", "EMPTY_DICT", "SETITEM", "SETITEMS",
@@ -81,11 +82,13 @@ class TokenRows:
     stats: Stats = field(default_factory=dict)
     """What happened on the way here."""
     fingerprint: str = ""
-    """16 hex digits of the arrays' SHA-256: the same for the same rows, wherever their file lies."""
+    """16 hex digits of the rows' SHA-256: the same for the same rows, wherever their file lies."""
     sources: NDArray[np.int64] | None = None
-    """(R,) ascending: rows with the same number are chunks of one text. None: each row is a whole one."""
+    """(R,) ascending, the problem of each row: rows with the same number are parts of one. None: each row is one."""
     ranks: NDArray[np.int32] | None = None
     """(R,) the lower, the earlier in training; rows of the same rank in any order. None: all have the same."""
+    questions: NDArray[np.uint64] | None = None
+    """(P,) hash of each problem's question, of problems without a row too. None: each problem has its own."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -101,6 +104,12 @@ class TokenRows:
     def lengths(self) -> NDArray[np.int64]:
         """(R,) tokens of each row."""
         return np.diff(self.offsets)
+
+    @cached_property
+    def questions_of_rows(self) -> NDArray[np.uint64]:
+        """(R,) hash of each row's question."""
+        problems = np.arange(len(self)) if self.sources is None else self.sources
+        return problems.astype(np.uint64) if self.questions is None else self.questions[problems]
 
     @cached_property
     def targets_per_row(self) -> NDArray[np.int64]:
@@ -123,7 +132,7 @@ class TokenRows:
             rows = Rendered(self.tokens, self.mask, self.offsets, self.sources)  # type: ignore[arg-type]
             writer.add(rows, num_texts=len(self) if self.sources is None else int(self.sources[-1]) + 1)
             writer.stats.update(self.stats)
-            writer.ranks = self.ranks
+            writer.ranks, writer.questions = self.ranks, self.questions
 
     @classmethod
     def load(cls, path: Path) -> "TokenRows":
@@ -154,6 +163,8 @@ class RowWriter:
         self.stats: Stats = {}
         self.ranks: NDArray[np.int32] | None = None
         """(R,) of all rows; to be set before the end if they have any."""
+        self.questions: NDArray[np.uint64] | None = None
+        """(P,) of all problems; likewise."""
         self._file, self._masks, self._dtype = file, masks, dtype
         self._offsets = [np.zeros(1, np.int64)]
         self._sources: list[NDArray[np.int64]] = []
@@ -192,6 +203,11 @@ class RowWriter:
             self._write(part)
             spans.append((start, part.nbytes))
             start = self._pad()
+        questions = np.arange(self._num_sources, dtype=np.uint64) if self.questions is None else self.questions
+        numbers = np.ascontiguousarray(questions, "<u8").tobytes()
+        self._file.write(numbers)
+        spans.append((start, len(numbers)))
+        start = self._pad()
         value = {"stats": self.stats, **{name: pickle.PickleBuffer(b"") for name in _ARRAYS}}
         dumped = pickle.dumps(value, protocol=5, buffer_callback=lambda _: None)
         self._file.write(dumped)
@@ -203,6 +219,7 @@ class RowWriter:
             *(number for span in spans for number in span),
             _short_digest(dumped),
             self._digest.digest(),
+            _short_digest(numbers),
         )
         header = header.ljust(_HEADER_BYTES - 16, b"\0")
         self._file.seek(0)
@@ -252,7 +269,7 @@ def _load(path: Path) -> TokenRows:
             raise CacheError(path, f"{status.st_size} bytes long, shorter than a header")
         view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     header = bytes(view[: _HEADER_BYTES - 16])
-    magic, version, itemsize, *numbers, pickle_digest, digest = _HEADER.unpack_from(header)
+    magic, version, itemsize, *numbers, pickle_digest, digest, questions_digest = _HEADER.unpack_from(header)
     if magic != _MAGIC:
         raise CacheError(path, "not a file of mlxmath")
     if _short_digest(header) != view[_HEADER_BYTES - 16 : _HEADER_BYTES]:
@@ -262,7 +279,7 @@ def _load(path: Path) -> TokenRows:
     spans = list(zip(numbers[::2], numbers[1::2], strict=True))
     if any(start % _ALIGN or start < _HEADER_BYTES or start + size > status.st_size for start, size in spans):
         raise CacheError(path, "cut short: it ends before its contents do")
-    if any(size == 0 or size % width for (_, size), width in zip(spans, (itemsize, 1, 8, 8, 4), strict=False)):
+    if any(size == 0 or size % width for (_, size), width in zip(spans, (itemsize, 1, 8, 8, 4, 8), strict=False)):
         raise CacheError(path, "its parts have sizes that their types cannot have")
     *arrays, dumped = [view[start : start + size] for start, size in spans]
     if len(dumped) > _MAX_PICKLE_BYTES or _short_digest(dumped) != pickle_digest:
@@ -276,13 +293,15 @@ def _load(path: Path) -> TokenRows:
         fingerprint=digest.hex()[:16],
         sources=np.frombuffer(value["sources"], "<i8"),
         ranks=np.frombuffer(value["ranks"], "<i4"),
+        questions=np.frombuffer(value["questions"], "<u8"),
     )
     _check_bounds(path, rows)
     if not _stamped(path, status):
         found = hashlib.sha256()
-        for array in arrays:
+        *of_rows, questions = arrays  # apart, so that the same rows have the same fingerprint whatever is asked of them
+        for array in of_rows:
             found.update(array)
-        if found.digest() != digest:
+        if found.digest() != digest or _short_digest(questions) != questions_digest:
             raise CacheError(path, "its contents' checksum is wrong")
         _stamp(path, status)
     return rows
@@ -318,6 +337,8 @@ def _check_bounds(path: Path, rows: TokenRows) -> None:
         raise CacheError(path, "its rows' sources are out of order")
     if rows.ranks is None or len(rows.ranks) != len(rows):
         raise CacheError(path, "its rows have no ranks")
+    if rows.questions is None or sources[-1] >= len(rows.questions):
+        raise CacheError(path, "its rows have no questions")
 
 
 def _short_digest(data: bytes | memoryview) -> bytes:

@@ -5,6 +5,7 @@ tokenizer adds, and the end-of-text token of a training row, are put there as id
 """
 
 import copy
+import json
 import os
 import re
 import secrets
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
+from mlxmath.console import warn
 from mlxmath.data.control import Control, control_tokens, without_control_tokens
 from mlxmath.data.words import WordMemory, find_cuts
 from mlxmath.errors import InputError, MlxmathError
@@ -116,7 +118,37 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
             f"the tokenizer in {folder} names no end-of-text token, so a solution could not end; "
             'set "eos_token" in its tokenizer_config.json.'
         )
+    if name := keep_cuts(tokenizer, folder):
+        warn(
+            f"{folder / 'tokenizer_config.json'} names the class {name}, with which transformers cuts text otherwise "
+            "than tokenizer.json says and the model was trained; tokenizer.json is followed here. For mlx_lm to do the "
+            'same, write "tokenizer_class": "PreTrainedTokenizerFast" there.'
+        )
     return tokenizer
+
+
+def keep_cuts(tokenizer: Any, folder: Path) -> str | None:
+    """Give a tokenizer the normalizer and pre-tokenizer of its tokenizer.json, where its class put others in.
+
+    Returns:
+        The name of that class; None where nothing was changed.
+    """
+    inner = getattr(tokenizer, "_tokenizer", None)  # of mlx_lm's wrapper
+    owner = inner if hasattr(inner, "backend_tokenizer") else tokenizer
+    backend, file = getattr(owner, "backend_tokenizer", None), folder / "tokenizer.json"
+    if backend is None or not file.is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    found, written = json.loads(backend.to_str()), json.loads(file.read_text(encoding="utf-8"))
+    if all(found.get(part) == written.get(part) for part in ("normalizer", "pre_tokenizer")):
+        return None
+    own = Tokenizer.from_file(str(file))
+    own_parts = json.loads(own.to_str())  # as this version of tokenizers writes it
+    if all(found.get(part) == own_parts.get(part) for part in ("normalizer", "pre_tokenizer")):
+        return None
+    backend.normalizer, backend.pre_tokenizer = own.normalizer, own.pre_tokenizer
+    return type(owner).__name__
 
 
 def has_tokenizer(folder: Path) -> bool:

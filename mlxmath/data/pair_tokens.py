@@ -68,6 +68,11 @@ class _LastAnswer:
 
     template: Renderer
 
+    @property
+    def keeps_system(self) -> bool:
+        """See `Template.keeps_system`."""
+        return self.template.keeps_system
+
     def render(self, problem: Problem) -> Text:
         """See `Template.render`."""
         text = self.template.render(problem)

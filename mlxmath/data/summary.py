@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxmath.console import counted
 from mlxmath.files import atomic_file
 
 MIXTURE = "mixture"
 """The statistic that holds the mixture's reports as JSON."""
 NUM_BINS = 12
 BAR_WIDTH = 40
+MOST_SHOWN = 10
+"""So many problems that occur in a benchmark are named."""
 
 
 def mixture_lines(stats: Mapping[str, Any]) -> list[str]:
@@ -32,23 +35,26 @@ def mixture_lines(stats: Mapping[str, Any]) -> list[str]:
     reasons = []
     for report in reports:
         name = f"{report['name']} ({report['split']})"
-        left_out = {
-            "unusable": report["skipped"],
-            "does not meet": report["filtered"],
-            "occurs in": report["contaminated"],
-        }
-        counts = [sum(part.values()) for part in left_out.values()]
+        counts = [sum(report[part].values()) for part in ("skipped", "filtered", "contaminated")]
         numbers = [report["read"], counts[0], counts[1], report["repeated"], counts[2], report["left"], report["taken"]]
         table.add_row(name, *(f"{number:,}" for number in numbers))
         if report["instead_of"]:
             reasons.append(f"{name} stands in for {report['instead_of']}, which could not be had")
         if report["is_benchmark"]:
             reasons.append(f"{name} is made of problems of {report['is_benchmark']}, which are kept")
+        first = report["first_skipped"]
         reasons += [
-            f"{name}: {count:,} {kind}{':' if kind == 'unusable' else ''} {reason}"
-            for kind, part in left_out.items()
-            for reason, count in part.items()
+            f"{name}: {count:,} unusable: {reason} (the first is row {first[reason] + 1:,})"
+            for reason, count in report["skipped"].items()
         ]
+        reasons += [f"{name}: {count:,} left out by the filter '{met}'" for met, count in report["filtered"].items()]
+        for benchmark, count in report["contaminated"].items():
+            ids = report["contaminated_ids"][benchmark]
+            more = f" and {count - MOST_SHOWN:,} more" if count > MOST_SHOWN else ""
+            reasons.append(
+                f"{name}: {counted(count, 'problem')} left out that occur in {benchmark}: "
+                f"{', '.join(ids[:MOST_SHOWN])}{more}"
+            )
         if report["asked"] and report["taken"] < report["asked"]:
             reasons.append(f"{name}: {report['asked']:,} were asked for, {report['taken']:,} could be had")
         if report["buckets"]:

@@ -6,6 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from multiprocessing import get_context
@@ -30,12 +31,17 @@ PROCESSES_FROM = 20
 MOST_PROCESSES = 4
 """Each takes about 0.35 GB; where there are more cores, each uses several."""
 SKIPPED = "skipped: "
+SYSTEM_LEFT_OUT = "system_left_out"
 
 Result = tuple[Rendered, Counter[str]]
 
 
 class Renderer(Protocol):
     """What makes texts of problems: a template."""
+
+    @property
+    def keeps_system(self) -> bool:
+        """See `mlxmath.problems.prompts.Template`."""
 
     def render(self, problem: Problem) -> Text:
         """See `mlxmath.problems.prompts.Template`."""
@@ -62,6 +68,8 @@ class Batch:
             self.texts.append(text)
             self.numbers.append(self.num_problems)
             self.num_characters += sum(len(segment.text) for segment in text)
+            if not template.keeps_system and problem.messages and problem.messages[0].role == "system":
+                self.skipped[SYSTEM_LEFT_OUT] += 1
         self.num_problems += 1
 
 
@@ -76,8 +84,7 @@ def tokenize(problems: Iterable[Problem], template: Renderer, config: DataConfig
     head = list(islice(batches, PROCESSES_FROM))
     if len(head) < PROCESSES_FROM:
         codec_of(tokenizer)  # made here, once, not by two threads
-        gc.freeze()  # what is there already is not searched for garbage with each batch
-        with ThreadPoolExecutor(NUM_THREADS) as threads:
+        with _frozen_garbage(), ThreadPoolExecutor(NUM_THREADS) as threads:
             yield from _in_order(threads, lambda batch: _tokenize(batch, config, tokenizer), head, NUM_THREADS + 1)
         return
     count = min(MOST_PROCESSES, _num_cores())
@@ -91,6 +98,19 @@ def tokenize(problems: Iterable[Problem], template: Renderer, config: DataConfig
             "a tokenizing process ended early: too little memory, or a script that prepares data without "
             "`if __name__ == '__main__':` around it."
         ) from None
+
+
+@contextmanager
+def _frozen_garbage() -> Iterator[None]:
+    """What is there already is not searched for garbage with each batch, unless the caller has frozen something."""
+    is_ours = gc.get_freeze_count() == 0
+    if is_ours:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if is_ours:
+            gc.unfreeze()
 
 
 def _in_order(

@@ -22,10 +22,11 @@ def main(**values: Any) -> None:
     from mlxmath.backends.ranks import Ranks
     from mlxmath.train import train
 
-    resolved = options.settings(values | {"recipe": DEMO})
-    if exit_code := train(resolved, Ranks()):
+    config = options.settings(values | {"recipe": DEMO}).config
+    asking = {name for name in values if name.startswith("evaluation__")}  # which training has no use for
+    training = {name: value for name, value in values.items() if name not in asking}
+    if exit_code := train(options.settings(training | {"recipe": DEMO}), Ranks()):
         raise SystemExit(exit_code)
-    config = resolved.config
 
     from mlxmath.evaluate import evaluate
     from mlxmath.evaluation.contestants import Contestant

@@ -10,11 +10,12 @@ from mlxmath.config.answering import DistillationConfig
 from mlxmath.config.schema import DataConfig
 from mlxmath.distillation.card import Tally
 from mlxmath.distillation.filter import NOT_ANSWERED, NOT_BEST, REPEATED, Candidate, choose, judge, pair, pair_row
-from mlxmath.distillation.questions import Task, gold_answer, question_key
+from mlxmath.distillation.questions import Task, question_key
 from mlxmath.distillation.responses import Responses
 from mlxmath.errors import InputError
 from mlxmath.files import atomic_file
 from mlxmath.problems.columns import SkippedRowError, find_columns, make_problem
+from mlxmath.problems.gold import gold
 from mlxmath.problems.local import Rows
 
 SOLUTIONS, REJECTED, PAIRS = "solutions.jsonl", "rejected.jsonl", "pairs.jsonl"
@@ -108,14 +109,15 @@ def ranked(rows: Rows, config: DataConfig) -> list[list[Candidate]]:
             problem = make_problem(row, found, index, solution_required=False)
         except SkippedRowError as reason:
             raise InputError(f"--rank-only: row {index + 1} of {rows.name}: {reason}; mend or remove it.") from None
-        gold = gold_answer(problem) if row.get(found.answer) is not None else None
-        if gold is None:
+        answer = gold(problem) if row.get(found.answer) is not None else None
+        if answer is None:
             raise InputError(f"--rank-only: row {index + 1} of {rows.name} has no gold answer; mend or remove it.")
-        group = groups.setdefault(question_key(problem.question), [])
+        key = question_key(problem.question)
+        group = groups.setdefault(key, [])
         tokens = row.get("completion_tokens")
         group.append(
             Candidate(
-                question_key(problem.question), problem.id, len(group), problem.question, gold, problem.solution or "",
+                key, problem.id, len(group), problem.question, answer, problem.solution or "",
                 str(row.get("finish_reason") or "stop"), tokens if isinstance(tokens, int) else None,
             )
         )  # fmt: skip

@@ -37,8 +37,14 @@ class LocalTeacher:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything about it that its answers depend on."""
-        return {**self._model_identity, "template": self._template.definition}
+        """Everything about it that its answers depend on; end tokens where its files name others than its tokenizer."""
+        from mlxmath.generation.ending import load_generation_tokenizer
+
+        tokenizer = load_generation_tokenizer(self._contestant.model, self._template)
+        known = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(self._template.stop or tokenizer.eos_token)}
+        others = sorted(tokenizer.eos_token_ids - known)
+        found = {**self._model_identity, "template": self._template.definition}
+        return found | {"end_tokens": others} if others else found
 
     def ask(
         self,

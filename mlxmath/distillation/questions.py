@@ -7,12 +7,9 @@ from dataclasses import dataclass, field
 
 from mlxmath.config.schema import DataConfig
 from mlxmath.errors import MlxmathError
-from mlxmath.grading.extract import extract
+from mlxmath.problems.gold import WITHOUT_GOLD, gold
 from mlxmath.problems.mixture import Mixture
 from mlxmath.problems.problem import Problem
-
-_STATED = ("####", "boxed", "answer is", "whole")
-"""Rules of the grader that are sure enough of a gold answer."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +66,7 @@ def load_questions(config: DataConfig) -> Questions:
     mixture.choose()
     questions = Questions(", ".join(f"{source.rows.name} ({source.split})" for source in mixture.sources))
     for report in mixture.reports:
-        questions.left_out.update(report.skipped)
-        questions.left_out.update({f"does not meet '{name}'": n for name, n in report.filtered.items()})
-        questions.left_out.update({f"occurs in {name}": n for name, n in report.contaminated.items()})
-        questions.left_out.update({"repeated": report.repeated} if report.repeated else {})
+        questions.left_out.update(report.left_out)
     questions.items += _with_gold(mixture, questions.left_out)
     if not questions.items:
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in questions.left_out.items()) or "it is empty"
@@ -82,25 +76,17 @@ def load_questions(config: DataConfig) -> Questions:
     return questions
 
 
-def gold_answer(problem: Problem) -> str | None:
-    """The answer that the dataset tells, or the one that its solution states in so many words."""
-    if problem.answer and problem.answer.strip():
-        return problem.answer.strip()
-    found = extract(problem.solution) if problem.solution else None
-    return found.text if found and found.rule in _STATED else None
-
-
 def _with_gold(problems: Mixture | Sequence[Problem], left_out: Counter[str]) -> Iterator[Question]:
     seen: set[str] = set()
     for problem in problems:
-        gold, key = gold_answer(problem), question_key(problem.question)
-        if gold is None:
-            left_out["without a gold answer"] += 1
+        answer, key = gold(problem), question_key(problem.question)
+        if answer is None:
+            left_out[WITHOUT_GOLD] += 1
         elif key in seen:
             left_out["repeated"] += 1
         else:
             seen.add(key)
-            yield Question(key, problem.id, problem.question.strip(), gold)
+            yield Question(key, problem.id, problem.question, answer)
 
 
 def sample_seed(seed: int, task: Task) -> int:

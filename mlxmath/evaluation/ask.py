@@ -21,6 +21,7 @@ from mlxmath.evaluation.progress import Progress
 from mlxmath.evaluation.prompts import Prompts
 from mlxmath.evaluation.samples import Sample, fingerprint, write_sample
 from mlxmath.generation.engine import Completion, Sampling, generate_batch, load_generation_tokenizer, seed_of
+from mlxmath.generation.neighbours import way_of
 from mlxmath.generation.slots import choose_slots
 from mlxmath.grading import grade
 from mlxmath.lora.adapter import load_adapter
@@ -36,6 +37,8 @@ class Entry:
 
     contestant: Contestant
     template: Template
+    tokenizer: TokenizerWrapper
+    """Knows where an answer in the template ends."""
     prompts: Mapping[str, list[int]]
     """Token ids by the problem's id."""
     num_formulas: Mapping[str, int]
@@ -66,6 +69,7 @@ def make_entry(
     if not contestant.formulas:
         retriever = None
     prompts = Prompts(load_tokenizer(contestant.model), contestant.template, settings.shots, retriever)
+    tokenizer = load_generation_tokenizer(contestant.model, contestant.template)
     ids = {
         item.id: prompts.encode(item.question, benchmark.kind) for benchmark in benchmarks for item in benchmark.items
     }
@@ -74,6 +78,7 @@ def make_entry(
         sampling["seed"] = seed
     settled = {
         "template": prompts.template.definition,
+        "end_tokens": sorted(tokenizer.eos_token_ids),
         "shots": settings.shots,
         "retrieve": settings.retrieve if contestant.formulas else None,
         "max_tokens": settings.max_tokens,
@@ -83,7 +88,7 @@ def make_entry(
     num_formulas = {
         item.id: len(retriever.find(item.question)) if retriever else 0 for b in benchmarks for item in b.items
     }
-    return Entry(contestant, prompts.template, ids, num_formulas, identity | settled)
+    return Entry(contestant, prompts.template, tokenizer, ids, num_formulas, identity | settled)
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ def ask_all(
     device: DeviceInfo,
     share: Share = Share(),
     sharding: Sharding | None = None,
-) -> None:
+) -> dict[str, str]:
     """Answer what is not in `done`, and append it to `path`.
 
     Args:
@@ -119,7 +124,11 @@ def ask_all(
         device: to compute on.
         share: this process's part.
         sharding: how the models are spread over the processes, which then all answer the same.
+
+    Returns:
+        How the answers of each contestant were decoded, in words; without those that had nothing to answer.
     """
+    decoding: dict[str, str] = {}
     models = _Models(device.compute_dtype, sharding)
     with path.open("ab") as file:
         for entry in entries:
@@ -128,17 +137,19 @@ def ask_all(
             if not waiting:
                 continue
             loaded = models.load(entry.contestant)
-            tokenizer = load_generation_tokenizer(entry.contestant.model, entry.template)
             right = [done[key].correct for _, item, n in tasks if (key := (entry.contestant.label, item.id, n)) in done]
             progress = Progress(entry.contestant.label, len(tasks), len(right), sum(right))
             try:
                 for benchmark in benchmarks:
                     chosen = [(item, n) for owner, item, n in waiting if owner is benchmark]
                     if chosen:
-                        _ask(entry, loaded, tokenizer, benchmark, chosen, settings, seed, file, backend, device,
-                             progress, sharding is not None)  # fmt: skip
+                        decoding[entry.contestant.label] = _ask(
+                            entry, loaded, benchmark, chosen, settings, seed, file, backend, device, progress,
+                            sharding is not None,
+                        )  # fmt: skip
             finally:
                 progress.close()
+    return decoding
 
 
 def _tasks(
@@ -175,7 +186,6 @@ class _Models:
 def _ask(
     entry: Entry,
     loaded: Loaded,
-    tokenizer: TokenizerWrapper,
     benchmark: LoadedBenchmark,
     chosen: Sequence[tuple[Item, int]],
     settings: EvaluationConfig,
@@ -185,7 +195,7 @@ def _ask(
     device: DeviceInfo,
     progress: Progress,
     is_sharded: bool,
-) -> None:
+) -> str:
     ids = [entry.prompts[item.id] for item, _ in chosen]
     max_tokens = settings.max_tokens or benchmark.max_tokens
     longest = max(map(len, ids)) + max_tokens
@@ -194,10 +204,16 @@ def _ask(
         slots, reason = settings.concurrency, "asked for"
     if is_sharded:  # all processes decode the same batches
         slots = int(mx.distributed.all_min(mx.array(slots)).item())
+    loaded.model.eval()
+    way = way_of(loaded.model)
+    if way == "alone":
+        slots, reason = 1, "this model bears no batch"
+    how = f"{slots} at a time" + (" in groups of equally long prompts" if way == "in equal lengths" else "")
     say(
-        f"{entry.contestant.label}: {len(chosen):,} answers to {benchmark.name}, {slots} at a time ({reason}), at most "
+        f"{entry.contestant.label}: {len(chosen):,} answers to {benchmark.name}, {how} ({reason}), at most "
         f"{max_tokens:,} tokens each, template {entry.template.name}"
     )
+    progress.limit(max_tokens)
     last = time.perf_counter()
 
     def finish(index: int, completion: Completion, seconds: float) -> None:
@@ -223,6 +239,7 @@ def _ask(
         def on_done(index: int, completion: Completion) -> None:
             nonlocal last
             now = time.perf_counter()
+            progress.ended(len(completion.tokens) + (completion.finish_reason == "stop"))
             while pending and pending[0].done():
                 pending.pop(0).result()
             pending.append(grader.submit(finish, index, completion, now - last))
@@ -230,7 +247,7 @@ def _ask(
 
         generate_batch(
             loaded.model,
-            tokenizer,
+            entry.tokenizer,
             ids,
             Sampling(max_tokens, settings.temperature, settings.top_p, seed),
             seeds=[seed_of(seed, item.id, number) for item, number in chosen],
@@ -241,3 +258,4 @@ def _ask(
         for future in pending:
             future.result()
     mx.clear_cache()
+    return how

@@ -1,72 +1,19 @@
 """Benchmarks by name, or a local file, as problems with gold answers."""
 
-import difflib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 from mlxmath.config.schema import SourceConfig
-from mlxmath.config.section import DEMO
 from mlxmath.errors import InputError
-from mlxmath.grading.extract import extract
-from mlxmath.problems.columns import SkippedRowError, find_columns, make_problem
-from mlxmath.problems.hub import open_repository
-from mlxmath.problems.local import Rows, is_file_name, open_file
-from mlxmath.problems.sources import DEMO_PROBLEMS
+from mlxmath.problems.columns import near
+from mlxmath.problems.gold import WITHOUT_GOLD, gold
+from mlxmath.problems.local import is_file_name, open_file
+from mlxmath.problems.registry import BENCHMARKS, Dataset, Kind, known
+from mlxmath.problems.sources import LoadedProblems, load_problems, problems_of
 
-Kind = Literal["word", "competition"]
-
-_MATH_SUBJECTS = (
-    "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra",
-    "precalculus",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """Where a benchmark lies on the hub and what its columns mean (the first name that a row has is taken)."""
-
-    name: str
-    repository: str
-    split: str
-    question: tuple[str, ...]
-    answer: tuple[str, ...] = ()
-    """Columns with the final answer; none: it is taken from the solution."""
-    solution: tuple[str, ...] = ()
-    subject: tuple[str, ...] = ()
-    configs: tuple[str | None, ...] = (None,)
-    max_tokens: int = 512
-    kind: Kind = "word"
-    """Which worked examples `--shots` gives."""
-
-
-BENCHMARKS = {
-    benchmark.name: benchmark
-    for benchmark in (
-        Benchmark("demo", DEMO, "test", ("problem",), ("answer",), max_tokens=120),
-        Benchmark("gsm8k", "openai/gsm8k", "test", ("question",), solution=("answer",), configs=("main",)),
-        Benchmark(
-            "math500", "HuggingFaceH4/MATH-500", "test", ("problem",), ("answer",), ("solution",), ("subject",),
-            max_tokens=2048, kind="competition",
-        ),
-        Benchmark(
-            "math", "EleutherAI/hendrycks_math", "test", ("problem",), solution=("solution",), subject=("type",),
-            configs=_MATH_SUBJECTS, max_tokens=2048, kind="competition",
-        ),
-        Benchmark("gsm-hard", "reasoning-machines/gsm-hard", "train", ("input",), ("target",)),
-        Benchmark("svamp", "ChilleD/SVAMP", "test", ("Body", "Question"), ("Answer",), subject=("Type",)),
-        Benchmark(
-            "aime24", "HuggingFaceH4/aime_2024", "train", ("problem",), ("answer",), ("solution",),
-            max_tokens=4096, kind="competition",
-        ),
-        Benchmark(
-            "minerva", "math-ai/minervamath", "test", ("problem", "question"), ("answer",), ("solution",), ("type",),
-            max_tokens=2048, kind="competition",
-        ),
-    )
-}  # fmt: skip
 _FILE_MAX_TOKENS = 1024
 
 
@@ -93,7 +40,13 @@ class LoadedBenchmark:
     revision: str
     max_tokens: int
     kind: Kind
-    num_skipped: int = 0
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Rows that cannot be asked, by reason."""
+
+    @property
+    def num_skipped(self) -> int:
+        """Rows that cannot be asked."""
+        return sum(self.left_out.values())
 
 
 def load_benchmark(spec: str, limit: int | None = None) -> LoadedBenchmark:
@@ -108,105 +61,52 @@ def load_benchmark(spec: str, limit: int | None = None) -> LoadedBenchmark:
         MlxmathError: the data cannot be fetched or read.
     """
     name, _, file = spec.partition("=")
-    if name in BENCHMARKS:
-        benchmark = BENCHMARKS[name]
-        opened = [open_file(Path(file).expanduser(), option="--benchmark")] if file else list(_open(benchmark))
-        items = _number(name, (row for rows in opened for row in _read(rows, benchmark)))
-        max_tokens, kind = benchmark.max_tokens, benchmark.kind
+    dataset = known(name)
+    if dataset and dataset.test_split:
+        name, max_tokens, kind = dataset.name, dataset.max_tokens, dataset.kind
+        loaded = _open_file(spec, file, dataset) if file else _open(dataset)
     elif not file and is_file_name(spec):
-        rows = open_file(Path(spec).expanduser(), option="--benchmark")
-        name, opened, max_tokens, kind = Path(spec).stem, [rows], _FILE_MAX_TOKENS, "word"
-        items = _number(name, _read_unknown(rows))
+        name, max_tokens, kind = Path(spec).stem, _FILE_MAX_TOKENS, "word"
+        loaded = _open_file(spec, spec, None)
     else:
-        near = difflib.get_close_matches(name, BENCHMARKS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InputError(
             f"--benchmark: there is no {name!r}, but {', '.join(BENCHMARKS)}, any .jsonl, .json or .parquet file, and "
-            f"NAME=FILE{hint}"
+            f"NAME=FILE{near(name, BENCHMARKS)}"
         )
-    usable = [item for item in items if item is not None]
-    if not usable:
-        raise InputError(f"--benchmark {spec}: no row has a problem and a gold answer.")
-    return LoadedBenchmark(
-        name,
-        tuple(_choose(usable, limit)),
-        "+".join(rows.revision for rows in opened),
-        max_tokens,
-        kind,
-        len(items) - len(usable),
-    )
+    items, left_out = _items(name, loaded)
+    if not items:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()) or "it is empty"
+        raise InputError(f"--benchmark {spec}: no row has a problem and a gold answer ({reasons}).")
+    return LoadedBenchmark(name, tuple(_choose(items, limit)), loaded.revision, max_tokens, kind, left_out)
 
 
-def _open(benchmark: Benchmark) -> Iterator[Rows]:
-    if benchmark.repository == DEMO:
-        yield open_file(DEMO_PROBLEMS / f"{benchmark.split}.jsonl", benchmark.split)
-        return
-    for config in benchmark.configs:
-        yield open_repository(SourceConfig(dataset=benchmark.repository, config=config, split=benchmark.split))
+def _open(dataset: Dataset) -> LoadedProblems:
+    return load_problems(SourceConfig(dataset=dataset.name, split=dataset.test_split), solutions_required=False)
 
 
-def _read(rows: Rows, benchmark: Benchmark) -> Iterator[Item | None]:
-    wanted = (*benchmark.question, *benchmark.answer, *benchmark.solution, *benchmark.subject, "level")
-    if not any(name in rows.columns for name in benchmark.question):
+def _open_file(spec: str, file: str, dataset: Dataset | None) -> LoadedProblems:
+    rows = open_file(Path(file).expanduser(), option="--benchmark")
+    try:
+        return problems_of(rows, dataset, solutions_required=False)
+    except InputError:
+        expected = dataset.columns.question if dataset else "problem, question or prompt"
         raise InputError(
-            f"--benchmark {benchmark.name}: {rows.name} has no column {' or '.join(benchmark.question)}, but "
-            f"{', '.join(rows.columns)}."
-        )
-    for row in rows.read(tuple(name for name in wanted if name in rows.columns)):
-        if benchmark.name == "svamp":  # the question is told in two parts
-            question = " ".join(str(row.get(name) or "").strip() for name in benchmark.question)
-        else:
-            question = _first(row, benchmark.question) or ""
-        solution = _first(row, benchmark.solution)
-        answer = _first(row, benchmark.answer) or (solution and _final_answer(solution))
-        level = _first(row, ("level",))
-        yield (
-            None
-            if not question.strip() or not answer
-            else Item(
-                benchmark.name,
-                "",
-                question.strip(),
-                answer,
-                level.removeprefix("Level ") if level else None,
-                _first(row, benchmark.subject),
-                solution,
-            )
-        )
+            f"--benchmark {spec}: {rows.name} has no column {expected}, but {', '.join(rows.columns)}."
+        ) from None
 
 
-def _read_unknown(rows: Rows) -> Iterator[Item | None]:
-    """Rows of a user's file: columns are found by their usual names."""
-    columns = find_columns(rows.columns, where=rows.name, solution_required=False)
-    for index, row in enumerate(rows.read(columns.used)):
-        try:
-            problem = make_problem(row, columns, index, solution_required=False)
-        except SkippedRowError:
-            yield None
+def _items(name: str, loaded: LoadedProblems) -> tuple[list[Item], Counter[str]]:
+    """What can be asked, and the rows that cannot, by reason."""
+    items, left_out = [], Counter[str]()
+    for index, problem in loaded.numbered():
+        answer = gold(problem)
+        if answer is None:
+            left_out[WITHOUT_GOLD] += 1
             continue
-        answer = problem.answer or (problem.solution and _final_answer(problem.solution))
-        level, subject = _first(problem.meta, ("level",)), _first(problem.meta, ("subject", "type", "kind"))
-        yield Item("", "", problem.question, answer, level, subject, problem.solution) if answer else None
-
-
-def _number(name: str, items: Iterator[Item | None]) -> list[Item | None]:
-    return [
-        item and Item(name, f"{name}/{index}", item.question, item.gold, item.level, item.subject, item.solution)
-        for index, item in enumerate(items)
-    ]
-
-
-def _first(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """The first of the columns that holds something, as text; a whole number without its `.0`."""
-    value = next((row[name] for name in names if row.get(name) not in (None, "")), None)
-    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
-        value = int(value)
-    return None if value is None else str(value)
-
-
-def _final_answer(solution: str) -> str | None:
-    found = extract(solution)
-    return found.text if found else None
+        level = problem.difficulty.removeprefix("Level ") if problem.difficulty else None
+        items.append(Item(name, f"{name}/{index}", problem.question, answer, level, problem.subject, problem.solution))
+    left_out.update(loaded.skipped)
+    return items, left_out
 
 
 def _choose(items: list[Item], limit: int | None) -> list[Item]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mlxmath.evaluation.wording import SOUNDNESS, interval, percent, sentence, soundness
+from mlxmath.evaluation.wording import SOUNDNESS, asked_in, cut_off, interval, limits, percent, sentence, soundness
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -29,14 +29,17 @@ def markdown(results: Mapping[str, Any]) -> str:
     how = [
         f"{', '.join(names)} ({results['num_problems']:,} problems)",
         f"{settings['shots']}-shot" if settings["shots"] else "zero-shot",
-        f"template {settings['template']}",
+        asked_in(settings),
         "greedy" if not settings["temperature"] else
         f"{settings['samples']} samples at temperature {settings['temperature']:g}, seed {settings['seed']}",
+        *filter(None, (limits(settings),)),
+        cut_off(results),
         f"mlxmath {settings['mlxmath']}",
     ]  # fmt: skip
     if settings["retrieve"]:
         how.insert(2, f"formulas from {settings['retrieve']}")
     meaning = (
+        "A percentage is of as many answers as stand beside it: those in which there is something to measure. "
         "True: equations that hold; grounded: operands from the problem or an earlier result; supported: answers that "
         "an equation gives; used: equations that lead to the answer; doubt: answers that go round in circles."
     )

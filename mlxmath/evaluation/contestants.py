@@ -8,8 +8,8 @@ from typing import Any
 from mlxmath.config.explain import nearest
 from mlxmath.data.codec import load_tokenizer
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.files import read_json, sha256
-from mlxmath.lora.adapter import CONFIG, WEIGHTS
+from mlxmath.files import sha256
+from mlxmath.lora.adapter import CONFIG, WEIGHTS, read_config
 from mlxmath.problems.prompts import Template, own_template, recorded_template, template_of
 from mlxmath.weights.manifest import read_fingerprint
 
@@ -58,7 +58,7 @@ class Contestant:
         """The template that the adapter was trained with, where it tells."""
         if self.adapter is None or not (self.adapter / CONFIG).is_file():
             return None
-        return recorded_template(read_json(self.adapter / CONFIG), self.adapter / CONFIG)
+        return recorded_template(read_config(self.adapter), self.adapter / CONFIG)
 
 
 def choose_contestants(

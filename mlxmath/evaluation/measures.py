@@ -15,6 +15,9 @@ CATEGORIES = {
 }
 """How an answer ended. A wrong one is a slip if an equation in it is false; a loop ends in recursive doubt."""
 
+FAITHFULNESS = ("validity", "provenance", "support", "liveness")
+"""F1 to F4 of `mlxmath.grading.faithfulness`."""
+
 
 @dataclass(frozen=True)
 class Measures:
@@ -26,6 +29,8 @@ class Measures:
     support: float | None
     liveness: float | None
     doubt: bool
+    num_equations: int
+    """That arithmetic can decide."""
 
 
 def measure(sample: Sample) -> Measures:
@@ -43,4 +48,5 @@ def measure(sample: Sample) -> Measures:
     else:
         category = "slip" if found.num_false else "wrong"
     support = None if found.support is None else float(found.support)
-    return Measures(category, found.validity, found.provenance, support, found.liveness, loops)
+    num_equations = sum(equation.verdict != "abstain" for equation in found.equations)
+    return Measures(category, found.validity, found.provenance, support, found.liveness, loops, num_equations)

@@ -2,21 +2,37 @@
 
 import sys
 import time
+from collections import deque
+from collections.abc import Callable
 
 from tqdm import tqdm
 
 from mlxmath.console import duration, say
 
 _EVERY_S = 10.0
+_RECENT = 32
+"""Steps that tell the speed of late."""
 
 
 class Progress:
-    """Counts answers, right ones and tokens; shows accuracy so far, tokens a second and the time left."""
+    """Counts answers, right ones and tokens; shows accuracy so far, tokens a second and the time left.
 
-    def __init__(self, label: str, total: int, done: int, right: int) -> None:
+    Args:
+        label: of the contestant.
+        total: answers in all.
+        done: those that were there before.
+        right: of these.
+        clock: tells seconds.
+    """
+
+    def __init__(
+        self, label: str, total: int, done: int, right: int, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self.label, self.total, self.done, self.right, self.tokens = label, total, done, right, 0
-        self._before = done
-        self._start = self._said = time.perf_counter()
+        self._before, self._clock = done, clock
+        self._num_ended = self._tokens_ended = self._num_under_way = self._ended_now = self._longest = 0
+        self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT)
+        self._start = self._said = clock()
         self._bar = (
             tqdm(total=total, initial=done, desc=label, unit="answer", dynamic_ncols=True)
             if sys.stderr.isatty()
@@ -26,7 +42,17 @@ class Progress:
     @property
     def seconds(self) -> float:
         """Since the beginning."""
-        return time.perf_counter() - self._start
+        return self._clock() - self._start
+
+    def limit(self, max_tokens: int) -> None:
+        """From now on no answer is longer."""
+        self._longest = max_tokens
+
+    def ended(self, num_tokens: int) -> None:
+        """An answer has got its last token."""
+        self._num_ended += 1
+        self._ended_now += 1
+        self._tokens_ended += num_tokens
 
     def answered(self, correct: bool) -> None:
         """An answer has been graded."""
@@ -36,15 +62,42 @@ class Progress:
             self._bar.update()
 
     def step(self, num_tokens: int) -> None:
-        """Tokens have been made."""
+        """Each answer under way has got a token."""
         self.tokens += num_tokens
+        self._num_under_way, self._ended_now = num_tokens - self._ended_now, 0
+        self._recent.append((self._clock(), num_tokens))
         if self._bar is not None:
-            self._bar.set_postfix_str(self._state(), refresh=False)
-        elif time.perf_counter() - self._said > _EVERY_S:
-            self._said = time.perf_counter()
-            new = self.done - self._before
-            left = f", {duration(self.seconds / new * (self.total - self.done))} left" if new else ""
-            say(f"{self.label}: {self.done:,} of {self.total:,}, {self._state()}{left}")
+            self._bar.set_postfix_str(self._state() + self._left(), refresh=False)
+        elif self._clock() - self._said > _EVERY_S:
+            self._said = self._clock()
+            say(f"{self.label}: {self.done:,} of {self.total:,}, {self._state()}{self._left()}")
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The tokens that are to be expected, at the speed so far; at the speed of late once none is left to begin.
+
+        None as long as no answer has ended and none is a quarter as long as the limit. An answer under way is on the
+        average half as long as it will be, or as long as those that have ended if they are longer, and never longer
+        than the limit. Those not begun are as long as the ones begun.
+        """
+        num = self._num_under_way
+        to_begin = max(0, self.total - self._before - self._num_ended - num)
+        under_way = max(0, self.tokens - self._tokens_ended)
+        age = under_way / num if num else 0.0
+        if not self._num_ended and 4 * age < self._longest:
+            return None
+        mean = self._tokens_ended / self._num_ended if self._num_ended else 0.0
+        expected = min(self._longest, max(2 * age, mean))
+        each = (self._tokens_ended + num * expected) / max(1, self._num_ended + num)
+        seconds, tokens = self.seconds, self.tokens
+        if not to_begin and len(self._recent) > 1:
+            seconds = self._recent[-1][0] - self._recent[0][0]
+            tokens = sum(count for _, count in self._recent) - self._recent[0][1]
+        return (to_begin * each + num * max(0.0, expected - age)) * seconds / max(1, tokens)
+
+    def _left(self) -> str:
+        seconds = self.seconds_left
+        return "" if seconds is None else f", about {duration(seconds)} left"
 
     def _state(self) -> str:
         right = f"{100 * self.right / self.done:.1f} % right" if self.done else "nothing finished"

@@ -16,7 +16,7 @@ from mlxmath.errors import InputError, MlxmathError
 from mlxmath.evaluation.ask import Entry, Share
 from mlxmath.evaluation.benchmarks import LoadedBenchmark, load_benchmark
 from mlxmath.evaluation.contestants import Contestant
-from mlxmath.evaluation.samples import SAMPLES, Sample, fingerprint, read_samples, save_samples
+from mlxmath.evaluation.samples import SAMPLES, Sample, fingerprint, identity, read_samples, save_samples
 
 Ask = Callable[[Mapping[tuple[str, str, int], Sample], Path, Share], None]
 """Answer what is not there already, and append it to a file; see `mlxmath.evaluation.ask.ask_all`."""
@@ -32,7 +32,8 @@ def load_benchmarks(settings: EvaluationConfig) -> list[LoadedBenchmark]:
     if len({benchmark.name for benchmark in benchmarks}) < len(benchmarks):
         raise InputError("--benchmark: two of them have the same name; rename a file.")
     for benchmark in benchmarks:
-        skipped = f" ({benchmark.num_skipped:,} rows without a gold answer left out)" if benchmark.num_skipped else ""
+        left_out = ", ".join(f"{count:,} {reason}" for reason, count in benchmark.left_out.items())
+        skipped = f" (left out: {left_out})" if left_out else ""
         say(f"benchmark {benchmark.name}: {len(benchmark.items):,} problems{skipped}")
     return benchmarks
 
@@ -53,15 +54,16 @@ def describe(
     first = entries[0].contestant.label
     return {
         "contestants": [
-            {"label": e.contestant.label, "model": str(e.contestant.model),
-             "adapter": str(e.contestant.adapter) if e.contestant.adapter else None,
-             "against": e.contestant.against or (first if i else None),
-             "fingerprint": e.fingerprint, **e.identity}
+            {"label": e.contestant.label, "against": e.contestant.against or (first if i else None),
+             "fingerprint": e.fingerprint, "folder": str(e.contestant.model),
+             "adapter_folder": str(e.contestant.adapter) if e.contestant.adapter else None,
+             "asked_in": e.template.name, **e.identity}
             for i, e in enumerate(entries)
         ],
         "benchmarks": [
             {"name": b.name, "revision": b.revision, "problems": fingerprint([asdict(item) for item in b.items]),
-             "num_problems": len(b.items), "samples": settings.samples}
+             "num_problems": len(b.items), "samples": settings.samples,
+             "max_tokens": settings.max_tokens or b.max_tokens}
             for b in benchmarks
         ],
         "samples": settings.samples, "shots": settings.shots, "temperature": settings.temperature,
@@ -76,7 +78,7 @@ def describe(
 
 def folder_of(record: Mapping[str, Any], settings: EvaluationConfig) -> Path:
     """The run's folder, of a name that its settings decide if none is given."""
-    whole = fingerprint({"contestants": record["contestants"], "benchmarks": record["benchmarks"]})[:8]
+    whole = fingerprint(identity(record))[:8]
     name = settings.run_name or f"{'-'.join(b['name'] for b in record['benchmarks'])}-{whole}"
     return Path(settings.results_path) / name
 

@@ -18,7 +18,10 @@ from mlxmath.files import atomic_file, atomic_json, read_json
 from mlxmath.records import fits, read_record
 
 SETTINGS, SAMPLES = "settings.json", "samples.jsonl"
-_FORMAT = 2
+_FORMAT = 3
+_REPORTED = (2, 3)
+"""Formats of which a report can be made. In the older one every model was asked in one template, and answers ended at
+the tokenizer's end token alone."""
 _NUMBERED = re.compile(r"/\d{1,9}$")
 """How ids end: the problem's place in its benchmark."""
 
@@ -99,6 +102,21 @@ def read_samples(folder: Path, fingerprints: Mapping[str, str]) -> tuple[list[Sa
     return list(found.values()), left_out
 
 
+def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What runs must share for their answers to be the same: everything that an answer depends on, no place or name."""
+    contestants = [
+        {name: contestant.get(name) for name in ("label", "against", "fingerprint")}
+        for contestant in settings["contestants"]
+    ]
+    return {"contestants": contestants, "benchmarks": settings["benchmarks"]}
+
+
+def note_decoding(folder: Path, decoding: Mapping[str, str]) -> None:
+    """Add to the settings of a run how answers of contestants, by their labels, were decoded."""
+    settings = read_json(folder / SETTINGS)
+    atomic_json(folder / SETTINGS, settings | {"decoding": settings.get("decoding", {}) | decoding})
+
+
 def claim(folder: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
     """Make the folder this run's own: write its settings, or check that those found there are the same.
 
@@ -109,9 +127,15 @@ def claim(folder: Path, settings: Mapping[str, Any], *, resume: bool, overwrite:
     record = {"format": _FORMAT, **settings}
     if path.exists() and not overwrite:
         found = read_json(path)
-        if not isinstance(found, dict):
+        if not _is_whole(found):
             raise MlxmathError(f"{path} is damaged; choose another --run-name, or replace it with --overwrite.")
-        if found.get("contestants") != record["contestants"] or found.get("benchmarks") != record["benchmarks"]:
+        if found["format"] != _FORMAT:
+            raise InputError(
+                f"{folder} holds an evaluation of an earlier version, which asked all models in one template and ended "
+                "answers at the tokenizer's end token alone: its answers do not mix with today's. Choose another "
+                "--run-name, or replace it with --overwrite; `mlxmath report` shows what is there."
+            )
+        if identity(found) != identity(record):
             raise InputError(
                 f"{folder} holds an evaluation with other settings ({_difference(found, record)}); choose another "
                 "--run-name, or replace it with --overwrite."
@@ -121,6 +145,7 @@ def claim(folder: Path, settings: Mapping[str, Any], *, resume: bool, overwrite:
                 f"{folder} holds answers of this evaluation already; continue with --resume, or start anew with "
                 "--overwrite."
             )
+        record["decoding"] = found.get("decoding", {})
         atomic_json(path, record)  # how the answers are put together may change
         return
     for old in folder.glob("samples*.jsonl"):
@@ -139,19 +164,23 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not (folder / SETTINGS).is_file():
         raise InputError(f"{folder} holds no evaluation: {SETTINGS} is missing; name a folder of `mlxmath evaluate`.")
     settings: Any = read_json(folder / SETTINGS)
-    whole = (
+    if not _is_whole(settings):
+        raise MlxmathError(f"{folder / SETTINGS} is damaged or of another version; run `mlxmath evaluate` again.")
+    found: dict[str, Any] = settings
+    return found
+
+
+def _is_whole(settings: Any) -> bool:
+    """Whether settings.json holds what a report needs."""
+    return bool(
         fits(settings, _Settings)
-        and settings["format"] == _FORMAT
+        and settings["format"] in _REPORTED
         and settings["contestants"]
         and all(fits(contestant, _Contestant) for contestant in settings["contestants"])
         and all(fits(benchmark, _Benchmark) for benchmark in settings["benchmarks"])
         and fits(settings["device"], _Device)
         and {c["against"] for c in settings["contestants"]} <= {None, *(c["label"] for c in settings["contestants"])}
     )
-    if not whole:
-        raise MlxmathError(f"{folder / SETTINGS} is damaged or of another version; run `mlxmath evaluate` again.")
-    found: dict[str, Any] = settings
-    return found
 
 
 class _Settings:
@@ -185,11 +214,15 @@ class _Device:
     dtype: str
 
 
+_PLACES = ("format", "fingerprint", "folder", "adapter_folder", "asked_in", "decoding")
+"""Of settings.json, what answers do not depend on."""
+
+
 def _difference(found: Any, wanted: Any, name: str = "") -> str:
     """The first place where two JSON values differ."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in {**wanted, **found}:
-            if found.get(key) != wanted.get(key) and key not in ("format", "fingerprint"):
+            if found.get(key) != wanted.get(key) and key not in _PLACES:
                 return _difference(found.get(key), wanted.get(key), f"{name}.{key}".strip("."))
     if isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
         for one, other in zip(found, wanted, strict=True):

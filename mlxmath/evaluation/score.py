@@ -10,9 +10,17 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
-from mlxmath.evaluation.measures import CATEGORIES, Measures, measure
+from mlxmath.evaluation.measures import CATEGORIES, FAITHFULNESS, Measures, measure
 from mlxmath.evaluation.samples import Sample
-from mlxmath.evaluation.stats import maj_at_k, mcnemar_exact, paired_bootstrap, pass_at_k, wilson_interval
+from mlxmath.evaluation.stats import (
+    adjusted_difference,
+    adjusted_mean,
+    maj_at_k,
+    mcnemar_exact,
+    paired_interval,
+    pass_at_k,
+    wilson_interval,
+)
 from mlxmath.evaluation.vote import ballots, elected
 
 ENSEMBLE = "ensemble"
@@ -119,12 +127,12 @@ def alone_and_agreed(label: str, answers: Mapping[str, Answers]) -> tuple[dict[s
 
 
 def proportion(scores: Sequence[float]) -> dict[str, float]:
-    """The mean of problems' scores with its interval: Wilson's where each is right or wrong, else a bootstrap's."""
+    """The mean of problems' scores with its interval: Wilson's where each is right or wrong, else adjusted."""
     total, right = len(scores), sum(scores)
     if all(score in (0, 1) for score in scores):
         interval = wilson_interval(round(right), total)
     else:
-        interval = paired_bootstrap([0.0] * total, scores)
+        interval = adjusted_mean(scores)
     return {"value": right / total, "low": interval.low, "high": interval.high, "right": right, "total": total}
 
 
@@ -143,11 +151,11 @@ def figures(scored: Scored, label: str, groups: Mapping[str, Mapping[str, list[s
         "prompt_tokens": sum(sample.prompt_tokens for sample in samples),
         "seconds": seconds,
         "tokens_per_second": sum(tokens) / seconds if seconds else None,
-        "faithfulness": {
-            name: _mean([getattr(m, name) for m in measures])
-            for name in ("validity", "provenance", "support", "liveness")
-        },
+        "cut_off": sum(sample.finish_reason == "length" for sample in samples),
+        "faithfulness": {name: _mean([getattr(m, name) for m in measures]) for name in FAITHFULNESS},
         "doubt": fmean(m.doubt for m in measures),
+        "measured": {name: sum(getattr(m, name) is not None for m in measures) for name in (*FAITHFULNESS, "doubt")},
+        "equations": sum(m.num_equations for m in measures),
         "formulas": fmean(sample.formulas for sample in samples),
         "by": {
             grouping: {value: proportion([answers[i].fraction for i in ids]) for value, ids in values.items()}
@@ -177,13 +185,19 @@ def compare(
     other: str,
     groups: Mapping[str, Mapping[str, list[str]]],
 ) -> dict[str, Any]:
-    """Two contestants on the same problems: paired difference of accuracy, bootstrap interval, exact McNemar test."""
+    """Two contestants on the same problems: paired difference of accuracy, its interval, exact McNemar test.
+
+    The interval is Newcombe's where each problem is right or wrong, else an adjusted Wald's.
+    """
     problems = list(answers[base])
     outcomes = {i: outcome(answers[base][i].right, answers[other][i].right) for i in problems}
 
     def difference(ids: Sequence[str]) -> dict[str, Any]:
         first, second = [answers[base][i].fraction for i in ids], [answers[other][i].fraction for i in ids]
-        interval = paired_bootstrap(first, second)
+        if all(score in (0, 1) for score in (*first, *second)):
+            interval = paired_interval(list(map(bool, first)), list(map(bool, second)))
+        else:
+            interval = adjusted_difference(first, second)
         test = mcnemar_exact([answers[base][i].right for i in ids], [answers[other][i].right for i in ids])
         return {
             "difference": interval.estimate,

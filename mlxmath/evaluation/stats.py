@@ -57,28 +57,66 @@ def mcnemar_exact(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
     return McNemar(num_fixed, num_broken, min(1.0, 2 * tail / 2**num_discordant))
 
 
-def paired_bootstrap(
-    before: Sequence[float],
-    after: Sequence[float],
-    *,
-    confidence: float = 0.95,
-    num_samples: int = 10_000,
-    seed: int = 0,
-) -> Interval:
-    """Percentile bootstrap interval of mean(after) - mean(before), problems being drawn together with both scores.
+def paired_interval(before: Sequence[bool], after: Sequence[bool], confidence: float = 0.95) -> Interval:
+    """Interval of the difference of two proportions on the same problems (Newcombe 1998, method 10).
 
-    Scores are one number a problem: right or wrong, or the share of right samples.
+    With p1 and p2 after and before, their Wilson intervals (l1, u1) and (l2, u2), and the counts a of both right, b of
+    only after, c of only before, d of neither, n in all:
+
+        low  = p1 - p2 - √((p1 - l1)² - 2 φ (p1 - l1)(u2 - p2) + (u2 - p2)²)
+        high = p1 - p2 + √((u1 - p1)² - 2 φ (u1 - p1)(p2 - l2) + (p2 - l2)²)
+        φ = C / √((a + b)(c + d)(a + c)(b + d)), C = ad - bc, less n/2 but not below 0 where it is above 0
+
+    φ is 0 where a margin is empty. Without a pair that differs it is as wide as the number of problems allows.
     """
     _check_paired(before, after)
-    differences = np.asarray(after, np.float64) - np.asarray(before, np.float64)
-    values, counts = np.unique(differences, return_counts=True)
-    rng = np.random.default_rng(seed)
-    # A resample's mean depends only on how often each distinct difference is drawn.
-    drawn = rng.multinomial(len(differences), counts / len(differences), size=num_samples)
-    means = drawn @ values / len(differences)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(float(differences.mean()), float(low), float(high))
+    pairs = [(bool(x), bool(y)) for x, y in zip(after, before, strict=True)]
+    a, b, c, d = (pairs.count(kind) for kind in ((True, True), (True, False), (False, True), (False, False)))
+    first, second = (wilson_interval(count, len(pairs), confidence) for count in (a + b, a + c))
+    margins = (a + b) * (c + d) * (a + c) * (b + d)
+    excess: float = a * d - b * c
+    if excess > 0:
+        excess = max(excess - len(pairs) / 2, 0)
+    phi = excess / math.sqrt(margins) if margins else 0.0
+
+    def distance(one: float, other: float) -> float:
+        return math.sqrt(max(0.0, one * one - 2 * phi * one * other + other * other))
+
+    difference = (b - c) / len(pairs)
+    return Interval(
+        difference,
+        difference - distance(first.estimate - first.low, second.high - second.estimate),
+        difference + distance(first.high - first.estimate, second.estimate - second.low),
+    )
+
+
+def adjusted_mean(shares: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Interval of the mean of values from 0 to 1: Wald's, with z²/2 more zeros and as many more ones.
+
+    Where each value is 0 or 1 it is Agresti and Coull's (1998). Values that are all equal do not make it a point.
+    """
+    return _adjusted(shares, 0.0, 1.0, 0.5, confidence)
+
+
+def adjusted_difference(before: Sequence[float], after: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Interval of mean(after) - mean(before) of values from 0 to 1 on the same problems: Wald's, adjusted likewise.
+
+    z²/4, which is about one, more problems each are wholly better and wholly worse. Where each value is 0 or 1 it is
+    Bonett and Price's (2012).
+    """
+    _check_paired(before, after)
+    return _adjusted([y - x for x, y in zip(before, after, strict=True)], -1.0, 1.0, 0.25, confidence)
+
+
+def _adjusted(values: Sequence[float], low: float, high: float, weight: float, confidence: float) -> Interval:
+    """Wald's interval of a mean after adding weight · z² values at either end of their range."""
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    added = weight * z * z
+    total = len(values) + 2 * added
+    mean = (sum(values) + added * (low + high)) / total
+    variance = (sum(x * x for x in values) + added * (low * low + high * high)) / total - mean * mean
+    half = z * math.sqrt(variance / total)
+    return Interval(sum(values) / len(values), max(low, mean - half), min(high, mean + half))
 
 
 def _check_paired(before: Sequence[object], after: Sequence[object]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mlxmath.evaluation.wording import SOUNDNESS, interval, percent, points, sentence, soundness
+from mlxmath.evaluation.wording import SOUNDNESS, interval, percent, points, sentence, soundness, templates
 
 
 def show(results: Mapping[str, Any]) -> None:
@@ -15,24 +15,27 @@ def show(results: Mapping[str, Any]) -> None:
     table = Table(title=f"{results['num_problems']:,} problems", title_justify="left")
     several = any("majority" in found for found in results["contestants"].values())
     table.add_column("model")
+    table.add_column("template")
+    asked_in = templates(results["settings"])
     for name in ("accuracy", "95 % interval", *(("majority",) if several else ()), "cut off", "tokens", "tok/s"):
         table.add_column(name, justify="right")
     for label, found in results["contestants"].items():
         speed = found["tokens_per_second"]
         table.add_row(
             label,
+            asked_in[label],
             percent(found["accuracy"]["value"]),
             interval(found["accuracy"]),
             *((percent(found["majority"]["value"]),) if several else ()),
-            str(found["categories"]["truncated"]),
+            str(found["cut_off"]),
             f"{found['tokens']['mean']:,.0f}",
             "-" if speed is None else f"{speed:,.0f}",
         )
     if ensemble := results.get("ensemble"):
-        row = ["ensemble", percent(ensemble["accuracy"]["value"]), interval(ensemble["accuracy"])]
+        row = ["ensemble", "-", percent(ensemble["accuracy"]["value"]), interval(ensemble["accuracy"])]
         table.add_row(*row, *["-"] * (len(table.columns) - len(row)))
     console.print(table)
-    table = Table("model", title="soundness", title_justify="left")
+    table = Table("model", title="soundness, in how many answers", title_justify="left")
     for name in SOUNDNESS:
         table.add_column(name, justify="right")
     for label, found in results["contestants"].items():

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mlxmath.evaluation.measures import FAITHFULNESS
+
 
 def percent(value: float | None) -> str:
     """`0.9876` as `98.8 %`."""
@@ -25,14 +27,48 @@ def p_value(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
-SOUNDNESS = ("true", "grounded", "supported", "used", "doubt")
-"""What `soundness` tells: F1 to F4 of `mlxmath.grading.faithfulness`, and the share of answers in recursive doubt."""
+SOUNDNESS = ("true", "grounded", "supported", "used", "doubt", "equations")
+"""What `soundness` tells: F1 to F4 of `mlxmath.grading.faithfulness`, the share of answers in recursive doubt, each
+with the number of answers in which there was something to measure; and the equations in all of them."""
 
 
 def soundness(found: Mapping[str, Any]) -> list[str]:
     """A contestant's figures under the headings of `SOUNDNESS`."""
-    names = ("validity", "provenance", "support", "liveness")
-    return [*(percent(found["faithfulness"][name]) for name in names), percent(found["doubt"])]
+    shares = found["faithfulness"] | {"doubt": found["doubt"]}
+    told = [
+        percent(shares[name]) + ("" if shares[name] is None else f" of {found['measured'][name]:,}")
+        for name in (*FAITHFULNESS, "doubt")
+    ]
+    return [*told, f"{found['equations']:,}"]
+
+
+def templates(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The name of the template that each contestant was asked in."""
+    return {one["label"]: one.get("asked_in", settings["template"]) for one in settings["contestants"]}
+
+
+def asked_in(settings: Mapping[str, Any]) -> str:
+    """The template, or each contestant's."""
+    names = templates(settings)
+    if len(set(names.values())) == 1:
+        return f"template {next(iter(names.values()))}"
+    return "templates " + ", ".join(f"{name} ({label})" for label, name in names.items())
+
+
+def limits(settings: Mapping[str, Any]) -> str | None:
+    """The longest answer that was allowed, in tokens, by benchmark if they differ; None where nobody noted it."""
+    most = {one["name"]: one.get("max_tokens") for one in settings["benchmarks"]}
+    if None in most.values():
+        return None
+    if len(set(most.values())) == 1:
+        return f"at most {next(iter(most.values())):,} tokens"
+    return "at most " + ", ".join(f"{count:,} tokens ({name})" for name, count in most.items())
+
+
+def cut_off(results: Mapping[str, Any]) -> str:
+    """How many answers of each contestant ended at the limit."""
+    counts = ", ".join(f"{label} {found['cut_off']:,}" for label, found in results["contestants"].items())
+    return f"answers cut off: {counts}"
 
 
 def verdict(comparison: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
 
+from mlxmath.data.codec import keep_cuts
 from mlxmath.errors import MlxmathError
 from mlxmath.files import read_json
 from mlxmath.problems.prompts import Template
@@ -33,6 +34,7 @@ def load_generation_tokenizer(folder: Path, template: Template | None = None) ->
         tokenizer = mlx_lm_load_tokenizer(folder)
     except (OSError, ValueError, KeyError) as error:
         raise MlxmathError(f"the tokenizer in {folder} does not load: {str(error).splitlines()[0]}") from error
+    keep_cuts(tokenizer, folder)
     tokenizer.eos_token_ids |= named
     if template is not None:
         end_as(tokenizer, template)

@@ -16,7 +16,7 @@ NUMBER = (
 _RATIO = r"\d+(?:\.\d+)?(?:(?::\d+(?:\.\d+)?)+| : \d+(?:\.\d+)?)"
 _NUMBER = re.compile(
     rf"(?<![\w.^_:])(?:{CLOCK}|{_RATIO})(?![\w:])"
-    rf"|(?<![\w.^_])(?:[-+](?=[$€£¥₹\d.]))?[$€£¥₹]?{NUMBER}(?:\s?/\s?\d+(?![\d/]))?(?:\s?\\?%|\s?percent\b)?"
+    rf"|(?<![\w.^_])(?:[-+−–](?=[$€£¥₹\d.])|(?<![\d)]\s)−\s(?=[$€£¥₹\d.]))?[$€£¥₹]?{NUMBER}(?:\s?/\s?\d+(?![\d/]))?(?:\s?\\?%|\s?percent\b)?"
 )
 _DATE = re.compile(DATE)
 _RATIO_IN_WORDS = re.compile(rf"{_RATIO}|\d+ to \d+")
@@ -26,9 +26,9 @@ _LETTERS = re.compile(
 _LETTER = re.compile(r"^\**\(?([A-Z])\)?\**(?=[\s.,:)*]|$)")
 MATH = re.compile(
     r"\$\$(?P<a>[^$]{1,1000})\$\$|\\\[(?P<b>(?:[^\\]|\\(?!\])){1,1000})\\\]|\\\((?P<c>(?:[^\\]|\\(?!\))){1,1000})\\\)"
-    r"|(?<![\\\d$])\$(?P<d>(?:\\[^\n]|[^$\\\n]){1,1000})\$"
+    r"|(?<![\\\d$])\$(?P<d>(?! )(?:\\[^\n]|[^$\\\n]){1,1000}(?<! )|(?= )(?:\\[^\n]|[^$\\\n]){1,1000}(?<= ))\$(?!\d)"
 )
-"""A formula between its delimiters."""
+"""A formula between its delimiters. A dollar sign before a digit opens an amount, and closes no formula."""
 _BARE_LATEX = re.compile(
     r"-?\s?\\[dtc]?frac\s?(?:\{[^{}\n]{1,80}\}\s?\{[^{}\n]{1,80}\}|\d\d)|-?\d{0,20}\s?\\sqrt\s?\{[^{}\n]{1,80}\}"
 )

@@ -15,6 +15,9 @@ _PLACEHOLDER = re.compile(
 )
 
 
+_EMPTY_BOX = re.compile(r"\\(?:f?boxed|fbox)\s*(?:\{\s*(?:\}|$)|$)")
+
+
 def last_box(response: str) -> tuple[str, int] | None:
     """The content of the last box and where it ends; boxes joined by commas, "and" or "or" are one list."""
     boxes = _boxes(response)
@@ -27,6 +30,13 @@ def last_box(response: str) -> tuple[str, int] | None:
             break
         texts.append(text)
     return ", ".join(dict.fromkeys(reversed(texts))), boxes[-1][1]
+
+
+def behind_empty_box(response: str) -> str | None:
+    """What follows the last box if nothing is in it: an answer that was begun and not given. None if it has content."""
+    start = max(response.rfind("\\boxed"), response.rfind("\\fbox"))
+    match = _EMPTY_BOX.match(response, start) if start >= 0 else None
+    return response[match.end() :] if match else None
 
 
 def _boxes(text: str) -> list[tuple[int, int, str]]:

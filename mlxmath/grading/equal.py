@@ -1,30 +1,32 @@
 """Whether two answers are the same, decided by exact rules; what they leave open is for `symbolic`."""
 
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 
-from mlxmath.grading.calendar import same_date, same_time
 from mlxmath.grading.normal import MAX_CHARACTERS, normalize, squeeze
 from mlxmath.grading.quantity import parse_quantity
 from mlxmath.grading.ranges import Range, ranges
-from mlxmath.grading.sameness import same_quantity
+from mlxmath.grading.scalars import compare_scalars
 from mlxmath.grading.structure import Shape, is_equation, shape, split_items, split_name, union_parts, vector
 
 _MAX_ITEMS = 60
 _MAX_DEPTH = 4
-_MAX_PRODUCT = 3
-"""So many lower-case letters may be a product of variables instead of a word."""
 
-_CHOICE_GOLD = re.compile(r"^\(?([A-Z])\)?$")
-_CHOICE = re.compile(r"^(?:(?:option|choice|answer)\s+)?\(?([A-Z])(?:\)|[.:](?=\s|$)|$)", re.IGNORECASE)
-_CHOICE_AND_VALUE = re.compile(r"^(?:\([A-Z]\)\s*|[A-Z][.:)]\s+)(?=\S)")
-_RATIO = re.compile(r"^\d+(?:\.\d+)?(?:\s*(?::|\bto\b)\s*\d+(?:\.\d+)?)+$")
+
 _MODULUS = re.compile(r"\s*(?:\(\s*(?:\\?mod(?![A-Za-z]))\s*(\w+)\s*\)|\\[pb]?mod\s*\{?\s*(\w+)\s*\}?)$")
 _SIGNS = re.compile(r"\\(?:pm|mp)(?![A-Za-z])")
-_WORDS = re.compile(r"^[A-Za-z][A-Za-z' -]*[A-Za-z]$")
-_BASED = re.compile(r"^([0-9A-Za-z]+)_\{?(\d{1,2})\}?$")
-_INFINITE = re.compile(r"^([-+]?)\s*(?:\\infty|inf(?:inity)?|oo)$")
+_GROUPED = re.compile(r"^[(\[]?\d{1,3}(?:,\d{3})+[)\]]?$|^\\\{\d{1,3}(?:,\d{3})+\\\}$")
+_VARIABLE = re.compile(r"^(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w\}?)?'?$")
+_FUNCTION = re.compile(r"^[A-Za-z](?:_\{?\w\}?)?'?\s*\(\s*(?P<argument>[a-z])\s*\)$")
+_LETTERS = re.compile(
+    r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|log|exp|ln|max|min|gcd|lcm|lim)(?![A-Za-z]))[A-Za-z]{1,3}(?![A-Za-z])"
+)
+"""Variables, also several as a product."""
+_OF_INTEGRATION = re.compile(r"\s*\+\s*(?P<name>[A-DKck]|C_\{?\w\}?|const(?:ant)?)$")
+_PARAMETERS = frozenset("abckmnABCDK")
 
 
 @lru_cache(maxsize=8192)
@@ -48,18 +50,23 @@ def _compare(answer: str, gold: str, depth: int) -> bool | None:
         return True
     if depth > _MAX_DEPTH:
         return None
-    decided = _scalar(answer, gold)
+    decided = compare_scalars(answer, gold)
     if decided is not None:
         return decided
-    if (same := _modular(answer, gold, depth)) is not None or (same := _either_sign(answer, gold, depth)) is not None:
-        return same
-    if _same_ranges(answer, gold, depth):
-        return True
+    for rule in (_gaps, _ungrouped, _modular, _either_sign, _renamed, _same_ranges):
+        if (same := rule(answer, gold, depth)) is not None:
+            return same
+    if "\\hat{" in answer + gold and (a := vector(answer)) and (g := vector(gold)):
+        width = max(len(a), len(g))
+        a, g = ((*entries, *["0"] * (width - len(entries))) for entries in (a, g))
+        return len(a) == len(g) and _ordered(a, g, depth)
     for entries, other in ((vector(answer), gold), (vector(gold), answer)):
         if entries and not vector(other) and shape(other).kind == "tuple" and shape(other).brackets == "()":
             items = shape(other).items
             return len(items) == len(entries) and _ordered(items, entries, depth)
     (answer_name, answer_value), (gold_name, gold_value) = split_name(answer), split_name(gold)
+    if answer_name and gold_name and _other_variable(answer_name, gold_name, gold_value):
+        return False
     if answer_name or gold_name:
         return _compare(answer_value, gold_value, depth + 1)
     if is_equation(answer) != is_equation(gold) and _all_in_lists(answer, gold):
@@ -70,64 +77,15 @@ def _compare(answer: str, gold: str, depth: int) -> bool | None:
     return _lists(shape(answer), shape(gold), depth)
 
 
+def _other_variable(answer_name: str, gold_name: str, gold_value: str) -> bool:
+    """Whether both name a variable, not the same one, and its value is not just a number."""
+    names = squeeze(answer_name).casefold(), squeeze(gold_name).casefold()
+    alike = all(map(_VARIABLE.match, names)) or all(map(_FUNCTION.match, names))
+    return alike and names[0] != names[1] and bool(_LETTERS.search(gold_value))
+
+
 def _all_in_lists(answer: str, gold: str) -> bool:
     return shape(answer).kind != "scalar" and shape(gold).kind != "scalar"
-
-
-def _scalar(answer: str, gold: str) -> bool | None:
-    """Compare as numbers, letters, times, words; None if none of these fits."""
-    letter = _CHOICE_GOLD.match(gold)
-    if letter and (chosen := _CHOICE.match(answer)):
-        return chosen[1].upper() == letter[1]
-    if bool(labelled := _CHOICE_AND_VALUE.match(answer)) != bool(gold_labelled := _CHOICE_AND_VALUE.match(gold)):
-        answer = answer[labelled.end() :] if labelled else answer
-        gold = gold[gold_labelled.end() :] if gold_labelled else gold
-    if (same := _infinite(answer, gold)) is not None:
-        return same
-    answer_number, gold_number = parse_quantity(answer), parse_quantity(gold)
-    if answer_number and gold_number:
-        return same_quantity(answer_number, gold_number)
-    for layer in (same_time, same_date, _ratios, _based):
-        if (same := layer(answer, gold)) is not None:
-            return same
-    if _WORDS.match(answer) and _WORDS.match(gold):
-        if max(len(answer), len(gold)) <= _MAX_PRODUCT and answer != gold and sorted(answer) == sorted(gold):
-            return None if answer.islower() else False
-        return sorted(map(_plain_words, split_items(answer))) == sorted(map(_plain_words, split_items(gold)))
-    if (gold_number and _WORDS.match(answer) and len(answer) > 2) or (
-        answer_number and _WORDS.match(gold) and len(gold) > 2
-    ):
-        return False
-    return None
-
-
-def _plain_words(text: str) -> str:
-    text = re.sub(r"^(?:the|a|an)\s+", "", text.casefold()).replace(" ", "")
-    return text[:-1] if len(text) > 3 and text.endswith("s") and not text.endswith("ss") else text
-
-
-def _infinite(answer: str, gold: str) -> bool | None:
-    a, g = _INFINITE.match(answer), _INFINITE.match(gold)
-    if not a and not g:
-        return None
-    if a and g:
-        return (a[1] == "-") == (g[1] == "-")
-    return False if parse_quantity(gold if a else answer) else None
-
-
-def _ratios(answer: str, gold: str) -> bool | None:
-    """`3:4` is `6 : 8` and `3 to 4`; a ratio of two is also a fraction."""
-    a, g = (_terms(text) if _RATIO.match(text) else None for text in (answer, gold))
-    if a and g:
-        return len(a) == len(g) and all(x * g[0] == y * a[0] for x, y in zip(a, g, strict=True))
-    terms, other = (a, parse_quantity(gold)) if a else (g, parse_quantity(answer))
-    if not terms or len(terms) > 2 or not other or not terms[1]:
-        return None
-    return other.value == terms[0] / terms[1]
-
-
-def _terms(ratio: str) -> list[Fraction]:
-    return [Fraction(term) for term in re.findall(r"\d+(?:\.\d+)?", ratio)]
 
 
 def _modular(answer: str, gold: str, depth: int) -> bool | None:
@@ -157,35 +115,118 @@ def _both(item: str) -> list[str]:
     return [_SIGNS.sub(lambda match, of=of: of[match[0]], item) for of in signs]  # type: ignore[misc]
 
 
-def _same_ranges(answer: str, gold: str, depth: int) -> bool:
-    r"""`0 < x \le 5` is `(0, 5]`, `x < 0 or x > 1` is `(-\infty, 0) \cup (1, \infty)`."""
+def _same_ranges(answer: str, gold: str, depth: int) -> bool | None:
+    r"""`0 < x \le 5` is `(0, 5]`, `x < 0 or x > 1` is `(-\infty, 0) \cup (1, \infty)`; y < 5 is not x < 5."""
     a, g = ranges(answer), ranges(gold)
-    if not a or not g or len(a) != len(g):
-        return False
+    if not a or not g:
+        return None
+    variables = {part.variable.casefold() for part in (*a, *g)} - {""}
+    if len(variables) > 1:
+        has_numbers_only = not any(_LETTERS.search(end) for part in (*a, *g) for end in part[1:3])
+        return False if has_numbers_only else None
 
     def same(first: Range, second: Range) -> bool:
-        return first.brackets == second.brackets and bool(_ordered(first[1:], second[1:], depth))
+        return first.brackets == second.brackets and bool(_ordered(first[1:3], second[1:3], depth))
 
-    return all(any(same(x, y) for y in g) for x in a) and all(any(same(x, y) for x in a) for y in g)
-
-
-def _based(answer: str, gold: str) -> bool | None:
-    r"""`1011_2` and `1011_{2}`; the base may be left out of the answer."""
-    g = _BASED.match(squeeze(gold))
-    if not g or not g[1].isalnum():
+    if len(a) != len(g):
         return None
-    a = _BASED.match(squeeze(answer))
-    if a:
-        return _value_in_base(*a.groups()) == _value_in_base(*g.groups())
-    return squeeze(answer) == g[1] if re.fullmatch(r"[0-9A-Za-z]+", squeeze(answer)) else None
+    return (all(any(same(x, y) for y in g) for x in a) and all(any(same(x, y) for x in a) for y in g)) or None
 
 
-def _value_in_base(digits: str, base: str) -> int | str:
-    """The number, or its own spelling where the digits do not fit the base."""
-    try:
-        return int(digits, int(base))
-    except ValueError:
-        return f"{digits}_{base}"
+def _gaps(answer: str, gold: str, depth: int) -> bool | None:
+    """Sequences and sums with dots in the middle, term by term; None without dots.
+
+    Dots stand for what goes on as the terms before them: `1, 2, ..., n` is `1, 2, 3, ..., n`, and with a number at
+    its end a sequence is the list of all its terms.
+    """
+    if "…" not in answer + gold:
+        return None
+    if "…" not in answer or "…" not in gold:
+        written, gap = (gold, answer) if "…" in answer else (answer, gold)
+        terms, others = _filled(_terms_of(gap)), _terms_of(written)
+        return bool(terms) and len(terms) == len(others) and bool(_ordered(tuple(terms), tuple(others), depth))
+    a, g = _terms_of(answer), _terms_of(gold)
+    if "…" not in a or "…" not in g:
+        return False
+    (a_start, a_end), (g_start, g_end) = ((x[: x.index("…")], x[x.index("…") + 1 :]) for x in (a, g))
+    short, long = sorted((a_start, g_start), key=len)
+    more = [*short, *_continued(short, len(long) - len(short))]
+    return (
+        len(more) == len(long)
+        and len(a_end) == len(g_end)
+        and bool(_ordered(tuple(more), tuple(long), depth))
+        and bool(_ordered(tuple(a_end), tuple(g_end), depth))
+    )
+
+
+def _terms_of(text: str) -> list[str]:
+    """Items of a list, or of a sum or product with dots."""
+    shaped = shape(text)
+    if shaped.kind != "scalar":
+        return list(shaped.items)
+    terms = re.split(r"\s*(?:\+|\\cdot|\\times)\s*(?![^(]*\))", text)
+    return [term[1:-1] if term[:1] == "(" and term[-1:] == ")" else term for term in map(str.strip, terms)]
+
+
+def _continued(terms: Sequence[str], count: int) -> list[str]:
+    """The next `count` terms of an arithmetic progression, else none."""
+    numbers = [quantity.value for term in terms if (quantity := parse_quantity(term))]
+    steps = {second - first for first, second in pairwise(numbers)}
+    if count <= 0 or len(numbers) != len(terms) or len(steps) != 1:
+        return []
+    (step,) = steps
+    return [str(numbers[-1] + step * (i + 1)) for i in range(count)]
+
+
+def _filled(terms: Sequence[str]) -> list[str]:
+    """All terms of an arithmetic progression from its first to its last, else none."""
+    if terms.count("…") != 1 or terms[-2:-1] != ["…"] or len(terms) < 4:
+        return []
+    start, last = list(terms[:-2]), parse_quantity(terms[-1])
+    if not last:
+        return []
+    for term in _continued(start, _MAX_ITEMS):
+        start.append(term)
+        if Fraction(term) == last.value:
+            return start
+    return []
+
+
+def _ungrouped(answer: str, gold: str, depth: int) -> bool | None:
+    """`(1,234)` is `(1, 234)`, but nobody writes the pair (1, 0) as `(1,000)`."""
+    for grouped, other in ((answer, gold), (gold, answer)):
+        if _GROUPED.match(grouped) and not _GROUPED.match(other) and len(shape(other).items) > 1:
+            items = re.findall(r"\d+", grouped)
+            if any(item[0] == "0" and len(item) > 1 for item in items):
+                return False
+            return _compare(grouped.replace(",", ", "), other, depth + 1)
+    return None
+
+
+def _renamed(answer: str, gold: str, depth: int) -> bool | None:
+    r"""Constants and parameters may have other names: `\ln x + K`, `2k\pi`, `f(x) = kx`; None if that is not it.
+
+    A variable may not: `z = x^2` is not `y = x^2`.
+    """
+    a, g = _OF_INTEGRATION.search(answer), _OF_INTEGRATION.search(gold)
+    if a and g and a["name"] != g["name"]:
+        bare = answer[: a.start()], gold[: g.start()]
+        if not any(m["name"] in _letters(text) for m, text in zip((a, g), bare, strict=True)):
+            return _compare(*bare, depth + 1)
+    functions = [_FUNCTION.match(split_name(text)[0]) for text in (answer, gold)]
+    if not all(functions) and not ("\\pi" in answer and "\\pi" in gold):
+        return None
+    extra, missing = _letters(answer) - _letters(gold), _letters(gold) - _letters(answer)
+    if len(extra) == len(missing) == 1 and extra | missing <= _PARAMETERS:
+        (old,), (new,) = extra, missing
+        if any(match and old in (match["argument"], match[0][0]) for match in functions):
+            return None
+        return _compare(_LETTERS.sub(lambda match: match[0].replace(old, new), answer), gold, depth + 1)
+    return None
+
+
+def _letters(text: str) -> set[str]:
+    return set("".join(_LETTERS.findall(text)))
 
 
 def _lists(answer: Shape, gold: Shape, depth: int) -> bool | None:

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -12,22 +13,26 @@ Value = Fraction | float
 
 MAX_CHARACTERS = 400
 MAX_DEPTH = 40
-MAX_BITS = 4096
-MAX_FACTORIAL = 170
+MAX_BITS = 1 << 16
+MAX_FACTORIAL = 4000
+_LOST = 1e-6
+"""A term of a sum that is smaller than this part of another leaves too few digits of a float."""
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
     r"|(?P<command>\\[A-Za-z]+)"
     r"|(?P<word>[A-Za-z]+)"
-    r"|(?P<symbol>\*\*|[-+*/^(){}\[\]!|%°]))"
+    r"|(?P<symbol>\*\*|[-+*/^_(){}\[\]!|%°]))"
 )
 _FUNCTIONS: dict[str, Callable[[float], float]] = {
     "sin": math.sin, "cos": math.cos, "tan": math.tan, "arcsin": math.asin, "arccos": math.acos, "arctan": math.atan,
     "sinh": math.sinh, "cosh": math.cosh, "tanh": math.tanh, "exp": math.exp, "ln": math.log,
+    "log": math.log,
     "sec": lambda x: 1 / math.cos(x), "csc": lambda x: 1 / math.sin(x), "cot": lambda x: 1 / math.tan(x),
 }  # fmt: skip
 _TIMES = {"*", "\\cdot", "\\times", "\\ast", "x", "X"}
 _OVER = {"/", "\\div"}
+_MOD = {"\\bmod", "\\mod", "mod"}
 _CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|", "\\{": "\\}"}
 
 
@@ -61,7 +66,7 @@ def evaluate(text: str) -> Evaluated:
         raise NotArithmetic
     parser = _Parser(_tokens(text))
     try:
-        value = parser.sum(0)
+        value = parser.remainder(0)
     except (ZeroDivisionError, OverflowError, ValueError) as error:
         raise NotArithmetic from error
     if parser.peek() or (isinstance(value, float) and not math.isfinite(value)):
@@ -83,7 +88,9 @@ def _tokens(text: str) -> list[_Token]:
 
 
 class _Parser:
-    """sum := product (± product)*; product := power ((×|÷)? power)*; power := postfix (^ power)?"""
+    """remainder := sum (mod sum)*; sum := product (± product)*; product := power ((×|÷)? power)*;
+    power := postfix (^ power)?
+    """
 
     def __init__(self, tokens: list[_Token]) -> None:
         self._tokens = tokens
@@ -108,13 +115,24 @@ class _Parser:
         if self._next() != text:
             raise NotArithmetic
 
+    def remainder(self, depth: int) -> Value:
+        value = self.sum(depth)
+        while self.peek() in _MOD:
+            self._next()
+            modulus = self.sum(depth)
+            if not isinstance(value, Fraction) or not isinstance(modulus, Fraction) or modulus <= 0:
+                raise NotArithmetic
+            value = value % modulus
+            self.operations += 1
+        return value
+
     def sum(self, depth: int) -> Value:
         if depth > MAX_DEPTH:
             raise NotArithmetic
         value = self._product(depth)
         while self.peek() in ("+", "-"):
             sign = 1 if self._next() == "+" else -1
-            value = _bounded(value + sign * self._product(depth))
+            value = _sum(value, sign * self._product(depth))
             self.operations += 1
         return value
 
@@ -145,7 +163,7 @@ class _Parser:
         """A bracket, root, constant or function straight behind a factor; never a second bare number."""
         if self.peek() in ("(", "[", "{", "\\{", "e", "pi", "sqrt"):
             return True
-        return self._kind() == "command" and self.peek() not in ("\\%",)
+        return self._kind() == "command" and self.peek() not in ("\\%", *_MOD)
 
     def _power(self, depth: int) -> Value:
         base = self._postfix(depth)
@@ -184,7 +202,7 @@ class _Parser:
         if kind == "number":
             return self._number(token)
         if token in _CLOSING:
-            value = self.sum(depth + 1)
+            value = self.remainder(depth + 1)
             self._expect(_CLOSING[token])
             return -value if token == "|" and value < 0 else value
         if token in ("\\frac", "\\binom"):
@@ -244,13 +262,18 @@ class _Parser:
         return self._primary(depth + 1)
 
     def _function(self, name: str, depth: int) -> Value:
-        exponent = None
+        exponent = base = None
+        if name == "log":
+            self._expect("_")
+            base = self._argument(depth)
         if self.peek() == "^":
             self._next()
             exponent = self._argument(depth)
         value = self._argument(depth) if self.peek() in ("(", "{") else self._power(depth + 1)
         at_degree = self._at > 0 and self._tokens[self._at - 1].text == "°"
         result = _FUNCTIONS[name](math.radians(value) if at_degree else float(value))
+        if base is not None:
+            result /= math.log(base)
         self.operations += 1
         return result if exponent is None else _power(result, exponent)
 
@@ -260,9 +283,22 @@ def _bounded_number(token: str) -> Fraction:
 
 
 def _bounded(value: Value) -> Value:
-    if isinstance(value, Fraction) and value.numerator.bit_length() + value.denominator.bit_length() > MAX_BITS:
+    if isinstance(value, Fraction):
+        if value.numerator.bit_length() + value.denominator.bit_length() > MAX_BITS:
+            raise NotArithmetic
+    elif value and abs(value) < sys.float_info.min:
         raise NotArithmetic
     return value
+
+
+def _sum(a: Value, b: Value) -> Value:
+    """Of floats only where no term is lost beside the other and they do not cancel: what is left would be noise."""
+    total = _bounded(a + b)
+    if isinstance(total, float) and a and b:
+        sizes: list[float] = sorted(float(part) if part > 0 else -float(part) for part in (a, b, total))
+        if sizes[0] < _LOST * sizes[-1]:
+            raise NotArithmetic
+    return total
 
 
 def _power(base: Value, exponent: Value) -> Value:
@@ -282,7 +318,7 @@ def _power(base: Value, exponent: Value) -> Value:
                 else (-float(base)) ** float(exponent)
             )
     result = float(base) ** float(exponent)
-    if isinstance(result, complex):
+    if isinstance(result, complex) or (base and abs(result) < sys.float_info.min):  # an underflow tells nothing
         raise NotArithmetic
     return result
 
@@ -304,6 +340,6 @@ def _exact_root(value: Fraction, degree: int) -> Fraction | None:
 
 def _binomial(top: Value, bottom: Value) -> Value:
     whole = isinstance(top, Fraction) and isinstance(bottom, Fraction) and top.denominator == bottom.denominator == 1
-    if not whole or not 0 <= bottom <= top <= 2000:
+    if not whole or not 0 <= bottom <= top <= MAX_FACTORIAL:
         raise NotArithmetic
     return _bounded(Fraction(math.comb(int(top), int(bottom))))

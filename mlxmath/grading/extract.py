@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mlxmath.grading.amounts import MATH, first_sentence, is_answer, pick_last
-from mlxmath.grading.boxes import last_box
+from mlxmath.grading.boxes import behind_empty_box, last_box
 from mlxmath.grading.normal import MAX_CHARACTERS, clean
 from mlxmath.grading.quantity import parse_quantity
 from mlxmath.grading.statements import final_answer_line, judgement, stated_answer, without_denied, without_hope
@@ -50,7 +50,11 @@ def extract(response: str) -> Extracted | None:
     response = response.rstrip()
     if tagged := _tagged(response):
         return tagged
-    for layer in (_hashes, _boxed, _answer_line, _whole, _therefore, _last, _judgement):
+    if tagged := _hashes(response):
+        return tagged
+    if (rest := behind_empty_box(response)) is not None:
+        return extract(rest)
+    for layer in (_boxed, _answer_line, _whole, _therefore, _last, _judgement):
         found = layer(response)
         if found:
             return found

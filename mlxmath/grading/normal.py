@@ -39,6 +39,7 @@ _DEGREE = re.compile(
     r"|\\(?:text)?degree(?![A-Za-z])"
 )
 _FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
+_LG = re.compile(r"\\lg(?![A-Za-z])")
 _BINOMIAL = re.compile(r"\\[dt]binom(?![A-Za-z])")
 _BRACED_MARK = re.compile(r"\{\s*([,:=])\s*\}")
 _ABOUT = re.compile(r"^\s*(?:\\approx|\\sim|\\simeq)(?![A-Za-z])\s*")
@@ -48,13 +49,32 @@ _SYSTEM = re.compile(
     r"(.*?)\\end\{(?:cases|aligned|array)\}$",
     re.DOTALL,
 )
+_COUNTS = (  # {}_5C_2, C_5^2, C(5,2); the same with P
+    re.compile(r"(?<![\w}])(?:\{\s*\}\s*)?[_^]\s*\{?\s*(?P<n>\w+)\s*\}?\s*(?P<kind>[CP])\s*_\s*\{?\s*(?P<k>\w+)\s*\}?"),
+    re.compile(r"(?<![\\\w])(?P<kind>[CP])\s*_\s*\{?\s*(?P<n>\d+)\s*\}?\s*\^\s*\{?\s*(?P<k>\d+)\s*\}?"),
+    re.compile(r"(?<![\\\w])(?P<kind>[CP])\s*\^\s*\{?\s*(?P<k>\d+)\s*\}?\s*_\s*\{?\s*(?P<n>\d+)\s*\}?"),
+)
 _COLOR = re.compile(r"\\(?:text)?color\s*\{[^{}]*\}|\\underline(?![A-Za-z])")
 _EMPTY_SET = re.compile(r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}|^(?:the )?(?:empty|null) set$", re.IGNORECASE)
 _DOLLAR_OF = re.compile(r"\b(?:US|CA?|AU?|HK|NZ)(?=\\?\$\s?\d)")
-_GOES_ON = re.compile(r"(?<=\d)(?:\.{3,}|\s?\\[lc]?dots)\.?$")
+_GOES_ON = re.compile(r"(?<=\d)\s?…\.?$")
 _TURNED_BRACKETS = re.compile(
     r"([\[\]])(\s*[^\s\[\](),;][^\[\](),;]{0,60}[,;]\s*[^\s\[\](),;][^\[\](),;]{0,60})([\[\]])"
 )
+_UNIT_VECTOR = re.compile(
+    r"\\(?:hat|widehat|vec|mathbf|boldsymbol|bm|bf)\s*(?:\{\s*(?:\\(?:mathbf|boldsymbol|bm|hat|vec)\s*\{\s*\\?(?P<a>[ijk])(?:math)?\s*\}"
+    r"|\\?(?P<b>[ijk])(?:math)?)\s*\}|\\?(?P<c>[ijk])(?:math)?(?![A-Za-z]))"
+)
+_PARAMETER_WORDS = (
+    r"any|all|every|each|some|an?|arbitrary|real|rational|complex|constants?|numbers?|integers?|values?|of"
+)
+_FOR_ALL = re.compile(  # "for any constant c", "where k is an integer", "k \\in \\mathbb{Z}"
+    rf"\s*[,;]?\s*\(?\s*(?:(?:for|where|with)\s+(?:(?:{_PARAMETER_WORDS})\s+){{1,5}}[A-Za-z](?:\s*(?:,|and)\s*[A-Za-z])*"
+    rf"|where\s+[A-Za-z]\s+is\s+(?:(?:{_PARAMETER_WORDS})\s*){{1,5}}"
+    r"|(?<=[,;(\s])(?:(?:for|where)\s+)?[A-Za-z](?=\s*\\in\s*\\mathbb))"
+    r"(?:\s*\\in\s*\\mathbb\s*\{?\s*[A-Z]\s*\}?)?\s*\)?$"
+)
+_DOTS = re.compile(r"\\[lcd]?dots[a-z]?(?![A-Za-z])|\.{3,}")
 _BOXED = re.compile(r"\\(?:f?boxed|fbox)\s*(?=\{)")
 _RELATIONS = (
     (re.compile(r"\\leq?slant|\\leq(?![A-Za-z])|<="), r"\\le "),
@@ -76,6 +96,7 @@ def normalize(answer: str) -> str:
     text = clean(answer[: MAX_CHARACTERS + 1]).strip()
     text = _DOUBLED.sub(r"\\", text)
     text = _NEGATIVE_SPACE.sub("", text)
+    text = _DOTS.sub("…", _UNIT_VECTOR.sub(_unit_vector, text))
     text = _DOLLARS.sub(r"\1\2 dollars", _DOLLAR_OF.sub("", text))
     text = text.replace("\\$", "").replace("$", "").replace("\\(", "").replace("\\)", "")
     text = text.replace("\\[", "").replace("\\]", "") if "\\\\[" not in text else text
@@ -93,18 +114,34 @@ def normalize(answer: str) -> str:
             break
         text = replaced
     text = _BINOMIAL.sub(r"\\binom", _FRACTION.sub(r"\\frac", text))
+    text = _LG.sub(r"\\log_{10}", text)
+    for notation in _COUNTS:
+        text = notation.sub(as_count, text)
     for pattern, sign in _RELATIONS:
         text = pattern.sub(sign, text)
     text = _TURNED_BRACKETS.sub(_round_brackets, _BLANKS.sub(" ", text).strip(" \t\n\"'"))
     text = _GOES_ON.sub("…", _ABOUT.sub("", text))
     while text.endswith((".", ",", ";", ":")) and not re.search(r"\b[ap]\.\s?m\.$", text, re.IGNORECASE):
         text = text[:-1].rstrip()
+    if shorter := _FOR_ALL.sub("", text):
+        text = shorter
     return _EMPTY_SET.sub(r"\\emptyset", _without_outer_braces(text))
 
 
 def squeeze(text: str) -> str:
     """Normalized text without blanks (but those between digits) and without braces around single signs."""
     return re.sub(r"\{(\w)\}", r"\1", re.sub(r"(?<!\d) | (?!\d)", "", text))
+
+
+def _unit_vector(match: re.Match[str]) -> str:
+    r"""`\mathbf{i}`, `\hat{\imath}` as `\hat{i}`."""
+    return f"\\hat{{{match['a'] or match['b'] or match['c']}}}"
+
+
+def as_count(match: re.Match[str]) -> str:
+    r"""Combinations as `\binom{n}{k}`, permutations as n!/(n-k)!."""
+    n, k = match["n"], match["k"]
+    return f"\\binom{{{n}}}{{{k}}}" if match["kind"] == "C" else f"\\frac{{{n}!}}{{({n}-{k})!}}"
 
 
 def _round_brackets(match: re.Match[str]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from mlxmath.grading.expression import NotArithmetic, Value, evaluate
+from mlxmath.grading.normal import as_count
 
 _SIGNED = r"(?P<sign>[-+]?)\s*"
 _CURRENCY = r"(?:US\s?|C|A)?[$€£¥₹₽₩₪¢]|USD|EUR|GBP|Rs\.?"
@@ -38,6 +39,7 @@ _UNIT_NAMES = {
 }  # fmt: skip
 _UNITS = {name: unit for unit, names in _UNIT_NAMES.items() for name in (unit, *names.split())}
 _DIMENSIONLESS = {"°", "rad"}
+_LENGTHS = ("mm", "cm", "m", "km", "in", "ft", "yd", "mi")
 _SIZES = (
     {"s": 1, "min": 60, "h": 3600, "day": 86400, "week": 604800}, {"month": 1, "year": 12}, {"cent": 1, "dollar": 100},
     {"mm": 1, "cm": 10, "m": 1000, "km": 10**6}, {"in": 1, "ft": 12, "yd": 36, "mi": 63360},
@@ -81,11 +83,14 @@ class Quantity:
     """Significant digits of a decimal number."""
 
 
+_COUNT = re.compile(r"^(?P<kind>[CP])\s*\(\s*(?P<n>\d+)\s*,\s*(?P<k>\d+)\s*\)$")
+
+
 def parse_quantity(text: str) -> Quantity | None:
     """Read normalized text as a number with an optional percent sign or unit; None if it is anything else."""
     if not text or len(text) > 300:
         return None
-    text = " ".join(text.split())
+    text = _COUNT.sub(as_count, " ".join(text.split()))
     for layer in (_repeating, _decimal, _mixed, _sum_of_units, _fraction_or_expression, _words):
         if quantity := layer(text):
             return quantity
@@ -111,18 +116,25 @@ def _decimal(text: str) -> Quantity | None:
 
 
 _REPEATING = re.compile(
-    r"^(?P<sign>[-+]?)\s*(?P<whole>\d{0,12})\.(?P<first>\d{0,12}?)"
-    r"(?:\\overline\s*\{?\s*(?P<line>\d{1,12})\s*\}?|\\dot\s*\{?(?P<dot>\d)\}?"
-    r"|(?P<shown>\d{1,6})(?P=shown){2,20}…)(?P<rest>.*)$"
+    r"^(?P<sign>[-+]?)\s*(?P<whole>\d{0,12})\.(?P<first>\d{0,12}?)\s*\{?\s*"
+    r"(?:\\(?:overline|bar|widebar|overbar)\s*(?:\{\s*(?P<line>\d{1,12})\s*\}|(?P<one>\d)(?!\d))"
+    r"|\\dot\s*\{?\s*(?P<dot>\d)\s*\}?(?:(?P<between>\d{0,10})\\dot\s*\{?\s*(?P<last>\d)\s*\}?)?"
+    r"|\((?P<round>\d{1,12})\)|(?P<marked>(?:\d\u0305){1,12}|\d\u0307(?:\d{0,10}\d\u0307)?)"
+    r"|(?P<shown>\d{1,6})(?P=shown){2,20}…|(?P<word>\d)(?P=word)*\s*(?:repeating|recurring))\s*\}?(?P<rest>.*)$"
 )
 
 
+_PERIODS = ("line", "one", "dot", "between", "last", "round", "marked", "shown", "word")
+_MAY_REPEAT = re.compile(r"[\\…(\u0305\u0307]|repeating|recurring")
+
+
 def _repeating(text: str) -> Quantity | None:
-    r"""`0.1\overline{6}`, `0.333...`: a decimal whose last digits go on for ever."""
-    match = _REPEATING.match(text) if "\\" in text or "…" in text else None
+    r"""`0.1\overline{6}`, `0.\dot{1}8\dot{5}`, `0.1(6)`, `0.333...`: a decimal whose last digits go on for ever."""
+    match = _REPEATING.match(text) if _MAY_REPEAT.search(text) else None
     if not match:
         return None
-    period = match["line"] or match["dot"] or match["shown"]
+    period = "".join(match[name] or "" for name in _PERIODS)
+    period = re.sub(r"\D", "", period)
     first = match["first"]
     tail = Fraction(int(period), 10 ** len(period) - 1)
     value = int(match["whole"] or 0) + (int(first or 0) + tail) / 10 ** len(first)
@@ -182,14 +194,30 @@ def _with_rest(value: Value, rest: str, decimals: int | None, digits: int | None
     return None if unit is None else Quantity(value, percent, decimals, unit, digits)
 
 
+_POWER = re.compile(
+    r"^(?:(?P<word>square|sq\.?|cubic|cu\.?)\s+(?P<of>[A-Za-z]+)|(?P<base>[A-Za-z]+)\s*\^\s*\{?\s*(?P<power>[23])\s*\}?)$"
+)
+
+
+def _power_of_length(text: str) -> str | None:
+    """`cm^2`, `square centimeters`, `cubic m` as "cm^2", "cm^2", "m^3"; None for anything else."""
+    match = _POWER.match(text)
+    unit = _UNITS.get(match["of"] or match["base"]) if match else None
+    if not match or unit not in _LENGTHS:
+        return None
+    return f"{unit}^{match['power'] or (2 if match['word'].startswith('sq') else 3)}"
+
+
 def read_unit(text: str) -> str | None:
-    """The canonical name of a unit, "" for none or an unknown one, None if the text is no unit."""
+    """The canonical name of a unit ("cm^2" for an area), "" for none or an unknown one, None if the text is no unit."""
     text = text.strip().strip(".").strip()
     if not text:
         return ""
     if degrees := _TEMPERATURE.match(text):
         return "°" + degrees[1][0].upper()
     text = text.replace("\\Omega", "ohm").replace("\\mu", "µ")
+    if area_or_volume := _power_of_length(text):
+        return area_or_volume
     if text in _UNITS or text.lower() in _UNITS:
         unit = _UNITS.get(text) or _UNITS[text.lower()]
         return "" if unit in _DIMENSIONLESS else unit
@@ -208,8 +236,11 @@ def read_unit(text: str) -> str | None:
 
 def ratio_of_units(unit: str, other: str) -> Fraction | None:
     """How many of the other make one of the first, None if they measure different things or are not known."""
+    (unit, _, power), (other, _, other_power) = unit.partition("^"), other.partition("^")
+    if power != other_power:
+        return None
     sizes = next((sizes for sizes in _SIZES if unit in sizes and other in sizes), None)
-    return Fraction(sizes[unit], sizes[other]) if sizes else None
+    return Fraction(sizes[unit], sizes[other]) ** int(power or 1) if sizes else None
 
 
 _SUMMAND = re.compile(rf"(?P<number>\d[\d,]*(?:\.\d+)?)\s?(?P<unit>{_UNIT_WORD})(?:\s*,)?(?:\s+and)?\s*")

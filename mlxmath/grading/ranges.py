@@ -10,7 +10,7 @@ _REALS = re.compile(
     re.IGNORECASE,
 )
 _SET_OF = re.compile(r"^\\\{\s*[a-zA-Z]\s*(?:\\in\s*\\mathbb\s*\{?\s*R\s*\}?\s*)?(?:\\mid|:|\|)\s*(.*?)\s*\\\}$")
-_VARIABLE = r"(?:[a-zA-Z](?:_\w)?|\\[a-z]+)"
+_VARIABLE = r"(?P<variable>[a-zA-Z](?:_\w)?|\\[a-z]+)"
 _BOUND = r"[^<>=\\]*(?:\\(?!le |ge |ne )[a-zA-Z][^<>=\\]*){0,6}"
 _BETWEEN = re.compile(rf"^(?P<low>{_BOUND})(?P<left><|\\le )\s*{_VARIABLE}\s*(?P<right><|\\le )(?P<high>{_BOUND})$")
 _ABOVE_OR_BELOW = re.compile(rf"^{_VARIABLE}\s*(?P<sign>[<>]|\\[lg]e )(?P<bound>{_BOUND})$")
@@ -21,11 +21,12 @@ _MAX_PARTS = 10
 
 
 class Range(NamedTuple):
-    """An interval: its brackets and its ends as they are written."""
+    """An interval: its brackets, its ends as they are written, and the variable of an inequality."""
 
     brackets: str
     low: str
     high: str
+    variable: str = ""
 
 
 def ranges(text: str) -> list[Range] | None:
@@ -47,18 +48,18 @@ def _range(piece: str) -> Range | None:
         return Range(parts.brackets, *parts.items) if len(parts.items) == 2 else None
     if match := _BETWEEN.match(piece):
         brackets = ("(" if match["left"] == "<" else "[") + (")" if match["right"] == "<" else "]")
-        return _bounded(brackets, match["low"], match["high"])
+        return _bounded(brackets, match["low"], match["high"], match["variable"])
     match = _ABOVE_OR_BELOW.match(piece)
     turned = None if match else _TURNED.match(piece)
     if found := match or turned:
         sign = _TURN[found["sign"]] if turned else found["sign"]
         closed = sign.startswith("\\")
         if "l" in sign or sign == "<":
-            return _bounded("(]" if closed else "()", "-\\infty", found["bound"])
-        return _bounded("[)" if closed else "()", found["bound"], "\\infty")
+            return _bounded("(]" if closed else "()", "-\\infty", found["bound"], found["variable"])
+        return _bounded("[)" if closed else "()", found["bound"], "\\infty", found["variable"])
     return None
 
 
-def _bounded(brackets: str, low: str, high: str) -> Range | None:
+def _bounded(brackets: str, low: str, high: str, variable: str) -> Range | None:
     ends = low.strip(), high.strip()
-    return Range(brackets, *ends) if all(ends) and all(len(split_items(end)) == 1 for end in ends) else None
+    return Range(brackets, *ends, variable) if all(ends) and all(len(split_items(end)) == 1 for end in ends) else None

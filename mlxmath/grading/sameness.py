@@ -8,6 +8,10 @@ from mlxmath.grading.quantity import Quantity, ratio_of_units
 
 RELATIVE_TOLERANCE = Fraction(1, 10**9)
 """Between numbers of which one is a float: the noise of its computation."""
+_LEAST_DIGITS = 3
+"""A decimal gold with so many significant digits may be the rounding of a fraction."""
+_LEAST_DIGITS_OF_A_ROOT = 6
+"""The same of a root, of π, of a function's value."""
 LONG_DECIMALS = 5
 """A gold with so many decimals is a computed float; an answer may be its rounding to four significant digits."""
 _NOISE_DIGITS = 15
@@ -20,7 +24,7 @@ def same_quantity(answer: Quantity, gold: Quantity) -> bool:
 
     Of two units that measure the same thing the answer's is converted.
     """
-    if answer.unit and gold.unit and answer.unit != gold.unit:
+    if answer.unit and gold.unit and answer.unit != gold.unit and ("^" in answer.unit) == ("^" in gold.unit):
         ratio = ratio_of_units(answer.unit, gold.unit)
         return ratio is not None and answer.value * ratio == gold.value
     if answer.percent == gold.percent or gold.value == 0:
@@ -31,7 +35,10 @@ def same_quantity(answer: Quantity, gold: Quantity) -> bool:
 
 
 def _same_value(answer: Quantity, gold: Quantity, factor: Fraction) -> bool:
-    """Exact for whole numbers and fractions; a decimal may be the rounding of a float, a fraction or a root."""
+    """Exact for whole numbers and fractions; a decimal gold may be the rounding of a float, a fraction or a root.
+
+    The other way round it is no answer: 0.333333 is not 1/3, only what a float prints in full is.
+    """
     value, reference = answer.value * factor, gold.value
     if value == reference or _is_noise(answer, value, reference) or _is_noise(gold, reference, value):
         return True
@@ -42,14 +49,11 @@ def _same_value(answer: Quantity, gold: Quantity, factor: Fraction) -> bool:
             close = _close(value, reference) or _is_rounding(gold, value, 6)
             return close or _is_rounding(answer, reference, 4 if answer.decimals else 6)
         if gold.decimals is None:
-            return bool(answer.decimals) and _is_rounding(answer, reference, 6)
-        return answer.decimals is None and bool(gold.decimals) and _is_rounding(gold, value, 6)
+            return False
+        return answer.decimals is None and bool(gold.decimals) and _is_rounding(gold, value, _LEAST_DIGITS)
     if _close(value, reference):
         return True
-    if answer.decimals is not None or gold.decimals is not None:
-        decimal = answer if answer.decimals is not None else gold
-        return bool(decimal.decimals) and _is_rounding(decimal, reference if decimal is answer else value, 6)
-    return False
+    return bool(gold.decimals) and _is_rounding(gold, value, _LEAST_DIGITS_OF_A_ROOT)
 
 
 def _is_noise(decimal: Quantity, value: Value, other: Value) -> bool:

@@ -76,11 +76,31 @@ _MATRIX = re.compile(r"^\\begin\{[pbB]?matrix\}(.*)\\end\{[pbB]?matrix\}$", re.D
 
 
 def vector(text: str) -> tuple[str, ...] | None:
-    """Entries of a matrix of one row or one column."""
+    r"""Entries of a matrix of one row or one column, or of `3\hat{i} - 2\hat{j}`."""
+    if "\\hat{" in text:
+        return _unit_vectors(text)
     match = _MATRIX.match(text)
     rows = [row for row in match[1].split("\\\\") if row.strip()] if match else []
     columns = rows[0].split("&") if len(rows) == 1 else rows
     return tuple(entry.strip() for entry in columns) if columns and not any("&" in entry for entry in columns) else None
+
+
+_TERM = re.compile(
+    r"\s*(?P<sign>[-+]?)\s*(?P<factor>(?:[^-+(){}]|\{[^{}]*\}|\([^()]*\))*?)\s*(?:\*|\\cdot|\\times)?\s*\\hat\{(?P<axis>[ijk])\}"
+)
+
+
+def _unit_vectors(text: str) -> tuple[str, ...] | None:
+    """Entries along i, j and, where it occurs, k."""
+    entries: dict[str, str] = {}
+    end = 0
+    while end < len(text):
+        match = _TERM.match(text, end)
+        if not match or match["axis"] in entries or (entries and not match["sign"]):
+            return None
+        entries[match["axis"]] = match["sign"].replace("+", "") + (match["factor"] or "1")
+        end = match.end()
+    return tuple(entries.get(axis, "0") for axis in ("ijk" if "k" in entries else "ij"))
 
 
 def split_items(text: str) -> list[str]:

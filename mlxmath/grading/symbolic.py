@@ -6,23 +6,94 @@ import os
 import re
 import signal
 import sys
-from typing import IO
+from collections.abc import Mapping
+from typing import IO, Any
 
 from mlxmath.grading.quantity import read_unit
 
 _MEMORY_BYTES = 4 << 30
+
+_DIGITS = 30
+_EXACT = 1e-25
+"""Relative difference up to which two values without decimals are the same."""
+_PRINTED = 1e-12
+"""The same of a decimal and an exact gold: the last bits of a float that was printed in full, no rounding."""
+_ROUNDED = 1e-6
+"""The same where the gold is a decimal."""
+_DECIMAL = re.compile(r"\d\.\d|\.\d")
+_POINTS = (
+    ((37, 29), (61, 23), (83, 31), (97, 41)), ((271, 19), (149, 7), (353, 13), (491, 17)),
+    ((5, 13), (3, 11), (7, 17), (11, 29)), ((13, 3), (37, 9), (101, 7), (53, 6)),
+    ((-17, 23), (43, 11), (-29, 7), (8, 5)), ((19, 6), (-31, 9), (23, 8), (-47, 5)),
+    ((-59, 7), (-41, 6), (-67, 9), (-73, 8)),
+)  # fmt: skip
+"""Values of the variables in order of their names, as numerators and denominators; far from anything special."""
+_LEAST_POINTS = 2
 
 # math_verify takes a letter or two at the end for a unit and drops them: it reads `2ab` as 2.
 _LAST_LETTERS = re.compile(r"(?<=[\d}\s])(?<![\\A-Za-z])([A-Za-z]{1,3})$")
 
 
 def equivalent(answer: str, gold: str) -> bool:
-    """Whether math_verify takes `answer` for `gold`; bare LaTeX gets the delimiters that its parser needs."""
+    """Whether algebra takes `answer` for `gold`; bare LaTeX gets the delimiters that math_verify's parser needs.
+
+    Expressions are compared by their values; sets, tuples and equations as math_verify does.
+    """
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
     targets = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
     golds, answers = (parse(wrapped(text), targets, parsing_timeout=0) for text in (gold, answer))
-    return bool(golds and answers) and verify(golds, answers, allow_set_relation_comp=True, timeout_seconds=0)
+    if not golds or not answers:
+        return False
+    tolerance = _ROUNDED if _DECIMAL.search(gold) else _PRINTED if _DECIMAL.search(answer) else _EXACT
+    same = same_values(answers[0], golds[0], tolerance)
+    if same or (same is False and "%" not in answer + gold):
+        return same
+    return verify(golds, answers, allow_set_relation_comp=True, timeout_seconds=0)
+
+
+def same_values(answer: Any, gold: Any, tolerance: float) -> bool | None:
+    """Compare two sympy expressions by their values; None where one is no expression or too few points decide.
+
+    Constants are compared as complex numbers. Expressions with variables are compared to 30 digits at points of both
+    signs, as real functions where both are defined: 2 ln x is ln x^2, but x is not |x|. A letter i is the imaginary
+    unit.
+    """
+    import sympy
+
+    if not all(isinstance(side, sympy.Expr) and not side.is_infinite for side in (answer, gold)):
+        return None
+    answer, gold = (side.subs({s: sympy.I for s in side.free_symbols if s.name == "i"}) for side in (answer, gold))
+    symbols = sorted(answer.free_symbols | gold.free_symbols, key=str)
+    if answer.has(sympy.Abs) != gold.has(sympy.Abs):
+        return None
+    is_complex = not symbols or answer.has(sympy.I) or gold.has(sympy.I)
+    num_compared = 0
+    for point in _POINTS if symbols else _POINTS[:1]:
+        at = {symbol: sympy.Rational(*point[i % len(point)]) + i // len(point) for i, symbol in enumerate(symbols)}
+        if not is_complex and not (_is_real(answer, at) and _is_real(gold, at)):
+            continue
+        first, second = (side.subs(at).evalf(_DIGITS) for side in (answer, gold))
+        if not (first.is_number and second.is_number and first.is_finite and second.is_finite):
+            continue
+        if abs(first - second) > tolerance * max(abs(first), abs(second)):
+            return False
+        num_compared += 1
+    return True if num_compared >= (_LEAST_POINTS if symbols else 1) else None
+
+
+def _is_real(expression: Any, at: Mapping[Any, Any]) -> bool:
+    """Whether a real function has a value at a point: no root or logarithm of a negative number anywhere in it."""
+    import sympy
+
+    for part in sympy.preorder_traversal(expression):
+        is_power = isinstance(part, sympy.Pow) and not part.exp.is_integer
+        if not is_power and not isinstance(part, sympy.log):
+            continue
+        inner = part.args[0].subs(at).evalf(_DIGITS)
+        if not (inner.is_number and inner.is_positive):
+            return False
+    return True
 
 
 def wrapped(text: str) -> str:
@@ -45,10 +116,10 @@ def serve(requests: IO[str], replies: IO[str], limit_s: float) -> None:
         verdict: bool | None
         try:
             verdict = equivalent(request["answer"], request["gold"])
+        except (RecursionError, MemoryError):
+            verdict = None  # not decided, and so not remembered
         except Exception:  # sympy raises of all kinds; the pair is then not shown to be equal
             verdict = False
-        except RecursionError:
-            verdict = None
         _alarm(0)
         replies.write(json.dumps(verdict) + "\n")
         replies.flush()

@@ -198,14 +198,24 @@ def _read(folder: Path, base_fingerprint: str | None) -> dict[str, Any]:
             f"{folder} holds no adapter: {absent} is missing. Train one (`mlxmath train`), name another folder "
             "with --adapter-path, or ask the base model with --no-adapter."
         )
-    record = read_json(folder / CONFIG)
-    Form.of(record, folder / CONFIG)
+    record = read_config(folder)
     made_for = record.get("base_fingerprint")
     if base_fingerprint and made_for and made_for != base_fingerprint:
         raise MlxmathError(
             f"{folder} was trained on another base model ({record.get('base_model', 'unknown')}, fingerprint "
             f"{made_for}) than the one loaded (fingerprint {base_fingerprint}). Choose the matching --mlx-path."
         )
+    return record
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json.
+
+    Raises:
+        MlxmathError: it is absent, no JSON or no adapter configuration.
+    """
+    record = read_json(folder / CONFIG)
+    Form.of(record, folder / CONFIG)
     return dict(record)
 
 
@@ -223,7 +233,7 @@ def load_initial(model: nn.Module, folder: Path, wanted: dict[str, Any]) -> None
     """
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise InputError(f"--init-adapter: {folder} holds no adapter; expected {CONFIG} and {WEIGHTS}.")
-    found = read_json(folder / CONFIG)
+    found = read_config(folder)
     differences = _differences(
         Form.of(found, folder / CONFIG), Form.of(wanted, folder / CONFIG), num_blocks=len(model.layers)
     )

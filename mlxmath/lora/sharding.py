@@ -5,7 +5,8 @@ columns and a sum over the processes. `pipeline`: every process holds some of th
 through the whole forward pass and gets the same logits, so they all draw the same tokens.
 
 An adapter is split with its layer. For rows of W, with W and B split: y_p = W_p x + s B_p A x. For columns:
-y = Σ_p W_p x_p + s B Σ_p A_p x_p, where the second sum is of rank-many numbers a token.
+y = Σ_p W_p x_p + s B Σ_p A_p x_p, where the second sum is of rank-many numbers a token. Where the model itself sums
+what its experts give, the parts W_p x_p + s B A_p x_p are left to that sum.
 
 Shapes: I inputs, O outputs, R rank; a part of I or O is one process's.
 """
@@ -13,21 +14,38 @@ Shapes: I inputs, O outputs, R rank; a part of I or O is one process's.
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.nn.layers.distributed import shard_inplace
+from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxmath.errors import InputError
 from mlxmath.lora.adapter import load_adapter
-from mlxmath.lora.layers import DoRALinear, LoRALinear
+from mlxmath.lora.layers import AdapterLayer, DoRALinear, ExpertsLoRALinear, LoRALinear, linear_shape
+from mlxmath.models.finite import check_finite
 from mlxmath.models.load import Loaded, load_model
 
 Sharding = Literal["tensor", "pipeline"]
 SHARDINGS: tuple[Sharding, ...] = ("tensor", "pipeline")
-_SHARD_LINEAR = "shard_linear"
+_SHARDING_FUNCTIONS = ("shard_linear", "shard_inplace")
+"""By which mlx_lm's models split their layers, by their names there."""
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """How a model split a layer of its own."""
+
+    layer: nn.Module
+    """What became of it."""
+    sharding: Any
+    """ "all-to-sharded" (rows), "sharded-to-all" (columns), or a function."""
+    segments: Any
+    sums: bool
+    """Whether the layer sums over the processes itself."""
 
 
 class SummedLoRALinear(LoRALinear):
@@ -70,8 +88,11 @@ def load_sharded(
     if group.size() > 1:
         spread = _by_tensor if sharding == "tensor" else _by_block
         spread(loaded.model, loaded.config, group)
-    for block in loaded.model.layers:  # one after the other: a part is cut out of the whole, which is forgotten then
+    for number, block in enumerate(
+        loaded.model.layers
+    ):  # one after the other: a part is cut out of the whole, which is forgotten then
         mx.eval(block.parameters())
+        check_finite(folder, dict(tree_flatten(block.parameters(), f".layers.{number}")))
     mx.eval(loaded.model.parameters())
     loaded.model.eval()
     return loaded, record
@@ -95,14 +116,24 @@ def _by_tensor(model: nn.Module, config: dict[str, Any], group: mx.distributed.G
                 f"--shard tensor: the model's {name}, {config[name]}, does not divide by {size} processes. Start "
                 f"another number of them{', or use --shard pipeline' if 'pipeline' in ways(model) else ''}."
             )
+    adapters = {name: module for name, module in model.named_modules() if isinstance(module, AdapterLayer)}
+    whole = {name: linear_shape(adapter.linear) for name, adapter in adapters.items()}
+    model.update_modules(tree_unflatten([(name, adapter.linear) for name, adapter in adapters.items()]))
     try:
-        with _adapters_split():
+        with _cuts_noted() as cuts:
             model.shard(group)
     except ValueError as error:
         raise InputError(f"--shard tensor: {str(error).strip()} Start another number of processes.") from error
-    for name, module in model.named_modules():
-        if isinstance(module, LoRALinear) and not hasattr(module.linear, "group"):
-            raise InputError(f"--shard tensor: the adapter on {name} cannot be spread; fuse it (`mlx_lm.fuse`) first.")
+    layers = dict(model.named_modules())
+    for name, adapter in adapters.items():
+        if cut := cuts.get(id(adapter.linear)):
+            _cut_adapter(name, adapter, cut, group)
+        elif layers.get(name) is not adapter.linear or linear_shape(adapter.linear) != whole[name]:
+            raise InputError(
+                f"--shard tensor: mlx_lm splits {name} in a way of its own, which its adapter cannot follow. "
+                "Use --shard pipeline if the model has it, or fuse the adapter (`mlx_lm.fuse`) first."
+            )
+    model.update_modules(tree_unflatten(list(adapters.items())))
 
 
 def _by_block(model: nn.Module, config: dict[str, Any], group: mx.distributed.Group) -> None:
@@ -123,48 +154,60 @@ def _check(sharding: Sharding, model: nn.Module, config: dict[str, Any]) -> None
 
 
 @contextmanager
-def _adapters_split() -> Iterator[None]:
-    """Let mlx_lm's models, which know plain layers only, split LoRA layers too."""
-    homes = [
-        module for name, module in list(sys.modules.items())
-        if name.startswith("mlx_lm.models.") and hasattr(module, _SHARD_LINEAR)
+def _cuts_noted() -> Iterator[dict[int, _Cut]]:
+    """Note how mlx_lm's models split their layers, by the layer's id."""
+    cuts: dict[int, _Cut] = {}
+
+    def noting(shard: Callable[..., Any], *, sums: bool) -> Callable[..., Any]:
+        def note(module: nn.Module, sharding: Any, *, segments: Any = 1, group: Any = None) -> Any:
+            result = shard(module, sharding, segments=segments, group=group)
+            cuts[id(module)] = _Cut(result if sums else module, sharding, segments, sums)
+            return result
+
+        return note
+
+    originals = [
+        (module, function, getattr(module, function)) for name, module in list(sys.modules.items())
+        for function in _SHARDING_FUNCTIONS if name.startswith("mlx_lm.models.") and hasattr(module, function)
     ]  # fmt: skip
-    originals = [getattr(home, _SHARD_LINEAR) for home in homes]
     try:
-        for home, original in zip(homes, originals, strict=True):
-            setattr(home, _SHARD_LINEAR, _splitting(original))
-        yield
+        for home, function, original in originals:
+            setattr(home, function, noting(original, sums=function == "shard_linear"))
+        yield cuts
     finally:
-        for home, original in zip(homes, originals, strict=True):
-            setattr(home, _SHARD_LINEAR, original)
+        for home, function, original in originals:
+            setattr(home, function, original)
 
 
-def _splitting(shard_linear: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    def split(module: nn.Module, sharding: str, *, segments: Any = 1, group: Any = None) -> nn.Module:
-        if not isinstance(module, LoRALinear):
-            return shard_linear(module, sharding, segments=segments, group=group)
+def _cut_adapter(name: str, adapter: AdapterLayer, cut: _Cut, group: mx.distributed.Group) -> None:
+    """Split an adapter as its layer was split."""
+    if not isinstance(cut.sharding, str):
+        raise InputError(f"--shard tensor: the adapter on {name} cannot be spread; fuse it (`mlx_lm.fuse`) first.")
+    is_transposed = isinstance(adapter, LoRALinear)  # its arrays are (I, R) and (R, O); those of experts lie as W does
 
-        def part(weight_OI: mx.array) -> mx.array:
-            """What the process keeps of a matrix that is laid out like the layer's weight."""
-            holder = nn.Module()
-            holder.weight = weight_OI
-            shard_inplace(holder, sharding, segments=segments, group=group)
-            return holder.weight
+    def part(array: mx.array) -> mx.array:
+        """What the process keeps of an array that is laid out like the layer's weight."""
+        holder = nn.Module()
+        holder.weight = array
+        shard_inplace(holder, cut.sharding, segments=cut.segments, group=group)
+        return holder.weight
 
-        if sharding == "sharded-to-all":
-            if isinstance(module, DoRALinear):
-                raise InputError(
-                    "--shard tensor: DoRA on a layer whose columns are split (o_proj, down_proj) needs the norms of "
-                    "whole rows. Use --shard pipeline, or fuse the adapter (`mlx_lm.fuse`) first."
-                )
-            module.lora_a = part(module.lora_a.T).T
-            module.__class__ = SummedLoRALinear
-        else:
-            module.lora_b = part(module.lora_b.T).T
-            if isinstance(module, DoRALinear):
-                module.m = part(module.m[:, None])[:, 0]
-                module._weight_square_O = part(module._weight_square_O[:, None])[:, 0]
-        module.linear = shard_linear(module.linear, sharding, segments=segments, group=group)
-        return module
+    def part_of(array: mx.array) -> mx.array:
+        return part(array.T).T if is_transposed else part(array)
 
-    return split
+    if cut.sharding == "sharded-to-all":
+        if isinstance(adapter, DoRALinear):
+            raise InputError(
+                "--shard tensor: DoRA on a layer whose columns are split (o_proj, down_proj) needs the norms of "
+                "whole rows. Use --shard pipeline, or fuse the adapter (`mlx_lm.fuse`) first."
+            )
+        adapter.lora_a = part_of(adapter.lora_a)
+        if cut.sums:
+            assert not isinstance(adapter, ExpertsLoRALinear)
+            adapter.__class__ = SummedLoRALinear
+    else:
+        adapter.lora_b = part_of(adapter.lora_b)
+        if isinstance(adapter, DoRALinear):
+            adapter.m = part(adapter.m[:, None])[:, 0]
+            adapter._weight_square_O = part(adapter._weight_square_O[:, None])[:, 0]
+    adapter.linear = cut.layer

@@ -18,9 +18,10 @@ QUERY = ("q_proj", "q_b_proj", "c_q", "attn_query", "r_proj")
 VALUE = ("v_proj", "kv_b_proj", "kv_a_proj_with_mqa", "kv_proj", "c_v", "attn_value", "k_proj")
 FUSED = (
     "qkv_proj", "query_key_value", "q_k_v_proj", "qkvg_proj", "c_attn", "Wqkv", "wqkv", "W_pack", "att_proj",
-    "in_proj_qkv", "in_proj_qkvz", "in_proj", "linear_x",
+    "in_proj_qkv", "in_proj_qkvz",
 )  # fmt: skip
-"""Names that architectures give to the layer of the queries, to that of the values, and to one that makes both or the
+INPUTS = ("in_proj", "linear_x")
+"""Names that architectures give to the layer of the queries, to that of the values, to one that makes both, and to the
 input of a state-space, convolution or recurrent mixer; in order of preference where a mixer has several. Values come
 of `kv_a_proj_with_mqa` where no plain layer follows it in latent attention, of `k_proj` where they are the keys.
 """
@@ -73,7 +74,7 @@ def resolve_targets(model: nn.Module, config: LoraConfig) -> Targets:
 
     A target is a layer's name (`q_proj`), the end of its path (`self_attn.q_proj`), its full path (`lm_head`) or a glob
     over any of these (`*_proj`, `mlp.*`). A glob means layers of blocks, and passes over those that an adapter of this
-    kind and rank cannot be put on; a name insists. Without targets: see `QUERY`, `VALUE` and `FUSED`.
+    kind and rank cannot be put on; a name insists. Without targets: see `QUERY`.
 
     Raises:
         InputError: a target matches nothing, or only layers that an adapter cannot be put on.
@@ -91,9 +92,7 @@ def resolve_targets(model: nn.Module, config: LoraConfig) -> Targets:
     else:
         chosen, left_out = _named(config.targets, layers, first, config)
     notes += [f"left out: {reason}" for reason in sorted(filter(None, left_out))]
-    notes += _about_experts(
-        [layer for layer in layers if layer.block is not None and layer.block >= first], chosen, config
-    )
+    notes += _about_experts(_in_reach(layers, first), chosen, config)
     return Targets(_in_order(layers, chosen), _keys(model, chosen, first), tuple(notes))
 
 
@@ -153,14 +152,14 @@ def natural(name: str) -> list[tuple[int, str]]:
 def obstacle(layer: Layer, config: LoraConfig) -> str | None:
     """Why an adapter of this kind and rank cannot be put on a layer."""
     if not layer.is_loadable:
-        return f"{layer.key} is a layer of the architecture's own, whose adapters mlx_lm cannot load"
+        return f"{layer.key} is a layer of the architecture's own kind, and mlx_lm cannot load its adapters"
     if config.variant == "dora":
         if layer.num_experts is not None:
-            return f"{layer.key} belongs to experts, for which mlx_lm has no DoRA (--lora-variant lora trains them)"
+            return f"--lora-variant dora: mlx_lm has no DoRA for experts such as {layer.key}; lora trains them"
         if layer.bits in _UNLOADABLE_DORA_BITS:
             return (
-                f"{layer.key} has {layer.bits} bits, and mlx_lm cannot load DoRA on 3, 5 or 6 bits (use --lora-variant "
-                "lora, or a base of 4 or 8 bits)"
+                f"--lora-variant dora: {layer.key} has {layer.bits} bits, and mlx_lm cannot load DoRA on 3, 5 or 6; "
+                "use lora, or a base of 4 or 8 bits"
             )
     smaller = min(layer.inputs, layer.outputs)
     if config.rank > smaller:
@@ -170,7 +169,7 @@ def obstacle(layer: Layer, config: LoraConfig) -> str | None:
 
 def _insist(layer: Layer, config: LoraConfig) -> None:
     if reason := obstacle(layer, config):
-        raise InputError(f"--lora-targets: {reason}.")
+        raise InputError(f"{reason}.")
 
 
 def _named(
@@ -237,17 +236,21 @@ def _blocks(layers: list[Layer]) -> set[str]:
 
 
 def _first_names(mixer: Iterable[str]) -> list[str]:
-    query, value, fused = (next((name for name in names if name in mixer), None) for names in (QUERY, VALUE, FUSED))
+    query, value, other = (
+        next((name for name in names if name in mixer), None) for names in (QUERY, VALUE, FUSED + INPUTS)
+    )
     if query:
         return [name for name in (query, value) if name]
-    return [fused] if fused else []
+    return [other] if other else []
 
 
 def _why(keys: Iterable[str]) -> str:
     names = {_last(key) for key in keys}
-    if names <= {*QUERY, *VALUE, *FUSED}:
-        return "the layers that make queries and values, or a mixer's input"
-    return "all linear layers of the blocks, since none is known to make queries or values"
+    if not names <= {*QUERY, *VALUE, *FUSED, *INPUTS}:
+        return "all linear layers of the blocks, since none is known to make queries or values"
+    if names & {*INPUTS}:
+        return "what makes queries and values, or the input of a mixer that has none"
+    return "the layers that make queries and values"
 
 
 def _about_experts(in_reach: list[Layer], chosen: list[Layer], config: LoraConfig) -> list[str]:

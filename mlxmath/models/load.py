@@ -1,4 +1,4 @@
-"""Loads an MLX model folder. The only place that imports mlx_lm's model classes."""
+"""Loads an MLX model folder by mlx_lm's model classes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,11 +6,13 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from mlxmath.backends.blas import blas_is_missing
 from mlxmath.errors import MlxmathError
 from mlxmath.models.dequantized import use_products
+from mlxmath.models.finite import check_finite
 from mlxmath.models.numpy_linear import use_numpy
 
 
@@ -31,7 +33,7 @@ def load_model(folder: Path, dtype: str, *, lazy: bool = False) -> Loaded:
         lazy: leave the weights on the disk until they are used, and layers as they are.
 
     Raises:
-        MlxmathError: files are missing or damaged, or mlx_lm does not know the architecture.
+        MlxmathError: files are missing or damaged, weights are not finite, or mlx_lm does not know the architecture.
     """
     if not (folder / "config.json").is_file():
         raise MlxmathError(f"{folder} is not a model folder: config.json is missing. Make one with `mlxmath convert`.")
@@ -54,4 +56,5 @@ def load_model(folder: Path, dtype: str, *, lazy: bool = False) -> Loaded:
         if dtype == "float32" and blas_is_missing():
             use_numpy(model)
     mx.eval(model.parameters())
+    check_finite(folder, dict(tree_flatten(model.parameters())))
     return Loaded(model, config)

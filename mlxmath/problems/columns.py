@@ -7,30 +7,41 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from mlxmath.errors import InputError
+from mlxmath.problems.conversation import CONVERSATIONS, conversation, tools_of, turns_of, with_reasoning
+from mlxmath.problems.gold import is_marked, stated
 from mlxmath.problems.problem import Message, Problem
+from mlxmath.problems.values import SkippedRowError, text_of
 
-PAIRS = (
-    ("problem", "solution"), ("question", "answer"), ("prompt", "completion"), ("instruction", "response"),
-    ("query", "response"), ("question", "solution"), ("prompt", "response"), ("instruction", "output"),
-    ("input", "output"), ("problem", "answer"),
+__all__ = ["Columns", "SkippedRowError", "find_columns", "first_of", "make_problem", "near", "number_text", "text_of"]
+
+QUESTIONS = ("problem", "question", "prompt", "instruction", "query", "input")
+"""Columns known to hold the problem; of several the first is taken."""
+WORKED = (
+    "solution", "generated_solution", "worked_solution", "completion", "response", "output", "generation", "rationale",
+    "explanation", "chain_of_thought", "cot", "reasoning",
 )  # fmt: skip
-"""Columns known to hold a problem and its solution; the first pair that a dataset has is taken."""
-MESSAGES = "messages"
-QUESTIONS = tuple(dict.fromkeys(question for question, _ in PAIRS))
-SOLUTIONS = tuple(dict.fromkeys(solution for _, solution in PAIRS))
-ANSWERS = ("answer", "final_answer", "expected_answer", "ground_truth")
+SOLUTIONS = (*WORKED, "answer", "target")
+"""Columns known to hold what a model learns to write: an answer column does only where no worked solution is."""
+TEXT = "text"
+"""A column of whole texts, which are learned as they are."""
+CONTEXTS = ("input", "context")
+"""Columns that belong to an instruction or a question: Alpaca's and Dolly's."""
+SYSTEMS = ("system", "system_prompt")
+REASONINGS = ("reasoning_content", "thinking", "reasoning")
+TOOLS = "tools"
+ANSWERS = (
+    "answer", "final_answer", "expected_answer", "ground_truth", "reference_answer", "gold_answer", "correct_answer",
+    "gold", "target", "reward_model",
+)  # fmt: skip
+_INSIDE_ANSWER = ("ground_truth", "value")
+"""Where the answer stands in a column that holds an object (verl's `reward_model`, TriviaQA's `answer`)."""
 IDS = ("id", "uuid", "unique_id", "problem_id")
 DIFFICULTIES = ("difficulty", "level")
-SUBJECTS = ("subject", "type", "problem_type", "task_category", "category")
+SUBJECTS = ("subject", "type", "problem_type", "task_category", "category", "kind")
 SOURCES = ("source", "data_source")
 
 _ANSWER_MARK = "####"
-_BOXED = "\\boxed{"
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
-
-
-class SkippedRowError(Exception):
-    """A row that cannot be trained on; the message is the reason, the same for all rows of its kind."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,14 @@ class Columns:
     source: str | None = None
     rejected: str | None = None
     """Of pairs, of which the solution is the preferred completion."""
+    context: str | None = None
+    """What the question is about, or the instruction's input: it belongs to the problem."""
+    system: str | None = None
+    """The system message."""
+    reasoning: str | None = None
+    """What was thought before the solution was written."""
+    tools: str | None = None
+    """What the tool calls of a conversation may use."""
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -61,14 +80,30 @@ class Columns:
     @property
     def core(self) -> tuple[str | None, ...]:
         """The columns whose values are the problem itself."""
-        return self.question, self.solution, self.answer, self.id, self.rejected
+        return self.question, self.solution, self.answer, self.id, self.rejected, *self.beside
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """The columns that are read with the problem and the solution."""
+        return tuple(name for name in (self.context, self.system, self.reasoning, self.tools) if name)
+
+    @property
+    def is_conversation(self) -> bool:
+        """Whether one column holds the whole conversation."""
+        return self.question == self.solution != TEXT
+
+    @property
+    def is_text(self) -> bool:
+        """Whether one column holds a whole text without question and answer."""
+        return self.question == self.solution == TEXT
 
     def __str__(self) -> str:
-        if self.question == MESSAGES:
-            return MESSAGES
-        if self.rejected:
-            return f"{self.question} -> {self.solution}, not {self.rejected}"
-        return self.question if self.solution is None else f"{self.question} -> {self.solution}"
+        beside = "".join(f" + {name}" for name in self.beside)
+        if self.is_text:
+            return f"{TEXT}, learned whole: there is no question and answer"
+        if self.is_conversation or self.solution is None:
+            return self.question + beside
+        return f"{self.question}{beside} -> {self.solution}{f', not {self.rejected}' if self.rejected else ''}"
 
 
 def find_columns(
@@ -100,20 +135,27 @@ def find_columns(
                 f"{option}: {where} has no column {name!r}, but {', '.join(available)}{near(name, available)}"
             )
     if question is None and solution is None:
-        question, solution = next(((q, s) for q, s in PAIRS if q in available and s in available), (None, None))
-        if question is None and MESSAGES in available:
-            question = solution = MESSAGES
+        question = first_of(QUESTIONS, available)
+        solution = first_of(SOLUTIONS, available, question) if question else None
+        if solution is None:
+            texts = (TEXT,) if question is None and solution_required else ()
+            if whole := first_of((*CONVERSATIONS, *texts), available):
+                question = solution = whole
     if question is None:
-        question = next((q for q in QUESTIONS if q in available and q != solution), None)
+        question = first_of(QUESTIONS, available, solution)
     elif solution is None:
-        solution = MESSAGES if question == MESSAGES else first_of(SOLUTIONS, available, question)
+        is_whole = question in CONVERSATIONS or (question == TEXT and solution_required)
+        solution = question if is_whole else first_of(SOLUTIONS, available, question)
     if question is None or (solution is None and solution_required):
         missing = "problem" if question is None else "solution"
         raise InputError(
             f"{where}: no column for the {missing} among {', '.join(available) or 'none'}; "
             f"name it with --{'question' if question is None else 'solution'}-column."
         )
-    taken = (question, solution)
+    if not solution_required and solution not in (None, *asked.values()) and not _may_be_worked(question, solution):
+        solution = None
+    context = None if question == solution else first_of(CONTEXTS, available, question, solution)
+    taken = (question, solution, context)
     return Columns(
         question,
         solution,
@@ -122,7 +164,16 @@ def find_columns(
         difficulty=first_of(DIFFICULTIES, available, *taken),
         subject=first_of(SUBJECTS, available, *taken),
         source=first_of(SOURCES, available, *taken),
+        context=context,
+        system=first_of(SYSTEMS, available, *taken),
+        reasoning=first_of(REASONINGS, available, *taken) if solution and solution.lower() in WORKED else None,
+        tools=first_of((TOOLS,), available, *taken),
     )
+
+
+def _may_be_worked(question: str, solution: str | None) -> bool:
+    """Whether a solution column may hold more than a bare answer: GSM8K calls its worked solutions so."""
+    return solution is not None and (solution.lower() not in ANSWERS or question.lower() in ("question", "problem"))
 
 
 def near(name: str, known: Iterable[str]) -> str:
@@ -133,37 +184,32 @@ def near(name: str, known: Iterable[str]) -> str:
 
 
 def first_of(names: Iterable[str], available: Sequence[str], *taken: str | None) -> str | None:
-    """The first of `names` that is available and not taken."""
-    return next((name for name in names if name in available and name not in taken), None)
+    """The first of `names` that is available, whatever its case, and not taken."""
+    by_lower = {name.lower(): name for name in reversed(available)} | {name: name for name in available}
+    found = (by_lower[name] for name in names if name in by_lower)
+    return next((name for name in found if name not in taken), None)
 
 
 def make_problem(row: Mapping[str, Any], columns: Columns, index: int, *, solution_required: bool = True) -> Problem:
     """The `Problem` of one row.
 
     Calculator marks (`<<48/2=24>>`) are removed from a solution that ends in `#### x`. Where no column tells the
-    answer, it is that x, or what stands in the solution's last `\\boxed{}`.
+    answer, it is the one that the solution marks with `####` or `\\boxed{}` (`mlxmath.problems.gold` reads words too).
 
     Raises:
         SkippedRowError: the problem or the solution is empty or is not text.
     """
-    messages: tuple[Message, ...] = ()
-    if columns.question == MESSAGES:
-        messages = _messages(row.get(MESSAGES))
-        question = next(turn.content for turn in messages if turn.role == "user")
-        solution = messages[-1].content
-    else:
-        question = text_of(row.get(columns.question), "problem") or ""
-        solution = "" if columns.solution is None else text_of(row.get(columns.solution), "solution") or ""
+    question, solution, messages = _parts(row, columns)
     if not question.strip():
         raise SkippedRowError("empty problem")
-    if not solution.strip() and solution_required:
+    ends_in_call = bool(messages) and bool(messages[-1].calls)
+    if not solution.strip() and solution_required and not columns.is_text and not ends_in_call:
         raise SkippedRowError("empty solution")
-    answer = None if columns.answer is None else text_of(row.get(columns.answer), "answer")
+    answer = None if columns.answer is None else text_of(_inside(row.get(columns.answer)), "answer")
     if _ANSWER_MARK in solution:
         solution = _CALCULATOR.sub("", solution)
-        answer = solution.rpartition(_ANSWER_MARK)[2].strip() if answer is None else answer
-    elif answer is None:
-        answer = boxed(solution)
+    if answer is None and is_marked(solution):
+        answer = stated(solution)
     identifier = row.get(columns.id) if columns.id is not None else None
     return Problem(
         id=str(index if identifier is None else identifier),
@@ -172,21 +218,55 @@ def make_problem(row: Mapping[str, Any], columns: Columns, index: int, *, soluti
         solution=solution if solution.strip() else None,
         meta={k: v for k, v in row.items() if k not in columns.core and isinstance(v, str | int | float)},
         messages=messages,
+        tools=tools_of(row.get(columns.tools)) if columns.tools and messages else "",
+        is_text=columns.is_text,
         difficulty=_plain(row, columns.difficulty),
         subject=_plain(row, columns.subject),
         source=_plain(row, columns.source),
     )
 
 
-def boxed(text: str) -> str | None:
-    """What stands in the last `\\boxed{…}` of `text`, braces matched; None if there is none."""
-    start = text.rfind(_BOXED)
-    depth = 0
-    for position in range(start + len(_BOXED) - 1, len(text)) if start >= 0 else ():
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
-        if depth == 0:
-            return text[start + len(_BOXED) : position].strip()
-    return None
+def _parts(row: Mapping[str, Any], columns: Columns) -> tuple[str, str, tuple[Message, ...]]:
+    """A row's question and solution, and the conversation that they are of, if it is more than these two."""
+    system = (text_of(row.get(columns.system), "system message") or "") if columns.system else ""
+    asked = row.get(columns.question)
+    solved = None if columns.solution is None else row.get(columns.solution)
+    if columns.is_text:
+        return text_of(asked, "text") or "", "", ()
+    turns: tuple[Message, ...] = ()
+    if columns.is_conversation or _are_messages(asked) or _are_messages(solved):
+        given = turns_of(asked) if columns.is_conversation else (
+            *_turns(asked, "user", "problem"), *_turns(solved, "assistant", "solution"),
+        )  # fmt: skip
+        turns = conversation(given, system)
+        question = next(turn.content for turn in turns if turn.role == "user")
+        return question, with_reasoning(turns[-1]), turns
+    question = text_of(asked, "problem") or ""
+    if columns.context and (context := text_of(row.get(columns.context), "context") or "").strip():
+        parts = (question, context) if columns.question.lower() == "instruction" else (context, question)
+        question = "\n\n".join(part for part in parts if part.strip())
+    solution = text_of(solved, "solution") or ""
+    if columns.reasoning and solution.strip():
+        thought = text_of(row.get(columns.reasoning), "reasoning") or ""
+        solution = with_reasoning(Message("assistant", solution, thought))
+    if system.strip() and question.strip():
+        turns = (Message("system", system), Message("user", question), Message("assistant", solution))
+    return question, solution, turns
+
+
+def _inside(value: Any) -> Any:
+    """The answer in an object; anything else as it is."""
+    if isinstance(value, Mapping):
+        return next((value[name] for name in _INSIDE_ANSWER if name in value), value)
+    return value
+
+
+def _are_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
+
+
+def _turns(value: Any, role: str, what: str) -> tuple[Message, ...]:
+    return turns_of(value) if _are_messages(value) else (Message(role, text_of(value, what) or ""),)
 
 
 def number_text(value: float) -> str:
@@ -197,39 +277,3 @@ def number_text(value: float) -> str:
 def _plain(row: Mapping[str, Any], column: str | None) -> str | None:
     value = None if column is None else row.get(column)
     return str(value) if isinstance(value, str | int | float) and value != "" else None
-
-
-def text_of(value: Any, what: str) -> str | None:
-    """Text as it is, a number as text; anything else is refused with a SkippedRowError."""
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    raise SkippedRowError(f"{what} is not text")
-
-
-def turns_of(value: Sequence[Any]) -> tuple[Message, ...]:
-    """Messages as a dataset holds them; those without a role or text are refused with a SkippedRowError."""
-    turns = []
-    for turn in value:
-        if not (isinstance(turn, Mapping) and isinstance(turn.get("role"), str)):
-            raise SkippedRowError("messages without a role")
-        turns.append(Message(turn["role"], text_of(turn.get("content"), "message") or ""))
-    return tuple(turns)
-
-
-def _messages(value: Any) -> tuple[Message, ...]:
-    """The conversation up to its last answer: [system,] user, assistant, user, assistant …"""
-    if not isinstance(value, list):
-        raise SkippedRowError("empty conversation" if value is None else "messages are not a list")
-    turns = list(turns_of(value))
-    while turns and turns[-1].role != "assistant":
-        turns.pop()
-    roles = [turn.role for turn in turns if turn.role != "system"]
-    if "user" not in roles or "assistant" not in roles:
-        raise SkippedRowError("conversation without a question and an answer")
-    if roles != ["user", "assistant"] * (len(roles) // 2):
-        raise SkippedRowError("conversation whose turns do not alternate")
-    if any(turn.role == "system" for turn in turns[1:]):
-        raise SkippedRowError("conversation with a system message inside")
-    return tuple(turns)

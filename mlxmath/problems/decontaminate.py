@@ -3,7 +3,7 @@
 The criterion is that of GPT-3's paper (Brown et al. 2020, appendix C). The hashes of GSM8K's test and of MATH-500 come
 with the package (`benchmarks/*.npz`), so that the same rows are left out on every machine, with or without a network:
 
-    python -m mlxmath.problems.decontaminate gsm8k=gsm8k/test.jsonl math-500=test.jsonl      writes them anew
+    python -m mlxmath.problems.decontaminate gsm8k=gsm8k/test.jsonl math500=test.jsonl       writes them anew
 """
 
 import sys
@@ -64,15 +64,16 @@ def open_benchmarks(names: Iterable[str]) -> list[Benchmark]:
 
 
 def _open(name: str) -> Benchmark:
-    bundled = FOLDER / f"{name.lower()}.npz"
-    if name.lower() in DATASETS and bundled.exists():
+    dataset = known(name)
+    name = dataset.name if dataset else name
+    bundled = FOLDER / f"{name}.npz"
+    if dataset and bundled.exists():
         with np.load(bundled, allow_pickle=False) as file:
             return Benchmark(name, str(file["revision"]), file["texts"], file["ngrams"])
-    dataset = known(name)
     if dataset is None and not is_file_name(name) and "/" not in name:
         names = ", ".join(DATASETS)
         raise InputError(f"--decontaminate: no benchmark {name!r}, but {names}, or a file{near(name, DATASETS)}")
-    split = (dataset.split or ("train" if dataset.name == "gsm-hard" else "test")) if dataset else None
+    split = dataset.test_split if dataset else None
     try:
         loaded = load_problems(SourceConfig(dataset=name, split=split), solutions_required=False)
     except InputError as error:

@@ -63,6 +63,8 @@ class Mixture:
         self.reports: list[SourceReport] = []
         self.ranks: NDArray[np.int32] | None = None
         """Of each problem, in the order of iteration: the lower the earlier in training; None: any order."""
+        self.questions: NDArray[np.uint64] = np.zeros(0, np.uint64)
+        """Hash of each problem's normalised question, in the order of iteration."""
         self._chosen: list[tuple[LoadedProblems, Ids, list[Problem] | None]] = []
 
     @property
@@ -114,7 +116,8 @@ class Mixture:
         for index, (loaded, filters) in enumerate(zip(self.sources, self._filters, strict=True)):
             limit = config.num_examples if self._plain else (loaded.source.count if loaded.rows.streamed else None)
             surveys.append(survey_source(index, loaded, filters, self._benchmarks, seen, limit, plain=self._plain))
-        self._chosen, self.reports, ranks = [], [], []
+        self._chosen, self.reports = [], []
+        ranks, questions = [], []
         for index, (survey, size) in enumerate(zip(surveys, sizes(surveys, config), strict=True)):
             chosen = draw(survey, size, text_hash(f"{config.mixture_seed} {index}"))
             report = survey.report
@@ -124,9 +127,11 @@ class Mixture:
             self.reports.append(report)
             ids = chosen if survey.held is not None else np.array(survey.ids, np.int64)[chosen]
             self._chosen.append((survey.loaded, ids, survey.held))
+            questions.append(np.array(survey.questions, np.uint64)[chosen])
             if config.curriculum != "none":
                 ranks.append(ranks_of(survey, chosen))
         self.ranks = np.concatenate(ranks) if ranks else None
+        self.questions = np.concatenate(questions)
 
     def report(self) -> str:
         """The reports as JSON."""

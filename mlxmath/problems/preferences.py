@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlxmath.errors import InputError
-from mlxmath.problems.columns import IDS, QUESTIONS, Columns, SkippedRowError, first_of, near, text_of, turns_of
+from mlxmath.problems.columns import IDS, QUESTIONS, SYSTEMS, Columns, first_of, near
+from mlxmath.problems.conversation import check_order, human_and_assistant, turns_of, with_reasoning
 from mlxmath.problems.problem import Message, Problem
+from mlxmath.problems.values import SkippedRowError, text_of
 
 CHOSEN, REJECTED = "chosen", "rejected"
 
@@ -40,6 +42,7 @@ def find_pair_columns(available: Sequence[str], question: str | None = None, *, 
         question or first_of(("prompt", *QUESTIONS), available) or CHOSEN,
         CHOSEN,
         id=first_of((*IDS, "prompt_id"), available),
+        system=first_of(SYSTEMS, available),
         rejected=REJECTED,
     )
 
@@ -58,11 +61,14 @@ def make_pair(row: Mapping[str, Any], columns: Columns, index: int) -> Problem:
     messages = before_chosen or prompt
     if (before_rejected or prompt) != messages:
         raise SkippedRowError("chosen and rejected answer different conversations")
-    roles = [turn.role for turn in messages if turn.role != "system"]
-    if not roles or not messages[-1].content.strip():
+    if not any(turn.role == "user" for turn in messages) or not messages[-1].content.strip():
         raise SkippedRowError("empty prompt")
-    if roles != (["user", "assistant"] * len(roles))[: len(roles)] or roles[-1] != "user":
+    system = text_of(row.get(columns.system), "system message") if columns.system else None
+    if system and messages[0].role != "system":
+        messages = (Message("system", system), *messages)
+    if messages[-1].role not in ("user", "tool"):
         raise SkippedRowError("conversation whose turns do not alternate")
+    check_order(messages)
     identifier = None if columns.id is None else row.get(columns.id)
     return Problem(
         id=str(index if identifier is None else identifier),
@@ -83,12 +89,14 @@ def _prompt(value: Any) -> tuple[Message, ...]:
 def _completion(value: Any, what: str) -> tuple[str, tuple[Message, ...]]:
     """The completion, and the conversation before it if the row gives it with the completion."""
     before: tuple[Message, ...] = ()
+    if isinstance(value, str):
+        value = human_and_assistant(value) or value
     if isinstance(value, list):
         turns = turns_of(value)
         if not turns or turns[-1].role != "assistant":
             raise SkippedRowError(f"{what} conversation that does not end with an answer")
         *earlier, last = turns
-        before, value = tuple(earlier), last.content
+        before, value = tuple(earlier), with_reasoning(last)
     text = text_of(value, f"{what} completion") or ""
     if not text.strip():
         raise SkippedRowError(f"empty {what} completion")

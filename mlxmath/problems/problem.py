@@ -9,8 +9,14 @@ class Message(NamedTuple):
     """One turn of a conversation."""
 
     role: str
-    """"system", "user" or "assistant"."""
+    """"system", "user", "assistant" or "tool"."""
     content: str
+    reasoning: str = ""
+    """What the assistant thought before it answered."""
+    calls: str = ""
+    """The assistant's tool calls, as JSON."""
+    is_target: bool = True
+    """Whether an assistant's answer is learned (a dataset may give it the weight 0)."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,10 @@ class Problem:
     """The row's other plain values, by their columns' names."""
     messages: tuple[Message, ...] = ()
     """The conversation, for rows that came as one: it ends with an answer."""
+    tools: str = ""
+    """What the conversation's tool calls may use, as JSON."""
+    is_text: bool = False
+    """The question is a whole text without an answer, learned as it is."""
     difficulty: str | None = None
     """The dataset's own word for it: "easy", "Level 3", "5"."""
     subject: str | None = None

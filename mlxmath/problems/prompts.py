@@ -27,6 +27,7 @@ from mlxmath.config.section import Section
 from mlxmath.config.toml import read_toml
 from mlxmath.errors import InputError
 from mlxmath.problems.columns import SkippedRowError
+from mlxmath.problems.gold import gold
 from mlxmath.problems.problem import Problem
 
 TEMPLATE_FOLDER = Path(__file__).parent / "templates"
@@ -70,6 +71,10 @@ class Template(Protocol):
     @property
     def stop(self) -> str | None:
         """A control token that ends an answer, besides the tokenizer's end-of-text token."""
+
+    @property
+    def keeps_system(self) -> bool:
+        """Whether a conversation's system message becomes part of its text."""
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -147,6 +152,11 @@ class PlainTemplate:
         """None."""
 
     @property
+    def keeps_system(self) -> bool:
+        """False: the one instruction that the model is tuned on is part of the prompt."""
+        return False
+
+    @property
     def stop_strings(self) -> tuple[str, ...]:
         """See `Template.stop_strings`."""
         return self.spec.stop or ()
@@ -165,7 +175,9 @@ class PlainTemplate:
 
     def render(self, problem: Problem) -> Text:
         """See `Template.render`."""
-        if sum(message.role == "assistant" for message in problem.messages) > 1:
+        if problem.is_text:
+            return (Segment(problem.question, True),)
+        if problem.tools or sum(message.role == "assistant" for message in problem.messages) > 1:
             raise SkippedRowError("conversation of several turns (these need the chat template)")
         (prompt,) = self.prompt(problem.question)
         return prompt, Segment(completion(self.spec.completion, problem, after=prompt.text), True)
@@ -212,8 +224,11 @@ def completion(pattern: str, problem: Problem, *, after: str) -> str:
     Raises:
         SkippedRowError: the problem has no solution or answer where the pattern wants one.
     """
-    values = {"question": problem.question, "solution": problem.solution, "answer": problem.answer}
-    for place in _PLACE.findall(pattern):
+    places = _PLACE.findall(pattern)
+    values = {"question": problem.question, "solution": problem.solution}
+    if "answer" in places:
+        values["answer"] = gold(problem)
+    for place in places:
         if values[place] is None:
             raise SkippedRowError(f"no {place}, which the template needs")
     text = fill(pattern, {place: value for place, value in values.items() if value is not None})

@@ -1,4 +1,7 @@
-"""The datasets that are known by name: where each lies and how its rows become problems.
+"""The table of known datasets: where each lies, how its rows become problems, and how it serves as a benchmark.
+
+Training, reinforcement learning, distillation, evaluation and decontamination all ask this table, so that a problem has
+one text and one gold answer (`mlxmath.problems.gold`) whoever reads it.
 
 A commit is pinned only where it could be verified; where it says None the newest one is taken, and the cache and the
 run record name the commit that was read.
@@ -7,11 +10,14 @@ run record name the commit that was read.
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from mlxmath.problems.columns import Columns, SkippedRowError, number_text
+from mlxmath.config.section import DEMO
+from mlxmath.problems.columns import Columns, SkippedRowError, make_problem, number_text
+from mlxmath.problems.problem import Problem
 
 Row = Mapping[str, Any]
+Kind = Literal["word", "competition"]
 
 
 @dataclass(frozen=True)
@@ -19,16 +25,24 @@ class Dataset:
     """One known dataset."""
 
     name: str
-    """Short name, for the command line and recipes."""
+    """Short name, for the command line and recipes. Case, hyphens and underscores in it do not count."""
     repository: str
     columns: Columns
     """Of the adapted row."""
+    aliases: tuple[str, ...] = ()
+    """Other short names that are in use."""
     signature: tuple[str, ...] = ()
     """Columns by which a local copy is recognised (none: its columns have usual names and need no recognising)."""
     configs: tuple[str, ...] = ()
     """Configurations read when none is asked for, one after the other."""
     split: str | None = None
     """Split read when none is asked for (None: the training split)."""
+    test_split: str | None = None
+    """Split that is the benchmark of this name (None: it is none)."""
+    max_tokens: int = 512
+    """Of an answer to the benchmark, where nothing else is asked for."""
+    kind: Kind = "word"
+    """Which worked examples an evaluation shows before it."""
     revision: str | None = None
     """Commit or branch (None: the newest)."""
     streamed: bool = False
@@ -39,6 +53,15 @@ class Dataset:
     """Turns a raw row into one with `columns`; raises SkippedRowError."""
     generations: Callable[[Row], Sequence[str]] | None = None
     """The verified generations of a raw row, for `solutions` other than `own`."""
+
+    def problem(self, row: Row, index: int, *, solution_required: bool = True) -> Problem:
+        """The `Problem` of a raw row, the same for every use; see `make_problem`.
+
+        Raises:
+            SkippedRowError: a part that is needed is empty or is not text.
+        """
+        adapted = self.adapt(row) if self.adapt else row
+        return make_problem(adapted, self.columns, index, solution_required=solution_required)
 
 
 GENERATIONS = "generations"
@@ -118,10 +141,12 @@ MATH_SUBJECTS = (
 )  # fmt: skip
 
 _ALL = (
+    Dataset("demo", DEMO, Columns("problem", "solution", "answer", subject="kind"), test_split="test", max_tokens=120),
     Dataset(
         "openr1-math-220k",
         "open-r1/OpenR1-Math-220k",
         Columns("problem", "solution", "answer", "uuid", subject="problem_type", source="source"),
+        aliases=("openr1", "openr1-math"),
         signature=("problem", "generations", "correctness_math_verify"),
         nested=("correctness_math_verify", "correctness_llama", "is_reasoning_complete"),
         adapt=_open_r1,
@@ -146,34 +171,43 @@ _ALL = (
         Columns("problem", "solution", source="source"),
         signature=("source", "problem", "solution", "messages"),
     ),
-    Dataset("gsm8k", "openai/gsm8k", Columns("question", "answer"), configs=("main",)),
+    Dataset("gsm8k", "openai/gsm8k", Columns("question", "answer"), configs=("main",), test_split="test"),
     # The questions are those of GSM8K's test with other numbers: decontamination against gsm8k removes most of them.
     Dataset(
         "gsm-hard",
         "reasoning-machines/gsm-hard",
         Columns("input", "solution", "answer"),
         signature=("input", "code", "target"),
+        test_split="train",
         adapt=_gsm_hard,
     ),
     Dataset(
         "math",
         "EleutherAI/hendrycks_math",
         Columns("problem", "solution", difficulty="level", subject="type"),
+        aliases=("hendrycks-math", "competition-math"),
         signature=("problem", "level", "type", "solution"),
         configs=MATH_SUBJECTS,
+        test_split="test",
+        max_tokens=2048,
+        kind="competition",
     ),
     Dataset(
-        "math-500",
+        "math500",  # and so MATH-500
         "HuggingFaceH4/MATH-500",
         Columns("problem", "solution", "answer", "unique_id", difficulty="level", subject="subject"),
         signature=("problem", "solution", "answer", "subject", "level", "unique_id"),
         split="test",
+        test_split="test",
+        max_tokens=2048,
+        kind="competition",
     ),
     Dataset(
         "mathqa",
         "allenai/math_qa",
         Columns("question", "solution", "answer", subject="category"),
         signature=("Problem", "Rationale", "options", "correct"),
+        test_split="test",
         revision="refs/convert/parquet",  # the main branch is a script, which is not run
         adapt=_math_qa,
     ),
@@ -182,21 +216,46 @@ _ALL = (
         "ChilleD/SVAMP",
         Columns("question", "solution", "answer", "ID", subject="Type"),
         signature=("Body", "Question", "Equation", "Answer"),
+        test_split="test",
         adapt=_svamp,
     ),
-    Dataset("aime24", "HuggingFaceH4/aime_2024", Columns("problem", "solution", "answer", "id"), split="train"),
     Dataset(
-        "minerva", "math-ai/minervamath", Columns("question", None, "answer"), split="test"
+        "aime24",
+        "HuggingFaceH4/aime_2024",
+        Columns("problem", "solution", "answer", "id"),
+        aliases=("aime-2024",),
+        split="train",
+        test_split="train",
+        max_tokens=4096,
+        kind="competition",
+    ),
+    Dataset(
+        "minerva",
+        "math-ai/minervamath",
+        Columns("question", None, "answer"),
+        aliases=("minerva-math",),
+        split="test",
+        test_split="test",
+        max_tokens=2048,
+        kind="competition",
     ),  # its mirror with worked solutions has `problem` and `solution`, found by their names
 )
 
 DATASETS: Mapping[str, Dataset] = {dataset.name: dataset for dataset in _ALL}
+BENCHMARKS: Mapping[str, Dataset] = {dataset.name: dataset for dataset in _ALL if dataset.test_split}
+
+
+def _spelling(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
+
+
+_BY_NAME = {_spelling(name): dataset for dataset in _ALL for name in (dataset.name, *dataset.aliases)}
 _BY_REPOSITORY = {dataset.repository.lower(): dataset for dataset in _ALL}
 
 
 def known(name: str) -> Dataset | None:
-    """The dataset of that short name or repository."""
-    return DATASETS.get(name.lower()) or _BY_REPOSITORY.get(name.lower())
+    """The dataset of that short name or repository, whichever way it is spelled."""
+    return _BY_NAME.get(_spelling(name)) or _BY_REPOSITORY.get(name.lower())
 
 
 def recognise(columns: Iterable[str]) -> Dataset | None:

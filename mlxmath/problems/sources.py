@@ -37,6 +37,8 @@ class LoadedProblems:
     """The dataset that could not be had."""
     skipped: Counter[str] = field(default_factory=Counter)
     """Rows left out by the last iteration, by reason."""
+    first_skipped: dict[str, int] = field(default_factory=dict)
+    """The number of the first such row (from 0), by reason."""
 
     @property
     def revision(self) -> str:
@@ -62,17 +64,35 @@ class LoadedProblems:
         return (*self.rows.columns, *extra)
 
     def __str__(self) -> str:
-        return f"{self.rows.name} ({self.split}, {self.revision[:23]}), {self.columns}"
+        unused = f"; columns not used: {', '.join(self.unused)}" if self.unused else ""
+        return f"{self.rows.name} ({self.split}, {self.revision[:23]}), {self.columns}{unused}"
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The columns that play no part, not even in a filter."""
+        from mlxmath.problems.filters import parse_filter
+
+        dataset = self.dataset
+        read = {*self.columns.used, *(parse_filter(text).field for text in self.source.filters), self.source.balance}
+        if dataset is not None:
+            read |= {*dataset.signature, *dataset.nested}
+        return tuple(name for name in self.rows.columns if name not in read)
 
     def __iter__(self) -> Iterator[Problem]:
+        for _, problem in self.numbered():
+            yield problem
+
+    def numbered(self) -> Iterator[tuple[int, Problem]]:
+        """The problems, each with the number of its row (from 0)."""
         self.skipped.clear()
+        self.first_skipped.clear()
         found = 0
         nested = self.dataset.nested if self.dataset else ()
         if self.dataset and self.dataset.generations and self.source.solutions != "own":
             nested = (*nested, GENERATIONS)
         for index, row in enumerate(self.rows.read((*self.columns.used, *nested))):
             for problem in self._problems(row, index):
-                yield problem
+                yield index, problem
                 found += 1
                 if found == self.num_examples:
                     return
@@ -82,14 +102,14 @@ class LoadedProblems:
         try:
             if self.columns.rejected:
                 return (make_pair(row, self.columns, index),)
-            problem = make_problem(
-                self.dataset.adapt(row) if self.dataset and self.dataset.adapt else row,
-                self.columns,
-                index,
-                solution_required=self.solutions_required and self.source.solutions == "own",
-            )
+            required = self.solutions_required and self.source.solutions == "own"
+            if self.dataset:
+                problem = self.dataset.problem(row, index, solution_required=required)
+            else:
+                problem = make_problem(row, self.columns, index, solution_required=required)
         except SkippedRowError as reason:
             self.skipped[str(reason)] += 1
+            self.first_skipped.setdefault(str(reason), index)
             return ()
         if self.source.solutions == "own":
             return (problem,)
@@ -151,6 +171,22 @@ def load_problems(
     return replace(loaded, source=_without_foreign_fields(loaded)) if instead_of else loaded
 
 
+def problems_of(rows: Rows, dataset: Dataset | None, *, solutions_required: bool = True) -> LoadedProblems:
+    """Problems of rows that are opened already.
+
+    Args:
+        rows: of a file.
+        dataset: the known dataset that they are from (None: recognised by their columns, if they are of any).
+        solutions_required: see `load_problems`.
+
+    Raises:
+        InputError: there is no column for the problem, or none for the solution if it is needed.
+    """
+    source = SourceConfig(dataset=rows.name)
+    columns, dataset = _columns(rows, source, dataset, solutions_required)
+    return LoadedProblems(rows, columns, source, dataset, None, solutions_required)
+
+
 def fallback_of(source: SourceConfig) -> SourceConfig:
     """What is read in place of `source`: as many rows, by the same conditions, of the other dataset."""
     return SourceConfig(
@@ -179,9 +215,12 @@ def _without_foreign_fields(loaded: LoadedProblems) -> SourceConfig:
 
 def _open(source: SourceConfig, first: int | None, seed: int) -> tuple[Rows, Dataset | None]:
     """The rows of a source, and the dataset whose name it goes by."""
-    if source.dataset == DEMO:
-        return _open_demo(source), None
     dataset = known(source.dataset)
+    name = source.dataset.lower()
+    if dataset is not None and name not in (dataset.name, dataset.repository.lower()) and Path(source.dataset).exists():
+        dataset = None  # what lies here under that very name comes before another spelling of a known one
+    if dataset is not None and dataset.repository == DEMO:
+        return _open_demo(source), dataset
     if dataset is None and is_file_name(source.dataset):
         path = Path(source.dataset).expanduser()
         for option, value in (("--dataset-config", source.config), ("--dataset-revision", source.revision)):

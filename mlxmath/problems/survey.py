@@ -17,6 +17,8 @@ from mlxmath.problems.similarity import NearDuplicates, Words, normalise, text_h
 from mlxmath.problems.sources import LoadedProblems
 
 BATCH = 2000
+MOST_NAMED = 1000
+"""So many contaminated problems of a benchmark are noted one by one."""
 DIFFICULTY_WORDS = {"very easy": 0.0, "easy": 1.0, "medium": 2.0, "hard": 3.0, "very hard": 4.0}
 
 
@@ -32,11 +34,15 @@ class SourceReport:
     """Rows that became problems, or were skipped."""
     skipped: dict[str, int] = field(default_factory=dict)
     """Rows that are no problems, by reason."""
+    first_skipped: dict[str, int] = field(default_factory=dict)
+    """The number of the first such row (from 0), by reason."""
     filtered: dict[str, int] = field(default_factory=dict)
     """Problems left out, by the first condition that they do not meet."""
     repeated: int = 0
     contaminated: dict[str, int] = field(default_factory=dict)
     """Problems left out, by the first benchmark that they occur in."""
+    contaminated_ids: dict[str, list[str]] = field(default_factory=dict)
+    """Their identifiers in the dataset, or else the numbers of their rows (from 0); at most `MOST_NAMED` of each."""
     is_benchmark: str | None = None
     """The benchmark that most of its problems occur in; then they are kept."""
     left: int = 0
@@ -48,6 +54,16 @@ class SourceReport:
     """Of a balanced source: problems left and taken, by the field's value."""
     order: str | None = None
     """What a curriculum goes by."""
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Rows that could not be taken, by reason."""
+        return {
+            **self.skipped,
+            **{f"does not meet '{name}'": count for name, count in self.filtered.items()},
+            **{f"occurs in {name}": count for name, count in self.contaminated.items()},
+            **({"repeated": self.repeated} if self.repeated else {}),
+        }
 
 
 @dataclass
@@ -66,15 +82,22 @@ class Survey:
     """(P)"""
     lengths: list[int] = field(default_factory=list)
     """(P) characters of the solutions."""
+    questions: list[int] = field(default_factory=list)
+    """(P) hashes of the normalised questions."""
     buckets: list[str] = field(default_factory=list)
     """(P) values of the field to balance over; empty without one."""
     occurs_in: list[str | None] = field(default_factory=list)
     """(P) a benchmark; `settle` leaves these out."""
+    names_in: dict[str, list[str]] = field(default_factory=dict)
+    """Identifiers of problems that occur in a benchmark."""
 
-    def add(self, place: int, problem: Problem, benchmark: str | None) -> None:
-        """Note a problem that could be taken, and the benchmark that it occurs in."""
+    def add(self, place: int, problem: Problem, question: int, benchmark: str | None) -> None:
+        """Note a problem that could be taken, its question's hash, and the benchmark that it occurs in."""
+        self.questions.append(question)
         self.ids.append(place)
         self.occurs_in.append(benchmark)
+        if benchmark is not None and len(names := self.names_in.setdefault(benchmark, [])) < MOST_NAMED:
+            names.append(problem.id)
         self.difficulty.append(difficulty(problem))
         self.lengths.append(len(problem.solution or ""))
         if self.loaded.source.balance is not None:
@@ -99,8 +122,11 @@ class Survey:
             kept = list(range(len(self.ids)))
         else:
             self.report.contaminated = dict(sorted(counts.items()))
+            self.report.contaminated_ids = dict(sorted(self.names_in.items()))
             kept = [i for i, name in enumerate(self.occurs_in) if name is None]
-        columns: tuple[list[Any] | None, ...] = (self.ids, self.difficulty, self.lengths, self.buckets, self.held)
+        columns: tuple[list[Any] | None, ...] = (
+            self.ids, self.difficulty, self.lengths, self.questions, self.buckets, self.held,
+        )  # fmt: skip
         for values in columns:
             if values:
                 values[:] = [values[i] for i in kept[:limit]]
@@ -181,12 +207,15 @@ def survey_source(
                 occurs_in[i] = benchmark.name
         repeated = seen.repeated(index, [problem for _, problem in kept], words).tolist()
         report.repeated += sum(repeated)
-        for (place, problem), again, name in zip(kept, repeated, occurs_in, strict=True):
+        for (place, problem), question, again, name in zip(
+            kept, words.texts.tolist(), repeated, occurs_in, strict=True
+        ):
             if not again:
-                survey.add(place, problem, name)
+                survey.add(place, problem, question, name)
                 num_clean += name is None
     survey.settle(limit)
     report.filtered, report.skipped = dict(filtered), dict(loaded.skipped)
+    report.first_skipped = dict(loaded.first_skipped)
     report.read += sum(report.skipped.values())
     return survey
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import count
 from typing import Protocol
 
 from mlxmath.config.schema import TrainingConfig
@@ -13,7 +14,7 @@ from mlxmath.training.checkpoint import Stateful
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.events import EVENTS, EventLog, ProgressBar
 from mlxmath.training.fit import Ending, Hook, Position
-from mlxmath.training.validation import Measure, mean_loss
+from mlxmath.training.validation import HeldOut, held_out_rows
 from mlxmath.training.watching import LOSS, Display, RowWatch, Watch
 from mlxmath.training.workers import Workers
 
@@ -24,20 +25,24 @@ class Course(Protocol):
     Attributes:
         steps_per_epoch: from one epoch's end to the next.
         total_steps: of the run.
-        measure: measures on what is held out; None if nothing is.
+        held_out: what is measured; None if nothing is held out.
         hooks: called after each step, on every rank, before all others.
         parts: what goes into the checkpoints.
         ending: why there are no more windows, if not because all were taken.
+        reason: more on that, for people.
     """
 
     steps_per_epoch: int
     total_steps: int
-    measure: Measure | None
+    held_out: HeldOut | None
     hooks: Sequence[Hook]
     parts: Sequence[Stateful]
 
     @property
     def ending(self) -> Ending | None: ...
+
+    @property
+    def reason(self) -> str: ...
 
     def windows(self, position: Position) -> Iterator[Window]:
         """From `position` on."""
@@ -49,10 +54,15 @@ class Course(Protocol):
 CourseOf = Callable[[Workers, Deadline, StopRequest], Course]
 
 
-def limited(training: TrainingConfig, steps_per_epoch: int) -> int:
-    """Steps of all epochs, or as many of them as `max_steps` allows."""
-    total = training.num_epochs * steps_per_epoch
-    return min(total, training.max_steps or total)
+def planned_steps(training: TrainingConfig, steps_per_epoch: int) -> int:
+    """`max_steps`, over as many epochs as that takes; or the steps of all epochs."""
+    steps = training.max_steps or training.num_epochs * steps_per_epoch
+    if steps > training.num_epochs * steps_per_epoch:
+        say(
+            f"--max-steps {steps:,} are {steps / steps_per_epoch:.1f} epochs of {steps_per_epoch:,} steps, and count "
+            f"more than --num-epochs {training.num_epochs}"
+        )
+    return steps
 
 
 class RowCourse:
@@ -63,13 +73,19 @@ class RowCourse:
         workers: compute losses.
         display: what is shown.
         parts: what goes into the checkpoints.
+        hooks: called after each step, on every rank.
     """
 
-    hooks: Sequence[Hook] = ()
     ending: Ending | None = None
+    reason = ""
 
     def __init__(
-        self, session: Session[RowMaterial], workers: Workers, display: Display, parts: Sequence[Stateful]
+        self,
+        session: Session[RowMaterial],
+        workers: Workers,
+        display: Display,
+        parts: Sequence[Stateful],
+        hooks: Sequence[Hook],
     ) -> None:
         training, material = session.config.training, session.material
         if training.batching == "pack" and (reason := workers.cannot_pack):
@@ -78,11 +94,11 @@ class RowCourse:
         plan = partial(material.plan, config=training, max_tokens=session.max_tokens, shape=session.shape)
         self._plan = plan(material.rows, num_workers=workers.num_in_all)
         self.steps_per_epoch = self._plan.windows_per_epoch
-        self.total_steps = limited(training, self.steps_per_epoch)
-        self.measure: Measure | None = None
+        self.total_steps = planned_steps(training, self.steps_per_epoch)
+        self.held_out: HeldOut | None = None
         if material.held_out:
-            self.measure = partial(mean_loss, workers, list(plan(material.held_out).epoch(0)))
-        self.parts = parts
+            self.held_out = held_out_rows(workers, plan(material.held_out), training, material.unit)
+        self.parts, self.hooks = parts, hooks
         self._session, self._material, self._display = session, material, display
         say(
             f"{len(material.rows):,} {material.unit}, {material.num_tokens:,} tokens an epoch; {self.total_steps:,} "
@@ -92,13 +108,16 @@ class RowCourse:
 
     def windows(self, position: Position) -> Iterator[Window]:
         """See `Course`."""
-        return self._plan.windows(position.epoch, position.window)
+        for epoch in count(position.epoch):
+            yield from self._plan.epoch(epoch, position.window if epoch == position.epoch else 0)
 
     def watch(self, position: Position, deadline: Deadline) -> Watch:
         """See `Course`."""
         session, display, unit = self._session, self._display, self._material.unit
         counted, named = ("tokens", "rows") if self._material.rows_each == 1 else (unit, unit)
-        events = EventLog(session.folder / EVENTS, from_step=position.step, metrics=display.metrics)
+        events = EventLog(
+            session.folder / EVENTS, from_step=position.step, metrics=display.metrics, smooth=("loss", *display.shown)
+        )
         progress = ProgressBar(
             self.total_steps, position.step, deadline, session.backend, metrics=display.shown, unit=counted
         )
@@ -106,6 +125,8 @@ class RowCourse:
         return RowWatch(events, progress, display, advice)
 
 
-def over_rows(session: Session[RowMaterial], display: Display = LOSS, parts: Sequence[Stateful] = ()) -> CourseOf:
+def over_rows(
+    session: Session[RowMaterial], display: Display = LOSS, parts: Sequence[Stateful] = (), hooks: Sequence[Hook] = ()
+) -> CourseOf:
     """Makes the course over the session's rows; see `RowCourse`."""
-    return lambda workers, *_: RowCourse(session, workers, display, parts)
+    return lambda workers, *_: RowCourse(session, workers, display, parts, hooks)

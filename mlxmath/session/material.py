@@ -10,7 +10,7 @@ from mlxmath.config.schema import RunConfig
 from mlxmath.console import say
 from mlxmath.data.batches import Rows, WindowPlan
 from mlxmath.data.cache import TokenRows
-from mlxmath.data.holdout import Subset, hold_out
+from mlxmath.data.holdout import Subset, hold_out, num_problems, warn_of_shared
 from mlxmath.data.pairs import PairPlan, Pairs
 from mlxmath.data.summary import mixture_lines
 from mlxmath.data.tokenize import SKIPPED
@@ -135,7 +135,10 @@ def _read(
     if training.validation_split is not None:
         rows, held_out = hold_out(data, training.validation_split, training.seed)
         each, what = (2, "pairs") if pairs else (1, "sequences")
-        say(f"{len(held_out) // each:,} of {len(data) // each:,} {what} are held out")
+        say(
+            f"{len(held_out) // each:,} of {len(data) // each:,} {what} are held out, "
+            f"{num_problems(held_out.questions_of_rows):,} of {num_problems(data.questions_of_rows):,} problems"
+        )
         return data, rows, held_out
     if training.validation_dataset is None:
         return data, data, None
@@ -147,4 +150,5 @@ def _read(
             f"--validation-dataset {training.validation_dataset} is the training data itself; name another dataset or "
             "split, or hold out some of it with --validation-split."
         )
+    warn_of_shared(data.questions_of_rows, other.questions_of_rows, training.validation_dataset)
     return data, data, other

@@ -29,6 +29,7 @@ from mlxmath.objectives import base
 from mlxmath.plan import Objective, check_fits
 from mlxmath.problems.prompts import get_template
 from mlxmath.session.material import Material
+from mlxmath.session.paths import absolute_model
 from mlxmath.training import run
 from mlxmath.training.checkpoint import share_adapters, share_checkpoint
 from mlxmath.training.gradients import Gradients, choose_gradients
@@ -141,7 +142,7 @@ def add_adapters(session: Session[Any], **facts: Any) -> Adapters:
     for line in (*injected.notes, str(injected)):
         say(line)
     adapter = adapter_config(
-        config.lora, injected.keys, full=training.full, base_model=config.model.model,
+        config.lora, injected.keys, full=training.full, base_model=absolute_model(config.model.model),
         base_fingerprint=session.manifest.fingerprint, template=session.template.name,
         template_definition=session.template.definition, mlxmath_version=__version__, **facts,
     )  # fmt: skip

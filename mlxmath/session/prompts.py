@@ -1,5 +1,6 @@
 """What a GRPO run reads: problems with their answers, and those of them that are held out."""
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -7,16 +8,18 @@ from typing import Any
 
 import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
+from numpy.typing import NDArray
 
 from mlxmath.config.schema import DataConfig, RunConfig
-from mlxmath.console import say
+from mlxmath.console import counted, say
+from mlxmath.data.holdout import held_out, num_problems, warn_of_shared
 from mlxmath.data.render import encode_prompt
 from mlxmath.errors import InputError
 from mlxmath.evaluation.samples import fingerprint
 from mlxmath.generation.engine import load_generation_tokenizer
-from mlxmath.grading.extract import extract
 from mlxmath.objectives.rollout import Prompt
 from mlxmath.prepare import held_out_config
+from mlxmath.problems.gold import WITHOUT_GOLD, gold
 from mlxmath.problems.mixture import Mixture
 from mlxmath.problems.prompts import get_template
 
@@ -61,53 +64,66 @@ def read_prompts(config: RunConfig, model_folder: Path) -> PromptMaterial:
     """
     training, template = config.training, get_template(config.data.template, config.data.template_file)
     tokenizer = load_generation_tokenizer(model_folder, template)
-    prompts, held_out = _read(config, config.data, tokenizer), []
+    read = _read(config, config.data, tokenizer)
     if training.validation_dataset is not None:
         other, _ = held_out_config(config.data, training.validation_dataset)
-        held_out = _read(config, other, tokenizer)
+        measured = _read(config, other, tokenizer)
+        warn_of_shared(read.questions, measured.questions, training.validation_dataset)
+        prompts, apart = read.prompts, measured.prompts
     elif training.validation_split is not None:
-        prompts, held_out = _split(prompts, training.validation_split, training.seed)
-    return PromptMaterial(prompts, held_out, tokenizer, config.grpo.max_completion_length)
+        held = held_out(read.questions, training.validation_split, training.seed, read.among)
+        prompts, apart = ([read.prompts[i] for i in np.flatnonzero(part)] for part in (~held, held))
+        say(f"{num_problems(read.questions[held]):,} of {num_problems(read.questions):,} problems are held out")
+    else:
+        prompts, apart = read.prompts, []
+    return PromptMaterial(prompts, apart, tokenizer, config.grpo.max_completion_length)
 
 
 def _fingerprint(prompts: list[Prompt]) -> str:
     return fingerprint([(prompt.tokens, prompt.gold) for prompt in prompts])
 
 
-def _split(prompts: list[Prompt], amount: float, seed: int) -> tuple[list[Prompt], list[Prompt]]:
-    """Hold out a fraction of the prompts (below 1), or their number."""
-    count = int(amount if amount >= 1 else max(1, round(amount * len(prompts))))
-    if count >= len(prompts):
-        raise InputError(f"--validation-split {amount:g}: there are only {len(prompts):,} problems.")
-    chosen = set(np.random.default_rng(seed).permutation(len(prompts))[:count].tolist())
-    return (
-        [prompt for i, prompt in enumerate(prompts) if i not in chosen],
-        [prompt for i, prompt in enumerate(prompts) if i in chosen],
-    )
+@dataclass(frozen=True)
+class _Read:
+    """P prompts of a dataset with Q problems."""
+
+    prompts: list[Prompt]
+    questions: NDArray[np.uint64]
+    """(P,) hash of each one's question."""
+    among: NDArray[np.uint64]
+    """(Q,) likewise, of the problems that are left out too."""
 
 
-def _read(config: RunConfig, data: DataConfig, tokenizer: TokenizerWrapper) -> list[Prompt]:
-    """The problems of `data` that have an answer and leave room for a completion."""
+def _read(config: RunConfig, data: DataConfig, tokenizer: TokenizerWrapper) -> _Read:
+    """The problems of `data` that have a gold answer and leave room for a completion."""
     template = get_template(config.data.template, config.data.template_file).for_tokenizer(tokenizer)
-    mixture = Mixture(data)
+    mixture = Mixture(data, solutions_required=False)
     mixture.choose()
-    prompts: list[Prompt] = []
-    num_unanswered = num_long = 0
     room = data.max_seq_len - config.grpo.max_completion_length
-    for problem in mixture:
-        found = None if problem.answer or not problem.solution else extract(problem.solution)
-        gold = problem.answer or (found.text if found else None)
-        tokens = tuple(encode_prompt(tokenizer, template.prompt(problem.question)))
-        num_unanswered += not gold
-        num_long += bool(gold) and len(tokens) > room
-        if gold and len(tokens) <= room:
-            prompts.append(Prompt(len(prompts), problem.question, gold, tokens))
+    left_out = Counter[str]()
+    for report in mixture.reports:
+        left_out.update(report.left_out)
+    prompts: list[Prompt] = []
+    questions: list[int] = []
+    seen: set[str] = set()
+    for problem, question in zip(mixture, mixture.questions.tolist(), strict=True):
+        answer, text = gold(problem), problem.question.strip()
+        if answer is None:
+            left_out[WITHOUT_GOLD] += 1
+        elif text in seen and data.deduplicate != "off":
+            left_out["repeated"] += 1
+        elif len(tokens := tuple(encode_prompt(tokenizer, template.prompt(problem.question)))) > room:
+            left_out["too long"] += 1
+        else:
+            seen.add(text)
+            questions.append(question)
+            prompts.append(Prompt(len(prompts), problem.question, answer, tokens))
     names = ", ".join(str(source) for source in mixture.sources)
-    left_out = f"{num_unanswered:,} without an answer and {num_long:,} too long left out"
-    say(f"{names}: {len(prompts):,} problems ({left_out})")
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count)
+    say(f"{names}: {counted(len(prompts), 'problem')} with a gold answer{f'; left out: {reasons}' if reasons else ''}")
     if not prompts:
         raise InputError(
-            f"{names}: no problem is left ({left_out}; --max-seq-len {data.max_seq_len} leaves {room} tokens to a "
-            "prompt)."
+            f"{names}: no problem is left ({reasons or 'it is empty'}; --max-seq-len {data.max_seq_len} leaves {room} "
+            "tokens to a prompt; --answer-column names the column with the answers)."
         )
-    return prompts
+    return _Read(prompts, np.array(questions, np.uint64), mixture.questions)

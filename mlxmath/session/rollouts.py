@@ -1,25 +1,24 @@
 """The course of a GRPO run: windows of completions that are drawn, scored and compared as it goes on."""
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 
 from mlxmath.console import say
 from mlxmath.data.batches import Window
 from mlxmath.generation.slots import choose_slots
 from mlxmath.models.memory import Batching
 from mlxmath.objectives.rewards import Rewards
-from mlxmath.session.course import CourseOf, limited
+from mlxmath.session.course import CourseOf, planned_steps
 from mlxmath.session.opening import Session
 from mlxmath.session.prompts import PromptMaterial
 from mlxmath.training.checkpoint import Stateful
 from mlxmath.training.deadline import Deadline, StopRequest
-from mlxmath.training.drawing import Drawing, wrong_answers
+from mlxmath.training.drawing import Drawing, right_answers
 from mlxmath.training.events import EVENTS, EventLog
 from mlxmath.training.fit import Ending, Hook, Position
 from mlxmath.training.live import terminal
 from mlxmath.training.reference import Reference
 from mlxmath.training.rollouts import RolloutSource
-from mlxmath.training.validation import Measure
+from mlxmath.training.validation import ACCURACY, Found, HeldOut, seeded_order
 from mlxmath.training.watching import RolloutWatch, Watch
 from mlxmath.training.workers import Workers
 
@@ -45,11 +44,11 @@ class RolloutCourse:
         rewards: Rewards,
         reference: Reference | None,
     ) -> None:
-        config, training, settings = session.config, session.config.training, session.config.grpo
+        training, settings = session.config.training, session.config.grpo
         material, size = session.material, settings.num_generations
         prompts_per_step = training.batch_size * training.grad_accumulation_steps // size
         self.steps_per_epoch = -(-len(material.prompts) // prompts_per_step) * settings.num_iterations
-        self.total_steps = limited(training, self.steps_per_epoch)
+        self.total_steps = planned_steps(training, self.steps_per_epoch)
         slots, reason = choose_slots(
             session.model_config, session.device, held_bytes=session.backend.memory().active_bytes,
             longest=material.longest, prompt=material.longest - settings.max_completion_length, group_size=size,
@@ -66,20 +65,34 @@ class RolloutCourse:
         self._source = RolloutSource(
             workers, drawing, material.prompts, settings, training, Batching(workers.num_in_all, session.max_tokens),
             session.shape, reference=reference, deadline=deadline, stop=stop,
+            num_epochs=max(training.num_epochs, -(-self.total_steps // self.steps_per_epoch)),
         )  # fmt: skip
         self.hooks: Sequence[Hook] = [self._source.on_step]
         self.parts: Sequence[Stateful] = [self._source]
-        self.measure: Measure | None = None
+        self.held_out: HeldOut | None = None
         if material.held_out:
-            self.measure = partial(
-                wrong_answers, workers, material.tokenizer, material.held_out, config.grpo.max_completion_length, slots
-            )
+            in_order = [material.held_out[i] for i in seeded_order(len(material.held_out), training.seed)]
+
+            def measure(count: int, stopped: Callable[[], bool]) -> Found | None:
+                length = settings.max_completion_length
+                return right_answers(workers, material.tokenizer, in_order[:count], length, slots, stopped)
+
+            completions = prompts_per_step * size
+            self.held_out = HeldOut(
+                len(in_order), "problems", measure, step_items=completions / 2, metric=ACCURACY,
+                at_once=slots * workers.ranks.size,
+            )  # fmt: skip
         self._log = session.folder / EVENTS
 
     @property
     def ending(self) -> Ending | None:
         """See `Course`."""
         return self._source.ending
+
+    @property
+    def reason(self) -> str:
+        """See `Course`."""
+        return self._source.reason
 
     def windows(self, position: Position) -> Iterator[Window]:
         """See `Course`."""

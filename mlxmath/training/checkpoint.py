@@ -6,7 +6,7 @@ change. It is written whole or not at all.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +30,10 @@ FOLDER = "checkpoints"
 _OPTIMIZER = "optimizer.safetensors"
 _STATE = "state.json"
 _RANDOM = "random_state"
+HOLD_OUT = "hold-out"
+"""The setting that says by which rule problems are held out."""
+_UNSAID = {HOLD_OUT: "by row, so that a held-out problem could be trained on in another row"}
+"""What runs did whose version did not record these settings."""
 KEEP = 2
 
 
@@ -51,8 +55,8 @@ class Stateful(Protocol):
     def state(self) -> dict[str, Any]:
         """What state.json is to hold of it."""
 
-    def files(self) -> dict[str, Path]:
-        """Files to be kept with the checkpoint, by their name there."""
+    def files(self) -> dict[str, Path | bytes]:
+        """What is to be kept with the checkpoint, by name: bytes, or files that are replaced, never edited."""
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to where the checkpoint was."""
@@ -78,7 +82,10 @@ def save_checkpoint(
         for part in parts:
             state |= part.state()
             for name, file in part.files().items():
-                link_or_copy(file, temporary / name)
+                if isinstance(file, bytes):
+                    (temporary / name).write_bytes(file)
+                else:
+                    link_or_copy(file, temporary / name)
         digests = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
         atomic_json(
             temporary / _STATE,
@@ -110,7 +117,7 @@ def check_settings(checkpoint: Checkpoint, settings: dict[str, Any]) -> None:
         InputError: names every setting that differs.
     """
     differing = [
-        f"{name} was {checkpoint.settings.get(name)!r} and is {value!r}"
+        f"{name} was {checkpoint.settings.get(name, _UNSAID.get(name))!r} and is {value!r}"
         for name, value in settings.items()
         if checkpoint.settings.get(name) != value
     ]
@@ -157,7 +164,7 @@ def share_state(model: nn.Module, optimizer: optim.Optimizer, ranks: Ranks) -> N
 
 
 class Saver:
-    """Saves a run: a checkpoint every `every` steps and at the end, and the adapters beside it.
+    """Saves a run: a checkpoint every `save_every` steps, where it is asked for and at the end, the adapters beside it.
 
     Args:
         folder: the adapter folder.
@@ -167,6 +174,7 @@ class Saver:
         config: `save_every` steps lie between checkpoints, the newest `keep_checkpoints` are kept.
         deadline: learns how long saving takes.
         parts: what else goes into the checkpoints.
+        is_marked: whether a checkpoint is asked for after a step.
     """
 
     def __init__(
@@ -178,13 +186,15 @@ class Saver:
         config: TrainingConfig,
         deadline: Deadline,
         parts: Sequence[Stateful] = (),
+        is_marked: Callable[[int], bool] = lambda _: False,
     ) -> None:
+        self._is_marked = is_marked
         self._folder, self._model, self._optimizer = folder, model, optimizer
         self._settings, self._config, self._deadline, self._parts = settings, config, deadline, parts
 
     def on_step(self, report: StepReport) -> None:
         """Save if it is time to. A disk that is full now may not be at the next one: the run goes on."""
-        if report.position.step % self._config.save_every == 0:
+        if report.position.step % self._config.save_every == 0 or self._is_marked(report.position.step):
             try:
                 self.save(report.position)
             except MlxmathError as error:

@@ -11,7 +11,7 @@ from mlxmath.console import say
 
 
 class Deadline:
-    """A time limit that leaves room for one more window and the final save.
+    """A time limit that leaves room for one more window, the last validation and the final save.
 
     Args:
         limit_s: seconds from now.
@@ -21,8 +21,8 @@ class Deadline:
     def __init__(self, limit_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._start = clock()
-        self._limit_s = limit_s
-        self._window_s = 0.0
+        self.limit_s = limit_s
+        self._window_s = self._validation_s = 0.0
         self._save_s = min(1.0, 0.1 * limit_s)
 
     @property
@@ -33,7 +33,7 @@ class Deadline:
     @property
     def left_s(self) -> float:
         """Seconds to the limit."""
-        return self._limit_s - self.elapsed_s
+        return self.limit_s - self.elapsed_s
 
     def note_window(self, seconds: float) -> None:
         """Learn how long windows take (the longest counts, fading slowly, since lengths differ)."""
@@ -43,9 +43,22 @@ class Deadline:
         """Learn how long saving takes."""
         self._save_s = max(self._save_s, 2 * seconds)
 
+    def note_validation(self, seconds: float) -> None:
+        """Learn how long a validation takes; the run ends with one."""
+        self._validation_s = 1.25 * seconds
+
+    @property
+    def room_s(self) -> float:
+        """Seconds until the last validation and the final save have to begin."""
+        return self.left_s - self._validation_s - self._save_s
+
     def reached(self) -> bool:
-        """Whether another window and the final save would no longer fit."""
-        return self.left_s < self._window_s + self._save_s
+        """Whether another window, the last validation and the final save would no longer fit."""
+        return self.room_s < self._window_s
+
+    def must_save(self) -> bool:
+        """Whether there is time for the final save only."""
+        return self.left_s < self._save_s
 
 
 class StopRequest:

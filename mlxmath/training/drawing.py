@@ -110,7 +110,7 @@ class Drawing:
         return Scores(np.array(total), {name: np.array(values) for name, values in by_name.items()}, num_timed_out)
 
 
-def wrong_answers(
+def right_answers(
     workers: Workers,
     tokenizer: TokenizerWrapper,
     prompts: Sequence[Prompt],
@@ -118,7 +118,7 @@ def wrong_answers(
     concurrency: int,
     stopped: Callable[[], bool],
 ) -> tuple[float, int] | None:
-    """The share of `prompts` whose most likely answer is wrong, and their number; None if `stopped()` came true.
+    """The share of `prompts` whose most likely answer is right, and their number; None if `stopped()` came true.
 
     Each rank asks a part of them; all get the same. `concurrency` is that of completions that share their prompts;
     these do not, and take no more memory.
@@ -150,5 +150,5 @@ def wrong_answers(
         [(completion.text, prompt.gold) for prompt, completion in zip(prompts, found, strict=True)],
         truncated=[completion.finish_reason == "length" for completion in found],
     )
-    num_wrong = sum(ranks.gather("wrong answers", sum(not grade.correct for grade in grades)))
-    return num_wrong / num_prompts, num_prompts
+    num_right = sum(ranks.gather("right answers", sum(grade.correct for grade in grades)))
+    return num_right / num_prompts, num_prompts

@@ -22,7 +22,7 @@ MAX_BAD_WINDOWS = 5
 _STOPPED, _OUT_OF_MEMORY, _NUM_METRICS = 1, 2, 4
 """What the ranks vote on after their part of a window; the last is the first bit of a number."""
 
-Ending = Literal["finished", "early_stopped", "deadline", "stopped", "diverged"]
+Ending = Literal["finished", "early_stopped", "deadline", "stopped", "diverged", "no_signal"]
 
 
 @dataclass(frozen=True)

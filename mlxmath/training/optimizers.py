@@ -143,7 +143,24 @@ class Lion(_Decoupled, optim.Lion):
 
 
 class Muon(_Decoupled, optim.Muon):
-    """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon), with decoupled decay."""
+    """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon), with decoupled decay.
+
+    A stack of matrices (E, ., .), one for each expert, is orthogonalised matrix by matrix; mlx's own takes it for one
+    matrix of E rows, which is right for the kernels of a depthwise convolution, (channels, width, 1).
+    """
+
+    _shape: tuple[int, ...] = ()
+    """Of the parameter at hand."""
+
+    def apply_single(self, gradient: mx.array, parameter: mx.array, state: State) -> mx.array:
+        self._shape = parameter.shape
+        return super().apply_single(gradient, parameter, state)
+
+    def _zeropower_via_newtonschulz5(self, X: mx.array, steps: int) -> mx.array:
+        one = super()._zeropower_via_newtonschulz5
+        if len(self._shape) != 3 or self._shape[-1] == 1:
+            return one(X, steps)
+        return mx.vmap(lambda matrix: one(matrix, steps))(X.reshape(self._shape)).reshape(X.shape)
 
 
 class _Adam8bit(optim.Adam):

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from mlxmath.config.objectives import GrpoConfig
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.console import say
+from mlxmath.console import say, warn
 from mlxmath.data.batches import Shape, Window
 from mlxmath.generation.engine import Completion
 from mlxmath.objectives.experience import Experience, ExperiencePlan, Trajectory
@@ -25,6 +25,11 @@ from mlxmath.training.reference import Reference
 from mlxmath.training.workers import Workers
 
 _SECTION = "rollouts"
+SILENT_ROLLOUTS, SILENT_GROUPS = 10, 100
+"""After so many rollouts in a row, of so many groups, from which nothing could be learned, a run gives up."""
+_WARN_AFTER = 3
+"""Rollouts in a row from which nothing could be learned after which the reason is told."""
+_NEARLY_ALL = 0.9
 MAX_DRAWS = 4
 """Times that `dynamic_sampling` draws for one step before it makes do with what there is."""
 
@@ -55,6 +60,57 @@ class RolloutReport:
 
 
 @dataclass(frozen=True)
+class Silence:
+    """Rollouts in a row from which nothing could be learned: the completions of each group all got the same reward."""
+
+    rollouts: int = 0
+    groups: int = 0
+    completions: int = 0
+    truncated: float = 0.0
+    """Completions that were cut off."""
+    right: float | None = 0.0
+    """Sum of the reward `correctness`; None: it does not count in this run."""
+
+    def after(self, groups: int, completions: int, truncated: float, right: float | None) -> "Silence":
+        """With one rollout more, given the numbers (`right`: the sum) of its completions."""
+        both = None if self.right is None or right is None else self.right + right
+        return Silence(
+            self.rollouts + 1, self.groups + groups, self.completions + completions, self.truncated + truncated, both
+        )
+
+    @property
+    def all_right(self) -> bool:
+        """Whether nearly all answers were right: what there is to learn here has been."""
+        return self.right is not None and self.right >= _NEARLY_ALL * self.completions
+
+    def reason(self, config: GrpoConfig) -> str:
+        """Why there was nothing to learn, and what to change."""
+        cut_off = self.truncated / max(1, self.completions)
+        if cut_off >= _NEARLY_ALL:
+            return (
+                f"{cut_off:.0%} of the completions were cut off at {config.max_completion_length} tokens; raise "
+                "--max-completion-length, or start from an adapter that answers in the template's form and stops "
+                "(mlxmath train, then --init-adapter)"
+            )
+        if self.all_right:
+            return "all answers are right already; take harder problems"
+        if self.right is not None and self.right <= (1 - _NEARLY_ALL) * self.completions:
+            wrong = 1 - self.right / max(1, self.completions)
+            return (
+                f"{wrong:.0%} of the answers are wrong ({cut_off:.0%} cut off); start from an adapter that is right "
+                "now and then (mlxmath train, then --init-adapter), take easier problems, draw more completions of "
+                "each (--num-generations), or add a reward that tells wrong answers apart (--reward format=0.2)"
+            )
+        if self.right is None:
+            names = ", ".join(config.reward_weights)
+            return (
+                f"the rewards ({names}) do not tell the completions of a problem apart; take others, or raise "
+                "--temperature"
+            )
+        return "of a problem's completions all were right or all wrong; raise --num-generations or --temperature"
+
+
+@dataclass(frozen=True)
 class _Place:
     """Where the source of windows is: `iteration` of the trajectories at hand, then rollout number `rollout`."""
 
@@ -63,6 +119,9 @@ class _Place:
     """Prompts drawn so far, over all epochs."""
     iteration: int = 0
     trajectories: tuple[Trajectory, ...] = ()
+    silence: Silence = Silence()
+    num_signals: int = 0
+    """Rollouts from which something could be learned."""
 
 
 class Batching(Protocol):
@@ -80,14 +139,16 @@ class RolloutSource:
 
     A step takes `batch_size · grad_accumulation_steps` completions, as in TRL. Groups without variance teach nothing
     when beta is 0: they stay out of the backward pass, but count in the loss's denominators. A step that has no other
-    groups is left out.
+    groups is left out. After many such rollouts in a row, or if there were no others at all, the run ends as one that
+    found no signal, and says why.
 
     Args:
         workers: hold the model.
         drawing: draws and scores.
         prompts: to draw from; each epoch in another order.
         config: GRPO's settings.
-        training: batch size, epochs and seed.
+        training: batch size and seed.
+        num_epochs: passes over the prompts.
         batching: of micro-batches, on all ranks together.
         shape: of batches.
         reference: computes log-probabilities of micro-batches (None: beta is 0).
@@ -109,9 +170,11 @@ class RolloutSource:
         reference: Reference | None,
         deadline: Deadline,
         stop: StopRequest,
+        num_epochs: int | None = None,
         listener: Callable[[RolloutReport], object] = lambda _: None,
     ) -> None:
         self._workers, self._drawing, self._prompts = workers, drawing, prompts
+        self._num_epochs = num_epochs or training.num_epochs
         self._config, self._training = config, training
         self._batching, self._shape = batching, shape
         self._reference, self._deadline, self._stop, self.listener = reference, deadline, stop, listener
@@ -120,6 +183,8 @@ class RolloutSource:
         self.prompts_per_step = training.batch_size * training.grad_accumulation_steps // config.num_generations
         self.ending: Ending | None = None
         """Why there are no more windows, if not because all prompts were drawn."""
+        self.reason = ""
+        """More on `ending`, if it is "no_signal"."""
         self._done = self._next = _Place()
         self._seconds = 0.0
 
@@ -132,7 +197,7 @@ class RolloutSource:
         """Note that the window is done. Must come before what saves."""
         self._done = self._next
         next_is_rollout = self._done.iteration == 0
-        is_late = next_is_rollout and self._deadline.left_s < self._seconds
+        is_late = next_is_rollout and self._deadline.room_s < self._seconds
         return "deadline" if self._workers.ranks.any("time to draw", is_late) else None
 
     def windows(self, step: int) -> Iterator[Window]:
@@ -146,8 +211,11 @@ class RolloutSource:
                     self.ending = "stopped" if self._workers.ranks.any("stopped", bool(self._stop)) else "deadline"
                     return
                 if drawn is None:
+                    self._end_without_signal(place, at_the_end=True)
                     return
                 place = drawn
+                if self._end_without_signal(place):
+                    return
                 if not place.trajectories:
                     continue
             workers, batching = self._workers, self._batching
@@ -204,12 +272,33 @@ class RolloutSource:
                 (prompts[0].question, prompts[0].gold, completions[0].text, float(totals[0])), bool(truncated[0]),
             )
         )  # fmt: skip
-        return _Place(place.rollout + 1, cursor, 0, tuple(trajectories))
+        if any(trajectory.advantage for trajectory in trajectories):
+            return _Place(place.rollout + 1, cursor, 0, tuple(trajectories), num_signals=place.num_signals + 1)
+        right = by_name.get("correctness")
+        silence = place.silence.after(
+            len(prompts), len(completions), float(truncated.sum()), None if right is None else right * len(completions)
+        )
+        if silence.rollouts == _WARN_AFTER:
+            warn(f"nothing to learn from in {_WARN_AFTER} rollouts in a row: {silence.reason(self._config)}")
+        return _Place(place.rollout + 1, cursor, 0, tuple(trajectories), silence, place.num_signals)
+
+    def _end_without_signal(self, place: _Place, *, at_the_end: bool = False) -> bool:
+        """End the run where there is no point in drawing on, or where all was drawn and nothing could be learned."""
+        silence = place.silence
+        if place.num_signals and (at_the_end or silence.all_right):
+            return False
+        if not at_the_end and (silence.rollouts < SILENT_ROLLOUTS or silence.groups < SILENT_GROUPS):
+            return False
+        if not silence.rollouts:
+            return False
+        self.ending = "no_signal"
+        self.reason = f"in the last {silence.rollouts:,} rollouts {silence.reason(self._config)}"
+        return True
 
     def _choose(self, cursor: int, count: int) -> tuple[list[Prompt], int]:
         """The next prompts of the epoch that `cursor` is in; none after the last epoch."""
         epoch, start = divmod(cursor, len(self._prompts))
-        if epoch >= self._training.num_epochs:
+        if epoch >= self._num_epochs:
             return [], cursor
         order = np.random.default_rng([self._training.seed, epoch]).permutation(len(self._prompts))
         ids = order[start : start + count].tolist()
@@ -263,10 +352,11 @@ class RolloutSource:
             _SECTION: {
                 "rollout": place.rollout, "cursor": place.cursor, "iteration": place.iteration,
                 "trajectories": [trajectory.plain() for trajectory in place.trajectories],
+                "silence": asdict(place.silence), "num_signals": place.num_signals,
             }
         }  # fmt: skip
 
-    def files(self) -> dict[str, Path]:
+    def files(self) -> dict[str, Path | bytes]:
         """None."""
         return {}
 
@@ -274,4 +364,7 @@ class RolloutSource:
         """Go back to where the checkpoint was."""
         saved = checkpoint.state[_SECTION]
         trajectories = tuple(map(Trajectory.from_plain, saved["trajectories"]))
-        self._done = self._next = _Place(saved["rollout"], saved["cursor"], saved["iteration"], trajectories)
+        self._done = self._next = _Place(
+            saved["rollout"], saved["cursor"], saved["iteration"], trajectories,
+            Silence(**saved.get("silence", {})), saved.get("num_signals", checkpoint.position.step),
+        )  # fmt: skip

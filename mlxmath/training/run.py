@@ -15,11 +15,12 @@ from mlxmath.config.load import Resolved
 from mlxmath.config.schema import RunConfig, TrainingConfig
 from mlxmath.config.section import DEMO
 from mlxmath.console import say, warn
+from mlxmath.data.holdout import RULE
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.files import atomic_json, atomic_write, disk_errors, read_json, remove_leftovers
 from mlxmath.lora.adapter import CONFIG, WEIGHTS, save_config
 from mlxmath.lora.inject import Injected
-from mlxmath.training.checkpoint import FOLDER, Checkpoint, newest_checkpoint
+from mlxmath.training.checkpoint import FOLDER, HOLD_OUT, Checkpoint, newest_checkpoint
 from mlxmath.training.curves import CURVES_PLOT, LOSS_PLOT
 from mlxmath.training.deadline import StopRequest
 from mlxmath.training.events import EVENTS
@@ -106,6 +107,7 @@ def fixed_settings(
         "seed",
     )
     return {
+        HOLD_OUT: RULE if config.training.validation_split is not None else None,
         "base model": base_fingerprint,
         "data": data_fingerprint,
         "held-out rows": held_out_fingerprint,
@@ -141,7 +143,7 @@ def exit_code(ending: Ending, stop: StopRequest) -> int:
     """What a command exits with after the loop."""
     if ending == "stopped":  # the signal may have come to another rank
         return stop.exit_code or 128 + signal.SIGTERM
-    return int(ending == "diverged")
+    return int(ending in ("diverged", "no_signal"))
 
 
 class Record:
@@ -154,6 +156,7 @@ class Record:
         self._record = {
             "mlxmath": __version__,
             "started": timestamp(),
+            "folder": str(Path.cwd()),
             "config": resolved.config.model_dump(mode="json"),
             "origin": dict(resolved.origin),
             "device": asdict(device),

@@ -1,7 +1,10 @@
-"""Loss on held-out rows: measured between steps, the best adapters kept, the run ended when it no longer falls.
+"""Measuring on what is held out: before the first step, between steps and at the end; the best adapters are kept.
 
 A measurement changes nothing that training depends on: not the order of its rows, not random state, not the mode of
 the model. So a run is bit for bit the same with and without it.
+
+All measurements of a run together take at most `SHARE` of its deadline. Where that is too little for everything that
+is held out, a fixed seeded part of it is measured on, chosen once, before the first step, and kept in the checkpoints.
 """
 
 import math
@@ -13,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.console import warn
-from mlxmath.data.batches import Window
+from mlxmath.console import duration, say, warn
+from mlxmath.data.batches import Window, WindowPlan
 from mlxmath.errors import MlxmathError
 from mlxmath.files import atomic_folder, disk_errors, link_or_copy
 from mlxmath.lora.adapter import CONFIG, WEIGHTS, save_arrays
@@ -25,49 +29,99 @@ from mlxmath.training.checkpoint import Checkpoint
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.fit import Ending, Position, StepReport
 from mlxmath.training.gradients import Gradients
+from mlxmath.training.pace import MARKS
 from mlxmath.training.workers import Workers
 
 BEST = "best"
 """Folder of the best adapters, in the adapter folder."""
-Measure = Callable[[Callable[[], bool]], tuple[float, int, *tuple[float, ...]] | None]
-"""Given `stopped`: a number to be low, how many items it is the mean of, and means of other things; None if `stopped()`
-came true. All ranks call it, and get the same."""
+SHARE = 0.1
+"""Of the deadline, for all measurements together."""
+CLOSING_S = 10.0
+"""A run that a signal ends is measured once more only if that takes no longer: whoever asked may not wait."""
+_TRIAL_SHARE, _TRIAL_S, _LONGEST_TRIAL = 0.005, 2.0, 0.02
+"""A trial that took this share of the deadline, or these seconds, tells enough of the speed; none may take more than
+the last share."""
+_STEPS_BETWEEN, _PARTS = 25, 8
+"""Unless told otherwise, a run whose epochs are long is measured after each of 8 parts, of at least 25 steps."""
+
+Found = tuple[float, int, *tuple[float, ...]]
+"""What is measured, how many items it is the mean of, and means of other things."""
 
 _SAVED_BEST = "best.safetensors"
 _SECTION = "validation"
 
 
 @dataclass(frozen=True)
+class Metric:
+    """What is measured on the held-out items, by its name in run.json and in the kept adapters."""
+
+    name: str
+    higher_is_better: bool = False
+
+    def is_better(self, one: float, other: float, by: float = 0.0) -> bool:
+        """Whether `one` is better than `other` by more than `by`; nothing that is not finite is better."""
+        return (one > other + by) if self.higher_is_better else (one < other - by)
+
+    @property
+    def worst(self) -> float:
+        """What everything finite is better than."""
+        return -math.inf if self.higher_is_better else math.inf
+
+
+LOSS = Metric("loss")
+"""Nats an item that counts: a target token, or a pair."""
+ACCURACY = Metric("accuracy", higher_is_better=True)
+"""Share of problems answered rightly."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a run is measured on, in a seeded order.
+
+    All ranks measure together, and get the same.
+    """
+
+    num_items: int
+    unit: str
+    """What the items are, for people: "sequences", "pairs", "problems"."""
+    measure: Callable[[int, Callable[[], bool]], Found | None]
+    """On the first so many items, given `stopped`; None if `stopped()` came true."""
+    step_items: float
+    """An optimizer step takes about as long as measuring so many items."""
+    at_once: int = 1
+    """Items that are computed together: fewer take as long."""
+    metric: Metric = LOSS
+
+
+@dataclass(frozen=True)
 class Best:
-    """A validation loss that was the lowest when it was measured."""
+    """A measured value that was the best when it was measured."""
 
     step: int
-    loss: float
+    value: float
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A validation loss, in nats a target token; not finite if the model's output is not."""
+    """What was measured after `step`: of the loss, nats a target token. Not finite if the model's output is not."""
 
     step: int
     epoch: int
-    loss: float
+    value: float
     num_targets: int
     seconds: float
-    lowest: Best | None
-    """The lowest so far, this one included."""
+    best: Best | None
+    """The best so far, this one included."""
     metrics: tuple[float, ...] = ()
     """Means of what the objective reports beside the loss."""
 
     @property
     def is_best(self) -> bool:
-        """Whether this is the lowest so far."""
-        return self.lowest is not None and self.lowest.step == self.step
+        """Whether this is the best so far."""
+        return self.best is not None and self.best.step == self.step
 
 
-def mean_loss(
-    workers: Workers, windows: Iterable[Window], stopped: Callable[[], bool] = lambda: False
-) -> tuple[float, int, *tuple[float, ...]] | None:
+def mean_loss(workers: Workers, windows: Iterable[Window], stopped: Callable[[], bool] = lambda: False) -> Found | None:
     """Mean loss over all target tokens of `windows`, each token counting the same, in evaluation mode.
 
     Each rank computes a part; all get the same.
@@ -107,27 +161,60 @@ def mean_loss(
     return loss, num_targets, *metrics
 
 
+def seeded_order(num_items: int, seed: int) -> list[int]:
+    """The order in which held-out items are taken."""
+    found: list[int] = np.random.default_rng([seed, 1]).permutation(num_items).tolist()
+    return found
+
+
+def held_out_rows(workers: Workers, plan: WindowPlan, config: TrainingConfig, unit: str) -> HeldOut:
+    """Held-out rows (or pairs), of which the mean loss is measured.
+
+    Args:
+        workers: compute it.
+        plan: of all held-out rows; its windows are not used, only how rows share micro-batches.
+        config: batch size and seed.
+        unit: what the rows are.
+    """
+    order = np.array(seeded_order(len(plan.rows), config.seed), np.int64)
+    per_window = config.batch_size * config.grad_accumulation_steps
+
+    def measure(count: int, stopped: Callable[[], bool]) -> Found | None:
+        chosen = order[:count]
+        by_length = chosen[np.argsort(plan.rows.lengths[chosen], kind="stable")]
+        size = 64 * per_window
+        parts = [by_length[start : start + size] for start in range(0, count, size)]
+        return mean_loss(workers, [plan.window(part, 0, index) for index, part in enumerate(parts)], stopped)
+
+    # a backward pass takes no less than a forward one
+    return HeldOut(len(order), unit, measure, step_items=2.0 * per_window, at_once=workers.num_in_all)
+
+
 class Validation:
     """Measures when it is time to, keeps the best adapters in `best/`, and says when there is no point in going on.
 
-    All ranks measure together and find the same; rank 0 keeps the best adapters and tells the listeners.
+    It is time before the first step; after every `eval_every` steps (unset: at each epoch's end, or more often if
+    epochs are long); in a run that its deadline will end, also at marks in time; and at the end of the run, however it
+    ends. All ranks measure together and find the same; rank 0 keeps the best adapters and tells the listeners.
 
     Args:
         workers: their model holds the adapters.
-        measure: what is measured, such as `mean_loss`; None: nothing ever is.
+        held_out: what is measured; None: nothing ever is.
         folder: the adapter folder, with its adapter_config.json.
         config: `eval_every`, `early_stopping_patience` and `early_stopping_min_delta`.
         windows_per_epoch: steps from one epoch's end to the next.
-        total_steps: the run's last step, after which it is measured in any case.
-        deadline: a measurement that does not fit into the time left is abandoned, and with it the run.
-        stop: likewise.
+        total_steps: the run's last planned step.
+        deadline: learns how long measuring takes, so that there is time for the last one.
+        stop: a measurement that a signal comes to is abandoned.
+        is_marked: whether it is time to after a step, by the clock, on all ranks alike.
+        clock: monotonic seconds.
         listeners: told of each measurement, on rank 0.
     """
 
     def __init__(
         self,
         workers: Workers,
-        measure: Measure | None,
+        held_out: HeldOut | None,
         folder: Path,
         config: TrainingConfig,
         *,
@@ -135,73 +222,186 @@ class Validation:
         total_steps: int,
         deadline: Deadline,
         stop: StopRequest,
+        is_marked: Callable[[int], bool] = lambda _: False,
+        clock: Callable[[], float] = time.perf_counter,
         listeners: Sequence[Callable[[Measurement], None]] = (),
     ) -> None:
         self._workers, self._folder, self._ranks = workers, folder, workers.ranks
-        self._measured = measure
-        self._config, self._windows_per_epoch, self._total_steps = config, windows_per_epoch, total_steps
-        self._deadline, self._stop = deadline, stop
+        self._held_out, self._metric = held_out, held_out.metric if held_out else LOSS
+        self._config, self._total_steps = config, total_steps
+        part = max(_STEPS_BETWEEN, math.ceil(total_steps / _PARTS))
+        self._every = config.eval_every or max(1, min(windows_per_epoch, part))
+        self._deadline, self._stop, self._is_marked, self._clock = deadline, stop, is_marked, clock
         self.listeners = listeners
+        self.count = held_out.num_items if held_out else 0
+        """Items measured on."""
+        self._is_chosen = False
         self._seconds = 0.0
+        """That the last measurement took."""
+        self._spent_s = 0.0
+        """That all took, in this process."""
+        self._told = False
         self.history: list[tuple[int, float]] = []
-        """(step, loss) of all measurements."""
+        """(step, value) of all measurements."""
         self.best: Best | None = None
-        """What the folder `best/` holds: the lowest, unless it could not be written."""
-        self._reference = math.inf
-        """The loss to fall below by more than the least difference that counts."""
+        """What the folder `best/` holds: the best, unless it could not be written."""
+        self._reference = self._metric.worst
+        """The value to be better than, by more than the least difference that counts."""
         self.num_without_improvement = 0
+
+    def begin(self, position: Position) -> Ending | None:
+        """What comes before the first step: how many items to measure on, and where the run starts from.
+
+        A resumed run goes on with those of its checkpoint, and makes up for the measurement that this came too early
+        for.
+        """
+        if self._held_out is None:
+            return None
+        if not self._is_chosen:
+            self._choose(position)
+        if not self.history or (self._is_due(position) and not self._is_measured(position)):
+            return self._measure(position)
+        step, value = self.history[-1]
+        found = f", the best {self.best.value:.4f} at step {self.best.step}" if self.best else ""
+        say(f"measured so far: validation {self._metric.name} {value:.4f} at step {step}{found}")
+        return self._verdict()
 
     def on_step(self, report: StepReport) -> Ending | None:
         """Measure if it is time to; tell why the run should end, if it should."""
-        return self._measure(report.position) if self._is_due(report.position) else None
+        if self._held_out is None:
+            return None
+        position = report.position
+        if not self._is_due(position) and not self._is_marked(position.step):
+            return None
+        if position.step != self._total_steps and self._is_over(position.step):
+            return None
+        return self._measure(position)
 
-    def catch_up(self, position: Position) -> Ending | None:
-        """What a resumed run does first: the measurement that its checkpoint came too early for."""
-        if self._is_due(position) and not (self.history and self.history[-1][0] == position.step):
-            return self._measure(position)
-        return self._verdict()
+    def close(self, ending: Ending, position: Position) -> bool:
+        """Measure once more what the run has come to, if there is time. Not counted as one without improvement.
+
+        Returns:
+            Whether it was measured now.
+        """
+        if self._held_out is None or not self.history or self._is_measured(position):
+            return False
+        by_signal = ending == "stopped"
+        start, asked_before = self._clock(), by_signal or bool(self._stop)
+        reason = None
+        if by_signal and self._seconds > CLOSING_S:
+            reason = "a signal ended the run"
+        elif self._deadline.must_save():
+            reason = "the time is up"
+        if self._ranks.any("last validation", reason is not None):
+            say(f"not measured once more at the end: {reason}, and it takes {duration(self._seconds)}")
+            return False
+
+        def stopped() -> bool:
+            late = by_signal and self._clock() - start > 2 * CLOSING_S
+            return late or (bool(self._stop) and not asked_before) or self._deadline.must_save()
+
+        if not self._take(position, stopped, counts=self._is_due(position)):
+            say("not measured once more at the end: there was no time to finish it")
+            return False
+        return True
 
     def _is_due(self, position: Position) -> bool:
-        if self._measured is None or position.step == 0:
-            return False
-        every = self._config.eval_every or self._windows_per_epoch
-        return position.step % every == 0 or position.step == self._total_steps
+        return position.step > 0 and (position.step % self._every == 0 or position.step == self._total_steps)
+
+    def _is_measured(self, position: Position) -> bool:
+        return bool(self.history) and self.history[-1][0] == position.step
+
+    def _is_over(self, step: int) -> bool:
+        """Whether this measurement and the last one would take more than all may together."""
+        allowed_s = SHARE * self._deadline.limit_s
+        is_over = self._spent_s + 2 * self._seconds > allowed_s
+        is_over = self._ranks.any("validations are over", is_over and self._ranks.first)
+        if is_over and not self._told:
+            self._told = True
+            say(
+                f"step {step}: measured next at the end of the run: {duration(self._spent_s)} of the "
+                f"{duration(allowed_s)} for validation ({SHARE:.0%} of the deadline) are used up"
+            )
+        return is_over
+
+    def _choose(self, position: Position) -> None:
+        """Find out how many items all measurements of the run have time for, by trials on ever more of them."""
+        assert self._held_out is not None
+        held_out, limit_s, start = self._held_out, self._deadline.limit_s, self._clock()
+        all_items, longest_s = held_out.num_items, _LONGEST_TRIAL * limit_s
+        count, is_growing = max(1, min(all_items, held_out.at_once)), True
+        while True:
+            before = self._clock()
+            found = held_out.measure(count, lambda: bool(self._stop) or self._clock() - before > longest_s)  # noqa: B023
+            took = self._ranks.gather("trial", self._clock() - before)[0]
+            if found is None and self._ranks.any("stopped", bool(self._stop)):
+                return
+            if found is None and count > 1:  # too long
+                count, is_growing = max(1, count // 4), False
+                continue
+            if not is_growing or count == all_items or took >= min(_TRIAL_S, _TRIAL_SHARE * limit_s):
+                break
+            count = min(all_items, 4 * count)
+        item_s = took / count
+        left = max(0, self._total_steps - position.step)
+        steps = min(left, limit_s / max(held_out.step_items * item_s, 1e-9))
+        times = 2 + min(steps, MARKS) + steps / self._every
+        self._spent_s += self._ranks.gather("trials", self._clock() - start)[0]
+        room_s = max(0.0, SHARE * limit_s - self._spent_s)
+        self.count = max(1, min(all_items, int(room_s / times / max(item_s, 1e-9))))
+        self._is_chosen = True
+        expected_s = self.count * item_s
+        part = "all" if self.count == all_items else f"{self.count:,} of"
+        say(
+            f"validation on {part} {all_items:,} held-out {held_out.unit}, {duration(expected_s)} each time"
+            + ("" if self.count == all_items else f", so that {SHARE:.0%} of the deadline is enough")
+        )
 
     def _measure(self, position: Position) -> Ending | None:
-        if self._ranks.any("time to validate", self._deadline.left_s < self._seconds):
-            return "deadline"
-        start = time.perf_counter()
-        assert self._measured is not None
-        found = self._measured(lambda: bool(self._stop) or self._deadline.reached())
-        if found is None:
+        """Measure, unless the run has to end first."""
+        if not self._take(position, lambda: bool(self._stop) or self._deadline.reached(), counts=True):
             return "stopped" if self._ranks.any("stopped", bool(self._stop)) else "deadline"
-        self._seconds = time.perf_counter() - start
-        loss, num_targets, *metrics = found
-        self.history.append((position.step, loss))
-        if loss < self._reference - self._config.early_stopping_min_delta:
-            self._reference, self.num_without_improvement = loss, 0
-        else:
+        return self._verdict()
+
+    def _take(self, position: Position, stopped: Callable[[], bool], *, counts: bool) -> bool:
+        """Measure and keep what is best; whether it came to its end."""
+        assert self._held_out is not None
+        start = self._clock()
+        found = self._held_out.measure(self.count, stopped)
+        if found is None:
+            return False
+        self._seconds = self._clock() - start
+        self._spent_s += self._seconds
+        self._deadline.note_validation(self._seconds)
+        value, num_targets, *metrics = found
+        self.history.append((position.step, value))
+        if self._metric.is_better(value, self._reference, self._config.early_stopping_min_delta):
+            self._reference, self.num_without_improvement = value, 0
+        elif counts:
             self.num_without_improvement += 1
-        if math.isfinite(loss) and (self.best is None or loss < self.best.loss):
-            self._keep(position.step, loss)
-        lowest = min((Best(*entry) for entry in self.history if math.isfinite(entry[1])), key=_loss, default=None)
+        if math.isfinite(value) and (self.best is None or self._metric.is_better(value, self.best.value)):
+            self._keep(position.step, value)
+        best: Best | None = None
+        for step, other in self.history:
+            if math.isfinite(other) and (best is None or self._metric.is_better(other, best.value)):
+                best = Best(step, other)
         measurement = Measurement(
-            position.step, position.epoch, loss, num_targets, self._seconds, lowest, tuple(metrics)
+            position.step, position.epoch, value, num_targets, self._seconds, best, tuple(metrics)
         )
         for listener in self.listeners if self._ranks.first else ():
             listener(measurement)
-        return self._verdict()
+        return True
 
     def _verdict(self) -> Ending | None:
         patience = self._config.early_stopping_patience
         return "early_stopped" if patience is not None and self.num_without_improvement >= patience else None
 
-    def _keep(self, step: int, loss: float) -> None:
+    def _keep(self, step: int, value: float) -> None:
         """Write `best/`. A disk that is full now may not be at the next one: the run goes on."""
         if not self._ranks.first:
-            self.best = Best(step, loss)
+            self.best = Best(step, value)
             return
-        metadata = {"format": "mlx", "step": str(step), "validation_loss": repr(loss)}
+        metadata = {"format": "mlx", "step": str(step), f"validation_{self._metric.name}": repr(value)}
         arrays = adapter_arrays(self._workers.model)
         folder = self._folder / BEST
         try:
@@ -214,43 +414,55 @@ class Validation:
         except MlxmathError as error:
             warn(f"the best adapters so far, of step {step}, are not kept: {error}")
         else:
-            self.best = Best(step, loss)
+            self.best = Best(step, value)
 
     def summary(self) -> dict[str, Any] | None:
         """For run.json; None before the first measurement."""
-        if not self.history:
+        if not self.history or self._held_out is None:
             return None
-        step, loss = self.history[-1]
         return {
             "measurements": len(self.history),
-            "last": {"step": step, "loss": _finite(loss)},
-            "best": vars(self.best) if self.best else None,
+            "metric": self._metric.name,
+            "measured_on": self.count,
+            "held_out": self._held_out.num_items,
+            "first": self._plain(*self.history[0]),
+            "last": self._plain(*self.history[-1]),
+            "best": self._plain(self.best.step, self.best.value) if self.best else None,
             "without_improvement": self.num_without_improvement,
         }
+
+    def _plain(self, step: int, value: float) -> dict[str, Any]:
+        return {"step": step, self._metric.name: _finite(value)}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it, as JSON can."""
         return {
             _SECTION: {
-                "history": [[step, _finite(loss)] for step, loss in self.history],
+                "metric": self._metric.name,
+                "measured_on": self.count if self._is_chosen else None,
+                "history": [[step, _finite(value)] for step, value in self.history],
                 "best": vars(self.best) if self.best else None,
                 "reference": _finite(self._reference),
                 "without_improvement": self.num_without_improvement,
             }
         }
 
-    def files(self) -> dict[str, Path]:
+    def files(self) -> dict[str, Path | bytes]:
         """Files that a checkpoint takes in: the best adapters, which a later step may replace."""
         return {_SAVED_BEST: self._folder / BEST / WEIGHTS} if self.best else {}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to where the checkpoint was, `best/` too."""
         saved = checkpoint.state.get(_SECTION, {})
-        self.history = [(step, math.nan if loss is None else loss) for step, loss in saved.get("history", ())]
+        if saved.get("metric") != self._metric.name:  # of version 0.1, which measured something else, or on all
+            saved = {}
+        self.history = [(step, math.nan if value is None else value) for step, value in saved.get("history", ())]
         self.best = Best(**saved["best"]) if saved.get("best") else None
         reference = saved.get("reference")
-        self._reference = math.inf if reference is None else reference
+        self._reference = self._metric.worst if reference is None else reference
         self.num_without_improvement = saved.get("without_improvement", 0)
+        if self._held_out is not None and saved.get("measured_on"):
+            self.count, self._is_chosen = min(saved["measured_on"], self._held_out.num_items), True
         if not self._ranks.first:
             return
         folder = self._folder / BEST
@@ -261,10 +473,6 @@ class Validation:
         with atomic_folder(folder) as temporary:
             shutil.copyfile(self._folder / CONFIG, temporary / CONFIG)
             link_or_copy(checkpoint.path / _SAVED_BEST, temporary / WEIGHTS)
-
-
-def _loss(best: Best) -> float:
-    return best.loss
 
 
 def _finite(value: float) -> float | None:

@@ -88,7 +88,7 @@ class RowWatch:
     def on_step(self, report: StepReport) -> None:
         """See `Watch`."""
         self.events.on_step(report)
-        self._progress.on_step(report)
+        self._progress.on_step(report, self.events.smoothed())
 
     def on_validation(self, measurement: Measurement) -> None:
         """See `Watch`."""
@@ -97,7 +97,8 @@ class RowWatch:
 
     def best(self, best: Best, folder: Path) -> str:
         """See `Watch`."""
-        return f"the lowest validation loss, {best.loss:.4f}, was at step {best.step}: --adapter-path {folder}"
+        where = f"at step {best.step}" if best.step else "that of the start, before any training"
+        return f"the lowest validation loss, {best.value:.4f}, was {where}: --adapter-path {folder}"
 
     def plot(self, folder: Path) -> None:
         """See `Watch`."""
@@ -129,6 +130,8 @@ class RolloutWatch:
         self.events, self._total, self._first, self._deadline = events, total_steps, first_step, deadline
         self._view = None if console is None else LiveView(console, total_steps)
         self.num_timed_out = 0
+        self._before_s = 0.0
+        """What came before the first step, and is not part of the speed."""
 
     def __enter__(self) -> "RolloutWatch":
         if self._view:
@@ -212,7 +215,9 @@ class RolloutWatch:
 
     def on_validation(self, measurement: Measurement) -> None:
         """Record the share of right answers to the held-out problems."""
-        accuracy = 1 - measurement.loss
+        accuracy = measurement.value
+        if measurement.step == self._first:
+            self._before_s = self._deadline.elapsed_s
         self.events.write(
             "validation", step=measurement.step, epoch=measurement.epoch, accuracy=accuracy,
             problems=measurement.num_targets, seconds=round(measurement.seconds, 4), best=measurement.is_best,
@@ -224,7 +229,8 @@ class RolloutWatch:
 
     def best(self, best: Best, folder: Path) -> str:
         """See `Watch`."""
-        return f"the best, {1 - best.loss:.1%} of the held-out problems, was at step {best.step}: {folder}"
+        where = f"at step {best.step}" if best.step else "that of the start, before any training"
+        return f"the best, {best.value:.1%} of the held-out problems, was {where}: --adapter-path {folder}"
 
     def plot(self, folder: Path) -> None:
         """See `Watch`."""
@@ -244,4 +250,5 @@ class RolloutWatch:
         done = step - self._first
         if not done:
             return None
-        return max(0.0, min(self._deadline.left_s, self._deadline.elapsed_s / done * (self._total - step)))
+        pace = (self._deadline.elapsed_s - self._before_s) / done
+        return max(0.0, min(self._deadline.left_s, pace * (self._total - step)))

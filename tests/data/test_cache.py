@@ -83,6 +83,26 @@ def test_sources_of_batches_are_numbered_on(tmp_path: Path) -> None:
     assert (again.sources.tolist(), again.ranks.tolist()) == (loaded.sources.tolist(), loaded.ranks.tolist())
 
 
+def test_questions_are_of_problems_and_found_for_rows(tmp_path: Path) -> None:
+    batch = Rendered(np.ones(4, np.uint32), np.ones(4, np.uint8), np.arange(5), np.array([0, 0, 2, 3]))
+    found = []
+    for number, questions in enumerate(([7, 8, 2**64 - 1, 7, 9], [1, 2, 3, 4, 5], None, [1, 2, 3])):
+        path = tmp_path / f"{number}.pkl"
+        with write_rows(path, np.dtype(np.uint16)) as writer:
+            writer.add(batch, 5)
+            writer.questions = None if questions is None else np.array(questions, np.uint64)
+        if number == 3:
+            with pytest.raises(CacheError, match="its rows have no questions"):
+                TokenRows.load(path)
+        else:
+            found.append(TokenRows.load(path))
+    assert [rows.questions_of_rows.tolist() for rows in found] == [[7, 7, 2**64 - 1, 7], [1, 1, 3, 4], [0, 0, 2, 3]]
+    assert found[0].questions.tolist() == [7, 8, 2**64 - 1, 7, 9]
+    assert len({rows.fingerprint for rows in found}) == 1, "it names the rows, not what they are asked"
+    found[0].save(tmp_path / "again.pkl")
+    assert TokenRows.load(tmp_path / "again.pkl").questions.tolist() == found[0].questions.tolist()
+
+
 @pytest.mark.parametrize("sources", [[0, 1], [0, 2, 1], [-1, 0, 1]])
 def test_sources_must_be_in_order(tmp_path: Path, sources: list[int]) -> None:
     with write_rows(tmp_path / "x.pkl", np.dtype(np.uint16)) as writer:
@@ -111,7 +131,7 @@ def test_any_flipped_byte_is_found(tmp_path: Path, verified_before: bool) -> Non
     whole = path.read_bytes()
     rng = random.Random(1)
     padding = 0
-    for at in [0, 17, 20, 191, len(whole) - 1, *(rng.randrange(len(whole)) for _ in range(300))]:
+    for at in [0, 17, 20, 255, len(whole) - 1, *(rng.randrange(len(whole)) for _ in range(300))]:
         damaged = bytearray(whole)
         damaged[at] ^= 1 << rng.randrange(8)
         path.write_bytes(damaged)
@@ -188,10 +208,10 @@ def crafted(path: Path, dumped: bytes, version: int = cache.FORMAT_VERSION, edit
     rows.save(path)
     data = path.read_bytes()
     fields = list(cache._HEADER.unpack_from(data))
-    start = fields[13]
+    start = fields[15]
     data = data[:start] + dumped
-    fields[1], fields[14] = version, len(dumped)
-    fields[15] = hashlib.blake2b(dumped, digest_size=16).digest()
+    fields[1], fields[16] = version, len(dumped)
+    fields[17] = hashlib.blake2b(dumped, digest_size=16).digest()
     header = cache._HEADER.pack(*edit(fields)).ljust(cache._HEADER_BYTES - 16, b"\0")
     header += hashlib.blake2b(header, digest_size=16).digest()
     path.write_bytes(header + data[cache._HEADER_BYTES :])
@@ -246,7 +266,7 @@ def test_even_without_the_list_of_operations_no_class_is_found(tmp_path: Path, m
         (pickle.dumps(3), "lacks a part"),
         (b"", "cannot be read"),
         (b"\x80\x05", "cannot be read"),
-        (b"\x80\x05" + b"\x97" * 6 + b".", "cannot be read"),  # more arrays than there are
+        (b"\x80\x05" + b"\x97" * 7 + b".", "cannot be read"),  # more arrays than there are
         (b"\x80\x05h\x07.", "cannot be read"),  # a memo entry that was never made
         (b"\x80\x05r\xff\xff\xff\x7f.", "operation LONG_BINPUT"),  # a memo of two thousand million entries
         (b"\x80\x05X\xff\xff\xff\x7fa.", "cannot be read"),  # a text of two gigabytes
@@ -261,7 +281,7 @@ def test_description_of_another_shape(tmp_path: Path, dumped: bytes, reason: str
 
 def test_other_version(tmp_path: Path) -> None:
     crafted(tmp_path / "x.pkl", description(), version=99)
-    with pytest.raises(CacheError, match="format version 99, this program reads 3"):
+    with pytest.raises(CacheError, match="format version 99, this program reads 4"):
         TokenRows.load(tmp_path / "x.pkl")
 
 
@@ -271,7 +291,7 @@ def test_places_outside_the_file_are_refused(tmp_path: Path) -> None:
         number = rng.choice([0, 1, 64, 63, 2**31, 2**63 - 1, 2**64 - 64, rng.randrange(2**20)])
 
         def edit(fields: list[Any], number: int = number) -> list[Any]:
-            fields[rng.randrange(3, 15)] = number
+            fields[rng.randrange(3, 17)] = number
             return fields
 
         crafted(tmp_path / "x.pkl", description(), edit=edit)

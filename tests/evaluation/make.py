@@ -22,7 +22,7 @@ def sample(
 def settings(*labels: str, **changes: Any) -> dict[str, Any]:
     """settings.json of a run of these contestants."""
     return {
-        "format": 2,
+        "format": 3,
         "contestants": [
             {"label": label, "model": "m", "adapter": None, "fingerprint": f"f-{label}",
              "against": labels[0] if i else None}

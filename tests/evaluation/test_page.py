@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mlxmath.evaluation.card import markdown
 from mlxmath.evaluation.score import collect, results
 from mlxmath.evaluation.web.latex import formula, to_html
 from mlxmath.evaluation.web.page import page
@@ -69,6 +70,39 @@ def build(made: list, *labels: str, **changes: Any) -> str:
     chosen = settings(*labels, **changes)
     scored = collect(made, labels, chosen["samples"])
     return page(results(scored, chosen), scored, datetime(2026, 1, 2, tzinfo=UTC))
+
+
+def test_how_this_was_measured_names_everything() -> None:
+    made = [sample(label, i, "1", finish_reason="length" if i < cut else "stop", response="1 + 1 = 2\n#### 1")
+            for label, cut in (("base", 2), ("tuned", 0)) for i in range(4)]  # fmt: skip
+    chosen = settings("base", "tuned", decoding={"base": "64 at a time", "tuned": "1 at a time"})
+    chosen["benchmarks"] = [{"name": "b", "max_tokens": 1234}]
+    first, second = chosen["contestants"]
+    first |= {"folder": "models/qwen", "model": "ab12", "adapter_folder": None, "asked_in": "chat"}
+    second |= {
+        "folder": "models/qwen",
+        "model": "ab12",
+        "adapter": "cd34",
+        "adapter_folder": "runs/a",
+        "asked_in": "tutor",
+    }
+    scored = collect(made, ("base", "tuned"), 1)
+    found = results(scored, chosen)
+    text = page(found, scored, datetime(2026, 1, 2, tzinfo=UTC))
+    for told in (
+        "templates chat (base), tutor (tuned)",
+        "at most 1,234 tokens",
+        "base 2, tuned 0",
+        "base 64 at a time; tuned 1 at a time",
+        "models/qwen, template chat",
+        "models/qwen with runs/a, template tutor",
+    ):
+        assert told in text
+    assert "ab12" not in text and "cd34" not in text
+    card = markdown(found)
+    for told in ("templates chat (base), tutor (tuned)", "at most 1,234 tokens", "answers cut off: base 2, tuned 0"):
+        assert told in card
+    assert "100.0 % of 4" in card and "100.0 % of 4" in text  # soundness with the answers that it is of
 
 
 @pytest.fixture(scope="module")

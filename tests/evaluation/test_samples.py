@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.evaluation.samples import claim, read_samples, read_settings, save_samples
+from mlxmath.evaluation.samples import claim, note_decoding, read_samples, read_settings, save_samples
+from mlxmath.report import write_report
 from tests.evaluation.make import sample, settings
 
 
@@ -50,9 +51,35 @@ def test_a_folder_belongs_to_one_evaluation(tmp_path: Path) -> None:
     assert read_samples(tmp_path, {"base": "f-base"})[0]
     claim(tmp_path, other, resume=False, overwrite=True)
     assert read_samples(tmp_path, {"base": "f-base"}) == ([], 0)
+    moved = settings("base")
+    moved["contestants"][0] |= {"fingerprint": "g", "folder": "elsewhere", "asked_in": "another name"}
+    claim(tmp_path, moved, resume=True, overwrite=False)
     (tmp_path / "settings.json").write_text("[1]")
     with pytest.raises(MlxmathError, match=r"settings\.json is damaged"):
         claim(tmp_path, other, resume=True, overwrite=False)
+
+
+def test_an_evaluation_of_an_earlier_version_is_reported_but_not_resumed(tmp_path: Path) -> None:
+    old = settings("base", "tuned", format=2)
+    (tmp_path / "settings.json").write_text(json.dumps(old))
+    save_samples(tmp_path / "samples.jsonl", [sample(label, i, "1") for label in ("base", "tuned") for i in range(3)])
+    for resume in (True, False):
+        with pytest.raises(InputError, match="earlier version, which asked all models in one template"):
+            claim(tmp_path, settings("base", "tuned"), resume=resume, overwrite=False)
+    found = write_report(tmp_path)
+    assert found["settings"] == old and found["comparisons"][0]["total"] == 3
+    for name in ("report.html", "model_card.md"):
+        assert "template tutor" in (tmp_path / name).read_text()
+    claim(tmp_path, settings("base", "tuned"), resume=False, overwrite=True)
+    assert read_samples(tmp_path, {"base": "f-base"}) == ([], 0)
+
+
+def test_how_answers_were_decoded_is_kept_over_a_resumption(tmp_path: Path) -> None:
+    claim(tmp_path, settings("base", "tuned"), resume=False, overwrite=False)
+    note_decoding(tmp_path, {"base": "64 at a time"})
+    claim(tmp_path, settings("base", "tuned"), resume=True, overwrite=False)
+    note_decoding(tmp_path, {"tuned": "1 at a time"})
+    assert read_settings(tmp_path)["decoding"] == {"base": "64 at a time", "tuned": "1 at a time"}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pytest
 
 from mlxmath.evaluation.score import collect, results
+from mlxmath.evaluation.wording import soundness
 from tests.evaluation.make import sample, settings
 
 
@@ -103,3 +104,27 @@ def test_how_answers_end() -> None:
     ]
     counts = run(made, "base")["contestants"]["base"]["categories"]
     assert counts == {"right": 0, "wrong": 1, "slip": 1, "none": 0, "truncated": 1, "loop": 1}
+
+
+def test_soundness_tells_of_how_many_answers_it_is() -> None:
+    made = [
+        sample("base", 0, "2", response="1 + 1 = 2 and 2 + 3 = 5\n#### 2"),
+        sample("base", 1, "7", response="It is 7.\n#### 7"),
+        sample("base", 2, None, response="hm", finish_reason="length", truncated=True),
+    ]
+    found = run(made, "base")["contestants"]["base"]
+    assert found["measured"] == {"validity": 1, "provenance": 1, "support": 2, "liveness": 1, "doubt": 3}
+    assert (found["equations"], found["cut_off"]) == (2, 1)
+    assert soundness(found) == ["100.0 % of 1", "75.0 % of 1", "50.0 % of 2", "50.0 % of 1", "0.0 % of 3", "2"]
+
+
+def test_no_pair_that_differs_is_no_certainty() -> None:
+    made = [sample(label, i) for label in ("base", "tuned") for i in range(2)]
+    (comparison,) = run(made, "base", "tuned")["comparisons"]
+    assert (comparison["difference"], comparison["p_value"]) == (0, 1)
+    assert comparison["low"] < -0.6 and comparison["high"] > 0.6
+    shares = [sample(label, 0, "1" if n else "2", sample=n) for label in ("base", "tuned") for n in range(2)]
+    found = run(shares, "base", "tuned", samples=2, temperature=0.7)
+    assert found["comparisons"][0]["high"] > 0.6
+    accuracy = found["contestants"]["base"]["accuracy"]
+    assert accuracy["low"] < 0.25 and accuracy["high"] > 0.75

@@ -6,7 +6,16 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from mlxmath.evaluation.stats import maj_at_k, mcnemar_exact, paired_bootstrap, pass_at_k, vote, wilson_interval
+from mlxmath.evaluation.stats import (
+    adjusted_difference,
+    adjusted_mean,
+    maj_at_k,
+    mcnemar_exact,
+    paired_interval,
+    pass_at_k,
+    vote,
+    wilson_interval,
+)
 
 COUNTS = [(0, 10), (1, 10), (5, 10), (10, 10), (37, 200), (1, 1), (0, 1), (655, 1319), (1319, 1319), (499, 500)]
 
@@ -50,28 +59,84 @@ def test_mcnemar_equals_scipy_and_statsmodels(fixed: int, broken: int, same: int
         assert ours.p_value == 1
 
 
-def test_bootstrap_equals_scipy_within_monte_carlo_error() -> None:
+def paired(both: int, only_after: int, only_before: int, neither: int) -> tuple[list[bool], list[bool]]:
+    kinds = ((True, True, both), (False, True, only_after), (True, False, only_before), (False, False, neither))
+    pairs = [(x, y) for x, y, count in kinds for _ in range(count)]
+    return [x for x, _ in pairs], [y for _, y in pairs]
+
+
+@pytest.mark.parametrize(
+    ("counts", "low", "high"),
+    [
+        ((36, 12, 2, 0), 0.0569, 0.3404),  # Newcombe 1998, table II, method 10
+        ((14, 5, 0, 22), 0.0115, 0.2265),  # Altman et al. 2000, Statistics with confidence, p. 52
+        ((1, 1, 7, 12), -0.507, -0.026),  # Fagerland, Lydersen, Laake 2014
+    ],
+)
+def test_paired_interval_equals_published_ones(counts: tuple[int, ...], low: float, high: float) -> None:
+    found = paired_interval(*paired(*counts))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=5e-4)
+    assert found.estimate == pytest.approx((counts[1] - counts[2]) / sum(counts))
+    mirrored = paired_interval(*paired(counts[0], counts[2], counts[1], counts[3]))
+    assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
+
+
+def test_paired_interval_without_a_pair_that_differs_is_as_wide_as_the_problems_are_few() -> None:
+    # Two of two twice: φ is 0 and both Wilson intervals reach from 2 / (2 + 1.96²) to 1.
+    two = paired_interval(*paired(2, 0, 0, 0))
+    assert (two.low, two.high) == pytest.approx((-0.65762, 0.65762), abs=1e-5)
+    widths = [paired_interval(*paired(n, 0, 0, n)).high for n in (1, 5, 50, 500)]
+    assert widths == sorted(widths, reverse=True) and widths[0] > 0.5 and 0 < widths[-1] < 0.01
+    for first, second in (([], []), ([True], [True, False])):
+        with pytest.raises(ValueError, match="paired scores"):
+            paired_interval(first, second)
+
+
+@pytest.mark.parametrize("counts", [(5, 3, 1, 4), (30, 9, 4, 20), (0, 0, 3, 0), (60, 20, 20, 60)])
+def test_paired_interval_covers(counts: tuple[int, ...]) -> None:
+    """Of tables drawn at these rates, some 95 % have the true difference in their interval."""
+    total = sum(counts)
+    rates = (np.array(counts) + 0.5) / (total + 2)
+    drawn = np.random.default_rng(1).multinomial(total, rates, size=400)
+    found = [paired_interval(*paired(*table)) for table in drawn.tolist()]
+    inside = np.mean([interval.low <= rates[1] - rates[2] <= interval.high for interval in found])
+    assert inside > 0.92
+
+
+def test_adjusted_intervals_equal_agresti_coull_and_bonett_price() -> None:
+    proportion = pytest.importorskip("statsmodels.stats.proportion")
+    for right, total in ((3, 10), (55, 80), (1, 3)):
+        ours = adjusted_mean([1.0] * right + [0.0] * (total - right))
+        theirs = proportion.proportion_confint(right, total, method="agresti_coull")
+        assert (ours.low, ours.high) == pytest.approx(np.clip(theirs, 0, 1), abs=1e-12)
+    # Bonett and Price: p12 and p21 with one more each (here z²/4), of n + 2
+    before, after = paired(36, 12, 2, 0)
+    z, ours = 1.959964, adjusted_difference([float(x) for x in before], [float(x) for x in after])
+    n = 50 + z * z / 2
+    first, second = (12 + z * z / 4) / n, (2 + z * z / 4) / n
+    half = z * math.sqrt((first + second - (first - second) ** 2) / n)
+    assert (ours.low, ours.high) == pytest.approx((first - second - half, first - second + half), abs=1e-6)
+    assert ours.estimate == pytest.approx(0.2)
+
+
+def test_adjusted_intervals_of_equal_shares_are_no_points() -> None:
+    mean = adjusted_mean([0.5, 0.5])
+    assert mean.low < 0.25 and mean.high > 0.75 and mean.estimate == 0.5
+    same = adjusted_difference([0.25, 0.5, 0.75], [0.25, 0.5, 0.75])
+    assert same.low < -0.3 and same.high > 0.3 and same.estimate == 0
+    many = adjusted_difference([0.5] * 1000, [0.75] * 1000)
+    assert 0.22 < many.low < 0.25 < many.high < 0.28
+    with pytest.raises(ValueError, match="paired scores"):
+        adjusted_difference([], [])
+
+
+def test_adjusted_difference_of_many_problems_equals_a_bootstrap() -> None:
     scipy_stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(5)
-    before = rng.random(400) < 0.4
-    after = np.where(rng.random(400) < 0.8, before, rng.random(400) < 0.7)
-    ours = paired_bootstrap(before.tolist(), after.tolist(), num_samples=20_000, seed=1)
-    theirs = scipy_stats.bootstrap(
-        (after.astype(float) - before.astype(float),), np.mean, method="percentile", n_resamples=20_000, rng=rng
-    ).confidence_interval
-    assert ours.estimate == pytest.approx(after.mean() - before.mean())
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.004)
-    assert ours.low < ours.estimate < ours.high
-
-
-def test_bootstrap_is_seeded_and_paired() -> None:
-    before, after = [0.25, 0.5, 1.0, 0.0], [0.5, 0.5, 1.0, 0.75]
-    assert paired_bootstrap(before, after, seed=3) == paired_bootstrap(before, after, seed=3)
-    everywhere_better = paired_bootstrap([0, 1, 0, 1], [0.5, 1.5, 0.5, 1.5])
-    assert (everywhere_better.low, everywhere_better.high) == (0.5, 0.5)
-    for first, second in (([], []), ([1], [1, 0])):
-        with pytest.raises(ValueError, match="paired scores"):
-            paired_bootstrap(first, second)
+    before, after = rng.integers(0, 5, 800) / 4, rng.integers(1, 5, 800) / 4
+    ours = adjusted_difference(before.tolist(), after.tolist())
+    theirs = scipy_stats.bootstrap((after - before,), np.mean, method="percentile", n_resamples=9_999, rng=rng)
+    assert (ours.low, ours.high) == pytest.approx(theirs.confidence_interval, abs=0.004)
 
 
 def test_pass_at_k_is_the_definition() -> None:

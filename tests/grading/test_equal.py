@@ -73,7 +73,6 @@ SAME = [
     ("33.33", "33.333333333333336"),
     ("1/3", "0.3333333333333333"),
     (r"\sqrt{17}", "4.123105625617661"),
-    ("0.333333", "1/3"),
     ("9300000000000", "9300000000000.0"),
     ("-0", "0"),
     # arithmetic
@@ -146,6 +145,47 @@ SAME = [
     ("1011_2", "1011_{2}"),
     ("1011", "1011_2"),
     ("7:32", "7:32"),
+    ("6", "110_2"),
+    ("110 base 2", "110_{two}"),
+    ("31", "1F_{16}"),
+]
+
+NOTATIONS = [
+    (r"\frac{\pi}{4}", r"45^\circ"),
+    ("60 degrees", r"\frac{\pi}{3}"),
+    (r"0.\dot{1}4285\dot{7}", r"\frac17"),
+    (r"0.\overline{36}", r"\frac{4}{11}"),
+    (r"2.\bar{6}", r"\frac83"),
+    ("0.1(6)", r"\frac16"),
+    ("0.3\u0305", r"\frac13"),
+    ("0.6 repeating", r"\frac23"),
+    (r"{}_{6}C_{2}", "15"),
+    (r"^6C_2", "15"),
+    (r"C_6^2", "15"),
+    ("C(6,2)", "15"),
+    ("P(5,2)", "20"),
+    ("_5P_2", "20"),
+    (r"2^{10} \bmod 7", "2"),
+    ("1000 mod 7", "6"),
+    (r"\lg 100", "2"),
+    (r"\log_3 81", "4"),
+    (r"1, 2, 3, \ldots, n", r"1,2,\dots,n"),
+    (r"2, 4, 6, \ldots, 12", "2, 4, 6, 8, 10, 12"),
+    (r"1+3+\cdots+(2n-1)", r"1 + 3 + \ldots + 2n-1"),
+    (r"2\mathbf{i} + 3\mathbf{k}", "(2, 0, 3)"),
+    (r"-\hat{\jmath} + 2\hat{\imath}", r"2\mathbf{i} - \mathbf{j}"),
+    (r"\vec{i}+\vec{j}", r"\begin{pmatrix}1\\1\end{pmatrix}"),
+    (r"\overline{PQ}", "PQ"),
+    ("XYZ", r"\triangle XYZ"),
+    ("3 m^2", r"30000 \text{ square centimeters}"),
+    (r"f(x) = kx", "f(x) = cx"),
+    (r"x^2 + K", "x^2 + C"),
+    (r"\frac{\pi}{2} + 2n\pi", r"\frac{\pi}{2} + 2k\pi, k \in \mathbb{Z}"),
+    (r"f(x) = ax \text{ where } a \text{ is a constant}", "f(x)=ax"),
+    ("undefined", r"\text{does not exist}"),
+    (r"\emptyset", "no solution"),
+    (r"\frac{200}{3}", "66.7"),
+    ("3,1", "1,3"),
 ]
 
 DIFFERENT = [
@@ -165,6 +205,31 @@ DIFFERENT = [
     ("9867631", "9867630.0"),
     ("0.33", "1/3"),
     ("0.3333", "1/3"),
+    ("0.333333", "1/3"),
+    ("3.14159265", r"\pi"),
+    (r"1 - e^{-50}", "1"),
+    (r"\frac{1}{300!}", r"\frac{1}{301!}"),
+    (r"e^{-900}", r"e^{-901}"),
+    (r"2^{-3000}", r"2^{-3001}"),
+    ("1.3", "1,3"),
+    ("(2,000)", "(2, 0)"),
+    ("(1,010)", "(1, 10)"),
+    (r"1, 3, \ldots, 99", r"1, 2, \ldots, 99"),
+    (r"1, 2, \ldots, 99", r"1, 2, \ldots, 98"),
+    (r"1+2+\cdots+n", r"1+2+\cdots+2n"),
+    (r"2, 4, \ldots, 10", "2, 4, 6, 8"),
+    ("a = t^2", "s = t^2"),
+    ("g(x) = x + 1", "f(x) = x + 1"),
+    ("n > 3", "m > 3"),
+    ("0 < y < 2", "0 < x < 2"),
+    (r"\angle ABC", r"\triangle ABC"),
+    (r"\overline{AB}", "AC"),
+    ("45°", r"\frac{\pi}{3}"),
+    ("12", "101_2"),
+    (r"0.1\dot{2}", "0.12"),
+    ("100 cm^2", "1 m^2"),
+    (r"\hat{i} - \hat{j}", "(1, 1)"),
+    ("undefined", "no solution"),
     ("33.3", "33.333333333333336"),
     ("7.7", "7.78"),
     ("16386", "16386.20"),
@@ -210,6 +275,16 @@ DIFFERENT = [
 ]
 
 ALGEBRA_SAME = [
+    ("(2+i)(2-i)", "5"),
+    (r"\frac{2}{1-i}", "1+i"),
+    (r"e^{i\pi/2}", "i"),
+    (r"\sqrt{-4}", "2i"),
+    ("3.0 + -2.0i", "3 - 2i"),
+    (r"\cos\theta + i\sin\theta", r"e^{i\theta}"),
+    (r"3\ln x", r"\ln x^3"),
+    (r"\sqrt{2x}\sqrt{3x}", r"x\sqrt{6}"),
+    (r"\frac{\sqrt{a}}{\sqrt{b}}", r"\sqrt{\frac{a}{b}}"),
+    (r"\ln|2x|", r"\ln|x| + \ln 2"),
     ("3(x+2)", "3x+6"),
     (r"\frac{x}{7}+\frac{2}{7}", r"\frac{x+2}{7}"),
     (r"\sec^2 y", r"\tan^2 y + 1"),
@@ -221,6 +296,14 @@ ALGEBRA_SAME = [
     ("2i+1", "1+2i"),
 ]
 ALGEBRA_DIFFERENT = [
+    (r"\sqrt{x^2}", "x"),
+    ("x", "|x|"),
+    (r"\ln x", r"\ln |x|"),
+    ("1+i", "1-i"),
+    (r"\log_2 3", "1.58"),
+    ("1.584963", r"\log_2 3"),
+    (r"\frac{1}{3^{9000}}", r"\frac{1}{3^{9001}}"),
+    (r"1 - \frac{1}{3^{60}}", "1"),
     ("3x+5", "3x+6"),
     ("x > 5", "x < 5"),
     ("x+y-z+2=0", "5x-7y+11z+4=0"),
@@ -235,6 +318,11 @@ ALGEBRA_DIFFERENT = [
 def test_same_without_algebra(answer: str, gold: str) -> None:
     assert compare(answer, gold) is True
     assert compare(f"${answer}$", gold) is True
+
+
+@pytest.mark.parametrize(("answer", "gold"), NOTATIONS)
+def test_same_in_other_notations(answer: str, gold: str) -> None:
+    assert compare(answer, gold) is True
 
 
 @pytest.mark.parametrize(("answer", "gold"), DIFFERENT)

@@ -99,3 +99,33 @@ def test_gold_may_be_a_solution() -> None:
     assert reference(" 12 ") == "12"
     solution = "The stock falls. " * 20 + r"Final Answer: The final answer is $28 \%$. I hope it is correct."
     assert grade(r"\boxed{28\%}", solution).correct
+
+
+@pytest.mark.parametrize(
+    ("response", "text"),
+    [
+        ("Each pen costs $3, so he pays $15.", "$15"),
+        ("She sells them for $2 each and makes $18 every day.", "$18"),
+        ("The total is $4 * 5 = $20", "$20"),
+        ("It is $5 and $x = 3$", "x = 3"),
+        ("So x = −7", "−7"),
+        ("The change is –12 points.", "–12"),
+        ("Left over: 10 − 3 apples.", "3"),
+        ("The answer is $30,000, which is $20,000 more.", "$30,000"),
+    ],
+)
+def test_amounts_and_signs_in_prose(response: str, text: str) -> None:
+    found = extract(response)
+    assert found and found.text == text
+
+
+@pytest.mark.parametrize(
+    "response", [r"\boxed{4}\boxed{}", r"It is \boxed{4}. Or rather \boxed{", r"First $\boxed{3}$, then $\boxed{ }$."]
+)
+def test_an_empty_last_box_is_no_answer(response: str) -> None:
+    assert extract(response) is None
+
+
+def test_what_follows_an_empty_box_counts() -> None:
+    found = extract("Write it as \\boxed{}. The answer is 12.")
+    assert found and found.text == "12"

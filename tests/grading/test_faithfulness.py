@@ -139,7 +139,7 @@ def test_evaluate(text: str, value: Fraction) -> None:
         "x",
         "1/0",
         "9^9^9^9",
-        "171!",
+        "4001!",
         "2 3",
         "1 +",
         "(",

@@ -209,7 +209,7 @@ def test_parameters_are_counted() -> None:
 
 def test_dora_is_refused_on_experts_by_name_and_passes_over_them_in_a_glob() -> None:
     config = LoraConfig(variant="dora", rank=4, targets=("switch_mlp.gate_proj",))
-    with pytest.raises(InputError, match=r"mlp\.switch_mlp\.gate_proj belongs to experts.*no DoRA"):
+    with pytest.raises(InputError, match=r"no DoRA for experts such as mlp\.switch_mlp\.gate_proj"):
         inject(make("qwen3_moe")[0], config)
     model = make("qwen3_moe")[0]
     injected = inject(model, LoraConfig(variant="dora", rank=4, targets=("*",)))

@@ -20,6 +20,7 @@ from mlxmath.lora.inject import inject
 from mlxmath.models.load import load_model
 from tests.commands import REPOSITORY
 from tests.lora.sharded_rank import TOKENS
+from tests.models.architectures import write
 
 SIZES = {
     "hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 128, "num_attention_heads": 4,
@@ -121,6 +122,28 @@ def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
     assert set(refused) == set(words)
     for number, word in words.items():
         assert word in refused[number]
+
+
+def test_adapters_on_experts_and_layers_beside_them_are_split_with_them(tmp_path: Path) -> None:
+    """Experts, shared experts whose parts the model sums, experts with a bias, and a router that stays whole."""
+    models = [write(model_type, tmp_path) for model_type in ("qwen3_moe", "deepseek_v3", "gpt_oss")]
+    adapters = [make_adapter(tmp_path / f"a{i}", model, "lora", ("*",)) for i, model in enumerate(models)]
+    cases = [(model, "tensor", adapter) for model, adapter in zip(models, adapters, strict=True)]
+    cases.append((models[0], "pipeline", adapters[0]))
+    given = [{"model": str(m), "sharding": sharding, "adapter": str(a)} for m, sharding, a in cases]
+    found, refused = together(tmp_path, given)
+    assert refused == {}
+    for number, (model, _, adapter) in enumerate(cases):
+        whole = load_model(model, "float32").model
+        base = whole(mx.array(TOKENS))
+        load_adapter(whole, adapter)
+        whole.eval()
+        expected = whole(mx.array(TOKENS))
+        largest = mx.abs(expected).max().item()
+        assert mx.abs(base - expected).max().item() > 0.05 * largest
+        np.testing.assert_allclose(
+            np.array(found[str(number)]), np.array(expected), rtol=0, atol=1e-5 * largest, err_msg=str(cases[number])
+        )
 
 
 @pytest.mark.parametrize("sharding", ["tensor", "pipeline"])

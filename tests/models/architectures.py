@@ -24,7 +24,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx_lm.models
 from mlx.utils import tree_flatten, tree_unflatten
-from mlx_lm.utils import MODEL_REMAPPING
+from mlx_lm.utils import MODEL_REMAPPING, quantize_model
 
 sys.modules.setdefault("hf_olmo", ModuleType("hf_olmo"))  # mlx_lm.models.olmo ends the process where it is missing
 
@@ -798,10 +798,12 @@ def make(model_type: str, seed: int = 0) -> tuple[nn.Module, dict[str, Any]]:
     return model, config
 
 
-def write(model_type: str, folder: Path, seed: int = 0) -> Path:
-    """The model of `make` as a folder that mlx_lm and mlxmath load; its name is the type's."""
+def write(model_type: str, folder: Path, seed: int = 0, bits: int | None = None) -> Path:
+    """The model of `make`, on request quantized in groups of 32, as a folder that mlx_lm and mlxmath load."""
     model, config = make(model_type, seed)
-    folder = folder / model_type.replace(":", "-")
+    if bits is not None:
+        model, config = quantize_model(model, config, group_size=32, bits=bits)
+    folder = folder / (model_type.replace(":", "-") + (f"-{bits}bit" if bits else ""))
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     mx.save_safetensors(

@@ -18,22 +18,24 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.generate import generate_step
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from mlxmath.backends.select import open_backend
 from mlxmath.config.schema import LoraConfig, ModelConfig, RunConfig, RuntimeConfig
-from mlxmath.data.batches import Shape, make_batch
+from mlxmath.data.batches import Batch, Shape, make_batch, make_packed
 from mlxmath.generation.engine import Sampling, generate_batch, load_generation_tokenizer
 from mlxmath.kernels.portable import PortableKernels
 from mlxmath.kernels.select import kernels_for
 from mlxmath.lora.adapter import adapter_config, save_config, save_weights
 from mlxmath.lora.inject import Injected, adapter_arrays, inject
 from mlxmath.models.load import load_model
+from mlxmath.models.row_caches import SharedPrompts
 from mlxmath.models.unsupported import CANNOT_BE_TRAINED
 from mlxmath.objectives.sft import SupervisedFineTuning
 from mlxmath.plan import describe, planned
-from mlxmath.training.gradients import choose_gradients
+from mlxmath.training.gradients import Gradients, choose_gradients
 from tests.commands import run
 from tests.conftest import FakeRows
 from tests.models import architectures
@@ -49,20 +51,29 @@ PREFERRED = (
     "qwen3_5", "qwen3_moe",
 )  # fmt: skip
 """That also make a step of dpo and of grpo."""
+NOT_QUANTIZED = ("afm7", "prism_hadamard_qwen35")
+"""By mlx_lm: the first has layers of its own without a quantized form, the second is quantized in a form of its own."""
 TARGETS = {"default": {}, "all": {"targets": ("*",)}}
 PROMPTS = ([5, 6, 7], [90, 17, 33, 41, 8, 64, 120, 77, 50, 23, 11, 19], [100], [12, 101, 44, 9, 30, 71, 88])
 """One longer than a window."""
+PLAIN = ("llama", "phi3", "qwen3")
+"""Whose rows can be packed, and can go on from shared prompts."""
 ONE_LESS = ("plamo3",)
 """Beyond the window, mlx_lm's cache of these keeps a position less than its mask shows."""
 
 pytestmark = pytest.mark.architectures
 
 
-def types() -> list[Any]:
+def types(but: tuple[str, ...] = ()) -> list[Any]:
     """All that can be trained, and their variants; the rarer ones marked."""
-    names = [name for name in architectures.installed() if name not in CANNOT_BE_TRAINED]
+    names = [name for name in architectures.installed() if name not in (*CANNOT_BE_TRAINED, *but)]
     names += architectures.VARIANTS
     return [pytest.param(name, marks=() if name in ORDINARY else pytest.mark.rarer) for name in names]
+
+
+def aliases() -> list[Any]:
+    """Other names of what can be trained."""
+    return [name for name, own in architectures.aliases().items() if own not in CANNOT_BE_TRAINED]
 
 
 every_type = pytest.mark.parametrize("model_type", types())
@@ -73,7 +84,7 @@ with_targets = pytest.mark.parametrize("targets", TARGETS)
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Gives a type's folder, written when it is first asked for."""
     place = tmp_path_factory.mktemp("architectures")
-    return functools.cache(lambda model_type: architectures.write(model_type, place))
+    return functools.cache(lambda model_type, bits=None: architectures.write(model_type, place, bits=bits))
 
 
 @pytest.fixture(scope="session")
@@ -134,6 +145,49 @@ def full_logits_loss(model: nn.Module, rows: FakeRows) -> mx.array:
     return total
 
 
+def wanted_of(folder: Path, targets: str, rows: FakeRows) -> tuple[mx.array, dict[str, mx.array]]:
+    """That loss, and its gradients by plain autodiff."""
+    reference = theirs(folder)
+    adapted(reference, targets)
+    reference.train()
+    loss, gradients = nn.value_and_grad(reference, lambda model: full_logits_loss(model, rows))(reference)
+    return loss, dict(tree_flatten(gradients))
+
+
+def assert_agrees(ways: Gradients, batch: Batch, wanted_loss: mx.array, wanted: dict[str, mx.array]) -> None:
+    """The loss, alone and with gradients, and each array's gradient."""
+    assert_close(ways.loss(batch), wanted_loss, 1e-4, f"the loss alone ({ways.how})")
+    loss, gradients = ways.loss_and_gradients(batch)
+    assert_close(loss, wanted_loss, 1e-4, f"the loss ({ways.how})")
+    found = dict(tree_flatten(gradients))
+    assert found.keys() == wanted.keys()
+    for name, array in wanted.items():
+        assert_close(found[name], array, 1e-3, f"{name} ({ways.how})")
+
+
+def continued() -> tuple[Batch, FakeRows]:
+    """Three texts that go on from two prompts, and the same texts whole. Only what goes on is a target."""
+    rng = np.random.default_rng(8)
+    prompts = [rng.integers(architectures.FIRST_PIECE, architectures.VOCAB_SIZE, length).tolist() for length in (11, 6)]
+    groups, width = (0, 1, 0), 9
+    ends = [rng.integers(architectures.FIRST_PIECE, architectures.VOCAB_SIZE, width + 1).tolist() for _ in groups]
+    batch = Batch(
+        mx.array([end[:-1] for end in ends]),
+        mx.arange(3 * width),
+        mx.array([token for end in ends for token in end[1:]]),
+        mx.ones(3 * width),
+        (0, 1, 2),
+        num_tokens=3 * width,
+        num_targets=3 * width,
+        prompts=SharedPrompts(mx.array([prompts[0], [*prompts[1], *[0] * 5]]), mx.array([11, 6]), mx.array(groups)),
+    )
+    texts = [np.array([*prompts[group], *end]) for group, end in zip(groups, ends, strict=True)]
+    masks = [
+        (np.arange(len(text)) > len(prompts[group])).astype(np.uint8) for group, text in zip(groups, texts, strict=True)
+    ]
+    return batch, FakeRows(texts, masks)
+
+
 def assert_close(found: mx.array, wanted: mx.array, tolerance: float, what: str) -> None:
     found_array, wanted_array = np.array(found, np.float64), np.array(wanted, np.float64)
     assert found_array.shape == wanted_array.shape, what
@@ -154,29 +208,61 @@ def test_no_model_type_is_missing() -> None:
 def test_first_loss_and_gradients_are_those_of_full_logits(
     folders: Any, rows: FakeRows, model_type: str, targets: str
 ) -> None:
-    folder = folders(model_type)
-    reference = theirs(folder)
-    adapted(reference, targets)
-    reference.train()
-    wanted_loss, gradients = nn.value_and_grad(reference, lambda model: full_logits_loss(model, rows))(reference)
-    wanted = dict(tree_flatten(gradients))
-
+    wanted_loss, wanted = wanted_of(folders(model_type), targets, rows)
     backend, device = open_backend(RuntimeConfig(), seed=0)
     batch = make_batch(rows, (0, 1, 2), Shape(backend.bucket_multiple))
     for kernels, checkpoint_every in ((kernels_for(device), 0), (PortableKernels(), 0), (kernels_for(device), 1)):
-        model = load_model(folder, "float32").model
+        model = load_model(folders(model_type), "float32").model
         adapted(model, targets)
         model.train()
         ways = choose_gradients(
             model, SupervisedFineTuning(), kernels, compiled=False, checkpoint_every=checkpoint_every
         )  # fmt: skip
-        assert_close(ways.loss(batch), wanted_loss, 1e-4, f"the loss alone ({ways.how})")
-        loss, gradients = ways.loss_and_gradients(batch)
-        assert_close(loss, wanted_loss, 1e-4, f"the loss ({ways.how})")
-        found = dict(tree_flatten(gradients))
-        assert found.keys() == wanted.keys()
-        for name, array in wanted.items():
-            assert_close(found[name], array, 1e-3, f"{name} ({ways.how})")
+        assert_agrees(ways, batch, wanted_loss, wanted)
+
+
+@pytest.mark.parametrize("model_type", types(but=NOT_QUANTIZED))
+def test_gradients_and_adapter_of_a_quantized_model_are_right(
+    folders: Any, tmp_path: Path, rows: FakeRows, model_type: str
+) -> None:
+    folder = folders(model_type, 4)
+    backend, device = open_backend(RuntimeConfig(), seed=0)
+    model = load_model(folder, "float32").model
+    injected = adapted(model, "all")
+    model.train()
+    ways = choose_gradients(model, SupervisedFineTuning(), kernels_for(device), compiled=False)
+    batch = make_batch(rows, (0, 1, 2), Shape(backend.bucket_multiple))
+    assert_agrees(ways, batch, *wanted_of(folder, "all", rows))
+
+    save_config(tmp_path, adapter_config(lora("all"), injected.keys))
+    save_weights(tmp_path / "adapters.safetensors", model)
+    model.eval()
+    served = load_adapters(theirs(folder), str(tmp_path))
+    served.eval()
+    tokens_BL = mx.array(rows.tokens[0][None])
+    assert_close(model(tokens_BL), served(tokens_BL), 1e-4, "logits")
+
+
+@every_type
+@pytest.mark.parametrize("own", [True, False], ids=["own", "portable"])
+def test_packed_rows_and_shared_prompts_are_taken_only_where_gradients_are_right(
+    folders: Any, rows: FakeRows, model_type: str, own: bool
+) -> None:
+    _, device = open_backend(RuntimeConfig(), seed=0)
+    model = load_model(folders(model_type), "float32").model
+    adapted(model, "all")
+    model.train()
+    kernels = kernels_for(device) if own else PortableKernels()
+    ways = choose_gradients(model, SupervisedFineTuning(), kernels, compiled=False)
+    cannot_pack, cannot_share = ways.cannot_pack(), ways.cannot_share()
+    if model_type in PLAIN:
+        assert cannot_pack is None and cannot_share is None
+    if cannot_pack is None:
+        batch = make_packed(rows, (0, 1, 2), Shape(8))
+        assert_agrees(ways, batch, *wanted_of(folders(model_type), "all", rows))
+    if cannot_share is None:
+        batch, whole = continued()
+        assert_agrees(ways, batch, *wanted_of(folders(model_type), "all", whole))
 
 
 @every_type
@@ -186,6 +272,9 @@ def test_mlx_lm_serves_the_saved_adapter(
 ) -> None:
     model = load_model(folders(model_type), "float32").model
     injected = adapted(model, targets)
+    experts = any(isinstance(module, SwitchLinear | QuantizedSwitchLinear) for module in model.modules())
+    if targets == "all":
+        assert experts == any(array.ndim == 3 for array in adapter_arrays(model).values())
     save_config(tmp_path, adapter_config(lora(targets), injected.keys))
     save_weights(tmp_path / "adapters.safetensors", model)
     model.eval()
@@ -236,7 +325,18 @@ def test_what_is_drawn_with_a_cache_is_what_training_sees(folders: Any, model_ty
     assert drawing_error(model, prompt, count) < 1e-3
 
 
-@every_type
+@pytest.mark.parametrize("alias", aliases())
+def test_another_name_of_a_type_trains(folders: Any, rows: FakeRows, alias: str) -> None:
+    backend, device = open_backend(RuntimeConfig(), seed=0)
+    model = load_model(folders(alias), "float32").model
+    adapted(model, "default")
+    model.train()
+    ways = choose_gradients(model, SupervisedFineTuning(), kernels_for(device), compiled=False)
+    batch = make_batch(rows, (0, 1, 2), Shape(backend.bucket_multiple))
+    assert_agrees(ways, batch, *wanted_of(folders(alias), "default", rows))
+
+
+@pytest.mark.parametrize("model_type", [*types(), *aliases()])
 def test_plan_gives_figures(folders: Any, model_type: str) -> None:
     folder = folders(model_type)
     config = RunConfig(model=ModelConfig(model=str(folder), mlx_path=str(folder)))
@@ -285,16 +385,16 @@ def test_few_types_cannot_be_trained() -> None:
     assert set(CANNOT_BE_TRAINED) < set(architectures.installed())
 
 
-@pytest.mark.parametrize("model_type", CANNOT_BE_TRAINED)
+@pytest.mark.parametrize("model_type", [*CANNOT_BE_TRAINED, "deepseek_v41_text"])
 def test_one_that_cannot_be_trained_gets_its_reason_in_a_line(folders: Any, tmp_path: Path, model_type: str) -> None:
-    folder = folders(model_type)
+    folder, reason = folders(model_type), CANNOT_BE_TRAINED[architectures.aliases().get(model_type, model_type)]
     (tmp_path / "data.jsonl").write_text(json.dumps({"question": "7 + 9", "answer": "#### 16"}) + "\n")
     for command in ("train", "plan"):
         more = ("--dataset", "data.jsonl") if command == "train" else ()
         finished = run(tmp_path, command, "--model", folder, "--mlx-path", folder, *more)
         assert finished.returncode == 2
         errors = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1 and model_type in errors[0] and CANNOT_BE_TRAINED[model_type] in errors[0]
+        assert len(errors) == 1 and model_type in errors[0] and reason in errors[0]
 
 
 @pytest.mark.parametrize("model_type", CANNOT_BE_TRAINED)

@@ -78,6 +78,14 @@ def test_the_dataset_s_own_answer_and_values() -> None:
     assert (problem.answer, problem.id, problem.meta) == ("2.5", "u", {"level": "5"})
 
 
+def test_an_empty_cell_that_came_as_nan_is_empty() -> None:
+    columns = Columns("problem", "solution", "answer")
+    problem = make_problem({"problem": "q", "solution": "#### 4", "answer": float("nan")}, columns, 0)
+    assert problem.answer == "4"
+    with pytest.raises(SkippedRowError, match="empty solution"):
+        make_problem({"problem": "q", "solution": float("nan"), "answer": 4.5}, columns, 0)
+
+
 def test_text_is_kept_as_it_is() -> None:
     problem = make_problem({"problem": " {q} \n", "solution": "\n s "}, Columns("problem", "solution"), 0)
     assert (problem.question, problem.solution) == (" {q} \n", "\n s ")
@@ -90,7 +98,9 @@ def test_text_is_kept_as_it_is() -> None:
         ({"problem": " \n", "solution": "s"}, "empty problem"),
         ({"problem": "q", "solution": ""}, "empty solution"),
         ({"problem": "q"}, "empty solution"),
-        ({"problem": "q", "solution": ["s"]}, "solution is not text"),
+        ({"problem": "q", "solution": ["s", "t"]}, "solution is not text"),
+        ({"problem": "q", "solution": float("nan")}, "empty solution"),
+        ({"problem": "q \ud83d", "solution": "s"}, "problem with half a character"),
         ({"problem": True, "solution": "s"}, "problem is not text"),
     ],
 )
@@ -125,7 +135,16 @@ def test_conversation() -> None:
         ("text", "messages are not a list"),
         (["text"], "messages without a role"),
         ([{"role": "user", "content": None}, {"role": "assistant", "content": "a"}], "empty problem"),
-        ([{"role": "user", "content": ["q"]}, {"role": "assistant", "content": "a"}], "message is not text"),
+        ([{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "a"}], "no text .image"),
+        ([{"role": "narrator", "content": "q"}, {"role": "assistant", "content": "a"}], "unknown role 'narrator'"),
+        (
+            [{"role": "user", "content": "q"}, {"role": "tool", "content": "8"}, {"role": "assistant", "content": "a"}],
+            "alternate",
+        ),
+        (
+            [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [{"function": {}}]}],
+            "tool calls that are not",
+        ),
     ],
 )
 def test_conversations_left_out(messages: object, reason: str) -> None:

@@ -225,7 +225,7 @@ def test_little_of_gsm8k_s_training_set_is_removed() -> None:
 
 @needs_gsm8k
 def test_bundled_hashes_are_those_of_the_benchmarks() -> None:
-    for name, path, key in (("gsm8k", "gsm8k", "question"), ("math-500", "math500", "problem")):
+    for name, path, key in (("gsm8k", "gsm8k", "question"), ("math500", "math500", "problem")):
         lines = (SHARED / path / "test.jsonl").read_text().splitlines()
         made = fingerprint_benchmark(name, "", [json.loads(line)[key] for line in lines])
         (bundled,) = open_benchmarks([name])
@@ -253,7 +253,7 @@ def test_benchmarks_by_name_and_file(tmp_path: Path) -> None:
         [question(1), question(2), "What is  3+3", f"First: {question(1)[:90]} and so on", "What is 3 + 4?"]
     )
     assert benchmark.holds(asked).tolist() == [True, False, True, True, False]
-    assert [b.name for b in open_benchmarks(["gsm8k", "math-500"])] == ["gsm8k", "math-500"]
+    assert [b.name for b in open_benchmarks(["gsm8k", "MATH-500"])] == ["gsm8k", "math500"]
     with pytest.raises(InputError, match="--decontaminate: no benchmark 'gms8k', but .*; did you mean 'gsm8k'"):
         open_benchmarks(["gms8k"])
     with pytest.raises(InputError, match="--decontaminate .*: .*does not exist"):

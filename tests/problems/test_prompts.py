@@ -146,7 +146,7 @@ def test_own_template(tmp_path: Path) -> None:
         "Put the answer of 1+1 into \\boxed{}: ", "One {answer} more.\n\\boxed{2}",
     ]  # fmt: skip
     with pytest.raises(SkippedRowError, match="no answer, which the template needs"):
-        template.render(Problem("0", "1+1", solution="s"))
+        template.render(Problem("0", "1+1", solution="One more than 1 is reached."))
     assert rendered(template.chat_template(bos=False), [{"role": "user", "content": "1+1"}]) == text[0].text
 
 

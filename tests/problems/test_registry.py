@@ -7,11 +7,15 @@ from typing import Any
 import pytest
 
 from mlxmath.config.schema import DataConfig, SourceConfig
+from mlxmath.distillation.questions import load_questions
 from mlxmath.errors import InputError
+from mlxmath.evaluation.benchmarks import load_benchmark
 from mlxmath.problems import sources
+from mlxmath.problems.decontaminate import open_benchmarks
 from mlxmath.problems.local import AbsentError, Rows
 from mlxmath.problems.problem import Problem
 from mlxmath.problems.registry import DATASETS, known
+from mlxmath.problems.similarity import normalise
 from mlxmath.problems.sources import load_problems
 
 OPEN_R1 = {
@@ -345,3 +349,92 @@ def test_no_fallback_for_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no rows"):
         load_problems(SourceConfig(dataset=str(tmp_path / "a.jsonl"), fallback="demo"))
     assert load_problems(SourceConfig(dataset=str(tmp_path / "b.jsonl"), fallback="demo")).rows.name == "demo"
+
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+@pytest.mark.parametrize("name", ["math500", "math-500", "MATH-500", "math_500", "HuggingFaceH4/MATH-500"])
+def test_a_dataset_has_one_name_however_it_is_spelled(name: str) -> None:
+    assert known(name) is DATASETS["math500"]
+    assert [benchmark.name for benchmark in open_benchmarks([name])] == ["math500"]
+
+
+def test_what_lies_here_comes_before_another_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gsm_hard").mkdir()
+    write(tmp_path / "gsm_hard" / "train.jsonl", {"problem": "mine", "solution": "s"})
+    assert [problem.question for problem in load_problems(DataConfig(dataset="gsm_hard"))] == ["mine"]
+
+
+def test_aliases_and_names_are_of_one_dataset_each() -> None:
+    names = [name.lower().replace("-", "") for d in DATASETS.values() for name in (d.name, *d.aliases)]
+    assert len(set(names)) == len(names) and known("gsm_hard") is DATASETS["gsm-hard"]
+    assert known("minerva_math") is DATASETS["minerva"] and known("nothing") is None
+
+
+SVAMP = {"Body": "Philip has 290 bananas", "Question": "How big?", "Equation": "( 290.0 / 2.0 )", "Answer": 145.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "question", "gold"),
+    [
+        ("svamp", SVAMP, "Philip has 290 bananas. How big?", "145"),
+        ("gsm-hard", {"input": "q?", "code": "def solution():\n    return result", "target": -2.5}, "q?", "-2.5"),
+        ("mathqa", {"Problem": "q?", "Rationale": "r", "options": "a ) 1", "correct": "a"}, "q?\nOptions: a ) 1", "a"),
+        ("gsm8k", {"question": "q?", "answer": "1 + 1 = <<1+1=2>>2\n#### 2"}, "q?", "2"),
+        ("minerva", {"question": "q?", "answer": "1.6"}, "q?", "1.6"),
+    ],
+)
+def test_every_use_gets_the_same_text_and_gold(
+    tmp_path: Path, name: str, row: dict[str, Any], question: str, gold: str
+) -> None:
+    path = write(tmp_path / "rows.jsonl", row)
+    (item,) = load_benchmark(f"{name}={path}").items
+    (asked,) = load_questions(DataConfig(dataset=path, decontaminate=())).items
+    (problem,) = load_problems(DataConfig(dataset=path), solutions_required=False)
+    assert {item.question, asked.text, problem.question} == {question}
+    assert {item.gold, asked.gold} == {gold}
+    assert item.id == f"{name}/0"
+    clean = tmp_path / "bench.jsonl"
+    write(clean, {"problem": item.question, "solution": "s"})
+    (benchmark,) = open_benchmarks([str(clean)])
+    assert benchmark.texts.tolist() == normalise([problem.question]).texts.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("svamp", "svamp/test"), ("math500", "math500/test"), ("gsm-hard", "gsm_hard/train")]
+)
+def test_published_files_have_one_text(name: str, file: str) -> None:
+    path = SHARED / f"{file}.jsonl"
+    if not path.is_file():
+        pytest.skip(f"{path} is not here")
+    items = load_benchmark(f"{name}={path}").items
+    problems = list(load_problems(DataConfig(dataset=str(path)), solutions_required=False))
+    assert [item.question for item in items] == [problem.question for problem in problems]
+
+
+def test_benchmarks_come_from_the_hub_by_the_same_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(
+        monkeypatch,
+        {
+            "ChilleD/SVAMP": [SVAMP],
+            "reasoning-machines/gsm-hard": [{"input": "q", "code": "c", "target": 3.0}],
+            "EleutherAI/hendrycks_math": [
+                {"problem": "q", "level": "Level 5", "type": "Algebra", "solution": "\\boxed{1}"}
+            ],
+            "HuggingFaceH4/aime_2024": [{"id": 60, "problem": "q", "solution": "s", "answer": "204"}],
+        },
+    )
+    assert load_benchmark("svamp").items[0].gold == "145"
+    assert load_benchmark("gsm-hard").items[0].gold == "3"
+    math = load_benchmark("hendrycks_math")
+    assert (math.name, len(math.items), math.items[0].level, math.items[0].subject) == ("math", 7, "5", "Algebra")
+    assert (math.max_tokens, math.kind) == (2048, "competition")
+    assert load_benchmark("aime_2024").items[0].id == "aime24/0"
+    open_benchmarks(["svamp", "gsm-hard"])
+    asked = {(name, split) for name, _, split, *_ in hub.asked}
+    assert asked == {
+        ("ChilleD/SVAMP", "test"), ("reasoning-machines/gsm-hard", "train"), ("EleutherAI/hendrycks_math", "test"),
+        ("HuggingFaceH4/aime_2024", "train"),
+    }  # fmt: skip

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from mlxmath import files
 from mlxmath.config.schema import LoraConfig, RunConfig, TrainingConfig
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.files import atomic_file, atomic_folder, atomic_write, remove_leftovers
+from mlxmath.files import atomic_file, atomic_folder, atomic_write, remove_leftovers, this_host
 from mlxmath.lora.inject import inject
 from mlxmath.training import run
 from mlxmath.training.checkpoint import Saver, newest_checkpoint, save_checkpoint
@@ -45,6 +46,16 @@ def report(step: int) -> StepReport:
     return StepReport(Position(step=step), 1.0, 1.0, 1e-3, 1, 1, 0.1, applied=True)
 
 
+def test_a_checkpoint_is_also_made_where_it_is_asked_for(tmp_path: Path, model: nn.Module) -> None:
+    saver = Saver(
+        tmp_path, model, adamw(model), {}, TrainingConfig(save_every=5, keep_checkpoints=9), Deadline(1e9),
+        is_marked=lambda step: step == 7,
+    )  # fmt: skip
+    for step in range(1, 12):
+        saver.on_step(report(step))
+    assert names(tmp_path) == ["step-10", "step-5", "step-7"]
+
+
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_the_newest_are_kept(tmp_path: Path, model: nn.Module, keep: int) -> None:
     saver = Saver(
@@ -64,8 +75,8 @@ class Part:
     def state(self) -> dict[str, Any]:
         return {"part": {"loss": 0.1 + 0.2}}
 
-    def files(self) -> dict[str, Path]:
-        return {"kept.bin": self.file}
+    def files(self) -> dict[str, Path | bytes]:
+        return {"kept.bin": self.file, "made.bin": b"made"}
 
 
 def test_parts_state_and_files_are_taken_in_as_they_are_then(tmp_path: Path, model: nn.Module) -> None:
@@ -75,6 +86,7 @@ def test_parts_state_and_files_are_taken_in_as_they_are_then(tmp_path: Path, mod
     found = newest_checkpoint(tmp_path)
     assert found is not None and found.state == {"part": {"loss": 0.1 + 0.2}}
     assert (found.path / "kept.bin").read_bytes() == b"then"
+    assert (found.path / "made.bin").read_bytes() == b"made"
     (path / "kept.bin").write_bytes(b"harm")
     assert newest_checkpoint(tmp_path) is None
 
@@ -147,13 +159,19 @@ def dead_pid() -> int:
 
 
 def test_leftovers_of_dead_processes_are_removed_and_others_stay(tmp_path: Path, dead_pid: int) -> None:
+    host = this_host()
     stay = [
-        f".events.jsonl.{os.getppid()}.abc.tmp", ".hidden", ".DS_Store", "loss.png", ".a.tmp", f"x.{dead_pid}.abc.tmp",
-        f".x.{dead_pid}.abc.bak",
+        f".events.jsonl.{host}.{os.getppid()}.abc.tmp", ".hidden", ".DS_Store", "loss.png", ".a.tmp",
+        f"x.{host}.{dead_pid}.abc.tmp", f".x.{host}.{dead_pid}.abc.bak",
     ]  # fmt: skip
-    for name in (f".adapters.safetensors.{dead_pid}.abc_d.tmp", f".run.json.{os.getpid()}.abc.tmp", *stay):
+    for name in (
+        f".adapters.safetensors.{host}.{dead_pid}.abc_d.tmp",
+        f".run.json.{host}.{os.getpid()}.abc.tmp",
+        *stay,
+    ):
         (tmp_path / name).write_text("")
-    for name in (f".step-5.{dead_pid}.abc.tmp", f".step-6.{dead_pid}.abc.old", f".best.{dead_pid}.abc.old"):
+    dead = f"{host}.{dead_pid}.abc"
+    for name in (f".step-5.{dead}.tmp", f".step-6.{dead}.old", f".best.{dead}.old"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
     (tmp_path / "step-6").mkdir()
@@ -161,6 +179,27 @@ def test_leftovers_of_dead_processes_are_removed_and_others_stay(tmp_path: Path,
     assert {path.name for path in tmp_path.iterdir()} == {*stay, "step-6", "best"}
     assert (tmp_path / "best" / "file").exists()  # killed between two renames: it was the whole one
     remove_leftovers(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("host", ["0123abcd.", ""])
+def test_what_another_host_writes_stays_until_it_is_abandoned(tmp_path: Path, dead_pid: int, host: str) -> None:
+    """Its process numbers mean nothing here; names without a host are those of older versions."""
+    file, folder = (tmp_path / f".{name}.{host}{dead_pid}.abc.tmp" for name in ("run.json", "step-5"))
+    file.write_text("half")
+    folder.mkdir()
+    (folder / "adapters.safetensors").write_text("half")
+    remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path, "run.json")
+    assert file.exists() and folder.exists()
+    two_days_ago = time.time() - 2 * 24 * 3600
+    for path in (file, folder):
+        os.utime(path, (two_days_ago, two_days_ago))
+    remove_leftovers(tmp_path)
+    assert not file.exists() and folder.exists(), "a file in the folder has just been written"
+    os.utime(folder / "adapters.safetensors", (two_days_ago, two_days_ago))
+    os.utime(folder, (two_days_ago, two_days_ago))
+    remove_leftovers(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_names_that_are_written_are_recognized(tmp_path: Path) -> None:
@@ -179,10 +218,11 @@ def test_the_names_that_are_written_are_recognized(tmp_path: Path) -> None:
 @pytest.mark.parametrize("resume", [True, False])
 def test_the_next_run_removes_them(tmp_path: Path, dead_pid: int, resume: bool) -> None:
     folder = tmp_path / "adapters"
+    dead = f"{this_host()}.{dead_pid}.abc.tmp"
     planted = (
-        folder / f".adapters.safetensors.{dead_pid}.abc.tmp",
-        folder / "checkpoints" / f".step-9.{dead_pid}.abc.tmp" / "adapters.safetensors",
-        folder / "best" / f".adapters.safetensors.{dead_pid}.abc.tmp",
+        folder / f".adapters.safetensors.{dead}",
+        folder / "checkpoints" / f".step-9.{dead}" / "adapters.safetensors",
+        folder / "best" / f".adapters.safetensors.{dead}",
     )
     for path in planted:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,8 @@ import errno
 import io
 import json
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ import pytest
 
 from mlxmath.backends.base import MemoryStats
 from mlxmath.training import events
-from mlxmath.training.curves import plot_loss
+from mlxmath.training.curves import plot_loss, plot_pairs, plot_rollouts
 from mlxmath.training.deadline import Deadline
 from mlxmath.training.events import EventLog, ProgressBar, read_events
 from mlxmath.training.fit import Position, StepReport
 from mlxmath.training.validation import Best, Measurement
+from mlxmath.training.watching import LOSS, RowWatch
 
 
 def step_report(step: int, loss: float = 1.0, applied: bool = True) -> StepReport:
@@ -111,18 +114,125 @@ class FakeBackend:
 
 def test_the_line_shows_the_last_validation_and_each_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     bar = ProgressBar(20, 0, Deadline(1e9), FakeBackend(), interval_s=0.0)  # type: ignore[arg-type]
-    bar.on_step(step_report(1))
+    bar.on_step(step_report(1), {"loss": 1.5})
     bar.on_validation(measurement(1, 0.5, Best(1, 0.5)))
-    bar.on_step(step_report(2))
+    bar.on_step(step_report(2), {"loss": 1.25})
     bar.on_validation(measurement(2, 0.625, Best(1, 0.5)))
     bar.on_validation(measurement(3, math.nan, None))
     bar.close()
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("step 1/20: loss 1.0000, ") and "validation" not in lines[0]
+    assert lines[0].startswith("step 1/20: loss 1.0000, smoothed loss 1.5000, ") and "validation" not in lines[0]
     assert lines[1] == "step 1/20: validation loss 0.5000 on 591 tokens in 0.2s, the lowest so far"
-    assert lines[2].startswith("step 2/20: loss 1.0000, validation 0.5000, ")
+    assert lines[2].startswith("step 2/20: loss 1.0000, smoothed loss 1.2500, validation 0.5000, ")
     assert lines[3] == "step 2/20: validation loss 0.6250 on 591 tokens in 0.2s; the lowest: 0.5000 at step 1"
     assert lines[4] == "step 3/20: validation loss nan on 591 tokens in 0.2s"
+
+
+def test_the_line_tells_the_time_left_at_the_pace_of_the_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    bar = ProgressBar(20, 10, Deadline(1000.0, lambda: now[0]), FakeBackend(), interval_s=0.0)  # type: ignore[arg-type]
+    bar.on_validation(measurement(10, 0.5, None))
+    for step in (11, 12):
+        now[0] = 100.0 + 5 * (step - 11)  # the base's validation took a hundred seconds
+        bar.on_step(replace(step_report(step), seconds=5.0), {"loss": 1.0})
+    lines = capsys.readouterr().err.splitlines()
+    assert "20 tok/s" in lines[2] and "elapsed 1m 45s, 40.0s left, deadline in 14m 55s" in lines[2]
+    now[0] = 990.0
+    bar.on_step(step_report(13), {"loss": 1.0})
+    assert "10.0s left, deadline in 10.0s" in capsys.readouterr().err
+
+
+def by_hand(losses: list[float]) -> list[float]:
+    """Of all values so far, each 0.9 times as heavy as the next one, the mean."""
+    found = []
+    for n in range(1, len(losses) + 1):
+        weights = [0.9 ** (n - 1 - i) for i in range(n)]
+        found.append(sum(w * v for w, v in zip(weights, losses, strict=False)) / sum(weights))
+    return found
+
+
+def test_one_smoothed_loss_everywhere_and_over_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = [3.0, 1.0, 2.0, 0.5, 0.25, 4.0]
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    bar = ProgressBar(6, 0, Deadline(1e9), FakeBackend(), interval_s=0.0)  # type: ignore[arg-type]
+    watch = RowWatch(log, bar, LOSS, "")
+    for step in (1, 2, 3, 4):
+        watch.on_step(step_report(step, losses[step - 1]))
+    watch.on_step(step_report(5, math.nan, applied=False))
+    log = EventLog(path, from_step=3)
+    bar = ProgressBar(6, 3, Deadline(1e9), FakeBackend(), interval_s=0.0)  # type: ignore[arg-type]
+    watch = RowWatch(log, bar, LOSS, "")
+    for step in (4, 5, 6):
+        watch.on_step(step_report(step, losses[step - 1]))
+    steps = [event for event in read_events(path) if event["event"] == "step"]
+    assert [event["loss"] for event in steps] == losses
+    assert [event["smoothed_loss"] for event in steps] == pytest.approx(by_hand(losses), rel=1e-12)
+    shown = re.findall(r"step (\d)/6: loss (\S+), smoothed loss (\S+),", capsys.readouterr().err)
+    assert [(int(s), float(a), float(b)) for s, a, b in shown[-3:]] == [
+        (event["step"], round(event["loss"], 4), round(event["smoothed_loss"], 4)) for event in steps[-3:]
+    ]
+    lines = drawn_lines(monkeypatch, lambda: plot_loss(path, tmp_path / "loss.png"))
+    assert [y for _, y in lines["smoothed"]] == [event["smoothed_loss"] for event in steps]
+    assert [y for _, y in lines["each step"]] == losses
+
+
+def drawn_lines(monkeypatch: pytest.MonkeyPatch, draw: Any, marked: bool = False) -> dict[str, Any]:
+    """The curves of all panels by name: their points, or whether each point is marked."""
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+        draw()
+    lines = [line for axes in drawn[0].axes for line in axes.lines]
+    return {
+        str(line.get_label()): line.get_marker() not in (None, "None", "") if marked else line.get_xydata().tolist()
+        for line in lines
+    }
+
+
+def test_a_single_step_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path / "events.jsonl", 1, every=1)
+    lines = drawn_lines(monkeypatch, lambda: plot_loss(path, tmp_path / "loss.png"), marked=True)
+    assert lines.keys() >= {"each step", "smoothed", "held-out rows"} and all(lines.values())
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps({"event": "step", "step": 1, "loss": 0.7, "margin": 0.1}) + "\n")
+    lines = drawn_lines(monkeypatch, lambda: plot_pairs(pairs, tmp_path / "curves.png"), marked=True)
+    assert lines.keys() >= {"loss", "margin"} and all(lines.values())
+    many = written(tmp_path / "many.jsonl", 400)
+    lines = drawn_lines(monkeypatch, lambda: plot_loss(many, tmp_path / "loss.png"), marked=True)
+    assert not any(lines.values())
+
+
+def test_rollouts_without_a_step_lie_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+
+    def rollout(number: int, step: int) -> None:
+        log.write(
+            "rollout", step=step + 1, rollout=number, reward=0.1 * number, rewards={"mine": 0.1 * number},
+            zero_variance=1.0, truncated=0.0, mean_length=10.0 + number,
+        )  # fmt: skip
+
+    def step(number: int) -> None:
+        log.write("step", step=number, clipped=0.0, kl=0.01, entropy=1.0 / number)
+
+    log.write("validation", step=0, accuracy=0.25)
+    for number in range(3):
+        rollout(number, 0)
+    step(1)
+    step(2)
+    rollout(3, 2)
+    step(3)
+    log.write("validation", step=3, accuracy=0.5)
+    lines = drawn_lines(monkeypatch, lambda: plot_rollouts(path, tmp_path / "curves.png"))
+    assert lines["mean length"] == [[1, 10], [2, 11], [3, 12], [4, 13]]
+    assert lines["reward"] == [[1, 0.0], [2, 0.1], [3, 0.2], [4, pytest.approx(0.3)]]
+    assert [x for x, _ in lines["entropy"]] == [3, 3.5, 4]
+    assert lines["held-out accuracy"] == [[0, 0.25], [4, 0.5]]
 
 
 def written(path: Path, num_steps: int, every: int = 0) -> Path:

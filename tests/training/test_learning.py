@@ -21,7 +21,7 @@ from mlxmath.objectives.grpo import PolicyGradient
 from mlxmath.objectives.rewards import Rewards, Sample
 from mlxmath.objectives.rollout import Prompt
 from mlxmath.training.deadline import Deadline, StopRequest
-from mlxmath.training.drawing import Drawing, wrong_answers
+from mlxmath.training.drawing import Drawing, right_answers
 from mlxmath.training.fit import fit
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.rollouts import RolloutReport, RolloutSource
@@ -66,9 +66,9 @@ class Learner:
         )  # fmt: skip
 
     def share_right(self) -> float:
-        found = wrong_answers(self.workers, self.tokenizer, PROMPTS, 4, 64, lambda: False)
+        found = right_answers(self.workers, self.tokenizer, PROMPTS, 4, 64, lambda: False)
         assert found is not None
-        return 1 - found[0]
+        return found[0]
 
     def arrays(self) -> dict[str, mx.array]:
         return {name: mx.array(array) for name, array in tree_flatten(self.model.trainable_parameters())}

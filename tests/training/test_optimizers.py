@@ -311,3 +311,24 @@ def test_a_compiled_step_equals_a_plain_one() -> None:
                 mx.eval(state)
         for key in ("lora_a", "lora_b", "m"):
             np.testing.assert_allclose(np.array(models[0][key]), np.array(models[1][key]), rtol=1e-3, atol=1e-4)
+
+
+def test_muon_takes_a_stack_of_experts_matrix_by_matrix() -> None:
+    """As if each expert's matrix were a parameter of its own; a depthwise convolution's kernels stay one matrix."""
+
+    def stepped(**arrays: np.ndarray) -> dict[str, np.ndarray]:
+        model = Arrays(**arrays)
+        slopes = {name: normal(*array.shape, seed=7) for name, array in arrays.items()}
+        if "e0" in arrays:
+            slopes = {f"e{i}": matrix for i, matrix in enumerate(normal(3, 4, 16, seed=7))}
+        step(make_optimizer(config("muon"), model), model, **slopes)
+        return {name: np.array(model[name]) for name in arrays}
+
+    stack = normal(3, 4, 16)
+    apart = stepped(**{f"e{i}": matrix for i, matrix in enumerate(stack)})
+    np.testing.assert_allclose(stepped(w=stack)["w"], [apart[f"e{i}"] for i in range(3)], rtol=1e-5, atol=1e-6)
+    assert np.abs(stepped(w=stack.reshape(3, 64))["w"].reshape(stack.shape) - stepped(w=stack)["w"]).max() > 1e-3
+    kernels = normal(8, 4, 1)
+    one = stepped(w=kernels.reshape(8, 4))["w"].reshape(8, 4, 1) - kernels
+    found = stepped(w=kernels)["w"] - kernels
+    np.testing.assert_allclose(found, one * np.sqrt(4 / 1) / np.sqrt(8 / 4), rtol=1e-3, atol=1e-6)

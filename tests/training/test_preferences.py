@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from mlxmath.backends.ranks import Ranks
 from mlxmath.config.objectives import DpoConfig, RewardModelConfig
 from mlxmath.config.schema import LoraConfig, TrainingConfig
 from mlxmath.data.batches import Shape, Window
@@ -145,16 +146,73 @@ def test_how_a_window_is_split_changes_nothing(rows: FakeRows, loss_type: str) -
             np.testing.assert_allclose(found[name], array, atol=2e-5 * max(1, np.abs(array).max()))
 
 
-def test_reference_logprobs_are_computed_once_and_restored(rows: FakeRows) -> None:
+def checkpoint_of(kept: ReferenceLogprobs, folder: Path) -> Checkpoint:
+    for name, contents in kept.files().items():
+        assert isinstance(contents, bytes)
+        (folder / name).write_bytes(contents)
+    return Checkpoint(folder, Position(), {}, kept.state())
+
+
+def test_reference_logprobs_are_computed_once_and_restored(rows: FakeRows, tmp_path: Path) -> None:
     made = Made()
     assert accumulate(made.workers, window_of(rows)) is not None
-    state = made.kept.state()
+    computed = dict(made.kept.known)
+    saved = checkpoint_of(made.kept, tmp_path)
     made.kept.known[0] = (-1.0, -2.0)
     assert accumulate(made.workers, window_of(rows)) is not None
     assert made.kept.known[0] == (-1.0, -2.0), "what is known is not computed again"
     other = ReferenceLogprobs()
-    other.restore(Checkpoint(Path(), Position(), {}, state))
-    assert other.state() == state and len(other.known) == 9
+    other.restore(saved)
+    assert other.known == computed and len(computed) == 9, "to the last bit"
+
+
+def test_reference_logprobs_of_many_pairs_are_a_small_array_and_nothing_in_json(tmp_path: Path) -> None:
+    kept = ReferenceLogprobs()
+    for pair in range(10_000):
+        kept.add(pair, -1.0 / (1 + pair), -2.0)
+    saved = checkpoint_of(kept, tmp_path)
+    assert saved.state == {}
+    (file,) = tmp_path.iterdir()
+    assert file.stat().st_size < 16 * 10_000 + 200
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(MlxmathError, match="reference.npy is not what a checkpoint of pairs holds"):
+        ReferenceLogprobs().restore(saved)
+
+
+class Two(Ranks):
+    """The first of two ranks; the other one has found what it is told to have."""
+
+    def __init__(self, other: list[Any]) -> None:
+        super().__init__()
+        self._other = other
+
+    @property
+    def size(self) -> int:
+        return 2
+
+    def gather(self, name: str, value: Any) -> list[Any]:
+        return [value, self._other]
+
+
+def test_what_each_rank_computed_is_in_the_checkpoint_of_the_first(tmp_path: Path) -> None:
+    kept = ReferenceLogprobs(Two([[7, -1.5, -2.5]]))
+    kept.add(3, -0.5, -0.25)
+    kept.on_step(None)  # type: ignore[arg-type]
+    checkpoint_of(kept, tmp_path)
+    found = np.load(tmp_path / "reference.npy")
+    assert found.tolist() == [(3, -0.5, -0.25), (7, -1.5, -2.5)]
+
+
+def test_measuring_other_parts_of_what_is_held_out_changes_no_value(rows: FakeRows) -> None:
+    """A trial measures fewer pairs together; what is measured later is as if there had been none."""
+    found = []
+    for trial in (False, True):
+        made = Made()
+        moved(made.model)
+        if trial:
+            mean_loss(made.workers, [window_of(rows, tokens=10**6)])
+        found.append(mean_loss(made.workers, [window_of(rows, tokens=80)]))
+    assert found[0] == found[1] and not made.kept.known
 
 
 @pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "orpo"])

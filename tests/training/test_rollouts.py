@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,13 +23,14 @@ from mlxmath.lora.inject import inject
 from mlxmath.objectives.grpo import Logprobs, PolicyGradient
 from mlxmath.objectives.rewards import Scores
 from mlxmath.objectives.rollout import Prompt
+from mlxmath.training import rollouts
 from mlxmath.training.checkpoint import Checkpoint
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.drawing import Drawing
 from mlxmath.training.fit import Position
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.reference import Reference
-from mlxmath.training.rollouts import RolloutReport, RolloutSource
+from mlxmath.training.rollouts import RolloutReport, RolloutSource, Silence
 from mlxmath.training.workers import Workers
 from tests.conftest import make_tiny_llama
 from tests.generation.test_engine import tokenizer
@@ -42,19 +44,26 @@ Rule = Callable[[int, int], float]
 class FixedRewards:
     """Scores by rule instead of by text."""
 
-    def __init__(self, rule: Rule) -> None:
-        self._rule = rule
+    def __init__(self, rule: Rule, name: str) -> None:
+        self._rule, self._name = rule, name
 
     def __call__(self, questions: Sequence[tuple[str, str]], completions: Any, max_tokens: int) -> Scores:
         totals = np.array([self._rule(int(q[1:]), i % 4) for i, (q, _) in enumerate(questions)], np.float64)
-        return Scores(totals, {"fixed": totals}, 0)
+        return Scores(totals, {self._name: totals}, 0)
 
 
 class Made:
     """A source of windows on a tiny model, and what it told."""
 
     def __init__(
-        self, tokenizer: TokenizerWrapper, rule: Rule, *, stop: StopRequest | None = None, epochs: int = 2, **more: Any
+        self,
+        tokenizer: TokenizerWrapper,
+        rule: Rule,
+        *,
+        stop: StopRequest | None = None,
+        epochs: int = 2,
+        named: str = "fixed",
+        **more: Any,
     ) -> None:
         self.model = make_tiny_llama()
         mx.random.seed(5)
@@ -71,7 +80,7 @@ class Made:
         )
         stop = StopRequest() if stop is None else stop
         drawing = Drawing(
-            self.workers, tokenizer, config, FixedRewards(rule), seed=training.seed, concurrency=8,  # type: ignore[arg-type]
+            self.workers, tokenizer, config, FixedRewards(rule, named), seed=training.seed, concurrency=8,  # type: ignore[arg-type]
             deadline=Deadline(1e9), stop=stop,
         )  # fmt: skip
         self.source = RolloutSource(
@@ -122,9 +131,58 @@ def test_a_groups_without_variance_stay_out_but_count_in_the_denominator(tokeniz
 def test_with_a_constant_reward_nothing_is_trained(tokenizer: TokenizerWrapper) -> None:
     made = Made(tokenizer, lambda p, i: 1.0)
     assert made.windows() == [] and len(made.reports) == 6
-    assert made.source.ending is None
+    assert made.source.ending == "no_signal"
     with_kl = Made(tokenizer, lambda p, i: 1.0, beta=0.1)
     assert len(with_kl.windows()) == 6  # the KL still pulls
+    assert with_kl.source.ending == "no_signal"
+    learned = Made(tokenizer, lambda p, i: varied(p, i) if p == 3 else 1.0)
+    assert learned.windows() and learned.source.ending is None, "there was something to learn"
+
+
+REASONS = [
+    ({"max_completion_length": 1}, 0.0, "cut off at 1 tokens; raise --max-completion-length"),
+    ({"max_completion_length": 400}, 0.0, r"100% of the answers are wrong \(0% cut off\); start from an adapter"),
+    ({"max_completion_length": 400}, 1.0, "all answers are right already; take harder problems"),
+    ({"max_completion_length": 400}, 0.5, "all were right or all wrong; raise --num-generations"),
+    ({"max_completion_length": 400, "reward_weights": {"mine:same": 1.0}}, None, r"rewards \(mine:same\) do not tell"),
+]
+
+
+@pytest.mark.parametrize(("settings", "right", "message"), REASONS)
+def test_why_nothing_could_be_learned(settings: dict[str, Any], right: float | None, message: str) -> None:
+    config = GrpoConfig(**settings)
+    silence = Silence()
+    for _ in range(5):
+        cut_off = 16.0 if config.max_completion_length == 1 else 0.0
+        silence = silence.after(2, 16, cut_off, None if right is None else 16 * right)
+    assert (silence.rollouts, silence.groups, silence.completions) == (5, 10, 80)
+    assert re.search(message, silence.reason(config))
+    assert silence.all_right == (right == 1.0)
+
+
+def test_a_run_without_signal_gives_up_early_and_says_why(
+    tokenizer: TokenizerWrapper, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollouts, "SILENT_GROUPS", 20)
+    made = Made(tokenizer, lambda p, i: 1.0, epochs=1000)
+    assert made.windows() == [] and made.source.ending == "no_signal"
+    assert len(made.reports) == rollouts.SILENT_ROLLOUTS
+    assert "in the last 10 rollouts" in made.source.reason
+    assert capsys.readouterr().err.count("warning: nothing to learn from in 3 rollouts in a row: ") == 1
+
+    late = Made(tokenizer, lambda p, i: varied(p, i) if len(late.reports) < 3 else 1.0, epochs=1000)
+    windows = late.windows()
+    assert len(windows) >= 2 and late.source.ending == "no_signal" and len(late.reports) < 20
+    state = late.source.state()["rollouts"]
+    assert state["num_signals"] == len(windows) and state["silence"]["rollouts"] == 0, "drawn again on a resume"
+
+
+def test_what_is_learned_already_is_no_reason_to_give_up(
+    tokenizer: TokenizerWrapper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollouts, "SILENT_GROUPS", 20)
+    made = Made(tokenizer, lambda p, i: varied(p, i) if len(made.reports) < 3 else 1.0, epochs=8, named="correctness")
+    assert made.windows() and made.source.ending is None and len(made.reports) == 24
 
 
 def test_dynamic_sampling_draws_others(tokenizer: TokenizerWrapper) -> None:

@@ -6,7 +6,8 @@ import math
 import shutil
 import signal
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,19 @@ from mlxmath.training.checkpoint import newest_checkpoint, save_checkpoint
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.fit import Position, StepReport, fit
 from mlxmath.training.gradients import Gradients, choose_gradients
-from mlxmath.training.validation import BEST, Measurement, Validation, mean_loss
+from mlxmath.training.validation import (
+    ACCURACY,
+    BEST,
+    CLOSING_S,
+    LOSS,
+    SHARE,
+    HeldOut,
+    Measurement,
+    Validation,
+    held_out_rows,
+    mean_loss,
+    seeded_order,
+)
 from mlxmath.training.workers import Workers
 from tests.commands import run, start, succeed
 from tests.conftest import FakeRows, make_tiny_llama
@@ -70,7 +83,7 @@ class TestHoldOut:
 
     def test_every_row_is_on_one_side_and_chunks_stay_together(self) -> None:
         rows = self.rows(100, chunks=3)
-        training, held_out = hold_out(rows, 0.1, seed=0)
+        training, held_out = hold_out(rows, 10, seed=0)
         assert (len(training), len(held_out)) == (270, 30)
         assert sorted([*training.ids, *held_out.ids]) == list(range(300))
         assert not set(training.ids // 3) & set(held_out.ids // 3)
@@ -94,14 +107,22 @@ class TestHoldOut:
             assert hold_out(self.rows(1000), 7, seed)[1].ids.tolist() == expected
 
     def test_more_holds_out_the_same_and_more(self) -> None:
-        few, many = (set(hold_out(self.rows(1000), amount, 3)[1].ids.tolist()) for amount in (0.02, 0.05))
-        assert len(few) == 20 and len(many) == 50 and few < many
+        amounts = (0.0001, 3, 0.02, 0.05, 200, 0.5)
+        found = [set(hold_out(self.rows(1000), amount, 3)[1].ids.tolist()) for amount in amounts]
+        assert all(few < many for few, many in pairwise(found))
+        assert (len(found[1]), len(found[4])) == (3, 200)
+        # binomial: four standard deviations
+        assert abs(len(found[2]) - 20) < 18 and abs(len(found[3]) - 50) < 28 and abs(len(found[5]) - 500) < 64
 
     def test_at_least_one_and_never_all(self) -> None:
         assert len(hold_out(self.rows(9), 0.001, 0)[1]) == 1
-        for amount in (9.0, 100.0, 0.99):
+        assert len(hold_out(self.rows(9), 0.9999, 0)[0]) == 1
+        for amount in (9.0, 100.0):
             with pytest.raises(InputError, match=r"--validation-split .* of 9 problems and leaves none to train on"):
                 hold_out(self.rows(9), amount, 0)
+        for amount in (1.0, 0.5):
+            with pytest.raises(InputError, match="holds out 1 of 1 problems and leaves none to train on"):
+                hold_out(self.rows(1, chunks=4), amount, 0)
 
     def test_rows_without_sources_are_texts_of_their_own(self) -> None:
         rows = TokenRows(np.ones(8, np.uint16), np.ones(8, np.uint8), np.arange(9))
@@ -155,6 +176,11 @@ def train(rows: FakeRows, folder: Path, model: nn.Module, validation: "Validatio
     return losses, {name: np.array(array) for name, array in adapter_arrays(model).items()}
 
 
+def held_out_of(workers: Workers, rows: FakeRows) -> HeldOut:
+    config = TrainingConfig(batch_size=4, grad_accumulation_steps=2)
+    return held_out_rows(workers, WindowPlan(rows, config, 256, Shape(32)), config, "sequences")
+
+
 def test_training_is_bit_identical_with_and_without(uneven_rows: FakeRows, tmp_path: Path) -> None:
     losses, arrays = train(uneven_rows, tmp_path, adapted())
     model = adapted()
@@ -163,43 +189,58 @@ def test_training_is_bit_identical_with_and_without(uneven_rows: FakeRows, tmp_p
     save_config(tmp_path, adapter_config(LORA, ("self_attn.q_proj", "self_attn.v_proj")))
     workers = workers_of(model)
     validation = Validation(
-        workers, partial(mean_loss, workers, windows_of(uneven_rows)), tmp_path, config, windows_per_epoch=5,
-        total_steps=10, deadline=Deadline(1e9), stop=StopRequest(), listeners=[measurements.append],
+        workers, held_out_of(workers, uneven_rows), tmp_path, config, windows_per_epoch=5, total_steps=10,
+        deadline=Deadline(1e9), stop=StopRequest(), listeners=[measurements.append],
     )  # fmt: skip
+    assert validation.begin(Position()) is None
     found_losses, found = train(uneven_rows, tmp_path, model, validation)
+    assert not validation.close("finished", Position(10))
     assert found_losses == losses
     assert all(np.array_equal(found[name], array) for name, array in arrays.items())
-    assert [m.step for m in measurements] == [2, 4, 6, 8, 10]
-    assert measurements[-1].loss < measurements[0].loss
+    assert [m.step for m in measurements] == [0, 2, 4, 6, 8, 10]
+    assert measurements[-1].value < measurements[0].value
 
 
 class Scripted:
-    """A validation that measures what a list says, one target at a time."""
+    """A validation that measures what a list says, for which `item_s` seconds pass an item; trials measure nothing."""
 
-    def __init__(self, folder: Path, losses: Sequence[float], **changes: Any) -> None:
+    def __init__(
+        self, folder: Path, losses: Sequence[float], *, items: int = 1, item_s: float = 0.0, limit_s: float = 1000.0,
+        metric: Any = LOSS, total: int = 10, **changes: Any,
+    ) -> None:  # fmt: skip
         self.model = adapted()
         self.folder, self.left = folder, list(losses)
         self.stop, self.clock = StopRequest(), Clock()
-        self.deadline = Deadline(1000.0, self.clock)
+        self.deadline = Deadline(limit_s, self.clock)
+        self.asked: list[int] = []
+        self.marks: set[int] = set()
         save_config(folder, adapter_config(LORA, ("self_attn.q_proj", "self_attn.v_proj")))
         self.measurements: list[Measurement] = []
-        rows = FakeRows([np.array([1, 2])], [np.array([0, 1])])
-        workers = Workers(self.model, lambda _: self)  # type: ignore[arg-type, return-value]
+        held_out = HeldOut(items, "rows", lambda *given: self.measure(item_s, *given), step_items=2.0, metric=metric)
         self.validation = Validation(
-            workers, partial(mean_loss, workers, windows_of(rows)), folder,
-            TrainingConfig(**{"validation_split": 1, "eval_every": 1} | changes), windows_per_epoch=4, total_steps=10,
-            deadline=self.deadline, stop=self.stop, listeners=[self.measurements.append],
+            workers_of(self.model), held_out, folder,
+            TrainingConfig(**{"validation_split": 1, "eval_every": 1} | changes), windows_per_epoch=4,
+            total_steps=total, deadline=self.deadline, stop=self.stop, is_marked=self.marks.__contains__,
+            clock=self.clock, listeners=[self.measurements.append],
         )  # fmt: skip
 
-    def loss(self, batch: Batch) -> mx.array:
-        return mx.array(self.left.pop(0))
+    def measure(self, item_s: float, count: int, stopped: Any) -> Any:
+        for _ in range(count):
+            if stopped():
+                return None
+            self.clock.now += item_s
+        self.asked.append(count)
+        is_trial = not self.validation._is_chosen
+        return (0.0 if is_trial or not self.left else self.left.pop(0)), count
 
     def step(self, step: int) -> Any:
         """Change the adapters so that each step's can be told apart, then let it measure."""
         self.model.update(nn.utils.tree_map(lambda a: mx.full(a.shape, float(step)), self.model.trainable_parameters()))
+        self.clock.now += 1.0
         return self.validation.on_step(StepReport(Position(step=step), 1.0, 1.0, 1e-3, 1, 1, 0.1, applied=True))
 
     def run(self, first: int = 1) -> tuple[Any, int]:
+        self.validation._is_chosen = True
         ending, step = None, first - 1
         while ending is None and self.left:
             step += 1
@@ -240,9 +281,9 @@ def test_the_best_are_kept_and_patience_ends(
     assert scripted.run() == (("early_stopped", ended) if ended else (None, len(losses)))
     assert scripted.kept_step == best
     assert (scripted.validation.best and scripted.validation.best.step) == best
-    lowest = [m.lowest.step if m.lowest else None for m in scripted.measurements]
-    assert lowest[-1] == best
-    assert all(m.is_best == (m.lowest is not None and m.lowest.step == m.step) for m in scripted.measurements)
+    found = [m.best.step if m.best else None for m in scripted.measurements]
+    assert found[-1] == best
+    assert all(m.is_best == (m.best is not None and m.best.step == m.step) for m in scripted.measurements)
     if best is not None:
         assert {p.name for p in (tmp_path / BEST).iterdir()} == {"adapters.safetensors", "adapter_config.json"}
         assert (tmp_path / BEST / "adapter_config.json").read_text() == (tmp_path / "adapter_config.json").read_text()
@@ -251,13 +292,175 @@ def test_the_best_are_kept_and_patience_ends(
 
 
 @pytest.mark.parametrize(
-    ("eval_every", "expected"), [(None, [4, 8, 10]), (3, [3, 6, 9, 10]), (5, [5, 10]), (100, [10])]
+    ("eval_every", "expected"), [(None, [0, 4, 8, 10]), (3, [0, 3, 6, 9, 10]), (5, [0, 5, 10]), (100, [0, 10])]
 )
 def test_when_it_is_measured(tmp_path: Path, eval_every: int | None, expected: list[int]) -> None:
-    scripted = Scripted(tmp_path, [1.0] * 10, eval_every=eval_every)
+    scripted = Scripted(tmp_path, [1.0] * 11, eval_every=eval_every)
+    scripted.validation.begin(Position())
     for step in range(1, 11):
         scripted.step(step)
+    scripted.validation.close("finished", Position(step=10))
     assert [m.step for m in scripted.measurements] == expected
+
+
+def test_a_long_epoch_is_measured_in_eighths_and_at_marks_in_time(tmp_path: Path) -> None:
+    model = adapted()
+    asked: list[int] = []
+    held_out = HeldOut(3, "rows", lambda count, _: (1.0, count), step_items=2.0)
+    save_config(tmp_path, adapter_config(LORA, ("self_attn.q_proj", "self_attn.v_proj")))
+    validation = Validation(
+        workers_of(model), held_out, tmp_path, TrainingConfig(validation_split=3), windows_per_epoch=1000,
+        total_steps=1000, deadline=Deadline(1e9), stop=StopRequest(), is_marked=lambda step: step == 77,
+        listeners=[lambda m: asked.append(m.step)],
+    )  # fmt: skip
+    validation.begin(Position())
+    for step in range(1, 301):
+        validation.on_step(StepReport(Position(step=step), 1.0, 1.0, 1e-3, 1, 1, 0.1, applied=True))
+    assert asked == [0, 77, 125, 250]
+
+
+@pytest.mark.parametrize("ending", ["deadline", "stopped", "early_stopped", "diverged", "no_signal"])
+def test_a_run_that_ends_between_is_measured_at_its_end(tmp_path: Path, ending: Any) -> None:
+    scripted = Scripted(tmp_path, [3.0, 2.0], eval_every=100)
+    scripted.validation.begin(Position())
+    scripted.step(7)
+    if ending == "stopped":
+        scripted.stop.signal = signal.SIGTERM
+    assert scripted.validation.close(ending, Position(step=7))
+    assert [m.step for m in scripted.measurements] == [0, 7] and scripted.kept_step == 7
+    assert not scripted.validation.close(ending, Position(step=7)), "once"
+    assert scripted.validation.num_without_improvement == 0
+
+
+def test_the_last_measurement_counts_as_no_vain_one(tmp_path: Path) -> None:
+    scripted = Scripted(tmp_path, [1.0, 2.0, 2.0], eval_every=5, early_stopping_patience=1)
+    scripted.validation.begin(Position())
+    assert scripted.validation.close("stopped", Position(step=3))
+    assert scripted.validation.num_without_improvement == 0
+    assert scripted.step(5) == "early_stopped"
+
+
+@pytest.mark.parametrize(("seconds", "is_measured"), [(CLOSING_S - 1, True), (CLOSING_S + 1, False)])
+def test_who_sends_a_signal_does_not_wait_long(
+    tmp_path: Path, seconds: float, is_measured: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted = Scripted(tmp_path, [3.0, 2.0], items=1, item_s=seconds)
+    scripted.validation.begin(Position())
+    scripted.stop.signal = signal.SIGTERM
+    assert scripted.validation.close("stopped", Position(step=3)) == is_measured
+    assert ("not measured once more at the end: a signal ended the run" in capsys.readouterr().err) != is_measured
+
+
+def test_the_deadline_leaves_room_for_the_last_measurement(tmp_path: Path) -> None:
+    scripted = Scripted(tmp_path, [3.0, 2.0], items=1, item_s=20.0, eval_every=100)
+    scripted.validation.begin(Position())
+    steps = 0
+    while not scripted.deadline.reached():
+        scripted.step(steps := steps + 1)
+        scripted.deadline.note_window(1.0)
+    assert 20 < scripted.deadline.left_s < 40
+    assert scripted.validation.close("deadline", Position(step=steps))
+    assert scripted.deadline.left_s > 0
+
+
+@pytest.mark.parametrize(
+    ("item_s", "limit_s", "total"),
+    [(0.5, 600.0, 10**6), (0.01, 120.0, 10**6), (3.0, 57600.0, 27000), (1e-3, 10.0, 10**6)],
+)
+def test_all_measurements_together_take_a_tenth_of_the_deadline(
+    tmp_path: Path, item_s: float, limit_s: float, total: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted = Scripted(
+        tmp_path, [1.0] * 10**4, items=4000, item_s=item_s, limit_s=limit_s, total=total, eval_every=None
+    )
+    scripted.validation._every = 1000
+    spent, step_s = 0.0, max(4 * item_s, limit_s / 2000)
+    scripted.validation.begin(Position())
+    spent += scripted.clock.now
+    interval = limit_s / 7
+    step, marks = 0, 0
+    while not scripted.deadline.reached() and step < total:
+        step += 1
+        scripted.clock.now += step_s
+        scripted.deadline.note_window(step_s)
+        if scripted.clock.now > (marks + 1) * interval:
+            marks += 1
+            scripted.marks.add(step)
+        before = scripted.clock.now
+        assert (
+            scripted.validation.on_step(StepReport(Position(step=step), 1.0, 1.0, 1e-3, 1, 1, 0.1, applied=True))
+            is None
+        )
+        spent += scripted.clock.now - before
+    before = scripted.clock.now
+    scripted.validation.close("deadline", Position(step=step))
+    spent += scripted.clock.now - before
+    assert 0.04 * limit_s < spent <= SHARE * limit_s and scripted.clock.now <= limit_s
+    counts = set(scripted.asked[-3:])
+    assert counts == {scripted.validation.count} and 1 <= scripted.validation.count < 4000
+    assert len(scripted.measurements) >= 5
+    said = capsys.readouterr().err
+    assert f"validation on {scripted.validation.count:,} of 4,000 held-out rows" in said
+    assert scripted.validation.summary()["measured_on"] == scripted.validation.count  # type: ignore[index]
+
+
+def test_no_trial_takes_long_and_a_single_slow_item_is_measured_all_the_same(tmp_path: Path) -> None:
+    scripted = Scripted(tmp_path, [1.0], items=64, item_s=5.0, limit_s=1000.0)
+    scripted.validation._held_out = replace(scripted.validation._held_out, at_once=64)  # type: ignore[type-var]
+    scripted.validation._choose(Position())
+    assert scripted.clock.now < 75, "64 items take 320 s"
+    assert 1 <= scripted.validation.count <= 10
+
+
+def test_guard_against_a_device_that_has_become_slow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scripted = Scripted(tmp_path, [1.0] * 100, items=4, item_s=1.0, limit_s=400.0, eval_every=1)
+    scripted.validation.begin(Position())
+    for step in range(1, 10):
+        scripted.step(step)
+        scripted.validation._seconds = 15.0
+    assert [m.step for m in scripted.measurements] == [0, 1, 2, 3, 4, 5]
+    assert capsys.readouterr().err.count("measured next at the end of the run") == 1
+    scripted.step(10)
+    assert [m.step for m in scripted.measurements] == [0, 1, 2, 3, 4, 5, 10], "the last planned step"
+
+
+def test_the_part_is_seeded_and_a_resumed_run_keeps_it(tmp_path: Path) -> None:
+    assert seeded_order(50, 1) == seeded_order(50, 1) != seeded_order(50, 2)
+    first = Scripted(tmp_path, [1.0] * 9, items=4000, item_s=0.5, limit_s=600.0)
+    first.validation.begin(Position())
+    optimizer = optim.AdamW(1e-2)
+    optimizer.init(first.model.trainable_parameters())
+    save_checkpoint(tmp_path, first.model, optimizer, Position(step=3), {}, parts=[first.validation])
+    checkpoint = newest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    second = Scripted(tmp_path, [1.0] * 9, items=4000, item_s=0.005, limit_s=600.0)  # a hundred times as fast
+    second.validation.restore(checkpoint)
+    second.validation.begin(checkpoint.position)
+    second.step(4)
+    assert second.asked == [first.validation.count] * 2 and first.validation.count < 100
+
+
+def test_rows_are_measured_in_the_seeded_order(uneven_rows: FakeRows) -> None:
+    workers = workers_of(adapted())
+    held_out = held_out_of(workers, uneven_rows)
+    order = seeded_order(len(uneven_rows), 0)
+    few = FakeRows([uneven_rows.tokens[i] for i in order[:5]], [uneven_rows.masks[i] for i in order[:5]])
+    found, expected = held_out.measure(5, lambda: False), mean_loss(workers, windows_of(few))
+    assert found is not None and expected is not None
+    assert found[1] == expected[1] and found[0] == pytest.approx(expected[0], rel=1e-5)
+    whole, every = held_out.measure(37, lambda: False), mean_loss(workers, windows_of(uneven_rows))
+    assert whole is not None and every is not None
+    assert whole[1] == every[1] and whole[0] == pytest.approx(every[0], rel=1e-5)
+
+
+def test_an_accuracy_is_kept_under_its_own_name_and_higher_is_better(tmp_path: Path) -> None:
+    scripted = Scripted(tmp_path, [0.2, 0.6, 0.4], metric=ACCURACY, early_stopping_patience=1)
+    assert scripted.run() == ("early_stopped", 3) and scripted.kept_step == 2
+    _, metadata = mx.load(str(tmp_path / BEST / "adapters.safetensors"), return_metadata=True)
+    assert metadata["validation_accuracy"] == "0.6" and "validation_loss" not in metadata
+    summary = scripted.validation.summary()
+    assert summary is not None and summary["best"] == {"step": 2, "accuracy": 0.6}
+    assert summary["last"] == {"step": 3, "accuracy": 0.4} and summary["metric"] == "accuracy"
 
 
 def test_without_held_out_rows_nothing_is_measured(tmp_path: Path) -> None:
@@ -277,6 +480,7 @@ def test_a_checkpoint_brings_back_history_patience_and_the_best_of_its_time(tmp_
 
     folder = tmp_path / "killed"
     first = Scripted(folder, losses, early_stopping_patience=2)
+    first.validation._is_chosen = True
     for step in (1, 2, 3):
         first.step(step)
     optimizer = optim.AdamW(1e-2)
@@ -290,7 +494,7 @@ def test_a_checkpoint_brings_back_history_patience_and_the_best_of_its_time(tmp_
     assert checkpoint is not None
     second.validation.restore(checkpoint)
     assert second.kept_step == 2
-    assert second.validation.catch_up(checkpoint.position) is None
+    assert second.validation.begin(checkpoint.position) is None
     assert second.run(first=4) == ending == ("early_stopped", 6)
     assert json.dumps(second.validation.state()) == json.dumps(straight.validation.state())
     assert second.validation.summary() == straight.validation.summary()
@@ -298,11 +502,12 @@ def test_a_checkpoint_brings_back_history_patience_and_the_best_of_its_time(tmp_
 
     exhausted = Scripted(folder, [], early_stopping_patience=1)
     exhausted.validation.restore(checkpoint)
-    assert exhausted.validation.catch_up(checkpoint.position) == "early_stopped"
+    assert exhausted.validation.begin(checkpoint.position) == "early_stopped"
 
 
 def test_resuming_before_the_first_measurement_forgets_the_best(tmp_path: Path) -> None:
     scripted = Scripted(tmp_path, [1.0, 1.0])
+    scripted.validation._is_chosen = True
     optimizer = optim.AdamW(1e-2)
     optimizer.init(scripted.model.trainable_parameters())
     save_checkpoint(tmp_path, scripted.model, optimizer, Position(step=0), {}, parts=[scripted.validation])
@@ -315,6 +520,7 @@ def test_resuming_before_the_first_measurement_forgets_the_best(tmp_path: Path) 
 
 def test_stop_and_deadline_abandon_a_measurement_which_a_resumed_run_makes_up(tmp_path: Path) -> None:
     scripted = Scripted(tmp_path, [1.0, 0.5])
+    scripted.validation._is_chosen = True
     scripted.stop.signal = signal.SIGINT
     assert scripted.step(1) == "stopped"
     scripted.stop.signal = None
@@ -322,15 +528,16 @@ def test_stop_and_deadline_abandon_a_measurement_which_a_resumed_run_makes_up(tm
     assert scripted.step(1) == "deadline"
     assert not scripted.measurements and scripted.left == [1.0, 0.5]
     scripted.clock.now = 0.0
-    assert scripted.validation.catch_up(Position(step=1)) is None
-    assert scripted.validation.catch_up(Position(step=1)) is None  # once
-    assert [(m.step, m.loss) for m in scripted.measurements] == [(1, 1.0)]
+    assert scripted.validation.begin(Position(step=1)) is None
+    assert scripted.validation.begin(Position(step=1)) is None  # once
+    assert [(m.step, m.value) for m in scripted.measurements] == [(1, 1.0)]
 
 
 def test_a_full_disk_keeps_the_older_best_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scripted = Scripted(tmp_path, [4.0, 3.0, 3.5, 2.0])
+    scripted.validation._is_chosen = True
     scripted.step(1)
 
     def full(_: int) -> None:
@@ -405,10 +612,10 @@ def test_another_dataset_leaves_training_as_it_was_and_early_stopping_ends_it(pr
 
     patient = ("--early-stopping-patience", "2", "--early-stopping-min-delta", "100", "--num-epochs", "100")
     result = succeed(prepared, "train", *measured, *patient)
-    assert "early_stopped at step 3 of " in result.stderr
+    assert "early_stopped at step 2 of " in result.stderr  # the start is what must be improved on
     assert json.loads((prepared / "adapters" / "run.json").read_text())["status"] == "early_stopped"
     again = succeed(prepared, "train", *measured, *patient, "--resume")
-    assert "early_stopped at step 3 of " in again.stderr
+    assert "early_stopped at step 2 of " in again.stderr
     assert not list((prepared / "adapters").rglob(".*"))
 
 
@@ -417,7 +624,7 @@ def test_another_dataset_leaves_training_as_it_was_and_early_stopping_ends_it(pr
     [
         (("--validation-split", "0.1", "--validation-dataset", "demo"), "not both"),
         (("--validation-split", "0"), "--validation-split"),
-        (("--validation-split", "1.5"), "a fraction below 1 or a whole number of rows; found 1.5"),
+        (("--validation-split", "1.5"), "a fraction below 1 or a whole number of problems; found 1.5"),
         (("--validation-split", "10"), "holds out 10 of 10 problems and leaves none"),
         (("--eval-every", "5"), "--eval-every (option): needs --validation-split or --validation-dataset"),
         (("--early-stopping-patience", "5"), "needs --validation-split or --validation-dataset"),
@@ -470,12 +677,13 @@ def test_a_missing_split_tells_how_to_name_another(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_failing_measurement_is_not_swallowed(tmp_path: Path) -> None:
-    scripted = Scripted(tmp_path, [])
+    model = adapted()
 
-    def broken(_: Batch) -> mx.array:
-        raise MlxmathError("broken")
+    class Broken:
+        def loss(self, batch: Batch) -> mx.array:
+            raise MlxmathError("broken")
 
-    scripted.loss = broken  # type: ignore[method-assign]
+    rows = FakeRows([np.array([1, 2])], [np.array([0, 1])])
     with pytest.raises(MlxmathError, match="broken"):
-        scripted.step(1)
-    assert scripted.model.training
+        mean_loss(Workers(model, lambda _: Broken()), windows_of(rows))  # type: ignore[arg-type, return-value]
+    assert model.training

@@ -31,7 +31,8 @@ def figures(results: Mapping[str, Any], scored: Scored) -> Iterator[str]:
     yield _section(
         "Soundness",
         "Of the equations in an answer: how many are true; how many operands come from the problem or before; "
-        "whether the final answer is a result; how many lead to it. Doubt: answers that go round in circles.",
+        "whether the final answer is a result; how many lead to it. Doubt: answers that go round in circles. "
+        "A percentage is of as many answers as stand beside it: those in which there is something to measure.",
         charts.table(["", *SOUNDNESS], [[label, *soundness(found)] for label, found in contestants.items()]),
     )
     yield _length_and_speed(contestants, scored)
@@ -48,7 +49,7 @@ def _accuracy(results: Mapping[str, Any]) -> str:
     if ensemble := results.get("ensemble"):
         rows.append(charts.interval_row("ensemble", ensemble["accuracy"], 5))
     rows.append(charts.scale_row(PERCENTS))
-    kind = "bootstrap" if results["settings"]["samples"] > 1 else "Wilson"
+    kind = "adjusted Wald" if results["settings"]["samples"] > 1 else "Wilson"
     return _section("Accuracy", f"Points with their 95 % {kind} intervals.", *rows)
 
 
@@ -62,7 +63,8 @@ def _differences(comparisons: list[dict[str, Any]]) -> str:
     ]  # fmt: skip
     return _section(
         "Difference",
-        "In percentage points on the same problems, with 95 % bootstrap intervals. p is exact McNemar's.",
+        "In percentage points on the same problems, with 95 % intervals (Newcombe's where a problem is right or wrong, "
+        "adjusted Wald ones where it counts by its share of right answers). p is exact McNemar's.",
         *rows,
         charts.scale_row((f"−{100 * reach:.0f}", "0", f"+{100 * reach:.0f}")),
         charts.table(["", "points", "McNemar", *OUTCOMES], cells),

@@ -13,7 +13,7 @@ from mlxmath.evaluation.measures import CATEGORIES
 from mlxmath.evaluation.score import OUTCOMES, Answers, Scored, outcome
 from mlxmath.evaluation.web.figures import figures
 from mlxmath.evaluation.web.latex import formula, to_html
-from mlxmath.evaluation.wording import evidence, interval, percent, verdict
+from mlxmath.evaluation.wording import asked_in, cut_off, evidence, interval, limits, percent, templates, verdict
 from mlxmath.files import atomic_write
 
 _FOLDER = Path(__file__).parent
@@ -76,19 +76,33 @@ def _summary(results: Mapping[str, Any], names: str, now: datetime) -> Iterator[
     yield "</section>"
     how = {
         "problems": f"{results['num_problems']:,} of {names}",
-        "prompt": f"template {settings['template']}, "
+        "prompt": f"{asked_in(settings)}; "
         + (f"{settings['shots']} worked examples" if settings["shots"] else "zero-shot"),
         "answers": "greedy, one a problem" if not settings["temperature"] else
         f"{settings['samples']} a problem at temperature {settings['temperature']:g}, seed {settings['seed']}",
+        "longest answer": limits(settings),
+        "cut off there": cut_off(results).partition(": ")[2],
+        "decoded": _decoding(settings),
         "formulas": settings["retrieve"] and "retrieved from " + settings["retrieve"],
         "device": f"{settings['device']['name']}, {settings['device']['dtype']}",
         "made": f"{now:%Y-%m-%d %H:%M} UTC with mlxmath {settings['mlxmath']}",
     }  # fmt: skip
     for contestant in settings["contestants"]:
-        adapter = f" with {contestant['adapter']}" if contestant["adapter"] else ""
-        how[contestant["label"]] = f"{contestant['model']}{adapter}"
+        folder = contestant.get("folder", contestant.get("model"))
+        adapter = contestant.get("adapter_folder", contestant.get("adapter"))
+        how[contestant["label"]] = (
+            f"{folder}{f' with {adapter}' if adapter else ''}, template {templates(settings)[contestant['label']]}"
+        )
     items = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in how.items() if v)
     yield f'<details class="how"><summary>How this was measured</summary><dl>{items}</dl></details>'
+
+
+def _decoding(settings: Mapping[str, Any]) -> str:
+    """How many answers were decoded together."""
+    found: dict[str, str] = settings.get("decoding", {})
+    if len(set(found.values())) == 1:
+        return next(iter(found.values()))
+    return "; ".join(f"{label} {how}" for label, how in found.items())
 
 
 def _card(name: str, figure: str, note: str, kind: str = "") -> str:

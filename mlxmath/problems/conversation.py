@@ -1,0 +1,176 @@
+"""Conversations in the forms that datasets have: OpenAI's messages, ShareGPT's, with tools, reasoning and weights."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlxmath.problems.problem import Message
+from mlxmath.problems.values import SkippedRowError, text_of
+
+CONVERSATIONS = ("messages", "conversations", "conversation")
+"""Columns that hold a whole conversation."""
+
+_ROLES = {
+    role: canonical
+    for canonical, names in {
+        "user": "user human prompter",
+        "assistant": "assistant gpt bot ai model chatgpt chatbot",
+        "system": "system developer",
+        "tool": "tool function observation ipython tool_response function_response",
+        "call": "function_call tool_call",
+    }.items()
+    for role in names.split()
+}
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+_HUMAN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
+
+
+def turns_of(value: Any) -> tuple[Message, ...]:
+    """Messages as a dataset holds them: a list, or the same as JSON text.
+
+    Each has `role` and `content`, or ShareGPT's `from` and `value`. A developer's message is the system's. Reasoning
+    and tool calls are kept beside the text; a `weight` of 0 makes an answer one that is not learned.
+
+    Raises:
+        SkippedRowError: a message has no known role, or is no text.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise SkippedRowError("messages are not a list") from None
+    if not isinstance(value, list):
+        raise SkippedRowError("empty conversation" if value is None else "messages are not a list")
+    return tuple(_turn(turn) for turn in value)
+
+
+def _turn(turn: Any) -> Message:
+    name = (turn.get("role") or turn.get("from")) if isinstance(turn, Mapping) else None
+    if not isinstance(name, str):
+        raise SkippedRowError("messages without a role")
+    role = _ROLES.get(name.strip().casefold())
+    if role is None:
+        raise SkippedRowError(f"messages of the unknown role {name[:40]!r}")
+    content = next((turn[key] for key in ("content", "value", "text") if turn.get(key) is not None), None)
+    text = content_of(content)
+    if role == "call":
+        return Message("assistant", "", calls=_calls(text))
+    calls = turn.get("tool_calls") or ([{"function": turn["function_call"]}] if turn.get("function_call") else ())
+    reasoning = next((turn[key] for key in _REASONING if turn.get(key)), None) if role == "assistant" else None
+    return Message(
+        role, text, text_of(reasoning, "reasoning") or "", _calls(calls) if calls and role == "assistant" else "",
+        turn.get("weight", 1) != 0,
+    )  # fmt: skip
+
+
+def content_of(value: Any) -> str:
+    """A message's text: as it is, or the text of its parts.
+
+    Raises:
+        SkippedRowError: a part is an image, a sound or the like.
+    """
+    if not isinstance(value, list):
+        return text_of(value, "message") or ""
+    parts = []
+    for part in value:
+        kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
+        if kind not in _TEXT_PARTS:
+            raise SkippedRowError(f"message with a part that is no text ({str(kind)[:40]})")
+        parts.append(text_of(part.get("text") if isinstance(part, Mapping) else part, "message") or "")
+    return "".join(parts)
+
+
+def _calls(value: Any) -> str:
+    """Tool calls as JSON, in the form that chat templates know: [{"type", "function": {"name", "arguments"}}]."""
+    try:
+        if isinstance(value, str):
+            value = json.loads(value)
+        calls = []
+        for call in value if isinstance(value, list) else [value]:
+            function = call.get("function", call)
+            arguments = function.get("arguments", function.get("parameters")) or {}
+            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+            if not isinstance(function["name"], str) or not isinstance(arguments, dict):
+                raise ValueError
+            # pyarrow gives each call the arguments of all calls, null where it has none
+            given = {name: argument for name, argument in arguments.items() if argument is not None}
+            calls.append({"type": "function", "function": {"name": function["name"], "arguments": given}})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise SkippedRowError("tool calls that are not a function's name and its arguments") from None
+    return json.dumps(calls, ensure_ascii=False)
+
+
+def tools_of(value: Any) -> str:
+    """The tools that a conversation may use, as JSON; empty for none.
+
+    Raises:
+        SkippedRowError: they are no list of objects.
+    """
+    if value is None or value == "" or value == []:
+        return ""
+    try:
+        tools = json.loads(value) if isinstance(value, str) else value
+        if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+            raise ValueError
+        return json.dumps(tools, ensure_ascii=False)
+    except (ValueError, TypeError, RecursionError):
+        raise SkippedRowError("tools that are not a list of objects") from None
+
+
+def conversation(turns: Sequence[Message], system: str = "") -> tuple[Message, ...]:
+    """A conversation up to its last answer: [system,] user, assistant [, tool, assistant], user, assistant …
+
+    Args:
+        turns: as `turns_of` gives them.
+        system: another column's instruction, which goes before them.
+
+    Raises:
+        SkippedRowError: it has another order, or no question and answer.
+    """
+    kept = list(turns)
+    if system and not (kept and kept[0].role == "system"):
+        kept.insert(0, Message("system", system))
+    while kept and (kept[-1].role != "assistant" or not kept[-1].is_target):
+        kept.pop()
+    roles = [turn.role for turn in kept]
+    if "user" not in roles or "assistant" not in roles:
+        raise SkippedRowError("conversation without a question and an answer")
+    if "system" in roles[1:]:
+        raise SkippedRowError("conversation with a system message inside")
+    check_order(kept)
+    return tuple(kept)
+
+
+def check_order(turns: Sequence[Message]) -> None:
+    """Refuse turns that do not follow one another as they do in a conversation.
+
+    Raises:
+        SkippedRowError: they do not.
+    """
+    follows = {"": ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",),
+               "call": ("tool",), "tool": ("tool", "assistant")}  # fmt: skip
+    before = ""
+    for turn in turns:
+        if turn.role not in follows[before]:
+            raise SkippedRowError("conversation whose turns do not alternate")
+        before = "call" if turn.calls else turn.role
+
+
+def with_reasoning(turn: Message) -> str:
+    """An answer after its reasoning, in the form that reasoning models write."""
+    return f"<think>\n{turn.reasoning.strip()}\n</think>\n\n{turn.content}" if turn.reasoning.strip() else turn.content
+
+
+def human_and_assistant(text: str) -> list[dict[str, str]] | None:
+    """The turns of a text in the form of Anthropic's hh-rlhf ("Human: … Assistant: …"); None for any other text."""
+    heads = list(_HUMAN.finditer(text))
+    if not heads or text[: heads[0].start()].strip() or heads[0][1] != "Human":
+        return None
+    ends = [*(head.start() for head in heads[1:]), len(text)]
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [
+        {"role": roles[head[1]], "content": text[head.end() : end].strip()}
+        for head, end in zip(heads, ends, strict=True)
+    ]

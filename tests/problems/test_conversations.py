@@ -1,0 +1,235 @@
+"""Conversations with tools, reasoning and weights, in a chat template; and the forms that datasets have them in."""
+
+import json
+from typing import Any
+
+import pytest
+
+from mlxmath.data.render import encode_prompt, render
+from mlxmath.errors import InputError
+from mlxmath.problems.chat import DATE, ChatTemplate
+from mlxmath.problems.columns import find_columns, make_problem
+from mlxmath.problems.gold import gold
+from mlxmath.problems.problem import Message, Problem
+from mlxmath.problems.prompts import Definition, get_template, joined
+from mlxmath.problems.values import SkippedRowError
+from tests.data.tokenizers_for_tests import BUILDERS
+
+WITH_TOOLS = (
+    "{% if tools %}<|im_start|>system\nTools:{% for t in tools %} {{ t | tojson }}{% endfor %}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}{% if m['role'] == 'tool' %}<|im_start|>user\n<out>{{ m['content'] }}</out><|im_end|>\n"
+    "{% else %}<|im_start|>{{ m['role'] + '\n' }}"
+    "{% if m['reasoning_content'] %}<think>\n{{ m['reasoning_content'] }}\n</think>\n\n{% endif %}{{ m['content'] }}"
+    "{% for c in m['tool_calls'] or [] %}<call>{{ c['function'] | tojson }}</call>{% endfor %}<|im_end|>\n"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CHANNELS = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}"
+    "{% if m['thinking'] %}<|start|>assistant<|head|>analysis: {{ m['thinking'] }}<|im_end|>{% endif %}"
+    "<|start|>assistant<|head|>final: {{ m['content'] }}<|eot|>"
+    "{% else %}<|start|>{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+PLAIN = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] + '\n' + m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CALL = {"id": "c1", "type": "function", "function": {"name": "calc", "arguments": '{"e": "3+5"}'}}
+TOOLS = [{"type": "function", "function": {"name": "calc", "description": "computes", "parameters": {}}}]
+Q, A = "Tom has 3 pens and buys 5.", "3 + 5 = 8."
+
+
+def tokenizer_with(template: Any) -> Any:
+    tokenizer = BUILDERS["byte level"]()
+    special = ["<|im_start|>", "<|im_end|>", "<|start|>", "<|head|>", "<|eot|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def template_with(source: Any) -> ChatTemplate:
+    return ChatTemplate("chat", Definition(prompt="{question}", chat=True)).for_tokenizer(tokenizer_with(source))
+
+
+def problem_of(row: dict[str, Any], **columns: Any) -> Problem:
+    return make_problem(row, find_columns(list(row), **columns, where="rows"), 0)
+
+
+def targets(template: ChatTemplate, problem: Problem) -> list[str]:
+    """The parts of the training text that are learned, each as one text."""
+    parts: list[str] = []
+    was_target = False
+    for segment in template.render(problem):
+        if segment.is_target:
+            parts[-1:] = [parts[-1] + segment.text] if was_target else [*parts[-1:], segment.text]
+        was_target = segment.is_target
+    return parts
+
+
+def test_tool_calls_are_learned_and_results_are_not() -> None:
+    turns = [
+        {"role": "user", "content": Q},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "c1", "content": "8"},
+        {"role": "assistant", "content": A},
+    ]
+    template = template_with(WITH_TOOLS)
+    problem = problem_of({"messages": turns, "tools": TOOLS})
+    assert targets(template, problem) == [
+        '<call>{"name": "calc", "arguments": {"e": "3+5"}}</call><|im_end|>',
+        f"{A}<|im_end|>",
+    ]
+    plain_data = [{**turn, "content": turn["content"] or ""} for turn in turns]
+    plain_data[1]["tool_calls"] = [{**CALL, "function": {"name": "calc", "arguments": {"e": "3+5"}}}]
+    text = template.tokenizer.apply_chat_template(plain_data, tools=TOOLS, tokenize=False)
+    assert joined(template.render(problem)) == text.rstrip("\n")
+    rendered, failed = render(template.tokenizer, [template.render(problem)])
+    whole = template.tokenizer.encode(text.rstrip("\n"), add_special_tokens=False)
+    assert failed == 0 and rendered.tokens.tolist() == whole
+
+
+def test_a_call_at_the_end_is_learned() -> None:
+    problem = problem_of(
+        {
+            "conversations": [
+                {"from": "human", "value": Q},
+                {"from": "function_call", "value": json.dumps({"name": "calc", "arguments": {"e": "3+5"}})},
+            ]
+        }
+    )
+    (target,) = targets(template_with(WITH_TOOLS), problem)
+    assert target.startswith("<call>") and target.endswith("</call><|im_end|>")
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "reason"),
+    [(PLAIN, "{}", "does not know"), (WITH_TOOLS, '{"e": "<|im_end|>"}', "spell a control token")],
+)
+def test_calls_that_cannot_be_written(source: str, arguments: str, reason: str) -> None:
+    call = {"function": {"name": "calc", "arguments": arguments}}
+    problem = problem_of({"messages": [{"role": "user", "content": Q}, {"role": "assistant", "tool_calls": [call]}]})
+    with pytest.raises(SkippedRowError, match=reason):
+        template_with(source).render(problem)
+    with pytest.raises(SkippedRowError, match="need the chat template"):
+        get_template("plain").render(
+            problem_of(
+                {"messages": [{"role": "user", "content": Q}, {"role": "assistant", "content": A}], "tools": TOOLS}
+            )
+        )
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+def test_reasoning_in_the_form_that_the_template_has(name: str) -> None:
+    problem = problem_of(
+        {"messages": [{"role": "user", "content": Q}, {"role": "assistant", name: "I add.", "content": A}]}
+    )
+    assert targets(template_with(WITH_TOOLS), problem) == [f"<think>\nI add.\n</think>\n\n{A}<|im_end|>"]
+    assert targets(template_with(PLAIN), problem) == [f"<think>\nI add.\n</think>\n\n{A}<|im_end|>"]
+    assert targets(template_with(CHANNELS), problem) == [
+        f"<|head|>analysis: I add.<|im_end|><|start|>assistant<|head|>final: {A}<|eot|>"
+    ]
+    assert get_template("plain").render(problem)[1].text.startswith("<think>\nI add.\n</think>\n\n3 + 5")
+
+
+def test_what_the_template_writes_before_an_answer_is_learned_where_the_prompt_leaves_it_out() -> None:
+    template = template_with(CHANNELS)
+    problem = problem_of({"question": Q, "solution": A})
+    assert targets(template, problem) == [f"<|head|>final: {A}<|eot|>"]
+    begun = encode_prompt(template.tokenizer, template.prompt(Q))
+    rendered, _ = render(template.tokenizer, [template.render(problem)])
+    assert rendered.tokens.tolist()[: len(begun)] == begun and not rendered.mask[: len(begun)].any()
+
+
+def test_an_answer_of_weight_0_is_context() -> None:
+    turns = [
+        {"role": "user", "content": Q},
+        {"role": "assistant", "content": "WRONG", "weight": 0},
+        {"role": "user", "content": "Again."},
+        {"role": "assistant", "content": A, "weight": 1},
+    ]
+    template = template_with(PLAIN)
+    assert targets(template, problem_of({"messages": turns})) == [f"{A}<|im_end|>"]
+    assert "WRONG" in joined(template.render(problem_of({"messages": turns})))
+    with pytest.raises(SkippedRowError, match="without a question and an answer"):
+        problem_of({"messages": turns[:2]})
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": [{"from": "human", "value": Q}, {"from": "gpt", "value": A}]},
+        {"conversations": [{"role": "user", "content": Q}, {"role": "assistant", "content": A}]},
+        {"messages": [{"role": "User", "content": Q}, {"role": "Assistant", "content": A}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": Q}]}, {"role": "assistant", "content": A}]},
+        {"messages": json.dumps([{"role": "user", "content": Q}, {"role": "assistant", "content": A}])},
+        {"prompt": [{"role": "user", "content": Q}], "completion": [{"role": "assistant", "content": A}]},
+        {"prompt": [{"role": "user", "content": Q}], "completion": A},
+        {"Question": Q, "Answer": A},
+        {"input": Q, "target": A},
+        {"question": Q, "answer": "8", "solution": A},
+        {"problem": Q, "answer": "8", "generated_solution": A},
+        {"question": Q, "rationale": A, "answer": "8"},
+        {"question": Q, "cot": A, "answer": "8"},
+        {"prompt": Q, "messages": [{"role": "user", "content": Q}, {"role": "assistant", "content": A}]},
+    ],
+)  # fmt: skip
+def test_forms_of_the_same_problem(row: dict[str, Any]) -> None:
+    problem = problem_of(row)
+    assert (problem.question, problem.solution) == (Q, A)
+    if "answer" in row:
+        assert problem.answer == "8"
+
+
+def test_what_belongs_to_the_problem() -> None:
+    alpaca = problem_of({"instruction": "Solve it.", "input": Q, "output": A})
+    assert (alpaca.question, alpaca.solution) == (f"Solve it.\n\n{Q}", A)
+    assert problem_of({"instruction": Q, "input": "", "output": A}).question == Q
+    dolly = problem_of({"instruction": "Solve it.", "context": Q, "response": A, "category": "x"})
+    assert dolly.question == f"Solve it.\n\n{Q}"
+    assert problem_of({"question": "How many?", "context": Q, "answer": A}).question == f"{Q}\n\nHow many?"
+    thought = problem_of({"prompt": Q, "thinking": "I add.", "response": A})
+    assert thought.solution == f"<think>\nI add.\n</think>\n\n{A}"
+
+
+def test_a_system_column_and_a_developer_are_the_system_message() -> None:
+    system = (Message("system", "Be brief."), Message("user", Q), Message("assistant", A))
+    assert problem_of({"system": "Be brief.", "prompt": Q, "response": A}).messages == system
+    turns = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": Q},
+        {"role": "assistant", "content": A},
+    ]
+    assert problem_of({"messages": turns}).messages == system
+    assert joined(template_with(PLAIN).render(problem_of({"messages": turns}))).startswith(
+        "<|im_start|>system\nBe brief."
+    )
+
+
+def test_an_answer_inside_an_object() -> None:
+    row = {"prompt": [{"role": "user", "content": Q}], "reward_model": {"style": "rule", "ground_truth": "8"}}
+    columns = find_columns(list(row), where="rows", solution_required=False)
+    problem = make_problem(row, columns, 0, solution_required=False)
+    assert (problem.question, gold(problem)) == (Q, "8")
+
+
+def test_a_whole_text_is_learned_from_its_first_word_to_its_end() -> None:
+    problem = problem_of({"text": f"{Q}\n{A}"})
+    assert problem.is_text
+    for template in (get_template("plain"), template_with(PLAIN)):
+        tokenizer = tokenizer_with(PLAIN)
+        rendered, _ = render(tokenizer, [template.render(problem)])
+        assert rendered.tokens.tolist() == [*tokenizer.encode(f"{Q}\n{A}"), tokenizer.eos_token_id]
+        assert rendered.mask.tolist() == [0, *[1] * (len(rendered.tokens) - 1)]
+
+
+def test_a_date_in_the_template_is_always_the_same_one() -> None:
+    dated = "{{ strftime_now('%d %B %Y') }} " + PLAIN
+    assert joined(template_with(dated).prompt(Q)).startswith(f"{DATE} <|im_start|>user\n{Q}")
+
+
+def test_several_templates() -> None:
+    named = {"default": PLAIN, "tool_use": WITH_TOOLS}
+    assert template_with(named).source == PLAIN
+    assert template_with({"only": PLAIN}).source == PLAIN
+    with pytest.raises(InputError, match="first, second and none called default"):
+        template_with({"first": PLAIN, "second": PLAIN}).prompt(Q)
