@@ -10,7 +10,7 @@ import click
 
 from mlxmath import options
 from mlxmath.config.load import Resolved
-from mlxmath.console import duration, size
+from mlxmath.console import duration, size, warn
 from mlxmath.errors import InputError
 
 if TYPE_CHECKING:
@@ -124,14 +124,12 @@ def planned(
     objective: "Objective" = "train",
 ) -> tuple["MemoryPlan", "Batching"]:  # fmt: skip
     """The plan, and the micro-batches that it is for."""
-    from mlxmath.models.memory import ModelShape, choose_batching, plan_memory, trained_parameters
-    from mlxmath.weights.layout import stored_quantization
+    from mlxmath.lora.count import counted
+    from mlxmath.models.memory import ModelShape, choose_batching, plan_memory
 
     shape, training = ModelShape.from_config(model_config), config.training
-    if stored := stored_quantization(model_config):
-        quantized = {"quantize": stored["bits"], "group_size": stored["group_size"]}
-        config = config.model_copy(update={"model": config.model.model_copy(update=quantized)})
-    batching = choose_batching(model_config, config, device, longest)
+    of = counted(model_config, config, device.compute_dtype)
+    batching = choose_batching(model_config, config, device, longest, of)
     if objective in ("dpo", "reward-model") and training.batching != "pack":  # a pair stays together
         batching = replace(batching, tokens=max(batching.tokens, 2 * longest))
     itemsize = 4 if device.compute_dtype == "float32" else 2
@@ -139,14 +137,29 @@ def planned(
     prompt = max(0, longest - own)
     is_blockwise = device.backend == "cpu" and itemsize == 4 and training.batching == "bucket"
     plan = plan_memory(
-        shape, config, itemsize=itemsize, batching=batching, longest=longest, prompt=prompt if is_blockwise else 0
-    )
+        shape, config, itemsize=itemsize, batching=batching, longest=longest,
+        prompt=prompt if is_blockwise else 0, of=of,
+    )  # fmt: skip
     if _has_reference(config, objective):
-        copied = trained_parameters(shape, config.lora, full=training.full) * (itemsize if training.full else 4)
-        plan = replace(plan, reference=copied)
+        plan = replace(plan, reference=of.trained * (itemsize if training.full else 4))
     if objective != "grpo":
         return plan, batching
     return replace(plan, drawing=_drawing(config, model_config, device, plan, prompt, own)), batching
+
+
+def batching_of(config: "RunConfig", model_config: Mapping[str, Any], device: "DeviceInfo", longest: int) -> "Batching":
+    """How much a run computes at once; of a model that cannot be counted, as little as there is."""
+    from mlxmath.errors import MlxmathError
+    from mlxmath.lora.count import counted
+    from mlxmath.models.memory import choose_batching
+
+    try:
+        of = counted(model_config, config, device.compute_dtype)
+    except InputError:
+        raise
+    except MlxmathError:
+        of = None
+    return choose_batching(model_config, config, device, longest, of)
 
 
 def _has_reference(config: "RunConfig", objective: "Objective") -> bool:
@@ -206,20 +219,30 @@ def remedies(
     objective: "Objective" = "train",
 ) -> list[tuple[str, int]]:  # fmt: skip
     """Settings that would take less memory, with the bytes that the run would take then, until one fits."""
+    from mlxmath.models.skeleton import stored_settings
+
     changes: list[tuple[str, str, dict[str, Any], int]] = [
         ("--grad-checkpoint 1", "training", {"grad_checkpoint": 1}, longest),
         ("--quantize 8", "model", {"quantize": 8}, longest),
         ("--quantize 4", "model", {"quantize": 4}, longest),
         (f"--max-seq-len {longest // 2}", "data", {"max_seq_len": longest // 2}, longest // 2),
     ]
-    found = []
-    current, name, length = config, "", longest
+    if (
+        config.training.full or stored_settings(model_config) is not None
+    ):  # whole weights are not quantized; once is enough
+        changes = [change for change in changes if change[1] != "model"]
+    found: list[tuple[str, int]] = []
+    least = planned(config, model_config, device, longest, objective)[0].total
+    current, name = config, ""
     for option, section, values, length_then in changes:
         if getattr(current, section).model_dump().items() >= values.items():
             continue
-        current = current.model_copy(update={section: getattr(current, section).model_copy(update=values)})
-        name, length = f"{name} {option}".strip().replace("--quantize 8 --quantize 4", "--quantize 4"), length_then
-        total = planned(current, model_config, device, length, objective)[0].total
+        tried = current.model_copy(update={section: getattr(current, section).model_copy(update=values)})
+        total = planned(tried, model_config, device, length_then, objective)[0].total
+        if total >= least:  # it would not help
+            continue
+        current, least = tried, total
+        name = f"{name} {option}".strip().replace("--quantize 8 --quantize 4", "--quantize 4")
         found.append((name, total))
         if total <= device.memory_bytes:
             break
@@ -257,7 +280,7 @@ def check_fits(
     config: "RunConfig", model_folder: Path, model_config: Mapping[str, Any], device: "DeviceInfo", longest: int,
     objective: "Objective" = "train",
 ) -> int | None:  # fmt: skip
-    """The bytes that a run takes, as planned; None for a model whose sizes have other names.
+    """The bytes that a run takes, as planned; None, with a warning, for a model that cannot be planned.
 
     Raises:
         InputError: they exceed the device's memory and `--allow-overcommit` was not given.
@@ -266,7 +289,10 @@ def check_fits(
 
     try:
         plan, _ = planned(config, model_config, device, longest, objective)
-    except MlxmathError:
+    except InputError:
+        raise
+    except MlxmathError as error:
+        warn(f"what this run takes of the memory is not known beforehand: {error}")
         return None
     if plan.total <= device.memory_bytes or config.runtime.allow_overcommit:
         return plan.total

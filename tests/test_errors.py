@@ -55,7 +55,7 @@ def test_bad_options(
     ("records", "arguments", "message"),
     [
         ([GOOD], ("--question-column", "problme"), "problem"),
-        ([{"text": "no columns that mean anything"}], (), "--question-column"),
+        ([{"words": "no columns that mean anything"}], (), "--question-column"),
         ([], (), "rows.jsonl"),
         ([GOOD | {"solution": None}], (), "rows.jsonl"),
     ],

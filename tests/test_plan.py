@@ -10,13 +10,13 @@ from mlxmath.backends.base import DeviceInfo
 from mlxmath.config.load import resolve
 from mlxmath.errors import InputError
 from mlxmath.models.memory import MemoryPlan, ModelShape, trained_parameters
-from mlxmath.plan import Objective, parse_size, planned
+from mlxmath.plan import Objective, parse_size, planned, remedies
 from tests.commands import run, succeed
 from tests.test_train import debug_run, prepared  # noqa: F401 (fixtures)
 
 SEVEN = {
     "model_type": "llama", "num_hidden_layers": 30, "hidden_size": 4096, "intermediate_size": 11008,
-    "num_attention_heads": 32, "vocab_size": 102400,
+    "num_attention_heads": 32, "vocab_size": 102400, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
 }  # fmt: skip
 """Of deepseek-math-7b."""
 
@@ -48,6 +48,70 @@ def test_it_needs_only_the_configuration_and_says_what_would_fit(tmp_path: Path)
     assert "does not fit into 8.00 GB" in tight.stdout
     assert "with --grad-checkpoint 1" in tight.stdout and "--quantize 4" in tight.stdout
     assert "(fits)" in tight.stdout or tight.stdout.count("still too much") == 4
+
+
+MIXTURES = {
+    "of 128": (
+        {
+            "model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144, "moe_intermediate_size": 768,
+            "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
+            "vocab_size": 151936, "num_experts": 128, "num_experts_per_tok": 8, "decoder_sparse_step": 1,
+            "mlp_only_layers": [], "norm_topk_prob": True, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
+            "max_position_embeddings": 40960, "tie_word_embeddings": False,
+        },
+        30.53e9,
+    ),
+    "of 8": (
+        {
+            "model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, "num_local_experts": 8,
+            "num_experts_per_tok": 2, "tie_word_embeddings": False,
+        },
+        46.70e9,
+    ),
+}  # fmt: skip
+"""Configurations, and the parameters that their publishers state."""
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_experts_are_counted(name: str) -> None:
+    model_config, parameters = MIXTURES[name]
+    device = DeviceInfo("metal", "D", int(500e9), "bfloat16", "")
+    plain = planned(resolve([]).config, model_config, device, 256)[0]
+    assert plain.weights == pytest.approx(2 * parameters, rel=0.002)
+    packed = planned(resolve([("t", {"model.quantize": 4})]).config, model_config, device, 256)[0]
+    assert packed.weights == pytest.approx(parameters * (4 + 32 / 64) / 8, rel=0.01)
+
+
+def test_sizes_inside_a_shell_and_a_mapping_of_bits() -> None:
+    inner = {
+        "model_type": "gemma3_text", "hidden_size": 1024, "num_hidden_layers": 6, "intermediate_size": 4096,
+        "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 262208,
+    }  # fmt: skip
+    shell = {"model_type": "gemma3", "text_config": inner, "vocab_size": 262208, "vision_config": {"hidden_size": 9}}
+    device = DeviceInfo("metal", "D", int(500e9), "bfloat16", "")
+    whole = planned(resolve([]).config, shell, device, 256)[0].weights
+    embedding = 2 * 262208 * 1024
+    assert embedding < whole < 2 * embedding, "tied, though config.json does not say so"
+    packed = planned(resolve([]).config, shell | {"quantization": {"bits": 4, "group_size": 64}}, device, 256)[
+        0
+    ].weights
+    assert packed == pytest.approx(whole * 4.5 / 16, rel=0.01)
+    mixed = {"bits": 4, "group_size": 64, "language_model.model.embed_tokens": {"bits": 8, "group_size": 64}}
+    found = planned(resolve([]).config, shell | {"quantization": mixed}, device, 256)[0].weights
+    assert found == pytest.approx(packed + embedding / 2 * 0.5, rel=0.01)
+
+
+def test_remedies_help_and_are_allowed() -> None:
+    full = resolve([("t", {"training.full": True})]).config
+    device = DeviceInfo("cpu", "D", int(16e9), "float32", "")
+    now = planned(full, SEVEN, device, 640)[0].total
+    named = remedies(full, SEVEN, device, 640)
+    assert named and not any("--quantize" in change for change, _ in named)
+    totals = [now, *(total for _, total in named)]
+    assert totals == sorted(totals, reverse=True) and len(set(totals)) == len(totals)
+    stored = SEVEN | {"quantization": {"bits": 4, "group_size": 64}}
+    assert not any("--quantize" in change for change, _ in remedies(resolve([]).config, stored, device, 640))
 
 
 def test_train_refuses_what_cannot_fit_unless_told_otherwise(prepared: Path) -> None:  # noqa: F811

@@ -46,22 +46,27 @@ class ModelShape:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "ModelShape":
-        """Out of a config.json.
+        """Out of a config.json, whatever its sizes are called and however deep they lie.
+
+        Of a mixture the feed-forward width is that of the experts that one token is given to. A model without heads of
+        attention counts as one with the usual width of 64 each.
 
         Raises:
-            MlxmathError: a size is missing.
+            MlxmathError: a size is missing or is none.
         """
+        own = text_config(config)
         try:
-            heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+            hidden, heads = _size(own, "hidden"), _size(own, "heads", 0)
+            heads = heads or max(1, hidden // 64)
             return cls(
-                layers=int(config["num_hidden_layers"]),
+                layers=_size(own, "layers"),
                 hidden=hidden,
-                feed_forward=int(config["intermediate_size"]),
+                feed_forward=_feed_forward(own, hidden),
                 heads=heads,
-                kv_heads=int(config.get("num_key_value_heads") or heads),
-                head_width=int(config.get("head_dim") or hidden // heads),
-                vocab=int(config["vocab_size"]),
-                tied=bool(config.get("tie_word_embeddings", False)),
+                kv_heads=_size(own, "kv_heads", 0) or heads,
+                head_width=_size(own, "head_width", 0) or max(1, hidden // heads),
+                vocab=_size(own, "vocab", 0) or _size(config, "vocab"),
+                tied=bool(own.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise MlxmathError(f"config.json lacks a size that memory is planned from: {error}.") from None
@@ -95,6 +100,63 @@ class ModelShape:
     def cached_per_token(self) -> int:
         """Numbers of a token's keys and values in all blocks."""
         return 2 * self.layers * self.kv_heads * self.head_width
+
+
+_NAMES = {
+    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_transformer_layers"),
+    "hidden": ("hidden_size", "n_embd", "d_model", "model_dim", "hidden_dim", "dim"),
+    "feed_forward": ("intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim", "hidden_dim_ffn"),
+    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads", "num_query_heads"),
+    "kv_heads": ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_n_heads"),
+    "head_width": ("head_dim", "v_head_dim"),
+    "vocab": ("vocab_size", "padded_vocab_size", "num_vocab"),
+    "chosen": ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "top_k_experts", "moe_k"),
+    "expert": ("moe_intermediate_size", "expert_ffn_hidden_size", "moe_ffn_hidden_size"),
+    "shared": ("shared_expert_intermediate_size", "moe_shared_expert_intermediate_size"),
+    "num_shared": ("n_shared_experts", "num_shared_experts", "num_shared_expert"),
+}
+"""What the architectures call their sizes."""
+_OTHER_PARTS = ("vision", "audio", "speech", "visual", "image")
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a config.json that describes the language model: itself, or one inside an outer shell."""
+    inner = [
+        table
+        for name, table in config.items()
+        if isinstance(table, dict) and not any(part in name for part in _OTHER_PARTS)
+        and all(any(alias in table for alias in _NAMES[size]) for size in ("layers", "hidden"))
+    ]  # fmt: skip
+    return inner[0] if inner else config
+
+
+def _size(config: Mapping[str, Any], size: str, default: int | None = None) -> int:
+    """The whole number of that meaning; of a list, with a number for each block, the largest."""
+    found = next((config[name] for name in _NAMES[size] if config.get(name) is not None), default)
+    if found is None:
+        raise KeyError(_NAMES[size][0])
+    return int(max(found)) if isinstance(found, list) and found else int(found)  # type: ignore[arg-type]
+
+
+def _feed_forward(config: Mapping[str, Any], hidden: int) -> int:
+    """Outputs of the feed-forward layers that a token goes through at the widest block."""
+    dense = _size(config, "feed_forward", 0) or 4 * hidden
+    chosen = _size(config, "chosen", 0)
+    if not chosen:
+        return dense
+    expert = _size(config, "expert", 0) or dense
+    shared = _size(config, "shared", 0) or expert * _size(config, "num_shared", 0)
+    return max(chosen * expert + shared, dense if _size(config, "expert", 0) else 0)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What of a model is counted, not estimated."""
+
+    weights: int
+    """Bytes of its parameters as they are held while training."""
+    trained: int
+    """Parameters that train."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +233,9 @@ def slot_bytes(shape: ModelShape, itemsize: int, *, prompt: int, own: int, group
 
 
 def plan_memory(
-    shape: ModelShape, config: RunConfig, *, itemsize: int, batching: Batching, longest: int, prompt: int = 0
-) -> MemoryPlan:
+    shape: ModelShape, config: RunConfig, *, itemsize: int, batching: Batching, longest: int, prompt: int = 0,
+    of: Counted | None = None,
+) -> MemoryPlan:  # fmt: skip
     """The memory of a training step.
 
     Args:
@@ -183,10 +246,11 @@ def plan_memory(
         longest: positions of the longest row.
         prompt: those of its prompt, where that is computed once for a group of GRPO's completions, and again in the
             backward pass.
+        of: the counted weights and what trains of them; without it a Llama's are estimated from its shape.
     """
     bits, every = config.model.quantize, config.training.grad_checkpoint
     per_weight = itemsize if bits is None else bits / 8 + 2 * itemsize / config.model.group_size
-    trained = trained_parameters(shape, config.lora, full=config.training.full)
+    trained = of.trained if of else trained_parameters(shape, config.lora, full=config.training.full)
     rows = config.training.batch_size * config.training.grad_accumulation_steps
     is_split = rows * longest > batching.num_workers * batching.tokens  # then there are sums besides the gradients
     sums = batching.num_workers if is_split else 0
@@ -216,7 +280,7 @@ def plan_memory(
     again = num_prompts * prompt * (shape.kept_per_token + 4 * shape.feed_forward + 2 * shape.heads * prompt)
     block = max(block, again - tokens * kept)
     return MemoryPlan(
-        weights=int(shape.parameters * per_weight),
+        weights=of.weights if of else int(shape.parameters * per_weight),
         adapters=trained * 4 * (added + sums),
         optimizer=trained * _OPTIMIZER_BYTES[config.training.optimizer],
         activations=int(batching.num_workers * max((tokens * kept + of_prompts) * itemsize, trained * 4)),
@@ -224,7 +288,9 @@ def plan_memory(
     )
 
 
-def choose_batching(model_config: Mapping[str, Any], config: RunConfig, device: DeviceInfo, longest: int) -> Batching:
+def choose_batching(
+    model_config: Mapping[str, Any], config: RunConfig, device: DeviceInfo, longest: int, of: Counted | None = None
+) -> Batching:
     """As many micro-batches at once, and as many padded tokens in each, as pay off and fit half of the memory left.
 
     Args:
@@ -232,6 +298,7 @@ def choose_batching(model_config: Mapping[str, Any], config: RunConfig, device: 
         config: the run's; what it sets is kept to.
         device: where it runs.
         longest: positions of the longest row.
+        of: see `plan_memory`.
     """
     training, most = config.training, _PAYS_OFF[device.backend]
     at_hand = training.grad_accumulation_steps * (1 if training.batching == "pad" else training.batch_size)
@@ -248,10 +315,10 @@ def choose_batching(model_config: Mapping[str, Any], config: RunConfig, device: 
     try:
         shape = ModelShape.from_config(model_config)
     except MlxmathError:
-        return choices[0]
+        return choices[-1]  # the smallest: what it takes is not known
     itemsize = 4 if device.compute_dtype == "float32" else 2
     for choice in choices:
-        found = plan_memory(shape, config, itemsize=itemsize, batching=choice, longest=longest)
+        found = plan_memory(shape, config, itemsize=itemsize, batching=choice, longest=longest, of=of)
         if found.learning <= (device.memory_bytes - found.steady) / 2:
             return choice
     return choices[-1]

@@ -16,6 +16,7 @@ WITHOUT_GOLD = "without a gold answer"
 STATED: tuple[Rule, ...] = ("####", "boxed", "answer is", "whole")
 """Rules of the grader that are sure enough of a gold answer."""
 _MARKS = ("####", "\\boxed", "\\fbox")
+_INLINE = re.compile(r"[^\n#>* \t][ \t]*####[ \t]*[^\s#][^\n#]{0,60}$")
 _LONGEST_ANSWER = 250
 """An answer column's text above this many characters is a solution."""
 _NUMBER = re.compile(r"[-+]?\\?[$€£¥₹]?\d")
@@ -52,6 +53,8 @@ def answer_of(text: str) -> str | None:
 def stated(solution: str) -> str | None:
     """The answer that a solution states in so many words; None if it states none."""
     text = after_thinking(solution)
+    if text and _INLINE.search(text):  # a solution whose line breaks were lost
+        text = text.replace(_MARKS[0], f"\n{_MARKS[0]}")
     found = extract(text) if text else None
     if text is None or found is None or found.rule not in STATED or not found.text.strip():
         return None

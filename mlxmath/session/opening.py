@@ -22,11 +22,10 @@ from mlxmath.kernels.select import kernels_for
 from mlxmath.lora.adapter import WEIGHTS, adapter_config, load_initial
 from mlxmath.lora.inject import Injected, inject, open_blocks
 from mlxmath.models.load import load_model
-from mlxmath.models.memory import choose_batching
 from mlxmath.models.tuning import tune_for_training
 from mlxmath.models.unsupported import refuse_untrainable
 from mlxmath.objectives import base
-from mlxmath.plan import Objective, check_fits
+from mlxmath.plan import Objective, batching_of, check_fits
 from mlxmath.problems.prompts import get_template
 from mlxmath.session.material import Material
 from mlxmath.session.paths import absolute_model
@@ -97,7 +96,7 @@ class Session(Generic[M]):
 
         self.shape = Shape(self.backend.bucket_multiple, target_steps=16 if self.backend.supports("compile") else 0)
         longest = self.shape.width(self.material.longest)
-        self.batching = choose_batching(self.model_config, config, self.device, longest)
+        self.batching = batching_of(config, self.model_config, self.device, longest)
         objective = cast(Objective, (section or "train").replace("_", "-"))
         self.planned_bytes = check_fits(config, model_folder, self.model_config, self.device, longest, objective)
         """None for a model whose sizes have other names."""

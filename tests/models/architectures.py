@@ -279,13 +279,19 @@ OWN: dict[str, dict[str, Any]] = {
     "gemma2": {"final_logit_softcapping": 5.0, "attn_logit_softcapping": 10.0, "query_pre_attn_scalar": 16},
     "gemma3": {
         "text_config": {
+            "tie_word_embeddings": False,
             "model_type": "gemma3_text",
             "num_hidden_layers": 3,
             "sliding_window_pattern": 2,
             "query_pre_attn_scalar": 16,
         }
     },
-    "gemma3_text": {"num_hidden_layers": 3, "sliding_window_pattern": 2, "query_pre_attn_scalar": 16},
+    "gemma3_text": {
+        "tie_word_embeddings": False,
+        "num_hidden_layers": 3,
+        "sliding_window_pattern": 2,
+        "query_pre_attn_scalar": 16,
+    },
     "gemma3n": {
         "text_config": {
             "model_type": "gemma3n_text",

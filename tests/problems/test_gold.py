@@ -11,7 +11,7 @@ from mlxmath.config.schema import DataConfig, ModelConfig, RunConfig
 from mlxmath.distillation.questions import load_questions
 from mlxmath.errors import InputError
 from mlxmath.evaluation.benchmarks import load_benchmark
-from mlxmath.problems.gold import gold
+from mlxmath.problems.gold import gold, stated
 from mlxmath.problems.problem import Problem
 from mlxmath.problems.prompts import get_template, joined
 from mlxmath.session.prompts import read_prompts
@@ -157,3 +157,8 @@ def test_a_template_s_answer_is_the_gold_answer(tmp_path: Path) -> None:
     file.write_text("prompt = '{question} '\ncompletion = '{answer}'\n")
     text = get_template("t", str(file)).render(Problem("0", "1 + 1?", solution="We add.\nThe answer is 2."))
     assert joined(text) == "1 + 1? 2"
+
+
+@pytest.mark.parametrize("solution", ["So 5 + 3 = 8. #### 8", "5 + 3 = 8 ####8", "5 + 3 = 8\n#### 8"])
+def test_a_mark_within_a_line_states_the_answer_too(solution: str) -> None:
+    assert stated(solution) == "8"
