@@ -4,6 +4,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 WIDEST_HEAD = 128
 """Of cuDNN's fused attention in MLX; heads are also multiples of 8 wide."""
@@ -26,11 +27,12 @@ def attention_note(model: nn.Module) -> str:
     if not (mx.cuda.is_available() and mx.default_device().type == mx.gpu):
         return ""
     arguments: Any = getattr(model, "args", None)
-    heads = getattr(arguments, "num_attention_heads", None)
-    if not heads:
+    heads, hidden_size = (getattr(arguments, name, None) for name in ("num_attention_heads", "hidden_size"))
+    width = getattr(arguments, "head_dim", None) or (hidden_size // heads if heads and hidden_size else None)
+    if not width:
         return "attention as the model's own code has it"
-    width = getattr(arguments, "head_dim", None) or arguments.hidden_size // heads
-    dtype = model.model.norm.weight.dtype if hasattr(model, "model") else mx.bfloat16
+    types = {array.dtype for _, array in tree_flatten(model.layers[0].parameters())}
+    dtype = next((each for each in (mx.bfloat16, mx.float16) if each in types), mx.float32)
     reason = why_not_fused(width, getattr(arguments, "v_head_dim", None) or width, dtype) or _refusal(width, dtype)
     if reason is None:
         return f"attention fused by cuDNN (rows padded to multiples of {LENGTH_MULTIPLE})"

@@ -51,11 +51,8 @@ def _counts(values: Sequence[Any]) -> bool:
     return all(type(value) is int for value in values) and len({value - i for i, value in enumerate(values)}) == 1
 
 
-def few_of(blocks: Sequence[nn.Module], run: Callable[[], object]) -> list[int]:
-    """The numbers of the first two blocks of each kind; of all if some give more than an array on, as `run()` shows.
-
-    Two, since what is wrong with the gradient of a block's input shows in the block before it.
-    """
+def few_of(blocks: Sequence[nn.Module], run: Callable[[], object], most: int) -> list[int]:
+    """The numbers of the first blocks of each kind; of all if some give more than an array on, as `run()` shows."""
     passes = True
 
     def watched(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,7 +72,7 @@ def few_of(blocks: Sequence[nn.Module], run: Callable[[], object]) -> list[int]:
     chosen = []
     for number, kind in enumerate(kinds_of(blocks)):
         seen[kind] += 1
-        if seen[kind] <= 2 or not passes:
+        if seen[kind] <= most or not passes:
             chosen.append(number)
     return chosen
 

@@ -139,21 +139,27 @@ class Blockwise:
         """
         return self._backward(tape, d_hidden_BLD)[1]
 
-    def trial(self, rows: Layout, prompts: PromptRows | None = None) -> tuple[mx.array, Gradients]:
+    def trial(
+        self, rows: Layout, positions_N: mx.array, prompts: PromptRows | None = None
+    ) -> tuple[mx.array, Gradients]:
         """Hidden states and gradients as `mlxmath.models.trust.autodiff` has them; "input" is that of the rows.
 
         Args:
             rows: may go on from prompts.
+            positions_N: those that count, of B · L.
             prompts: which are computed first.
         """
         self._first = 0
         before = self.forward(prompts) if prompts else None
         hidden_BLD, tape = self.forward(rows)
-        d_x, gradients = self._backward(tape, cotangent_of(hidden_BLD), to_input=True)
+        flat_ND = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])
+        hidden_ND = flat_ND[positions_N]
+        d_flat_ND = mx.zeros_like(flat_ND).at[positions_N].add(cotangent_of(hidden_ND))
+        d_x, gradients = self._backward(tape, d_flat_ND.reshape(hidden_BLD.shape), to_input=True)
         if prompts and before:
             gradients = summed(gradients, self._backward(before[1], mx.zeros_like(before[0]))[1])
         found = {name.removeprefix(f"{self._path}."): array for name, array in gradients.items()}
-        return hidden_BLD, {"input": d_x, **found}
+        return hidden_ND, {"input": d_x, **found}
 
     def _before(self, tokens_BL: mx.array) -> mx.array:
         """What the model gives its first block."""
@@ -322,10 +328,10 @@ def _wrong(model: nn.Module, parts: Split, kernels: Kernels, number: int, *, who
 
             def hidden(added: mx.array) -> mx.array:
                 with only(model.layers, [number], added):
-                    return parts.hidden(tokens_1L)
+                    return parts.hidden(tokens_1L)[0]
 
             expected = autodiff(model, [number], hidden, added)
-            found = blocks.trial(Rows(tokens_1L))
+            found = blocks.trial(Rows(tokens_1L), mx.arange(tokens_1L.size))
             return disagreement(found, expected)
     except ERRORS as error:
         return f"its blocks need other arguments ({error})"

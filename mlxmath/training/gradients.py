@@ -98,18 +98,23 @@ class BlockwiseGradients:
 
     def cannot_pack(self) -> str | None:
         """See `Gradients`."""
-        return self._trial.cannot_pack(lambda blocks, row, mask: self._few(blocks).trial(Rows(row, mask)))
+        return self._trial.cannot_pack(
+            lambda blocks, row, mask, positions: self._few(blocks).trial(Rows(row, mask), positions)
+        )
 
     @property
     def _trial(self) -> Trial:
-        return Trial(self._model, self._parts.hidden, self._parts.head.vocab_size, ("blockwise", type(self._kernels)))
+        way = "blockwise", type(self._kernels)
+        return Trial(self._model, self._parts.hidden, self._parts.head.vocab_size, way, most=2)
 
     def _few(self, blocks: Sequence[int]) -> Blockwise:
         return Blockwise(self._model, self._kernels, parts=self._parts, chosen=blocks)
 
-    def _of_prompts(self, blocks: Sequence[int], rows_BL: mx.array, prompts: SharedPrompts) -> Outcome:
+    def _of_prompts(
+        self, blocks: Sequence[int], rows_BL: mx.array, prompts: SharedPrompts, positions_N: mx.array
+    ) -> Outcome:
         few, computed = self._few(blocks), PromptRows(prompts)
-        return few.trial(ContinuedRows(rows_BL, prompts, computed), computed)
+        return few.trial(ContinuedRows(rows_BL, prompts, computed), positions_N, computed)
 
     def loss(self, batch: Batch) -> mx.array:
         """See `Gradients`."""
@@ -194,14 +199,16 @@ class AutodiffGradients:
         """See `Gradients`."""
         if self._checkpointed:
             return "blocks are computed again in the backward pass"
-        return self._trial.cannot_share(
-            lambda blocks, rows, prompts: self._trial.autodiff(blocks, lambda: self._outputs(rows, None, prompts))
+        trial = self._trial
+        return trial.cannot_share(
+            lambda blocks, rows, prompts, at: trial.autodiff(blocks, lambda: self._outputs(rows, None, prompts), at)
         )
 
     def cannot_pack(self) -> str | None:
         """See `Gradients`."""
-        return self._trial.cannot_pack(
-            lambda blocks, row, mask: self._trial.autodiff(blocks, lambda: self._outputs(row, mask, None))
+        trial = self._trial
+        return trial.cannot_pack(
+            lambda blocks, row, mask, at: trial.autodiff(blocks, lambda: self._outputs(row, mask, None), at)
         )
 
     @property

@@ -72,14 +72,17 @@ MASKS = {"causal": lambda *_: None, "packed": packed_mask, "continued": continue
 
 
 @pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("value_width", [8, 4])
 @pytest.mark.parametrize(("rows", "heads", "kv_heads", "length"), [(1, 1, 1, 1), (2, 4, 4, 7), (3, 6, 2, 33)])
-def test_attention(kernels: Any, rows: int, heads: int, kv_heads: int, length: int, kind: str) -> None:
+def test_attention(
+    kernels: Any, rows: int, heads: int, kv_heads: int, length: int, value_width: int, kind: str
+) -> None:
     mx.random.seed(1)
     q = mx.random.normal((rows, length, heads, 8)).swapaxes(1, 2) * 3  # strided, as a model makes them
     mask = MASKS[kind](rows, length)
     keys = length if mask is None else mask.shape[-1]
-    k, v = (mx.random.normal((rows, keys, kv_heads, 8)).swapaxes(1, 2) for _ in range(2))
-    cotangent = mx.random.normal(q.shape)
+    k, v = (mx.random.normal((rows, keys, kv_heads, width)).swapaxes(1, 2) for width in (8, value_width))
+    cotangent = mx.random.normal((*q.shape[:-1], value_width))
     output = kernels.attention(q, k, v, 0.4, mask)
     close(output[0], plain_attention(q, k, v, 0.4, mask), 1e-5)
     found = kernels.attention_backward(q, k, v, 0.4, mask, output, cotangent)
@@ -119,4 +122,4 @@ def test_products_are_the_same_through_numpy(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_attention_through_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlxmath.kernels.cpu.blas_is_missing", lambda: True)
-    test_attention(CpuKernels(), 3, 6, 2, 33, kind="packed")
+    test_attention(CpuKernels(), 3, 6, 2, 33, 8, kind="packed")

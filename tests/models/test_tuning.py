@@ -11,6 +11,7 @@ from mlxmath.models import attention, tuning
 from mlxmath.models.dequantized import PACKED, DequantizedLinear, Products, products_of
 from mlxmath.models.split import Head
 from tests.conftest import make_tiny_llama
+from tests.models import architectures
 
 
 @pytest.fixture
@@ -107,3 +108,5 @@ def test_the_run_says_how_attention_is_computed(tiny_llama: Any, monkeypatch: py
     assert "CPU backend" in attention.attention_note(tiny_llama)  # the device's own word
     monkeypatch.setattr(attention, "_refusal", lambda *_: None)
     assert attention.attention_note(tiny_llama).startswith("attention fused by cuDNN")
+    in_a_shell, _ = architectures.make("gemma3")
+    assert "own code" in attention.attention_note(in_a_shell)

@@ -24,6 +24,8 @@ def heads() -> dict[str, Head]:
         "bias": Head(biased),
         "tied": Head(embedding),
         "soft cap": Head(linear, soft_cap=2.0),
+        "scale and bias": Head(biased, scale=0.3),
+        "scale and soft cap": Head(linear, soft_cap=2.0, scale=3.0),
         "4 bits": Head(nn.QuantizedLinear.from_linear(linear, 32, 4)),
         "8 bits, tied": Head(nn.QuantizedEmbedding.from_embedding(embedding, 32, 8)),
     }
@@ -35,7 +37,7 @@ def plain(hidden: mx.array, targets: mx.array, weights: mx.array, head: Head) ->
         weight = mx.dequantize(layer.weight, layer.scales, layer.biases, layer.group_size, layer.bits)
     else:
         weight = layer.weight
-    logits = hidden @ weight.T + (layer.bias if "bias" in layer else 0)
+    logits = head.scale * (hidden @ weight.T + (layer.bias if "bias" in layer else 0))
     if head.soft_cap:
         logits = head.soft_cap * mx.tanh(logits / head.soft_cap)
     return (nn.losses.cross_entropy(logits, targets) * weights).sum()

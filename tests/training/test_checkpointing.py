@@ -1,0 +1,45 @@
+"""Blocks that are computed again in the backward pass: the same loss, gradients and random state as without."""
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from mlxmath.data.batches import Shape, make_batch
+from mlxmath.kernels.portable import PortableKernels
+from mlxmath.objectives.sft import SupervisedFineTuning
+from mlxmath.training.gradients import choose_gradients
+from tests.conftest import make_tiny_llama
+from tests.models.test_trust import random_adapters, rows
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("targets", [("q_proj",), ("*",)])
+def test_dropout_draws_the_same_again(targets: tuple[str, ...], every: int, compiled: bool) -> None:
+    data = rows(64)
+    batch = make_batch(data, (0, 1, 2), Shape(4))
+
+    def steps(every: int, dropout: float = 0.5) -> list[Any]:
+        model = random_adapters(make_tiny_llama(num_hidden_layers=3), targets=targets, dropout=dropout)
+        gradients = choose_gradients(
+            model, SupervisedFineTuning(), PortableKernels(), compiled=compiled, checkpoint_every=every
+        )
+        mx.random.seed(7)
+        found = []
+        for _ in range(2):
+            loss, tree = gradients.loss_and_gradients(batch)
+            mx.eval(loss, tree, mx.random.state)
+            found.append((loss.item(), dict(tree_flatten(tree)), np.array(mx.random.state[0])))
+        return found
+
+    expected = steps(0)
+    assert expected[0][0] != expected[1][0]
+    for (loss, gradients, state), (found_loss, found, found_state) in zip(expected, steps(every), strict=True):
+        assert found_loss == pytest.approx(loss, rel=1e-6)
+        assert np.array_equal(found_state, state)
+        for name, array in gradients.items():
+            size = mx.abs(array).max().item()
+            np.testing.assert_allclose(np.array(found[name]), np.array(array), atol=1e-5 * size, err_msg=name)
