@@ -65,8 +65,8 @@ def test_cache_is_used_again(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_every_setting_that_changes_the_rows_has_its_own_file(tmp_path: Path) -> None:
     changes: list[dict[str, Any]] = [
-        {}, {"split": "test"}, {"template": "plain"}, {"max_seq_len": 64}, {"max_seq_len": 64, "overflow": "drop"},
-        {"max_seq_len": 64, "overflow": "truncate"}, {"train_on_prompt": True}, {"num_examples": 20},
+        {}, {"split": "test"}, {"template": "plain"}, {"max_seq_len": 80}, {"max_seq_len": 80, "overflow": "drop"},
+        {"max_seq_len": 80, "overflow": "truncate"}, {"train_on_prompt": True}, {"num_examples": 20},
         {"solution_column": "answer"},
     ]  # fmt: skip
     seen = {prepare_rows(config(tmp_path, **change), DEMO_MODEL).tokens.tobytes() for change in changes}
