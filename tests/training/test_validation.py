@@ -608,7 +608,7 @@ def test_another_dataset_leaves_training_as_it_was_and_early_stopping_ends_it(pr
     assert adapters(prepared) == before
     assert "validation loss" in result.stderr and "--adapter-path adapters/best" in result.stderr
     record = json.loads((prepared / "adapters" / "run.json").read_text())
-    assert record["data"]["held_out_rows"] == 100 and record["data"]["training_rows"] == 10
+    assert record["data"]["held_out_rows"] == 200 and record["data"]["training_rows"] == 10
 
     patient = ("--early-stopping-patience", "2", "--early-stopping-min-delta", "100", "--num-epochs", "100")
     result = succeed(prepared, "train", *measured, *patient)
