@@ -355,7 +355,7 @@ def test_plan_gives_figures(folders: Any, model_type: str) -> None:
 def test_a_step_of_dpo_and_of_grpo(folders: Any, tmp_path: Path, model_type: str, method: str) -> None:
     folder = folders(model_type)
     settings = (
-        "--model", folder, "--mlx-path", folder, "--dtype", "float32", "--template", "plain", "--max-steps", "1",
+        "--model", folder, "--mlx-path", "converted", "--dtype", "float32", "--template", "plain", "--max-steps", "1",
         "--max-seq-len", "48", "--batch-size", "4", "--grad-accumulation-steps", "1", "--dataset", "data.jsonl",
         "--learning-rate", "1e-3",
     )  # fmt: skip

@@ -22,7 +22,8 @@ from tests.ranks.tiny import write_tiny_model
 
 TRAIN = (
     "--debug", "--num-examples", "19", "--max-seq-len", "128", "--batch-size", "2", "--grad-accumulation-steps", "2",
-    "--validation-split", "4", "--eval-every", "15", "--max-steps", "30", "--max-batch-tokens", "256",
+    "--learning-rate", "5e-4", "--validation-split", "4", "--eval-every", "15", "--max-steps", "30",
+    "--max-batch-tokens", "256",
 )  # fmt: skip
 """Four windows an epoch, the last of three rows: fewer than four ranks can share."""
 LONG = ("--num-epochs", "1000", "--max-steps", "3000")
