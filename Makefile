@@ -23,9 +23,9 @@ demo: $(VENV)/ready
 	$(BIN)/python -m mlxmath.demo
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n auto -m "not rarer"
+	$(BIN)/python -m pytest -n auto -m "not rarer and not slow"
 
-# and the model types of mlx_lm that `make test` leaves out
+# and what `make test` leaves out: rarer model types of mlx_lm, long trainings
 test-all: $(VENV)/ready
 	$(BIN)/python -m pytest -n auto
 

@@ -2,8 +2,9 @@
 
     python benchmarks/bench_demo_grpo.py
 
-Trains the start (`train --recipe demo --max-steps 28`), improves it (`grpo --recipe demo-grpo`) twice, and once
-with a reward that is always 1, and asks all the same problems. Writes benchmarks/results/demo_grpo.json.
+Trains the start as the recipe says, improves it (`grpo --recipe demo-grpo`) twice, and once with a reward that is
+always 1, and asks all the same problems, the base at the prompt that suits it best. Writes
+benchmarks/results/demo_grpo.json.
 """
 
 import json
@@ -17,7 +18,8 @@ from benchmarks import common
 from benchmarks.processes import run_command
 
 LIMIT_S = 1500
-START, IMPROVED, AGAIN, CONTROL = "adapters", "adapters-grpo", "adapters-again", "adapters-control"
+START_STEPS = "300"
+BASE, START, IMPROVED, AGAIN, CONTROL = "base", "adapters", "adapters-grpo", "adapters-again", "adapters-control"
 
 
 def main() -> None:
@@ -28,7 +30,7 @@ def main() -> None:
         folder = Path(name)
         (folder / "control.py").write_text("def one(samples):\n    return [1.0 for _ in samples]\n")
         seconds = {
-            "start": command(folder, "train", "--recipe", "demo", "--max-steps", "28"),
+            "start": command(folder, "train", "--recipe", "demo", "--max-steps", START_STEPS),
             "grpo": command(folder, "grpo", "--recipe", "demo-grpo"),
             "again": command(folder, "grpo", "--recipe", "demo-grpo", "--adapter-path", AGAIN),
             "control": command(
@@ -36,14 +38,18 @@ def main() -> None:
                 "--adapter-path", CONTROL,
             ),
         }  # fmt: skip
-        results = {adapter: compare(folder, adapter) for adapter in (IMPROVED, CONTROL)}
+        right = ask(folder, (START, IMPROVED, CONTROL))
         first, second = ((folder / adapter / "adapters.safetensors").read_bytes() for adapter in (IMPROVED, AGAIN))
-    record = {"what": __doc__.splitlines()[0], "seconds": seconds, "against the start": results}
+    results = {
+        f"{after} against {before}": compare(right[before], right[after])
+        for before, after in ((START, IMPROVED), (BASE, IMPROVED), (START, CONTROL))
+    }
+    record = {"what": __doc__.splitlines()[0], "seconds": seconds, "results": results}
     record["the same adapters when repeated"] = first == second
     common.save_json(options.out, record | {"machine": common.machine(("mlx", "mlx-lm", "mlxmath"))})
-    rows = [[adapter, *(f"{found[key]:.3f}" for key in ("start", "after", "difference", "low", "high"))]
-            for adapter, found in results.items()]  # fmt: skip
-    common.show_table("demo-grpo", ["adapter", "start", "after", "difference", "from", "to"], rows)
+    rows = [[names, *(f"{found[key]:.3f}" for key in ("before", "after", "difference", "low", "high"))]
+            for names, found in results.items()]  # fmt: skip
+    common.show_table("demo-grpo", ["adapter", "before", "after", "difference", "from", "to"], rows)
 
 
 def command(folder: Path, *arguments: str) -> float:
@@ -51,20 +57,26 @@ def command(folder: Path, *arguments: str) -> float:
     return round(run_command(folder, *arguments, timeout_s=LIMIT_S), 1)
 
 
-def compare(folder: Path, adapter: str) -> dict[str, float]:
-    """The shares of right answers of the start and of `adapter`, and the paired interval of their difference."""
+def ask(folder: Path, adapters: tuple[str, ...]) -> dict[str, list[bool]]:
+    """Which problems the base and each adapter answer right."""
+    from mlxmath.demo.__main__ import BASE_TEMPLATE
+
+    named = [part for adapter in adapters for part in ("--adapter-path", adapter)]
+    command(folder, "evaluate", "--compare", *named, "--template-for", f"{BASE}={BASE_TEMPLATE}", "--run-name", "asked")
+    lines = (folder / "evaluation_results" / "asked" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    samples = sorted((json.loads(line) for line in lines), key=lambda sample: sample["id"])
+    return {
+        label: [sample["correct"] for sample in samples if sample["contestant"] == label] for label in (BASE, *adapters)
+    }
+
+
+def compare(before: list[bool], after: list[bool]) -> dict[str, float]:
+    """The shares of right answers, and the paired 95 % interval of their difference."""
     from mlxmath.evaluation.stats import paired_interval
 
-    right: list[list[bool]] = []
-    for each in (START, adapter):
-        command(folder, "evaluate", "--adapter-path", each, "--run-name", each, "--overwrite")
-        lines = (folder / "evaluation_results" / each / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-        samples = sorted((json.loads(line) for line in lines), key=lambda sample: sample["id"])
-        right.append([sample["correct"] for sample in samples])
-    before, after = right
     interval = paired_interval(before, after)
     return {
-        "start": sum(before) / len(before), "after": sum(after) / len(after),
+        "before": sum(before) / len(before), "after": sum(after) / len(after),
         "difference": interval.estimate, "low": interval.low, "high": interval.high,
     }  # fmt: skip
 

@@ -76,7 +76,7 @@ def grpo(resolved: Resolved, ranks: "Ranks") -> int:
     adapters = add_adapters(session)
     for name, path in rewards.models.items():
         scorer = Scorer(
-            bases[name], path, session.manifest.fingerprint, session.material.tokenizer, session.config.training,
+            bases[name], path, session.manifest.identity, session.material.tokenizer, session.config.training,
             max_tokens=session.batching.tokens, shape=session.shape, kernels=session.kernels,
             num_workers=session.batching.num_workers,
         )  # fmt: skip

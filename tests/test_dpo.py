@@ -171,7 +171,7 @@ def test_a_reward_model_tells_right_from_wrong_and_rewards_completions(place: Pa
     found = events("reward", "validation")
     assert found[-1]["accuracy"] >= 18 / 24 and found[-1]["margin"] > 0
     names = load_file("reward/adapters.safetensors")
-    assert names["score.weight"].shape == (1, 192) and len(names) == 1 + 2 * 5 * 7
+    assert names["score.weight"].shape == (1, 192) and len(names) == 1 + 2 * 4 * 7
     config = json.loads(Path("reward/adapter_config.json").read_text())
     assert config["reward_model"] is True and config["template"] == "plain"
 

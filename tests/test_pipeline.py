@@ -21,6 +21,8 @@ distillation.samples = 1
 
 [train]
 recipe = "debug"
+lora.rank = 16
+lora.targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 training.max_steps = 2
 
 [grpo]

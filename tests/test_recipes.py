@@ -212,7 +212,7 @@ def test_published_values() -> None:
         ("mistral-7b", "mistralai/Mistral-7B-v0.1", 4, 32, 64, 0.1, ALL_SEVEN),
         ("llama-3.2-3b-sft", "meta-llama/Llama-3.2-3B-Instruct", None, 16, 32, 0.0, ALL_SEVEN),
         (GRPO, "meta-llama/Llama-3.2-3B-Instruct", None, 16, 32, 0.0, ALL_SEVEN),
-        (DEMO, DEMO, None, 8, 16, 0.0, {"q_proj", "v_proj"}),
+        (DEMO, DEMO, None, 16, 16, 0.0, ALL_SEVEN),
     ):
         config = found[name]
         assert (config.model.model, config.model.quantize) == (model, quantize), name
@@ -297,8 +297,9 @@ def test_demo_trains_what_its_recipe_says(monkeypatch: pytest.MonkeyPatch) -> No
 
     seen = []
     monkeypatch.setattr(train, "train", lambda resolved, ranks: seen.append(resolved) or 3)
-    invoke(main, "--adapter-path", "elsewhere", code=3)
+    invoke(main, "--adapter-path", "elsewhere", "--results-path", "results", code=3)
     assert seen[0].config == settings({"recipe": DEMO, "training__adapter_path": "elsewhere"}).config
+    assert not seen[0].others(TRAINED_FROM), "training refuses settings that it has no use for"
 
 
 def test_list_show_and_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

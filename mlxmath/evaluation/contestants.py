@@ -40,7 +40,7 @@ class Contestant:
             raise MlxmathError(
                 f"{self.model} is not a model folder: config.json is missing. Make one with `mlxmath convert`."
             )
-        model = read_fingerprint(self.model)
+        model: str | None = read_fingerprint(self.model)
         if model is None:  # made by something else: its configuration, and its weights by name and size
             sizes = [f"{file.name}:{file.stat().st_size}" for file in sorted(self.model.glob("*.safetensors"))]
             model = f"{sha256(self.model / 'config.json')[:16]}:{','.join(sizes)}"

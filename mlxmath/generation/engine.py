@@ -17,6 +17,7 @@ from mlxmath.generation.ending import completes_stop, cut, load_generation_token
 from mlxmath.generation.neighbours import way_of
 from mlxmath.generation.sampling import Sampling, draw, uniforms
 from mlxmath.models.shared_prefix import cannot_share_prefixes
+from mlxmath.models.vocabulary import check_ids
 
 __all__ = ["Completion", "Sampling", "generate_batch", "load_generation_tokenizer", "seed_of", "stream"]
 
@@ -50,6 +51,7 @@ def stream(
     What may be the beginning of a stop string is held back until it is known not to be.
     """
     model.eval()
+    check_ids(model, max(prompt, default=0), "the prompt")
     tokens: list[int] = []
     text = ""
     reason = "length"
@@ -115,6 +117,7 @@ def generate_batch(
     if not prompts:
         return []
     model.eval()
+    check_ids(model, max(max(prompt) for prompt in prompts), "a prompt")
     seeds = seeds if seeds is not None else [seed_of(sampling.seed, i) for i in range(len(prompts))]
     way = "alone" if len(prompts) == 1 else way_of(model)
     if way == "together":

@@ -15,6 +15,7 @@ from mlxmath.lora.inject import adapter_arrays, open_blocks, put_adapters
 from mlxmath.lora.targets import Targets, resolve_keys
 from mlxmath.models.finite import check_finite
 from mlxmath.models.score import add_score_head
+from mlxmath.weights.manifest import same_weights
 
 WEIGHTS = "adapters.safetensors"
 CONFIG = "adapter_config.json"
@@ -200,7 +201,7 @@ def _read(folder: Path, base_fingerprint: str | None) -> dict[str, Any]:
         )
     record = read_config(folder)
     made_for = record.get("base_fingerprint")
-    if base_fingerprint and made_for and made_for != base_fingerprint:
+    if base_fingerprint and made_for and not same_weights(base_fingerprint, made_for):
         raise MlxmathError(
             f"{folder} was trained on another base model ({record.get('base_model', 'unknown')}, fingerprint "
             f"{made_for}) than the one loaded (fingerprint {base_fingerprint}). Choose the matching --mlx-path."
@@ -238,7 +239,7 @@ def load_initial(model: nn.Module, folder: Path, wanted: dict[str, Any]) -> None
         Form.of(found, folder / CONFIG), Form.of(wanted, folder / CONFIG), num_blocks=len(model.layers)
     )
     theirs, ours = found.get("base_fingerprint"), wanted.get("base_fingerprint")
-    if theirs is not None and theirs != ours:
+    if theirs is not None and not same_weights(ours, theirs):
         differences = [f"base_fingerprint is {theirs!r} there and {ours!r} here", *differences]
     if differences:
         raise InputError(f"--init-adapter: {folder} does not fit this run: {'; '.join(differences)}.")

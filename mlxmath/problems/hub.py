@@ -105,12 +105,8 @@ def _rows(data: Any) -> Iterator[Row]:
 
 def _network_errors() -> tuple[type[Exception], ...]:
     """What the hub's client raises when there is no network; its HTTP library is not the same in every version."""
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
 
-    try:
-        from httpx import HTTPError
-    except ImportError:
-        return (OSError, HfHubHTTPError)
     return (OSError, HfHubHTTPError, HTTPError)
 
 

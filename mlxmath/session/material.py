@@ -38,6 +38,10 @@ class Material(Protocol):
         """Tokens of the longest row, held-out ones included."""
 
     @property
+    def largest_id(self) -> int:
+        """The largest token id in it."""
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What run.json is to hold of it."""
 
@@ -73,8 +77,7 @@ class RowMaterial:
     @property
     def num_tokens(self) -> int:
         """Of all rows to train on."""
-        rows = self.rows.rows if isinstance(self.rows, Pairs) else self.rows
-        return int(rows.lengths.sum())
+        return int(_rows_of(self.rows).lengths.sum())
 
     @property
     def longest(self) -> int:
@@ -82,10 +85,20 @@ class RowMaterial:
         return int(max(rows.lengths.max() for rows in (self.rows, self.held_out) if rows is not None))
 
     @property
+    def largest_id(self) -> int:
+        """See `Material`."""
+        sources = [self.data, *(rows for rows in (_rows_of(self.held_out),) if isinstance(rows, TokenRows))]
+        return max(int(rows.tokens.max()) for rows in sources)
+
+    @property
     def facts(self) -> dict[str, Any]:
         """See `Material`."""
         counts = {"training_rows": len(self.rows), "held_out_rows": len(self.held_out or ())}
         return {"fingerprint": self.fingerprint, **counts, **self.data.stats}
+
+
+def _rows_of(rows: Rows | None) -> Any:
+    return rows.rows if isinstance(rows, Pairs) else rows
 
 
 def read_sequences(config: RunConfig, model_folder: Path) -> RowMaterial:

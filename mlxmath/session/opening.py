@@ -13,7 +13,7 @@ from mlxmath.backends.ranks import Ranks
 from mlxmath.backends.select import open_backend
 from mlxmath.config.load import TRAINED_FROM, Resolved
 from mlxmath.config.schema import RunConfig
-from mlxmath.console import say
+from mlxmath.console import say, warn
 from mlxmath.data.batches import Shape
 from mlxmath.errors import InputError
 from mlxmath.files import read_json, sha256
@@ -24,6 +24,7 @@ from mlxmath.lora.inject import Injected, inject, open_blocks
 from mlxmath.models.load import load_model
 from mlxmath.models.tuning import tune_for_training
 from mlxmath.models.unsupported import refuse_untrainable
+from mlxmath.models.vocabulary import check_ids
 from mlxmath.objectives import base
 from mlxmath.plan import Objective, batching_of, check_fits
 from mlxmath.problems.prompts import get_template
@@ -86,7 +87,7 @@ class Session(Generic[M]):
             refuse_untrainable(self.model_config)
             self.material = read(config, model_folder)
         self.fixed = run.fixed_settings(
-            config, self.manifest.fingerprint, self.material.fingerprint, self.material.held_out_fingerprint
+            config, self.manifest.identity, self.material.fingerprint, self.material.held_out_fingerprint
         )
         if section:
             own = getattr(config, section).model_dump(mode="json", exclude=UNCHANGING)
@@ -101,6 +102,11 @@ class Session(Generic[M]):
         self.planned_bytes = check_fits(config, model_folder, self.model_config, self.device, longest, objective)
         """None for a model whose sizes have other names."""
         self.model: nn.Module = load_model(model_folder, self.device.compute_dtype).model
+        check_ids(self.model, self.material.largest_id, "the tokenized dataset")
+        for tokens, reason in self.manifest.limits:
+            if tokens < self.material.longest:
+                found = f"the longest text has {self.material.longest:,} tokens"
+                warn(f"{reason}; {found}: beyond {tokens:,}, what is trained is not the original model.")
         self.kernels: Kernels = kernels_for(self.device, self.batching.num_workers)
         self.max_tokens = min(ranks.gather("batching", self.batching.tokens))
         """Padded tokens in a micro-batch, on every rank the same."""
@@ -142,7 +148,7 @@ def add_adapters(session: Session[Any], **facts: Any) -> Adapters:
         say(line)
     adapter = adapter_config(
         config.lora, injected.keys, full=training.full, base_model=absolute_model(config.model.model),
-        base_fingerprint=session.manifest.fingerprint, template=session.template.name,
+        base_fingerprint=session.manifest.identity, template=session.template.name,
         template_definition=session.template.definition, mlxmath_version=__version__, **facts,
     )  # fmt: skip
     initial = Path(training.init_adapter) if training.init_adapter and ranks.first else None

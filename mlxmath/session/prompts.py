@@ -50,6 +50,11 @@ class PromptMaterial:
         return max(len(prompt.tokens) for prompt in [*self.prompts, *self.held_out]) + self.max_completion_length
 
     @property
+    def largest_id(self) -> int:
+        """See `Material`."""
+        return max(max(prompt.tokens) for prompt in [*self.prompts, *self.held_out])
+
+    @property
     def facts(self) -> dict[str, Any]:
         """See `Material`."""
         return {"fingerprint": self.fingerprint, "problems": len(self.prompts), "held_out": len(self.held_out)}

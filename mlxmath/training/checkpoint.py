@@ -25,6 +25,7 @@ from mlxmath.lora.adapter import WEIGHTS, load_weights, save_arrays, save_weight
 from mlxmath.lora.inject import adapter_arrays
 from mlxmath.training.deadline import Deadline
 from mlxmath.training.fit import Position, StepReport
+from mlxmath.weights.manifest import same_weights
 
 FOLDER = "checkpoints"
 _OPTIMIZER = "optimizer.safetensors"
@@ -119,7 +120,7 @@ def check_settings(checkpoint: Checkpoint, settings: dict[str, Any]) -> None:
     differing = [
         f"{name} was {checkpoint.settings.get(name, _UNSAID.get(name))!r} and is {value!r}"
         for name, value in settings.items()
-        if checkpoint.settings.get(name) != value
+        if not same_weights(value, checkpoint.settings.get(name))
     ]
     if differing:
         raise InputError(

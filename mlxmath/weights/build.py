@@ -6,9 +6,9 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from hashlib import sha256 as new_sha256
 from pathlib import Path
@@ -20,13 +20,16 @@ from mlxmath.config.schema import ModelConfig
 from mlxmath.console import duration, say, size, warn
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.files import atomic_folder, sha256
-from mlxmath.weights import quantize
-from mlxmath.weights.dtypes import DTYPES, Array, prevailing, stored_as
+from mlxmath.weights.architecture import Built, shortened
+from mlxmath.weights.dtypes import DTYPES, FLOAT8, Array, prevailing, stored_as
 from mlxmath.weights.hub import LICENSES, TOKENIZER_FILES, Source
-from mlxmath.weights.layout import plan_layout, read_config, stored_quantization
-from mlxmath.weights.manifest import FileRecord, Manifest, fingerprint, verify, versions
-from mlxmath.weights.safetensor import SafetensorsWriter
-from mlxmath.weights.source import open_weights
+from mlxmath.weights.layout import check_built, plan_layout, read_config
+from mlxmath.weights.made import Made, MadeTensor
+from mlxmath.weights.manifest import FileRecord, Manifest, fingerprint, fingerprint_of_files, verify, versions
+from mlxmath.weights.quantize import plan_quantization, quantized_blocks, quantized_tensors, stored_rows
+from mlxmath.weights.quantized import Stored, natural_dtype, stored, unscaled
+from mlxmath.weights.safetensor import Declared, SafetensorsWriter
+from mlxmath.weights.source import Weights, open_weights
 from mlxmath.weights.tensors import TensorRef
 
 SHARD_BYTES = 5_000_000_000
@@ -36,14 +39,14 @@ SPARE_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class _Output:
-    """Tensors of the output that come from one tensor of the source.
+    """Tensors of the output that come from one tensor of the source, or from one that mlx_lm makes of several.
 
     Attributes:
         tensors: (name, dtype, shape) of each.
         blocks: their elements, in that order.
     """
 
-    tensors: tuple[tuple[str, str, tuple[int, ...]], ...]
+    tensors: tuple[Declared, ...]
     blocks: Callable[[], Iterator[Array]]
 
     @property
@@ -56,9 +59,12 @@ class _Plan:
     outputs: tuple[_Output, ...]
     config: dict[str, Any]
     quantization: dict[str, Any] | None
+    of_source: bool
     dtype: str
     num_parameters: int
     notes: tuple[str, ...]
+    limits: tuple[tuple[int, str], ...]
+    made: "Made | None"
 
 
 def build_model(config: ModelConfig, source: Source, *, shard_bytes: int = SHARD_BYTES) -> Manifest:
@@ -80,17 +86,19 @@ def build_model(config: ModelConfig, source: Source, *, shard_bytes: int = SHARD
             f"--mlx-path {config.mlx_path} would replace the model that it is made from; choose another folder."
         )
     model_config = read_config(source.folder)
+    stored_as_they_are = stored(model_config)  # what cannot be read is refused before anything else
     weights = open_weights(source.folder)
-    plan = _plan(config, model_config, weights.tensors)
+    plan = _plan(config, model_config, stored_as_they_are, weights, source.folder)
     if weights.num_ignored:
         say(f"  ignored {weights.num_ignored} entries of the weight files that are no tensors")
     for note in plan.notes:
         say(f"  {note}")
     total = sum(output.num_bytes for output in plan.outputs)
-    _check_space(target, total)
+    _check_space(target, total + (plan.made.copied_bytes if plan.made else 0))
     say(f"  writing {size(total)} from {len(weights.files)} {weights.files[0].suffix} file(s) to {config.mlx_path}")
     with atomic_folder(target) as folder, _hashing(weights.files, source.folder) as source_records:
-        records = _write_weights(folder, plan.outputs, shard_bytes)
+        with plan.made.opened(folder) if plan.made else nullcontext():
+            records, digests = _write_weights(folder, plan.outputs, shard_bytes)
         (folder / "config.json").write_text(json.dumps(plan.config, indent=2) + "\n", encoding="utf-8")
         _copy_companions(source.folder, folder, trust_remote_code=config.trust_remote_code)
         known = {record.name for record in records}
@@ -108,10 +116,12 @@ def build_model(config: ModelConfig, source: Source, *, shard_bytes: int = SHARD
             requested_dtype=config.dtype,
             dtype=plan.dtype,
             quantization=plan.quantization,
-            quantization_of_source=config.quantize is None and plan.quantization is not None,
+            quantization_of_source=plan.of_source,
             num_parameters=plan.num_parameters,
             versions=versions(),
-            fingerprint=fingerprint(sources, plan.dtype, plan.quantization),
+            fingerprint=fingerprint(digests, plan.quantization),
+            also=(fingerprint_of_files(sources, plan.dtype, plan.quantization),),
+            limits=plan.limits,
         )
         manifest.write(folder)
         checked = verify(folder)
@@ -121,58 +131,99 @@ def build_model(config: ModelConfig, source: Source, *, shard_bytes: int = SHARD
     return manifest
 
 
-def _plan(config: ModelConfig, model_config: dict[str, Any], stored: Mapping[str, TensorRef]) -> _Plan:
+def _plan(config: ModelConfig, model_config: dict[str, Any], form: Stored, weights: Weights, folder: Path) -> _Plan:
     """Decide every tensor of the output before any is read."""
-    quantized = stored_quantization(model_config)
-    if quantized is not None and (config.quantize is not None or config.dtype != "auto"):
+    if form.how not in ("plain", "scaled") and (config.quantize is not None or config.dtype != "auto"):
         raise InputError(
-            f"--model {config.model} is quantized already ({json.dumps(quantized)[:120]}); use it as it is, without "
-            "--quantize and --dtype."
+            f"--model {config.model} is quantized already ({form.method}: {json.dumps(form.settings)[:120]}); use it "
+            "as it is, without --quantize and --dtype."
         )
-    layout = plan_layout(model_config, stored)
-    output_config, notes, tensors = layout.config, list(layout.notes), layout.tensors
+    notes: list[str] = []
+    tensors = weights.tensors
+    natural = natural_dtype(model_config)
+    if form.how != "packed":
+        tensors, num_scaled = unscaled(tensors, form.block, natural)
+        if num_scaled:
+            wanted = natural if config.dtype == "auto" else config.dtype
+            notes.append(f"{num_scaled} weights of 8 bits ({form.method or 'with scales'}) become {wanted}")
+    layout = plan_layout(model_config, tensors, folder)
+    notes += layout.notes
+    built, output_config, tensors = layout.built, layout.config, layout.tensors
+    quantized = form.settings
     chosen: Mapping[str, tuple[int, int]] = {}
+    entries: dict[str, TensorRef | MadeTensor] = dict(tensors)
+    made = None
+    if config.quantize is not None or form.how == "rearranged":
+        made = Made(output_config, tensors, built)
+        entries = {
+            name: tensors[built.origins[name]] if name in built.origins else made.tensor(name, array)
+            for name, array in built.arrays.items()
+        }
     if config.quantize is not None:
-        plan = quantize.plan_quantization(output_config, tensors, bits=config.quantize, group_size=config.group_size)
+        plan = plan_quantization(built, bits=config.quantize, group_size=config.group_size)
         if plan.skipped:
             notes.append(
-                f"not quantized, since {config.group_size} does not divide their rows: {', '.join(plan.skipped[:4])}"
-                f"{f' and {len(plan.skipped) - 4} more' if len(plan.skipped) > 4 else ''}"
+                f"not quantized, since {config.group_size} does not divide their rows: {shortened(plan.skipped, 4)}"
             )
-        quantized, chosen, tensors = plan.settings, plan.bits, plan.tensors
+        quantized, chosen = plan.settings, plan.bits
+    if quantized is not None and form.method != "bitnet":
         output_config["quantization"] = output_config["quantization_config"] = quantized
 
-    dtypes = {name: stored_as(tensor.dtype, config.dtype) for name, tensor in tensors.items()}
-    if config.dtype != "auto" and any(dtypes[name] != tensor.dtype for name, tensor in tensors.items()):
-        for name in quantize.kept_floats(output_config, tensors):
-            dtypes[name] = stored_as(tensors[name].dtype, "auto")
-    widened = sum(tensor.dtype == "float64" for tensor in tensors.values())
+    dtypes = {name: stored_as(tensor.dtype, config.dtype) for name, tensor in entries.items()}
+    wide = natural if config.dtype == "auto" else config.dtype
+    for name, tensor in entries.items():
+        if tensor.dtype in FLOAT8:
+            dtypes[name] = "uint8" if form.how == "packed" else wide
+    if config.dtype != "auto" and any(dtypes[name] != tensor.dtype for name, tensor in entries.items()):
+        for name in _kept_floats(built, entries):
+            dtypes[name] = stored_as(entries[name].dtype, "auto")
+    widened = sum(tensor.dtype == "float64" for tensor in entries.values())
     if widened and config.dtype == "auto":
         notes.append(f"{widened} float64 tensors become float32: MLX has float64 on the CPU alone")
 
-    dtype = prevailing((dtypes[name], tensor.num_elements) for name, tensor in tensors.items())
+    dtype = prevailing((dtypes[name], tensor.num_elements) for name, tensor in entries.items())
     for key in ("dtype", "torch_dtype"):
         if key in output_config and quantized is None:
             output_config[key] = dtype
 
-    outputs = [_output(name, tensor, dtypes[name], chosen.get(name)) for name, tensor in tensors.items()]
+    outputs = [_output(name, tensor, dtypes[name], chosen.get(name)) for name, tensor in entries.items()]
     outputs.sort(key=lambda output: -DTYPES[output.tensors[0][1]].itemsize)  # keeps every tensor aligned to its type
+    if quantized is not None:
+        check_built(output_config, [tensor for output in outputs for tensor in output.tensors], folder)
+    if made is not None and made.names:
+        notes.append(
+            f"{len(made.names)} tensors are put together as mlx_lm does on loading, the largest of "
+            f"{size(made.largest)}; it is held in memory, with what it is made of, while it is written"
+        )
     return _Plan(
         tuple(outputs),
         output_config,
         quantized,
+        config.quantize is None and quantized is not None,
         dtype,
         sum(tensor.num_elements for tensor in tensors.values()),
         tuple(notes),
+        tuple((limit.tokens, limit.reason) for limit in layout.limits),
+        made if made is not None and made.names else None,
     )
 
 
-def _output(name: str, tensor: TensorRef, dtype: str, bits: tuple[int, int] | None) -> _Output:
+def _kept_floats(built: Built, names: Iterable[str]) -> frozenset[str]:
+    """Tensors whose type the model itself wants unchanged (mlx_lm's `cast_predicate`)."""
+    predicate = getattr(built.model, "cast_predicate", None)
+    if predicate is None:
+        return frozenset()
+    kept = {origin for name, origin in built.origins.items() if not predicate(name)}
+    return frozenset(name for name in names if name in kept or not predicate(name))
+
+
+def _output(name: str, tensor: TensorRef | MadeTensor, dtype: str, bits: tuple[int, int] | None) -> _Output:
     if bits is None:
         return _Output(((name, dtype, tensor.shape),), lambda: tensor.blocks_as(dtype))
+    rows_of = stored_rows if isinstance(tensor, TensorRef) else MadeTensor.rows
     return _Output(
-        tuple(quantize.quantized_tensors(tensor, name, dtype, *bits)),
-        lambda: quantize.quantized_blocks(tensor, dtype, *bits),
+        tuple(quantized_tensors(name, dtype, tensor.shape, *bits)),
+        lambda: quantized_blocks(rows_of(tensor, dtype), *bits),  # type: ignore[arg-type]
     )
 
 
@@ -186,8 +237,10 @@ def _check_space(target: Path, needed: int) -> None:
         )
 
 
-def _write_weights(folder: Path, outputs: Sequence[_Output], shard_bytes: int) -> list[FileRecord]:
-    """Write the safetensors files, and their index if they are several."""
+def _write_weights(
+    folder: Path, outputs: Sequence[_Output], shard_bytes: int
+) -> tuple[list[FileRecord], dict[str, str]]:
+    """Write the safetensors files, and their index if they are several; the tensors' digests are returned too."""
     shards: list[list[_Output]] = [[]]
     begun = 0
     for output in outputs:
@@ -199,6 +252,7 @@ def _write_weights(folder: Path, outputs: Sequence[_Output], shard_bytes: int) -
     total = sum(output.num_bytes for output in outputs)
     records = []
     weight_map: dict[str, str] = {}
+    digests: dict[str, str] = {}
     with tqdm(
         total=total, unit="B", unit_scale=True, desc="converting", leave=False, disable=not sys.stderr.isatty()
     ) as bar:
@@ -212,11 +266,12 @@ def _write_weights(folder: Path, outputs: Sequence[_Output], shard_bytes: int) -
                         bar.update(block.nbytes)
             records.append(FileRecord(name=name, size=writer.num_bytes, sha256=writer.sha256))
             weight_map |= {tensor[0]: name for tensor in tensors}
+            digests |= writer.digests
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         path = folder / "model.safetensors.index.json"
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    return records
+    return records, digests
 
 
 def _copy_companions(source: Path, folder: Path, *, trust_remote_code: bool) -> None:

@@ -6,12 +6,24 @@ from mlxmath.config.schema import ModelConfig
 from mlxmath.config.section import DEMO
 from mlxmath.console import say, warn
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.files import sha256
+from mlxmath.files import read_json
 from mlxmath.weights.build import build_model
+from mlxmath.weights.configuration import differing
 from mlxmath.weights.dtypes import prevailing
 from mlxmath.weights.hub import DEMO_FOLDER, fetch, is_source
-from mlxmath.weights.layout import read_config, stored_quantization
-from mlxmath.weights.manifest import FILE_NAME, FileRecord, Manifest, fingerprint, read_manifest, verify, versions
+from mlxmath.weights.layout import plan_layout, read_config
+from mlxmath.weights.manifest import (
+    FILE_NAME,
+    FileRecord,
+    Manifest,
+    fingerprint,
+    fingerprint_of_files,
+    read_manifest,
+    verify,
+    versions,
+)
+from mlxmath.weights.quantized import stored
+from mlxmath.weights.safetensor import digest_file
 from mlxmath.weights.source import open_weights
 
 
@@ -121,29 +133,53 @@ def _source_changed(manifest: Manifest) -> bool:
 def _adopt(config: ModelConfig, folder: Path) -> Manifest:
     """Describe a model folder that someone else made, given as both --model and --mlx-path; nothing is written."""
     model_config = read_config(folder)
+    form = stored(model_config)
     weights = open_weights(folder)
+    elsewhere = "so it has to be converted; choose another --mlx-path."
     if weights.files[0].suffix != ".safetensors":
-        raise InputError(f"--mlx-path {config.mlx_path} is --model itself, in .bin files; choose another --mlx-path.")
-    quantization = stored_quantization(model_config)
+        raise InputError(f"--mlx-path {config.mlx_path} is --model itself, in .bin files, {elsewhere}")
+    if form.how in ("rearranged", "scaled"):
+        raise InputError(f"--mlx-path {config.mlx_path} is --model itself, quantized by {form.method}, {elsewhere}")
     dtype = prevailing((tensor.dtype, tensor.num_elements) for tensor in weights.tensors.values())
-    if config.quantize not in (None, (quantization or {}).get("bits")) or config.dtype not in ("auto", dtype):
+    if config.quantize not in (None, (form.settings or {}).get("bits")) or config.dtype not in ("auto", dtype):
         raise InputError(
             f"--mlx-path {config.mlx_path} is --model itself, so --quantize and --dtype cannot change it; choose "
             "another --mlx-path."
         )
-    files = tuple(FileRecord(name=file.name, size=file.stat().st_size, sha256=sha256(file)) for file in weights.files)
+    layout = plan_layout(model_config, weights.tensors, folder)
+    if changed := differing(read_json(folder / "config.json"), layout.config):
+        raise InputError(
+            f"--mlx-path {config.mlx_path} is --model itself, whose config.json mlx_lm would misread "
+            f"({', '.join(changed)}), {elsewhere}"
+        )
+    if layout.tensors.keys() - weights.tensors.keys():
+        raise InputError(
+            f"--mlx-path {config.mlx_path} is --model itself, whose tensors are called otherwise ({layout.notes[0]}), "
+            f"{elsewhere}"
+        )
+    files: list[FileRecord] = []
+    digests: dict[str, str] = {}
+    for file in weights.files:
+        own = {name: tensor for name, tensor in weights.tensors.items() if tensor.path == file}
+        digest, of_tensors = digest_file(file, own)
+        digests |= {name: value for name, value in of_tensors.items() if name in layout.tensors}
+        files.append(FileRecord(name=file.name, size=file.stat().st_size, sha256=digest))
     say(f"{config.mlx_path} is a model folder made elsewhere ({dtype}), using it as it is.")
+    for note in layout.notes:
+        say(f"  {note}")
     return Manifest(
         source=str(folder.resolve()),
         revision=None,
         requested_revision=None,
-        source_files=files,
-        files=files,
+        source_files=tuple(files),
+        files=tuple(files),
         requested_dtype="auto",
         dtype=dtype,
-        quantization=quantization,
-        quantization_of_source=quantization is not None,
+        quantization=form.settings,
+        quantization_of_source=form.settings is not None,
         num_parameters=sum(tensor.num_elements for tensor in weights.tensors.values()),
         versions=versions(),
-        fingerprint=fingerprint(files, dtype, quantization),
+        fingerprint=fingerprint(digests, form.settings),
+        also=(fingerprint_of_files(files, dtype, form.settings),),
+        limits=tuple((limit.tokens, limit.reason) for limit in layout.limits),
     )

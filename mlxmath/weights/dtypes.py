@@ -1,11 +1,13 @@
 """Element types of stored tensors, and the exact conversions between the floating ones.
 
-numpy has no bfloat16, so such tensors travel as their bit patterns in uint16 beside the name "bfloat16".
+numpy has no bfloat16, so such tensors travel as their bit patterns in uint16 beside the name "bfloat16", those of the
+8-bit types in uint8.
 """
 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -42,9 +44,14 @@ DTYPES = _table(
     ("uint16", "U16", "<u2"),
     ("uint8", "U8", "u1"),
     ("bool", "BOOL", "?"),
+    ("float8_e4m3fn", "F8_E4M3", "u1"),
+    ("float8_e5m2", "F8_E5M2", "u1"),
+    ("float8_e8m0fnu", "F8_E8M0", "u1"),
 )
 BY_CODE = {dtype.code: dtype for dtype in DTYPES.values()}
 FLOATING = frozenset({"float64", "float32", "float16", "bfloat16"})
+FLOAT8 = frozenset({"float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"})
+"""Kept as their bits; MLX reads them as uint8."""
 
 
 def stored_as(source: str, wanted: str) -> str:
@@ -57,6 +64,11 @@ def stored_as(source: str, wanted: str) -> str:
     if wanted == "auto":
         return "float32" if source == "float64" else source
     return wanted
+
+
+def readable(dtype: str) -> str:
+    """The type that MLX reads in place of `dtype` in a safetensors file."""
+    return {"float64": "float32"}.get(dtype, "uint8" if dtype in FLOAT8 else dtype)
 
 
 def prevailing(tensors: Iterable[tuple[str, int]]) -> str:
@@ -82,10 +94,15 @@ def convert(block: Array, source: str, target: str) -> tuple[Array, int]:
         The converted block, and how many finite values became infinite (only float16's narrow range does that
         to a model's weights).
     """
-    if source == target:
+    if source == target or (source in FLOAT8 and target == "uint8"):
         return block, 0
     with np.errstate(over="ignore", invalid="ignore"):
-        wide = widen(block) if source == "bfloat16" else block.astype(np.float32, copy=False)
+        if source == "bfloat16":
+            wide = widen(block)
+        elif source in FLOAT8:
+            wide = widen8(block, source)
+        else:
+            wide = block.astype(np.float32, copy=False)
         if target == "float32":
             result = wide
         elif target == "float16":
@@ -96,7 +113,7 @@ def convert(block: Array, source: str, target: str) -> tuple[Array, int]:
             raise ValueError(f"no conversion from {source} to {target}")
     if target == "bfloat16" or (target == "float32" and source != "float64"):
         return result, 0
-    original = wide if source == "bfloat16" else block
+    original = wide if source == "bfloat16" or source in FLOAT8 else block
     return result, int(np.count_nonzero(np.isinf(result)) - np.count_nonzero(np.isinf(original)))
 
 
@@ -105,6 +122,32 @@ def widen(bits: Array) -> Array:
     wide = bits.astype(np.uint32)
     wide <<= 16
     return wide.view(np.float32)
+
+
+def widen8(bits: Array, dtype: str) -> Array:
+    """Values of an 8-bit floating type (uint8 bit patterns) as float32, exactly.
+
+    Of the Open Compute Project's 8-bit floating point (OFP8): E4M3 has no infinities and one NaN of each sign; E5M2 is
+    the upper half of float16. E8M0 is a power of two.
+    """
+    return _values8(dtype)[bits]
+
+
+@cache
+def _values8(dtype: str) -> Array:
+    """The value of each of the 256 bit patterns."""
+    bits = np.arange(256, dtype=np.uint8)
+    if dtype == "float8_e5m2":
+        return (bits.astype(np.uint16) << 8).view(np.float16).astype(np.float32)
+    if dtype == "float8_e8m0fnu":
+        powers = np.exp2(np.arange(255) - 127.0)
+        return np.append(powers, np.nan).astype(np.float32)
+    exponent, fraction = (bits >> 3) & 15, (bits & 7).astype(np.float32)
+    size = np.where(
+        exponent == 0, fraction / 8 * 2.0**-6, (1 + fraction / 8) * np.exp2(exponent.astype(np.float32) - 7)
+    )
+    size = np.where((bits & 127) == 127, np.nan, size)
+    return np.where(bits >= 128, -size, size).astype(np.float32)
 
 
 def narrow(values: Array) -> Array:

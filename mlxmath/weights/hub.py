@@ -93,7 +93,13 @@ def fetch(
 def needed_files(names: Iterable[str], *, trust_remote_code: bool = False) -> list[str]:
     """Which of a repository's files are needed: configuration, tokenizer, and the weights in one format."""
     names = list(names)
-    patterns = ("config.json", *TOKENIZER_FILES, *LICENSES, *(("*.py",) if trust_remote_code else ()))
+    patterns = (
+        "config.json",
+        "hf_quant_config.json",
+        *TOKENIZER_FILES,
+        *LICENSES,
+        *(("*.py",) if trust_remote_code else ()),
+    )
     needed = [name for name in names if _matches(name, patterns)]
     for stem, suffix in FORMATS:
         weights = [name for name in names if _matches(name, (f"{stem}.{suffix}", f"{stem}-*-of-*.{suffix}"))]

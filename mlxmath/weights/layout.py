@@ -1,9 +1,8 @@
 """What a model folder's config.json says about its weights, and which of the stored tensors the model uses."""
 
-import copy
-import importlib.util
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,11 @@ import numpy as np
 
 from mlxmath.errors import MlxmathError
 from mlxmath.files import read_json
+from mlxmath.weights.architecture import Built, build, shortened
+from mlxmath.weights.configuration import Limit, Translation, known_type, translate
+from mlxmath.weights.dtypes import DTYPES
+from mlxmath.weights.quantized import Stored, stored, unreadable
+from mlxmath.weights.safetensor import Declared
 from mlxmath.weights.tensors import TensorRef
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -18,19 +22,33 @@ HEAD = "lm_head.weight"
 ROTARY = "rotary_emb.inv_freq"
 
 
+MODELOPT = "hf_quant_config.json"
+"""Where NVIDIA's exports say how they are quantized, if not in config.json."""
+WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""What wrappers of PyTorch put into the names of a model's tensors."""
+_BUFFERS = re.compile(
+    r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.(masked_bias|position_ids)$|\.(attn|attention)\.bias$"
+)
+"""What models have saved besides their weights, and compute themselves."""
+
+
 @dataclass(frozen=True)
 class Layout:
-    """The tensors that are kept under their names, the configuration that describes them, and what was decided.
+    """The tensors that are kept, under their names, the configuration that describes them, and what was decided.
 
     Attributes:
         config: content of config.json for the converted model.
         tensors: name in the output -> where it lies.
+        built: the model for them.
         notes: sentences for the user.
+        limits: up to how many tokens it is the original model.
     """
 
     config: dict[str, Any]
     tensors: Mapping[str, TensorRef]
+    built: Built
     notes: tuple[str, ...]
+    limits: tuple[Limit, ...]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -46,43 +64,70 @@ def read_config(folder: Path) -> dict[str, Any]:
     model_type = config.get("model_type") if isinstance(config, dict) else None
     if not isinstance(model_type, str):
         raise MlxmathError(f"{path} has no model_type; expected the configuration of a Hugging Face model.")
-    if "model_file" not in config and not _implemented(config, model_type):
+    if "model_file" in config:
+        raise MlxmathError(
+            f"{path} builds the model with Python code of its own ({str(config['model_file'])[:80]}), which is not "
+            "run; choose a model that mlx_lm builds itself."
+        )
+    name = known_type(model_type)
+    if name is None:
         raise MlxmathError(f"{path}: mlx_lm has no model of type {model_type!r}; choose a model that it supports.")
+    config["model_type"] = name
+    if not any(key in config for key in ("quantization", "quantization_config")) and (folder / MODELOPT).is_file():
+        config["quantization_config"] = {"quant_method": "modelopt", **read_json(folder / MODELOPT)}
     return dict(config)
 
 
-def model_source(model_type: str) -> Path | None:
-    """mlx_lm's file with the model of that name, found without the seconds and the memory that importing it takes."""
-    spec = importlib.util.find_spec("mlx_lm")
-    for root in spec.submodule_search_locations or () if spec is not None else ():
-        path = Path(root) / "models" / f"{model_type}.py"
-        if model_type.isidentifier() and path.is_file():
-            return path
-    return None
+def plan_layout(config: dict[str, Any], tensors: Mapping[str, TensorRef], where: Path) -> Layout:
+    """Find the names and the configuration under which mlx_lm builds the model for these tensors; nothing is read.
+
+    Args:
+        config: content of config.json.
+        tensors: of the source, none of them float8 with a scale.
+        where: the source, for messages.
+
+    Raises:
+        InputError: the weights are quantized in a way that mlx_lm cannot read in a model of this type.
+        MlxmathError: config.json and the weights do not fit each other; all that is missing, unknown or of another
+            shape is named.
+    """
+    check_claims(config, tensors, where)
+    translation = translate(config)
+    method = stored(config)
+    failed: Layout | None = None
+    for renamed, note in (*_namings(tensors), *_unpacked_experts(config, tensors)):
+        layout = _settled(translation, method, renamed, where)
+        if not layout.built.num_misnamed:
+            if layout.built.problems:
+                failed = layout
+                break
+            return replace(layout, notes=((note,) if note else ()) + layout.notes)
+        failed = failed or layout
+    assert failed is not None
+    problems = "; ".join(failed.built.problems)
+    if method.method not in ("", "MLX"):
+        raise unreadable(method.method, why=f" in a model of type {config['model_type']!r} ({problems})")
+    raise MlxmathError(
+        f"{where}: the weights do not fit the model of type {config['model_type']!r} that config.json describes. "
+        f"Tensors {problems}. config.json and the weights must be of one model, downloaded completely."
+    )
 
 
-def _implemented(config: dict[str, Any], model_type: str) -> bool:
-    if model_source(model_type) is not None:
-        return True
-    from mlx_lm.utils import _get_classes  # an alias ("mistral" is built as "llama"); this import takes seconds
-
-    try:
-        _get_classes(config)
-    except ValueError:
-        return False
-    return True
-
-
-def plan_layout(config: dict[str, Any], stored: Mapping[str, TensorRef]) -> Layout:
+def _settled(translation: Translation, method: Stored, stored: Mapping[str, TensorRef], where: Path) -> Layout:
     """Leave out what no model reads, and settle whether the head is the embedding.
 
     Names stay those of Hugging Face: mlx_lm renames on loading. mlx_lm drops `lm_head.weight` where config.json ties
     it, and takes a missing `tie_word_embeddings` for true, so that a head of its own would be lost in silence;
     transformers keeps such a head. The output's config.json therefore always says which it is.
     """
-    config = copy.deepcopy(config)
+    config = dict(translation.config)
     config.pop("_name_or_path", None)
-    _flatten_rope(config)
+    if method.how == "packed" and method.method != "bitnet":
+        config["quantization"] = config["quantization_config"] = dict(method.settings or {})
+    elif method.how in ("plain", "scaled"):
+        config.pop("quantization_config", None)
+        if isinstance(config.get("text_config"), dict):
+            config["text_config"] = {k: v for k, v in config["text_config"].items() if k != "quantization_config"}
     tensors = {name: tensor for name, tensor in stored.items() if not name.endswith(ROTARY)}
     notes = []
     if len(tensors) < len(stored):
@@ -98,23 +143,118 @@ def plan_layout(config: dict[str, Any], stored: Mapping[str, TensorRef]) -> Layo
                 notes.append(f"config.json ties the head to the embedding, but {HEAD} differs from it and is kept")
     elif EMBEDDING in tensors and HEAD not in tensors and tied is None:
         config["tie_word_embeddings"] = True
-    return Layout(config, tensors, tuple(notes))
+    built = _build(config, _declared(tensors), where)
+    if buffers := [name for name in built.unknown if _BUFFERS.search(name) and name in tensors]:
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in buffers}
+        notes.append(f"left out tensors that the model computes itself: {shortened(buffers, 3)}")
+        built = _build(config, _declared(tensors), where)
+    return Layout(config, tensors, built, (*notes, *translation.notes), translation.limits)
 
 
-def _flatten_rope(config: dict[str, Any]) -> None:
-    """Repeat transformers 5's `rope_parameters` in the older places.
+def _declared(tensors: Mapping[str, TensorRef]) -> list[Declared]:
+    return [(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
 
-    Most of mlx_lm's models read only those, and would take 10000 for a missing `rope_theta` in silence.
+
+def _build(config: dict[str, Any], tensors: Sequence[Declared], where: Path) -> Built:
+    try:
+        return build(config, tensors)
+    except MlxmathError as error:
+        raise MlxmathError(
+            f"{where}: mlx_lm cannot build the model of type {config['model_type']!r}: {error}. Its config.json or "
+            "weights are of another version or incomplete; download the model again or choose one that mlx_lm supports."
+        ) from error
+
+
+def check_built(config: dict[str, Any], tensors: Sequence[Declared], where: Path) -> None:
+    """Make sure that mlx_lm builds a model for tensors that are about to be written.
+
+    Raises:
+        MlxmathError: it does not.
     """
-    rope = config.get("rope_parameters")
-    if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
+    built = _build(config, tensors, where)
+    if built.problems:
+        raise MlxmathError(f"{where}: mlx_lm cannot load this model quantized. Tensors {'; '.join(built.problems)}.")
+
+
+def _namings(tensors: Mapping[str, TensorRef]) -> Iterator[tuple[Mapping[str, TensorRef], str]]:
+    """The tensors by their names, then without what wrappers have put before or into these; each with a note."""
+    yield tensors, ""
+    plain: Callable[[str], str] = lambda name: ".".join(part for part in name.split(".") if part not in WRAPPERS)  # noqa: E731
+    names = {name: plain(name) for name in tensors}
+    seen = [list(names)]
+    for _ in range(4):
+        if list(names.values()) not in seen and len(set(names.values())) == len(names) and all(names.values()):
+            seen.append(list(names.values()))
+            first = next(name for name, short in names.items() if short != name)
+            note = f"names lose what a wrapper gave them: {first} is {names[first]}"
+            yield {short: tensors[name] for name, short in names.items()}, note
+        starts = {short.split(".")[0] for short in names.values()}
+        if len(starts) != 1:
+            return
+        names = {name: short.partition(".")[2] for name, short in names.items()}
+
+
+def _unpacked_experts(
+    config: Mapping[str, Any], tensors: Mapping[str, TensorRef]
+) -> Iterator[tuple[Mapping[str, TensorRef], str]]:
+    """gpt-oss in 16 bits, as transformers writes it: experts (E, in, out), gates and ups in turn. mlx_lm has them
+    apart, (E, out, in)."""
+    ends = {
+        "experts.gate_up_proj": (("gate_proj.weight", 0, 2, True), ("up_proj.weight", 1, 2, True)),
+        "experts.gate_up_proj_bias": (("gate_proj.bias", 0, 2, False), ("up_proj.bias", 1, 2, False)),
+        "experts.down_proj": (("down_proj.weight", 0, 1, True),),
+        "experts.down_proj_bias": (("down_proj.bias", 0, 1, False),),
+    }
+    if config.get("model_type") != "gpt_oss" or not any(name.endswith("experts.gate_up_proj") for name in tensors):
         return
-    for key in ("rope_theta", "partial_rotary_factor"):
-        if key in rope and config.get(key) is None:
-            config[key] = rope[key]
-    kind = rope.get("rope_type", "default")
-    if kind != "default" and config.get("rope_scaling") is None:
-        config["rope_scaling"] = {"type": kind, **rope}
+    result: dict[str, TensorRef] = {}
+    for name, tensor in tensors.items():
+        end = next((end for end in ends if name.endswith(end)), None)
+        if end is None:
+            result[name] = tensor
+            continue
+        for new, first, step, turned in ends[end]:
+            *shape, n = tensor.shape
+            *stride, s = tensor.stride
+            shape, stride = [*shape, n // step], [*stride, s * step]
+            if turned:
+                shape[-2:], stride[-2:] = shape[:-3:-1], stride[:-3:-1]
+            at = tensor.offset + first * s * DTYPES[tensor.dtype].itemsize
+            path = name.removesuffix(end) + "experts." + new
+            result[path] = replace(tensor, shape=tuple(shape), stride=tuple(stride), offset=at)
+    yield result, "experts are stored as mlx_lm has them: gates, ups and downs apart, transposed"
+
+
+def check_claims(config: Mapping[str, Any], tensors: Mapping[str, TensorRef], where: Path) -> None:
+    """Refuse sizes in config.json that no tensor bears out, before a model of these sizes is made.
+
+    Raises:
+        MlxmathError: a size is none, or larger than all of the weights.
+    """
+    largest = max((max(tensor.shape, default=1) for tensor in tensors.values()), default=1)
+    total = sum(tensor.num_elements for tensor in tensors.values()) * 8  # eight elements in a packed one, at most
+    inner = config.get("text_config")
+    for table in (config, inner if isinstance(inner, dict) else {}):
+        for names, limit in ((_COUNTS, len(tensors)), (_SIZES, max(total, largest))):
+            for name in names:
+                value = table.get(name)
+                if value is None or (
+                    isinstance(value, list) and all(type(n) is int and 0 <= n <= limit for n in value)
+                ):
+                    continue
+                if isinstance(value, bool | str | dict | list) or not 0 <= value <= limit:
+                    raise MlxmathError(
+                        f"{where}: config.json says {name} {str(value)[:40]}, but the weights are {len(tensors):,} "
+                        f"tensors of up to {largest:,} rows or columns; config.json is damaged or of another model."
+                    )
+
+
+_COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_nextn_predict_layers")
+_SIZES = (
+    "vocab_size", "hidden_size", "n_embd", "d_model", "intermediate_size", "num_attention_heads", "num_key_value_heads",
+    "n_head", "n_heads", "head_dim", "moe_intermediate_size", "num_experts", "num_local_experts", "n_routed_experts",
+    "num_experts_per_tok",
+)  # fmt: skip
 
 
 def same_values(first: TensorRef, second: TensorRef) -> bool:
@@ -128,6 +268,13 @@ def same_values(first: TensorRef, second: TensorRef) -> bool:
 
 
 def stored_quantization(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """How the weights of a model folder are quantized already, if they are."""
-    found = config.get("quantization") or config.get("quantization_config")
-    return found if isinstance(found, dict) else None
+    """How the weights of a model are quantized once they are converted, if the source is quantized already.
+
+    Returns:
+        `bits`, `group_size` and, by layer, what differs; None for weights that are or become plain.
+
+    Raises:
+        InputError: they are quantized in a way that cannot be read.
+    """
+    settings = stored(config).settings
+    return None if settings is None else {"bits": 2, "group_size": 1, **settings}

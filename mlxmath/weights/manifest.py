@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,9 @@ class Manifest(BaseModel):
         quantization_of_source: whether the source was quantized already.
         num_parameters: elements of all tensors before quantization.
         versions: of mlxmath and mlx.
-        fingerprint: the same for the same weights wherever they lie; adapters record it to know their base.
+        fingerprint: the same for the same weights, however they are stored; adapters record it to know their base.
+        also: other fingerprints by which these weights are known: 0.1.0 took the source's files, not their content.
+        limits: (tokens, why) where longer texts are not treated as by the original model.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -71,6 +73,13 @@ class Manifest(BaseModel):
     num_parameters: int
     versions: dict[str, str]
     fingerprint: str
+    also: tuple[str, ...] = ()
+    limits: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def identity(self) -> "Fingerprint":
+        """The fingerprint, and the others that mean these weights."""
+        return Fingerprint(self.fingerprint, self.also)
 
     @property
     def num_bytes(self) -> int:
@@ -88,9 +97,47 @@ class Manifest(BaseModel):
         atomic_json(folder / FILE_NAME, self.model_dump(mode="json"))
 
 
-def fingerprint(source_files: Sequence[FileRecord], dtype: str, quantization: dict[str, Any] | None) -> str:
-    """16 hex digits over what defines the weights: the source's files, the type, the quantization."""
-    content = [sorted(file.sha256 for file in source_files), dtype, quantization]
+class Fingerprint(str):
+    """What identifies a model's weights; `accepts` says whether another one, recorded somewhere, means the same."""
+
+    also: tuple[str, ...]
+
+    def __new__(cls, value: str, also: tuple[str, ...] = ()) -> "Fingerprint":
+        """
+        Args:
+            value: the fingerprint to record.
+            also: earlier ones of the same weights.
+        """
+        made = super().__new__(cls, value)
+        made.also = also
+        return made
+
+    def accepts(self, recorded: Any) -> bool:
+        """Whether `recorded` is of the same weights."""
+        return recorded in (str(self), *self.also)
+
+
+def same_weights(known: Any, recorded: Any) -> bool:
+    """Whether a recorded fingerprint is of the weights known by `known`; for anything else, whether it is equal."""
+    return bool(recorded == known) or (isinstance(known, Fingerprint) and known.accepts(recorded))
+
+
+def fingerprint(digests: Mapping[str, str], quantization: dict[str, Any] | None) -> str:
+    """16 hex digits over the weights.
+
+    Args:
+        digests: name of each tensor -> hash of its type, shape and bytes.
+        quantization: "quantization" of config.json.
+    """
+    return _short([sorted(digests.items()), quantization])
+
+
+def fingerprint_of_files(source_files: Sequence[FileRecord], dtype: str, quantization: dict[str, Any] | None) -> str:
+    """The fingerprint that 0.1.0 gave to a model made from these files."""
+    return _short([sorted(file.sha256 for file in source_files), dtype, quantization])
+
+
+def _short(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -115,13 +162,13 @@ def read_manifest(folder: Path) -> Manifest:
         raise MlxmathError(f"{path} cannot be read ({detail}).") from error
 
 
-def read_fingerprint(folder: Path) -> str | None:
+def read_fingerprint(folder: Path) -> Fingerprint | None:
     """The fingerprint that a folder's manifest records; None for a model that was made elsewhere.
 
     Raises:
         MlxmathError: the manifest is damaged.
     """
-    return read_manifest(folder).fingerprint if (folder / FILE_NAME).exists() else None
+    return read_manifest(folder).identity if (folder / FILE_NAME).exists() else None
 
 
 def verify(folder: Path, *, full: bool = False) -> Manifest | str:

@@ -8,7 +8,9 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import RawIOBase
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +20,8 @@ from mlxmath.weights.dtypes import BY_CODE, DTYPES, Array
 from mlxmath.weights.tensors import TensorRef, place_tensor, row_major
 
 MAX_HEADER_BYTES = 100_000_000
+Declared = tuple[str, str, tuple[int, ...]]
+"""Name, dtype and shape of a tensor."""
 
 
 def open_safetensors(path: Path) -> dict[str, TensorRef]:
@@ -81,37 +85,56 @@ def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> TensorRe
     return reference
 
 
+def _head(tensors: Sequence[Declared]) -> tuple[bytes, int]:
+    """What stands in a file before the tensors' bytes, and how many these are."""
+    header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+    position = 0
+    for name, dtype, shape in tensors:
+        size = DTYPES[dtype].itemsize * math.prod(shape)
+        offsets = [position, position + size]
+        header[name] = {"dtype": DTYPES[dtype].code, "shape": list(shape), "data_offsets": offsets}
+        position += size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text, position
+
+
+def write_hollow(path: Path, tensors: Sequence[Declared]) -> None:
+    """Write a file that has the header of these tensors, and a hole where their bytes would be."""
+    head, num_bytes = _head(tensors)
+    with path.open("wb") as file:
+        file.write(head)
+        file.truncate(len(head) + num_bytes)
+
+
 class SafetensorsWriter:
     """Writes one file: the header at once, then the tensors' bytes in the order in which they were declared.
 
-    Use as a context manager; `num_bytes` and `sha256` describe the finished file.
+    Use as a context manager; `num_bytes`, `sha256` and `digests` describe the finished file.
     """
 
-    def __init__(self, path: Path, tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> None:
+    def __init__(self, path: Path, tensors: Sequence[Declared]) -> None:
         """
         Args:
             path: the file to write.
             tensors: (name, dtype, shape) of each.
         """
-        header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
-        position = 0
-        for name, dtype, shape in tensors:
-            size = DTYPES[dtype].itemsize * math.prod(shape)
-            offsets = [position, position + size]
-            header[name] = {"dtype": DTYPES[dtype].code, "shape": list(shape), "data_offsets": offsets}
-            position += size
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
+        head, num_bytes = _head(tensors)
         self._file = path.open("wb", buffering=0)
         self._hash = hashlib.sha256()
+        self._contents = ContentDigests(tensors)
+        self._beside = ThreadPoolExecutor(1)  # hashing takes as long as writing
         self._path = path
-        self._expected = 8 + len(text) + position
+        self._expected = len(head) + num_bytes
         self.num_bytes = 0
-        self._write(struct.pack("<Q", len(text)) + text)
+        self._write(head)
 
     def write(self, block: Array) -> None:
         """Append the bytes of a contiguous array."""
-        self._write(memoryview(block.reshape(-1).view("u1").data))
+        data = memoryview(block.reshape(-1).view("u1").data)
+        digested = self._beside.submit(self._contents.update, data)
+        self._write(data)
+        digested.result()
 
     def _write(self, data: bytes | memoryview) -> None:
         self._hash.update(data)
@@ -125,9 +148,90 @@ class SafetensorsWriter:
         """Hex SHA-256 of what was written."""
         return self._hash.hexdigest()
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """Name of each tensor -> hex SHA-256 of its type, shape and bytes."""
+        return self._contents.digests
+
     def __enter__(self) -> "SafetensorsWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._beside.shutdown()
         self._file.close()
         assert kind is not None or self.num_bytes == self._expected, f"{self._path} was not written whole"
+
+
+class ContentDigests:
+    """Hashes tensors one after the other, from their bytes in any portions."""
+
+    def __init__(self, tensors: Sequence[Declared]) -> None:
+        """
+        Args:
+            tensors: (name, dtype, shape) of each.
+        """
+        self.digests: dict[str, str] = {}
+        self._coming = [(name, dtype, shape) for name, dtype, shape in reversed(tensors)]
+        self._name, self._left = "", 0
+        self._hash = hashlib.sha256()
+        self._next()
+
+    def update(self, data: memoryview) -> None:
+        """Take the next bytes."""
+        while len(data):
+            assert self._name, "more bytes than the tensors have"
+            part = data[: self._left]
+            self._hash.update(part)
+            self._left -= len(part)
+            data = data[len(part) :]
+            self._next()
+
+    def _next(self) -> None:
+        while not self._left:
+            if self._name:
+                self.digests[self._name] = self._hash.hexdigest()
+            if not self._coming:
+                self._name = ""
+                return
+            self._name, dtype, shape = self._coming.pop()
+            self._left = DTYPES[dtype].itemsize * math.prod(shape)
+            self._hash = hashlib.sha256(json.dumps([dtype, list(shape)]).encode())
+
+
+def digest_file(path: Path, tensors: Mapping[str, TensorRef]) -> tuple[str, dict[str, str]]:
+    """Hex SHA-256 of a safetensors file, and those of its tensors as `SafetensorsWriter.digests`, in one pass.
+
+    Raises:
+        MlxmathError: the file cannot be read, or is shorter than it was.
+    """
+    ordered = sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.num_bytes))
+    whole = hashlib.sha256()
+    contents = ContentDigests([(tensor.name, tensor.dtype, tensor.shape) for tensor in ordered])
+    at = 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            for tensor in ordered:
+                if tensor.offset < at:
+                    raise MlxmathError(f"{path}: tensor {tensor.name!r} lies inside another; the file is damaged.")
+                for start, end, wanted in (
+                    (at, tensor.offset, False), (tensor.offset, tensor.offset + tensor.num_bytes, True)
+                ):  # fmt: skip
+                    for data in _read(file, path, end - start):
+                        whole.update(data)
+                        if wanted:
+                            contents.update(data)
+                at = tensor.offset + tensor.num_bytes
+            while rest := file.read(1 << 20):
+                whole.update(rest)
+    except OSError as error:
+        raise MlxmathError(f"cannot read {path}: {error.strerror or error}") from error
+    return whole.hexdigest(), contents.digests
+
+
+def _read(file: RawIOBase, path: Path, num_bytes: int) -> Iterator[memoryview]:
+    while num_bytes:
+        data = file.read(min(num_bytes, 1 << 20))
+        if not data:
+            raise MlxmathError(f"{path} ends early; the file is truncated.")
+        num_bytes -= len(data)
+        yield memoryview(data)

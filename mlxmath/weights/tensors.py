@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import RawIOBase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mlxmath.errors import MlxmathError
-from mlxmath.weights.dtypes import DTYPES, Array, convert
+from mlxmath.weights.dtypes import DTYPES, FLOAT8, Array, convert, widen, widen8
 
 BLOCK_BYTES = 1 << 20
 MAX_DIMENSIONS = 32
@@ -51,7 +52,7 @@ class TensorRef:
         return all(n == 1 or s == d for n, s, d in zip(self.shape, self.stride, row_major(self.shape), strict=True))
 
     @property
-    def place(self) -> tuple[Path, int, str, tuple[int, ...], tuple[int, ...]]:
+    def place(self) -> tuple[Any, ...]:
         """Equal for two names of the same values (tied weights)."""
         return self.path, self.offset, self.dtype, self.shape, self.stride
 
@@ -94,14 +95,32 @@ class TensorRef:
                         self._fill(file, block)
                         yield block
                     return
-                span = 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
-                storage: Array = np.empty(span, kind)
+                if (parts := self._parts(block_bytes)) is not None:
+                    for part in parts:
+                        yield from part.blocks(multiple=multiple, block_bytes=block_bytes)
+                    return
+                storage: Array = np.empty(self._span, kind)
                 self._fill(file, storage)
         except OSError as error:
             raise MlxmathError(f"cannot read {self.path}: {error.strerror or error}") from error
         strides = tuple(s * kind.itemsize for s in self.stride)
         view = np.lib.stride_tricks.as_strided(storage, self.shape, strides, writeable=False)
         yield from _pieces(view, per_block)
+
+    @property
+    def _span(self) -> int:
+        """Elements between its first and its last in the file, both included."""
+        return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
+
+    def _parts(self, block_bytes: int) -> "list[TensorRef] | None":
+        """The entries of its first dimension, if it is large and they lie apart (experts, each transposed)."""
+        itemsize = DTYPES[self.dtype].itemsize
+        if len(self.shape) < 3 or self._span * itemsize <= block_bytes:
+            return None
+        part = replace(self, shape=self.shape[1:], stride=self.stride[1:])
+        if part._span > self.stride[0]:
+            return None
+        return [replace(part, offset=self.offset + i * self.stride[0] * itemsize) for i in range(self.shape[0])]
 
     def blocks_as(self, dtype: str, *, multiple: int = 1) -> Iterator[Array]:
         """`blocks`, converted to `dtype`.
@@ -110,13 +129,16 @@ class TensorRef:
             MlxmathError: as `blocks`; a value is beyond the range of `dtype`.
         """
         for block in self.blocks(multiple=multiple):
-            values, num_infinite = convert(block, self.dtype, dtype)
-            if num_infinite:
-                raise MlxmathError(
-                    f"{self.path}: tensor {self.name!r} has values beyond the range of {dtype}; "
-                    f"choose --dtype bfloat16 or float32."
-                )
-            yield values
+            yield self._converted(block, self.dtype, dtype)
+
+    def _converted(self, block: Array, source: str, dtype: str) -> Array:
+        values, num_infinite = convert(block, source, dtype)
+        if num_infinite:
+            raise MlxmathError(
+                f"{self.path}: tensor {self.name!r} has values beyond the range of {dtype}; "
+                f"choose --dtype bfloat16 or float32."
+            )
+        return values
 
     def _fill(self, file: RawIOBase, array: Array) -> None:
         """Read exactly `array`'s bytes."""
@@ -126,6 +148,74 @@ class TensorRef:
             if not count:
                 raise MlxmathError(f"{self.path} ends inside the tensor {self.name!r}; the file is truncated.")
             rest = rest[count:]
+
+
+@dataclass(frozen=True)
+class ScaledTensor(TensorRef):
+    """A weight (..., M, N) of 8 bits an element, whose blocks of `block` rows and columns have each a scale.
+
+    It is read as what it stands for, value times scale in float32, rounded to `dtype`.
+
+    Attributes:
+        weight: its elements: float8 or int8.
+        scale: (..., M / block rows, N / block columns), rounded up.
+        block: rows and columns.
+    """
+
+    weight: TensorRef
+    scale: TensorRef
+    block: tuple[int, int]
+
+    @classmethod
+    def of(cls, weight: TensorRef, scale: TensorRef, block: tuple[int, int], dtype: str) -> "ScaledTensor":
+        """
+        Args:
+            weight: (..., M, N).
+            scale: (..., M / rows, N / columns), rounded up.
+            block: rows and columns.
+            dtype: what it is read as, if no other type is asked for.
+        """
+        shape = weight.shape
+        return cls(weight.path, weight.name, dtype, shape, row_major(shape), weight.offset, weight, scale, block)
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """See `TensorRef.place`."""
+        return (*self.weight.place, *self.scale.place)
+
+    @property
+    def contiguous(self) -> bool:
+        """Its elements do not lie in a file."""
+        return False
+
+    def _values(self, multiple: int) -> Iterator[Array]:
+        *_, num_rows, num_columns = self.shape
+        kind = DTYPES[self.scale.dtype].numpy
+        scale = self.scale.read().reshape(-1, *self.scale.shape[-2:])
+        if self.scale.dtype == "bfloat16":
+            scale = widen(scale)
+        elif self.scale.dtype in FLOAT8 or kind == np.uint8:
+            scale = widen8(scale, self.scale.dtype if self.scale.dtype in FLOAT8 else "float8_e8m0fnu")
+        scale = scale.astype(np.float32, copy=False)
+        row = 0
+        for block in self.weight.blocks(multiple=math.lcm(num_columns, multiple), block_bytes=BLOCK_BYTES // 4):
+            stored = self.weight.dtype
+            values = widen8(block, stored) if stored in FLOAT8 else block.astype(np.float32)
+            values = values.reshape(-1, num_columns)
+            rows = np.arange(row, row + len(values))
+            of_rows = scale[rows // num_rows % len(scale), rows % num_rows // self.block[0]]
+            values *= np.repeat(of_rows, self.block[1], axis=1)[:, :num_columns]
+            row += len(values)
+            yield values.reshape(-1)
+
+    def blocks(self, *, multiple: int = 1, block_bytes: int = BLOCK_BYTES) -> Iterator[Array]:  # noqa: ARG002
+        """See `TensorRef.blocks`."""
+        return self.blocks_as(self.dtype, multiple=multiple)
+
+    def blocks_as(self, dtype: str, *, multiple: int = 1) -> Iterator[Array]:
+        """See `TensorRef.blocks_as`."""
+        for values in self._values(multiple):
+            yield self._converted(values, "float32", dtype)
 
 
 def _pieces(view: Array, per_block: int) -> Iterator[Array]:

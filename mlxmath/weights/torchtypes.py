@@ -38,8 +38,8 @@ ITEMSIZE = {name: dtype.itemsize for name, dtype in DTYPES.items()} | {
     "qint32": 4,
 }
 """Element sizes of every type that a storage can have, supported or not."""
-TORCH_DTYPES = (*DTYPES, "complex32", "complex64", "complex128", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2",
-                "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2")  # fmt: skip
+TORCH_DTYPES = (*DTYPES, "complex32", "complex64", "complex128", "float8_e4m3fnuz", "float8_e5m2fnuz",
+                "float4_e2m1fn_x2")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 import zipfile
+from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,21 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from mlxmath.demo.story import LARGEST_NUMBER, SMALLEST_NUMBER
-from mlxmath.demo.word_problems import make_problem_sets, normalise_question, problem_stream
+from tools.make_demo.corpus import documents
+from tools.make_demo.story import LARGEST_NUMBER, SMALLEST_NUMBER
+from tools.make_demo.word_problems import (
+    CORPUS_SHARES,
+    KINDS,
+    LEARNED_KINDS,
+    is_held_out,
+    make_problem_sets,
+    normalise_question,
+    problem_stream,
+)
 
 DEMO = Path(__file__).parents[2] / "mlxmath" / "demo"
 MODEL = DEMO / "model"
-SIZES = {"train": 1500, "validation": 100, "test": 200}
+SIZES = {"train": 3000, "validation": 200, "test": 200}
 TUTOR_PROMPT = (
     "You are a helpful math tutor. Solve the problem step by step and give the final answer at the end.\n\n"
     "### Problem:\n{problem}\n\n### Solution:\n"
@@ -44,7 +55,7 @@ def test_set_has_its_size_and_only_different_problems(name: str) -> None:
     problems = rows(name)
     assert len(problems) == SIZES[name]
     assert len({normalise_question(row["problem"]) for row in problems}) == SIZES[name]
-    assert all(set(row) == {"problem", "solution", "answer"} for row in problems)
+    assert all(set(row) == {"problem", "solution", "answer", "kind"} for row in problems)
 
 
 def test_no_problem_is_in_two_sets() -> None:
@@ -60,15 +71,12 @@ def test_sets_are_what_the_generator_makes() -> None:
         assert rows(name) == [problem.record() for problem in made], name
 
 
-def test_pretraining_stream_leaves_out_the_sets() -> None:
-    # A seed whose stream does meet the excluded problems, so that leaving them out is what is seen.
-    met = [problem for problem, _ in zip(problem_stream(8), range(500), strict=False)]
-    excluded = frozenset(normalise_question(problem.problem) for problem in met[::2])
-    kept = [problem for problem, _ in zip(problem_stream(8, excluded), range(200), strict=False)]
-    assert all(normalise_question(problem.problem) not in excluded for problem in kept)
-    assert [normalise_question(p.problem) for p in met if normalise_question(p.problem) not in excluded][:200] == [
-        normalise_question(p.problem) for p in kept
-    ]
+def test_base_reads_no_problem_that_is_held_out() -> None:
+    read = {normalise_question(p.problem) for p in islice(problem_stream(8, CORPUS_SHARES, held_out=False), 3000)}
+    held_out = {normalise_question(p.problem) for p in islice(problem_stream(8, CORPUS_SHARES, held_out=True), 500)}
+    met = {normalise_question(p.problem) for p in islice(problem_stream(9, CORPUS_SHARES, held_out=True), 500)}
+    assert not read & held_out and held_out & met, "streams do meet, and only where both are held out"
+    assert all(is_held_out(p) for problems in vars(make_problem_sets(3, 40, 20, 20)).values() for p in problems)
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -98,14 +106,35 @@ def test_numbers_stay_small_and_operands_are_known(name: str) -> None:
             known.append(result)
 
 
-def test_every_number_of_steps_is_common() -> None:
-    counts = [row["solution"].count("\n") for row in rows("test")]
-    assert all(counts.count(steps) >= 30 for steps in (1, 2, 3))
+@pytest.mark.parametrize("name", SIZES)
+def test_every_kind_is_there_and_most_problems_are_new_to_the_base(name: str) -> None:
+    kinds = Counter(row["kind"] for row in rows(name))
+    assert set(kinds) == set(KINDS)
+    assert all(count >= 0.05 * SIZES[name] for count in kinds.values())
+    assert sum(kinds[kind] for kind in LEARNED_KINDS) <= 0.3 * SIZES[name]
+    steps = {kind: {row["solution"].count("\n") for row in rows(name) if row["kind"] == kind} for kind in kinds}
+    assert [steps[kind] for kind in ("one step", "two steps", "three steps", "backwards")] == [{1}, {2}, {3}, {2}]
+
+
+def test_base_sees_only_the_kinds_that_it_learns_worked() -> None:
+    new = re.compile(r"at first\?|(?<!points do )they have together\?|How many more ")
+    equation, num_answered, num_new = re.compile(r"\d+ [-+*/] \d+ = \d+"), 0, 0
+    for document in islice(documents(3), 1500):
+        if not equation.search(document):
+            num_new += bool(new.search(document))
+            assert "Answer:" not in document or not new.search(document), document
+            continue
+        assert not new.search(document), document
+        for part in document.split("\n\n"):
+            drill = re.fullmatch(rf"(?:{equation.pattern}(?:, |\. |\n|$))+", part)
+            assert drill or len(equation.findall(part)) <= 2, part
+        num_answered += "?" in document
+    assert num_answered > 500 and num_new > 20
 
 
 def test_generator_does_not_depend_on_the_hash_seed() -> None:
     program = (
-        "import hashlib; from mlxmath.demo.word_problems import make_problem_sets as m; s = m(3, 40, 20, 20);"
+        "import hashlib; from tools.make_demo.word_problems import make_problem_sets as m; s = m(3, 40, 20, 20);"
         "print(hashlib.sha256(repr([p.record() for p in (*s.train, *s.validation, *s.test)]).encode()).hexdigest())"
     )
     digests = {

@@ -644,6 +644,7 @@ OWN: dict[str, dict[str, Any]] = {
     "qwen3_vl": {"text_config": {"model_type": "qwen3", **_QWEN3}},
     "qwen3_vl_moe": {"text_config": {"model_type": "qwen3_moe", **_MOE}},
     "recurrent_gemma": {
+        "tie_word_embeddings": False,
         "num_hidden_layers": 3,
         "conv1d_width": 4,
         "logits_soft_cap": 5.0,

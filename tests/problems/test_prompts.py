@@ -49,7 +49,7 @@ def write(path: Path, text: str) -> str:
 
 def test_names_and_texts() -> None:
     assert set(TEMPLATES) == {
-        "tutor", "instruction", "step-by-step", "chain-of-thought", "r1-think", "chat", "plain",
+        "tutor", "instruction", "step-by-step", "chain-of-thought", "r1-think", "chat", "plain", "demo-base",
     }  # fmt: skip
     assert joined(get_template("tutor").prompt("q")) == TUTOR.replace("{question}", "q")
     assert joined(get_template("plain").prompt("q")) == "q\n"

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
+import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -100,8 +101,9 @@ def test_grpo_with_the_graders_reward_gives_more_right_answers() -> None:
     assert learner.share_right() >= before + 0.5
 
 
+@pytest.mark.slow
 def test_fine_tuning_answers_unseen_problems_that_the_base_cannot(tmp_path: Path) -> None:
-    succeed(tmp_path, "train", "--recipe", "demo", "--max-steps", "28", "--num-examples", "224")
+    succeed(tmp_path, "train", "--recipe", "demo")
     succeed(tmp_path, "evaluate", "--compare", "--limit", "40", "--max-tokens", "60", "--run-name", "run")
     results = json.loads((tmp_path / "evaluation_results" / "run" / "results.json").read_text())
     (found,) = results["comparisons"]

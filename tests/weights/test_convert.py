@@ -1,6 +1,8 @@
 import errno
+import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +23,7 @@ from mlxmath.weights.convert import ensure_model
 from mlxmath.weights.hub import fetch
 from mlxmath.weights.manifest import Manifest, read_fingerprint, read_manifest, verify
 from mlxmath.weights.safetensor import SafetensorsWriter, open_safetensors
-from tests.weights.handmade import llama_arrays, llama_folder, torch_bin
+from tests.weights.handmade import LLAMA, llama_arrays, llama_folder, torch_bin
 
 
 @pytest.fixture
@@ -136,13 +138,16 @@ class TestHead:
         assert ("lm_head" in loaded) is not is_tied
 
     def test_no_head(self, tmp_path: Path, out: Path) -> None:
-        model = llama_folder(tmp_path / "source", model_type="qwen3", head_dim=16)
+        model = llama_folder(
+            tmp_path / "source", model_type="qwen3", head_dim=16, max_position_embeddings=128, rope_theta=1e4
+        )
         config = json.loads((model / "config.json").read_text())
         del config["tie_word_embeddings"]
         (model / "config.json").write_text(json.dumps(config))
         arrays = llama_arrays()
         del arrays["lm_head.weight"]
-        (model / "pytorch_model.bin").write_bytes(torch_bin(arrays))
+        norms = {f"model.layers.{i}.self_attn.{x}_norm.weight": np.ones(16, np.float16) for i in (0, 1) for x in "qk"}
+        (model / "pytorch_model.bin").write_bytes(torch_bin(arrays | norms))
         ensure_model(settings(model, out))
         assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is True
 
@@ -206,33 +211,127 @@ class TestQuantize:
         assert copy.quantization == read_manifest(out).quantization
         assert ensure_model(settings(out, out.with_name("copy"))) == copy
 
-    def test_missing_and_misshapen_tensors(self, tmp_path: Path, out: Path) -> None:
-        model = llama_folder(tmp_path / "source")
-        arrays = llama_arrays()
-        del arrays["model.norm.weight"]
-        (model / "pytorch_model.bin").write_bytes(torch_bin(arrays))
-        with pytest.raises(MlxmathError, match=r"lack 1 tensors of the model .* model\.norm\.weight"):
-            ensure_model(settings(model, out, quantize=4))
-        arrays["model.norm.weight"] = np.ones(63, np.float16)
-        (model / "pytorch_model.bin").write_bytes(torch_bin(arrays))
-        with pytest.raises(MlxmathError, match=r"model\.norm\.weight.*\(63,\).*\(64,\)"):
-            ensure_model(settings(model, out, quantize=4))
-        assert nothing_left(out)
+    def test_rearranged_architectures(self, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Experts one by one, which mlx_lm stacks: from .bin and from safetensors as mlx_lm does it."""
+        from mlx_lm.utils import load_model, quantize_model, save_model
 
-    def test_rearranged_architectures(self, tmp_path: Path, out: Path) -> None:
         changes = {
             "model_type": "qwen2_moe", "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 64,
-            "shared_expert_intermediate_size": 64, "num_hidden_layers": 1,
+            "shared_expert_intermediate_size": 64, "num_hidden_layers": 1, "intermediate_size": 64,
         }  # fmt: skip
         model = llama_folder(tmp_path / "source", **changes)
         arrays = llama_arrays(**changes)
-        for label in list(arrays):
-            if ".mlp." in label:
-                for expert in range(2):
-                    arrays[label.replace(".mlp.", f".mlp.experts.{expert}.")] = arrays[label]
+        rng = np.random.default_rng(1)
+        for label in [label for label in arrays if ".mlp." in label]:
+            array = arrays.pop(label)
+            for part in ("experts.0", "experts.1", "shared_expert"):
+                arrays[label.replace(".mlp.", f".mlp.{part}.")] = (rng.random(array.shape) * 0.1).astype(np.float16)
+        at = "model.layers.0."
+        arrays |= {at + "mlp.gate.weight": np.ones((2, 64), np.float16)}
+        arrays |= {at + "mlp.shared_expert_gate.weight": np.ones((1, 64), np.float16)}
+        for name in "qkv":
+            rows = arrays[at + f"self_attn.{name}_proj.weight"].shape[0]
+            arrays[at + f"self_attn.{name}_proj.bias"] = rng.random(rows).astype(np.float16)
         (model / "pytorch_model.bin").write_bytes(torch_bin(arrays))
-        with pytest.raises(InputError, match=r"rearrange.*mlx_lm\.convert -q"):
-            ensure_model(settings(model, out, quantize=4))
+        ensure_model(settings(model, out.with_name("plain")))
+        theirs, config = load_model(out.with_name("plain"))
+        theirs, _ = quantize_model(theirs, config, 32, 4)
+        save_model(tmp_path / "theirs", theirs)
+        expected = mx.load(str(tmp_path / "theirs" / "model.safetensors"))
+        made = ensure_model(settings(model, out, quantize=4, group_size=32))
+        assert "3 tensors are put together as mlx_lm does on loading" in capsys.readouterr().err
+        again = ensure_model(settings(out.with_name("plain"), out.with_name("again"), quantize=4, group_size=32))
+        assert made.fingerprint == again.fingerprint
+        for folder in (out, out.with_name("again")):
+            found = mx.load(str(folder / "model.safetensors"))
+            assert found.keys() == expected.keys()
+            for name, array in expected.items():
+                assert found[name].dtype == array.dtype, name
+                assert mx.array_equal(found[name], array), name
+            assert {path.name for path in folder.iterdir()} == {
+                "config.json", "mlxmath.json", "model.safetensors", "tokenizer.json"
+            }  # fmt: skip
+
+
+class TestNames:
+    """config.json and weights must be of one model."""
+
+    @pytest.mark.parametrize("quantize", [None, 4])
+    def test_all_that_does_not_fit_is_named_at_once(self, tmp_path: Path, out: Path, quantize: int | None) -> None:
+        model = llama_folder(tmp_path / "source")
+        arrays = llama_arrays()
+        del arrays["model.norm.weight"], arrays["model.layers.1.mlp.up_proj.weight"]
+        arrays["model.layers.0.mlp.gate_proj.weight"] = np.ones((64, 64), np.float16)
+        arrays["model.layers.0.mlp.router.weight"] = np.ones((4, 64), np.float16)
+        (model / "pytorch_model.bin").write_bytes(torch_bin(arrays))
+        with pytest.raises(MlxmathError) as caught:
+            ensure_model(settings(model, out, quantize=quantize))
+        said = str(caught.value)
+        assert re.search(r"missing \(2\): .*model\.layers\.1\.mlp\.up_proj\.weight.*model\.norm\.weight", said)
+        assert "unknown to the model (1): model.layers.0.mlp.router.weight" in said
+        assert "of another shape (1): model.layers.0.mlp.gate_proj.weight (64, 64) instead of (128, 64)" in said
+        assert "--overwrite" not in said
+        assert nothing_left(out)
+
+    @pytest.mark.parametrize(
+        "wrapped",
+        [
+            lambda name: f"module.{name}",
+            lambda name: f"_orig_mod.{name}",
+            lambda name: f"module._orig_mod.{name}",
+            lambda name: f"base_model.model.{name}",
+            lambda name: f"transformer.{name}",
+            lambda name: name.replace("layers.0.", "layers.0._orig_mod."),
+            lambda name: name.replace(".self_attn.", "._fsdp_wrapped_module.self_attn._checkpoint_wrapped_module."),
+        ],
+    )
+    def test_what_wrappers_add_is_left_out(
+        self, tmp_path: Path, out: Path, wrapped: Any, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        model = llama_folder(tmp_path / "source")
+        plain = ensure_model(settings(model, out.with_name("plain")))
+        capsys.readouterr()
+        arrays = {wrapped(name): array for name, array in llama_arrays().items()}
+        (model / "pytorch_model.bin").write_bytes(torch_bin(arrays))
+        assert ensure_model(settings(model, out)).fingerprint == plain.fingerprint
+        first = next(name for name in arrays if name not in llama_arrays())
+        assert f"names lose what a wrapper gave them: {first} is " in capsys.readouterr().err
+        assert set(open_safetensors(out / "model.safetensors")) == set(llama_arrays())
+
+    def test_buffers_are_left_out(self, tmp_path: Path, out: Path) -> None:
+        model = llama_folder(tmp_path / "source")
+        at = "model.layers.0.self_attn."
+        more = {at + "rotary_emb.cos_cached": np.ones((1, 4), np.float32), at + "masked_bias": np.ones((), np.float32)}
+        (model / "pytorch_model.bin").write_bytes(torch_bin(llama_arrays() | more))
+        ensure_model(settings(model, out))
+        assert set(open_safetensors(out / "model.safetensors")) == set(llama_arrays())
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"num_hidden_layers": 10**9}, "num_hidden_layers 1000000000"),
+            ({"vocab_size": 10**15}, "vocab_size 1000000000000000"),
+            ({"hidden_size": -64}, "hidden_size -64"),
+            ({"hidden_size": "64"}, "hidden_size 64"),
+            ({"num_attention_heads": {"a": 1}}, "num_attention_heads"),
+            ({"rope_scaling": {"rope_type": "yarn", "factor": "many"}}, "wrong type"),
+            ({"rms_norm_eps": None}, "wrong type"),
+        ],
+    )
+    def test_what_the_weights_do_not_bear_out(self, tmp_path: Path, out: Path, changes: Any, said: str) -> None:
+        model = llama_folder(tmp_path / "source")
+        (model / "config.json").write_text(json.dumps(LLAMA | changes))
+        with pytest.raises(MlxmathError) as caught:
+            ensure_model(settings(model, out))
+        assert said in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert nothing_left(out)
+
+    def test_code_of_its_own_is_not_run(self, tmp_path: Path, out: Path) -> None:
+        model = llama_folder(tmp_path / "source", model_file="evil.py")
+        (model / "evil.py").write_text("raise SystemExit(9)")
+        with pytest.raises(MlxmathError, match="code of its own"):
+            ensure_model(settings(model, out))
 
 
 def edit_index(model: Path, **changes: str) -> None:
@@ -530,16 +629,58 @@ class TestDemo:
         assert ensure_model(settings("demo", out)).fingerprint != first.fingerprint
 
 
-def test_fingerprint_knows_the_weights_only(model: Path, out: Path, tmp_path: Path) -> None:
-    first = ensure_model(settings(model, out))
-    shutil.copytree(model, tmp_path / "moved")
-    moved = ensure_model(settings(tmp_path / "moved", tmp_path / "elsewhere"))
-    assert moved.fingerprint == first.fingerprint == read_fingerprint(out)
-    variants = {
-        ensure_model(settings(model, tmp_path / f"v{number}", **changes)).fingerprint
-        for number, changes in enumerate([{"dtype": "float32"}, {"quantize": 4}, {"quantize": 8}])
-    }
-    assert len(variants | {first.fingerprint}) == 4
+class TestFingerprint:
+    def test_it_knows_the_weights_only(self, model: Path, out: Path, tmp_path: Path) -> None:
+        first = ensure_model(settings(model, out))
+        shutil.copytree(model, tmp_path / "moved")
+        moved = ensure_model(settings(tmp_path / "moved", tmp_path / "elsewhere"))
+        assert moved.fingerprint == first.fingerprint == read_fingerprint(out)
+        variants = {
+            ensure_model(settings(model, tmp_path / f"v{number}", **changes)).fingerprint
+            for number, changes in enumerate([{"dtype": "float32"}, {"quantize": 4}, {"quantize": 8}])
+        }
+        assert len(variants | {first.fingerprint}) == 4
+
+    def test_not_how_they_are_stored(self, tmp_path: Path, model: Path, out: Path) -> None:
+        """.bin in two files, .bin in one, safetensors in two or one, as it lies: the same weights."""
+        first = ensure_model(settings(model, out))
+        build_model(settings(model, tmp_path / "shards"), fetch(str(model)), shard_bytes=40_000)
+        whole = llama_folder(tmp_path / "whole")
+        found = [read_manifest(tmp_path / "shards")]
+        found += [
+            ensure_model(settings(source, tmp_path / f"v{n}"))
+            for n, source in enumerate((whole, out, tmp_path / "shards"))
+        ]
+        (out / "mlxmath.json").unlink()
+        found.append(ensure_model(settings(out, out)))
+        assert {manifest.fingerprint for manifest in found} == {first.fingerprint}
+        assert found[1].also != first.also
+
+    def test_by_hand(self, model: Path, out: Path) -> None:
+        digests = {
+            name: hashlib.sha256(json.dumps(["float16", list(array.shape)]).encode() + array.tobytes()).hexdigest()
+            for name, array in llama_arrays().items()
+        }
+        whole = hashlib.sha256(json.dumps([sorted(map(list, digests.items())), None]).encode()).hexdigest()
+        assert ensure_model(settings(model, out)).fingerprint == whole[:16]
+
+    def test_that_of_files_is_still_known(self, model: Path, out: Path) -> None:
+        """By which 0.1.0 knew a model, and by which its adapters name their base."""
+        manifest = ensure_model(settings(model, out))
+        hashes = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in model.glob("*.bin"))
+        old = hashlib.sha256(json.dumps([hashes, "float16", None], sort_keys=True).encode()).hexdigest()[:16]
+        assert manifest.also == (old,)
+        found = read_fingerprint(out)
+        assert found is not None
+        assert found.accepts(old)
+        assert found.accepts(manifest.fingerprint)
+        assert not found.accepts("0123456789abcdef")
+
+    def test_a_manifest_of_0_1_0(self, model: Path, out: Path) -> None:
+        manifest = ensure_model(settings(model, out))
+        stored = manifest.model_dump(mode="json", exclude={"also", "limits"}) | {"fingerprint": manifest.also[0]}
+        (out / "mlxmath.json").write_text(json.dumps(stored))
+        assert ensure_model(settings(model, out)).fingerprint == manifest.also[0]
 
 
 def test_remote_code_only_when_trusted(model: Path, out: Path) -> None:

@@ -56,7 +56,7 @@ def with_header(path: Path, header: Any, data: bytes = bytes(16)) -> Path:
         ({"dtype": "F32", "shape": [3], "data_offsets": [0, 16]}, "should take 12"),
         ({"dtype": "F32", "shape": [-4], "data_offsets": [0, 16]}, "damaged"),
         ({"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 16]}, "beyond any memory"),
-        ({"dtype": "F8_E4M3", "shape": [16], "data_offsets": [0, 16]}, "type F8_E4M3"),
+        ({"dtype": "F4", "shape": [16], "data_offsets": [0, 16]}, "type F4"),
         ([], "damaged"),
     ],
 )

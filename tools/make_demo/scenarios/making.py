@@ -2,7 +2,17 @@
 
 import random
 
-from mlxmath.demo.story import LARGEST_NUMBER, PEOPLE, Story, WordProblem, factors, to_add, to_take, two_people, upper
+from tools.make_demo.story import (
+    LARGEST_NUMBER,
+    PEOPLE,
+    Story,
+    WordProblem,
+    factors,
+    to_add,
+    to_take,
+    two_people,
+    upper,
+)
 
 
 def reading(rng: random.Random, steps: int) -> WordProblem:

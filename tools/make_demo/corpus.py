@@ -1,11 +1,16 @@
-"""What the base model of the demo reads: arithmetic in plain styles, and never in the tutor format."""
+"""What the base model of the demo reads: arithmetic in plain styles, the tutor's template among them.
+
+It reads that template so that fine-tuning has no format to teach: what the tuned model can do and the base cannot,
+in the same words, is mathematics.
+"""
 
 import random
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 
-from mlxmath.demo.story import WordProblem
-from mlxmath.demo.word_problems import problem_stream
+from tools.make_demo.base_tokenizer import TUTOR_PROMPT
+from tools.make_demo.story import WordProblem
+from tools.make_demo.word_problems import CORPUS_SHARES, READ_SHARES, problem_stream
 
 _LABELS = ("Exercise", "Task", "Question", "Homework", "Card", "Item", "Quiz", "Puzzle", "Number", "Page")
 _ORDERS = (
@@ -45,6 +50,13 @@ def _worked_questions(rng: random.Random, problems: Iterator[WordProblem]) -> st
         for p in islice(problems, rng.randint(1, 4))
     ]
     return "\n\n".join(pairs)
+
+
+def _tutored(rng: random.Random, problems: Iterator[WordProblem]) -> str:
+    """One question in the template that fine-tuning uses, and its solution."""
+    del rng
+    problem = next(problems)
+    return TUTOR_PROMPT.format(problem=problem.problem) + problem.solution
 
 
 def _prose(rng: random.Random, problems: Iterator[WordProblem]) -> str:
@@ -115,21 +127,28 @@ def _short_answers(rng: random.Random, problems: Iterator[WordProblem]) -> str:
 
 
 _Style = Callable[[random.Random, Iterator[WordProblem]], str]
-_STYLES: tuple[tuple[_Style, int], ...] = (
-    (_worked_questions, 30),
-    (_prose, 24),
-    (_drill, 14),
-    (_numbered_sheet, 7),
-    (_labelled_sheet, 13),
-    (_short_answers, 3),
+_WORKED: tuple[tuple[_Style, int], ...] = (
+    (_worked_questions, 40),
+    (_tutored, 18),
+    (_prose, 12),
+    (_drill, 26),
+    (_short_answers, 2),
 )
-"""Every plain style with its share of the documents."""
+_UNWORKED: tuple[tuple[_Style, int], ...] = (
+    (_numbered_sheet, 3),
+    (_labelled_sheet, 3),
+)
+"""Every plain style with its share of the documents. Sheets without answers hold problems of every kind, so that the
+base has read every word; what is worked is only of the kinds that it learns."""
 
 
-def documents(seed: int, exclude: Collection[str]) -> Iterator[str]:
-    """The pretraining corpus, document by document, without any problem whose normalised text is in `exclude`."""
+def documents(seed: int) -> Iterator[str]:
+    """The pretraining corpus, document by document, without any problem that is held out."""
     rng = random.Random(seed)
-    problems = problem_stream(seed + 1, exclude)
-    styles, shares = [style for style, _ in _STYLES], [share for _, share in _STYLES]
+    learned = problem_stream(seed + 1, CORPUS_SHARES, held_out=False)
+    read = problem_stream(seed + 2, READ_SHARES, held_out=False)
+    styles = [(style, learned, share) for style, share in _WORKED] + [(s, read, share) for s, share in _UNWORKED]
+    shares = [share for _, _, share in styles]
     while True:
-        yield rng.choices(styles, weights=shares)[0](rng, problems)
+        style, problems, _ = rng.choices(styles, weights=shares)[0]
+        yield style(rng, problems)

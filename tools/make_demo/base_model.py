@@ -12,13 +12,13 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mlxmath.demo.base_tokenizer import BOS, EOS, MAX_POSITIONS, PAD, TUTOR_PROMPT, write_json
-from mlxmath.demo.story import WordProblem
+from tools.make_demo.base_tokenizer import BOS, EOS, MAX_POSITIONS, PAD, write_json
+from tools.make_demo.story import WordProblem
 
 MODEL_SHAPE: dict[str, Any] = {
     "hidden_size": 192,
     "intermediate_size": 512,
-    "num_hidden_layers": 5,
+    "num_hidden_layers": 4,
     "num_attention_heads": 6,
     "num_key_value_heads": 6,
     "head_dim": 32,
@@ -68,29 +68,27 @@ def complete(
 
 
 def extract_answer(completion: str) -> str | None:
-    """The number after `####`, else after "answer is" or "Answer:", else the last one."""
-    for pattern in (r"####\s*(-?\d+)", r"(?:answer is|Answer:)\s*(-?\d+)"):
-        if found := re.search(pattern, completion):
-            return found[1]
-    numbers = re.findall(r"-?\d+", completion)
+    """The number after "answer is" or "Answer:", else the last one, of the text before the first blank line."""
+    text = completion.lstrip().split("\n\n")[0]
+    if found := re.search(r"(?:answer is|Answer:)\s*(-?\d+)", text):
+        return found[1]
+    numbers = re.findall(r"-?\d+", text)
     return numbers[-1] if numbers else None
 
 
-def accuracies(model: LlamaForCausalLM, tokenizer: Tokenizer, problems: Sequence[WordProblem]) -> dict[str, float]:
-    """Exact answers on held-out problems: worked answers to plain questions, and the tutor format."""
+def accuracies(model: LlamaForCausalLM, tokenizer: Tokenizer, problems: Sequence[WordProblem]) -> dict[str, str]:
+    """Right answers to plain questions, by kind of problem: `right/asked`."""
     model.eval()
-    plain = complete(model, tokenizer, [f"Q: {p.problem}\nA:" for p in problems])
-    tutor = complete(model, tokenizer, [TUTOR_PROMPT.format(problem=p.problem) for p in problems])
+    texts = complete(model, tokenizer, [f"Q: {p.problem}\nA:" for p in problems], max_new_tokens=72)
     model.train()
-    right = {
-        style: [extract_answer(text) == str(p.answer) for text, p in zip(texts, problems, strict=True)]
-        for style, texts in (("plain", [text.split("\n")[0] for text in plain]), ("tutor", tutor))
-    }
-    return {style: sum(hits) / len(hits) for style, hits in right.items()}
+    right: dict[str, list[bool]] = {}
+    for text, problem in zip(texts, problems, strict=True):
+        right.setdefault(problem.kind, []).append(extract_answer(text) == str(problem.answer))
+    return {kind: f"{sum(hits)}/{len(hits)}" for kind, hits in sorted(right.items())}
 
 
 def train_base(
-    tokenizer: Tokenizer, texts: Iterator[str], held_out: Sequence[WordProblem], steps: int, rows: int, length: int
+    tokenizer: Tokenizer, texts: Iterator[str], fresh: Sequence[WordProblem], steps: int, rows: int, length: int
 ) -> LlamaForCausalLM:
     """Train a Llama from scratch: Muon for the matrices of the layers, AdamW for everything else."""
     vocabulary = tokenizer.get_vocab_size()
@@ -128,8 +126,8 @@ def train_base(
             speed = seen / (time.time() - started)
             progress = f"step {step + 1}/{steps}  loss {loss.item():.4f}  {seen / 1e6:.2f}M tokens"
             print(f"{progress}  {speed:.0f}/s", flush=True)
-        if (step + 1) % max(1, steps // 6) == 0 or step + 1 == steps:
-            print(f"held-out exact answers: {accuracies(model, tokenizer, held_out)}", flush=True)
+        if (step + 1) % max(1, steps // 3) == 0:
+            print(f"right answers to fresh problems: {accuracies(model, tokenizer, fresh)}", flush=True)
     return model
 
 

@@ -2,7 +2,7 @@
 
 import random
 
-from mlxmath.demo.story import (
+from tools.make_demo.story import (
     GOODS,
     LARGEST_NUMBER,
     PEOPLE,

@@ -21,6 +21,7 @@ class WordProblem:
     steps: tuple[str, ...]
     answer: int
     scenario: str
+    kind: str = ""
 
     @property
     def problem(self) -> str:
@@ -34,7 +35,7 @@ class WordProblem:
 
     def record(self) -> dict[str, str]:
         """The problem as a row of a JSON Lines data set."""
-        return {"problem": self.problem, "solution": self.solution, "answer": str(self.answer)}
+        return {"problem": self.problem, "solution": self.solution, "answer": str(self.answer), "kind": self.kind}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ TUTOR_PROMPT = (
     "You are a helpful math tutor. Solve the problem step by step and give the final answer at the end.\n\n"
     "### Problem:\n{problem}\n\n### Solution:\n"
 )
-"""The format the base model never sees; its words only help to choose the tokenizer's merges."""
+"""The package's default template."""
 
 EOS, PAD, BOS = "</s>", "<pad>", "<s>"
 SPECIAL_TOKENS = (BOS, EOS, PAD)

@@ -2,7 +2,7 @@
 
 import random
 
-from mlxmath.demo.story import PEOPLE, Story, WordProblem, calculate, factors, to_add, to_take
+from tools.make_demo.story import PEOPLE, Story, WordProblem, calculate, factors, to_add, to_take
 
 
 def bus(rng: random.Random, steps: int) -> WordProblem:

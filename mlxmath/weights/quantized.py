@@ -1,0 +1,204 @@
+"""Weights that come quantized: what mlx_lm reads as it is, what is unpacked while converting, and what is refused.
+
+config.json names the method, under `quantization` as MLX writes it or under `quantization_config` as transformers does.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mlxmath.errors import InputError
+from mlxmath.weights.dtypes import FLOAT8, FLOATING
+from mlxmath.weights.tensors import ScaledTensor, TensorRef
+
+MODES = ("affine", "mxfp4", "nvfp4", "mxfp8")
+_MXFP4 = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
+_MXFP8 = {"group_size": 32, "bits": 8, "mode": "mxfp8"}
+_NVFP4 = {"group_size": 16, "bits": 4, "mode": "nvfp4"}
+_PACKED = {
+    "nvfp4-pack-quantized": _NVFP4, "mxfp4-pack-quantized": _MXFP4,
+    "pack-quantized": {"group_size": 32, "bits": 4, "mode": "affine"},
+}  # fmt: skip
+"""Formats of compressed-tensors that mlx_lm reads in some models."""
+_BLOCK = 128
+"""Rows and columns of a block, where config.json does not say."""
+_SCALES = ("_scale_inv", "_scale")
+_UNUSED = (".input_scale", ".activation_scale", ".k_scale", ".v_scale", ".q_scale", "_input_scale", "_activation_scale")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How the weights of a source are quantized.
+
+    Attributes:
+        method: its name for the user; "" if they are not.
+        how: "packed": mlx_lm reads it as it is; "rearranged": mlx_lm packs it anew on loading, so it is stored as that;
+            "scaled": 8 bits an element with scales, dequantized while converting.
+        settings: "quantization" of the converted config.json.
+        block: rows and columns that share a scale ("scaled").
+    """
+
+    method: str = ""
+    how: Literal["plain", "packed", "rearranged", "scaled"] = "plain"
+    settings: dict[str, Any] | None = None
+    block: tuple[int, int] = (_BLOCK, _BLOCK)
+
+
+def stored(config: Mapping[str, Any]) -> Stored:
+    """How a config.json says that the weights are quantized.
+
+    Raises:
+        InputError: by a method, or with settings, that neither mlx_lm nor this program can read.
+    """
+    ours = config.get("quantization")
+    inner = config.get("text_config")
+    found = config.get("quantization_config") or (inner.get("quantization_config") if isinstance(inner, dict) else None)
+    if ours:
+        return Stored("MLX", "packed", _settings(ours))
+    if not found:
+        return Stored()
+    if not isinstance(found, dict):
+        raise InputError("config.json: quantization_config is no table of settings; download the model again.")
+    method = str(found.get("quant_method", "")).lower()
+    if not method and {"bits", "group_size"} <= found.keys():
+        return Stored("MLX", "packed", _settings(found))
+    if method == "modelopt":
+        nested = found.get("quantization")
+        settings = nested if isinstance(nested, dict) else found
+        method = f"modelopt {settings.get('quant_algo', '')}"
+        if method == "modelopt NVFP4":
+            return Stored(method, "packed", _NVFP4)
+        if method == "modelopt FP8":
+            return Stored(method, "scaled")
+    if method == "compressed-tensors":
+        form = str(found.get("format"))
+        method = f"compressed-tensors ({form})"
+        if form in _PACKED:
+            return Stored(method, "packed", _PACKED[form])
+        if form in ("float-quantized", "naive-quantized", "int-quantized") and (groups := _groups(found)) is not None:
+            return Stored(method, "scaled", None, groups)
+        if form == "dense":
+            return Stored()
+    if method in ("mxfp4", "mxfp8"):
+        return Stored(method, "packed", _MXFP4 if method == "mxfp4" else _MXFP8)
+    if method == "fp8":
+        block = found.get("weight_block_size") or (_BLOCK, _BLOCK)
+        if len(block) == 2 and all(type(n) is int and n > 0 for n in block):
+            powers = found.get("scale_fmt") == "ue8m0" and list(block) == [32, 32]
+            return Stored(method, "packed", _MXFP8) if powers else Stored(method, "scaled", None, (block[0], block[1]))
+    if method == "fbgemm_fp8":
+        return Stored(method, "scaled")
+    if method == "awq" and found.get("bits", 4) == 4 and str(found.get("version", "gemm")).lower() == "gemm":
+        return Stored(method, "rearranged", {"group_size": found.get("group_size", 128), "bits": 4, "mode": "affine"})
+    if method == "bitnet":
+        return Stored(method, "packed", dict(found))
+    raise unreadable(method or "an unnamed method", found)
+
+
+def unreadable(method: str, settings: Mapping[str, Any] | None = None, why: str = "") -> InputError:
+    """The error for weights that nobody here can read."""
+    bits = (settings or {}).get("bits")
+    return InputError(
+        f"--model is quantized by {method}{f' to {bits} bits' if isinstance(bits, int) else ''}, which mlx_lm cannot "
+        f"read{why}. Nothing was written. Choose the unquantized model that it was made from, with --quantize 4 if it "
+        "is to be small, or an MLX version of it (the hub's mlx-community)."
+    )
+
+
+def _settings(found: Any) -> dict[str, Any]:
+    """MLX's own settings, checked."""
+    tables = [found, *found.values()] if isinstance(found, dict) else [None]
+    for table in tables:
+        if isinstance(table, dict) and not (
+            type(table.get("bits", found.get("bits"))) is int
+            and type(table.get("group_size", found.get("group_size"))) is int
+            and table.get("mode", "affine") in MODES
+        ):
+            raise InputError(
+                f"config.json: its quantization {str(table)[:120]} is none of MLX's; expected bits, group_size and one "
+                f"of the modes {', '.join(MODES)}."
+            )
+    if not isinstance(found, dict):
+        raise InputError("config.json: its quantization is no table of settings; download the model again.")
+    return dict(found)
+
+
+def _groups(found: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Rows and columns that share a scale, as compressed-tensors says; None for what is not 8 bits and symmetric."""
+    groups = found.get("config_groups")
+    sizes: set[tuple[Any, ...]] = set()
+    for group in groups.values() if isinstance(groups, dict) else ():
+        table = group.get("weights") if isinstance(group, dict) else None
+        if not isinstance(table, dict) or table.get("num_bits", 8) != 8 or not table.get("symmetric", True):
+            return None
+        block = table.get("block_structure") or (1, table.get("group_size") or _BLOCK)
+        sizes.add(tuple(block) if table.get("strategy") in ("block", "group") else (_BLOCK, _BLOCK))
+    size = sizes.pop() if sizes else (_BLOCK, _BLOCK)
+    return size if not sizes and len(size) == 2 and all(type(n) is int and n > 0 for n in size) else None
+
+
+def unscaled(tensors: Mapping[str, TensorRef], block: tuple[int, int], dtype: str) -> tuple[dict[str, TensorRef], int]:
+    """Weights of 8 bits and their scales, as the weights that they stand for.
+
+    Args:
+        tensors: of the source.
+        block: rows and columns that share a scale, unless a scale's shape says otherwise.
+        dtype: type of the weights that are made.
+
+    Returns:
+        The tensors without scales, and how many weights were made.
+
+    Raises:
+        InputError: a scale does not fit its weight.
+    """
+    names = {}
+    for name, tensor in tensors.items():
+        if tensor.dtype in FLOAT8 or tensor.dtype == "int8":
+            candidates = (*(name + end for end in _SCALES), f"{name.removesuffix('.weight')}.scale")
+            scale = next((candidate for candidate in candidates if candidate in tensors), None)
+            if scale:
+                names[name] = scale
+    used = set(names.values())
+    result: dict[str, TensorRef] = {}
+    for name, tensor in tensors.items():
+        if name in names:
+            result[name] = _scaled(tensor, tensors[names[name]], block, dtype)
+        elif name not in used and not name.endswith(_UNUSED):
+            result[name] = tensor
+    return result, len(names)
+
+
+def _scaled(weight: TensorRef, scale: TensorRef, block: tuple[int, int], dtype: str) -> TensorRef:
+    shape = scale.shape
+    if math.prod(shape) == 1:
+        shape = (1,) * len(weight.shape)
+    elif len(shape) < len(weight.shape) and shape == weight.shape[: len(shape)]:
+        shape = (*shape, *(1,) * (len(weight.shape) - len(shape)))
+    sizes = []
+    for n, scales, usual in zip(weight.shape[-2:], shape[-2:], block, strict=False):
+        options = (usual, n) if scales == 1 else (usual, 1)
+        sizes.append(next((size for size in options if -(-n // size) == scales), 0))
+    leading = shape[:-2] in (weight.shape[:-2], (1,) * len(weight.shape[:-2]))
+    if len(shape) != len(weight.shape) or len(sizes) != 2 or 0 in sizes or not leading:
+        raise InputError(
+            f"{weight.path}: the scale {scale.name} of shape {scale.shape} does not fit {weight.name} of shape "
+            f"{weight.shape} in blocks of {block[0]} x {block[1]}; download the model again."
+        )
+    scale = TensorRef(scale.path, scale.name, scale.dtype, shape, _strides(scale, shape), scale.offset)
+    return ScaledTensor.of(weight, scale, (sizes[0], sizes[1]), dtype)
+
+
+def _strides(scale: TensorRef, shape: tuple[int, ...]) -> tuple[int, ...]:
+    given = iter(stride for n, stride in zip(scale.shape, scale.stride, strict=True) if n != 1)
+    return tuple(next(given) if n != 1 else 1 for n in shape)
+
+
+def natural_dtype(config: Mapping[str, Any]) -> str:
+    """The floating type that the model is meant to have, as config.json says; bfloat16 if it does not."""
+    inner = config.get("text_config")
+    for table in (config, inner if isinstance(inner, dict) else {}):
+        for key in ("dtype", "torch_dtype"):
+            if table.get(key) in FLOATING - {"float64"}:
+                return str(table[key])
+    return "bfloat16"

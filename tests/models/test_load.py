@@ -1,0 +1,144 @@
+"""Loading: types, errors that help, ids that have no embedding."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from mlxmath.config.schema import ModelConfig
+from mlxmath.errors import MlxmathError
+from mlxmath.generation.engine import Sampling, generate_batch, stream
+from mlxmath.models.load import load_model
+from mlxmath.models.vocabulary import num_embeddings
+from mlxmath.weights.convert import ensure_model
+from tests.conftest import make_tiny_llama
+from tests.weights.handmade import LLAMA, llama_folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A converted model of 96 words."""
+    source = llama_folder(tmp_path / "source")
+    ensure_model(ModelConfig(model=str(source), mlx_path=str(tmp_path / "out")))
+    return tmp_path / "out"
+
+
+GLM4_MOE: dict[str, Any] = {
+    "model_type": "glm4_moe", "vocab_size": 96, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    "max_position_embeddings": 256, "moe_intermediate_size": 32, "norm_topk_prob": True, "num_attention_heads": 4,
+    "n_group": 1, "head_dim": 16, "topk_group": 1, "n_shared_experts": 1, "n_routed_experts": 4, "rope_theta": 1e4,
+    "routed_scaling_factor": 1.0, "num_experts_per_tok": 2, "first_k_dense_replace": 1, "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5, "use_qk_norm": False, "tie_word_embeddings": False, "attention_bias": False,
+    "partial_rotary_factor": 0.5, "rope_scaling": None,
+}  # fmt: skip
+
+
+def glm4_moe(folder: Path) -> Path:
+    """A mixture whose router has a bias that mlx_lm keeps in float32."""
+    from mlx_lm.models.glm4_moe import Model, ModelArgs
+
+    model = Model(ModelArgs.from_dict(GLM4_MOE))
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(GLM4_MOE))
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_model_keeps_what_it_keeps_out_of_casts(tmp_path: Path, dtype: str, lazy: bool) -> None:
+    source = glm4_moe(tmp_path / "source")
+    ensure_model(ModelConfig(model=str(source), mlx_path=str(tmp_path / "out"), dtype="float16"))
+    for folder in (source, tmp_path / "out"):
+        model = load_model(folder, dtype, lazy=lazy).model
+        kept = {name: array.dtype for name, array in tree_flatten(model.parameters()) if "correction" in name}
+        assert kept == {"model.layers.1.mlp.gate.e_score_correction_bias": mx.float32}
+        others = {array.dtype for name, array in tree_flatten(model.parameters()) if "correction" not in name}
+        assert others == {getattr(mx, dtype)}
+
+
+def test_all_that_does_not_fit_is_named(folder: Path) -> None:
+    weights = mx.load(str(folder / "model.safetensors"))
+    del weights["model.norm.weight"], weights["model.layers.0.mlp.up_proj.weight"]
+    weights["model.layers.0.mlp.router.weight"] = mx.zeros((2, 2))
+    weights["model.layers.1.mlp.up_proj.weight"] = mx.zeros((64, 64))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+    with pytest.raises(MlxmathError) as caught:
+        load_model(folder, "float32")
+    said = str(caught.value)
+    assert re.search(r"missing \(2\): model\.layers\.0\.mlp\.up_proj\.weight, model\.norm\.weight", said)
+    assert "unknown to the model (1): model.layers.0.mlp.router.weight" in said
+    assert "model.layers.1.mlp.up_proj.weight (64, 64) instead of (128, 64)" in said
+    assert "It was changed after it was made" in said  # here it helps to make it again
+    assert "--overwrite" in said
+
+
+def test_what_would_not_help_is_not_advised(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    del config["rms_norm_eps"]
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "mlxmath.json").unlink()
+    with pytest.raises(MlxmathError, match=r"config\.json lacks rms_norm_eps.*made by another program") as caught:
+        load_model(folder, "float32")
+    assert "--overwrite" not in str(caught.value)
+
+
+def test_sizes_that_the_weights_do_not_bear_out(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps(LLAMA | {"num_hidden_layers": 10**7}))
+    with pytest.raises(MlxmathError, match=r"num_hidden_layers 10000000, but the weights are 21 tensors"):
+        load_model(folder, "float32")
+
+
+def test_weights_that_are_not_converted(tmp_path: Path) -> None:
+    with pytest.raises(MlxmathError, match="not converted yet"):
+        load_model(llama_folder(tmp_path / "source"), "float32")
+
+
+def test_the_model_is_mlx_lms(folder: Path) -> None:
+    from mlx_lm.models.llama import Model
+
+    assert type(load_model(folder, "float32").model) is Model
+
+
+class NoTokenizer:
+    eos_token_ids = frozenset({0})
+
+
+class TestIds:
+    def test_prompts(self) -> None:
+        """The embedding has 64 rows; reading beyond it takes whatever lies there."""
+        model = make_tiny_llama()
+        assert num_embeddings(model) == 64
+        said = r"has the token id 64, but the embedding ends at 63.*tokenizer"
+        with pytest.raises(MlxmathError, match=said):
+            generate_batch(model, NoTokenizer(), [[5, 6], [5, 64]], Sampling(2, 0.0))  # type: ignore[arg-type]
+        with pytest.raises(MlxmathError, match=said):
+            list(stream(model, NoTokenizer(), [64], Sampling(2, 0.0)))  # type: ignore[arg-type]
+
+    def test_positions_are_no_words(self) -> None:
+        from mlx_lm.models.gpt2 import Model, ModelArgs
+
+        sizes = {"n_ctx": 512, "n_embd": 32, "n_head": 4, "n_layer": 1, "n_positions": 512, "vocab_size": 40}
+        model = Model(ModelArgs(model_type="gpt2", layer_norm_epsilon=1e-5, **sizes))
+        assert num_embeddings(model) == 40
+
+    def test_of_a_quantized_model(self, tmp_path: Path) -> None:
+        source = llama_folder(tmp_path / "source")
+        ensure_model(ModelConfig(model=str(source), mlx_path=str(tmp_path / "out"), quantize=4))
+        assert num_embeddings(load_model(tmp_path / "out", "float32").model) == 96
+
+
+def test_logits_are_those_of_mlx_lm(folder: Path) -> None:
+    from mlx_lm.utils import load_model as mlx_lm_load_model
+
+    theirs, _ = mlx_lm_load_model(folder)
+    theirs.set_dtype(mx.float32)
+    tokens = mx.array([[1, 5, 9]])
+    np.testing.assert_allclose(
+        np.array(load_model(folder, "float32").model(tokens)), np.array(theirs(tokens)), rtol=1e-5, atol=1e-6
+    )

@@ -1,0 +1,50 @@
+"""What is imported is declared in pyproject.toml, and what is declared is imported."""
+
+import ast
+import re
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+READ_BY_OTHERS = {"sentencepiece"}
+"""Not imported here: transformers needs it for some tokenizers."""
+TOOLS = {"mlxmath/demo": {"torch"}}
+"""What needs an extra: the scripts that make the bundled base model."""
+
+
+def imported() -> dict[str, set[str]]:
+    """Top-level module -> the files that import it, anywhere in them."""
+    found: dict[str, set[str]] = {}
+    for path in (ROOT / "mlxmath").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            for name in names:
+                found.setdefault(name.partition(".")[0], set()).add(path.relative_to(ROOT).as_posix())
+    return {name: files for name, files in found.items() if name not in {*sys.stdlib_module_names, "mlxmath"}}
+
+
+def plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_imports_are_the_declared_dependencies() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {plain(re.split(r"[\s<>=!~;\[]", entry, maxsplit=1)[0]) for entry in project["dependencies"]}
+    distributions = metadata.packages_distributions()
+    used = set()
+    for module, files in imported().items():
+        if any(module in names and all(file.startswith(f"{part}/") for file in files) for part, names in TOOLS.items()):
+            continue
+        names = {plain(name) for name in distributions.get(module, [module])}
+        assert names & declared, f"{sorted(files)[0]} imports {module}, which is not declared"
+        used |= names & declared
+    assert declared - used == READ_BY_OTHERS
+
+
+def test_mlx_on_a_mac_is_new_enough() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "mlx>=0.32.4; sys_platform == 'darwin'" in project["dependencies"]

@@ -1,0 +1,74 @@
+"""Every model type of mlx_lm: converted, loaded, cast and quantized as mlx_lm does it."""
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.utils import load_model as mlx_lm_load_model
+from mlx_lm.utils import quantize_model
+
+from mlxmath.config.schema import ModelConfig
+from mlxmath.errors import MlxmathError
+from mlxmath.models.load import load_model
+from mlxmath.weights.convert import ensure_model
+from tests.models import architectures
+
+ORDINARY = (
+    "deepseek_v3", "falcon_h1", "gemma3", "gpt_oss", "kimi_linear", "lfm2_moe", "llama4", "nemotron_h", "qwen3_5_moe",
+    "mixtral",
+)  # fmt: skip
+"""Some that mlx_lm rearranges on loading, keeps out of casts, or nests."""
+QUANTIZED_ALREADY = ("prism_hadamard_qwen35",)
+NOT_QUANTIZED = ("afm7",)
+"""Types whose quantized model mlx_lm itself cannot load."""
+
+
+def types() -> list[Any]:
+    return [
+        pytest.param(name, marks=() if name in ORDINARY else pytest.mark.rarer) for name in architectures.installed()
+    ]
+
+
+def convert(source: Path, out: Path, **changes: Any) -> Path:
+    ensure_model(ModelConfig(model=str(source), mlx_path=str(out), **changes))
+    return out
+
+
+def arrays(model: Any) -> dict[str, mx.array]:
+    return dict(tree_flatten(model.parameters()))
+
+
+@pytest.mark.parametrize("model_type", types())
+def test_converted_and_loaded(tmp_path: Path, model_type: str) -> None:
+    source = architectures.write(model_type, tmp_path)
+    theirs, _ = mlx_lm_load_model(source)
+    expected, may_cast = arrays(theirs), getattr(theirs, "cast_predicate", lambda _: True)
+    out = convert(source, tmp_path / "out")
+    for dtype in ("float32", "bfloat16"):
+        found = arrays(load_model(out, dtype, lazy=True).model)
+        assert found.keys() == expected.keys()
+        for name, array in expected.items():
+            if mx.issubdtype(array.dtype, mx.floating) and may_cast(name):
+                array = array.astype(getattr(mx, dtype))
+            assert found[name].dtype == array.dtype, name
+            assert mx.array_equal(found[name], array, equal_nan=True), name
+
+
+@pytest.mark.parametrize("model_type", types())
+def test_quantized(tmp_path: Path, model_type: str) -> None:
+    source = architectures.write(model_type, tmp_path)
+    if model_type in (*QUANTIZED_ALREADY, *NOT_QUANTIZED):
+        with pytest.raises(MlxmathError, match=r"quantized already|cannot build|cannot load"):
+            convert(source, tmp_path / "out", quantize=4, group_size=32)
+        assert not (tmp_path / "out").exists()
+        return
+    theirs, config = mlx_lm_load_model(source)
+    theirs, _ = quantize_model(theirs, config, 32, 4)
+    ours, _ = mlx_lm_load_model(convert(source, tmp_path / "out", quantize=4, group_size=32))
+    expected, found = arrays(theirs), arrays(ours)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype, name
+        assert mx.array_equal(found[name], array, equal_nan=True), name
