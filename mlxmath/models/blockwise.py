@@ -38,11 +38,10 @@ from mlxmath.models.layouts import Attended, Layout, Output, PromptRows, Rows
 from mlxmath.models.numpy_linear import left_to_mlx
 from mlxmath.models.split import Split, split
 from mlxmath.models.trained import Gradients, Replay, Trained, summed, vjp
-from mlxmath.models.trust import ERRORS, autodiff, cotangent_of, disagreement, remembered, stand_in, tokens_of
+from mlxmath.models.trust import ERRORS, Outcome, autodiff, cotangent_of, disagreement, remembered, stand_in, tokens_of
 
 _LONG = 1 << 20
 """Positions, more than any window has."""
-_ONE_MLP = "the MLP is one segment"
 
 
 @dataclass
@@ -140,14 +139,15 @@ class Blockwise:
         return self._backward(tape, d_hidden_BLD)[1]
 
     def trial(
-        self, rows: Layout, positions_N: mx.array, prompts: PromptRows | None = None
-    ) -> tuple[mx.array, Gradients]:
-        """Hidden states and gradients as `mlxmath.models.trust.autodiff` has them; "input" is that of the rows.
+        self, rows: Layout, positions_N: mx.array, prompts: PromptRows | None = None, *, to_input: bool = False
+    ) -> Outcome:
+        """Hidden states and gradients as `mlxmath.models.trust.autodiff` has them.
 
         Args:
             rows: may go on from prompts.
             positions_N: those that count, of B · L.
             prompts: which are computed first.
+            to_input: with the gradient of "input", the first block's.
         """
         self._first = 0
         before = self.forward(prompts) if prompts else None
@@ -155,11 +155,11 @@ class Blockwise:
         flat_ND = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])
         hidden_ND = flat_ND[positions_N]
         d_flat_ND = mx.zeros_like(flat_ND).at[positions_N].add(cotangent_of(hidden_ND))
-        d_x, gradients = self._backward(tape, d_flat_ND.reshape(hidden_BLD.shape), to_input=True)
+        d_x, gradients = self._backward(tape, d_flat_ND.reshape(hidden_BLD.shape), to_input=to_input)
         if prompts and before:
             gradients = summed(gradients, self._backward(before[1], mx.zeros_like(before[0]))[1])
         found = {name.removeprefix(f"{self._path}."): array for name, array in gradients.items()}
-        return hidden_ND, {"input": d_x, **found}
+        return hidden_ND, {"input": d_x, **found} if to_input else found
 
     def _before(self, tokens_BL: mx.array) -> mx.array:
         """What the model gives its first block."""
@@ -267,11 +267,14 @@ def _try(
     whole = set()
     for number_of_kind, kind in enumerate(dict.fromkeys(kinds)):
         block = kinds.index(kind)
-        reason = _wrong(model, parts, kernels, block, whole_mlp=False)
-        if reason and (reason := _wrong(model, parts, kernels, block, whole_mlp=True)) is None:
+        try:
+            parted, together = _wrong(model, parts, kernels, block)
+        except ERRORS as error:
+            return f"its blocks need other arguments ({error})", ()
+        if parted and together:
+            return f"its blocks are put together in another way ({together})", ()
+        if parted:
             whole.add(number_of_kind)
-        if reason:
-            return f"its blocks are put together in another way ({reason})", ()
     return None, whole
 
 
@@ -316,22 +319,25 @@ def _put_together(model: nn.Module, parts: Split) -> str | None:
     return reason if reason or len(passed) == len(model.layers) else "its blocks do not follow one another"
 
 
-def _wrong(model: nn.Module, parts: Split, kernels: Kernels, number: int, *, whole_mlp: bool) -> str | None:
-    """How block `number` alone disagrees with autodiff; None if it does not."""
+def _wrong(model: nn.Module, parts: Split, kernels: Kernels, number: int) -> tuple[str | None, str | None]:
+    """How block `number` alone disagrees with autodiff, its MLP in segments and, if it does, as one; None: not."""
     tokens_1L = mx.array([tokens_of(parts.head.vocab_size)])
-    try:
-        with stand_in(model, [number]):
-            blocks = Blockwise(
-                model, kernels, parts=parts, chosen=[number], whole_mlps=[number] if whole_mlp else []
-            )  # fmt: skip
-            added = mx.zeros_like(given_to(model.layers[0], lambda: parts.hidden(tokens_1L)))
 
-            def hidden(added: mx.array) -> mx.array:
-                with only(model.layers, [number], added):
-                    return parts.hidden(tokens_1L)[0]
+    def hidden(added: mx.array) -> mx.array:
+        with only(model.layers, [number], added):
+            return parts.hidden(tokens_1L)[0]
 
-            expected = autodiff(model, [number], hidden, added)
-            found = blocks.trial(Rows(tokens_1L), mx.arange(tokens_1L.size))
+    with stand_in(model, [number]):
+        added = mx.zeros_like(given_to(model.layers[0], lambda: parts.hidden(tokens_1L)))
+        expected = autodiff(model, [number], hidden, added)
+
+        def differs(whole_mlps: Collection[int]) -> str | None:
+            blocks = Blockwise(model, kernels, parts=parts, chosen=[number], whole_mlps=whole_mlps)
+            try:
+                found = blocks.trial(Rows(tokens_1L), mx.arange(tokens_1L.size), to_input=True)
+            except ERRORS as error:
+                return str(error)
             return disagreement(found, expected)
-    except ERRORS as error:
-        return f"its blocks need other arguments ({error})"
+
+        parted = differs([])
+        return parted, parted and differs([number])

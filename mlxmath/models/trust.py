@@ -186,7 +186,9 @@ class Trial:
             outputs_NX = outputs_BLX.reshape(-1, outputs_BLX.shape[-1])[positions_N]
             return outputs_NX if self._vocab_size else outputs_NX[:, :_COMPARED]
 
-        return autodiff(self._model, blocks, few, mx.zeros(()))
+        outputs, gradients = autodiff(self._model, blocks, few, mx.zeros(()))
+        del gradients["input"]  # each way has another
+        return outputs, gradients
 
     def cannot_share(self, way: Callable[[Sequence[int], mx.array, SharedPrompts, mx.array], Outcome]) -> str | None:
         """Why `way` (blocks, rows, prompts, positions) may not be used for prompts that are computed once."""
@@ -194,9 +196,10 @@ class Trial:
         def tried(blocks: Sequence[int], vocab_size: int, attempt: int) -> str | None:
             rows, prompts, texts = example(vocab_size, attempt)
             length = rows.shape[1]
-            padded = prompts._replace(tokens_GP=_padded(prompts.tokens_GP.tolist()))
-            found = way(blocks, _padded(rows.tolist()), padded, _positions([range(length)] * len(texts)))
-            return self._differ(blocks, found, texts, [range(len(text) - length, len(text)) for text in texts])
+            expected = self._of_texts(blocks, texts, [range(len(text) - length, len(text)) for text in texts])
+            padded, positions = _padded(rows.tolist(), [range(length)] * len(texts))
+            tokens_GP, _ = _padded(prompts.tokens_GP.tolist(), [])
+            return disagreement(way(blocks, padded, prompts._replace(tokens_GP=tokens_GP), positions), expected)
 
         return self._remembered("share", tried)
 
@@ -212,29 +215,22 @@ class Trial:
             row, positions = mx.array([tokens]), mx.arange(len(tokens))
             numbers = mx.array([[number for number, text in enumerate(texts) for _ in text]])
             mask = mx.tril(numbers[:, :, None] == numbers[:, None, :])[:, None]
-            wanted = [range(len(text)) for text in texts]
-            if reason := self._differ(blocks, way(blocks, row, mask, positions), texts, wanted):
+            expected = self._of_texts(blocks, texts, [range(len(text)) for text in texts])
+            if reason := disagreement(way(blocks, row, mask, positions), expected):
                 return reason
             far = [PackedCache(mask, _FAR)] * len(self._model.layers)
-            found = self.autodiff(blocks, lambda: self._forward(row, cache=far), positions)
-            return self._differ(blocks, found, texts, wanted, _COARSE)
+            return disagreement(
+                self.autodiff(blocks, lambda: self._forward(row, cache=far), positions), expected, _COARSE
+            )
 
         return self._remembered("pack", tried)
 
-    def _differ(
-        self,
-        blocks: Sequence[int],
-        found: Outcome,
-        texts: Sequence[Sequence[int]],
-        wanted: Sequence[Sequence[int]],
-        tolerance: float | None = None,
-    ) -> str | None:
-        """How `found` differs from autodiff over rows of one text each, at the wanted positions of each."""
-        rows = _padded(texts)
-        expected = self.autodiff(blocks, lambda: self._forward(rows), _positions(wanted))
-        for _, gradients in (found, expected):
-            del gradients["input"]
-        return disagreement(found, expected, tolerance)
+    def _of_texts(
+        self, blocks: Sequence[int], texts: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]
+    ) -> Outcome:
+        """Autodiff over rows of one text each, at the wanted positions of each."""
+        rows, positions = _padded(texts, wanted)
+        return self.autodiff(blocks, lambda: self._forward(rows), positions)
 
     def _remembered(self, question: str, tried: Callable[[Sequence[int], int, int], str | None]) -> str | None:
         return remembered(question, self._model, self._way, lambda: self._answer(tried))
@@ -253,11 +249,11 @@ class Trial:
         return f"its texts would not be what they are alone ({reason})" if reason else None
 
 
-def _padded(rows: Sequence[Sequence[int]]) -> mx.array:
-    """To a length that is more than the eight positions of which Metal's attention has no gradient."""
-    return mx.array([[*row, *[0] * (NUM_TOKENS - len(row))] for row in rows])
+def _padded(rows: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]) -> tuple[mx.array, mx.array]:
+    """Rows of one length, and the wanted positions of each as flat ones.
 
-
-def _positions(of_rows: Sequence[Sequence[int]]) -> mx.array:
-    """Flat ones of rows of that length."""
-    return mx.array([number * NUM_TOKENS + place for number, places in enumerate(of_rows) for place in places])
+    On Metal attention over eight positions or fewer has no gradient.
+    """
+    width = max(map(len, rows)) if mx.default_device().type == mx.cpu else NUM_TOKENS
+    flat = [number * width + place for number, places in enumerate(wanted) for place in places]
+    return mx.array([[*row, *[0] * (width - len(row))] for row in rows]), mx.array(flat)
