@@ -11,7 +11,7 @@ import numpy as np
 from mlxmath.errors import MlxmathError
 from mlxmath.files import read_json
 from mlxmath.weights.architecture import Built, build, shortened
-from mlxmath.weights.configuration import Limit, Translation, known_type, translate
+from mlxmath.weights.configuration import Limit, Translation, check_angles, known_type, translate
 from mlxmath.weights.dtypes import DTYPES
 from mlxmath.weights.quantized import Stored, stored, unreadable
 from mlxmath.weights.safetensor import Declared
@@ -101,6 +101,7 @@ def plan_layout(config: dict[str, Any], tensors: Mapping[str, TensorRef], where:
             if layout.built.problems:
                 failed = layout
                 break
+            check_angles(translation.config, layout.built)
             return replace(layout, notes=((note,) if note else ()) + layout.notes)
         failed = failed or layout
     assert failed is not None
