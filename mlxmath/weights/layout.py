@@ -1,6 +1,5 @@
 """What a model folder's config.json says about its weights, and which of the stored tensors the model uses."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from mlxmath.weights.dtypes import DTYPES
 from mlxmath.weights.quantized import Stored, stored, unreadable
 from mlxmath.weights.safetensor import Declared
 from mlxmath.weights.tensors import TensorRef
+from mlxmath.weights.unused import is_spare, left_out
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -26,10 +26,6 @@ MODELOPT = "hf_quant_config.json"
 """Where NVIDIA's exports say how they are quantized, if not in config.json."""
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """What wrappers of PyTorch put into the names of a model's tensors."""
-_BUFFERS = re.compile(
-    r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.(masked_bias|position_ids)$|\.(attn|attention)\.bias$"
-)
-"""What models have saved besides their weights, and compute themselves."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +98,8 @@ def plan_layout(config: dict[str, Any], tensors: Mapping[str, TensorRef], where:
                 failed = layout
                 break
             check_angles(translation.config, layout.built)
-            return replace(layout, notes=((note,) if note else ()) + layout.notes)
+            lost = left_out(layout.config, layout.tensors, layout.built)
+            return replace(layout, notes=tuple(filter(None, (note, *layout.notes, lost))))
         failed = failed or layout
     assert failed is not None
     problems = "; ".join(failed.built.problems)
@@ -145,9 +142,9 @@ def _settled(translation: Translation, method: Stored, stored: Mapping[str, Tens
     elif EMBEDDING in tensors and HEAD not in tensors and tied is None:
         config["tie_word_embeddings"] = True
     built = _build(config, _declared(tensors), where)
-    if buffers := [name for name in built.unknown if _BUFFERS.search(name) and name in tensors]:
-        tensors = {name: tensor for name, tensor in tensors.items() if name not in buffers}
-        notes.append(f"left out tensors that the model computes itself: {shortened(buffers, 3)}")
+    if spare := [name for name in built.unknown if name in tensors and is_spare(name, config)]:
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in spare}
+        notes.append(f"left out tensors that the model has no use for: {shortened(spare, 3)}")
         built = _build(config, _declared(tensors), where)
     return Layout(config, tensors, built, (*notes, *translation.notes), translation.limits)
 
