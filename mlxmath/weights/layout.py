@@ -9,7 +9,7 @@ import numpy as np
 
 from mlxmath.errors import MlxmathError
 from mlxmath.files import read_json
-from mlxmath.weights.architecture import Built, build, shortened
+from mlxmath.weights.architecture import Built, architecture, build, shortened
 from mlxmath.weights.configuration import Limit, Translation, check_angles, known_type, translate
 from mlxmath.weights.dtypes import DTYPES
 from mlxmath.weights.quantized import Stored, stored, unreadable
@@ -98,6 +98,7 @@ def plan_layout(config: dict[str, Any], tensors: Mapping[str, TensorRef], where:
                 failed = layout
                 break
             check_angles(translation.config, layout.built)
+            _check_called(layout.built, config, where)
             lost = left_out(layout.config, layout.tensors, layout.built)
             return replace(layout, notes=tuple(filter(None, (note, *layout.notes, lost))))
         failed = failed or layout
@@ -172,6 +173,29 @@ def check_built(config: dict[str, Any], tensors: Sequence[Declared], where: Path
     built = _build(config, tensors, where)
     if built.problems:
         raise MlxmathError(f"{where}: mlx_lm cannot load this model quantized. Tensors {'; '.join(built.problems)}.")
+
+
+def _check_called(built: Built, config: Mapping[str, Any], where: Path) -> None:
+    """Make sure that the model takes a text: some settings are looked at only then. Nothing is computed.
+
+    Raises:
+        MlxmathError: it does not.
+    """
+    import mlx.core as mx
+
+    found = architecture(str(config["model_type"]))
+    if found is None or ".tolist()" in found.source:  # looks at values, of weights that are not there
+        return
+    try:
+        built.model(mx.zeros((1, 2), mx.int32))
+    except (RuntimeError, ValueError):  # of this device, which need not be the one that computes
+        return
+    except (AttributeError, IndexError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise MlxmathError(
+            f"{where}: mlx_lm builds the model of type {config['model_type']!r}, but cannot compute with it "
+            f"({' '.join(str(error).split())[:120]}). A setting in config.json is one that mlx_lm does not expect; "
+            "choose a model that it supports."
+        ) from error
 
 
 def _namings(tensors: Mapping[str, TensorRef]) -> Iterator[tuple[Mapping[str, TensorRef], str]]:
