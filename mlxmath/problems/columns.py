@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from mlxmath.errors import InputError
-from mlxmath.problems.conversation import CONVERSATIONS, conversation, tools_of, turns_of, with_reasoning
+from mlxmath.problems.conversation import CONVERSATIONS, conversation, question_of, tools_of, turns_of, with_reasoning
 from mlxmath.problems.gold import is_marked, stated
 from mlxmath.problems.problem import Message, Problem
 from mlxmath.problems.values import SkippedRowError, text_of
@@ -239,8 +239,7 @@ def _parts(row: Mapping[str, Any], columns: Columns) -> tuple[str, str, tuple[Me
             *_turns(asked, "user", "problem"), *_turns(solved, "assistant", "solution"),
         )  # fmt: skip
         turns = conversation(given, system)
-        question = next(turn.content for turn in turns if turn.role == "user")
-        return question, with_reasoning(turns[-1]), turns
+        return question_of(turns), with_reasoning(turns[-1]), turns
     question = text_of(asked, "problem") or ""
     if columns.context and (context := text_of(row.get(columns.context), "context") or "").strip():
         parts = (question, context) if columns.question.lower() == "instruction" else (context, question)

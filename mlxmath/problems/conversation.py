@@ -1,5 +1,6 @@
 """Conversations in the forms that datasets have: OpenAI's messages, ShareGPT's, with tools, reasoning and weights."""
 
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -122,6 +123,9 @@ def tools_of(value: Any) -> str:
 def conversation(turns: Sequence[Message], system: str = "") -> tuple[Message, ...]:
     """A conversation up to its last answer: [system,] user, assistant [, tool, assistant], user, assistant …
 
+    Neighbours of one role stay as they are; a chat template may want them joined (`join_neighbours`). What an assistant
+    says before anything is asked is no answer: it is context, not learned.
+
     Args:
         turns: as `turns_of` gives them.
         system: another column's instruction, which goes before them.
@@ -129,18 +133,18 @@ def conversation(turns: Sequence[Message], system: str = "") -> tuple[Message, .
     Raises:
         SkippedRowError: it has another order, or no question and answer.
     """
-    kept = list(turns)
+    kept = join_neighbours(turns, "system")
     if system and not (kept and kept[0].role == "system"):
         kept.insert(0, Message("system", system))
     while kept and (kept[-1].role != "assistant" or not kept[-1].is_target):
         kept.pop()
     roles = [turn.role for turn in kept]
-    if "user" not in roles or "assistant" not in roles:
+    if "user" not in roles or "assistant" not in roles[roles.index("user") :]:
         raise SkippedRowError("conversation without a question and an answer")
-    if "system" in roles[1:]:
-        raise SkippedRowError("conversation with a system message inside")
     check_order(kept)
-    return tuple(kept)
+    first = roles.index("user")
+    opening = (turn._replace(is_target=turn.role != "assistant") for turn in kept[:first])
+    return (*opening, *kept[first:])
 
 
 def check_order(turns: Sequence[Message]) -> None:
@@ -149,13 +153,44 @@ def check_order(turns: Sequence[Message]) -> None:
     Raises:
         SkippedRowError: they do not.
     """
-    follows = {"": ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",),
-               "call": ("tool",), "tool": ("tool", "assistant")}  # fmt: skip
     before = ""
     for turn in turns:
-        if turn.role not in follows[before]:
-            raise SkippedRowError("conversation whose turns do not alternate")
+        if turn.role == "system" and before:
+            raise SkippedRowError("conversation with a system message inside")
+        if (turn.role == "tool") != (before == "call") and (turn.role, before) not in (
+            ("tool", "tool"), ("assistant", "tool"),
+        ):  # fmt: skip
+            raise SkippedRowError("conversation whose tool calls and results do not follow one another")
         before = "call" if turn.calls else turn.role
+
+
+def join_neighbours(turns: Sequence[Message], *roles: str) -> list[Message]:
+    """The turns, neighbours of one of these roles made one: their texts with a blank line between them.
+
+    Raises:
+        SkippedRowError: of two answers only one is learned.
+    """
+    joined: list[Message] = []
+    for turn in turns:
+        last = joined[-1] if joined else None
+        if last is None or last.role != turn.role or turn.role not in roles or last.calls:
+            joined.append(turn)
+            continue
+        if last.is_target != turn.is_target:
+            raise SkippedRowError("answers one after the other, of which not all are learned")
+        content, reasoning = (
+            "\n\n".join(text for text in texts if text.strip())
+            for texts in ((last.content, turn.content), (last.reasoning, turn.reasoning))
+        )
+        joined[-1] = turn._replace(content=content, reasoning=reasoning)
+    return joined
+
+
+def question_of(turns: Sequence[Message]) -> str:
+    """What a conversation asks first."""
+    first = next((index for index, turn in enumerate(turns) if turn.role == "user"), len(turns))
+    asked = list(itertools.takewhile(lambda turn: turn.role == "user", turns[first:]))
+    return "".join(turn.content for turn in join_neighbours(asked, "user"))
 
 
 def with_reasoning(turn: Message) -> str:

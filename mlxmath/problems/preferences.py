@@ -9,7 +9,7 @@ from typing import Any
 
 from mlxmath.errors import InputError
 from mlxmath.problems.columns import IDS, QUESTIONS, SYSTEMS, Columns, first_of, near
-from mlxmath.problems.conversation import check_order, human_and_assistant, turns_of, with_reasoning
+from mlxmath.problems.conversation import check_order, human_and_assistant, question_of, turns_of, with_reasoning
 from mlxmath.problems.problem import Message, Problem
 from mlxmath.problems.values import SkippedRowError, text_of
 
@@ -67,12 +67,12 @@ def make_pair(row: Mapping[str, Any], columns: Columns, index: int) -> Problem:
     if system and messages[0].role != "system":
         messages = (Message("system", system), *messages)
     if messages[-1].role not in ("user", "tool"):
-        raise SkippedRowError("conversation whose turns do not alternate")
+        raise SkippedRowError("prompt that ends with an answer")
     check_order(messages)
     identifier = None if columns.id is None else row.get(columns.id)
     return Problem(
         id=str(index if identifier is None else identifier),
-        question=next(turn.content for turn in messages if turn.role == "user"),
+        question=question_of(messages),
         solution=chosen,
         rejected=rejected,
         meta={k: v for k, v in row.items() if k not in columns.core and isinstance(v, str | int | float)},

@@ -36,6 +36,12 @@ PLAIN = (
 )
 CALL = {"id": "c1", "type": "function", "function": {"name": "calc", "arguments": '{"e": "3+5"}'}}
 TOOLS = [{"type": "function", "function": {"name": "calc", "description": "computes", "parameters": {}}}]
+ALTERNATING = (  # as Gemma's and Mistral's
+    "{% for m in messages %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "<|im_start|>{{ m['role'] + '\n' + m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 Q, A = "Tom has 3 pens and buys 5.", "3 + 5 = 8."
 
 
@@ -152,6 +158,71 @@ def test_an_answer_of_weight_0_is_context() -> None:
     assert "WRONG" in joined(template.render(problem_of({"messages": turns})))
     with pytest.raises(SkippedRowError, match="without a question and an answer"):
         problem_of({"messages": turns[:2]})
+
+
+def said(*turns: str) -> dict[str, Any]:
+    """A row of messages; "u: text" is the user's."""
+    roles = {"u": "user", "a": "assistant", "s": "system", "d": "developer"}
+    return {"messages": [{"role": roles[turn[0]], "content": turn[3:]} for turn in turns]}
+
+
+def written(*turns: str) -> str:
+    """What the tests' templates make of a conversation up to its last answer."""
+    return "".join(f"<|im_start|>{turn}<|im_end|>\n" for turn in turns).removesuffix("\n")
+
+
+def test_neighbours_of_one_role_stay_apart_where_the_template_takes_them_and_are_joined_elsewhere() -> None:
+    problem = problem_of(said("u: Hi", f"u: {Q}", f"a: {A}", "a: Indeed.", "u: Why?", "a: So."))
+    assert (problem.question, problem.solution) == (f"Hi\n\n{Q}", "So.")
+    apart, joins = template_with(PLAIN), template_with(ALTERNATING)
+    assert joined(apart.render(problem)) == written(
+        "user\nHi", f"user\n{Q}", f"assistant\n{A}", "assistant\nIndeed.", "user\nWhy?", "assistant\nSo."
+    )
+    assert targets(apart, problem) == [f"{A}<|im_end|>", "Indeed.<|im_end|>", "So.<|im_end|>"]
+    assert joined(joins.render(problem)) == written(
+        f"user\nHi\n\n{Q}", f"assistant\n{A}\n\nIndeed.", "user\nWhy?", "assistant\nSo."
+    )
+    assert targets(joins, problem) == [f"{A}\n\nIndeed.<|im_end|>", "So.<|im_end|>"]
+    plain = get_template("plain").render(problem_of(said("u: Hi", f"u: {Q}", f"a: {A}")))
+    assert f"Hi\n\n{Q}" in plain[0].text and plain[1].text == A
+
+
+def test_answers_one_after_the_other_of_which_one_is_not_learned() -> None:
+    row = said(f"u: {Q}", "a: WRONG", f"a: {A}")
+    row["messages"][1]["weight"] = 0
+    assert targets(template_with(PLAIN), problem_of(row)) == [f"{A}<|im_end|>"]
+    with pytest.raises(SkippedRowError, match="one after the other, of which not all are learned"):
+        template_with(ALTERNATING).render(problem_of(row))
+
+
+@pytest.mark.parametrize("system", [(), ("s: Be brief.",)])
+def test_what_an_assistant_says_before_it_is_asked_is_context(system: tuple[str, ...]) -> None:
+    problem = problem_of(said(*system, "a: Hello, what can I do?", f"u: {Q}", f"a: {A}"))
+    assert (problem.question, problem.solution) == (Q, A)
+    template = template_with(PLAIN)
+    assert targets(template, problem) == [f"{A}<|im_end|>"]
+    assert "<|im_start|>assistant\nHello, what can I do?<|im_end|>" in joined(template.render(problem))
+    with pytest.raises(SkippedRowError, match="that an assistant opens, which the chat template does not take"):
+        template_with(ALTERNATING).render(problem)
+    with pytest.raises(SkippedRowError, match="need the chat template"):
+        get_template("plain").render(problem)
+
+
+def test_system_messages_at_the_start_are_one_and_inside_are_none() -> None:
+    problem = problem_of(said("s: Be brief.", "d: Be kind.", f"u: {Q}", f"a: {A}"))
+    assert problem.messages[0] == Message("system", "Be brief.\n\nBe kind.")
+    with pytest.raises(SkippedRowError, match="a system message inside"):
+        problem_of(said(f"u: {Q}", "s: Be brief.", f"a: {A}"))
+
+
+def test_turns_that_the_template_refuses_cost_their_row_and_not_the_run() -> None:
+    only_one = "{% if messages | length > 2 %}{{ raise_exception('one question only') }}{% endif %}" + PLAIN
+    template = template_with(only_one)
+    assert targets(template, problem_of(said(f"u: {Q}", f"a: {A}"))) == [f"{A}<|im_end|>"]
+    with pytest.raises(SkippedRowError, match="whose turns the chat template refuses"):
+        template.render(problem_of(said(f"u: {Q}", f"a: {A}", "u: Why?", "a: So.")))
+    with pytest.raises(InputError, match="--template chat: .* refuses .* choose another template"):
+        template.prompt(Q, [(Q, A)])
 
 
 @pytest.mark.parametrize(

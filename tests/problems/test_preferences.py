@@ -79,7 +79,7 @@ def test_unusable_rows_are_counted_by_reason(tmp_path: Path) -> None:
         "chosen and rejected are the same": 1, "empty chosen completion": 1, "empty rejected completion": 1,
         "empty prompt": 1, "chosen completion is not text": 1,
         "chosen conversation that does not end with an answer": 1,
-        "chosen and rejected answer different conversations": 1, "conversation whose turns do not alternate": 1,
+        "chosen and rejected answer different conversations": 1, "prompt that ends with an answer": 1,
         "messages without a role": 1,
     }  # fmt: skip
 
