@@ -8,9 +8,9 @@ from pathlib import Path
 
 from mlxmath.config.schema import SourceConfig
 from mlxmath.errors import InputError
-from mlxmath.problems.columns import near
 from mlxmath.problems.gold import WITHOUT_GOLD, gold
 from mlxmath.problems.local import is_file_name, open_file
+from mlxmath.problems.names import near
 from mlxmath.problems.readers import READABLE
 from mlxmath.problems.registry import BENCHMARKS, Dataset, Kind, known
 from mlxmath.problems.sources import LoadedProblems, load_problems, problems_of

@@ -8,8 +8,9 @@ from typing import Any
 
 from mlxmath.problems.problem import Message
 from mlxmath.problems.values import SkippedRowError, text_of
+from mlxmath.records import parse_json
 
-CONVERSATIONS = ("messages", "conversations", "conversation")
+CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog")
 """Columns that hold a whole conversation."""
 
 _ROLES = {
@@ -25,26 +26,55 @@ _ROLES = {
 }
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
+_WEIGHTS = ("weight", "train", "loss")
+"""What says whether an answer is learned: OpenAI's, Axolotl's and ms-swift's name for it."""
+_PAIRS = {"input": "user", "question": "user", "prompt": "user", "output": "assistant", "answer": "assistant",
+          "response": "assistant"}  # fmt: skip
+"""Of conversations whose items are a question and its answer."""
 _HUMAN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 
 
 def turns_of(value: Any) -> tuple[Message, ...]:
     """Messages as a dataset holds them: a list, or the same as JSON text.
 
-    Each has `role` and `content`, or ShareGPT's `from` and `value`. A developer's message is the system's. Reasoning
-    and tool calls are kept beside the text; a `weight` of 0 makes an answer one that is not learned.
+    Each has `role` and `content`, or ShareGPT's `from` and `value`, or is a question with its answer ({"input",
+    "output"}, {"human", "assistant"}). A developer's message is the system's. Reasoning and tool calls are kept beside
+    the text; a `weight` of 0 makes an answer one that is not learned.
 
     Raises:
         SkippedRowError: a message has no known role, or is no text.
     """
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = parse_json(value)
         except ValueError:
             raise SkippedRowError("messages are not a list") from None
+    if isinstance(value, Mapping) and value and all(isinstance(column, list) for column in value.values()):
+        value = [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=False)]
     if not isinstance(value, list):
         raise SkippedRowError("empty conversation" if value is None else "messages are not a list")
-    return tuple(_turn(turn) for turn in value)
+    return tuple(message for turn in value for message in _turns(turn))
+
+
+def are_messages(value: Any) -> bool:
+    """Whether a value is a list of messages, or one as JSON text, and no text that is a problem or a solution."""
+    if isinstance(value, str) and value.lstrip().startswith("[{") and value.rstrip().endswith("}]"):
+        try:
+            value = parse_json(value)
+        except ValueError:
+            return False
+        return all(isinstance(turn, Mapping) and ("role" in turn or "from" in turn) for turn in value)
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
+
+
+def _turns(turn: Any) -> tuple[Message, ...]:
+    """The message of a list's item, or the two of one that is a question with its answer."""
+    if not isinstance(turn, Mapping) or turn.get("role") or turn.get("from"):
+        return (_turn(turn),)
+    said = [(_ROLES.get(name.casefold()) or _PAIRS.get(name.casefold()), text) for name, text in turn.items()]
+    found = [Message(role, content_of(text)) for role, text in said if role in ("user", "assistant") and text]
+    found.sort(key=lambda message: message.role != "user")
+    return tuple(found) or (_turn(turn),)
 
 
 def _turn(turn: Any) -> Message:
@@ -55,14 +85,14 @@ def _turn(turn: Any) -> Message:
     if role is None:
         raise SkippedRowError(f"messages of the unknown role {name[:40]!r}")
     content = next((turn[key] for key in ("content", "value", "text") if turn.get(key) is not None), None)
-    text = content_of(content)
+    text, thought = _parts_of(content)
     if role == "call":
         return Message("assistant", "", calls=_calls(text))
     calls = turn.get("tool_calls") or ([{"function": turn["function_call"]}] if turn.get("function_call") else ())
-    reasoning = next((turn[key] for key in _REASONING if turn.get(key)), None) if role == "assistant" else None
+    reasoning = next((turn[key] for key in _REASONING if turn.get(key)), thought) if role == "assistant" else None
     return Message(
         role, text, text_of(reasoning, "reasoning") or "", _calls(calls) if calls and role == "assistant" else "",
-        turn.get("weight", 1) != 0,
+        all(turn.get(name, 1) != 0 for name in _WEIGHTS),
     )  # fmt: skip
 
 
@@ -72,15 +102,25 @@ def content_of(value: Any) -> str:
     Raises:
         SkippedRowError: a part is an image, a sound or the like.
     """
+    return _parts_of(value)[0]
+
+
+def _parts_of(value: Any) -> tuple[str, str]:
+    """A message's text, and the reasoning among its parts."""
+    if isinstance(value, Mapping):
+        value = [value]
     if not isinstance(value, list):
-        return text_of(value, "message") or ""
-    parts = []
+        return text_of(value, "message") or "", ""
+    texts, thoughts = [], []
     for part in value:
         kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
-        if kind not in _TEXT_PARTS:
+        if kind in _REASONING:
+            thoughts.append(text_of(part.get(kind) or part.get("text"), "reasoning") or "")
+        elif kind in _TEXT_PARTS:
+            texts.append(text_of(part.get("text") if isinstance(part, Mapping) else part, "message") or "")
+        else:
             raise SkippedRowError(f"message with a part that is no text ({str(kind)[:40]})")
-        parts.append(text_of(part.get("text") if isinstance(part, Mapping) else part, "message") or "")
-    return "".join(parts)
+    return "".join(texts), "".join(thoughts)
 
 
 def _calls(value: Any) -> str:

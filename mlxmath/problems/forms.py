@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlxmath.errors import InputError
-from mlxmath.problems.columns import WORKED, Columns
+from mlxmath.problems.columns import Columns
 from mlxmath.problems.gold import answer_of
+from mlxmath.problems.names import WORKED, canonical
 from mlxmath.problems.values import SkippedRowError
 
 BARE_ANSWER = "a bare answer, where other rows have a worked solution"
@@ -68,7 +69,7 @@ class Forms:
 
     @staticmethod
     def _is_worked(columns: Columns) -> bool:
-        return columns.solution is not None and columns.solution.lower() in WORKED
+        return columns.solution is not None and canonical(columns.solution) in WORKED
 
 
 def _is_empty(value: Any) -> bool:

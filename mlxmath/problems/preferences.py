@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlxmath.errors import InputError
-from mlxmath.problems.columns import IDS, QUESTIONS, SYSTEMS, Columns, first_of, near
+from mlxmath.problems.columns import Columns
 from mlxmath.problems.conversation import check_order, human_and_assistant, question_of, turns_of, with_reasoning
+from mlxmath.problems.names import IDS, QUESTIONS, SYSTEMS, first_of, near
 from mlxmath.problems.problem import Message, Problem
 from mlxmath.problems.values import SkippedRowError, text_of
 

@@ -132,14 +132,33 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise MlxmathError(f"{path}{line}: expected a JSON list of rows, found {error}; mend the file.") from None
     if isinstance(value, dict):
-        lists = [item for item in value.values() if isinstance(item, list)]
-        value = lists[0] if len(lists) == 1 else value
+        value = _rows_of(value)
     if not isinstance(value, list):
         raise MlxmathError(f"{path}: expected a JSON list of rows, found {_kind(value)}.")
     for number, row in enumerate(value, 1):
         if not isinstance(row, dict):
             raise MlxmathError(f"{path}: row {number}: expected a JSON object, found {_kind(row)}; mend the file.")
         yield f"row {number:,}", row
+
+
+def _rows_of(value: dict[str, Any]) -> Any:
+    """The rows in an object: its one list, or what pandas writes (columns of lists, or of {"0": …}), or rows by id."""
+    parts = list(value.values())
+    lists = [part for part in parts if isinstance(part, list)]
+    if len(lists) == 1:
+        return lists[0]
+    if (
+        lists == parts
+        and len({len(part) for part in lists}) == 1
+        and not any(isinstance(part[0], dict) for part in lists if part)
+    ):
+        return [dict(zip(value, cells, strict=True)) for cells in zip(*lists, strict=True)]
+    if parts and all(isinstance(part, dict) for part in parts):
+        numbers = [str(index) for index in range(len(parts[0]))]
+        if all(list(part) == numbers for part in parts):
+            return [{name: column[number] for name, column in value.items()} for number in numbers]
+        return [{"id": name, **row} for name, row in value.items()]
+    return value
 
 
 def _cells(path: Path) -> Iterator[tuple[str, Row]]:

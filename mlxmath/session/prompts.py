@@ -111,6 +111,7 @@ def _read(config: RunConfig, data: DataConfig, tokenizer: TokenizerWrapper) -> _
     prompts: list[Prompt] = []
     questions: list[int] = []
     seen: set[str] = set()
+    num_system = 0
     for problem, question in zip(mixture, mixture.questions.tolist(), strict=True):
         answer, text = gold(problem), problem.question.strip()
         if answer is None:
@@ -121,11 +122,14 @@ def _read(config: RunConfig, data: DataConfig, tokenizer: TokenizerWrapper) -> _
             left_out["too long"] += 1
         else:
             seen.add(text)
+            num_system += bool(problem.messages) and problem.messages[0].role == "system"
             questions.append(question)
             prompts.append(Prompt(len(prompts), problem.question, answer, tokens))
     names = ", ".join(str(source) for source in mixture.sources)
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count)
     say(f"{names}: {counted(len(prompts), 'problem')} with a gold answer{f'; left out: {reasons}' if reasons else ''}")
+    if num_system:
+        say(f"the system messages of {counted(num_system, 'problem')} are not asked: the template's prompt is")
     if not prompts:
         raise InputError(
             f"{names}: no problem is left ({reasons or 'it is empty'}; --max-seq-len {data.max_seq_len} leaves {room} "

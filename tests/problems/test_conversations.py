@@ -1,6 +1,7 @@
 """Conversations with tools, reasoning and weights, in a chat template; and the forms that datasets have them in."""
 
 import json
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -242,13 +243,85 @@ def test_turns_that_the_template_refuses_cost_their_row_and_not_the_run() -> Non
         {"question": Q, "rationale": A, "answer": "8"},
         {"question": Q, "cot": A, "answer": "8"},
         {"prompt": Q, "messages": [{"role": "user", "content": Q}, {"role": "assistant", "content": A}]},
+        {"messages": {"role": ["user", "assistant"], "content": [Q, A]}},
+        {"conversation": [{"input": Q, "output": A}]},
+        {"conversation": [{"human": Q, "assistant": A}]},
+        {"messages": [{"role": "user", "content": {"type": "text", "text": Q}}, {"role": "assistant", "content": A}]},
+        {"prompt": json.dumps([{"role": "user", "content": Q}]), "completion": A},
+        {"Problem Statement": Q, "generatedSolution": A, "Final Answer": "8"},
+        {" question ": Q, "answer": "8", "Solution": A},
+        {"inputs": Q, "targets": A},
+        {"problem": Q, "solution": A, "answer": Decimal("8")},
+        {"problem": Q, "solution": A, "answer": {"value": "8", "aliases": ["eight"]}},
+        {"problem": Q, "solution": A, "reward_model": '{"ground_truth": "8", "style": "rule"}'},
     ],
 )  # fmt: skip
 def test_forms_of_the_same_problem(row: dict[str, Any]) -> None:
     problem = problem_of(row)
     assert (problem.question, problem.solution) == (Q, A)
-    if "answer" in row:
+    if {"answer", "Final Answer", "reward_model"} & set(row):
         assert problem.answer == "8"
+
+
+@pytest.mark.parametrize(
+    ("columns", "question", "answer"),
+    [
+        ({"options": ["A)7", "B)8"], "correct": "B"}, f"{Q}\nA) 7\nB) 8", "B"),
+        ({"choices": ["7", "8"], "answer": 1}, f"{Q}\nA) 7\nB) 8", "B"),
+        ({"choices": ["7", "8"], "answer": 8}, f"{Q}\nA) 7\nB) 8", "8"),
+        ({"choices": {"text": ["7", "8"], "label": ["1", "2"]}, "answerKey": "2"}, f"{Q}\n1) 7\n2) 8", "2"),
+        ({"options": {"A": "7", "B": "8"}, "answer_idx": "B"}, f"{Q}\nA) 7\nB) 8", "B"),
+        ({"options": "a ) 7 , b ) 8", "answer": "b"}, f"{Q}\nOptions: a ) 7 , b ) 8", "b"),
+    ],
+)
+@pytest.mark.parametrize("worked", [{"rationale": A}, {}])
+def test_options_belong_to_the_question(columns: dict[str, Any], question: str, answer: str, worked: Any) -> None:
+    row = {"question": Q, **columns, **worked}
+    found = find_columns(list(row), where="rows", solution_required=bool(worked))
+    problem = make_problem(row, found, 0, solution_required=bool(worked))
+    assert (problem.question, gold(problem)) == (question, answer)
+    assert "correct" not in find_columns(["problem", "solution", "correct"], where="rows").used
+
+
+def test_an_answer_that_is_no_single_text_costs_the_answer_and_not_the_row() -> None:
+    for answer in (["7", "8"], True, "half \ud83d"):
+        problem = problem_of({"problem": Q, "solution": "It depends.", "answer": answer})
+        assert (problem.solution, problem.answer) == ("It depends.", None)
+
+
+def test_a_question_to_be_answered() -> None:
+    for row in (said("s: Be brief.", f"u: {Q}"), {"prompt": said(f"u: {Q}")["messages"]}):
+        row["answer"] = "8"
+        columns = find_columns(list(row), where="rows", solution_required=False)
+        problem = make_problem(row, columns, 0, solution_required=False)
+        assert (problem.question, gold(problem)) == (Q, "8")
+    row = said(f"u: {Q}", f"a: {A}", "u: And 3 more?") | {"answer": "11"}
+    columns = find_columns(list(row), where="rows", solution_required=False)
+    with pytest.raises(SkippedRowError, match="several turns, not one question"):
+        make_problem(row, columns, 0, solution_required=False)
+
+
+def test_reasoning_and_weights_by_their_other_names() -> None:
+    parts = [{"type": "thinking", "thinking": "I add."}, {"type": "text", "text": A}]
+    turns = [
+        {"role": "user", "content": Q},
+        {"role": "assistant", "content": "WRONG", "train": False},
+        {"role": "user", "content": "Again.", "weight": None},
+        {"role": "assistant", "content": "WRONG too", "loss": False, "tool_calls": None},
+        {"role": "user", "content": "Once more."},
+        {"role": "assistant", "content": parts, "loss": True},
+    ]
+    (target,) = targets(template_with(PLAIN), problem_of({"messages": turns}))
+    assert target == f"<think>\nI add.\n</think>\n\n{A}<|im_end|>"
+
+
+def test_a_text_column_in_capitals() -> None:
+    assert problem_of({"Text": Q}).is_text
+
+
+def test_a_problem_that_is_json_stays_text() -> None:
+    for text in ('[{"x": 1}]', "[{broken}]", '{"value": 3}'):
+        assert problem_of({"problem": text, "solution": A}).question == text
 
 
 def test_what_belongs_to_the_problem() -> None:

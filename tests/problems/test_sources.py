@@ -52,7 +52,14 @@ def test_demo() -> None:
 def test_every_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text(json.dumps(ROWS))
     (tmp_path / "object.json").write_text(json.dumps({"version": 1, "data": ROWS}))
+    (tmp_path / "columns.json").write_text(json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]}))
+    numbered = {name: {str(i): row[name] for i, row in enumerate(ROWS)} for name in ROWS[0]}
+    (tmp_path / "pandas.json").write_text(json.dumps(numbered))
+    (tmp_path / "by_id.json").write_text(json.dumps({str(i): row for i, row in enumerate(ROWS)}))
     paths = [
+        tmp_path / "columns.json",
+        tmp_path / "pandas.json",
+        tmp_path / "by_id.json",
         write_lines(tmp_path / "a.jsonl", ROWS),
         write_lines(tmp_path / "lines.json", ROWS),
         tmp_path / "list.json",
