@@ -184,7 +184,10 @@ def check_built(config: dict[str, Any], tensors: Sequence[Declared], where: Path
     except MlxmathError as error:
         if not asked:
             raise
-        reason = str(error.__cause__ or error)
+        cause: BaseException = error
+        while cause.__cause__:
+            cause = cause.__cause__
+        reason = str(cause)
     if reason and asked:
         raise InputError(
             f"--quantize: mlx_lm cannot load models of type {config['model_type']!r} quantized ({reason[:300]}); "
