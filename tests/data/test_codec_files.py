@@ -4,14 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import mlx_lm
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
+from mlxmath.config.schema import ModelConfig
 from mlxmath.data.codec import load_tokenizer
 from mlxmath.data.render import encode_prompt
 from mlxmath.generation.ending import load_generation_tokenizer
+from mlxmath.weights.convert import ensure_model
 from mlxmath.weights.tokenizer import keep_cuts, name_plain_class
+from tests.models import architectures
 
 
 def digits_apart() -> Tokenizer:
@@ -93,3 +97,20 @@ def test_a_class_that_changes_nothing_stays(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(text)
     name_plain_class(tmp_path)
     assert (tmp_path / "tokenizer_config.json").read_text() == text
+
+
+def test_convert_writes_the_class_and_the_folder_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = architectures.write("llama", tmp_path / "source")
+    backend = digits_apart()
+    backend.save(str(source / "tokenizer.json"))
+    (source / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>"})
+    )
+    config = ModelConfig(model=str(source), mlx_path=str(tmp_path / "out"))
+    ensure_model(config)
+    assert "names PreTrainedTokenizerFast instead of GPT2Tokenizer" in capsys.readouterr().err
+    ensure_model(config)
+    assert "is valid" in capsys.readouterr().err
+    _, served = mlx_lm.load(str(tmp_path / "out"))
+    for question in QUESTIONS:
+        assert served.encode(question, add_special_tokens=False) == backend.encode(question).ids
