@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from mlxmath.errors import InputError
+from mlxmath.problems.answers import answer_among, inside
 from mlxmath.problems.conversation import (
     CONVERSATIONS,
     are_messages,
@@ -18,13 +19,16 @@ from mlxmath.problems.conversation import (
 from mlxmath.problems.gold import is_marked, stated
 from mlxmath.problems.names import (
     ANSWERS,
+    CHOSEN,
     CHOSEN_OPTIONS,
     CONTEXTS,
     DIFFICULTIES,
+    HOLDERS,
     IDS,
     OPTIONS,
     QUESTIONS,
     REASONINGS,
+    REJECTED,
     SOLUTIONS,
     SOURCES,
     SUBJECTS,
@@ -39,12 +43,9 @@ from mlxmath.problems.names import (
 from mlxmath.problems.options import chosen_of, with_options
 from mlxmath.problems.problem import Message, Problem
 from mlxmath.problems.values import SkippedRowError, text_of
-from mlxmath.records import parse_json
 
 __all__ = ["Columns", "SkippedRowError", "find_columns", "make_problem", "number_text", "text_of"]
 
-_INSIDE_ANSWER = ("ground_truth", "value")
-"""Where the answer stands in a column that holds an object (verl's `reward_model`, TriviaQA's `answer`)."""
 _ANSWER_MARK = "####"
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 
@@ -70,6 +71,8 @@ class Columns:
     """What was thought before the solution was written."""
     tools: str | None = None
     """What the tool calls of a conversation may use."""
+    holder: str | None = None
+    """An object that may hold the answer, where no column is the answer."""
     options: str | None = None
     """The answers among which the question lets choose."""
 
@@ -87,7 +90,7 @@ class Columns:
     @property
     def core(self) -> tuple[str | None, ...]:
         """The columns whose values are the problem itself."""
-        return self.question, self.solution, self.answer, self.id, self.rejected, *self.beside
+        return self.question, self.solution, self.answer, self.holder, self.id, self.rejected, *self.beside
 
     @property
     def beside(self) -> tuple[str, ...]:
@@ -155,6 +158,8 @@ def find_columns(
         solution = question if is_whole else first_of(SOLUTIONS, available, question)
     if question is None or (solution is None and solution_required):
         missing = "problem" if question is None else "solution"
+        if first_of(CHOSEN, available) and first_of(REJECTED, available):
+            raise InputError(f"{where}: pairs of completions ({', '.join(available)}) are for `mlxmath dpo`.")
         raise InputError(
             f"{where}: no column for the {missing} among {', '.join(available) or 'none'}; "
             f"name it with --{'question' if question is None else 'solution'}-column."
@@ -164,10 +169,12 @@ def find_columns(
     context = None if question == solution else first_of(CONTEXTS, available, question, solution)
     options = None if question == solution else first_of(OPTIONS, available, question, solution)
     taken = (question, solution, context)
+    answer = answer or first_of((*ANSWERS, *(CHOSEN_OPTIONS if options else ())), available, *taken)
     return Columns(
         question,
         solution,
-        answer=answer or first_of((*ANSWERS, *(CHOSEN_OPTIONS if options else ())), available, *taken),
+        answer=answer,
+        holder=None if answer else first_of(HOLDERS, available, *taken),
         id=first_of(IDS, available, question),
         difficulty=first_of(DIFFICULTIES, available, *taken),
         subject=first_of(SUBJECTS, available, *taken),
@@ -202,7 +209,7 @@ def make_problem(row: Mapping[str, Any], columns: Columns, index: int, *, soluti
     ends_in_call = bool(messages) and bool(messages[-1].calls)
     if not solution.strip() and solution_required and not columns.is_text and not ends_in_call:
         raise SkippedRowError("empty solution")
-    answer = _answer(row, columns)
+    answer = answer_among(row, columns.answer, columns.holder, columns.options)
     if _ANSWER_MARK in solution:
         solution = _CALCULATOR.sub("", solution)
     if answer is None and is_marked(solution):
@@ -221,17 +228,6 @@ def make_problem(row: Mapping[str, Any], columns: Columns, index: int, *, soluti
         subject=_plain(row, columns.subject),
         source=_plain(row, columns.source),
     )
-
-
-def _answer(row: Mapping[str, Any], columns: Columns) -> str | None:
-    """What the answer column says; None where it is no single text (several answers, true or false)."""
-    if columns.answer is None:
-        return None
-    value = _inside(row.get(columns.answer))
-    try:
-        return text_of(chosen_of(value, row.get(columns.options)) if columns.options else value, "answer")
-    except SkippedRowError:
-        return None
 
 
 def _parts(row: Mapping[str, Any], columns: Columns, solution_required: bool) -> tuple[str, str, tuple[Message, ...]]:
@@ -260,7 +256,7 @@ def _parts(row: Mapping[str, Any], columns: Columns, solution_required: bool) ->
         question = with_options(question, row.get(columns.options))
         solved = chosen_of(solved, row.get(columns.options))
     if columns.solution and canonical(columns.solution) in ANSWERS:
-        solved = _inside(solved)
+        solved = inside(solved)
     solution = text_of(solved, "solution") or ""
     if columns.reasoning and solution.strip():
         thought = text_of(row.get(columns.reasoning), "reasoning") or ""
@@ -270,18 +266,6 @@ def _parts(row: Mapping[str, Any], columns: Columns, solution_required: bool) ->
             Message("system", system), Message("user", question), Message("assistant", solution),
         )  # fmt: skip
     return question, solution, ()
-
-
-def _inside(value: Any) -> Any:
-    """The answer in an object, also one written as JSON; anything else as it is."""
-    if isinstance(value, str) and value.startswith("{") and any(f'"{name}"' in value for name in _INSIDE_ANSWER):
-        try:
-            value = parse_json(value)
-        except ValueError:
-            return value
-    if isinstance(value, Mapping):
-        return next((value[name] for name in _INSIDE_ANSWER if name in value), value)
-    return value
 
 
 def _turns(value: Any, role: str, what: str) -> tuple[Message, ...]:

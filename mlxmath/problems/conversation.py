@@ -92,7 +92,7 @@ def _turn(turn: Any) -> Message:
     reasoning = next((turn[key] for key in _REASONING if turn.get(key)), thought) if role == "assistant" else None
     return Message(
         role, text, text_of(reasoning, "reasoning") or "", _calls(calls) if calls and role == "assistant" else "",
-        all(turn.get(name, 1) != 0 for name in _WEIGHTS),
+        all(turn.get(name, 1) != 0 for name in _WEIGHTS) and bool(text.strip() or reasoning or calls),
     )  # fmt: skip
 
 

@@ -1,14 +1,15 @@
 """Rows of a dataset that are not in its form but in another known one: each is read for what it is."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mlxmath.errors import InputError
-from mlxmath.problems.columns import Columns
+from mlxmath.problems.columns import Columns, find_columns
 from mlxmath.problems.gold import answer_of
 from mlxmath.problems.names import WORKED, canonical
+from mlxmath.problems.preferences import find_pair_columns
 from mlxmath.problems.values import SkippedRowError
 
 BARE_ANSWER = "a bare answer, where other rows have a worked solution"
@@ -20,8 +21,9 @@ class Forms:
 
     main: Columns
     """The dataset's."""
-    find: Callable[[Sequence[str]], Columns]
-    """Finds columns among those that a row has; raises InputError."""
+    where: str
+    """The dataset's name."""
+    solutions_required: bool
     _found: dict[tuple[str, ...], Columns | None] = field(default_factory=dict)
 
     def of(self, row: Mapping[str, Any]) -> Columns | None:
@@ -51,10 +53,15 @@ class Forms:
         present = tuple(name for name, value in row.items() if not _is_empty(value))
         if present not in self._found:
             try:
-                self._found[present] = self.find(present)
+                self._found[present] = self._find(present)
             except InputError:
                 self._found[present] = None
         return self._found[present]
+
+    def _find(self, names: Sequence[str]) -> Columns:
+        if self.main.rejected:
+            return find_pair_columns(names, where=self.where)
+        return find_columns(names, where=self.where, solution_required=self.solutions_required)
 
     def named(self, forms: Sequence[Sequence[str]]) -> set[str]:
         """The columns that are read of rows with these columns, where they lack the dataset's."""
@@ -62,7 +69,7 @@ class Forms:
         for names in forms:
             if not set(self.main.main) <= set(names):
                 try:
-                    used.update(self.find(names).used)
+                    used.update(self._find(names).used)
                 except InputError:
                     continue
         return used

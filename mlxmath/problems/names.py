@@ -27,10 +27,17 @@ ANSWERS = (
     "answer", "final_answer", "expected_answer", "ground_truth", "reference_answer", "gold_answer", "correct_answer",
     "gold", "target", "reward_model", "true_answer", "answer_number", "numerical_answer", "answer_key",
 )  # fmt: skip
+HOLDERS = ("verification_info", "extra_info", "metadata", "info")
+"""Columns of objects (or JSON) among whose entries the answer may be."""
+INSIDE_ANSWER = ("ground_truth", "value", "answer", "final_answer", "expected_answer", "reference_answer", "text")
+"""The entries of an object that are the answer: verl's `reward_model`, TriviaQA's `answer`, SYNTHETIC-1's."""
 CHOSEN_OPTIONS = ("correct", "correct_option", "correct_choice", "answer_index", "answer_idx", "label")
 """Columns that hold the right one of the options, where there are any."""
 OPTIONS = ("options", "choices")
 """Columns that hold the answers among which a question lets choose."""
+CHOSEN = ("chosen", "chosen_response", "preferred", "accepted")
+REJECTED = ("rejected", "rejected_response", "dispreferred", "non_preferred")
+"""Columns that hold the completions of a pair."""
 IDS = ("id", "uuid", "unique_id", "problem_id")
 DIFFICULTIES = ("difficulty", "level")
 SUBJECTS = ("subject", "type", "problem_type", "task_category", "category", "kind")

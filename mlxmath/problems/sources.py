@@ -88,14 +88,10 @@ class LoadedProblems:
     def forms(self) -> Forms | None:
         """How rows that are not in the dataset's form are read; None where the columns were named."""
         source = self.source
-        if source.question_column or source.solution_column or source.answer_column or source.solutions != "own":
+        named = source.question_column or source.solution_column or source.answer_column
+        if named or source.solutions != "own":
             return None
-        if self.columns.rejected:
-            return Forms(self.columns, lambda names: find_pair_columns(names, where=self.rows.name))
-        return Forms(
-            self.columns,
-            lambda names: find_columns(names, where=self.rows.name, solution_required=self.solutions_required),
-        )
+        return Forms(self.columns, self.rows.name, self.solutions_required)
 
     def __iter__(self) -> Iterator[Problem]:
         for _, problem in self.numbered():
@@ -144,25 +140,26 @@ class LoadedProblems:
         Raises:
             SkippedRowError: it is none by either.
         """
-        required = self.solutions_required and self.source.solutions == "own"
         try:
-            if self.dataset and not self.columns.rejected:
-                return self.dataset.problem(row, index, solution_required=required)
-            problem = self._made(row, self.columns, index)
+            problem = self._made(row, index, self.columns, self.dataset)
         except SkippedRowError:
             own = self.forms and self.forms.of(row)
             if not own:
                 raise
         else:
-            own = self.forms and self.forms.with_answer(row) if problem.answer is None else None
+            if problem.answer is not None or self.dataset or not self.forms:
+                return problem
+            own = self.forms.with_answer(row)
             if not own:
                 return problem
-        return self._made(row, own, index)
+        return self._made(row, index, own)
 
-    def _made(self, row: Row, columns: Columns, index: int) -> Problem:
+    def _made(self, row: Row, index: int, columns: Columns, dataset: Dataset | None = None) -> Problem:
         if columns.rejected:
             return make_pair(row, columns, index)
         required = self.solutions_required and self.source.solutions == "own"
+        if dataset:
+            return dataset.problem(row, index, solution_required=required)
         return make_problem(row, columns, index, solution_required=required)
 
 

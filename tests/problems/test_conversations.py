@@ -283,6 +283,31 @@ def test_options_belong_to_the_question(columns: dict[str, Any], question: str, 
     assert "correct" not in find_columns(["problem", "solution", "correct"], where="rows").used
 
 
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"verification_info": '{"ground_truth": "8"}'},
+        {"extra_info": {"index": 3, "answer": "8"}},
+        {"answer": {"text": ["8"], "answer_start": [4]}},
+        {"answerNumber": 8.0, "metadata": "none"},
+    ],
+)
+def test_an_answer_in_other_places(columns: dict[str, Any]) -> None:
+    row = {"problem": Q, **columns}
+    found = find_columns(list(row), where="rows", solution_required=False)
+    assert float(gold(make_problem(row, found, 0, solution_required=False)) or "nan") == 8
+    for metadata in ("from a book", {"book": 3}, '{"book": 3}'):
+        row = {"problem": Q, "solution": "It depends.", "metadata": metadata}
+        assert problem_of(row).answer is None
+
+
+def test_an_empty_answer_is_not_learned() -> None:
+    row = said(f"u: {Q}", "a: ", "u: Again.", f"a: {A}")
+    assert targets(template_with(PLAIN), problem_of(row)) == [f"{A}<|im_end|>"]
+    with pytest.raises(SkippedRowError):
+        problem_of(said(f"u: {Q}", "a: "))
+
+
 def test_an_answer_that_is_no_single_text_costs_the_answer_and_not_the_row() -> None:
     for answer in (["7", "8"], True, "half \ud83d"):
         problem = problem_of({"problem": Q, "solution": "It depends.", "answer": answer})
