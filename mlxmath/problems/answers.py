@@ -1,9 +1,9 @@
 """Where a row states its answer: in a column, or inside an object."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlxmath.problems.names import INSIDE_ANSWER
+from mlxmath.problems.names import INSIDE_ANSWER, INSIDE_HOLDER
 from mlxmath.problems.options import chosen_of
 from mlxmath.problems.values import SkippedRowError, text_of
 from mlxmath.records import parse_json
@@ -20,7 +20,7 @@ def answer_among(row: Mapping[str, Any], answer: str | None, holder: str | None,
     """
     value = inside(row.get(answer)) if answer else None
     if holder:
-        value = inside(found := row.get(holder))
+        value = inside(found := row.get(holder), INSIDE_HOLDER)
         value = None if value is found else value
     try:
         return text_of(chosen_of(value, row.get(options)) if options else value, "answer")
@@ -28,14 +28,14 @@ def answer_among(row: Mapping[str, Any], answer: str | None, holder: str | None,
         return None
 
 
-def inside(value: Any) -> Any:
+def inside(value: Any, names: Sequence[str] = INSIDE_ANSWER) -> Any:
     """The answer in an object, also one written as JSON; anything else as it is."""
     entries = value
-    if isinstance(value, str) and value.startswith("{") and any(f'"{name}"' in value for name in INSIDE_ANSWER):
+    if isinstance(value, str) and value.startswith("{") and any(f'"{name}"' in value for name in names):
         try:
             entries = parse_json(value)
         except ValueError:
             return value
     if isinstance(entries, Mapping):
-        return next((entries[name] for name in INSIDE_ANSWER if entries.get(name) is not None), value)
+        return next((entries[name] for name in names if entries.get(name) is not None), value)
     return value

@@ -74,7 +74,8 @@ def _turns(turn: Any) -> tuple[Message, ...]:
     said = [(_ROLES.get(name.casefold()) or _PAIRS.get(name.casefold()), text) for name, text in turn.items()]
     found = [Message(role, content_of(text)) for role, text in said if role in ("user", "assistant") and text]
     found.sort(key=lambda message: message.role != "user")
-    return tuple(found) or (_turn(turn),)
+    is_either = {message.role for message in found} == {"user", "assistant"} or len(turn) == 1  # not a user's name
+    return tuple(found) if found and is_either else (_turn(turn),)
 
 
 def _turn(turn: Any) -> Message:

@@ -7,12 +7,12 @@ from functools import cache
 
 QUESTIONS = (
     "problem", "question", "prompt", "instruction", "query", "input", "problem_statement", "problem_text",
-    "question_text", "input_text", "inputs", "user", "human",
+    "question_text", "input_text", "inputs",
 )  # fmt: skip
 """Columns known to hold the problem; of several the first is taken."""
 WORKED = (
     "solution", "generated_solution", "worked_solution", "completion", "response", "output", "generation", "rationale",
-    "explanation", "chain_of_thought", "cot", "reasoning", "assistant", "output_text", "target_text", "targets",
+    "explanation", "chain_of_thought", "cot", "reasoning", "output_text", "target_text", "targets",
 )  # fmt: skip
 SOLUTIONS = (*WORKED, "answer", "target")
 """Columns known to hold what a model learns to write: an answer column does only where no worked solution is."""
@@ -29,8 +29,10 @@ ANSWERS = (
 )  # fmt: skip
 HOLDERS = ("verification_info", "extra_info", "metadata", "info")
 """Columns of objects (or JSON) among whose entries the answer may be."""
-INSIDE_ANSWER = ("ground_truth", "value", "answer", "final_answer", "expected_answer", "reference_answer", "text")
-"""The entries of an object that are the answer: verl's `reward_model`, TriviaQA's `answer`, SYNTHETIC-1's."""
+INSIDE_HOLDER = ("ground_truth", "answer", "final_answer", "expected_answer", "reference_answer")
+"""The entries of such an object that are the answer."""
+INSIDE_ANSWER = (*INSIDE_HOLDER, "value", "text")
+"""The entries that are the answer in an answer column's object: verl's `reward_model`, TriviaQA's, SQuAD's."""
 CHOSEN_OPTIONS = ("correct", "correct_option", "correct_choice", "answer_index", "answer_idx", "label")
 """Columns that hold the right one of the options, where there are any."""
 OPTIONS = ("options", "choices")

@@ -296,9 +296,15 @@ def test_an_answer_in_other_places(columns: dict[str, Any]) -> None:
     row = {"problem": Q, **columns}
     found = find_columns(list(row), where="rows", solution_required=False)
     assert float(gold(make_problem(row, found, 0, solution_required=False)) or "nan") == 8
-    for metadata in ("from a book", {"book": 3}, '{"book": 3}'):
+    for metadata in ("from a book", {"book": 3}, '{"book": 3}', {"text": "chapter one", "value": 3}):
         row = {"problem": Q, "solution": "It depends.", "metadata": metadata}
         assert problem_of(row).answer is None
+
+
+def test_a_message_that_names_its_user_has_no_role() -> None:
+    with pytest.raises(SkippedRowError, match="messages without a role"):
+        problem_of({"messages": [{"user": "alice", "text": Q}, {"user": "bob", "text": A}]})
+    assert problem_of({"user": "alice", "text": Q}).is_text
 
 
 def test_an_empty_answer_is_not_learned() -> None:
