@@ -135,7 +135,7 @@ def rank(config: RunConfig, path: Path, *, overwrite: bool = False) -> "Tally":
 
     Args:
         config: its distillation section counts, and the data section's columns.
-        path: a .jsonl, .json or .parquet file with problems, solutions and gold answers; rows of one problem compete.
+        path: a file of rows with problems, solutions and gold answers; rows of one problem compete.
         overwrite: replace what the folder holds.
 
     Raises:

@@ -59,6 +59,7 @@ def grpo(resolved: Resolved, ranks: "Ranks") -> int:
     from mlxmath.session.prompts import read_prompts
     from mlxmath.session.rollouts import over_prompts
     from mlxmath.session.training import train, try_it
+    from mlxmath.training.checkpoint import ENDS
     from mlxmath.training.gradients import choose_gradients
     from mlxmath.training.reference import Reference
     from mlxmath.training.scoring import Scorer
@@ -72,6 +73,7 @@ def grpo(resolved: Resolved, ranks: "Ranks") -> int:
     models = {name: MODEL + sha256(path / WEIGHTS)[:16] for name, path in rewards.models.items()}  # wherever they lie
     fixed = {"grpo.reward_weights": {models.get(name, name): value for name, value in settings.reward_weights.items()}}
     session = Session(resolved, ranks, read_prompts, "grpo", fixed, keep_start=True)
+    session.fixed[ENDS] = session.material.ends
     bases = {name: replica(session.model) for name in rewards.models}
     adapters = add_adapters(session)
     for name, path in rewards.models.items():

@@ -195,7 +195,7 @@ def test_contaminated_and_unusable_rows_are_named(tmp_path: Path, capsys: pytest
     assert "columns not used: note" in capsys.readouterr().err
     text = "\n".join(statistics(prepared))
     assert f"1 problem left out that occur in {benchmark}: 3" in text
-    assert "1 unusable: problem with half a character (a lone surrogate) (the first is row 5)" in text
+    assert "1 unusable: problem with half a character (a lone surrogate) (the first is line 5)" in text
     assert "9 problems became 9 rows" in text
     assert gc.get_freeze_count() == 0
 

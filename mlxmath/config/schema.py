@@ -71,8 +71,8 @@ class DataConfig(Section):
 
     dataset: str = Field(
         DEFAULT_DATASET,
-        description="Hugging Face dataset, known dataset's short name, or local .jsonl, .json or .parquet file or "
-        "folder; 'demo' is the bundled one.",
+        description="Hugging Face dataset, known dataset's short name, or local .jsonl, .json, .csv, .tsv, .parquet or "
+        ".arrow file or folder; 'demo' is the bundled one.",
     )
     dataset_config: str | None = Field(None, description="Configuration (subset) of the dataset.")
     dataset_revision: str | None = Field(None, description="Branch, tag or commit of the dataset.")

@@ -5,7 +5,6 @@ tokenizer adds, and the end-of-text token of a training row, are put there as id
 """
 
 import copy
-import json
 import os
 import re
 import secrets
@@ -20,6 +19,7 @@ from mlxmath.console import warn
 from mlxmath.data.control import Control, control_tokens, without_control_tokens
 from mlxmath.data.words import WordMemory, find_cuts
 from mlxmath.errors import InputError, MlxmathError
+from mlxmath.weights.tokenizer import keep_cuts
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
 _ANCHORS = ("\n", ":", "a", ".", "", " ")
@@ -121,34 +121,10 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     if name := keep_cuts(tokenizer, folder):
         warn(
             f"{folder / 'tokenizer_config.json'} names the class {name}, with which transformers cuts text otherwise "
-            "than tokenizer.json says and the model was trained; tokenizer.json is followed here. For mlx_lm to do the "
-            'same, write "tokenizer_class": "PreTrainedTokenizerFast" there.'
+            "than tokenizer.json says and the model was trained; tokenizer.json is followed here. mlx_lm does the same "
+            "with a folder that `mlxmath convert` has made."
         )
     return tokenizer
-
-
-def keep_cuts(tokenizer: Any, folder: Path) -> str | None:
-    """Give a tokenizer the normalizer and pre-tokenizer of its tokenizer.json, where its class put others in.
-
-    Returns:
-        The name of that class; None where nothing was changed.
-    """
-    inner = getattr(tokenizer, "_tokenizer", None)  # of mlx_lm's wrapper
-    owner = inner if hasattr(inner, "backend_tokenizer") else tokenizer
-    backend, file = getattr(owner, "backend_tokenizer", None), folder / "tokenizer.json"
-    if backend is None or not file.is_file():
-        return None
-    from tokenizers import Tokenizer
-
-    found, written = json.loads(backend.to_str()), json.loads(file.read_text(encoding="utf-8"))
-    if all(found.get(part) == written.get(part) for part in ("normalizer", "pre_tokenizer")):
-        return None
-    own = Tokenizer.from_file(str(file))
-    own_parts = json.loads(own.to_str())  # as this version of tokenizers writes it
-    if all(found.get(part) == own_parts.get(part) for part in ("normalizer", "pre_tokenizer")):
-        return None
-    backend.normalizer, backend.pre_tokenizer = own.normalizer, own.pre_tokenizer
-    return type(owner).__name__
 
 
 def has_tokenizer(folder: Path) -> bool:

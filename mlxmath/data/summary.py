@@ -44,7 +44,7 @@ def mixture_lines(stats: Mapping[str, Any]) -> list[str]:
             reasons.append(f"{name} is made of problems of {report['is_benchmark']}, which are kept")
         first = report["first_skipped"]
         reasons += [
-            f"{name}: {count:,} unusable: {reason} (the first is row {first[reason] + 1:,})"
+            f"{name}: {count:,} unusable: {reason} (the first is {first[reason]})"
             for reason, count in report["skipped"].items()
         ]
         reasons += [f"{name}: {count:,} left out by the filter '{met}'" for met, count in report["filtered"].items()]

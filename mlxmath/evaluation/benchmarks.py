@@ -8,9 +8,10 @@ from pathlib import Path
 
 from mlxmath.config.schema import SourceConfig
 from mlxmath.errors import InputError
-from mlxmath.problems.columns import near
 from mlxmath.problems.gold import WITHOUT_GOLD, gold
 from mlxmath.problems.local import is_file_name, open_file
+from mlxmath.problems.names import near
+from mlxmath.problems.readers import READABLE
 from mlxmath.problems.registry import BENCHMARKS, Dataset, Kind, known
 from mlxmath.problems.sources import LoadedProblems, load_problems, problems_of
 
@@ -70,7 +71,7 @@ def load_benchmark(spec: str, limit: int | None = None) -> LoadedBenchmark:
         loaded = _open_file(spec, spec, None)
     else:
         raise InputError(
-            f"--benchmark: there is no {name!r}, but {', '.join(BENCHMARKS)}, any .jsonl, .json or .parquet file, and "
+            f"--benchmark: there is no {name!r}, but {', '.join(BENCHMARKS)}, any {READABLE} file, and "
             f"NAME=FILE{near(name, BENCHMARKS)}"
         )
     items, left_out = _items(name, loaded)

@@ -7,10 +7,10 @@ from typing import Any
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
 
-from mlxmath.data.codec import keep_cuts
 from mlxmath.errors import MlxmathError
 from mlxmath.files import read_json
 from mlxmath.problems.prompts import Template
+from mlxmath.weights.tokenizer import keep_cuts
 
 _SPARE = 16
 """Tokens beyond the characters of the longest stop string that are looked at: some have no text of their own."""

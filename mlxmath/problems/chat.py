@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from mlxmath.errors import InputError
-from mlxmath.problems.conversation import with_reasoning
+from mlxmath.problems.conversation import join_neighbours, with_reasoning
 from mlxmath.problems.problem import Message, Problem
 from mlxmath.problems.prompts import (
     JINJA_CONTENT,
@@ -50,7 +50,7 @@ class ChatTemplate:
     name: str
     spec: Definition
     tokenizer: Any = None
-    _layouts: dict[tuple[str, ...], "Layout"] = field(default_factory=dict, compare=False, repr=False)
+    _layouts: dict[tuple[str, ...], "Layout | Exception"] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def definition(self) -> dict[str, Any]:
@@ -108,7 +108,10 @@ class ChatTemplate:
     def prompt(self, question: str, examples: Sequence[tuple[str, str]] = ()) -> Text:
         """See `Template.prompt`; questions and solutions given as `examples` are earlier turns."""
         turns = [turn for asked, solved in examples for turn in (self._user(asked), Message("assistant", solved))]
-        return self._context([*self._system(), *turns, self._user(question)])
+        try:
+            return self._context([*self._system(), *turns, self._user(question)])
+        except SkippedRowError as error:
+            raise InputError(f"--template {self.name}: {error}; choose another template.") from None
 
     def _user(self, question: str) -> Message:
         return Message("user", fill(self.spec.prompt, {"question": question}))
@@ -117,7 +120,7 @@ class ChatTemplate:
         """See `Template.render`."""
         if problem.is_text:
             return (Segment(problem.question, True),)
-        turns = self._turns(problem)
+        turns = self._as_taken(self._turns(problem))
         if turns[-1].role != "assistant":
             raise SkippedRowError("conversation that does not end with an answer")
         thinks = any(turn.reasoning for turn in turns)
@@ -168,6 +171,31 @@ class ChatTemplate:
             for turn in messages
         ]
         return turns if turns[0].role == "system" else [*self._system(), *turns]
+
+    def _as_taken(self, turns: Sequence[Message]) -> list[Message]:
+        """Turns with neighbours of one role joined, where the chat template wants users and assistants to alternate.
+
+        Raises:
+            SkippedRowError: an assistant opens the conversation, which the chat template does not take.
+        """
+        roles = [turn.role for turn in turns if turn.role != "system"]
+        if roles[0] == "assistant" and not self._takes("assistant", "user", "assistant"):
+            raise SkippedRowError("conversation that an assistant opens, which the chat template does not take")
+        pairs = set(pairwise(roles))
+        joined = [
+            role
+            for role, probe in (("user", "user user assistant"), ("assistant", "user assistant assistant"))
+            if (role, role) in pairs and not self._takes(*probe.split())
+        ]
+        return join_neighbours(turns, *joined)
+
+    def _takes(self, *roles: str) -> bool:
+        """Whether the chat template writes turns of these roles, each apart."""
+        try:
+            self._layout(roles, generate=False)
+        except (InputError, SkippedRowError):
+            return False
+        return True
 
     def _system(self) -> list[Message]:
         return [] if self.spec.system is None else [Message("system", self.spec.system)]
@@ -232,10 +260,22 @@ class ChatTemplate:
         """What the template writes around messages of these roles; the same for all texts, so it is kept."""
         key = (*roles, "generate" if generate else "")
         if key not in self._layouts:
-            self._layouts[key] = self._find_layout(roles, generate)
-        return self._layouts[key]
+            try:
+                self._layouts[key] = self._find_layout(roles, generate)
+            except (InputError, SkippedRowError) as error:
+                self._layouts[key] = error
+        layout = self._layouts[key]
+        if isinstance(layout, Exception):
+            raise layout
+        return layout
 
     def _find_layout(self, roles: tuple[str, ...], generate: bool) -> "Layout":
+        """See `_layout`.
+
+        Raises:
+            InputError: the template refuses even a question and its answer.
+            SkippedRowError: it refuses turns that only some conversations have.
+        """
         import jinja2
 
         try:
@@ -244,6 +284,8 @@ class ChatTemplate:
             if roles[:2] == ("system", "user"):  # some templates know no system message: it goes to the user's
                 without = self._find_layout(roles[1:], generate)
                 return Layout(without.pieces, without.trimmed, folds_system=True)
+            if roles != ("user", "assistant")[: len(roles)]:
+                raise SkippedRowError("conversation whose turns the chat template refuses or leaves out") from None
             raise InputError(
                 f"--template {self.name}: the tokenizer's chat template refuses the turns {', '.join(roles)}: {error}"
             ) from None

@@ -1,44 +1,50 @@
 """Finds a dataset's problem and solution columns and turns its rows into `Problem`s."""
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from mlxmath.errors import InputError
-from mlxmath.problems.conversation import CONVERSATIONS, conversation, tools_of, turns_of, with_reasoning
+from mlxmath.problems.answers import answer_among, inside
+from mlxmath.problems.conversation import (
+    CONVERSATIONS,
+    are_messages,
+    conversation,
+    question_of,
+    tools_of,
+    turns_of,
+    with_reasoning,
+)
 from mlxmath.problems.gold import is_marked, stated
+from mlxmath.problems.names import (
+    ANSWERS,
+    CHOSEN,
+    CHOSEN_OPTIONS,
+    CONTEXTS,
+    DIFFICULTIES,
+    HOLDERS,
+    IDS,
+    OPTIONS,
+    QUESTIONS,
+    REASONINGS,
+    REJECTED,
+    SOLUTIONS,
+    SOURCES,
+    SUBJECTS,
+    SYSTEMS,
+    TEXT,
+    TOOLS,
+    WORKED,
+    canonical,
+    first_of,
+    near,
+)  # fmt: skip
+from mlxmath.problems.options import chosen_of, with_options
 from mlxmath.problems.problem import Message, Problem
 from mlxmath.problems.values import SkippedRowError, text_of
 
-__all__ = ["Columns", "SkippedRowError", "find_columns", "first_of", "make_problem", "near", "number_text", "text_of"]
-
-QUESTIONS = ("problem", "question", "prompt", "instruction", "query", "input")
-"""Columns known to hold the problem; of several the first is taken."""
-WORKED = (
-    "solution", "generated_solution", "worked_solution", "completion", "response", "output", "generation", "rationale",
-    "explanation", "chain_of_thought", "cot", "reasoning",
-)  # fmt: skip
-SOLUTIONS = (*WORKED, "answer", "target")
-"""Columns known to hold what a model learns to write: an answer column does only where no worked solution is."""
-TEXT = "text"
-"""A column of whole texts, which are learned as they are."""
-CONTEXTS = ("input", "context")
-"""Columns that belong to an instruction or a question: Alpaca's and Dolly's."""
-SYSTEMS = ("system", "system_prompt")
-REASONINGS = ("reasoning_content", "thinking", "reasoning")
-TOOLS = "tools"
-ANSWERS = (
-    "answer", "final_answer", "expected_answer", "ground_truth", "reference_answer", "gold_answer", "correct_answer",
-    "gold", "target", "reward_model",
-)  # fmt: skip
-_INSIDE_ANSWER = ("ground_truth", "value")
-"""Where the answer stands in a column that holds an object (verl's `reward_model`, TriviaQA's `answer`)."""
-IDS = ("id", "uuid", "unique_id", "problem_id")
-DIFFICULTIES = ("difficulty", "level")
-SUBJECTS = ("subject", "type", "problem_type", "task_category", "category", "kind")
-SOURCES = ("source", "data_source")
+__all__ = ["Columns", "SkippedRowError", "find_columns", "make_problem", "number_text", "text_of"]
 
 _ANSWER_MARK = "####"
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
@@ -65,6 +71,10 @@ class Columns:
     """What was thought before the solution was written."""
     tools: str | None = None
     """What the tool calls of a conversation may use."""
+    holder: str | None = None
+    """An object that may hold the answer, where no column is the answer."""
+    options: str | None = None
+    """The answers among which the question lets choose."""
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -80,27 +90,27 @@ class Columns:
     @property
     def core(self) -> tuple[str | None, ...]:
         """The columns whose values are the problem itself."""
-        return self.question, self.solution, self.answer, self.id, self.rejected, *self.beside
+        return self.question, self.solution, self.answer, self.holder, self.id, self.rejected, *self.beside
 
     @property
     def beside(self) -> tuple[str, ...]:
         """The columns that are read with the problem and the solution."""
-        return tuple(name for name in (self.context, self.system, self.reasoning, self.tools) if name)
+        return tuple(name for name in (self.context, self.options, self.system, self.reasoning, self.tools) if name)
 
     @property
     def is_conversation(self) -> bool:
         """Whether one column holds the whole conversation."""
-        return self.question == self.solution != TEXT
+        return self.question == self.solution and not self.is_text
 
     @property
     def is_text(self) -> bool:
         """Whether one column holds a whole text without question and answer."""
-        return self.question == self.solution == TEXT
+        return self.question == self.solution and canonical(self.question) == TEXT
 
     def __str__(self) -> str:
         beside = "".join(f" + {name}" for name in self.beside)
         if self.is_text:
-            return f"{TEXT}, learned whole: there is no question and answer"
+            return f"{self.question}, learned whole: there is no question and answer"
         if self.is_conversation or self.solution is None:
             return self.question + beside
         return f"{self.question}{beside} -> {self.solution}{f', not {self.rejected}' if self.rejected else ''}"
@@ -144,10 +154,12 @@ def find_columns(
     if question is None:
         question = first_of(QUESTIONS, available, solution)
     elif solution is None:
-        is_whole = question in CONVERSATIONS or (question == TEXT and solution_required)
+        is_whole = canonical(question) in CONVERSATIONS or (canonical(question) == TEXT and solution_required)
         solution = question if is_whole else first_of(SOLUTIONS, available, question)
     if question is None or (solution is None and solution_required):
         missing = "problem" if question is None else "solution"
+        if first_of(CHOSEN, available) and first_of(REJECTED, available):
+            raise InputError(f"{where}: pairs of completions ({', '.join(available)}) are for `mlxmath dpo`.")
         raise InputError(
             f"{where}: no column for the {missing} among {', '.join(available) or 'none'}; "
             f"name it with --{'question' if question is None else 'solution'}-column."
@@ -155,39 +167,31 @@ def find_columns(
     if not solution_required and solution not in (None, *asked.values()) and not _may_be_worked(question, solution):
         solution = None
     context = None if question == solution else first_of(CONTEXTS, available, question, solution)
+    options = None if question == solution else first_of(OPTIONS, available, question, solution)
     taken = (question, solution, context)
+    answer = answer or first_of((*ANSWERS, *(CHOSEN_OPTIONS if options else ())), available, *taken)
     return Columns(
         question,
         solution,
-        answer=answer or first_of(ANSWERS, available, *taken),
+        answer=answer,
+        holder=None if answer else first_of(HOLDERS, available, *taken),
         id=first_of(IDS, available, question),
         difficulty=first_of(DIFFICULTIES, available, *taken),
         subject=first_of(SUBJECTS, available, *taken),
         source=first_of(SOURCES, available, *taken),
         context=context,
         system=first_of(SYSTEMS, available, *taken),
-        reasoning=first_of(REASONINGS, available, *taken) if solution and solution.lower() in WORKED else None,
+        reasoning=first_of(REASONINGS, available, *taken) if solution and canonical(solution) in WORKED else None,
         tools=first_of((TOOLS,), available, *taken),
+        options=options,
     )
 
 
 def _may_be_worked(question: str, solution: str | None) -> bool:
     """Whether a solution column may hold more than a bare answer: GSM8K calls its worked solutions so."""
-    return solution is not None and (solution.lower() not in ANSWERS or question.lower() in ("question", "problem"))
-
-
-def near(name: str, known: Iterable[str]) -> str:
-    """`; did you mean …?` with the known name nearest to `name`, or nothing."""
-    by_lower = {candidate.lower(): candidate for candidate in known}
-    found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.4)
-    return f"; did you mean {by_lower[found[0]]!r}?" if found else ""
-
-
-def first_of(names: Iterable[str], available: Sequence[str], *taken: str | None) -> str | None:
-    """The first of `names` that is available, whatever its case, and not taken."""
-    by_lower = {name.lower(): name for name in reversed(available)} | {name: name for name in available}
-    found = (by_lower[name] for name in names if name in by_lower)
-    return next((name for name in found if name not in taken), None)
+    return solution is not None and (
+        canonical(solution) not in ANSWERS or canonical(question) in ("question", "problem")
+    )
 
 
 def make_problem(row: Mapping[str, Any], columns: Columns, index: int, *, solution_required: bool = True) -> Problem:
@@ -199,13 +203,13 @@ def make_problem(row: Mapping[str, Any], columns: Columns, index: int, *, soluti
     Raises:
         SkippedRowError: the problem or the solution is empty or is not text.
     """
-    question, solution, messages = _parts(row, columns)
+    question, solution, messages = _parts(row, columns, solution_required)
     if not question.strip():
         raise SkippedRowError("empty problem")
     ends_in_call = bool(messages) and bool(messages[-1].calls)
     if not solution.strip() and solution_required and not columns.is_text and not ends_in_call:
         raise SkippedRowError("empty solution")
-    answer = None if columns.answer is None else text_of(_inside(row.get(columns.answer)), "answer")
+    answer = answer_among(row, columns.answer, columns.holder, columns.options)
     if _ANSWER_MARK in solution:
         solution = _CALCULATOR.sub("", solution)
     if answer is None and is_marked(solution):
@@ -226,47 +230,46 @@ def make_problem(row: Mapping[str, Any], columns: Columns, index: int, *, soluti
     )
 
 
-def _parts(row: Mapping[str, Any], columns: Columns) -> tuple[str, str, tuple[Message, ...]]:
+def _parts(row: Mapping[str, Any], columns: Columns, solution_required: bool) -> tuple[str, str, tuple[Message, ...]]:
     """A row's question and solution, and the conversation that they are of, if it is more than these two."""
     system = (text_of(row.get(columns.system), "system message") or "") if columns.system else ""
     asked = row.get(columns.question)
     solved = None if columns.solution is None else row.get(columns.solution)
     if columns.is_text:
         return text_of(asked, "text") or "", "", ()
-    turns: tuple[Message, ...] = ()
-    if columns.is_conversation or _are_messages(asked) or _are_messages(solved):
-        given = turns_of(asked) if columns.is_conversation else (
+    if columns.is_conversation or are_messages(asked) or are_messages(solved):
+        turns = turns_of(asked) if columns.is_conversation else (
             *_turns(asked, "user", "problem"), *_turns(solved, "assistant", "solution"),
         )  # fmt: skip
-        turns = conversation(given, system)
-        question = next(turn.content for turn in turns if turn.role == "user")
-        return question, with_reasoning(turns[-1]), turns
+        if not solution_required:
+            if turns and turns[-1].role == "user":  # it is to be answered
+                turns = (*turns, Message("assistant", ""))
+            if sum(turn.role == "assistant" for turn in turns) > 1:
+                raise SkippedRowError("conversation of several turns, not one question")
+        turns = conversation(turns, system)
+        return question_of(turns), with_reasoning(turns[-1]), turns
     question = text_of(asked, "problem") or ""
     if columns.context and (context := text_of(row.get(columns.context), "context") or "").strip():
-        parts = (question, context) if columns.question.lower() == "instruction" else (context, question)
+        parts = (question, context) if canonical(columns.question) == "instruction" else (context, question)
         question = "\n\n".join(part for part in parts if part.strip())
+    if columns.options and question.strip():
+        question = with_options(question, row.get(columns.options))
+        solved = chosen_of(solved, row.get(columns.options))
+    if columns.solution and canonical(columns.solution) in ANSWERS:
+        solved = inside(solved)
     solution = text_of(solved, "solution") or ""
     if columns.reasoning and solution.strip():
         thought = text_of(row.get(columns.reasoning), "reasoning") or ""
         solution = with_reasoning(Message("assistant", solution, thought))
     if system.strip() and question.strip():
-        turns = (Message("system", system), Message("user", question), Message("assistant", solution))
-    return question, solution, turns
-
-
-def _inside(value: Any) -> Any:
-    """The answer in an object; anything else as it is."""
-    if isinstance(value, Mapping):
-        return next((value[name] for name in _INSIDE_ANSWER if name in value), value)
-    return value
-
-
-def _are_messages(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
+        return question, solution, (
+            Message("system", system), Message("user", question), Message("assistant", solution),
+        )  # fmt: skip
+    return question, solution, ()
 
 
 def _turns(value: Any, role: str, what: str) -> tuple[Message, ...]:
-    return turns_of(value) if _are_messages(value) else (Message(role, text_of(value, what) or ""),)
+    return turns_of(value) if are_messages(value) else (Message(role, text_of(value, what) or ""),)
 
 
 def number_text(value: float) -> str:

@@ -18,8 +18,8 @@ from mlxmath.config.schema import DataConfig, SourceConfig
 from mlxmath.console import say
 from mlxmath.errors import InputError
 from mlxmath.files import atomic_file
-from mlxmath.problems.columns import near
 from mlxmath.problems.local import is_file_name
+from mlxmath.problems.names import near
 from mlxmath.problems.registry import DATASETS, known
 from mlxmath.problems.similarity import Hashes, Words, normalise
 from mlxmath.problems.sources import load_problems

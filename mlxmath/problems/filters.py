@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mlxmath.errors import InputError
-from mlxmath.problems.columns import Columns, near
+from mlxmath.problems.columns import Columns
+from mlxmath.problems.names import near
 from mlxmath.problems.problem import Problem
 
 FIELDS = ("question", "solution", "answer", "difficulty", "subject", "source", "length")

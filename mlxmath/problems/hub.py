@@ -9,7 +9,8 @@ from typing import Any
 from mlxmath.config.schema import SourceConfig
 from mlxmath.console import say
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.problems.local import AbsentError, Row, Rows
+from mlxmath.problems.local import AbsentError, Rows
+from mlxmath.problems.readers import Row
 
 STREAM_UP_TO = 10_000
 """If the first rows up to this many are wanted, they are streamed and the dataset is not downloaded whole."""
@@ -130,5 +131,5 @@ def _clear_errors(source: SourceConfig) -> Iterator[None]:
     except _network_errors() as error:
         raise MlxmathError(
             f"{name} cannot be fetched: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. "
-            "Check the network and the name, or give a local .jsonl, .json or .parquet file to --dataset."
+            "Check the network and the name, or give a local file to --dataset."
         ) from None

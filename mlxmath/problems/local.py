@@ -1,21 +1,16 @@
-"""Reads rows from local .jsonl, .json and .parquet files, and from folders of them."""
+"""Opens local files of rows, and folders of them."""
 
-import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from mlxmath.errors import InputError, MlxmathError
+from mlxmath.errors import InputError
 from mlxmath.files import sha256
-from mlxmath.records import parse_json
+from mlxmath.problems.readers import COMPRESSED, READABLE, SUFFIXES, Row, kind_of, read_contents
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
-_PEEK = 100
-"""Rows whose keys are taken to be the columns of a JSON file."""
-
-Row = dict[str, Any]
+_NO_DATA = ("state.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")
+"""What `datasets` writes beside a dataset's rows."""
 
 
 class AbsentError(InputError):
@@ -37,45 +32,94 @@ class Rows:
     num_rows: int | None = None
     streamed: bool = False
     """Read from the network, row by row: as few as possible."""
+    forms: tuple[tuple[str, ...], ...] = ()
+    """The different sets of columns that its rows have, where rows need not have all."""
+    place: Callable[[int], str] = lambda index: f"row {index + 1:,}"
+    """Where a row stands (numbered from 0), for people."""
 
 
 def is_file_name(dataset: str) -> bool:
     """Whether `--dataset` means a file, not a repository."""
     return (
         dataset.startswith((".", "/", "~"))
-        or Path(dataset).suffix.lower() in (*SUFFIXES, ".csv", ".txt", ".gz", ".zst", ".arrow")
+        or Path(dataset).suffix.lower() in (*SUFFIXES, *COMPRESSED, ".txt")
         or Path(dataset).exists()
     )
 
 
 def open_path(path: Path, split: str | None = None) -> Rows:
-    """Open a local file, or a split's files in a folder (`train.jsonl`, `data/train-00000-of-00002.parquet`).
+    """Open a local file, or a split's files in a folder.
+
+    Files are of the split that their name begins with (`train.jsonl`, `data/train-00000-of-00002.parquet`) or that
+    their folder is called (`train/part-1.jsonl`); a folder that `datasets` saved is as it was.
 
     Raises:
         InputError: it is absent, empty or of another kind, or the folder has no such split.
         MlxmathError: its contents are damaged.
     """
     if not path.is_dir():
-        if split not in (None, "train", path.stem):
+        if split not in (None, "train", _stem(path)):
             raise InputError(f"--split: {path} is one file and has no {split!r}; leave the option out.")
         return open_file(path, split or "train")
-    inside = sorted(p for folder in (path, path / "data") for p in folder.glob("*") if p.suffix.lower() in SUFFIXES)
-    splits: dict[str, list[Path]] = {}
-    for file in inside:
-        splits.setdefault(file.stem.partition("-")[0], []).append(file)
+    splits = _splits(path)
     if not splits:
-        raise InputError(f"--dataset: {path} is a folder without any {', '.join(SUFFIXES)} file.")
+        raise InputError(f"--dataset: {path} is a folder without any {READABLE} file.")
     chosen = split or ("train" if "train" in splits else next(iter(splits)))
     if chosen not in splits or (split is None and chosen != "train" and len(splits) > 1):
         raise InputError(f"--split: {path} has no split {split or 'train'!r}, but {', '.join(splits)}; choose one.")
     return chain(path.name, chosen, [open_file(file, chosen) for file in splits[chosen]])
 
 
+def _splits(path: Path) -> dict[str, list[Path]]:
+    """The files of each split of a folder."""
+    if saved := _saved(path):
+        return saved
+    splits: dict[str, list[Path]] = {}
+    folders = [path, path / "data"]
+    for file in sorted(file for folder in folders for file in _files(folder)):
+        splits.setdefault(_stem(file).partition("-")[0], []).append(file)
+    if not splits:
+        for folder in sorted(inner for outer in folders if outer.is_dir() for inner in outer.iterdir()):
+            if files := [file for found in _saved(folder).values() for file in found] or sorted(_files(folder)):
+                splits[folder.name] = files
+    return splits
+
+
+def _saved(folder: Path) -> dict[str, list[Path]]:
+    """The split of a folder that `datasets` saved with `save_to_disk`; nothing for any other folder."""
+    try:
+        state = json.loads((folder / "state.json").read_bytes())
+        files = [folder / str(file["filename"]) for file in state["_data_files"]]
+        return {str(state.get("_split") or "train"): files}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _files(folder: Path) -> list[Path]:
+    return [
+        file
+        for file in (folder.iterdir() if folder.is_dir() else ())
+        if kind_of(file) and file.name not in _NO_DATA and not file.name.startswith(".") and file.is_file()
+    ]
+
+
+def _stem(file: Path) -> str:
+    return Path(file.stem).stem if file.suffix.lower() in COMPRESSED else file.stem
+
+
 def chain(name: str, split: str, parts: Sequence[Rows]) -> Rows:
-    """Datasets with the same columns, read one after the other."""
+    """Datasets of one kind, read one after the other."""
     if len(parts) == 1:
         return replace(parts[0], name=name)
     counts = [part.num_rows for part in parts]
+
+    def place(index: int) -> str:
+        for part in parts:
+            count = sum(1 for _ in part.read(())) if part.num_rows is None else part.num_rows
+            if index < count:
+                return f"{part.place(index)} of {part.name}"
+            index -= count
+        raise IndexError(index)
 
     def read(used: tuple[str, ...]) -> Iterator[Row]:
         for part in parts:
@@ -89,6 +133,8 @@ def chain(name: str, split: str, parts: Sequence[Rows]) -> Rows:
         read,
         None if None in counts else sum(count or 0 for count in counts),
         any(part.streamed for part in parts),
+        tuple(dict.fromkeys(form for part in parts for form in part.forms)),
+        place,
     )
 
 
@@ -100,86 +146,11 @@ def open_file(path: Path, split: str = "train", option: str = "--dataset") -> Ro
         MlxmathError: its contents are damaged.
     """
     if not path.is_file():
-        raise AbsentError(f"{option}: {path} does not exist; give a {', '.join(SUFFIXES)} file or a repository's name.")
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise InputError(f"{option}: {path} is not a {', '.join(SUFFIXES)} file; convert it to one of these.")
-    if suffix == ".parquet":
-        return _open_parquet(path, split, option)
-    rows = _json_lines if suffix == ".jsonl" else _json_rows
-    columns = dict.fromkeys(name for row in itertools.islice(rows(path), _PEEK) for name in row)
-    if not columns:
+        raise AbsentError(f"{option}: {path} does not exist; give a {READABLE} file or a repository's name.")
+    if kind_of(path) is None:
+        raise InputError(f"{option}: {path} is not a {READABLE} file; convert it to one of these.")
+    found = read_contents(path)
+    if not found.columns or found.num_rows == 0:
         raise InputError(f"{option}: {path} holds no rows.")
-    return Rows(path.name, split, f"sha256:{sha256(path)}", tuple(columns), lambda _: rows(path))
-
-
-def _json_lines(path: Path) -> Iterator[Row]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                if not text.strip():
-                    continue
-                row = parse_json(text)
-            except ValueError as error:
-                found = f"{error.msg}, at character {error.pos}" if isinstance(error, json.JSONDecodeError) else error
-                raise MlxmathError(
-                    f"{path}:{number}: expected one JSON object in this line, found {found}; mend or remove the line."
-                ) from None
-            if not isinstance(row, dict):
-                raise MlxmathError(
-                    f"{path}:{number}: expected a JSON object with named columns, found {_kind(row)}; "
-                    "mend or remove the line."
-                )
-            yield row
-
-
-def _json_rows(path: Path) -> Iterator[Row]:
-    """Rows of a JSON list, of an object that holds one list, or of JSON lines under a .json name."""
-    try:
-        value = parse_json(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
-            yield from _json_lines(path)
-            return
-        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise MlxmathError(f"{path}{line}: expected a JSON list of rows, found {error}; mend the file.") from None
-    if isinstance(value, dict):
-        lists = [item for item in value.values() if isinstance(item, list)]
-        value = lists[0] if len(lists) == 1 else value
-    if not isinstance(value, list):
-        raise MlxmathError(f"{path}: expected a JSON list of rows, found {_kind(value)}.")
-    for number, row in enumerate(value, 1):
-        if not isinstance(row, dict):
-            raise MlxmathError(f"{path}: row {number}: expected a JSON object, found {_kind(row)}; mend the file.")
-        yield row
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
-def _open_parquet(path: Path, split: str, option: str) -> Rows:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            num_rows = file.metadata.num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise MlxmathError(f"{path} is not a readable parquet file: {error}") from None
-    if not num_rows:
-        raise InputError(f"{option}: {path} holds no rows.")
-
-    def read(used: tuple[str, ...]) -> Iterator[Row]:
-        wanted = [field.name for field in schema if field.name in used or not pa.types.is_nested(field.type)]
-        try:
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(1000, columns=wanted):
-                    yield from batch.to_pylist()
-        except (pa.ArrowException, OSError) as error:
-            raise MlxmathError(f"{path} is damaged: {error}") from None
-
-    return Rows(path.name, split, f"sha256:{sha256(path)}", tuple(schema.names), read, num_rows)
+    revision = f"sha256:{sha256(path)}"
+    return Rows(path.name, split, revision, found.columns, found.read, found.num_rows, False, found.forms, found.place)

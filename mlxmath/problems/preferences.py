@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlxmath.errors import InputError
-from mlxmath.problems.columns import IDS, QUESTIONS, SYSTEMS, Columns, first_of, near
-from mlxmath.problems.conversation import check_order, human_and_assistant, turns_of, with_reasoning
+from mlxmath.problems.columns import Columns
+from mlxmath.problems.conversation import check_order, human_and_assistant, question_of, turns_of, with_reasoning
+from mlxmath.problems.names import CHOSEN, IDS, QUESTIONS, REJECTED, SYSTEMS, first_of, near
 from mlxmath.problems.problem import Message, Problem
 from mlxmath.problems.values import SkippedRowError, text_of
-
-CHOSEN, REJECTED = "chosen", "rejected"
 
 
 def find_pair_columns(available: Sequence[str], question: str | None = None, *, where: str) -> Columns:
@@ -27,8 +26,9 @@ def find_pair_columns(available: Sequence[str], question: str | None = None, *, 
     Raises:
         InputError: `chosen`, `rejected` or the column asked for is absent.
     """
-    absent = [name for name in (CHOSEN, REJECTED) if name not in available]
-    if absent:
+    chosen, rejected = first_of(CHOSEN, available), first_of(REJECTED, available)
+    absent = [names[0] for names, found in ((CHOSEN, chosen), (REJECTED, rejected)) if found is None]
+    if absent or chosen is None:
         raise InputError(
             f"{where}: no column {' and no column '.join(map(repr, absent))} among {', '.join(available) or 'none'}; "
             "expected rows with prompt, chosen and rejected."
@@ -39,11 +39,11 @@ def find_pair_columns(available: Sequence[str], question: str | None = None, *, 
             f"{near(question, available)}"
         )
     return Columns(
-        question or first_of(("prompt", *QUESTIONS), available) or CHOSEN,
-        CHOSEN,
+        question or first_of(("prompt", *QUESTIONS), available) or chosen,
+        chosen,
         id=first_of((*IDS, "prompt_id"), available),
         system=first_of(SYSTEMS, available),
-        rejected=REJECTED,
+        rejected=rejected,
     )
 
 
@@ -53,11 +53,11 @@ def make_pair(row: Mapping[str, Any], columns: Columns, index: int) -> Problem:
     Raises:
         SkippedRowError: a part is empty or is not text, or both completions are the same.
     """
-    chosen, before_chosen = _completion(row.get(CHOSEN), CHOSEN)
-    rejected, before_rejected = _completion(row.get(REJECTED), REJECTED)
+    chosen, before_chosen = _completion(row.get(columns.solution or ""), "chosen")
+    rejected, before_rejected = _completion(row.get(columns.rejected or ""), "rejected")
     if chosen.strip() == rejected.strip():
         raise SkippedRowError("chosen and rejected are the same")
-    prompt = () if columns.question == CHOSEN else _prompt(row.get(columns.question))
+    prompt = () if columns.question == columns.solution else _prompt(row.get(columns.question))
     messages = before_chosen or prompt
     if (before_rejected or prompt) != messages:
         raise SkippedRowError("chosen and rejected answer different conversations")
@@ -67,12 +67,12 @@ def make_pair(row: Mapping[str, Any], columns: Columns, index: int) -> Problem:
     if system and messages[0].role != "system":
         messages = (Message("system", system), *messages)
     if messages[-1].role not in ("user", "tool"):
-        raise SkippedRowError("conversation whose turns do not alternate")
+        raise SkippedRowError("prompt that ends with an answer")
     check_order(messages)
     identifier = None if columns.id is None else row.get(columns.id)
     return Problem(
         id=str(index if identifier is None else identifier),
-        question=next(turn.content for turn in messages if turn.role == "user"),
+        question=question_of(messages),
         solution=chosen,
         rejected=rejected,
         meta={k: v for k, v in row.items() if k not in columns.core and isinstance(v, str | int | float)},

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from mlxmath.config.schema import DataConfig, SourceConfig
@@ -10,11 +11,14 @@ from mlxmath.config.section import DEMO
 from mlxmath.console import warn
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.problems.columns import Columns, SkippedRowError, find_columns, make_problem
+from mlxmath.problems.conversation import CONVERSATIONS
 from mlxmath.problems.filters import FIELDS
+from mlxmath.problems.forms import Forms
 from mlxmath.problems.hub import open_repository
-from mlxmath.problems.local import AbsentError, Row, Rows, chain, is_file_name, open_file, open_path
+from mlxmath.problems.local import AbsentError, Rows, chain, is_file_name, open_file, open_path
 from mlxmath.problems.preferences import find_pair_columns, make_pair
 from mlxmath.problems.problem import Problem
+from mlxmath.problems.readers import Row
 from mlxmath.problems.registry import GENERATIONS, Dataset, known, recognise
 
 DEMO_PROBLEMS = Path(__file__).parents[1] / "demo" / "problems"
@@ -76,7 +80,18 @@ class LoadedProblems:
         read = {*self.columns.used, *(parse_filter(text).field for text in self.source.filters), self.source.balance}
         if dataset is not None:
             read |= {*dataset.signature, *dataset.nested}
+        if self.forms is not None:
+            read |= self.forms.named(self.rows.forms)
         return tuple(name for name in self.rows.columns if name not in read)
+
+    @cached_property
+    def forms(self) -> Forms | None:
+        """How rows that are not in the dataset's form are read; None where the columns were named."""
+        source = self.source
+        named = source.question_column or source.solution_column or source.answer_column
+        if named or source.solutions != "own":
+            return None
+        return Forms(self.columns, self.rows.name, self.solutions_required)
 
     def __iter__(self) -> Iterator[Problem]:
         for _, problem in self.numbered():
@@ -90,7 +105,8 @@ class LoadedProblems:
         nested = self.dataset.nested if self.dataset else ()
         if self.dataset and self.dataset.generations and self.source.solutions != "own":
             nested = (*nested, GENERATIONS)
-        for index, row in enumerate(self.rows.read((*self.columns.used, *nested))):
+        others = CONVERSATIONS if self.forms and self.dataset is None else ()
+        for index, row in enumerate(self.rows.read((*self.columns.used, *nested, *others))):
             for problem in self._problems(row, index):
                 yield index, problem
                 found += 1
@@ -100,27 +116,51 @@ class LoadedProblems:
     def _problems(self, row: Row, index: int) -> Iterable[Problem]:
         """The problems of a row: one, or one a generation."""
         try:
-            if self.columns.rejected:
-                return (make_pair(row, self.columns, index),)
-            required = self.solutions_required and self.source.solutions == "own"
-            if self.dataset:
-                problem = self.dataset.problem(row, index, solution_required=required)
-            else:
-                problem = make_problem(row, self.columns, index, solution_required=required)
+            problem = self._problem(row, index)
         except SkippedRowError as reason:
-            self.skipped[str(reason)] += 1
-            self.first_skipped.setdefault(str(reason), index)
-            return ()
+            return self._skip(str(reason), index)
         if self.source.solutions == "own":
             return (problem,)
         assert self.dataset is not None and self.dataset.generations is not None
         solutions = self.dataset.generations(row)
         if not solutions:
-            self.skipped["no verified generation"] += 1
-            return ()
+            return self._skip("no verified generation", index)
         if self.source.solutions != "all":
             solutions = [min(solutions, key=len) if self.source.solutions == "shortest" else solutions[0]]
         return tuple(replace(problem, solution=solution) for solution in solutions)
+
+    def _skip(self, reason: str, index: int) -> tuple[()]:
+        self.skipped[reason] += 1
+        self.first_skipped.setdefault(reason, index)
+        return ()
+
+    def _problem(self, row: Row, index: int) -> Problem:
+        """The problem of a row, by the dataset's columns or, where they are empty, by the row's own.
+
+        Raises:
+            SkippedRowError: it is none by either.
+        """
+        try:
+            problem = self._made(row, index, self.columns, self.dataset)
+        except SkippedRowError:
+            own = self.forms and self.forms.of(row)
+            if not own:
+                raise
+        else:
+            if problem.answer is not None or self.dataset or not self.forms:
+                return problem
+            own = self.forms.with_answer(row)
+            if not own:
+                return problem
+        return self._made(row, index, own)
+
+    def _made(self, row: Row, index: int, columns: Columns, dataset: Dataset | None = None) -> Problem:
+        if columns.rejected:
+            return make_pair(row, columns, index)
+        required = self.solutions_required and self.source.solutions == "own"
+        if dataset:
+            return dataset.problem(row, index, solution_required=required)
+        return make_problem(row, columns, index, solution_required=required)
 
 
 def load_problems(

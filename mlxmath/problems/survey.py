@@ -34,8 +34,8 @@ class SourceReport:
     """Rows that became problems, or were skipped."""
     skipped: dict[str, int] = field(default_factory=dict)
     """Rows that are no problems, by reason."""
-    first_skipped: dict[str, int] = field(default_factory=dict)
-    """The number of the first such row (from 0), by reason."""
+    first_skipped: dict[str, str] = field(default_factory=dict)
+    """Where the first such row stands, by reason."""
     filtered: dict[str, int] = field(default_factory=dict)
     """Problems left out, by the first condition that they do not meet."""
     repeated: int = 0
@@ -215,7 +215,7 @@ def survey_source(
                 num_clean += name is None
     survey.settle(limit)
     report.filtered, report.skipped = dict(filtered), dict(loaded.skipped)
-    report.first_skipped = dict(loaded.first_skipped)
+    report.first_skipped = {reason: loaded.rows.place(index) for reason, index in loaded.first_skipped.items()}
     report.read += sum(report.skipped.values())
     return survey
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from decimal import Decimal
 from typing import Any
 
 _HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
@@ -25,6 +26,8 @@ def text_of(value: Any, what: str) -> str | None:
         return value
     if value is None:
         return None
+    if isinstance(value, Decimal):
+        return None if value.is_nan() else format(value, "f")
     if isinstance(value, int | float) and not isinstance(value, bool):
         return None if math.isnan(value) else str(value)
     raise SkippedRowError(f"{what} is not text")

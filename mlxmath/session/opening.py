@@ -31,7 +31,7 @@ from mlxmath.problems.prompts import get_template
 from mlxmath.session.material import Material
 from mlxmath.session.paths import absolute_model
 from mlxmath.training import run
-from mlxmath.training.checkpoint import share_adapters, share_checkpoint
+from mlxmath.training.checkpoint import share_adapters, share_checkpoint, with_recorded_targets
 from mlxmath.training.gradients import Gradients, choose_gradients
 from mlxmath.weights.convert import ensure_model
 
@@ -69,18 +69,20 @@ class Session(Generic[M]):
         *,
         keep_start: bool = False,
     ) -> None:
-        self.resolved, self.ranks, self.keep_start = resolved, ranks, keep_start
+        self.ranks, self.keep_start = ranks, keep_start
         self.sections = (*TRAINED_FROM, section) if section else TRAINED_FROM
         for other in resolved.others(self.sections):
             raise InputError(
                 f"the settings of [{other}] have no use in this run, which would ignore them. Leave them out, or use "
                 f"`mlxmath {_COMMANDS.get(other, other)}`; `mlxmath train --dry-run` shows where they are set."
             )
-        self.config = config = resolved.config
+        config = resolved.config
         self.backend, self.device = open_backend(config.runtime, config.training.seed, ranks.num_on_host)
         self.folder, model_folder = Path(config.training.adapter_path), Path(config.model.mlx_path)
         self.template = get_template(config.data.template, config.data.template_file)
         self.checkpoint = share_checkpoint(run.claim(config) if ranks.first else None, ranks)
+        self.resolved = with_recorded_targets(resolved, self.checkpoint)
+        self.config = config = self.resolved.config
         with ranks.in_turn("preparing"):
             self.manifest = ensure_model(config.model)
             self.model_config = read_json(model_folder / "config.json")

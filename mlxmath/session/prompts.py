@@ -16,6 +16,7 @@ from mlxmath.data.holdout import held_out, num_problems, warn_of_shared
 from mlxmath.data.render import encode_prompt
 from mlxmath.errors import InputError
 from mlxmath.evaluation.samples import fingerprint
+from mlxmath.generation.ending import stop_strings
 from mlxmath.generation.engine import load_generation_tokenizer
 from mlxmath.objectives.rollout import Prompt
 from mlxmath.prepare import held_out_config
@@ -33,6 +34,8 @@ class PromptMaterial:
     tokenizer: TokenizerWrapper
     """Knows where an answer in the run's template ends."""
     max_completion_length: int
+    stop: str | None = None
+    """The template's token that ends a turn."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -43,6 +46,13 @@ class PromptMaterial:
     def held_out_fingerprint(self) -> str:
         """See `Material`."""
         return _fingerprint(self.held_out)
+
+    @property
+    def ends(self) -> list[str] | None:
+        """What ends a completion beyond the end-of-text token and the template's end of a turn."""
+        own = {self.tokenizer.eos_token_id, self.tokenizer.convert_tokens_to_ids(self.stop) if self.stop else None}
+        more = sorted(token for token in self.tokenizer.eos_token_ids if token not in own)
+        return [*map(str, self.tokenizer.convert_ids_to_tokens(more)), *stop_strings(self.tokenizer)] or None
 
     @property
     def longest(self) -> int:
@@ -81,7 +91,8 @@ def read_prompts(config: RunConfig, model_folder: Path) -> PromptMaterial:
         say(f"{num_problems(read.questions[held]):,} of {num_problems(read.questions):,} problems are held out")
     else:
         prompts, apart = read.prompts, []
-    return PromptMaterial(prompts, apart, tokenizer, config.grpo.max_completion_length)
+    stop = template.for_tokenizer(tokenizer).stop
+    return PromptMaterial(prompts, apart, tokenizer, config.grpo.max_completion_length, stop)
 
 
 def _fingerprint(prompts: list[Prompt]) -> str:
@@ -111,6 +122,7 @@ def _read(config: RunConfig, data: DataConfig, tokenizer: TokenizerWrapper) -> _
     prompts: list[Prompt] = []
     questions: list[int] = []
     seen: set[str] = set()
+    num_system = 0
     for problem, question in zip(mixture, mixture.questions.tolist(), strict=True):
         answer, text = gold(problem), problem.question.strip()
         if answer is None:
@@ -121,11 +133,14 @@ def _read(config: RunConfig, data: DataConfig, tokenizer: TokenizerWrapper) -> _
             left_out["too long"] += 1
         else:
             seen.add(text)
+            num_system += bool(problem.messages) and problem.messages[0].role == "system"
             questions.append(question)
             prompts.append(Prompt(len(prompts), problem.question, answer, tokens))
     names = ", ".join(str(source) for source in mixture.sources)
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count)
     say(f"{names}: {counted(len(prompts), 'problem')} with a gold answer{f'; left out: {reasons}' if reasons else ''}")
+    if num_system:
+        say(f"the system messages of {counted(num_system, 'problem')} are not asked: the template's prompt is")
     if not prompts:
         raise InputError(
             f"{names}: no problem is left ({reasons or 'it is empty'}; --max-seq-len {data.max_seq_len} leaves {room} "

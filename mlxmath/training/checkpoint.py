@@ -7,7 +7,7 @@ change. It is written whole or not at all.
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,8 +17,9 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxmath.backends.ranks import Ranks
+from mlxmath.config.load import Resolved
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.console import warn
+from mlxmath.console import say, warn
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.files import atomic_folder, atomic_json, link_or_copy, read_json, sha256
 from mlxmath.lora.adapter import WEIGHTS, load_weights, save_arrays, save_weights
@@ -33,7 +34,13 @@ _STATE = "state.json"
 _RANDOM = "random_state"
 HOLD_OUT = "hold-out"
 """The setting that says by which rule problems are held out."""
-_UNSAID = {HOLD_OUT: "by row, so that a held-out problem could be trained on in another row"}
+ENDS = "ends of an answer"
+"""The setting that names what ends a completion of GRPO beyond the tokenizer's and the template's own token."""
+_TARGETS = "lora.targets"
+_UNSAID = {
+    HOLD_OUT: "by row, so that a held-out problem could be trained on in another row",
+    ENDS: "the end-of-text token and the template's end of a turn alone",
+}
 """What runs did whose version did not record these settings."""
 KEEP = 2
 
@@ -129,6 +136,20 @@ def check_settings(checkpoint: Checkpoint, settings: dict[str, Any]) -> None:
         )
 
 
+def with_recorded_targets(resolved: Resolved, checkpoint: Checkpoint | None) -> Resolved:
+    """The settings of a run, with its checkpoint's targets where none are asked for.
+
+    What "unset" means may differ between versions: in 0.1.0 it was q_proj,v_proj whatever the model.
+    """
+    recorded = checkpoint.settings.get(_TARGETS) if checkpoint else None
+    if resolved.config.lora.targets is not None or not isinstance(recorded, list):
+        return resolved
+    say(f"--resume: adapters on {', '.join(recorded)}, as the run began")
+    lora = resolved.config.lora.model_copy(update={"targets": tuple(recorded)})
+    origin = {**resolved.origin, _TARGETS: "checkpoint"}
+    return replace(resolved, config=resolved.config.model_copy(update={"lora": lora}), origin=origin)
+
+
 def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: optim.Optimizer) -> None:
     """Put adapters, optimizer state and random state back."""
     load_weights(model, checkpoint.path / WEIGHTS)
@@ -140,11 +161,11 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: optim.Optimizer
 
 def share_checkpoint(checkpoint: Checkpoint | None, ranks: Ranks) -> Checkpoint | None:
     """Rank 0's checkpoint without its files, for the other ranks."""
-    own = checkpoint and [asdict(checkpoint.position), checkpoint.state]
+    own = checkpoint and [asdict(checkpoint.position), checkpoint.settings, checkpoint.state]
     found = ranks.gather("checkpoint", own)[0]
     if ranks.first or found is None:
         return checkpoint
-    return Checkpoint(Path(), Position(**found[0]), {}, found[1])
+    return Checkpoint(Path(), Position(**found[0]), found[1], found[2])
 
 
 def share_adapters(model: nn.Module, ranks: Ranks) -> None:

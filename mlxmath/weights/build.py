@@ -31,6 +31,7 @@ from mlxmath.weights.quantized import Stored, natural_dtype, stored, unscaled
 from mlxmath.weights.safetensor import Declared, SafetensorsWriter
 from mlxmath.weights.source import Weights, open_weights
 from mlxmath.weights.tensors import TensorRef
+from mlxmath.weights.tokenizer import name_plain_class
 
 SHARD_BYTES = 5_000_000_000
 SPARE_BYTES = 64 << 20
@@ -101,6 +102,7 @@ def build_model(config: ModelConfig, source: Source, *, shard_bytes: int = SHARD
             records, digests = _write_weights(folder, plan.outputs, shard_bytes)
         (folder / "config.json").write_text(json.dumps(plan.config, indent=2) + "\n", encoding="utf-8")
         _copy_companions(source.folder, folder, trust_remote_code=config.trust_remote_code)
+        name_plain_class(folder)
         known = {record.name for record in records}
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             name = path.relative_to(folder).as_posix()
@@ -189,7 +191,8 @@ def _plan(config: ModelConfig, model_config: dict[str, Any], form: Stored, weigh
     outputs = [_output(name, tensor, dtypes[name], chosen.get(name)) for name, tensor in entries.items()]
     outputs.sort(key=lambda output: -DTYPES[output.tensors[0][1]].itemsize)  # keeps every tensor aligned to its type
     if quantized is not None:
-        check_built(output_config, [tensor for output in outputs for tensor in output.tensors], folder)
+        declared = [tensor for output in outputs for tensor in output.tensors]
+        check_built(output_config, declared, folder, asked=config.quantize is not None)
     if made is not None and made.names:
         notes.append(
             f"{len(made.names)} tensors are put together as mlx_lm does on loading, the largest of "

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mlxmath.errors import MlxmathError
+from mlxmath.errors import InputError, MlxmathError
 from mlxmath.files import read_json
 from mlxmath.weights.architecture import Built, architecture, build, shortened
 from mlxmath.weights.configuration import Limit, Translation, check_angles, known_type, translate
@@ -164,15 +164,36 @@ def _build(config: dict[str, Any], tensors: Sequence[Declared], where: Path) -> 
         ) from error
 
 
-def check_built(config: dict[str, Any], tensors: Sequence[Declared], where: Path) -> None:
-    """Make sure that mlx_lm builds a model for tensors that are about to be written.
+def check_built(config: dict[str, Any], tensors: Sequence[Declared], where: Path, *, asked: bool) -> None:
+    """Make sure that mlx_lm builds a model for quantized tensors that are about to be written.
+
+    Args:
+        config: as it will be written.
+        tensors: likewise.
+        where: the source.
+        asked: whether the quantization was asked for; otherwise it is the source's.
 
     Raises:
-        MlxmathError: it does not.
+        InputError: it does not build the model quantized, as was asked.
+        MlxmathError: it does not build the source's.
     """
-    built = _build(config, tensors, where)
-    if built.problems:
-        raise MlxmathError(f"{where}: mlx_lm cannot load this model quantized. Tensors {'; '.join(built.problems)}.")
+    try:
+        built = _build(config, tensors, where)
+        reason = "; ".join(built.problems)
+    except MlxmathError as error:
+        if not asked:
+            raise
+        cause: BaseException = error
+        while cause.__cause__:
+            cause = cause.__cause__
+        reason = str(cause)
+    if reason and asked:
+        raise InputError(
+            f"--quantize: mlx_lm cannot load models of type {config['model_type']!r} quantized ({reason[:300]}); "
+            "convert it without --quantize."
+        )
+    if reason:
+        raise MlxmathError(f"{where}: mlx_lm cannot load this model quantized. Tensors {reason}.")
 
 
 def _check_called(built: Built, config: Mapping[str, Any], where: Path) -> None:

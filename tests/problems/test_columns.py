@@ -126,7 +126,7 @@ def test_conversation() -> None:
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
-        (turns("user", "user", "assistant"), "conversation whose turns do not alternate"),
+        (turns("assistant", "user"), "without a question and an answer"),
         (turns("user", "assistant", "system", "user", "assistant"), "conversation with a system message inside"),
         (turns("user"), "without a question and an answer"),
         (turns("assistant"), "without a question and an answer"),
@@ -139,7 +139,7 @@ def test_conversation() -> None:
         ([{"role": "narrator", "content": "q"}, {"role": "assistant", "content": "a"}], "unknown role 'narrator'"),
         (
             [{"role": "user", "content": "q"}, {"role": "tool", "content": "8"}, {"role": "assistant", "content": "a"}],
-            "alternate",
+            "tool calls and results do not follow one another",
         ),
         (
             [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [{"function": {}}]}],

@@ -1,6 +1,7 @@
 """Conversations with tools, reasoning and weights, in a chat template; and the forms that datasets have them in."""
 
 import json
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -36,6 +37,12 @@ PLAIN = (
 )
 CALL = {"id": "c1", "type": "function", "function": {"name": "calc", "arguments": '{"e": "3+5"}'}}
 TOOLS = [{"type": "function", "function": {"name": "calc", "description": "computes", "parameters": {}}}]
+ALTERNATING = (  # as Gemma's and Mistral's
+    "{% for m in messages %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "<|im_start|>{{ m['role'] + '\n' + m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 Q, A = "Tom has 3 pens and buys 5.", "3 + 5 = 8."
 
 
@@ -154,6 +161,71 @@ def test_an_answer_of_weight_0_is_context() -> None:
         problem_of({"messages": turns[:2]})
 
 
+def said(*turns: str) -> dict[str, Any]:
+    """A row of messages; "u: text" is the user's."""
+    roles = {"u": "user", "a": "assistant", "s": "system", "d": "developer"}
+    return {"messages": [{"role": roles[turn[0]], "content": turn[3:]} for turn in turns]}
+
+
+def written(*turns: str) -> str:
+    """What the tests' templates make of a conversation up to its last answer."""
+    return "".join(f"<|im_start|>{turn}<|im_end|>\n" for turn in turns).removesuffix("\n")
+
+
+def test_neighbours_of_one_role_stay_apart_where_the_template_takes_them_and_are_joined_elsewhere() -> None:
+    problem = problem_of(said("u: Hi", f"u: {Q}", f"a: {A}", "a: Indeed.", "u: Why?", "a: So."))
+    assert (problem.question, problem.solution) == (f"Hi\n\n{Q}", "So.")
+    apart, joins = template_with(PLAIN), template_with(ALTERNATING)
+    assert joined(apart.render(problem)) == written(
+        "user\nHi", f"user\n{Q}", f"assistant\n{A}", "assistant\nIndeed.", "user\nWhy?", "assistant\nSo."
+    )
+    assert targets(apart, problem) == [f"{A}<|im_end|>", "Indeed.<|im_end|>", "So.<|im_end|>"]
+    assert joined(joins.render(problem)) == written(
+        f"user\nHi\n\n{Q}", f"assistant\n{A}\n\nIndeed.", "user\nWhy?", "assistant\nSo."
+    )
+    assert targets(joins, problem) == [f"{A}\n\nIndeed.<|im_end|>", "So.<|im_end|>"]
+    plain = get_template("plain").render(problem_of(said("u: Hi", f"u: {Q}", f"a: {A}")))
+    assert f"Hi\n\n{Q}" in plain[0].text and plain[1].text == A
+
+
+def test_answers_one_after_the_other_of_which_one_is_not_learned() -> None:
+    row = said(f"u: {Q}", "a: WRONG", f"a: {A}")
+    row["messages"][1]["weight"] = 0
+    assert targets(template_with(PLAIN), problem_of(row)) == [f"{A}<|im_end|>"]
+    with pytest.raises(SkippedRowError, match="one after the other, of which not all are learned"):
+        template_with(ALTERNATING).render(problem_of(row))
+
+
+@pytest.mark.parametrize("system", [(), ("s: Be brief.",)])
+def test_what_an_assistant_says_before_it_is_asked_is_context(system: tuple[str, ...]) -> None:
+    problem = problem_of(said(*system, "a: Hello, what can I do?", f"u: {Q}", f"a: {A}"))
+    assert (problem.question, problem.solution) == (Q, A)
+    template = template_with(PLAIN)
+    assert targets(template, problem) == [f"{A}<|im_end|>"]
+    assert "<|im_start|>assistant\nHello, what can I do?<|im_end|>" in joined(template.render(problem))
+    with pytest.raises(SkippedRowError, match="that an assistant opens, which the chat template does not take"):
+        template_with(ALTERNATING).render(problem)
+    with pytest.raises(SkippedRowError, match="need the chat template"):
+        get_template("plain").render(problem)
+
+
+def test_system_messages_at_the_start_are_one_and_inside_are_none() -> None:
+    problem = problem_of(said("s: Be brief.", "d: Be kind.", f"u: {Q}", f"a: {A}"))
+    assert problem.messages[0] == Message("system", "Be brief.\n\nBe kind.")
+    with pytest.raises(SkippedRowError, match="a system message inside"):
+        problem_of(said(f"u: {Q}", "s: Be brief.", f"a: {A}"))
+
+
+def test_turns_that_the_template_refuses_cost_their_row_and_not_the_run() -> None:
+    only_one = "{% if messages | length > 2 %}{{ raise_exception('one question only') }}{% endif %}" + PLAIN
+    template = template_with(only_one)
+    assert targets(template, problem_of(said(f"u: {Q}", f"a: {A}"))) == [f"{A}<|im_end|>"]
+    with pytest.raises(SkippedRowError, match="whose turns the chat template refuses"):
+        template.render(problem_of(said(f"u: {Q}", f"a: {A}", "u: Why?", "a: So.")))
+    with pytest.raises(InputError, match="--template chat: .* refuses .* choose another template"):
+        template.prompt(Q, [(Q, A)])
+
+
 @pytest.mark.parametrize(
     "row",
     [
@@ -171,13 +243,116 @@ def test_an_answer_of_weight_0_is_context() -> None:
         {"question": Q, "rationale": A, "answer": "8"},
         {"question": Q, "cot": A, "answer": "8"},
         {"prompt": Q, "messages": [{"role": "user", "content": Q}, {"role": "assistant", "content": A}]},
+        {"messages": {"role": ["user", "assistant"], "content": [Q, A]}},
+        {"conversation": [{"input": Q, "output": A}]},
+        {"conversation": [{"human": Q, "assistant": A}]},
+        {"messages": [{"role": "user", "content": {"type": "text", "text": Q}}, {"role": "assistant", "content": A}]},
+        {"prompt": json.dumps([{"role": "user", "content": Q}]), "completion": A},
+        {"Problem Statement": Q, "generatedSolution": A, "Final Answer": "8"},
+        {" question ": Q, "answer": "8", "Solution": A},
+        {"inputs": Q, "targets": A},
+        {"problem": Q, "solution": A, "answer": Decimal("8")},
+        {"problem": Q, "solution": A, "answer": {"value": "8", "aliases": ["eight"]}},
+        {"problem": Q, "solution": A, "reward_model": '{"ground_truth": "8", "style": "rule"}'},
     ],
 )  # fmt: skip
 def test_forms_of_the_same_problem(row: dict[str, Any]) -> None:
     problem = problem_of(row)
     assert (problem.question, problem.solution) == (Q, A)
-    if "answer" in row:
+    if {"answer", "Final Answer", "reward_model"} & set(row):
         assert problem.answer == "8"
+
+
+@pytest.mark.parametrize(
+    ("columns", "question", "answer"),
+    [
+        ({"options": ["A)7", "B)8"], "correct": "B"}, f"{Q}\nA) 7\nB) 8", "B"),
+        ({"choices": ["7", "8"], "answer": 1}, f"{Q}\nA) 7\nB) 8", "B"),
+        ({"choices": ["7", "8"], "answer": 8}, f"{Q}\nA) 7\nB) 8", "8"),
+        ({"choices": {"text": ["7", "8"], "label": ["1", "2"]}, "answerKey": "2"}, f"{Q}\n1) 7\n2) 8", "2"),
+        ({"options": {"A": "7", "B": "8"}, "answer_idx": "B"}, f"{Q}\nA) 7\nB) 8", "B"),
+        ({"options": "a ) 7 , b ) 8", "answer": "b"}, f"{Q}\nOptions: a ) 7 , b ) 8", "b"),
+    ],
+)
+@pytest.mark.parametrize("worked", [{"rationale": A}, {}])
+def test_options_belong_to_the_question(columns: dict[str, Any], question: str, answer: str, worked: Any) -> None:
+    row = {"question": Q, **columns, **worked}
+    found = find_columns(list(row), where="rows", solution_required=bool(worked))
+    problem = make_problem(row, found, 0, solution_required=bool(worked))
+    assert (problem.question, gold(problem)) == (question, answer)
+    assert "correct" not in find_columns(["problem", "solution", "correct"], where="rows").used
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"verification_info": '{"ground_truth": "8"}'},
+        {"extra_info": {"index": 3, "answer": "8"}},
+        {"answer": {"text": ["8"], "answer_start": [4]}},
+        {"answerNumber": 8.0, "metadata": "none"},
+    ],
+)
+def test_an_answer_in_other_places(columns: dict[str, Any]) -> None:
+    row = {"problem": Q, **columns}
+    found = find_columns(list(row), where="rows", solution_required=False)
+    assert float(gold(make_problem(row, found, 0, solution_required=False)) or "nan") == 8
+    for metadata in ("from a book", {"book": 3}, '{"book": 3}', {"text": "chapter one", "value": 3}):
+        row = {"problem": Q, "solution": "It depends.", "metadata": metadata}
+        assert problem_of(row).answer is None
+
+
+def test_a_message_that_names_its_user_has_no_role() -> None:
+    with pytest.raises(SkippedRowError, match="messages without a role"):
+        problem_of({"messages": [{"user": "alice", "text": Q}, {"user": "bob", "text": A}]})
+    assert problem_of({"user": "alice", "text": Q}).is_text
+
+
+def test_an_empty_answer_is_not_learned() -> None:
+    row = said(f"u: {Q}", "a: ", "u: Again.", f"a: {A}")
+    assert targets(template_with(PLAIN), problem_of(row)) == [f"{A}<|im_end|>"]
+    with pytest.raises(SkippedRowError):
+        problem_of(said(f"u: {Q}", "a: "))
+
+
+def test_an_answer_that_is_no_single_text_costs_the_answer_and_not_the_row() -> None:
+    for answer in (["7", "8"], True, "half \ud83d"):
+        problem = problem_of({"problem": Q, "solution": "It depends.", "answer": answer})
+        assert (problem.solution, problem.answer) == ("It depends.", None)
+
+
+def test_a_question_to_be_answered() -> None:
+    for row in (said("s: Be brief.", f"u: {Q}"), {"prompt": said(f"u: {Q}")["messages"]}):
+        row["answer"] = "8"
+        columns = find_columns(list(row), where="rows", solution_required=False)
+        problem = make_problem(row, columns, 0, solution_required=False)
+        assert (problem.question, gold(problem)) == (Q, "8")
+    row = said(f"u: {Q}", f"a: {A}", "u: And 3 more?") | {"answer": "11"}
+    columns = find_columns(list(row), where="rows", solution_required=False)
+    with pytest.raises(SkippedRowError, match="several turns, not one question"):
+        make_problem(row, columns, 0, solution_required=False)
+
+
+def test_reasoning_and_weights_by_their_other_names() -> None:
+    parts = [{"type": "thinking", "thinking": "I add."}, {"type": "text", "text": A}]
+    turns = [
+        {"role": "user", "content": Q},
+        {"role": "assistant", "content": "WRONG", "train": False},
+        {"role": "user", "content": "Again.", "weight": None},
+        {"role": "assistant", "content": "WRONG too", "loss": False, "tool_calls": None},
+        {"role": "user", "content": "Once more."},
+        {"role": "assistant", "content": parts, "loss": True},
+    ]
+    (target,) = targets(template_with(PLAIN), problem_of({"messages": turns}))
+    assert target == f"<think>\nI add.\n</think>\n\n{A}<|im_end|>"
+
+
+def test_a_text_column_in_capitals() -> None:
+    assert problem_of({"Text": Q}).is_text
+
+
+def test_a_problem_that_is_json_stays_text() -> None:
+    for text in ('[{"x": 1}]', "[{broken}]", '{"value": 3}'):
+        assert problem_of({"problem": text, "solution": A}).question == text
 
 
 def test_what_belongs_to_the_problem() -> None:

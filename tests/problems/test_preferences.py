@@ -31,6 +31,7 @@ def read(path: Path, **settings: Any) -> tuple[list[Problem], dict[str, int]]:
     "row",
     [
         {"prompt": "q", "chosen": "good", "rejected": "bad"},
+        {"Prompt": "q", "Chosen Response": "good", "Rejected Response": "bad"},
         {"question": "q", "chosen": "good", "rejected": "bad", "answer": "1"},
         {"problem": "q", "chosen": "good", "rejected": "bad", "solution": "other"},
         {"prompt": [user("q")], "chosen": [assistant("good")], "rejected": [assistant("bad")]},
@@ -79,9 +80,15 @@ def test_unusable_rows_are_counted_by_reason(tmp_path: Path) -> None:
         "chosen and rejected are the same": 1, "empty chosen completion": 1, "empty rejected completion": 1,
         "empty prompt": 1, "chosen completion is not text": 1,
         "chosen conversation that does not end with an answer": 1,
-        "chosen and rejected answer different conversations": 1, "conversation whose turns do not alternate": 1,
+        "chosen and rejected answer different conversations": 1, "prompt that ends with an answer": 1,
         "messages without a role": 1,
     }  # fmt: skip
+
+
+def test_pairs_are_not_trained_on_as_solutions(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
+    with pytest.raises(InputError, match="pairs of completions .* are for `mlxmath dpo`"):
+        load_problems(DataConfig(dataset=str(path)))
 
 
 def test_missing_columns_are_one_clear_error(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Datasets of every origin, and one clear error for everything that can be wrong with them."""
 
+import bz2
+import gzip
 import json
 import re
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 
 from mlxmath.config.schema import DataConfig
 from mlxmath.errors import InputError, MlxmathError
+from mlxmath.problems.forms import BARE_ANSWER
 from mlxmath.problems.sources import load_problems
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -49,7 +52,14 @@ def test_demo() -> None:
 def test_every_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text(json.dumps(ROWS))
     (tmp_path / "object.json").write_text(json.dumps({"version": 1, "data": ROWS}))
+    (tmp_path / "columns.json").write_text(json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]}))
+    numbered = {name: {str(i): row[name] for i, row in enumerate(ROWS)} for name in ROWS[0]}
+    (tmp_path / "pandas.json").write_text(json.dumps(numbered))
+    (tmp_path / "by_id.json").write_text(json.dumps({str(i): row for i, row in enumerate(ROWS)}))
     paths = [
+        tmp_path / "columns.json",
+        tmp_path / "pandas.json",
+        tmp_path / "by_id.json",
         write_lines(tmp_path / "a.jsonl", ROWS),
         write_lines(tmp_path / "lines.json", ROWS),
         tmp_path / "list.json",
@@ -120,7 +130,12 @@ def test_nested_parquet_columns_are_read_only_if_used(tmp_path: Path) -> None:
         ("a.json", "[1]", MlxmathError, "row 1: expected a JSON object, found a number"),
         ("a.json", '{"a": 1}', MlxmathError, "expected a JSON list of rows, found an object"),
         ("a.parquet", "PAR1", MlxmathError, "not a readable parquet file"),
-        ("a.csv", "a,b", InputError, r"is not a \.jsonl, \.json, \.parquet file"),
+        ("a.txt", "a,b", InputError, r"is not a \.jsonl, \.json, .* file"),
+        ("a.csv", "problem,solution", InputError, "holds no rows"),
+        ("a.csv", "problem,solution\nq,s\nq,s,t\n", MlxmathError, r"a\.csv:3: .* found 3 cells"),
+        ("a.csv", 'problem,solution\nq,"s\n', MlxmathError, r"a\.csv:2: .* found unexpected end"),
+        ("a.jsonl.gz", "plain", MlxmathError, r"a\.jsonl\.gz cannot be read to its end"),
+        ("a.arrow", "ARROW", MlxmathError, "is not a readable Arrow file"),
         ("a.jsonl", '{"x": 1}', InputError, "no column for the problem among x; name it with --question-column"),
     ],
 )
@@ -144,7 +159,7 @@ def test_no_such_file_and_folder(tmp_path: Path) -> None:
         load_problems(config(tmp_path / "a.jsonl"))
     with pytest.raises(InputError, match=r"data/train\.jsonl does not exist"):
         load_problems(config("data/train.jsonl"))
-    with pytest.raises(InputError, match=r"is a folder without any \.jsonl, \.json, \.parquet file"):
+    with pytest.raises(InputError, match=r"is a folder without any \.jsonl, \.json, .* file"):
         load_problems(config(tmp_path))
 
 
@@ -166,6 +181,106 @@ def test_folder_with_splits(tmp_path: Path) -> None:
     write_lines(tmp_path / "dev.jsonl", ROWS)
     with pytest.raises(InputError, match="has no split 'train', but dev, test"):
         load_problems(config(tmp_path))
+
+
+def test_tables_of_text_and_compressed_files(tmp_path: Path) -> None:
+    csv = 'problem,solution,answer\r\n"q, ""0""\nmore",s0,007\r\n\r\nq1,s1,1\r\n'
+    expected = [('q, "0"\nmore', "s0", "007"), ("q1", "s1", "1")]
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + csv.encode())
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(csv.encode()))
+    (tmp_path / "b.csv").write_text('problem;solution;answer\n"q, ""0""\nmore";s0;007\nq1;s1;1\n')
+    (tmp_path / "a.tsv").write_text("problem\tsolution\tanswer\nq,\ts\t1\n")
+    for name in ("a.csv", "a.csv.gz", "b.csv"):
+        assert [(p.question, p.solution, p.answer) for p in load_problems(config(tmp_path / name))] == expected
+    assert [p.question for p in load_problems(config(tmp_path / "a.tsv"))] == ["q,"]
+    whole = write_lines(tmp_path / "a.jsonl", ROWS)
+    (tmp_path / "z.jsonl.gz").write_bytes(gzip.compress(whole.read_bytes()))
+    (tmp_path / "z.json.bz2").write_bytes(bz2.compress(json.dumps(ROWS).encode()))
+    for name in ("z.jsonl.gz", "z.json.bz2"):
+        assert list(load_problems(config(tmp_path / name))) == list(load_problems(config(whole)))
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(whole.read_bytes())[:-9])
+    with pytest.raises(MlxmathError, match=r"cut\.jsonl\.gz cannot be read to its end: Truncated"):
+        list(load_problems(config(tmp_path / "cut.jsonl.gz")))
+
+
+def test_what_datasets_saves_to_disk(tmp_path: Path) -> None:
+    import datasets
+
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    data = datasets.Dataset.from_list([{"messages": messages}] * 3)
+    data.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": data, "test": data.select([0])}).save_to_disk(tmp_path / "two")
+    for name in ("one", "two"):
+        problems = load_problems(config(tmp_path / name))
+        assert [(p.question, p.solution) for p in problems] == [("q", "a")] * 3
+        assert problems.num_rows == 3
+    assert len(list(load_problems(config(tmp_path / "two", split="test")))) == 1
+    (tmp_path / "three" / "train").mkdir(parents=True)
+    write_lines(tmp_path / "three" / "train" / "part-1.jsonl", ROWS[:2])
+    write_lines(tmp_path / "three" / "train" / "part-2.jsonl", ROWS[2:])
+    assert [p.question for p in load_problems(config(tmp_path / "three"))] == [f"q{i}" for i in range(5)]
+
+
+def test_columns_that_come_late_count(tmp_path: Path) -> None:
+    late = [{"problem": f"p{i}"} for i in range(120)] + [{"problem": "p", "solution": "s", "level": "3"}]
+    problems = load_problems(config(write_lines(tmp_path / "a.jsonl", late), filters=("level = 3",)))
+    assert [(p.question, p.solution) for p in problems] == [("p", "s")]
+    assert problems.skipped == {"empty solution": 120}
+    assert problems.rows.place(problems.first_skipped["empty solution"]) == "line 1"
+    alpaca = [{"instruction": f"i{i}", "output": "o"} for i in range(120)]
+    alpaca += [{"instruction": "Solve it.", "input": "q", "output": "o"}]
+    assert list(load_problems(config(write_lines(tmp_path / "b.jsonl", alpaca))))[-1].question == "Solve it.\n\nq"
+
+
+MIXED: list[dict[str, Any]] = [
+    {"problem": "q", "solution": "s"},
+    {"question": "q", "answer": "worked\n#### 8"},
+    {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+    {"instruction": "Solve it.", "input": "q", "output": "o"},
+    {"problem": "q", "answer": "8"},
+    {"question": "q", "answer": 8},
+    {"foo": "q"},
+]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_rows_in_another_known_form_are_read_for_what_they_are(tmp_path: Path, kind: str) -> None:
+    if kind == "jsonl":
+        path = write_lines(tmp_path / "a.jsonl", MIXED)
+    else:
+        names = {name for row in MIXED for name in row}
+        rows = [{name: row.get(name) for name in sorted(names)} for row in MIXED]
+        path = write_parquet(
+            tmp_path / "a.parquet", [{**row, "answer": row["answer"] and str(row["answer"])} for row in rows]
+        )
+    problems = load_problems(config(path))
+    assert [(p.id, p.question, p.solution) for p in problems] == [
+        ("0", "q", "s"), ("1", "q", "worked\n#### 8"), ("2", "q", "a"), ("3", "Solve it.\n\nq", "o"),
+    ]  # fmt: skip
+    assert problems.skipped == {BARE_ANSWER: 2, "empty problem": 1}
+    first = {reason: problems.rows.place(index) for reason, index in problems.first_skipped.items()}
+    word = "line" if kind == "jsonl" else "row"
+    assert first == {BARE_ANSWER: f"{word} 5", "empty problem": f"{word} 7"}
+    if kind == "jsonl":
+        assert problems.unused == ("foo",)
+
+
+def test_an_answer_in_another_column_than_the_other_rows_have_it(tmp_path: Path) -> None:
+    rows = [{"problem": "q", "answer": "7", "solution": "s"}, {"problem": "q", "ground_truth": "8", "solution": "s"}]
+    assert [p.answer for p in load_problems(config(write_lines(tmp_path / "a.jsonl", rows)))] == ["7", "8"]
+    assert [p.answer for p in load_problems(config(tmp_path / "a.jsonl", answer_column="answer"))] == ["7", None]
+
+
+def test_pairs_with_prompts_of_several_names(tmp_path: Path) -> None:
+    rows = [{name: "q", "chosen": "a", "rejected": "b"} for name in ("prompt", "question")]
+    problems = load_problems(config(write_lines(tmp_path / "a.jsonl", rows)), pairs=True)
+    assert [(p.question, p.solution) for p in problems] == [("q", "a")] * 2
+
+
+def test_a_row_without_verified_generation_is_named(tmp_path: Path) -> None:
+    row = {"problem": "q", "solution": "s", "generations": ["g"], "correctness_math_verify": [False]}
+    problems = load_problems(config(write_lines(tmp_path / "a.jsonl", [row]), solutions="all"))
+    assert not list(problems) and problems.first_skipped == {"no verified generation": 0}
 
 
 @pytest.mark.parametrize("option", ["split", "dataset_config", "dataset_revision"])

@@ -1,0 +1,108 @@
+"""Tokenizer files whose named class makes transformers cut text otherwise than tokenizer.json says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mlxmath.console import say
+from mlxmath.errors import MlxmathError
+from mlxmath.files import atomic_write, read_json
+
+SETTINGS = "tokenizer_config.json"
+PLAIN_CLASS = "PreTrainedTokenizerFast"
+"""The class with which transformers takes tokenizer.json as it is."""
+_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_BEHAVIOUR = (
+    "padding_side",
+    "truncation_side",
+    "model_max_length",
+    "model_input_names",
+    "clean_up_tokenization_spaces",
+)
+_PROBE = "Tom has 12 pens.\n\nHe buys  $3.50 more: \\frac{1}{2}, it's é中."
+
+
+def keep_cuts(tokenizer: Any, folder: Path) -> str | None:
+    """Give a tokenizer the normalizer and pre-tokenizer of its tokenizer.json, where its class put others in.
+
+    Returns:
+        The name of that class; None where nothing was changed.
+    """
+    inner = getattr(tokenizer, "_tokenizer", None)  # of mlx_lm's wrapper
+    owner = inner if hasattr(inner, "backend_tokenizer") else tokenizer
+    backend, file = getattr(owner, "backend_tokenizer", None), folder / "tokenizer.json"
+    if backend is None or not file.is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    found, written = json.loads(backend.to_str()), json.loads(file.read_text(encoding="utf-8"))
+    if all(found.get(part) == written.get(part) for part in ("normalizer", "pre_tokenizer")):
+        return None
+    own = Tokenizer.from_file(str(file))
+    own_parts = json.loads(own.to_str())  # as this version of tokenizers writes it
+    if all(found.get(part) == own_parts.get(part) for part in ("normalizer", "pre_tokenizer")):
+        return None
+    backend.normalizer, backend.pre_tokenizer = own.normalizer, own.pre_tokenizer
+    return type(owner).__name__
+
+
+def name_plain_class(folder: Path) -> None:
+    """Where a tokenizer's class puts other cuts in, name the plain class instead, with which tokenizer.json counts.
+
+    What the class adds by itself (special tokens, the side of padding, a beginning-of-text token) is written down with
+    it. The file stays as it is if anything but the cuts would be another with the plain class, or if the tokenizer is
+    the source's own code.
+    """
+    path = folder / SETTINGS
+    try:
+        settings = read_json(path)
+        if not (folder / "tokenizer.json").is_file() or settings.get("tokenizer_class") == PLAIN_CLASS:
+            return
+        if settings.get("auto_map"):
+            return
+        named = _load(folder)
+    except (MlxmathError, OSError, ValueError, KeyError, TypeError, AttributeError, ImportError):
+        return  # whoever reads the folder is told what is wrong with it
+    if keep_cuts(named, folder) is None:
+        return
+    own = {name: getattr(named, name) for name in (*_TOKENS, *_BEHAVIOUR) if getattr(named, name, None) is not None}
+    bos, eos = (getattr(named, f"{name}_token", None) for name in ("bos", "eos"))
+    ids = named.encode("a")
+    ends = {"add_bos_token": named.convert_tokens_to_ids(bos) == ids[0] if bos else False,
+            "add_eos_token": named.convert_tokens_to_ids(eos) == ids[-1] if eos else False}  # fmt: skip
+    for more in ({}, ends):
+        _write(path, {**own, **settings, **more, "tokenizer_class": PLAIN_CLASS})
+        try:
+            differing = _differing(named, _load(folder))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            differing = ["all"]
+        if not differing:
+            say(
+                f"  tokenizer_config.json names {PLAIN_CLASS} instead of {settings.get('tokenizer_class')}, with which "
+                "transformers cuts text otherwise than tokenizer.json says"
+            )
+            return
+    _write(path, settings)
+
+
+def _load(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+
+
+def _differing(named: Any, plain: Any) -> list[str]:
+    """In what two tokenizers are not alike; the first has the cuts of tokenizer.json already."""
+    compared = {
+        **{name: (getattr(named, name, None), getattr(plain, name, None)) for name in (*_TOKENS, *_BEHAVIOUR)},
+        "chat_template": (named.chat_template, plain.chat_template),
+        "special tokens": (named.all_special_ids, plain.all_special_ids),
+        "added tokens": (str(named.added_tokens_decoder), str(plain.added_tokens_decoder)),
+        "ids": (named.encode(_PROBE), plain.encode(_PROBE)),
+        "text": (named.decode(named.encode(_PROBE)), plain.decode(plain.encode(_PROBE))),
+    }
+    return [name for name, (one, other) in compared.items() if one != other]
+
+
+def _write(path: Path, settings: dict[str, Any]) -> None:
+    atomic_write(path, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
