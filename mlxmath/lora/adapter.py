@@ -22,6 +22,8 @@ CONFIG = "adapter_config.json"
 REWARD_MODEL = "reward_model"
 """Key of adapter_config.json: true if the weights hold a score head too."""
 _MAX_RANK = 65_536
+_MAX_SCALE = 1e6
+_PEFT = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Form:
         keys = parameters.get("keys")
         if not 1 <= rank <= _MAX_RANK:
             raise _senseless(path, "rank", f"a whole number from 1 to {_MAX_RANK:,}", rank)
+        if not abs(scale) <= _MAX_SCALE:
+            raise _senseless(path, "scale", f"a number of at most {_MAX_SCALE:,.0f}", scale)
         if not 0 <= dropout < 1:
             raise _senseless(path, "dropout", "a number from 0 to below 1", dropout)
         if keys is not None and not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
@@ -194,6 +198,8 @@ def read_reward_model(folder: Path, base_fingerprint: str | None = None) -> dict
 
 def _read(folder: Path, base_fingerprint: str | None) -> dict[str, Any]:
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        if found := _of_peft(folder):
+            raise MlxmathError(found)
         absent = CONFIG if not (folder / CONFIG).is_file() else WEIGHTS
         raise MlxmathError(
             f"{folder} holds no adapter: {absent} is missing. Train one (`mlxmath train`), name another folder "
@@ -207,6 +213,17 @@ def _read(folder: Path, base_fingerprint: str | None) -> dict[str, Any]:
             f"{made_for}) than the one loaded (fingerprint {base_fingerprint}). Choose the matching --mlx-path."
         )
     return record
+
+
+def _of_peft(folder: Path) -> str | None:
+    """What to say of an adapter in PEFT's form, which neither mlx_lm nor this program reads; None if it is not one."""
+    name = next((name for name in _PEFT if (folder / name).is_file()), None)
+    if name is None:
+        return None
+    return (
+        f"{folder} holds an adapter in PEFT's form ({name}), not in mlx_lm's ({WEIGHTS}). Merge it into its base with "
+        "PEFT (merge_and_unload, save_pretrained), and give the merged model as --model."
+    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -233,6 +250,8 @@ def load_initial(model: nn.Module, folder: Path, wanted: dict[str, Any]) -> None
         MlxmathError: a file is damaged, or a tensor missing, extra or misshapen.
     """
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        if theirs := _of_peft(folder):
+            raise InputError(f"--init-adapter: {theirs}")
         raise InputError(f"--init-adapter: {folder} holds no adapter; expected {CONFIG} and {WEIGHTS}.")
     found = read_config(folder)
     differences = _differences(
@@ -287,6 +306,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
         f"{name} has shape {tuple(found[name].shape)}, expected {tuple(array.shape)}"
         for name, array in expected.items()
         if name in found and found[name].shape != array.shape
+    ]
+    problems += [
+        f"{name} holds {array.dtype}, expected floating-point numbers"
+        for name, array in found.items()
+        if name in expected and not mx.issubdtype(array.dtype, mx.floating)
     ]
     if problems:
         shown = "\n  ".join(problems[:20])

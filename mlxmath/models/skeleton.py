@@ -14,6 +14,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path
 
 from mlxmath.errors import InputError, MlxmathError
+from mlxmath.weights.configuration import known_type, translate
 
 _LIMITS = {
     r"layers?$|blocks$|^depth$|^n_layer": 10_000,
@@ -43,6 +44,10 @@ def skeleton(config: Mapping[str, Any], dtype: str, quantize: int | None = None,
         MlxmathError: config.json describes no model that mlx_lm can build.
     """
     check_sizes(config)
+    if name := known_type(
+        str(config.get("model_type"))
+    ):  # in the words that mlx_lm reads, as a conversion will have it
+        config = translate({**config, "model_type": name}).config
     model = _built(config)
     _tie(model, config)
     if (settings := stored_settings(config)) is not None:

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -91,7 +91,7 @@ class Architecture:
 
     Attributes:
         name: of the module.
-        fields: what it reads of config.json -> whether that must be there.
+        fields: what it declares of config.json -> whether that must be there.
         source: text of the module, and of the models which it is made of.
     """
 
@@ -100,8 +100,13 @@ class Architecture:
     source: str
 
     def reads(self, *names: str) -> bool:
-        """Whether it reads one of these settings."""
-        return any(name in self.fields for name in names)
+        """Whether it reads one of these settings; one that is declared and mentioned nowhere else is not."""
+        return any(name in self.fields and name in self._mentioned for name in names)
+
+    @cached_property
+    def _mentioned(self) -> frozenset[str]:
+        lines = [line for line in self.source.splitlines() if not re.match(r"\s*(#|\w+: )", line)]
+        return frozenset(re.findall(r"\w+", "\n".join(lines)))
 
 
 @cache
@@ -116,32 +121,33 @@ def architecture(model_type: str, outer: str | None = None) -> Architecture | No
     path = _source_path(name) if name else None
     if not name or path is None:
         return None
+    texts = _sources(name)
     with mlx_lm_alone():
-        module = import_model(name)
-        found = [value for value in vars(module).values() if inspect.isclass(value) and is_dataclass(value)]
         if module_name(model_type):
-            found = [module.ModelArgs]
-        known = {
-            field.name: field.default is MISSING and field.default_factory is MISSING
-            for value in found
-            for field in fields(value)
-        }
-    if not module_name(model_type):
-        known = dict.fromkeys(known, False)  # several classes: which one must have what is its own affair
-    return Architecture(name, known, _text(name))
+            found = [import_model(name).ModelArgs]
+        else:
+            values = [value for each in texts for value in vars(import_model(each)).values()]
+            found = [value for value in values if inspect.isclass(value) and is_dataclass(value)]
+        known: dict[str, bool] = {}
+        for field in (field for value in found for field in fields(value)):
+            is_needed = field.default is MISSING and field.default_factory is MISSING
+            known[field.name] = is_needed and known.get(field.name, True)  # of several classes: by each that has it
+    return Architecture(name, known, "".join(texts.values()))
 
 
-def _text(name: str, seen: frozenset[str] = frozenset()) -> str:
-    """A model's source, and that of the models which it is made of."""
-    path = _source_path(name)
-    if path is None or name in seen or name in _SHARED:
-        return ""
-    text = path.read_text(encoding="utf-8")
-    parts = [*re.findall(r"^from \.(\w+) import", text, re.M)]
-    parts += [
-        part.strip() for found in re.findall(r"^from \. import ([\w, ]+)", text, re.M) for part in found.split(",")
-    ]
-    return text + "".join(_text(part, seen | {name}) for part in parts)
+def _sources(name: str) -> dict[str, str]:
+    """The texts of a model's module and of those of the models which it is made of, by name."""
+    texts: dict[str, str] = {}
+    names = [name]
+    while names:
+        path = _source_path(each := names.pop(0))
+        if path is None or each in texts or each in _SHARED:
+            continue
+        texts[each] = path.read_text(encoding="utf-8")
+        names += re.findall(r"^from \.(\w+) import", texts[each], re.M)
+        for found in re.findall(r"^from \. import ([\w, ]+)", texts[each], re.M):
+            names += [part.strip() for part in found.split(",")]
+    return texts
 
 
 def import_model(name: str) -> ModuleType:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from mlxmath.errors import MlxmathError
-from mlxmath.weights.architecture import Architecture, architecture, module_name
+from mlxmath.weights.architecture import Architecture, Built, architecture, module_name
+from mlxmath.weights.rotary import angles, built_otherwise, kind_of
 
 _SYNONYMS = (
     ("hidden_size", "d_model", "n_embd", "block_dim"),
@@ -38,9 +39,21 @@ _SYNONYMS = (
 
 _FIXED = {
     "rope_scaling": None, "attention_bias": False, "mlp_bias": False, "qk_norm": True, "post_norm": False,
-    "moe_layer_freq": 1, "topk_method": "noaux_tc", "scoring_func": "sigmoid",
+    "moe_layer_freq": 1, "topk_method": "noaux_tc", "scoring_func": "sigmoid", "partial_rotary_factor": 1.0,
+    "first_k_dense_replace": 0,
 }  # fmt: skip
 """What transformers does not write, since there it is part of the architecture; only for what mlx_lm must be told."""
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "attn_logit_softcapping": (None,), "final_logit_softcapping": (None,), "clip_qkv": (None,),
+    "embedding_multiplier": (None, 1), "residual_multiplier": (None, 1), "logits_scaling": (None, 1),
+    "logit_scale": (None, 1), "scale_attn_weights": (None, True), "scale_attn_by_inverse_layer_idx": (None, False),
+    "swiglu_limit": (None, 7.0),
+}  # fmt: skip
+"""Settings that transformers obeys wherever they are, and the values with which a model does as if it had none.
+
+mlx_lm's gpt-oss limits SwiGLU to 7 in any case.
+"""
 
 _ACTIVATIONS = {
     "silu": r"silu|swiglu|swish|Switch(GLU|MLP)\(",
@@ -105,9 +118,11 @@ def translate(config: Mapping[str, Any]) -> Translation:
         try:
             _name(part, arch)
             _rope(part, arch, notes, limits)
+            _fill(part, arch)
             _layers(part, arch)
             _window(part, arch, limits)
             _activation(part, arch, notes)
+            _unread(part, arch)
         except (TypeError, ValueError, ZeroDivisionError, OverflowError, AttributeError) as error:
             raise MlxmathError(f"config.json holds a setting of the wrong type or size: {error}.") from error
     for limit in limits:
@@ -116,17 +131,26 @@ def translate(config: Mapping[str, Any]) -> Translation:
 
 
 def _name(config: dict[str, Any], arch: Architecture) -> None:
-    """Give settings the names under which they are read, and those that have one value only that value."""
+    """Give settings the names under which they are read."""
     for names in _SYNONYMS:
         values = [config[name] for name in names if config.get(name) is not None]
         for name in names:
-            if values and config.get(name) is None and arch.reads(name):
+            if values and config.get(name) is None and name in arch.fields:
                 config[name] = values[0]
     if arch.fields.get("head_dim") and config.get("head_dim") is None and config.get("num_attention_heads"):
         config["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
+
+
+def _fill(config: dict[str, Any], arch: Architecture) -> None:
+    """Say what mlx_lm must be told and transformers does not write."""
     for name, is_needed in arch.fields.items():
-        if is_needed and name not in config and name in _FIXED:
-            config[name] = _FIXED[name]
+        if is_needed and name not in config and (name in _FIXED or not arch.reads(name)):
+            config[name] = _FIXED.get(name)  # nothing, for what is asked for and never looked at
+    if arch.fields.get("intermediate_size") and "intermediate_size" not in config:  # all blocks are mixtures
+        config["intermediate_size"] = config.get("moe_intermediate_size")
+    kinds = config.get("mlp_layer_types")
+    if "is_moe_layer" in arch.fields and "is_moe_layer" not in config and isinstance(kinds, list):
+        config["is_moe_layer"] = [kind == "sparse" for kind in kinds]
 
 
 def _rope(config: dict[str, Any], arch: Architecture, notes: list[str], limits: list[Limit]) -> None:
@@ -147,12 +171,15 @@ def _rope(config: dict[str, Any], arch: Architecture, notes: list[str], limits: 
     kind = kind_of(rope)
     for setting in ("rope_theta", "partial_rotary_factor"):
         for name in next(names for names in _SYNONYMS if setting in names):
-            if rope.get(setting) is not None and config.get(name) is None and (name == setting or arch.reads(name)):
-                config[name] = rope[setting]
+            if rope.get(setting) is not None and (name == setting or arch.reads(name)):
+                config[name] = rope[setting]  # over what stands outside, as in transformers
     if isinstance(local, dict) and local is not whole:
         _local_rope(config, arch, whole, local)
     factor = config.get("partial_rotary_factor")
-    if factor not in (None, 1, 1.0) and not arch.reads("partial_rotary_factor", "rotary_pct", "rope_parameters"):
+    if arch.fields.get("rotary_dim") and config.get("rotary_dim") is None and config.get("head_dim"):
+        config["rotary_dim"] = int(config["head_dim"] * (1 if factor is None else factor))
+    turning = ("partial_rotary_factor", "rotary_pct", "rotary_dim", "rope_parameters")
+    if factor not in (None, 1, 1.0) and not arch.reads(*turning):
         raise _another(arch, f"turns all of a head's dimensions, whatever partial_rotary_factor says ({factor})")
     if kind == "default":
         return
@@ -170,12 +197,6 @@ def _rope(config: dict[str, Any], arch: Architecture, notes: list[str], limits: 
     if whole is parameters and arch.reads("rope_parameters"):
         config["rope_parameters"] = dict(rope)
     config["rope_scaling"] = {**rope, "type": kind, "rope_type": kind}
-
-
-def kind_of(rope: Mapping[str, Any]) -> str:
-    """Which scaling a rotary embedding has; "default" for none."""
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    return "longrope" if kind == "su" else str(kind)
 
 
 def _local_rope(config: dict[str, Any], arch: Architecture, whole: Mapping[str, Any], local: Mapping[str, Any]) -> None:
@@ -208,9 +229,8 @@ def _yarn(config: Mapping[str, Any], arch: Architecture, rope: dict[str, Any], n
     head = config.get("qk_rope_head_dim") or config.get("head_dim")
     head = int(head or config["hidden_size"] // config["num_attention_heads"])
     dims = int(head * float(config.get("partial_rotary_factor") or 1))
-    off = float(
-        np.abs(_yarn_frequencies(config, rope, dims, True) - _yarn_frequencies(config, rope, dims, False)).max()
-    )
+    base = float(config["rope_theta"])
+    off = float(np.abs(angles(rope, base, dims) - angles(rope, base, dims, truncate=False)).max())
     if off * PHASE_AT > MAX_PHASE:
         raise _another(
             arch, f"rounds the range of YaRN, which `truncate: false` forbids ({off * PHASE_AT:.0f} radians)"
@@ -220,23 +240,6 @@ def _yarn(config: Mapping[str, Any], arch: Architecture, rope: dict[str, Any], n
             f"mlx_lm rounds the range of YaRN where config.json says `truncate: false`: rotary angles are off by up to "
             f"{off * PHASE_AT:.2f} radians at {PHASE_AT:,} tokens"
         )
-
-
-def _yarn_frequencies(config: Mapping[str, Any], rope: Mapping[str, Any], dims: int, truncate: bool) -> Any:
-    """Angle per token of each pair of dimensions."""
-    base = float(config["rope_theta"])
-
-    def dimension(rotations: float) -> float:
-        turns = rope["original_max_position_embeddings"] / (rotations * 2 * math.pi)
-        return dims * math.log(turns) / (2 * math.log(base))
-
-    low, high = dimension(float(rope.get("beta_fast") or 32)), dimension(float(rope.get("beta_slow") or 1))
-    if truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, dims - 1)
-    ramp = np.clip((np.arange(dims // 2) - low) / max(high - low, 1e-3), 0, 1)
-    plain = base ** (-np.arange(0, dims, 2) / dims)
-    return plain * (1 - ramp) + plain / rope["factor"] * ramp
 
 
 def _longrope(config: Mapping[str, Any], arch: Architecture, rope: dict[str, Any], limits: list[Limit]) -> None:
@@ -305,6 +308,27 @@ def _activation(config: Mapping[str, Any], arch: Architecture, notes: list[str])
         notes.append(
             f"mlx_lm computes {'the exact' if is_exact else 'an approximate'} GELU for {wanted!r} (off by 0.0005)"
         )
+
+
+def _unread(config: Mapping[str, Any], arch: Architecture) -> None:
+    """Settings that change what a model computes, and that mlx_lm's does not look at."""
+    for name, neutral in _NEUTRAL.items():
+        if name in config and config[name] not in neutral and name not in arch.source:
+            raise _another(arch, f"does not look at {name}, which config.json says is {config[name]}")
+
+
+def check_angles(config: Mapping[str, Any], built: Built) -> None:
+    """Make sure that the built model turns queries and keys as config.json, translated, says.
+
+    Raises:
+        MlxmathError: it does not.
+    """
+    inner = config.get("text_config")
+    part = inner if isinstance(inner, dict) else config
+    model_type = str(config["model_type"])
+    arch = architecture(str(part.get("model_type") or model_type), model_type)
+    if arch is not None and (how := built_otherwise(built.model, part)):
+        raise _another(arch, how)
 
 
 def _another(arch: Architecture, what: str) -> MlxmathError:

@@ -1,6 +1,5 @@
 """What a model folder's config.json says about its weights, and which of the stored tensors the model uses."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,12 +9,13 @@ import numpy as np
 
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.files import read_json
-from mlxmath.weights.architecture import Built, build, shortened
-from mlxmath.weights.configuration import Limit, Translation, known_type, translate
+from mlxmath.weights.architecture import Built, architecture, build, shortened
+from mlxmath.weights.configuration import Limit, Translation, check_angles, known_type, translate
 from mlxmath.weights.dtypes import DTYPES
 from mlxmath.weights.quantized import Stored, stored, unreadable
 from mlxmath.weights.safetensor import Declared
 from mlxmath.weights.tensors import TensorRef
+from mlxmath.weights.unused import is_spare, left_out
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -26,10 +26,6 @@ MODELOPT = "hf_quant_config.json"
 """Where NVIDIA's exports say how they are quantized, if not in config.json."""
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """What wrappers of PyTorch put into the names of a model's tensors."""
-_BUFFERS = re.compile(
-    r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.(masked_bias|position_ids)$|\.(attn|attention)\.bias$"
-)
-"""What models have saved besides their weights, and compute themselves."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +97,10 @@ def plan_layout(config: dict[str, Any], tensors: Mapping[str, TensorRef], where:
             if layout.built.problems:
                 failed = layout
                 break
-            return replace(layout, notes=((note,) if note else ()) + layout.notes)
+            check_angles(translation.config, layout.built)
+            _check_called(layout.built, config, where)
+            lost = left_out(layout.config, layout.tensors, layout.built)
+            return replace(layout, notes=tuple(filter(None, (note, *layout.notes, lost))))
         failed = failed or layout
     assert failed is not None
     problems = "; ".join(failed.built.problems)
@@ -144,9 +143,9 @@ def _settled(translation: Translation, method: Stored, stored: Mapping[str, Tens
     elif EMBEDDING in tensors and HEAD not in tensors and tied is None:
         config["tie_word_embeddings"] = True
     built = _build(config, _declared(tensors), where)
-    if buffers := [name for name in built.unknown if _BUFFERS.search(name) and name in tensors]:
-        tensors = {name: tensor for name, tensor in tensors.items() if name not in buffers}
-        notes.append(f"left out tensors that the model computes itself: {shortened(buffers, 3)}")
+    if spare := [name for name in built.unknown if name in tensors and is_spare(name, config)]:
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in spare}
+        notes.append(f"left out tensors that the model has no use for: {shortened(spare, 3)}")
         built = _build(config, _declared(tensors), where)
     return Layout(config, tensors, built, (*notes, *translation.notes), translation.limits)
 
@@ -195,6 +194,29 @@ def check_built(config: dict[str, Any], tensors: Sequence[Declared], where: Path
         )
     if reason:
         raise MlxmathError(f"{where}: mlx_lm cannot load this model quantized. Tensors {reason}.")
+
+
+def _check_called(built: Built, config: Mapping[str, Any], where: Path) -> None:
+    """Make sure that the model takes a text: some settings are looked at only then. Nothing is computed.
+
+    Raises:
+        MlxmathError: it does not.
+    """
+    import mlx.core as mx
+
+    found = architecture(str(config["model_type"]))
+    if found is None or ".tolist()" in found.source:  # looks at values, of weights that are not there
+        return
+    try:
+        built.model(mx.zeros((1, 2), mx.int32))
+    except (RuntimeError, ValueError):  # of this device, which need not be the one that computes
+        return
+    except (AttributeError, IndexError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise MlxmathError(
+            f"{where}: mlx_lm builds the model of type {config['model_type']!r}, but cannot compute with it "
+            f"({' '.join(str(error).split())[:120]}). A setting in config.json is one that mlx_lm does not expect; "
+            "choose a model that it supports."
+        ) from error
 
 
 def _namings(tensors: Mapping[str, TensorRef]) -> Iterator[tuple[Mapping[str, TensorRef], str]]:

@@ -268,6 +268,7 @@ ABSURD = {
     "scale not a number": {"scale": float("nan")},
     "endless scale": {"scale": float("-inf")},
     "a scale beyond floats": {"scale": 10**400},
+    "a scale beyond float32": {"scale": -1e300},
     "dropout of one": {"dropout": 1.0},
     "keys as text": {"keys": "q_proj"},
     "keys as numbers": {"keys": [1, 2]},
@@ -309,6 +310,23 @@ def test_weights_that_no_training_makes_are_refused_by_name(tmp_path: Path, valu
     ):
         with pytest.raises(MlxmathError, match=r"adapters\.safetensors.*layers\.0\.self_attn\.q_proj\.lora_a holds"):
             load()
+
+
+def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    edit(folder, **{A0: mx.zeros((32, 4), mx.int32)})
+    with pytest.raises(MlxmathError, match=r"layers\.0\.self_attn\.q_proj\.lora_a holds mlx.core.int32, expected"):
+        load_adapter(make_tiny_llama(), folder)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_what_to_do_with_an_adapter_of_peft(tmp_path: Path, name: str) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4}))
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(MlxmathError, match=rf"PEFT's form \({name}\).*merge_and_unload"):
+        load_adapter(make_tiny_llama(), tmp_path)
+    with pytest.raises(InputError, match=r"--init-adapter: .*PEFT's form"):
+        load_initial(make_tiny_llama(), tmp_path, {})
 
 
 def test_an_initial_adapter_without_keys_fits_by_its_arrays(tmp_path: Path) -> None:

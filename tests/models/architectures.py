@@ -98,7 +98,11 @@ _DEEPSEEK = {
     "n_routed_experts": 8,
 }
 _QWEN3 = {"num_hidden_layers": 3, "attention_bias": True}
-_QWEN3_5 = {"num_hidden_layers": 3, "full_attention_interval": 2}
+_QWEN3_5 = {
+    "num_hidden_layers": 3,
+    "full_attention_interval": 2,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+}
 _QWEN3_5_MOE = {**_QWEN3_5, "num_experts": 4}
 _QWEN3_5_DENSE = {**_QWEN3_5, "num_experts": 0, "num_experts_per_tok": 0}
 _GRANITE = {
@@ -754,6 +758,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "qwen2:tied": {"tie_word_embeddings": True},
     "qwen2_moe:tied": {"tie_word_embeddings": True},
     "qwen3_5:tied": {"text_config": {"tie_word_embeddings": True}},
+    "qwen3_5_moe:rotary": {
+        "text_config": {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5},
+        }
+    },
     "qwen3_moe:tied": {"tie_word_embeddings": True, "norm_topk_prob": False, "mlp_only_layers": []},
     "rwkv7:tied": {"tie_word_embeddings": True},
     "stablelm:parallel": {"use_parallel_residual": True, "qk_layernorm": False, "use_qkv_bias": False},

@@ -90,6 +90,12 @@ SAME: dict[str, tuple[str, dict[str, Any]]] = {
         "n_group": 2, "topk_group": 1, "num_key_value_heads": 4, "head_dim": 8}),
     "exaone4": ("Exaone4", rope() | {"sliding_window": WINDOW, "sliding_window_pattern": 4}),
     "apertus": ("Apertus", rope(**LLAMA3)),
+    "exaone_moe": ("ExaoneMoe", rope() | EXPERTS | {"sliding_window": WINDOW, "num_shared_experts": 1,
+        "mlp_layer_types": ["dense", "sparse", "dense", "sparse"]}),
+    "minimax_m2": ("MiniMaxM2", rope() | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "minimax_m2, some dimensions": ("MiniMaxM2", rope(partial_rotary_factor=0.5) | {
+        "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "solar_open": ("SolarOpen", rope() | ROUTED | {"n_group": 1, "topk_group": 1}),
     "gpt_oss": ("GptOss", {"rope_parameters": GPT_OSS_ROPE, "num_local_experts": 4, "num_experts_per_tok": 2,
                            "sliding_window": WINDOW}),
     "lfm2": ("Lfm2", {"layer_types": ["conv", "full_attention"] * 2}),
@@ -113,7 +119,19 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "activation of a mixture": ("Mixtral", rope() | {"hidden_act": "relu"}, "hidden_act says ('relu')"),
     "rounded YaRN": ("Llama", rope(**YARN, truncate=False), "`truncate: false`"),
     "scaling unknown to the model": ("Gemma2", rope(rope_type="linear", factor=2.0), "no 'linear' scaling"),
+    "scaling that the model declares and never looks at": ("Qwen3Moe", rope(**YARN) | EXPERTS, "no 'yarn' scaling"),
+    "scaling that the model checks and never uses": ("Qwen2Moe", rope(rope_type="linear", factor=2.0) | EXPERTS | {
+        "shared_expert_intermediate_size": 32, "layer_types": ["full_attention"] * 4},
+        "angles other than those of config.json (linear at a base of 5000)"),
+    "activation that the model declares and never looks at": ("Nemotron", rope() | {"hidden_act": "gelu"},
+        "computes relu2"),
     "some dimensions": ("Glm", rope(partial_rotary_factor=0.5), "partial_rotary_factor says (0.5)"),
+    "pairs of a head": ("DeepseekV3", rope() | ROUTED | LATENT | {"n_group": 2, "topk_group": 1, "head_dim": 8,
+        "num_key_value_heads": 4, "rope_interleave": False}, "neighbours of a head, whatever rope_interleave says"),
+    "a clip": ("Olmoe", rope() | {"num_experts": 4, "num_experts_per_tok": 2, "clip_qkv": 0.05},
+        "does not look at clip_qkv"),
+    "limit of SwiGLU": ("GptOss", {"rope_parameters": GPT_OSS_ROPE, "num_local_experts": 4, "num_experts_per_tok": 2,
+        "sliding_window": WINDOW, "swiglu_limit": 1.0}, "does not look at swiglu_limit"),
     "layers in another order": ("Gemma3", {"rope_parameters": GEMMA3_ROPE, "layer_types":
         ["full_attention", "full_attention", "sliding_attention", "full_attention"]}, "`layer_types` says otherwise"),
     "long texts' factor": ("Phi3", rope(**LONG, attention_factor=2.0) | {"original_max_position_embeddings": 64,
@@ -192,6 +210,16 @@ def test_what_would_be_another_model_is_refused(tmp_path: Path, case: str) -> No
         convert(tmp_path)
     assert said in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_base_outside_of_the_rotary_parameters_is_overruled(tmp_path: Path) -> None:
+    save(tmp_path / "source", *SAME["llama"])
+    path = tmp_path / "source" / "config.json"
+    config = json.loads(path.read_text()) | {"rope_theta": 100.0}
+    path.write_text(json.dumps(config))
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "source", dtype=torch.float32)
+    convert(tmp_path)
+    assert error(tmp_path, model) < 1e-4
 
 
 @pytest.mark.parametrize("case", ["gemma3", "llama, yarn with a factor of its own", "qwen3_moe"])

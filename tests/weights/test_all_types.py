@@ -75,3 +75,13 @@ def test_quantized(tmp_path: Path, model_type: str) -> None:
     for name, array in expected.items():
         assert found[name].dtype == array.dtype, name
         assert mx.array_equal(found[name], array, equal_nan=True), name
+
+
+def test_a_part_whose_settings_another_module_declares(tmp_path: Path) -> None:
+    """Qwen 3.5's mixtures, as they are on the hub: mlx_lm builds them with the classes of the dense ones."""
+    source = architectures.write("qwen3_5_moe:rotary", tmp_path)
+    theirs, _ = mlx_lm_load_model(source)
+    ours = load_model(convert(source, tmp_path / "out"), "float32").model
+    tokens_BL = mx.array([[5, 6, 90, 17, 33, 41]])
+    assert mx.array_equal(ours(tokens_BL), theirs(tokens_BL))
+    assert ours.layers[1].self_attn.rope.dims == 8

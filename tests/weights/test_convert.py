@@ -23,6 +23,7 @@ from mlxmath.weights.convert import ensure_model
 from mlxmath.weights.hub import fetch
 from mlxmath.weights.manifest import Manifest, read_fingerprint, read_manifest, verify
 from mlxmath.weights.safetensor import SafetensorsWriter, open_safetensors
+from tests.models import architectures
 from tests.weights.handmade import LLAMA, llama_arrays, llama_folder, torch_bin
 
 
@@ -729,3 +730,13 @@ def test_killed_at_any_moment(model: Path, out: Path) -> None:
     manifest = ensure_model(settings(model, out, overwrite=True, dtype="bfloat16"))
     assert verify(out, full=True) == manifest
     assert [path.name for path in out.parent.iterdir()] == ["mlx_model"], leftovers
+
+
+def test_a_setting_that_is_looked_at_only_when_the_model_is_called(tmp_path: Path) -> None:
+    """mlx_lm's Gemma 2 divides by its soft caps; transformers takes null for none."""
+    source = architectures.write("gemma2", tmp_path)
+    config = json.loads((source / "config.json").read_text()) | {"attn_logit_softcapping": None}
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(MlxmathError, match=r"'gemma2', but cannot compute with it .*A setting in config.json"):
+        ensure_model(ModelConfig(model=str(source), mlx_path=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()

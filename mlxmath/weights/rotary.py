@@ -1,0 +1,187 @@
+"""The rotary embedding that config.json means, and the one that mlx_lm builds.
+
+mlx_lm's models read different settings of it, some declare one and never look at it, and some fall back on none. So the
+embeddings that a model has built are asked for their angles, which are held against the formulas.
+
+Su et al. 2021, arXiv:2104.09864; YaRN: Peng et al. 2023, arXiv:2309.00071; the others as in transformers.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlxmath.weights.dtypes import Array
+
+Angles = npt.NDArray[np.float64]
+"""Of each pair of dimensions: radians a token."""
+
+_KINDS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
+_BASES = ("rope_theta", "rotary_emb_base", "rope_base")
+"""Names of the base of all layers, or of those of the first kind."""
+_TOLERANCE = 1e-3
+"""Of angles, relative."""
+
+
+def kind_of(rope: Mapping[str, Any]) -> str:
+    """Which scaling a rotary embedding has; "default" for none."""
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    return "longrope" if kind == "su" else str(kind)
+
+
+def angles(rope: Mapping[str, Any], base: float, dims: int, *, truncate: bool = True) -> Angles:
+    """(dims / 2,) radians a token, for texts that are no longer than the model was first trained on.
+
+    Args:
+        rope: `rope_type` and what goes with it.
+        base: `rope_theta`.
+        dims: of a head that are turned.
+        truncate: round the range of YaRN, as mlx_lm always does.
+    """
+    kind = kind_of(rope)
+    if kind == "dynamic" and rope.get("alpha"):  # Hunyuan's
+        base *= float(rope["alpha"]) ** (dims / (dims - 2))
+    plain: Angles = base ** (-np.arange(0, dims, 2) / dims)
+    if kind == "linear":
+        return plain / float(rope["factor"])
+    if kind == "yarn":
+        return _yarn(rope, base, plain, truncate=truncate)
+    if kind == "llama3":
+        return _llama3(rope, plain)
+    if kind == "longrope":
+        return plain / np.asarray(rope["short_factor"], np.float64)
+    return plain
+
+
+def _yarn(rope: Mapping[str, Any], base: float, plain: Angles, *, truncate: bool) -> Angles:
+    dims = 2 * len(plain)
+
+    def dimension(rotations: float) -> float:
+        turns = rope["original_max_position_embeddings"] / (rotations * 2 * math.pi)
+        return dims * math.log(turns) / (2 * math.log(base))
+
+    low, high = dimension(float(rope.get("beta_fast") or 32)), dimension(float(rope.get("beta_slow") or 1))
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dims - 1)
+    ramp = np.clip((np.arange(dims // 2) - low) / max(high - low, 1e-3), 0, 1)
+    result: Angles = plain * (1 - ramp) + plain / rope["factor"] * ramp
+    return result
+
+
+def _llama3(rope: Mapping[str, Any], plain: Angles) -> Angles:
+    factor, low, high = (float(rope[name]) for name in ("factor", "low_freq_factor", "high_freq_factor"))
+    turns = float(rope["original_max_position_embeddings"]) * plain / (2 * math.pi)
+    share = np.clip((turns - low) / (high - low), 0, 1)
+    result: Angles = plain * share + plain / factor * (1 - share)
+    return result
+
+
+def built_otherwise(model: Any, config: Mapping[str, Any]) -> str | None:
+    """How a model's rotary embedding differs from what config.json means; None if it does not, or cannot be told.
+
+    Each of its embeddings must turn by what one kind of layer is meant to, and each kind with a scaling must be there.
+
+    Args:
+        model: built by mlx_lm; its weights are not looked at.
+        config: config.json, or the part of it that describes the text model, with the scaling that is meant.
+    """
+    meant = list(_meant(config))
+    if not meant or any(kind_of(rope) not in _KINDS for rope, _ in meant):
+        return None
+    scaled = {i for i, (rope, _) in enumerate(meant) if kind_of(rope) not in ("default", "dynamic")}
+    plain: list[tuple[Mapping[str, Any], float]] = [({}, base) for base in _other_bases(model, config)]
+    seen: set[int] = set()
+    found = False
+    for module in _embeddings(model):
+        answer = _angles_of(module)
+        if answer is None:
+            continue
+        found, (turned, is_interleaved) = True, answer
+        if len(turned) > 1 and config.get("rope_interleave") not in (None, is_interleaved):
+            return f"turns {'neighbours' if is_interleaved else 'halves'} of a head, whatever rope_interleave says"
+        kinds = [*meant, *plain]
+        matching = {
+            i for i, (rope, base) in enumerate(kinds) if _same(turned, angles(rope, base, 2 * len(turned)))
+        }  # fmt: skip
+        if not matching:
+            return f"turns queries and keys by angles other than those of config.json ({_named(meant)})"
+        seen |= matching
+    if found and scaled - seen:
+        return f"does not scale the rotary embedding as config.json says ({_named(meant)})"
+    return None
+
+
+def _meant(config: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], float]]:
+    """Scaling and base of each kind of layer."""
+    parameters = config.get("rope_parameters")
+    parameters = parameters if isinstance(parameters, dict) else {}
+    if nested := [value for value in parameters.values() if isinstance(value, dict)]:
+        for rope in nested:
+            if _is_number(rope.get("rope_theta")):
+                yield rope, float(rope["rope_theta"])
+        return
+    scaling = config.get("rope_scaling")
+    rope = {**parameters, **(scaling if isinstance(scaling, dict) else {})}
+    bases = [table[name] for table in (rope, config) for name in _BASES if table.get(name) is not None]
+    if bases and _is_number(bases[0]):
+        yield rope, float(bases[0])
+
+
+def _other_bases(model: Any, config: Mapping[str, Any]) -> list[float]:
+    """Bases of a second kind of layer, which has no scaling: as config.json names them, or a model by default."""
+    arguments = [getattr(module, name, None) for module in model.modules() for name in ("args", "config")]
+    defaults = {id(each): vars(each) for each in arguments if hasattr(each, "__dict__")}
+    tables = [config, *(value for value in config.values() if isinstance(value, dict)), *defaults.values()]
+    return [
+        float(value)
+        for table in tables
+        for name, value in table.items()
+        if re.search(r"(rope|rotary).*(theta|base)", name) and name not in _BASES and _is_number(value)
+    ]
+
+
+def _embeddings(model: Any) -> Iterator[Any]:
+    for _, module in model.named_modules():
+        if re.search(r"rope$|rotary|^rope", type(module).__name__, re.IGNORECASE):
+            yield module
+
+
+def _angles_of(module: Any) -> tuple[Angles, bool] | None:
+    """What an embedding turns the second token by, and whether neighbours are a pair; None if it cannot be asked."""
+    import mlx.core as mx
+
+    dims = getattr(module, "dims", None) or getattr(module, "dim", None)
+    if dims is None and hasattr(module, "_freqs"):
+        dims = 2 * module._freqs.size
+    if not isinstance(dims, int) or dims <= 0 or dims % 2:
+        return None
+
+    def turned(values: Array) -> Array:
+        return np.array(module(mx.array(values).reshape(1, 1, 1, dims), offset=1), np.float64).reshape(-1)
+
+    numbers = np.arange(dims)
+    try:
+        is_interleaved = bool(turned((numbers == 0).astype(np.float32))[1] != 0)
+        first = numbers % 2 == 0 if is_interleaved else numbers < dims // 2
+        values = turned(first.astype(np.float32))
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        return None
+    result: Angles = np.arctan2(values[~first], values[first])
+    return result, is_interleaved
+
+
+def _same(found: Angles, wanted: Angles) -> bool:
+    """Whether angles are the same, modulo a turn."""
+    return bool(np.allclose(found, np.arctan2(np.sin(wanted), np.cos(wanted)), rtol=_TOLERANCE, atol=1e-7))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+def _named(meant: list[tuple[Mapping[str, Any], float]]) -> str:
+    return ", ".join(dict.fromkeys(f"{kind_of(rope)} at a base of {base:g}" for rope, base in meant))
