@@ -4,8 +4,8 @@ Where the planned steps fit into the deadline, nothing here depends on time. Whe
 schedule is laid over the steps that fit. Their number is estimated from the speed early and late in the run and at
 `MARKS` times spread over it, and nowhere else; each estimate becomes a checkpoint, which holds it. So a run that goes
 on from a checkpoint repeats the learning rates of the run that wrote it up to that run's next estimate. Where the
-schedule has come to its end and there is time for many more steps (a run that goes on after its deadline has a new one),
-it is laid anew over those done and those that fit now: nothing is learned at a rate that has fallen to nothing.
+schedule has come to its end and there is time for many more steps (a run that goes on after its deadline has a new
+one), it is laid anew over those done and those that fit now: nothing is learned at a rate that has fallen to nothing.
 """
 
 from collections.abc import Callable
