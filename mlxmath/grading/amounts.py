@@ -23,7 +23,16 @@ _DATE = re.compile(DATE)
 _AMOUNT = r"\d[\d,]*(?:\.\d+)?\s?[A-Za-z]{1,12}"
 _SUM_OF_UNITS = re.compile(rf"(?<![\w.]){_AMOUNT}(?:,?\s(?:and\s)?{_AMOUNT}){{1,3}}\b")
 """Amounts that may be one: 2 hours and 30 minutes."""
-_REMARK = re.compile(r"(?<=[\w%])\s\((?=[^()]*(?:[A-Za-z]{2}|%))[^()]*\)")
+_RAISED = r"(?:\^(?:\(-?\d+\)|\{-?\d+\}|-?\d+)|[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)"
+_ROOT = r"(?:[√∛]\s?(?:\d+(?:\.\d+)?|\(\d+\))|\bsqrt\(\d+\)|\b(?:log|ln) \d+)"
+_COMPOUND = re.compile(
+    rf"(?<![\w.^_])[-−]?(?:{NUMBER}\s?[×x*·]\s?10{_RAISED}|\d+(?:\.\d+)?{_RAISED}"
+    rf"|(?:{NUMBER}(?:\s?/\s?\d+)?\s?)?(?:{_ROOT}|π|\bpi\b)(?:\s?/\s?\d+)?)"
+)
+"""A number and what multiplies it, raised or under a root: 25π, 2√3, 2^10, 3 × 10^8."""
+_REMARK = re.compile(
+    r"(?<=[\w%])\s\((?:(?=[^()]*(?:[A-Za-z]{2}|%))|(?=[\d\s.$+*/×÷=−-]*\d\s?[+*/×÷=][\d\s.$+*/×÷=−-]*\)))[^()]*\)"
+)
 _BASED = re.compile(r"^[0-9A-F]+ (?:in )?base (?:\d+|[a-z]+)\b")
 _RATIO_IN_WORDS = re.compile(rf"{_RATIO}|\d+ to \d+")
 _LETTERS = re.compile(
@@ -49,7 +58,10 @@ _REASON = re.compile(
     r"|,?\s{1,5}(?:and|or|but)$",
     re.IGNORECASE | re.DOTALL,
 )
-_LEADING = re.compile(r"^(?:(?:but|either|both|rather|simply|just|indeed|now|then|actually)\b,?\s+)+", re.IGNORECASE)
+_LEADING = re.compile(
+    r"^(?:(?:(?:option|choice)(?= \([A-Z]\))|but|either|both|rather|simply|just|indeed|now|then|actually)\b,?\s+)+",
+    re.IGNORECASE,
+)
 _MINUS = re.compile(r"^(?:minus|negative)\s+(?=[$€£]?[\d.])", re.IGNORECASE)
 
 
@@ -68,7 +80,8 @@ def pick(text: str) -> str | None:
     if letters := _LETTERS.match(sentence):
         return letters[0]
     if letter := _LETTER.match(sentence):
-        return letter[1]
+        value = sentence[letter.end() :].strip()
+        return sentence if sentence[0] == "(" and value and is_answer(value) else letter[1]
     if is_answer(sentence):
         return sentence
     if whole := _DATE.match(sentence) or _BASED.match(sentence):
@@ -104,10 +117,10 @@ def pick_last(text: str) -> str | None:
     if not numbers:
         return None
     number = numbers[-1]
-    for pattern in (_DATE, _SUM_OF_UNITS):
-        whole = [m for m in pattern.finditer(text) if m.start() <= number.start() < m.end()]
-        if whole and (pattern is _DATE or parse_quantity(clean(whole[-1][0]))):
-            return whole[-1][0]
+    for pattern in (_DATE, _SUM_OF_UNITS, _COMPOUND):
+        whole = [m[0] for m in pattern.finditer(text) if m.start() <= number.start() < m.end()]
+        if whole and (pattern is not _SUM_OF_UNITS or parse_quantity(clean(whole[-1]))):
+            return whole[-1]
     return number[0].strip()
 
 

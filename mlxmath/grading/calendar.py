@@ -18,7 +18,8 @@ DATE = rf"(?:[A-Z][a-z]+day,? )?(?:(?:{_CAPITALIZED}) {_ORDINAL}|{_ORDINAL} (?:o
 """A date inside a text, as a regular expression."""
 
 _TIME = re.compile(r"^(\d{1,2})(?::(\d{2}))?(?::(\d{2}))?\s*(?:([ap])\.?\s?m\.?)?$", re.IGNORECASE)
-_NAMED_TIMES = {"noon": "12:00 pm", "midday": "12:00 pm", "midnight": "12:00 am"}
+_NAMED_TIMES = {"noon": "12:00 pm", "midday": "12:00 pm", "midnight": "12:00 am",
+                "12 noon": "12:00 pm", "12 midnight": "12:00 am"}  # fmt: skip
 _ISO_DATE = re.compile(r"^(?P<year>\d{4})-(?P<month>\d{2})-(?P<day>\d{2})$")
 _HOURS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _PART_OF_HOUR = re.compile(rf"^(?:a )?(half|quarter) (past|after|to|before) (\d{{1,2}}|{'|'.join(_HOURS)})\b")

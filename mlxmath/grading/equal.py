@@ -6,7 +6,7 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
 
-from mlxmath.grading.normal import MAX_CHARACTERS, normalize, squeeze
+from mlxmath.grading.normal import MAX_CHARACTERS, clean, normalize, squeeze
 from mlxmath.grading.quantity import parse_quantity
 from mlxmath.grading.ranges import Range, ranges, same_sets
 from mlxmath.grading.renaming import LETTERS, names_another, renamed, solved_for_another
@@ -44,7 +44,7 @@ def for_algebra(answer: str, gold: str) -> tuple[str, str]:
     if any(map(_SIGNS.search, pair)):
         first, second = (", ".join(value for item in split_items(text) for value in _both(item)) for text in pair)
         return first, second
-    return (answer, gold) if pair == normal else pair
+    return (clean(answer), clean(gold)) if pair == normal else pair
 
 
 def _compare(answer: str, gold: str, depth: int) -> bool | None:

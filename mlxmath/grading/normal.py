@@ -28,14 +28,14 @@ _SCRIPTS = (
     (re.compile(rf"[{_LOWERED}]+"), "_", str.maketrans(_LOWERED, _PLAIN)),
 )
 _RAISED_SIGN = re.compile(r"(?<![\w)\]}])⁻(?=[\d⁰¹²³⁴⁵⁶⁷⁸⁹])")
-_ROOT = re.compile(r"([√∛∜])\s*(?:(\d+(?:[.,]\d+)?|[A-Za-z])|(?=[\\({])|(?=\S))")
+_ROOT = re.compile(r"([√∛∜])\s*(?:(\d+(?:[.,]\d+)?|[A-Za-z]|\([^()]*\))|(?=[\\({])|(?=\S))")
 _ROOTS = {"√": "\\sqrt", "∛": "\\sqrt[3]", "∜": "\\sqrt[4]"}
 _CONTROL = dict.fromkeys((*range(9), 11, 12, *range(14, 32), 127, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF))
 _TRANSLATION = str.maketrans(_UNICODE) | _CONTROL
 
 _TEXT_MACRO = re.compile(
     r"\\(?:text(?:bf|it|rm|normal|tt|sf)?|mbox|hbox|mathrm|mathbf|mathit|mathsf|operatorname\*?|emph|boldsymbol|bm)"
-    r"\s*\{([^{}]*)\}"
+    r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
 )
 _SIZES = re.compile(
     r"\\(?:left|right|displaystyle|textstyle|scriptstyle|limits|bigl?|bigr|Bigl?|Bigr|biggl?|biggr|Biggl?|Biggr)(?![A-Za-z])\s*"

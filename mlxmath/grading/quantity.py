@@ -93,7 +93,7 @@ _REPEATING = re.compile(
     r"(?:\\(?:overline|bar|widebar|overbar|overparen|wideparen|widehat|hat)\s*(?:\{\s*(?P<line>\d{1,12})\s*\}|(?P<one>\d)(?!\d))"
     r"|\\dot\s*\{?\s*(?P<dot>\d)\s*\}?(?:(?P<between>\d{0,10})\\dot\s*\{?\s*(?P<last>\d)\s*\}?)?"
     r"|\((?P<round>\d{1,12})\)|(?P<marked>(?:\d[\u0304\u0305]){1,12}|\d\u0307(?:\d{0,10}\d\u0307)?)"
-    r"|(?P<shown>\d{1,6})(?P=shown){2,20}…|(?P<word>\d)(?P=word)*\s*\(?(?:repeating|recurring)\)?)\s*\}?(?P<rest>.*)$"
+    r"|(?P<shown>\d{1,6})(?P=shown){1,20}…|(?P<word>\d)(?P=word)*\s*\(?(?:repeating|recurring)\)?)\s*\}?(?P<rest>.*)$"
 )
 
 

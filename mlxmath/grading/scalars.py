@@ -34,7 +34,7 @@ _SAME_WORDS = (
     "nosolution \\emptyset norealsolution nosuchnumber",
 )
 _SYNONYMS = {word: words.split()[0] for words in _SAME_WORDS for word in words.split()}
-_INFINITE = re.compile(r"^([-+]?)\s*(?:\\infty|inf(?:inity)?|oo|infinitely many(?: solutions)?)$")
+_INFINITE = re.compile(r"^([-+]?)\s*(?:\\infty|inf(?:inity)?|oo|infinite(?:ly many)?(?: solutions)?)$")
 _BASE_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
                "twelve": 12, "sixteen": 16}  # fmt: skip
 _NAMED_BASES = rf"\d{{1,2}}|{'|'.join(_BASE_WORDS)}"
