@@ -34,7 +34,9 @@ _FUNCTIONS: dict[str, Callable[[float], float]] = {
     "log": math.log,
     "sec": lambda x: 1 / math.cos(x), "csc": lambda x: 1 / math.sin(x), "cot": lambda x: 1 / math.tan(x),
 }  # fmt: skip
-_TIMES = {"*", "\\cdot", "\\times", "\\ast", "x", "X"}
+_TIMES = {"*", "\\cdot", "\\times", "\\ast"}
+_TIMES_OR_VARIABLE = {"x", "X"}
+"""A sign for times only before a number: `2 x 3`, but not `2x + 3`."""
 _OVER = {"/", "\\div"}
 _MOD = {"\\bmod", "\\mod", "mod"}
 _CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|", "\\{": "\\}"}
@@ -146,16 +148,19 @@ class _Parser:
             signs += self._next() == "-"
         value = self._power(depth)
         while token := self.peek():
-            if token in _TIMES or token in _OVER:
+            if token in _TIMES or token in _OVER or (token in _TIMES_OR_VARIABLE and self._number_follows()):
                 self._next()
                 right = self._signed_power(depth)
-                value = _bounded(value * right if token in _TIMES else value / right)
+                value = _bounded(value / right if token in _OVER else value * right)
             elif self._implies_product():
                 value = _bounded(value * self._power(depth))
             else:
                 break
             self.operations += 1
         return -value if signs % 2 else value
+
+    def _number_follows(self) -> bool:
+        return self._at + 1 < len(self._tokens) and self._tokens[self._at + 1].kind == "number"
 
     def _signed_power(self, depth: int) -> Value:
         sign = Fraction(1)

@@ -34,7 +34,7 @@ _LEAST_POINTS = 2
 _LAST_LETTERS = re.compile(r"(?<=[\d}\s])(?<![\\A-Za-z])([A-Za-z]{1,3})$")
 
 _LONE_NUMBER = re.compile(
-    r"^(?:[^\d\\^_+*/!]|\\text\s*\{[^\d{}]*\}|\\[ $%])*-?(?:\d[\d,]*\.?\d*|\.\d+)(?:[^\d\\^_+*/!]|\\[ $%])*$"
+    r"^(?:[^\d\\^_+*/!]|\\text\s*\{[^\d{}]*\}|\\[ $%])*-?(?:\d[\d,]*\.?\d*|\.\d+)(?:[^\d\\^_+*/!=<>-]|\\[ $%])*$"
 )
 """One number among words and punctuation."""
 _DEGREE_SIGN = r"(?:\s*\^\s*\{?\s*\\circ(?![A-Za-z])\s*\}?|\s*°)"

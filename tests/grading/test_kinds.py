@@ -5,6 +5,8 @@ import pytest
 from mlxmath.grading import equal, grade
 
 SAME = [
+    ("2 x 3", "6"),
+    ("2x + 3", "3 + 2x"),
     # functions and roots, exactly
     (r"\cos(\pi/2)", "0"),
     (r"\tan \pi", "0"),
@@ -84,6 +86,9 @@ SAME = [
     ("2024-07-04", "July 4, 2024"),
 ]
 DIFFERENT = [
+    ("2x + 3", "6"),
+    ("5x-5", "-25"),
+    ("y = 2X+3", "6"),
     ("0.00000000000001", "0"),
     ("1e-13", "0"),
     (r"\sqrt{10^{40}+1}", "10^{20}"),
