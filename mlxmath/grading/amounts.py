@@ -6,7 +6,8 @@ from itertools import pairwise
 from mlxmath.grading.boxes import CONNECTOR, last_box
 from mlxmath.grading.calendar import CLOCK, DATE, is_moment
 from mlxmath.grading.normal import clean
-from mlxmath.grading.quantity import parse_quantity, read_unit
+from mlxmath.grading.quantity import parse_quantity
+from mlxmath.grading.units import read_unit
 
 NUMBER = (
     r"(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d{1,3}(?: \d{3})+(?:,\d{1,2})?(?![.,]?\d)|\d+[.,]\d+|\d+|\.\d+)"
@@ -19,6 +20,20 @@ _NUMBER = re.compile(
     rf"|(?<![\w.^_])(?:[-+−–](?=[$€£¥₹\d.])|(?<![\d)]\s)−\s(?=[$€£¥₹\d.]))?[$€£¥₹]?{NUMBER}(?:\s?/\s?\d+(?![\d/]))?(?:\s?\\?%|\s?percent\b)?"
 )
 _DATE = re.compile(DATE)
+_AMOUNT = r"\d[\d,]*(?:\.\d+)?\s?[A-Za-z]{1,12}"
+_SUM_OF_UNITS = re.compile(rf"(?<![\w.]){_AMOUNT}(?:,?\s(?:and\s)?{_AMOUNT}){{1,3}}\b")
+"""Amounts that may be one: 2 hours and 30 minutes."""
+_RAISED = r"(?:\^(?:\(-?\d+\)|\{-?\d+\}|-?\d+)|[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)"
+_ROOT = r"(?:[√∛]\s?(?:\d+(?:\.\d+)?|\(\d+\))|\bsqrt\(\d+\)|\b(?:log|ln) \d+)"
+_COMPOUND = re.compile(
+    rf"(?<![\w.^_])[-−]?(?:{NUMBER}\s?[×x*·]\s?10{_RAISED}|\d+(?:\.\d+)?{_RAISED}"
+    rf"|(?:{NUMBER}(?:\s?/\s?\d+)?\s?)?(?:{_ROOT}|π|\bpi\b)(?:\s?/\s?\d+)?)"
+)
+"""A number and what multiplies it, raised or under a root: 25π, 2√3, 2^10, 3 × 10^8."""
+_REMARK = re.compile(
+    r"(?<=[\w%])\s\((?:(?=[^()]*(?:[A-Za-z]{2}|%))|(?=[\d\s.$+*/×÷=−-]*\d\s?[+*/×÷=][\d\s.$+*/×÷=−-]*\)))[^()]*\)"
+)
+_BASED = re.compile(r"^[0-9A-F]+ (?:in )?base (?:\d+|[a-z]+)\b")
 _RATIO_IN_WORDS = re.compile(rf"{_RATIO}|\d+ to \d+")
 _LETTERS = re.compile(
     r"^\(?[A-H]\)?(?:,?\s*(?:and|or|&)\s*\(?[A-H]\b\)?|,\s*\(?[A-H]\b\)?(?=\s*(?:,|and\b|or\b|[.)]|$)))+"
@@ -32,7 +47,7 @@ MATH = re.compile(
 _BARE_LATEX = re.compile(
     r"-?\s?\\[dtc]?frac\s?(?:\{[^{}\n]{1,80}\}\s?\{[^{}\n]{1,80}\}|\d\d)|-?\d{0,20}\s?\\sqrt\s?\{[^{}\n]{1,80}\}"
 )
-_SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z\[(*#]|\s*$)|\n")
+_SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z\[(*#]|\s*$)|[。！？]|\n")
 _IS = re.compile(
     r"(?:\b(?:is|are|be|equals)\b(?:\s+(?:equal to|approximately|about|exactly|therefore|thus))?"
     r"|[=≈]|(?<!\d):|:(?! ?\d))\s*",
@@ -43,7 +58,10 @@ _REASON = re.compile(
     r"|,?\s{1,5}(?:and|or|but)$",
     re.IGNORECASE | re.DOTALL,
 )
-_LEADING = re.compile(r"^(?:(?:but|either|both|rather|simply|just|indeed|now|then|actually)\b,?\s+)+", re.IGNORECASE)
+_LEADING = re.compile(
+    r"^(?:(?:(?:option|choice)(?= \([A-Z]\))|but|either|both|rather|simply|just|indeed|now|then|actually)\b,?\s+)+",
+    re.IGNORECASE,
+)
 _MINUS = re.compile(r"^(?:minus|negative)\s+(?=[$€£]?[\d.])", re.IGNORECASE)
 
 
@@ -58,15 +76,16 @@ def pick(text: str) -> str | None:
     if formulas and formulas[0][0] == 0:
         return _joined(text, formulas)
     sentence = _LEADING.sub("", first_sentence(text).strip().strip("*_\"' ").strip())
-    sentence = _MINUS.sub("-", without_reason(sentence.rstrip(" ,")))
+    sentence = without_remark(_MINUS.sub("-", without_reason(sentence.rstrip(" ,"))))
     if letters := _LETTERS.match(sentence):
         return letters[0]
     if letter := _LETTER.match(sentence):
-        return letter[1]
+        value = sentence[letter.end() :].strip()
+        return sentence if sentence[0] == "(" and value and is_answer(value) else letter[1]
     if is_answer(sentence):
         return sentence
-    if date := _DATE.match(sentence):
-        return date[0]
+    if whole := _DATE.match(sentence) or _BASED.match(sentence):
+        return whole[0]
     for match in reversed(list(_IS.finditer(sentence))):
         if any(start < match.start() < end for start, end, _ in formulas):
             continue
@@ -88,6 +107,7 @@ def pick(text: str) -> str | None:
 
 def pick_last(text: str) -> str | None:
     """The rightmost formula or number outside formulas; of an equation in words the part behind the equals sign."""
+    text = without_remark(text)
     formulas = _formulas(text)
     numbers = [m for m in _NUMBER.finditer(text) if not any(s <= m.start() < e for s, e, _ in formulas)]
     last_formula = next((f for f in reversed(formulas) if re.search(r"[\w\\]", f[2])), None)
@@ -97,6 +117,10 @@ def pick_last(text: str) -> str | None:
     if not numbers:
         return None
     number = numbers[-1]
+    for pattern in (_DATE, _SUM_OF_UNITS, _COMPOUND):
+        whole = [m[0] for m in pattern.finditer(text) if m.start() <= number.start() < m.end()]
+        if whole and (pattern is not _SUM_OF_UNITS or parse_quantity(clean(whole[-1]))):
+            return whole[-1]
     return number[0].strip()
 
 
@@ -157,3 +181,9 @@ def _joined_back(text: str, formulas: list[tuple[int, int, str]]) -> str:
 def without_reason(sentence: str) -> str:
     """ "Ann, because she has 5" without the clause that gives a reason."""
     return _REASON.sub("", sentence)
+
+
+def without_remark(sentence: str) -> str:
+    """ "15 students (60% of them)" without the remark in brackets, if a number or formula is left."""
+    rest = _REMARK.sub("", sentence)
+    return rest if _NUMBER.search(rest) or _formulas(rest) else sentence

@@ -18,7 +18,11 @@ DATE = rf"(?:[A-Z][a-z]+day,? )?(?:(?:{_CAPITALIZED}) {_ORDINAL}|{_ORDINAL} (?:o
 """A date inside a text, as a regular expression."""
 
 _TIME = re.compile(r"^(\d{1,2})(?::(\d{2}))?(?::(\d{2}))?\s*(?:([ap])\.?\s?m\.?)?$", re.IGNORECASE)
-_NAMED_TIMES = {"noon": "12:00 pm", "midday": "12:00 pm", "midnight": "12:00 am"}
+_NAMED_TIMES = {"noon": "12:00 pm", "midday": "12:00 pm", "midnight": "12:00 am",
+                "12 noon": "12:00 pm", "12 midnight": "12:00 am"}  # fmt: skip
+_ISO_DATE = re.compile(r"^(?P<year>\d{4})-(?P<month>\d{2})-(?P<day>\d{2})$")
+_HOURS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_PART_OF_HOUR = re.compile(rf"^(?:a )?(half|quarter) (past|after|to|before) (\d{{1,2}}|{'|'.join(_HOURS)})\b")
 _DATES = (
     re.compile(rf"^{_WEEKDAY}(?P<month>{_MONTH})\.?\s+(?:the\s+)?{_DAY}{_YEAR}$", re.IGNORECASE),
     re.compile(rf"^{_WEEKDAY}{_DAY}\s+(?:of\s+)?(?P<month>{_MONTH})\.?{_YEAR}$", re.IGNORECASE),
@@ -38,7 +42,17 @@ def is_moment(text: str) -> bool:
 def _plain(text: str) -> str:
     """`noon`, `7 o'clock`, `7:30 in the morning` with figures and am or pm."""
     text = re.sub(r"^(\d{1,2}) ?o'clock\b", r"\1:00", text.lower())
+    text = _PART_OF_HOUR.sub(_part_of_hour, text)
     return _DAYTIME.sub(lambda match: " " + _DAYTIMES[match[1]], _NAMED_TIMES.get(text, text))
+
+
+def _part_of_hour(match: re.Match[str]) -> str:
+    """`half past 4` as 4:30, `quarter to five` as 4:45."""
+    minutes = 30 if match[1] == "half" else 15
+    hour = int(match[3]) if match[3].isdigit() else _HOURS.index(match[3]) + 1
+    if match[2] in ("to", "before"):
+        hour, minutes = (hour - 2) % 12 + 1, 60 - minutes
+    return f"{hour}:{minutes}"
 
 
 def same_time(answer: str, gold: str) -> bool | None:
@@ -69,6 +83,8 @@ def same_date(answer: str, gold: str) -> bool | None:
 
 def _date(text: str) -> tuple[int, int, int | None] | None:
     """Month, day, year."""
+    if iso := _ISO_DATE.match(text):
+        return int(iso["month"]), int(iso["day"]), int(iso["year"])
     match = next((found for pattern in _DATES if (found := pattern.match(text))), None)
     if not match:
         return None

@@ -6,9 +6,10 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
 
-from mlxmath.grading.normal import MAX_CHARACTERS, normalize, squeeze
+from mlxmath.grading.normal import MAX_CHARACTERS, clean, normalize, squeeze
 from mlxmath.grading.quantity import parse_quantity
-from mlxmath.grading.ranges import Range, ranges
+from mlxmath.grading.ranges import Range, ranges, same_sets
+from mlxmath.grading.renaming import LETTERS, names_another, renamed, solved_for_another
 from mlxmath.grading.scalars import compare_scalars
 from mlxmath.grading.structure import Shape, is_equation, shape, split_items, split_name, union_parts, vector
 
@@ -19,14 +20,7 @@ _MAX_DEPTH = 4
 _MODULUS = re.compile(r"\s*(?:\(\s*(?:\\?mod(?![A-Za-z]))\s*(\w+)\s*\)|\\[pb]?mod\s*\{?\s*(\w+)\s*\}?)$")
 _SIGNS = re.compile(r"\\(?:pm|mp)(?![A-Za-z])")
 _GROUPED = re.compile(r"^[(\[]?\d{1,3}(?:,\d{3})+[)\]]?$|^\\\{\d{1,3}(?:,\d{3})+\\\}$")
-_VARIABLE = re.compile(r"^(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w\}?)?'?$")
-_FUNCTION = re.compile(r"^[A-Za-z](?:_\{?\w\}?)?'?\s*\(\s*(?P<argument>[a-z])\s*\)$")
-_LETTERS = re.compile(
-    r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|log|exp|ln|max|min|gcd|lcm|lim)(?![A-Za-z]))[A-Za-z]{1,3}(?![A-Za-z])"
-)
-"""Variables, also several as a product."""
-_OF_INTEGRATION = re.compile(r"\s*\+\s*(?P<name>[A-DKck]|C_\{?\w\}?|const(?:ant)?)$")
-_PARAMETERS = frozenset("abckmnABCDK")
+_POINT = re.compile(r"^[A-Z]'?(?:_\{?\w\}?)?\s*(?=\()")
 
 
 @lru_cache(maxsize=8192)
@@ -43,6 +37,16 @@ def compare(answer: str, gold: str) -> bool | None:
     return _compare(normalize(answer), normalize(gold), 0)
 
 
+def for_algebra(answer: str, gold: str) -> tuple[str, str]:
+    r"""The pair that algebra is asked about: names as the gold has them, both values of `\pm`, else as it stands."""
+    normal = normalize(answer), normalize(gold)
+    pair = renamed(*normal) or normal
+    if any(map(_SIGNS.search, pair)):
+        first, second = (", ".join(value for item in split_items(text) for value in _both(item)) for text in pair)
+        return first, second
+    return (clean(answer), clean(gold)) if pair == normal else pair
+
+
 def _compare(answer: str, gold: str, depth: int) -> bool | None:
     if not answer or not gold:
         return False
@@ -50,8 +54,9 @@ def _compare(answer: str, gold: str, depth: int) -> bool | None:
         return True
     if depth > _MAX_DEPTH:
         return None
-    decided = compare_scalars(answer, gold)
-    if decided is not None:
+    if (decided := _points(answer, gold, depth)) is not None:
+        return decided
+    if (decided := compare_scalars(answer, gold)) is not None:
         return decided
     for rule in (_gaps, _ungrouped, _modular, _either_sign, _renamed, _same_ranges):
         if (same := rule(answer, gold, depth)) is not None:
@@ -64,9 +69,12 @@ def _compare(answer: str, gold: str, depth: int) -> bool | None:
         if entries and not vector(other) and shape(other).kind == "tuple" and shape(other).brackets == "()":
             items = shape(other).items
             return len(items) == len(entries) and _ordered(items, entries, depth)
-    (answer_name, answer_value), (gold_name, gold_value) = split_name(answer), split_name(gold)
-    if answer_name and gold_name and _other_variable(answer_name, gold_name, gold_value):
-        return False
+    (answer_name, answer_value), (gold_name, gold_value) = named = split_name(answer), split_name(gold)
+    if answer_name and gold_name:
+        if solved_for_another(*named):
+            return None
+        if names_another(answer_name, gold_name):
+            return False
     if answer_name or gold_name:
         return _compare(answer_value, gold_value, depth + 1)
     if is_equation(answer) != is_equation(gold) and _all_in_lists(answer, gold):
@@ -75,13 +83,6 @@ def _compare(answer: str, gold: str, depth: int) -> bool | None:
         parts, gold_parts = union_parts(answer), union_parts(gold)
         return _unordered(parts, gold_parts, depth) if len(parts) == len(gold_parts) else None
     return _lists(shape(answer), shape(gold), depth)
-
-
-def _other_variable(answer_name: str, gold_name: str, gold_value: str) -> bool:
-    """Whether both name a variable, not the same one, and its value is not just a number."""
-    names = squeeze(answer_name).casefold(), squeeze(gold_name).casefold()
-    alike = all(map(_VARIABLE.match, names)) or all(map(_FUNCTION.match, names))
-    return alike and names[0] != names[1] and bool(_LETTERS.search(gold_value))
 
 
 def _all_in_lists(answer: str, gold: str) -> bool:
@@ -122,12 +123,14 @@ def _same_ranges(answer: str, gold: str, depth: int) -> bool | None:
         return None
     variables = {part.variable.casefold() for part in (*a, *g)} - {""}
     if len(variables) > 1:
-        has_numbers_only = not any(_LETTERS.search(end) for part in (*a, *g) for end in part[1:3])
+        has_numbers_only = not any(LETTERS.search(end) for part in (*a, *g) for end in part[1:3])
         return False if has_numbers_only else None
 
     def same(first: Range, second: Range) -> bool:
         return first.brackets == second.brackets and bool(_ordered(first[1:3], second[1:3], depth))
 
+    if variables and (is_same := same_sets(a, g)) is not None:
+        return is_same
     if len(a) != len(g):
         return None
     return (all(any(same(x, y) for y in g) for x in a) and all(any(same(x, y) for x in a) for y in g)) or None
@@ -204,29 +207,17 @@ def _ungrouped(answer: str, gold: str, depth: int) -> bool | None:
 
 
 def _renamed(answer: str, gold: str, depth: int) -> bool | None:
-    r"""Constants and parameters may have other names: `\ln x + K`, `2k\pi`, `f(x) = kx`; None if that is not it.
+    """Constants and parameters may have other names; None if that is not it."""
+    pair = renamed(answer, gold)
+    return _compare(*pair, depth + 1) if pair else None
 
-    A variable may not: `z = x^2` is not `y = x^2`.
-    """
-    a, g = _OF_INTEGRATION.search(answer), _OF_INTEGRATION.search(gold)
-    if a and g and a["name"] != g["name"]:
-        bare = answer[: a.start()], gold[: g.start()]
-        if not any(m["name"] in _letters(text) for m, text in zip((a, g), bare, strict=True)):
-            return _compare(*bare, depth + 1)
-    functions = [_FUNCTION.match(split_name(text)[0]) for text in (answer, gold)]
-    if not all(functions) and not ("\\pi" in answer and "\\pi" in gold):
+
+def _points(answer: str, gold: str, depth: int) -> bool | None:
+    """`A(1, 2)` names the point (1, 2)."""
+    bare = _POINT.sub("", answer), _POINT.sub("", gold)
+    if bare == (answer, gold) or not all(shape(text).kind == "tuple" for text in bare):
         return None
-    extra, missing = _letters(answer) - _letters(gold), _letters(gold) - _letters(answer)
-    if len(extra) == len(missing) == 1 and extra | missing <= _PARAMETERS:
-        (old,), (new,) = extra, missing
-        if any(match and old in (match["argument"], match[0][0]) for match in functions):
-            return None
-        return _compare(_LETTERS.sub(lambda match: match[0].replace(old, new), answer), gold, depth + 1)
-    return None
-
-
-def _letters(text: str) -> set[str]:
-    return set("".join(_LETTERS.findall(text)))
+    return _compare(*bare, depth + 1) if answer in bare or gold in bare else None
 
 
 def _lists(answer: Shape, gold: Shape, depth: int) -> bool | None:

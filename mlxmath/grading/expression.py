@@ -15,11 +15,15 @@ MAX_CHARACTERS = 400
 MAX_DEPTH = 40
 MAX_BITS = 1 << 16
 MAX_FACTORIAL = 4000
+_LARGEST = 10**8
+"""Roots and functions of larger numbers may differ by less than the tolerance between floats."""
+_ALMOST_ZERO = 1e-12
+"""A function's value that may be zero but for the last bits of its argument."""
 _LOST = 1e-6
 """A term of a sum that is smaller than this part of another leaves too few digits of a float."""
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+    r"\s*(?:(?P<number>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+|\.(?!\.))?|\.\d+)"
     r"|(?P<command>\\[A-Za-z]+)"
     r"|(?P<word>[A-Za-z]+)"
     r"|(?P<symbol>\*\*|[-+*/^_(){}\[\]!|%°]))"
@@ -30,7 +34,9 @@ _FUNCTIONS: dict[str, Callable[[float], float]] = {
     "log": math.log,
     "sec": lambda x: 1 / math.cos(x), "csc": lambda x: 1 / math.sin(x), "cot": lambda x: 1 / math.tan(x),
 }  # fmt: skip
-_TIMES = {"*", "\\cdot", "\\times", "\\ast", "x", "X"}
+_TIMES = {"*", "\\cdot", "\\times", "\\ast"}
+_TIMES_OR_VARIABLE = {"x", "X"}
+"""A sign for times only before a number: `2 x 3`, but not `2x + 3`."""
 _OVER = {"/", "\\div"}
 _MOD = {"\\bmod", "\\mod", "mod"}
 _CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|", "\\{": "\\}"}
@@ -142,16 +148,19 @@ class _Parser:
             signs += self._next() == "-"
         value = self._power(depth)
         while token := self.peek():
-            if token in _TIMES or token in _OVER:
+            if token in _TIMES or token in _OVER or (token in _TIMES_OR_VARIABLE and self._number_follows()):
                 self._next()
                 right = self._signed_power(depth)
-                value = _bounded(value * right if token in _TIMES else value / right)
+                value = _bounded(value / right if token in _OVER else value * right)
             elif self._implies_product():
                 value = _bounded(value * self._power(depth))
             else:
                 break
             self.operations += 1
         return -value if signs % 2 else value
+
+    def _number_follows(self) -> bool:
+        return self._at + 1 < len(self._tokens) and self._tokens[self._at + 1].kind == "number"
 
     def _signed_power(self, depth: int) -> Value:
         sign = Fraction(1)
@@ -190,7 +199,11 @@ class _Parser:
             if mark == "!":
                 if not isinstance(value, Fraction) or value.denominator != 1 or not 0 <= value <= MAX_FACTORIAL:
                     raise NotArithmetic
-                value = Fraction(math.factorial(int(value)))
+                step = 1
+                if self.peek() == "!":
+                    self._next()
+                    step = 2
+                value = Fraction(math.prod(range(int(value), 0, -step)))
             elif mark == "%":
                 value = value / 100
         return value
@@ -271,7 +284,9 @@ class _Parser:
             exponent = self._argument(depth)
         value = self._argument(depth) if self.peek() in ("(", "{") else self._power(depth + 1)
         at_degree = self._at > 0 and self._tokens[self._at - 1].text == "°"
-        result = _FUNCTIONS[name](math.radians(value) if at_degree else float(value))
+        result = _FUNCTIONS[name](math.radians(value) if at_degree else _as_float(value))
+        if 0 < abs(result) < _ALMOST_ZERO:  # or zero: the sine of the float nearest to π is not
+            raise NotArithmetic
         if base is not None:
             result /= math.log(base)
         self.operations += 1
@@ -311,16 +326,20 @@ def _power(base: Value, exponent: Value) -> Value:
         root = _exact_root(base, exponent.denominator)
         if root is not None:
             return _power(root, Fraction(exponent.numerator))
-        if base < 0 and exponent.denominator % 2:
-            return (
-                float(-((-float(base)) ** float(exponent)))
-                if exponent.numerator % 2
-                else (-float(base)) ** float(exponent)
-            )
-    result = float(base) ** float(exponent)
+    if base < 0 and isinstance(exponent, Fraction) and exponent.denominator % 2:
+        size = (-_as_float(base)) ** float(exponent)  # the real root
+        return -size if exponent.numerator % 2 else size
+    result = _as_float(base) ** _as_float(exponent)
     if isinstance(result, complex) or (base and abs(result) < sys.float_info.min):  # an underflow tells nothing
         raise NotArithmetic
     return result
+
+
+def _as_float(value: Value) -> float:
+    """For a root or a function; not of a fraction so large that what it says may be less than a float's last digits."""
+    if isinstance(value, Fraction) and max(abs(value.numerator), value.denominator) > _LARGEST:
+        raise NotArithmetic
+    return float(value)
 
 
 def _exact_root(value: Fraction, degree: int) -> Fraction | None:

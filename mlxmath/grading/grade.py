@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from mlxmath.grading import workers
-from mlxmath.grading.equal import compare
+from mlxmath.grading.equal import compare, for_algebra
 from mlxmath.grading.extract import Rule, after_thinking, extract, reference
 
 
@@ -50,7 +50,7 @@ def grade_many(pairs: Iterable[tuple[str, str]], *, truncated: Sequence[bool] | 
 def equal(answer: str, gold: str) -> bool:
     """Whether two final answers are the same."""
     same = compare(answer, gold)
-    return bool(workers.pool().ask(answer, gold)) if same is None else same
+    return bool(workers.pool().ask(*for_algebra(answer, gold))) if same is None else same
 
 
 def cluster(answers: Sequence[str | None]) -> list[int | None]:
@@ -79,7 +79,7 @@ def _decide(response: str, gold: str, truncated: bool) -> tuple[Grade, tuple[str
     gold = reference(gold)
     same = compare(found.text, gold)
     if same is None:
-        return verdict, (found.text, gold)
+        return verdict, for_algebra(found.text, gold)
     return replace(verdict, correct=same), None
 
 

@@ -1,30 +1,41 @@
 """One spelling for what can be written in several ways: LaTeX spacing and fonts, Unicode, markdown, delimiters."""
 
 import re
+from functools import partial
 
 MAX_CHARACTERS = 2000
 """No final answer is longer; longer ones are compared as text alone."""
 
 _UNICODE = {
-    "−": "-", "–": "-", "—": "-", "‐": "-", "﹣": "-", "×": "\\times ", "÷": "\\div ", "·": "\\cdot ", "⋅": "\\cdot ",
-    "∗": "*", "⁄": "/", "∕": "/", "√": "\\sqrt ", "π": "\\pi ", "∞": "\\infty ", "∪": "\\cup ", "∩": "\\cap ",
+    "−": "-", "–": "-", "—": "-", "‐": "-", "\u2011": "-", "\u2012": "-", "﹣": "-", "－": "-",
+    "＋": "+", "×": "\\times ", "÷": "\\div ", "·": "\\cdot ", "⋅": "\\cdot ",
+    "∗": "*", "•": "\\cdot ", "∙": "\\cdot ", "⁄": "/", "∕": "/", "π": "\\pi ",
+    "∞": "\\infty ", "∪": "\\cup ", "∩": "\\cap ",
     "∈": "\\in ", "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "±": "\\pm ",
     "°": "^\\circ ", "º": "^\\circ ",
     "½": "\\frac{1}{2}", "⅓": "\\frac{1}{3}", "⅔": "\\frac{2}{3}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}",
     "⅕": "\\frac{1}{5}", "⅖": "\\frac{2}{5}", "⅗": "\\frac{3}{5}", "⅘": "\\frac{4}{5}", "⅙": "\\frac{1}{6}",
     "⅛": "\\frac{1}{8}", "⅜": "\\frac{3}{8}", "⅝": "\\frac{5}{8}", "⅞": "\\frac{7}{8}",
-    "⁰": "^0", "¹": "^1", "²": "^2", "³": "^3", "⁴": "^4", "⁵": "^5", "⁶": "^6", "⁷": "^7", "⁸": "^8", "⁹": "^9",
+    "⅚": "\\frac{5}{6}", "⅐": "\\frac{1}{7}", "⅑": "\\frac{1}{9}", "⅒": "\\frac{1}{10}",
     "％": "%", "＄": "$", "，": ",", "．": ".", "：": ":", "（": "(", "）": ")", "［": "[", "］": "]", "＝": "=",
     "∅": "\\emptyset ", "٫": ".", "٬": ",", "、": ",",
     "‘": "'", "’": "'", "“": '"', "”": '"', "\u00a0": " ", "\u2009": " ", "\u202f": " ",
     **{chr(0xFF10 + digit): str(digit) for digit in range(10)},
 }  # fmt: skip
+_RAISED, _LOWERED, _PLAIN = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙᵢ", "0123456789+-()ni"
+_SCRIPTS = (
+    (re.compile(rf"[{_RAISED}]+"), "^", str.maketrans(_RAISED, _PLAIN)),
+    (re.compile(rf"[{_LOWERED}]+"), "_", str.maketrans(_LOWERED, _PLAIN)),
+)
+_RAISED_SIGN = re.compile(r"(?<![\w)\]}])⁻(?=[\d⁰¹²³⁴⁵⁶⁷⁸⁹])")
+_ROOT = re.compile(r"([√∛∜])\s*(?:(\d+(?:[.,]\d+)?|[A-Za-z]|\([^()]*\))|(?=[\\({])|(?=\S))")
+_ROOTS = {"√": "\\sqrt", "∛": "\\sqrt[3]", "∜": "\\sqrt[4]"}
 _CONTROL = dict.fromkeys((*range(9), 11, 12, *range(14, 32), 127, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF))
 _TRANSLATION = str.maketrans(_UNICODE) | _CONTROL
 
 _TEXT_MACRO = re.compile(
     r"\\(?:text(?:bf|it|rm|normal|tt|sf)?|mbox|hbox|mathrm|mathbf|mathit|mathsf|operatorname\*?|emph|boldsymbol|bm)"
-    r"\s*\{([^{}]*)\}"
+    r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
 )
 _SIZES = re.compile(
     r"\\(?:left|right|displaystyle|textstyle|scriptstyle|limits|bigl?|bigr|Bigl?|Bigr|biggl?|biggr|Biggl?|Biggr)(?![A-Za-z])\s*"
@@ -35,10 +46,13 @@ _DOUBLED = re.compile(
     r"\\\\(?=(?:frac|dfrac|tfrac|sqrt|left|right|text|pi|cdot|times|boxed|in|le|ge|infty|cup|circ|%)\b)"
 )
 _DEGREE = re.compile(
-    r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|(?<=\d)\^(?:\{o\}|o(?![A-Za-z]))"
-    r"|\\(?:text)?degree(?![A-Za-z])"
+    r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|(?<=\d)\s*\^\s*(?:\{\s*(?:\\(?:text|mathrm)\s*\{\s*o\s*\}|o)\s*\}|o(?![A-Za-z]))"
+    r"|\\(?:text)?degree(?![A-Za-z])|(?<=[\d ])\\deg(?![A-Za-z])"
 )
-_FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
+_FRACTION = re.compile(r"\\(?:[dtcsx]|nice)frac(?![A-Za-z])")
+_PLUS_OR_MINUS = re.compile(r"\+\s?/\s?-")
+_NUM = re.compile(r"\\num\s*\{([^{}]*)\}")
+_MONEY_MACROS = ((re.compile(r"\\pounds(?![A-Za-z])\s*"), "£"), (re.compile(r"\\euro(?![A-Za-z])(?:\{\})?\s*"), "€"))
 _LG = re.compile(r"\\lg(?![A-Za-z])")
 _BINOMIAL = re.compile(r"\\[dt]binom(?![A-Za-z])")
 _BRACED_MARK = re.compile(r"\{\s*([,:=])\s*\}")
@@ -88,7 +102,22 @@ _BLANKS = re.compile(r"\s+")
 
 def clean(text: str) -> str:
     """Unicode signs as ASCII or LaTeX, control characters gone. For text of any length."""
+    if text.isascii():
+        return text.translate(_CONTROL)
+    text = _ROOT.sub(_root, _RAISED_SIGN.sub("-", text))
+    for pattern, mark, digits in _SCRIPTS:
+        text = pattern.sub(partial(_script, mark, digits), text)
     return text.translate(_TRANSLATION)
+
+
+def _root(match: re.Match[str]) -> str:
+    """`√16` as a root of all of 16, `√(x+1)` with its bracket."""
+    return _ROOTS[match[1]] + (f"{{{match[2].replace(',', '.')}}}" if match[2] else " ")
+
+
+def _script(mark: str, digits: dict[int, int], match: re.Match[str]) -> str:
+    text = match[0].translate(digits)
+    return mark + (text if len(text) == 1 else f"{{{text}}}")
 
 
 def normalize(answer: str) -> str:
@@ -114,6 +143,9 @@ def normalize(answer: str) -> str:
             break
         text = replaced
     text = _BINOMIAL.sub(r"\\binom", _FRACTION.sub(r"\\frac", text))
+    text = _PLUS_OR_MINUS.sub(r"\\pm ", _NUM.sub(r"\1", text))
+    for pattern, sign in _MONEY_MACROS:
+        text = pattern.sub(sign, text)
     text = _LG.sub(r"\\log_{10}", text)
     for notation in _COUNTS:
         text = notation.sub(as_count, text)

@@ -2,61 +2,26 @@
 
 import contextlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from mlxmath.grading.expression import NotArithmetic, Value, evaluate
 from mlxmath.grading.normal import as_count
+from mlxmath.grading.units import UNIT_WORD, ratio_of_units, read_unit
 
 _SIGNED = r"(?P<sign>[-+]?)\s*"
 _CURRENCY = r"(?:US\s?|C|A)?[$€£¥₹₽₩₪¢]|USD|EUR|GBP|Rs\.?"
 _NUMBER = re.compile(
-    rf"^(?:{_CURRENCY})?\s*{_SIGNED}(?:{_CURRENCY})?\s*"
+    rf"^(?P<before>{_CURRENCY})?\s*{_SIGNED}(?P<currency>{_CURRENCY})?\s*"
     r"(?P<digits>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3})+(?:[.,]\d+)?|\d{1,3}(?:_\d{3})+(?!\d)"
     r"|[1-9]\d{0,2}(?:(?:\.\d{3})+,\d{1,2}|(?:\.\d{3}){2,})(?![.,\d])|\d{1,2}(?:,\d{2})*,0\d(?:,\d{2})*,\d{3}(?![,\d])|\d+(?:[.,]\d*)?|\.\d+)"
     r"(?:[eE](?P<exponent>[-+]?\d{1,3})|\s*(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*\{?\s*(?P<power>[-+]?\s*\d{1,3})\s*\}?(?![\d.]))?"
-    r"\s*(?P<rest>.*)$",
+    r"(?:\s*\^?\s*\{?\s*(?:st|nd|rd|th)\b\s*\}?)?\s*(?P<rest>.*)$",  # an ordinal counts as its number
     re.DOTALL,
 )
 _PERCENT = re.compile(r"^\s*(?:%|(?:percent(?:age)?|pct|per cent)\b\.?)\s*", re.IGNORECASE)
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12, "hundred": 100}
 _SCALE = re.compile(rf"^({'|'.join(_SCALES)})s?\b\s*", re.IGNORECASE)
-
-# Each canonical unit and its other names.
-_UNIT_NAMES = {
-    "mm": "millimeter millimeters millimetre millimetres", "cm": "centimeter centimeters centimetre centimetres",
-    "m": "meter meters metre metres", "km": "kilometer kilometers kilometre kilometres kms",
-    "in": "inch inches", "ft": "foot feet", "yd": "yard yards yds", "mi": "mile miles",
-    "mg": "milligram milligrams", "g": "gram grams", "kg": "kilogram kilograms kgs", "lb": "pound pounds lbs",
-    "oz": "ounce ounces", "ton": "tons tonne tonnes",
-    "ml": "mL milliliter milliliters millilitre millilitres", "L": "l liter liters litre litres",
-    "gal": "gallon gallons", "pt": "pint pints", "qt": "quart quarts",
-    "s": "sec secs second seconds", "min": "mins minute minutes", "h": "hr hrs hour hours", "day": "days",
-    "week": "weeks", "month": "months", "year": "years yr yrs",
-    "°": "degree degrees deg", "rad": "radian radians", "dollar": "dollars usd bucks", "cent": "cents ¢",
-    "euro": "euros", "mph": "", "kph": "km/h", "m/s": "", "Hz": "hertz", "J": "joule joules", "N": "newton newtons",
-    "W": "watt watts", "V": "volt volts", "K": "kelvin", "Pa": "pascal pascals",
-}  # fmt: skip
-_UNITS = {name: unit for unit, names in _UNIT_NAMES.items() for name in (unit, *names.split())}
-_DIMENSIONLESS = {"°", "rad"}
-_LENGTHS = ("mm", "cm", "m", "km", "in", "ft", "yd", "mi")
-_SIZES = (
-    {"s": 1, "min": 60, "h": 3600, "day": 86400, "week": 604800}, {"month": 1, "year": 12}, {"cent": 1, "dollar": 100},
-    {"mm": 1, "cm": 10, "m": 1000, "km": 10**6}, {"in": 1, "ft": 12, "yd": 36, "mi": 63360},
-    {"mg": 1, "g": 1000, "kg": 10**6}, {"oz": 1, "lb": 16}, {"ml": 1, "L": 1000}, {"pt": 1, "qt": 2, "gal": 8},
-)  # fmt: skip
-
-_NO_UNIT_WORDS = (
-    "and or plus minus times over to of from mod modulo by sqrt pi sin cos tan cot sec csc log ln exp lim max gcd lcm"
-    " choose then than but not is are equals remainder for if when where with without squared cubed least most more"
-    " less about approximately"
-)
-_NOT_UNITS = frozenset(_NO_UNIT_WORDS.split())
-_TEMPERATURE = re.compile(r"^(?:°|degrees?)\s*(C|F|celsius|fahrenheit)$", re.IGNORECASE)
-_UNIT_WORD = r"(?:(?:[^\W\d_]|[°$€£¥'])+(?:-[A-Za-z]+)*\.?(?:\s*\^\s*\{?-?[1-9]\}?)?)"
-_UNIT = re.compile(rf"^{_UNIT_WORD}(?:\s*(?:/|\*|\\cdot|\s)\s*{_UNIT_WORD}){{0,7}}$")
-_LETTERS = re.compile(r"[^\W\d_]+")
-_FIRST_OF_SCRIPTS_WITHOUT_VARIABLES = "\u3040"
 
 _ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
@@ -64,9 +29,13 @@ _ONES = (
 )
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _WORDS = {word: i for i, word in enumerate(_ONES.split())} | {w: 10 * i for i, w in enumerate(_TENS.split(), 2)}
-_PARTS = {"half": 2, "halves": 2, "third": 3, "thirds": 3, "quarter": 4, "quarters": 4, "fourth": 4, "fourths": 4,
-          "fifth": 5, "fifths": 5, "sixth": 6, "sixths": 6, "eighth": 8, "eighths": 8, "tenth": 10,
-          "tenths": 10}  # fmt: skip
+_PARTS_FROM_THIRD = (
+    "third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth sixteenth"
+    " seventeenth eighteenth nineteenth twentieth"
+)
+_PARTS = {"half": 2, "halves": 2, "quarter": 4, "thirtieth": 30, "fiftieth": 50, "hundredth": 100, "thousandth": 1000}
+_PARTS |= {name: number for number, name in enumerate(_PARTS_FROM_THIRD.split(), 3)}
+_PARTS |= {f"{name}s": number for name, number in _PARTS.items()}
 
 
 @dataclass(frozen=True)
@@ -112,20 +81,24 @@ def _decimal(text: str) -> Quantity | None:
     if match["sign"] == "-":
         value = -value
     significant = len((whole + decimals).lstrip("0"))
-    return _with_rest(value, match["rest"].removeprefix("…"), None if exponent else len(decimals), significant)
+    found = _with_rest(value, match["rest"].removeprefix("…"), None if exponent else len(decimals), significant)
+    currency = (match["before"] or match["currency"] or "").rstrip(".")
+    if found and currency and not found.unit:
+        return replace(found, unit=read_unit(currency if currency.isalpha() else currency[-1]) or "")
+    return found
 
 
 _REPEATING = re.compile(
     r"^(?P<sign>[-+]?)\s*(?P<whole>\d{0,12})\.(?P<first>\d{0,12}?)\s*\{?\s*"
-    r"(?:\\(?:overline|bar|widebar|overbar)\s*(?:\{\s*(?P<line>\d{1,12})\s*\}|(?P<one>\d)(?!\d))"
+    r"(?:\\(?:overline|bar|widebar|overbar|overparen|wideparen|widehat|hat)\s*(?:\{\s*(?P<line>\d{1,12})\s*\}|(?P<one>\d)(?!\d))"
     r"|\\dot\s*\{?\s*(?P<dot>\d)\s*\}?(?:(?P<between>\d{0,10})\\dot\s*\{?\s*(?P<last>\d)\s*\}?)?"
-    r"|\((?P<round>\d{1,12})\)|(?P<marked>(?:\d\u0305){1,12}|\d\u0307(?:\d{0,10}\d\u0307)?)"
-    r"|(?P<shown>\d{1,6})(?P=shown){2,20}…|(?P<word>\d)(?P=word)*\s*(?:repeating|recurring))\s*\}?(?P<rest>.*)$"
+    r"|\((?P<round>\d{1,12})\)|(?P<marked>(?:\d[\u0304\u0305]){1,12}|\d\u0307(?:\d{0,10}\d\u0307)?)"
+    r"|(?P<shown>\d{1,6})(?P=shown){1,20}…|(?P<word>\d)(?P=word)*\s*\(?(?:repeating|recurring)\)?)\s*\}?(?P<rest>.*)$"
 )
 
 
 _PERIODS = ("line", "one", "dot", "between", "last", "round", "marked", "shown", "word")
-_MAY_REPEAT = re.compile(r"[\\…(\u0305\u0307]|repeating|recurring")
+_MAY_REPEAT = re.compile(r"[\\…(\u0304\u0305\u0307]|repeating|recurring")
 
 
 def _repeating(text: str) -> Quantity | None:
@@ -194,69 +167,21 @@ def _with_rest(value: Value, rest: str, decimals: int | None, digits: int | None
     return None if unit is None else Quantity(value, percent, decimals, unit, digits)
 
 
-_POWER = re.compile(
-    r"^(?:(?P<word>square|sq\.?|cubic|cu\.?)\s+(?P<of>[A-Za-z]+)|(?P<base>[A-Za-z]+)\s*\^\s*\{?\s*(?P<power>[23])\s*\}?)$"
-)
-
-
-def _power_of_length(text: str) -> str | None:
-    """`cm^2`, `square centimeters`, `cubic m` as "cm^2", "cm^2", "m^3"; None for anything else."""
-    match = _POWER.match(text)
-    unit = _UNITS.get(match["of"] or match["base"]) if match else None
-    if not match or unit not in _LENGTHS:
-        return None
-    return f"{unit}^{match['power'] or (2 if match['word'].startswith('sq') else 3)}"
-
-
-def read_unit(text: str) -> str | None:
-    """The canonical name of a unit ("cm^2" for an area), "" for none or an unknown one, None if the text is no unit."""
-    text = text.strip().strip(".").strip()
-    if not text:
-        return ""
-    if degrees := _TEMPERATURE.match(text):
-        return "°" + degrees[1][0].upper()
-    text = text.replace("\\Omega", "ohm").replace("\\mu", "µ")
-    if area_or_volume := _power_of_length(text):
-        return area_or_volume
-    if text in _UNITS or text.lower() in _UNITS:
-        unit = _UNITS.get(text) or _UNITS[text.lower()]
-        return "" if unit in _DIMENSIONLESS else unit
-    if len(text) > 80 or not _UNIT.match(text):
-        return None
-    words = _LETTERS.findall(text)
-    if any(word.lower() in _NOT_UNITS for word in words):
-        return None
-    # A lone letter is a variable unless it is a known unit or stands inside a longer phrase.
-    if words and all(
-        len(word) < 3 and word not in _UNITS and word < _FIRST_OF_SCRIPTS_WITHOUT_VARIABLES for word in words
-    ):
-        return None
-    return ""
-
-
-def ratio_of_units(unit: str, other: str) -> Fraction | None:
-    """How many of the other make one of the first, None if they measure different things or are not known."""
-    (unit, _, power), (other, _, other_power) = unit.partition("^"), other.partition("^")
-    if power != other_power:
-        return None
-    sizes = next((sizes for sizes in _SIZES if unit in sizes and other in sizes), None)
-    return Fraction(sizes[unit], sizes[other]) ** int(power or 1) if sizes else None
-
-
-_SUMMAND = re.compile(rf"(?P<number>\d[\d,]*(?:\.\d+)?)\s?(?P<unit>{_UNIT_WORD})(?:\s*,)?(?:\s+and)?\s*")
+_SUMMAND = re.compile(rf"(?P<number>\d[\d,]*(?:\.\d+)?)\s?(?P<unit>{UNIT_WORD})(?:\s*,)?(?:\s+and)?\s*")
 
 
 def _sum_of_units(text: str) -> Quantity | None:
-    """`2 hours and 30 minutes`, `5 ft 6 in`: in the last unit."""
+    """`2 hours and 30 minutes`, `5 ft 6 in`: in the last unit, money in the first. Behind hours m is minutes."""
     total, last, position = Fraction(0), "", 0
     while position < len(text):
         match = _SUMMAND.match(text, position)
-        unit = match and read_unit(match["unit"])
+        name = match["unit"].strip() if match else ""
+        unit = read_unit("min" if name == "m" and last in ("h", "day") else name)
         ratio = ratio_of_units(last, unit) if last and unit else Fraction(1)
         if not match or not unit or not ratio or (last and ratio <= 1):
             return None
         total, last, position = total * ratio + Fraction(match["number"].replace(",", "")), unit, match.end()
-    return Quantity(total, unit=last)
+    return Quantity(total / 100, unit="dollar") if last == "cent" else Quantity(total, unit=last)
 
 
 def _fraction_or_expression(text: str) -> Quantity | None:
@@ -302,6 +227,9 @@ def _words(text: str) -> Quantity | None:
             group *= 100
         elif word in _SCALES and used:
             total, group = total + group * _SCALES[word], 0
+        elif word == "and" and used and i + 2 < len(words) and words[i + 1] in _WORDS and words[i + 2] in _PARTS:
+            part = Fraction(_WORDS[words[i + 1]], _PARTS[words[i + 2]])
+            return _with_rest(sign * (total + group + part), " ".join(words[i + 3 :]), None)
         elif word == "and" and used and i + 1 < len(words) and words[i + 1] in _WORDS:
             continue
         else:
@@ -311,7 +239,7 @@ def _words(text: str) -> Quantity | None:
         return None
     value = Fraction(total + group)
     rest = words[used:]
-    if rest[:1] == ["and"] and rest[1:2] in (["a"], ["one"]) and rest[2:3] in (["half"], ["quarter"], ["third"]):
+    if rest[:1] == ["and"] and rest[1:2] in (["a"], ["an"]) and rest[2:3] and rest[2] in _PARTS:
         value, rest = value + Fraction(1, _PARTS[rest[2]]), rest[3:]
     elif rest and rest[0] in _PARTS:
         value, rest = value / _PARTS[rest[0]], rest[1:]

@@ -4,7 +4,8 @@ import math
 from fractions import Fraction
 
 from mlxmath.grading.expression import Value
-from mlxmath.grading.quantity import Quantity, ratio_of_units
+from mlxmath.grading.quantity import Quantity
+from mlxmath.grading.units import is_left_out_of, is_same_word, ratio_of_units
 
 RELATIVE_TOLERANCE = Fraction(1, 10**9)
 """Between numbers of which one is a float: the noise of its computation."""
@@ -22,16 +23,23 @@ _NOISE_AT_ZERO = Fraction(1, 10**12)
 def same_quantity(answer: Quantity, gold: Quantity) -> bool:
     """Same number in the same unit, as far as both units are known; 28 % is 28 and is 0.28, but 0.28 is not 28.
 
-    Of two units that measure the same thing the answer's is converted.
+    Of two units that measure the same thing the answer's is converted. A rate may leave out what it is per.
     """
-    if answer.unit and gold.unit and answer.unit != gold.unit and ("^" in answer.unit) == ("^" in gold.unit):
-        ratio = ratio_of_units(answer.unit, gold.unit)
-        return ratio is not None and answer.value * ratio == gold.value
+    units = answer.unit, gold.unit
+    if all(units) and answer.unit != gold.unit and not is_same_word(*units):
+        if ratio := ratio_of_units(*units):
+            return _converted(answer.value * ratio, gold.value)
+        if not is_left_out_of(*units) and not is_left_out_of(*units[::-1]):
+            return False
     if answer.percent == gold.percent or gold.value == 0:
         return _same_value(answer, gold, Fraction(1))
     if answer.percent:
         return _same_value(answer, gold, Fraction(1)) or _same_value(answer, gold, Fraction(1, 100))
     return _same_value(answer, gold, Fraction(1)) or _same_value(answer, gold, Fraction(100))
+
+
+def _converted(value: Value, gold: Value) -> bool:
+    return value == gold if isinstance(value, Fraction) and isinstance(gold, Fraction) else _close(value, gold)
 
 
 def _same_value(answer: Quantity, gold: Quantity, factor: Fraction) -> bool:
@@ -59,7 +67,7 @@ def _same_value(answer: Quantity, gold: Quantity, factor: Fraction) -> bool:
 def _is_noise(decimal: Quantity, value: Value, other: Value) -> bool:
     """Whether a decimal with as many digits as a float prints is `other` but for the float's last bits."""
     if other == 0:
-        return decimal.digits is not None and -_NOISE_AT_ZERO <= value <= _NOISE_AT_ZERO
+        return (decimal.digits or 0) >= _NOISE_DIGITS and -_NOISE_AT_ZERO <= value <= _NOISE_AT_ZERO
     is_long = (decimal.digits or 0) >= _NOISE_DIGITS and (decimal.decimals or 0) >= _NOISE_DECIMALS
     return is_long and _close(value, other)
 

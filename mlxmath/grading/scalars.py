@@ -15,6 +15,7 @@ _MAX_PRODUCT = 3
 _CHOICE_GOLD = re.compile(r"^\(?([A-Z])\)?$")
 _CHOICE = re.compile(r"^(?:(?:option|choice|answer)\s+)?\(?([A-Z])(?:\)|[.:](?=\s|$)|$)", re.IGNORECASE)
 _CHOICE_AND_VALUE = re.compile(r"^(?:\([A-Z]\)\s*|[A-Z][.:)]\s+)(?=\S)")
+_GOLD_CHOICE_AND_VALUE = re.compile(r"^\(([A-Z])\)\s*(?=\S)")
 _RATIO = re.compile(r"^\d+(?:\.\d+)?(?:\s*(?::|\bto\b)\s*\d+(?:\.\d+)?)+$")
 _WORDS = re.compile(r"^[A-Za-z][A-Za-z' -]*[A-Za-z]$")
 _PAIR = re.compile(r"^[-+]?\d+,[-+]?\d{1,2}$")
@@ -33,13 +34,17 @@ _SAME_WORDS = (
     "nosolution \\emptyset norealsolution nosuchnumber",
 )
 _SYNONYMS = {word: words.split()[0] for words in _SAME_WORDS for word in words.split()}
-_INFINITE = re.compile(r"^([-+]?)\s*(?:\\infty|inf(?:inity)?|oo)$")
+_INFINITE = re.compile(r"^([-+]?)\s*(?:\\infty|inf(?:inity)?|oo|infinite(?:ly many)?(?: solutions)?)$")
 _BASE_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
                "twelve": 12, "sixteen": 16}  # fmt: skip
+_NAMED_BASES = rf"\d{{1,2}}|{'|'.join(_BASE_WORDS)}"
 _BASED = re.compile(
-    rf"^(?P<digits>(?=[A-Za-z]*\d)[0-9A-Za-z]+)\s*(?:_\s*\{{?\s*\(?\s*(?P<sub>\d{{1,2}}|{'|'.join(_BASE_WORDS)})\s*\)?\s*\}}?"
-    rf"|\(?\s*(?:in\s+)?base[\s-]+(?P<word>\d{{1,2}}|{'|'.join(_BASE_WORDS)})\s*\)?)$"
+    r"^(?:\(\s*)?(?P<digits>[0-9A-Za-z]+(?:\.[0-9A-Za-z]+)?)(?:\s*\))?"
+    rf"\s*(?:_\s*\{{?\s*\(?\s*(?P<sub>{_NAMED_BASES})\s*\)?\s*\}}?"
+    rf"|\(?\s*(?:in\s+)?base[\s-]+(?P<word>{_NAMED_BASES})\s*\)?)$"
 )
+_PREFIXED = re.compile(r"^0(?:x(?P<x>[0-9A-Fa-f]+)|b(?P<b>[01]+)|o(?P<o>[0-7]+))$")
+_LETTER_DIGITS = re.compile(r"^[A-Z]+$")
 
 
 def compare_scalars(answer: str, gold: str) -> bool | None:
@@ -47,6 +52,8 @@ def compare_scalars(answer: str, gold: str) -> bool | None:
     letter = _CHOICE_GOLD.match(gold)
     if letter and (chosen := _CHOICE.match(answer)):
         return chosen[1].upper() == letter[1]
+    if (choice := _CHOICE_GOLD.match(answer)) and (gold_choice := _GOLD_CHOICE_AND_VALUE.match(gold)):
+        return choice[1] == gold_choice[1]
     if bool(labelled := _CHOICE_AND_VALUE.match(answer)) != bool(gold_labelled := _CHOICE_AND_VALUE.match(gold)):
         answer = answer[labelled.end() :] if labelled else answer
         gold = gold[gold_labelled.end() :] if gold_labelled else gold
@@ -120,16 +127,27 @@ def _based(answer: str, gold: str) -> bool | None:
     return None if number is None or isinstance(value, str) else number.value == value
 
 
-def _in_base(text: str) -> tuple[str, int | str] | None:
-    """The digits and the value, which is the text itself where the digits do not fit the base."""
+def _in_base(text: str) -> tuple[str, Fraction | str] | None:
+    """The digits and the value, which is the text itself where the digits do not fit the base.
+
+    Without a figure among them capitals are digits where the base is above ten and has them all: `FF_{16}`, not `x_2`.
+    """
+    if match := _PREFIXED.match(text):
+        digits, base = next((match[name], base) for name, base in (("x", 16), ("b", 2), ("o", 8)) if match[name])
+        return digits, Fraction(int(digits, base))
     match = _BASED.match(text)
     if not match:
         return None
-    digits, base = match["digits"], match["sub"] or match["word"]
+    digits, named = match["digits"], match["sub"] or match["word"]
+    base = _BASE_WORDS.get(named) or int(named)
+    whole, _, part = digits.partition(".")
     try:
-        return digits, int(digits, _BASE_WORDS.get(base) or int(base))
+        value = Fraction(int(whole + part, base), base ** len(part))
     except ValueError:
-        return digits, f"{digits}_{base}"
+        return (digits, f"{digits}_{named}") if any(map(str.isdigit, digits)) else None
+    if not any(map(str.isdigit, digits)) and not (base > 10 and _LETTER_DIGITS.match(digits)):
+        return None
+    return digits, value
 
 
 def _angles(answer: str, gold: str) -> bool | None:

@@ -31,7 +31,11 @@ _SOLUTIONS = re.compile(
     r"[^.\n:=$\\]{0,60}?(?:\b(?:is|are)\b|:)[ \t]*",
     re.IGNORECASE,
 )
-_LINE = re.compile(r"[^\n]*(?:\n[ \t]*\n?[ \t]*(?=\$|\\\[|\\\()[^\n]*)?")
+_LINE = re.compile(
+    r"(?:[ \t]*\n?[ \t]*\n?[ \t]*(?:\$\$[^$]{1,1000}\$\$|\\\[(?:[^\\]|\\(?!\])){1,1000}\\\]))?"
+    r"[^\n]*(?:\n[ \t]*\n?[ \t]*(?=\$|\\\[|\\\()[^\n]*)?"
+)
+"""The rest of a line, with a formula of several lines in it or one on the line after."""
 _CORRECTED = re.compile(
     r"(?:^|(?<=[.!?\n]))[ \t]*(?:(?:but|and|oh|so)\b,? )?(?:wait|actually|no|sorry|oops|correction|hold on)\b"
     r"[^\d\n]{0,60}?"

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Mapping
 from typing import IO, Any
 
-from mlxmath.grading.quantity import read_unit
+from mlxmath.grading.units import read_unit
 
 _MEMORY_BYTES = 4 << 30
 
 _DIGITS = 30
-_EXACT = 1e-25
-"""Relative difference up to which two values without decimals are the same."""
+_EXACT = 0.0
+"""Relative difference up to which two values without decimals are the same: none, to as many digits as sympy tries."""
 _PRINTED = 1e-12
 """The same of a decimal and an exact gold: the last bits of a float that was printed in full, no rounding."""
 _ROUNDED = 1e-6
@@ -33,6 +33,27 @@ _LEAST_POINTS = 2
 # math_verify takes a letter or two at the end for a unit and drops them: it reads `2ab` as 2.
 _LAST_LETTERS = re.compile(r"(?<=[\d}\s])(?<![\\A-Za-z])([A-Za-z]{1,3})$")
 
+_LONE_NUMBER = re.compile(
+    r"^(?:[^\d\\^_+*/!]|\\text\s*\{[^\d{}]*\}|\\[ $%])*-?(?:\d[\d,]*\.?\d*|\.\d+)(?:[^\d\\^_+*/!=<>-]|\\[ $%])*$"
+)
+"""One number among words and punctuation."""
+_DEGREE_SIGN = r"(?:\s*\^\s*\{?\s*\\circ(?![A-Za-z])\s*\}?|\s*°)"
+_DEGREES = re.compile(rf"(\d+(?:\.\d+)?){_DEGREE_SIGN}")
+_FUNCTION_OF_ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])|e\^\{i")
+_CIS = re.compile(
+    r"(?:\\(?:operatorname|text|mathrm)\s*\{\s*cis\s*\}|\\?\bcis(?![A-Za-z]))\s*"
+    r"(?P<angle>\\left\([^()]*\\right\)|\([^()]*\)|\{[^{}]*\}|-?(?:[\d.]+\s*)?"
+    rf"(?:\\[dt]?frac\s*\{{[^{{}}]*\}}\s*\{{[^{{}}]*\}}|\\pi(?:/\d+)?|\\theta)?)(?P<degrees>{_DEGREE_SIGN})?"
+)
+_MISREAD = (
+    (re.compile(r"\\gamma(?![A-Za-z])|\\Gamma(?![A-Za-z(])"), r"\\omicron "),
+    (re.compile(r"(?<![\\A-Za-z])([eE])(?=_)"), r"\\hat{\1}"),
+    (re.compile(r"(?<![\\A-Za-z])([A-Za-z])'{2}"), r"\\ddot{\1}"),
+    (re.compile(r"(?<![\\A-Za-z])([A-Za-z])'"), r"\\dot{\1}"),
+    (re.compile(r"(?<![\\A-Za-z])(sin|cos|tan|cot|sec|csc|ln|log|exp)(?![A-Za-z])"), r"\\\1"),
+    (re.compile(r"(?<![\\A-Za-z])sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
+)
+
 
 def equivalent(answer: str, gold: str) -> bool:
     """Whether algebra takes `answer` for `gold`; bare LaTeX gets the delimiters that math_verify's parser needs.
@@ -41,8 +62,12 @@ def equivalent(answer: str, gold: str) -> bool:
     """
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
-    targets = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
-    golds, answers = (parse(wrapped(text), targets, parsing_timeout=0) for text in (gold, answer))
+    latex, plain = LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()
+    # Of what it cannot read as LaTeX, math_verify takes the last number for the whole: only if that is all there is.
+    golds, answers = (
+        parse(wrapped(legible(text)), (latex, plain) if _LONE_NUMBER.match(text) else (latex,), parsing_timeout=0)
+        for text in (gold, answer)
+    )
     if not golds or not answers:
         return False
     tolerance = _ROUNDED if _DECIMAL.search(gold) else _PRINTED if _DECIMAL.search(answer) else _EXACT
@@ -65,21 +90,29 @@ def same_values(answer: Any, gold: Any, tolerance: float) -> bool | None:
         return None
     answer, gold = (side.subs({s: sympy.I for s in side.free_symbols if s.name == "i"}) for side in (answer, gold))
     symbols = sorted(answer.free_symbols | gold.free_symbols, key=str)
-    if answer.has(sympy.Abs) != gold.has(sympy.Abs):
-        return None
+    is_one_absolute = answer.has(sympy.Abs) != gold.has(sympy.Abs)
     is_complex = not symbols or answer.has(sympy.I) or gold.has(sympy.I)
     num_compared = 0
     for point in _POINTS if symbols else _POINTS[:1]:
         at = {symbol: sympy.Rational(*point[i % len(point)]) + i // len(point) for i, symbol in enumerate(symbols)}
-        if not is_complex and not (_is_real(answer, at) and _is_real(gold, at)):
+        if not is_complex and not all(are_real := [_is_real(answer, at), _is_real(gold, at)]):
+            if is_one_absolute and any(are_real):
+                return None  # ln x is ln |x| only where both are defined
             continue
         first, second = (side.subs(at).evalf(_DIGITS) for side in (answer, gold))
         if not (first.is_number and second.is_number and first.is_finite and second.is_finite):
             continue
-        if abs(first - second) > tolerance * max(abs(first), abs(second)):
+        if tolerance and abs(first - second) > tolerance * max(abs(first), abs(second)):
+            return False
+        if not tolerance and not _is_zero((answer - gold).subs(at).evalf(_DIGITS)):
             return False
         num_compared += 1
     return True if num_compared >= (_LEAST_POINTS if symbols else 1) else None
+
+
+def _is_zero(difference: Any) -> bool:
+    """Whether nothing is left of a difference: sympy computes on until a digit is certain, and marks where none is."""
+    return all(part == 0 or getattr(part, "_prec", 0) == 1 for part in difference.as_real_imag())
 
 
 def _is_real(expression: Any, at: Mapping[Any, Any]) -> bool:
@@ -94,6 +127,18 @@ def _is_real(expression: Any, at: Mapping[Any, Any]) -> bool:
         if not (inner.is_number and inner.is_positive):
             return False
     return True
+
+
+def legible(text: str) -> str:
+    r"""Notation that math_verify misreads in one that it reads.
+
+    It takes \gamma for a function or Euler's constant, E_0 for nothing, y' for y, sin x for a product, degrees for
+    radians, and knows no \operatorname{cis}.
+    """
+    text = _CIS.sub(lambda match: f"e^{{i({match['angle']}{match['degrees'] or ''})}}", text)
+    for pattern, plain in _MISREAD:
+        text = pattern.sub(plain, text)
+    return _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", text) if _FUNCTION_OF_ANGLE.search(text) else text
 
 
 def wrapped(text: str) -> str:

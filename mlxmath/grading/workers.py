@@ -27,18 +27,40 @@ _MAX_WORKERS = 8
 _MAX_CHARACTERS = 1000
 _MAX_DEPTH = 24
 _LONG_NUMBER = re.compile(r"\d{200}")
-_TOWER = re.compile(r"\^\s*\{?[^{}^]{0,40}\^\s*\{?[^{}^]{0,40}\^")
+_TOKEN = re.compile(r"[\d.]+!*|\\[A-Za-z]+|[A-Za-z]!*|\S")
+_TOWER = 3
+"""So many powers on top of each other are a tower."""
 
 
 def refuses(text: str) -> bool:
     """Whether an answer is beyond what algebra is tried on: too long, too deeply nested, a tower of powers."""
-    if len(text) > _MAX_CHARACTERS or _LONG_NUMBER.search(text) or _TOWER.search(text) or "\x00" in text:
+    if len(text) > _MAX_CHARACTERS or _LONG_NUMBER.search(text) or "\x00" in text or _num_powers(text) >= _TOWER:
         return True
     depth = deepest = 0
     for sign in text:
         depth += (sign in "({[") - (sign in ")}]")
         deepest = max(deepest, depth)
     return deepest > _MAX_DEPTH
+
+
+def _num_powers(text: str) -> int:
+    """How many powers stand on top of each other: 3 in `9^{9^{9^9}}` and in `9^9^9^9`, 1 in `x^3 + x^2 + 5^4`."""
+    enclosing: list[tuple[int, int]] = []
+    level = chain = highest = 0
+    before = ""
+    for token in _TOKEN.findall(text):
+        if token in "({[":
+            enclosing.append((level, chain if before == "^" else 0))
+            level, chain = level + enclosing[-1][1], 0
+        elif token in ")}]":
+            level, chain = enclosing.pop() if enclosing else (0, 0)
+        elif token == "^":
+            chain += 1
+            highest = max(highest, level + chain)
+        elif before != "^":
+            chain = 0
+        before = token
+    return highest
 
 
 class _Failure(Exception):  # noqa: N818

@@ -3,7 +3,9 @@
 Where the planned steps fit into the deadline, nothing here depends on time. Where they do not, the learning rate's
 schedule is laid over the steps that fit. Their number is estimated from the speed early and late in the run and at
 `MARKS` times spread over it, and nowhere else; each estimate becomes a checkpoint, which holds it. So a run that goes
-on from a checkpoint repeats the learning rates of the run that wrote it up to that run's next estimate.
+on from a checkpoint repeats the learning rates of the run that wrote it up to that run's next estimate. Where the
+schedule has come to its end and there is time for many more steps (a run that goes on after its deadline has a new
+one), it is laid anew over those done and those that fit now: nothing is learned at a rate that has fallen to nothing.
 """
 
 from collections.abc import Callable
@@ -31,6 +33,10 @@ _ENOUGH, _AT_LEAST, _FIRST_SHARE = 8, 3, 0.02
 """The very first look is after 8 steps, or after 3 if these took so large a share of the deadline."""
 _SURELY, _LATE = 1.25, 1.05
 """Times the time that is left which the planned steps must take to be too many: on a first look, and on later ones."""
+_MANY = 0.05
+"""So large a share of the steps done are many more."""
+_NEARLY = 0.9
+"""The schedule is nearly at its end."""
 _SECTION = "pace"
 
 
@@ -75,6 +81,9 @@ class Pace:
         self._start_s = self._deadline.elapsed_s
         self._spent = [0.0]
         if self.is_limited and self._step_s:
+            if self._first >= self._schedule.end:  # by no clock, so that the checkpoint alone decides
+                fitting = int(self._deadline.limit_s / self._step_s)
+                self._schedule = self._schedule.laid_again(self._first, min(self._total, self._first + fitting))
             fitting = max(0, int(self._deadline.room_s / self._step_s))
             if self._first + fitting < self._total:
                 self._tell(self._first + fitting)
@@ -106,7 +115,8 @@ class Pace:
         )
         self._spent.append(spent)
         is_next = looks > self._num_looks and (done >= _AT_LEAST or looks > _NUM_EARLY)
-        is_due = self._ranks.first and (is_first or is_next)
+        is_over = self.is_limited and step >= self._schedule.end and self._has_time_for(_MANY * step)
+        is_due = self._ranks.first and (is_first or is_next or is_over)
         if not self._ranks.any("time for an estimate", is_due):
             return
         found = [self._recent_step_s(), self._deadline.room_s, looks]
@@ -121,11 +131,18 @@ class Pace:
             return
         was_limited, self.is_limited = self.is_limited, True
         end = min(self._total, step + fitting)
-        self._schedule, self._changed = self._schedule.with_end(self._config, step, end), step
+        left = self._schedule.end - step
+        if was_limited and self._schedule.done(step) >= _NEARLY and fitting > max(_MANY * step, 2 * left):
+            self._schedule, self._changed = self._schedule.laid_again(step, end), step
+        else:
+            self._schedule, self._changed = self._schedule.with_end(self._config, step, end), step
         if self._ranks.first:
             self.listener(step, end)
             if not was_limited:
                 self._tell(end)
+
+    def _has_time_for(self, steps: float) -> bool:
+        return self._recent_step_s() * steps < self._deadline.room_s
 
     def _recent_step_s(self) -> float:
         """Seconds a step since the last look; of the very first ones the later half: graphs are compiled before."""

@@ -39,6 +39,10 @@ class Schedule:
         warmup = max(step, warmup_steps(config, end))
         return Schedule(warmup, end, warmup)
 
+    def laid_again(self, step: int, end: int) -> "Schedule":
+        """A way that is at its end at `step`, laid anew over all steps up to `end`: the rate rises once."""
+        return replace(self, end=end, since=step, progress=max(0, step - self.warmup) / max(1, end - self.warmup))
+
     def done(self, step: int) -> float:
         """The share of the way from the peak to the floor that lies behind at `step`."""
         return self.progress + (1.0 - self.progress) * min(1.0, (step - self.since) / max(1, self.end - self.since))

@@ -37,7 +37,28 @@ def test_hostile_golds() -> None:
         assert not grade("\\boxed{x+1}", text).correct
 
 
-@pytest.mark.parametrize("text", ["x" * 1001, "9^{9^{9^9}}", "(" * 25 + ")" * 25, "7" * 200, "2^3^4^5", "a\x00b"])
+@pytest.mark.parametrize(
+    "text", ["x^4+x^3+x^2+x", "a^2 b^2 c^2 d^2", "x^2y^2z^2", "(x^2+1)^2(x^2-1)^2", "e^{-x^2}+e^{-y^2}", "((2^3)^4)^5"]
+)
+def test_powers_side_by_side_are_no_tower(text: str) -> None:
+    assert not refuses(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "9^{9^(9^{9})}",
+        "2 ^ 3 ^ 4 ^ 5",
+        "10^{10^{10^{10}}}",
+        "x^{x^{x^x}}+x^2",
+        "x" * 1001,
+        "9^{9^{9^9}}",
+        "(" * 25 + ")" * 25,
+        "7" * 200,
+        "2^3^4^5",
+        "a\x00b",
+    ],
+)
 def test_refused_without_a_worker(text: str) -> None:
     assert refuses(text)
     pool = Pool(1)

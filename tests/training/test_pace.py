@@ -122,6 +122,39 @@ def test_killed_and_resumed_repeats_the_rates_up_to_the_next_estimate(capsys: py
     assert "the deadline comes first" in capsys.readouterr().err
 
 
+def resume(run: Run, limit_s: float) -> Run:
+    """Another process that goes on from the end of a run, with a deadline of its own."""
+    state = json.loads(json.dumps(run.pace.state()))
+    resumed = Run(run.total, limit_s, first=run.step)
+    resumed.pace.restore(Checkpoint(Path(), Position(step=run.step), {}, state))
+    resumed.pace.begin()
+    return resumed
+
+
+@pytest.mark.parametrize("late_s", [0.0, 1.2])
+def test_a_run_that_goes_on_after_its_deadline_has_a_schedule_again(late_s: float) -> None:
+    first = Run(27_000, 600.0)
+    first.pace.begin()
+    first.go(lambda step: 1.0 + late_s * (step > 570))  # its last steps may be slow, and the schedule not quite over
+    assert first.pace.is_limited and first.rates[first.step - 1] < 0.01
+    second = resume(first, 600.0)
+    second.go(1.0)
+    rates = [second.rates[step] for step in range(first.step + 30, second.step)]
+    assert max(rates) > 0.3, "learned at half the way of both together"
+    assert rates == sorted(rates, reverse=True) and rates[-1] < 0.01
+    third = resume(second, 60.0)
+    third.go(1.0)
+    assert max(third.rates.values()) > 0.005 and third.rates[third.step - 1] < 0.002
+
+
+def test_a_schedule_that_ends_because_the_first_steps_were_slow_is_laid_again() -> None:
+    run = Run(270_000, 6000.0)
+    run.pace.begin()
+    run.go(lambda step: 120.0 if step < 9 else 1.0)
+    idle = sum(rate < 1e-3 for rate in run.rates.values())
+    assert idle < 0.05 * run.step
+
+
 def test_what_is_before_the_first_step_is_not_part_of_the_speed() -> None:
     run = Run(500, 600.0)
     run.clock.now = 60.0  # the base was measured
