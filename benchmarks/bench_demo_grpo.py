@@ -3,8 +3,8 @@
     python benchmarks/bench_demo_grpo.py
 
 Trains the start as the recipe says, improves it (`grpo --recipe demo-grpo`) twice, and once with a reward that is
-always 1, and asks all the same problems, the base at the prompt that suits it best. Writes
-benchmarks/results/demo_grpo.json.
+always 1, and asks all the same problems, the base at the prompt that suits it best. Shares of right answers have
+Wilson's 95 % intervals, differences Newcombe's paired ones. Writes benchmarks/results/demo_grpo.json.
 """
 
 import json
@@ -44,12 +44,16 @@ def main() -> None:
         f"{after} against {before}": compare(right[before], right[after])
         for before, after in ((START, IMPROVED), (BASE, IMPROVED), (START, CONTROL))
     }
-    record = {"what": __doc__.splitlines()[0], "seconds": seconds, "results": results}
+    shares = {name: share(found) for name, found in right.items()}
+    record = {"what": __doc__.splitlines()[0], "seconds": seconds, "shares": shares, "results": results}
     record["the same adapters when repeated"] = first == second
     common.save_json(options.out, record | {"machine": common.machine(("mlx", "mlx-lm", "mlxmath"))})
-    rows = [[names, *(f"{found[key]:.3f}" for key in ("before", "after", "difference", "low", "high"))]
+    ends = ("low", "high")
+    rows = [[name, *(f"{found[key]:.3f}" for key in ("share", *ends))] for name, found in shares.items()]
+    common.show_table("right answers", ["model", "share", "from", "to"], rows)
+    rows = [[names, *(f"{found[key]:.3f}" for key in ("difference", *ends)), str(found["fixed"]), str(found["broken"])]
             for names, found in results.items()]  # fmt: skip
-    common.show_table("demo-grpo", ["adapter", "before", "after", "difference", "from", "to"], rows)
+    common.show_table("demo-grpo", ["compared", "difference", "from", "to", "fixed", "broken"], rows)
 
 
 def command(folder: Path, *arguments: str) -> float:
@@ -70,14 +74,22 @@ def ask(folder: Path, adapters: tuple[str, ...]) -> dict[str, list[bool]]:
     }
 
 
-def compare(before: list[bool], after: list[bool]) -> dict[str, float]:
-    """The shares of right answers, and the paired 95 % interval of their difference."""
-    from mlxmath.evaluation.stats import paired_interval
+def share(right: list[bool]) -> dict[str, float]:
+    """The share of right answers, with its 95 % interval."""
+    from mlxmath.evaluation.stats import wilson_interval
 
-    interval = paired_interval(before, after)
+    interval = wilson_interval(sum(right), len(right))
+    return {"share": interval.estimate, "low": interval.low, "high": interval.high}
+
+
+def compare(before: list[bool], after: list[bool]) -> dict[str, float]:
+    """The difference of the shares of right answers, with its paired 95 % interval, and how many answers changed."""
+    from mlxmath.evaluation.stats import mcnemar_exact, paired_interval
+
+    interval, changed = paired_interval(before, after), mcnemar_exact(before, after)
     return {
-        "before": sum(before) / len(before), "after": sum(after) / len(after),
         "difference": interval.estimate, "low": interval.low, "high": interval.high,
+        "fixed": changed.num_fixed, "broken": changed.num_broken, "p value": changed.p_value,
     }  # fmt: skip
 
 

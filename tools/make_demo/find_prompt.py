@@ -79,7 +79,7 @@ def prompts(train: list[dict[str, str]]) -> Iterator[Prompt]:
         kind: next(row for row in train if row["kind"] == kind) for kinds in SHOT_KINDS.values() for kind in kinds
     }
     asked = dict(STYLES)
-    for style in ("Q: A:", "plain", "tutor"):
+    for style in (style for style in STYLES if style != "short answer"):  # which has nothing worked to show
         for name, kinds in SHOT_KINDS.items():
             shots = "\n\n".join(worked(style, examples[kind]) for kind in kinds)
             asked[f"{style}, {name}"] = f"{shots}\n\n{STYLES[style]}"
@@ -90,7 +90,7 @@ def prompts(train: list[dict[str, str]]) -> Iterator[Prompt]:
 
 
 def search(model: Path, problems: Path, limit: int | None, folder: Path) -> list[dict[str, Any]]:
-    """The share of right answers of each prompt, best first; of equals the one that is listed first."""
+    """The share of right answers of each prompt, best first; of equals the cut ones."""
     from mlxmath import options
     from mlxmath.backends.ranks import Ranks
     from mlxmath.evaluate import evaluate
@@ -118,7 +118,7 @@ def search(model: Path, problems: Path, limit: int | None, folder: Path) -> list
         cut_off = figures["categories"]["truncated"]
         table.append({"name": prompt.name, "right": round(figures["accuracy"]["right"]), "asked": found["num_problems"],
                       "cut off by the limit": cut_off, "by kind": right, **prompt.definition})  # fmt: skip
-    return sorted(table, key=lambda row: -row["right"])
+    return sorted(table, key=lambda row: (-row["right"], "stop" not in row))
 
 
 def main() -> None:
