@@ -141,7 +141,7 @@ MATH_SUBJECTS = (
 )  # fmt: skip
 
 _ALL = (
-    Dataset("demo", DEMO, Columns("problem", "solution", "answer", subject="kind"), test_split="test", max_tokens=120),
+    Dataset("demo", DEMO, Columns("problem", "solution", "answer", subject="kind"), test_split="test", max_tokens=200),
     Dataset(
         "openr1-math-220k",
         "open-r1/OpenR1-Math-220k",

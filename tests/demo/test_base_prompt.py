@@ -25,9 +25,11 @@ def test_search_tried_every_style_and_worked_examples_each_also_cut() -> None:
     assert {prompt.name: prompt.definition for prompt in prompts(train_rows())} == {
         row["name"]: {key: row[key] for key in ("prompt", "stop") if key in row} for row in TRIED
     }
-    whole = {name for name in names if not name.endswith(", cut")}
-    assert whole >= {*STYLES, *(f"Q: A:, {shots}" for shots in SHOT_KINDS)} and len(whole) >= 8
-    assert names == whole | {f"{name}, cut" for name in whole}
+    whole = {name for name in names if not name.endswith((", cut", ", one line"))}
+    worked = {f"{style}, {shots}" for style in STYLES for shots in SHOT_KINDS if style != "short answer"}
+    assert whole == {*STYLES} | worked
+    one_line = {f"{name}, one line" for name in worked if not name.startswith("tutor")}
+    assert names == whole | {f"{name}, cut" for name in whole} | one_line
     assert all(row["asked"] == 200 for row in TRIED)
 
 

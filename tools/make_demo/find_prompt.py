@@ -1,9 +1,10 @@
 """Search the prompt at which the bundled base model does best, on the validation problems.
 
 Run as `python -m tools.make_demo.find_prompt` after the model is made. Every prompt is asked as it is, and cut where
-another problem or a blank line begins; a tuned model is then compared with the base at its best, not at a prompt
-that the base does not understand. Writes the winner, a prompt template with its stop strings, to
-mlxmath/problems/templates/demo-base.toml, and the table of all to mlxmath/demo/base_prompts.json.
+another problem or a blank line begins, or after the one line that worked examples answer in; a tuned model is then
+compared with the base at its best, not at a prompt that the base does not understand. Writes the winner, a prompt
+template with its stop strings, to mlxmath/problems/templates/demo-base.toml, and the table of all to
+mlxmath/demo/base_prompts.json.
 """
 
 import argparse
@@ -74,19 +75,24 @@ def worked(style: str, row: dict[str, str]) -> str:
 
 
 def prompts(train: list[dict[str, str]]) -> Iterator[Prompt]:
-    """Every style alone and after worked examples; each as it is, and cut at a new problem or a blank line."""
+    """Every style alone and after worked examples: cut after one line where the worked examples take one, cut at a new
+    problem or a blank line, and as it is.
+    """
     examples = {
         kind: next(row for row in train if row["kind"] == kind) for kinds in SHOT_KINDS.values() for kind in kinds
     }
     asked = dict(STYLES)
-    for style in ("Q: A:", "plain", "tutor"):
+    for style in (style for style in STYLES if style != "short answer"):  # which has nothing worked to show
         for name, kinds in SHOT_KINDS.items():
             shots = "\n\n".join(worked(style, examples[kind]) for kind in kinds)
             asked[f"{style}, {name}"] = f"{shots}\n\n{STYLES[style]}"
     for name, prompt in asked.items():
-        start = STYLES[name.split(",")[0]].split("{question}")[0].strip()
-        yield Prompt(name, prompt, ())
+        style, *shown = name.split(", ")
+        start = STYLES[style].split("{question}")[0].strip()
+        if shown and style != "tutor":  # whose worked examples have a line for each step
+            yield Prompt(f"{name}, one line", prompt, ("\n",))
         yield Prompt(f"{name}, cut", prompt, ("\n\n", *([f"\n{start}"] if start else [])))
+        yield Prompt(name, prompt, ())
 
 
 def search(model: Path, problems: Path, limit: int | None, folder: Path) -> list[dict[str, Any]]:
@@ -115,9 +121,8 @@ def search(model: Path, problems: Path, limit: int | None, folder: Path) -> list
         right = {
             kind: f"{each['right']:.0f}/{each['total']}" for kind, each in figures["by"].get("subject", {}).items()
         }
-        cut_off = figures["categories"]["truncated"]
         table.append({"name": prompt.name, "right": round(figures["accuracy"]["right"]), "asked": found["num_problems"],
-                      "cut off by the limit": cut_off, "by kind": right, **prompt.definition})  # fmt: skip
+                      "cut off by the limit": figures["cut_off"], "by kind": right, **prompt.definition})  # fmt: skip
     return sorted(table, key=lambda row: -row["right"])
 
 
