@@ -3,18 +3,21 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlxmath.backends.base import DeviceInfo
 from mlxmath.config.load import resolve
 from mlxmath.errors import InputError
-from mlxmath.models.memory import MemoryPlan, ModelShape, trained_parameters
+from mlxmath.models.measured import Measured
+from mlxmath.models.memory import MemoryPlan
 from mlxmath.plan import Objective, parse_size, planned, remedies
+from mlxmath.training.footprint import measured
 from tests.commands import run, succeed
 from tests.test_train import debug_run, prepared  # noqa: F401 (fixtures)
 
-SEVEN = {
+SEVEN: dict[str, Any] = {
     "model_type": "llama", "num_hidden_layers": 30, "hidden_size": 4096, "intermediate_size": 11008,
     "num_attention_heads": 32, "vocab_size": 102400, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
 }  # fmt: skip
@@ -140,10 +143,11 @@ def test_grpo_draws_first_and_learns_then() -> None:
     assert plan.total == plan.steady + max(plan.learning, plan.drawing)
     few = plan_of("grpo", grpo__concurrency=2)
     assert few.drawing == plan.drawing // 4 and few.learning == plan.learning
+    of = measured(SEVEN, resolve([]).config, DeviceInfo("cpu", "D", int(500e9), "float32", "")).measured
+    assert isinstance(of, Measured)
     prompts, completions = 128, 512
-    kept = ModelShape.from_config(SEVEN).kept_per_token
     per_token = 30 * 4096 + 2 * 2 * 30 * 4096  # a prompt's token: a block's input, keys, values, and their gradients
-    assert plan.activations == 4 * (completions * 30 * kept + prompts * per_token)
+    assert plan.activations == pytest.approx(of.kept.at(completions, 640) + 4 * prompts * per_token)
     on_gpu = plan_of("grpo", "metal", training__batch_size=64)
     assert on_gpu.drawing > 0 and on_gpu.learning == plan_of("train", "metal", training__batch_size=64).learning
 
@@ -162,7 +166,8 @@ def test_grpo_draws_first_and_learns_then() -> None:
 )
 def test_a_reference_is_counted(objective: Objective, copies: int, settings: dict[str, object]) -> None:
     full = bool(settings.get("training.full"))
-    trained = trained_parameters(ModelShape.from_config(SEVEN), resolve([]).config.lora, full=full)
+    block = 4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096  # with norms
+    trained = 30 * (block if full else 2 * resolve([]).config.lora.rank * 2 * 4096)
     plan = plan_of(objective, **{name.replace(".", "__"): value for name, value in settings.items()})
     assert plan.reference == copies * 4 * trained
 
