@@ -32,8 +32,7 @@ _UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "": 1.0}
 @options.configured
 @options.setting_options(
     *options.MODEL,
-    "data.max_seq_len",
-    "data.num_examples",
+    *options.DATA,
     *options.LORA,
     "training.full",
     "training.optimizer",

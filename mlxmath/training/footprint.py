@@ -246,7 +246,7 @@ class _Trial:
     ) -> tuple[float, float]:  # fmt: skip
         """Bytes that so many blocks of each kind keep, `whole` with what is kept beside; and what more one takes."""
         few = self._few
-        repeats = _REPEATS if gradients.takes_parts else 1
+        repeats = _REPEATS if gradients.takes_parts and length > self._unit else 1
         base, working = self._pass(gradients, list(few.values()), length, repeats)
         total = base if whole else 0.0
         for kind, first in few.items():
