@@ -19,6 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.architectures import CONFIGS, write_model
 from benchmarks.common import PROBLEMS, command_line, gigabytes, machine, save_json, show_table
 from benchmarks.runs import TEMPLATE, Conditions, job_of, run_worker, train, train_help
 from benchmarks.shapes import SHAPES, Shape
@@ -29,6 +30,7 @@ NUM_IDS = 2_000
 NUM_STEPS = 2
 CHECKPOINT = "--grad-checkpoint"
 
+_PACK = ["--batching", "pack", "--max-batch-tokens", "512", "--workers", "1"]
 PLANNED: dict[str, tuple[int, int, list[str]]] = {
     "one worker": (512, 1, ["--workers", "1"]),
     "two workers, 8 rows": (256, 8, ["--workers", "2"]),
@@ -39,7 +41,24 @@ PLANNED: dict[str, tuple[int, int, list[str]]] = {
     "full fine-tuning": (512, 1, ["--full"]),
     "full fine-tuning, 8-bit AdamW": (512, 1, ["--full", "--optimizer", "adamw8bit"]),
 }
-"""Runs whose plan is checked: tokens of a row, rows a step, options."""
+"""Runs of the shape whose plan is checked: tokens of a row, rows a step, options."""
+SETTINGS: dict[str, tuple[int, int, list[str]]] = {
+    "a row of 256": (256, 1, []),
+    "a row of 512": (512, 1, []),
+    "8 rows of 128": (128, 8, ["--max-batch-tokens", "512", "--workers", "1"]),
+    "8 rows of 128, packed": (128, 8, _PACK),
+    "a row of 512, checkpointing every block": (512, 1, [CHECKPOINT, "1"]),
+    "a row of 512, checkpointing every other block": (512, 1, [CHECKPOINT, "2"]),
+}
+"""The same for each of the other models."""
+MODELS: dict[str, tuple[str, list[str]]] = {
+    **{name: (name, ["--lora-targets", "*"]) for name in CONFIGS},
+    "4 bits": ("dense", ["--quantize", "4"]),
+    "4 and 8 bits": ("mixed", []),
+    "mixture in 4 bits": ("mixture", ["--quantize", "4"]),
+    "hybrid in 4 bits": ("hybrid", ["--quantize", "4", "--lora-targets", "*"]),
+}
+"""Of `benchmarks.architectures`, with their options."""
 
 Result = dict[str, Any]
 
@@ -53,6 +72,8 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512, help="tokens of a row where the vocabulary varies")
     parser.add_argument("--mlx-lm", action="store_true", help="measure mlx_lm.lora too")
     parser.add_argument("--quick", action="store_true", help="two lengths, two vocabularies")
+    parser.add_argument("--plan", action="store_true", help="only the last table; the rest is as it was")
+    parser.add_argument("--models", default=",".join(MODELS), help="those of the last table")
     options = parser.parse_args()
     lengths, vocabularies = (
         [int(part) for part in text.split(",")][: 2 if options.quick else None]
@@ -69,9 +90,12 @@ def main() -> None:
         "by_length": [],
         "by_vocabulary": [],
     }
+    if options.plan:
+        earlier = json.loads(options.out.read_text())
+        record |= {name: earlier[name] for name in ("by_length", "by_vocabulary")}
     plan = [("by_length", length, shape.vocab) for length in lengths]
     plan += [("by_vocabulary", options.length, vocabulary) for vocabulary in vocabularies]
-    for kind, length, vocabulary in plan:
+    for kind, length, vocabulary in [] if options.plan else plan:
         workload = row_of(replace(shape, vocab=vocabulary), options.work, length)
         for trainer, checkpoint in ways:
             result = measure(workload, conditions, trainer, length, checkpoint=checkpoint)
@@ -81,9 +105,18 @@ def main() -> None:
                   f"{result.get('failed') or gigabytes(result['above_weights_bytes'])}", flush=True)  # fmt: skip
             save_json(options.out, record)
     record["planned"] = []
-    for name, (length, rows, extra) in list(PLANNED.items())[: 1 if options.quick else None]:
-        result = planned(row_of(shape, options.work, length), conditions, length, rows, extra)
+    runs = [(name, *run, None) for name, run in PLANNED.items()]
+    for name, (model, extra) in MODELS.items():
+        if name in options.models.split(","):
+            runs += [
+                (f"{name}: {setting}", length, rows, [*extra, *more], model)
+                for setting, (length, rows, more) in SETTINGS.items()
+            ]
+    for name, length, rows, extra, model in runs[: 1 if options.quick else None]:
+        result = planned(row_of(shape, options.work, length), conditions, length, rows, extra, model)
         record["planned"].append({"run": name, **result})
+        ratio = "failed" if "failed" in result else f"{result['planned_bytes'] / result['peak_bytes']:.3f}"
+        print(f"{name}: {ratio}", flush=True)
         save_json(options.out, record)
     show_table(
         "planned and measured",
@@ -137,8 +170,16 @@ def measure(workload: Workload, conditions: Conditions, trainer: str, length: in
     return {"peak_device_bytes": peak, "above_weights_bytes": peak - workload.weights_bytes}
 
 
-def planned(workload: Workload, conditions: Conditions, length: int, rows: int, extra: list[str]) -> Result:
-    """Bytes planned and taken by two steps of `rows` rows each."""
+def planned(
+    workload: Workload, conditions: Conditions, length: int, rows: int, extra: list[str], model: str | None
+) -> Result:
+    """Bytes planned and taken by two steps of `rows` rows each, of a model of `CONFIGS` or (None) the workload's."""
+    if model is not None:
+        name = "dense" if model == "mixed" else model
+        source = write_model(
+            name, workload.model, workload.folder / model.replace(" ", "-"), mixed_bits=model == "mixed"
+        )
+        extra = ["--model", str(source), *extra]
     with tempfile.TemporaryDirectory() as folder:
         dataset = Path(folder) / "rows.jsonl"
         dataset.write_text(workload.dataset.read_text() * rows)
@@ -148,7 +189,8 @@ def planned(workload: Workload, conditions: Conditions, length: int, rows: int, 
         )  # fmt: skip
     if finished.failure:
         return {"failed": finished.failure}
-    return {"planned_bytes": run["planned_bytes"], "peak_bytes": run["peak_bytes"], "options": extra}
+    steady = {"active_bytes": run["active_bytes"], "peak_rss_bytes": finished.peak_rss_bytes}
+    return {"planned_bytes": run["planned_bytes"], "peak_bytes": run["peak_bytes"], **steady, "options": extra}
 
 
 def _way(result: Result) -> str:

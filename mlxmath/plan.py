@@ -10,7 +10,7 @@ import click
 
 from mlxmath import options
 from mlxmath.config.load import Resolved
-from mlxmath.console import duration, size, warn
+from mlxmath.console import size, warn
 from mlxmath.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 Objective = Literal["train", "dpo", "reward-model", "grpo"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 """Commands whose memory differs."""
+_BESIDE = (
+    "  and beside it some 0.3 to 0.5 GB for Python and libraries, and freed arrays that MLX keeps for the next ones"
+)
+"""What is resident on Linux before there is any array; `benchmarks/bench_memory.py` has the sum."""
 _UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "": 1.0}
 
 
@@ -28,8 +32,7 @@ _UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "": 1.0}
 @options.configured
 @options.setting_options(
     *options.MODEL,
-    "data.max_seq_len",
-    "data.num_examples",
+    *options.DATA,
     *options.LORA,
     "training.full",
     "training.optimizer",
@@ -107,11 +110,19 @@ def describe(
     config: "RunConfig", model_config: Mapping[str, Any], device: "DeviceInfo", objective: "Objective" = "train"
 ) -> tuple[list[str], bool]:
     """What a run takes, in memory and in time, a line a fact; and whether it fits."""
+    from mlxmath.data.prepared import prepared
+    from mlxmath.models.memory import ModelShape
+    from mlxmath.models.speed import time_lines
+
+    found = prepared(config.data, Path(config.model.mlx_path).expanduser(), pairs=objective != "train")
     plan, batching = planned(config, model_config, device, config.data.max_seq_len, objective)
+    unknown = unmeasured(config, model_config, device)
     lines = [
+        *([f"more than this, since a micro-batch could not be tried: {unknown}"] if unknown else ()),
         f"{batching.num_workers} x {batching.tokens:,} tokens at once, rows of up to {config.data.max_seq_len:,}",
         *table(plan),
-        *(time_lines(config, model_config, device) if objective != "grpo" else ()),
+        _BESIDE,
+        *(time_lines(ModelShape.from_config(model_config), config, device, found) if objective != "grpo" else ()),
     ]
     memory = device.memory_bytes
     if plan.total <= memory:
@@ -121,24 +132,23 @@ def describe(
 
 def planned(
     config: "RunConfig", model_config: Mapping[str, Any], device: "DeviceInfo", longest: int,
-    objective: "Objective" = "train",
+    objective: "Objective" = "train", batching: "Batching | None" = None,
 ) -> tuple["MemoryPlan", "Batching"]:  # fmt: skip
-    """The plan, and the micro-batches that it is for."""
-    from mlxmath.lora.count import counted
+    """The plan, and the micro-batches that it is for (None: what a run would choose)."""
     from mlxmath.models.memory import ModelShape, choose_batching, plan_memory
+    from mlxmath.training.footprint import measured
 
-    shape, training = ModelShape.from_config(model_config), config.training
-    of = counted(model_config, config, device.compute_dtype)
-    batching = choose_batching(model_config, config, device, longest, of)
+    training, of = config.training, measured(model_config, config, device)
+    batching = batching or choose_batching(config, device, longest, of)
     if objective in ("dpo", "reward-model") and training.batching != "pack":  # a pair stays together
         batching = replace(batching, tokens=max(batching.tokens, 2 * longest))
     itemsize = 4 if device.compute_dtype == "float32" else 2
     own = config.grpo.max_completion_length if objective == "grpo" else longest
     prompt = max(0, longest - own)
-    is_blockwise = device.backend == "cpu" and itemsize == 4 and training.batching == "bucket"
+    shares = training.batching == "bucket" and not isinstance(of.measured, str) and of.measured.by_block
     plan = plan_memory(
-        shape, config, itemsize=itemsize, batching=batching, longest=longest,
-        prompt=prompt if is_blockwise else 0, of=of,
+        of, config, itemsize=itemsize, batching=batching, longest=longest, prompt=prompt if shares else 0,
+        cached_per_token=ModelShape.from_config(model_config).cached_per_token if shares and prompt else 0,
     )  # fmt: skip
     if _has_reference(config, objective):
         plan = replace(plan, reference=of.trained * (itemsize if training.full else 4))
@@ -147,19 +157,27 @@ def planned(
     return replace(plan, drawing=_drawing(config, model_config, device, plan, prompt, own)), batching
 
 
+def unmeasured(config: "RunConfig", model_config: Mapping[str, Any], device: "DeviceInfo") -> str | None:
+    """Why it is not known what a micro-batch takes; None if it is."""
+    from mlxmath.training.footprint import measured
+
+    found = measured(model_config, config, device).measured
+    return found if isinstance(found, str) else None
+
+
 def batching_of(config: "RunConfig", model_config: Mapping[str, Any], device: "DeviceInfo", longest: int) -> "Batching":
     """How much a run computes at once; of a model that cannot be counted, as little as there is."""
     from mlxmath.errors import MlxmathError
-    from mlxmath.lora.count import counted
     from mlxmath.models.memory import choose_batching
+    from mlxmath.training.footprint import measured
 
     try:
-        of = counted(model_config, config, device.compute_dtype)
+        of = measured(model_config, config, device)
     except InputError:
         raise
     except MlxmathError:
         of = None
-    return choose_batching(model_config, config, device, longest, of)
+    return choose_batching(config, device, longest, of)
 
 
 def _has_reference(config: "RunConfig", objective: "Objective") -> bool:
@@ -186,32 +204,6 @@ def _drawing(
     itemsize = 4 if device.compute_dtype == "float32" else 2
     each = slot_bytes(ModelShape.from_config(model_config), itemsize, prompt=prompt, own=own, group_size=size)
     return min(slots, training.batch_size * training.grad_accumulation_steps) * each
-
-
-def time_lines(config: "RunConfig", model_config: Mapping[str, Any], device: "DeviceInfo") -> list[str]:
-    """How fast the run will be, and how long it takes at most, by a short measurement of this device."""
-    from mlxmath.models.memory import ModelShape
-    from mlxmath.models.speed import tokens_per_s
-
-    rate = tokens_per_s(ModelShape.from_config(model_config), config, device)
-    training, longest = config.training, config.data.max_seq_len
-    rows_a_step = training.batch_size * training.grad_accumulation_steps
-    limits = [config.data.num_examples * training.num_epochs] if config.data.num_examples else []
-    limits += [training.max_steps * rows_a_step] if training.max_steps else []
-    lines = [f"about {rate:,.0f} tokens/s on this {device.backend} (if the model is in memory)"]
-    hours = training.max_training_time_hours
-    if limits:
-        seconds = min(limits) * longest / rate
-        lines.append(
-            f"{min(limits):,} rows of at most {longest:,} tokens take at most {duration(seconds)}"
-            + (f"; --max-training-time-hours {hours:g} ends the run before" if seconds > hours * 3600 else "")
-        )
-    else:
-        lines.append(
-            f"an optimizer step of {rows_a_step} rows takes at most {duration(rows_a_step * longest / rate)}; in "
-            f"{hours:g} hours (--max-training-time-hours) {rate * hours * 3600 / 1e6:,.1f} million tokens are trained"
-        )
-    return lines
 
 
 def remedies(
@@ -278,7 +270,7 @@ def parse_size(text: str) -> int:
 
 def check_fits(
     config: "RunConfig", model_folder: Path, model_config: Mapping[str, Any], device: "DeviceInfo", longest: int,
-    objective: "Objective" = "train",
+    objective: "Objective" = "train", batching: "Batching | None" = None,
 ) -> int | None:  # fmt: skip
     """The bytes that a run takes, as planned; None, with a warning, for a model that cannot be planned.
 
@@ -288,12 +280,14 @@ def check_fits(
     from mlxmath.errors import MlxmathError
 
     try:
-        plan, _ = planned(config, model_config, device, longest, objective)
+        plan, _ = planned(config, model_config, device, longest, objective, batching)
     except InputError:
         raise
     except MlxmathError as error:
         warn(f"what this run takes of the memory is not known beforehand: {error}")
         return None
+    if reason := unmeasured(config, model_config, device):
+        warn(f"what a micro-batch takes of the memory is not known beforehand: {reason}")
     if plan.total <= device.memory_bytes or config.runtime.allow_overcommit:
         return plan.total
     hints = [

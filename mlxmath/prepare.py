@@ -93,6 +93,7 @@ def prepare_rows(
     """
     from mlxmath.data.cache import CacheError, TokenRows, fingerprint, token_dtype, write_rows
     from mlxmath.data.codec import load_tokenizer
+    from mlxmath.data.prepared import note
     from mlxmath.problems.mixture import Mixture
     from mlxmath.problems.prompts import get_template
 
@@ -119,6 +120,7 @@ def prepare_rows(
         warn(f"{error}; rebuilding")
     else:
         say(f"{path} holds these rows already: {len(rows):,}, loaded in {time.perf_counter() - started:.3f}s")
+        note(config, model_folder, rows, pairs=pairs)
         return rows
     with write_rows(path, token_dtype(max(tokenizer.get_vocab().values()) + 1)) as writer:
         _write_all(mixture, template, config, tokenizer, writer, pairs=pairs)
@@ -128,6 +130,7 @@ def prepare_rows(
         f"{path}: {len(rows):,} rows, {len(rows.tokens):,} tokens, {size(path.stat().st_size)} "
         f"in {duration(spent)} ({len(rows.tokens) / spent:,.0f} tokens/s)"
     )
+    note(config, model_folder, rows, pairs=pairs)
     return rows
 
 

@@ -2,37 +2,55 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlxmath.backends.base import DeviceInfo
 from mlxmath.config.load import resolve
 from mlxmath.errors import InputError
-from mlxmath.models.memory import MemoryPlan, ModelShape, trained_parameters
+from mlxmath.models.measured import Measured
+from mlxmath.models.memory import MemoryPlan
 from mlxmath.plan import Objective, parse_size, planned, remedies
+from mlxmath.training import footprint
 from tests.commands import run, succeed
 from tests.test_train import debug_run, prepared  # noqa: F401 (fixtures)
 
-SEVEN = {
-    "model_type": "llama", "num_hidden_layers": 30, "hidden_size": 4096, "intermediate_size": 11008,
-    "num_attention_heads": 32, "vocab_size": 102400, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+SMALL: dict[str, Any] = {
+    "model_type": "llama", "num_hidden_layers": 4, "hidden_size": 256, "intermediate_size": 704,
+    "num_attention_heads": 4, "vocab_size": 4096, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
 }  # fmt: skip
-"""Of deepseek-math-7b."""
+BLOCK = 4 * 256**2 + 3 * 256 * 704 + 2 * 256
+"""Parameters of a block of it, with norms."""
+
+
+@pytest.fixture
+def untried(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Weights are counted, and no block is tried: what is for a GPU takes a CPU too long."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("not tried")
+
+    monkeypatch.setattr(footprint, "_Trial", fail)
+    footprint._measured.cache_clear()
+    yield
+    footprint._measured.cache_clear()
 
 
 def model(folder: Path) -> str:
     """A folder with nothing but a config.json."""
-    (folder / "seven").mkdir()
-    (folder / "seven" / "config.json").write_text(json.dumps(SEVEN))
-    return "seven"
+    (folder / "small").mkdir()
+    (folder / "small" / "config.json").write_text(json.dumps(SMALL))
+    return "small"
 
 
 def plan_of(objective: Objective, device: str = "cpu", memory: float = 500e9, **values: object) -> MemoryPlan:
     """Of rows of 640 tokens."""
     config = resolve([("t", {name.replace("__", "."): value for name, value in values.items()})]).config
     dtype = "float32" if device == "cpu" else "bfloat16"
-    return planned(config, SEVEN, DeviceInfo(device, "D", int(memory), dtype, ""), 640, objective)[0]
+    return planned(config, SMALL, DeviceInfo(device, "D", int(memory), dtype, ""), 640, objective)[0]
 
 
 def test_it_needs_only_the_configuration_and_says_what_would_fit(tmp_path: Path) -> None:
@@ -43,9 +61,9 @@ def test_it_needs_only_the_configuration_and_says_what_would_fit(tmp_path: Path)
     assert "an optimizer step of 8 rows takes at most" in fits.stdout
     counted = succeed(tmp_path, "plan", "--model", name, "--memory", "128GB", "--quantize", "4", "--max-steps", "3")
     assert "24 rows of at most 1,024 tokens take at most" in counted.stdout
-    tight = run(tmp_path, "plan", "--model", name, "--memory", "8 GB")
+    tight = run(tmp_path, "plan", "--model", name, "--memory", "30 MB")
     assert tight.returncode == 1
-    assert "does not fit into 8.00 GB" in tight.stdout
+    assert "does not fit into 30.00 MB" in tight.stdout
     assert "with --grad-checkpoint 1" in tight.stdout and "--quantize 4" in tight.stdout
     assert "(fits)" in tight.stdout or tight.stdout.count("still too much") == 4
 
@@ -73,6 +91,7 @@ MIXTURES = {
 """Configurations, and the parameters that their publishers state."""
 
 
+@pytest.mark.usefixtures("untried")
 @pytest.mark.parametrize("name", MIXTURES)
 def test_experts_are_counted(name: str) -> None:
     model_config, parameters = MIXTURES[name]
@@ -83,6 +102,7 @@ def test_experts_are_counted(name: str) -> None:
     assert packed.weights == pytest.approx(parameters * (4 + 32 / 64) / 8, rel=0.01)
 
 
+@pytest.mark.usefixtures("untried")
 def test_sizes_inside_a_shell_and_a_mapping_of_bits() -> None:
     inner = {
         "model_type": "gemma3_text", "hidden_size": 1024, "num_hidden_layers": 6, "intermediate_size": 4096,
@@ -104,13 +124,13 @@ def test_sizes_inside_a_shell_and_a_mapping_of_bits() -> None:
 
 def test_remedies_help_and_are_allowed() -> None:
     full = resolve([("t", {"training.full": True})]).config
-    device = DeviceInfo("cpu", "D", int(16e9), "float32", "")
-    now = planned(full, SEVEN, device, 640)[0].total
-    named = remedies(full, SEVEN, device, 640)
+    device = DeviceInfo("cpu", "D", int(16e6), "float32", "")
+    now = planned(full, SMALL, device, 640)[0].total
+    named = remedies(full, SMALL, device, 640)
     assert named and not any("--quantize" in change for change, _ in named)
     totals = [now, *(total for _, total in named)]
     assert totals == sorted(totals, reverse=True) and len(set(totals)) == len(totals)
-    stored = SEVEN | {"quantization": {"bits": 4, "group_size": 64}}
+    stored = SMALL | {"quantization": {"bits": 4, "group_size": 64}}
     assert not any("--quantize" in change for change, _ in remedies(resolve([]).config, stored, device, 640))
 
 
@@ -135,17 +155,18 @@ def test_what_is_no_size(text: str) -> None:
 def test_grpo_draws_first_and_learns_then() -> None:
     whole, plan = plan_of("train"), plan_of("grpo")
     assert plan.weights == whole.weights and whole.drawing == whole.reference == 0
-    a_token = 2 * 30 * 4096 * 4
+    a_token = 2 * 4 * 256 * 4
     assert plan.drawing > 8 * 512 * a_token  # a step has 8 completions, of 512 tokens by default
     assert plan.total == plan.steady + max(plan.learning, plan.drawing)
     few = plan_of("grpo", grpo__concurrency=2)
     assert few.drawing == plan.drawing // 4 and few.learning == plan.learning
+    of = footprint.measured(SMALL, resolve([]).config, DeviceInfo("cpu", "D", int(500e9), "float32", "")).measured
+    assert isinstance(of, Measured)
     prompts, completions = 128, 512
-    kept = ModelShape.from_config(SEVEN).kept_per_token
-    per_token = 30 * 4096 + 2 * 2 * 30 * 4096  # a prompt's token: a block's input, keys, values, and their gradients
-    assert plan.activations == 4 * (completions * 30 * kept + prompts * per_token)
-    on_gpu = plan_of("grpo", "metal", training__batch_size=64)
-    assert on_gpu.drawing > 0 and on_gpu.learning == plan_of("train", "metal", training__batch_size=64).learning
+    per_token = 4 * 256 + 2 * 2 * 4 * 256  # a prompt's token: a block's input, keys, values, and their gradients
+    assert plan.activations == pytest.approx(of.kept.at(completions, 640) + 4 * prompts * per_token)
+    packed = plan_of("grpo", training__batching="pack")  # prompts are shared in buckets alone
+    assert packed.drawing > 0 and packed.learning == plan_of("train", training__batching="pack").learning
 
 
 @pytest.mark.parametrize(
@@ -162,7 +183,7 @@ def test_grpo_draws_first_and_learns_then() -> None:
 )
 def test_a_reference_is_counted(objective: Objective, copies: int, settings: dict[str, object]) -> None:
     full = bool(settings.get("training.full"))
-    trained = trained_parameters(ModelShape.from_config(SEVEN), resolve([]).config.lora, full=full)
+    trained = 4 * (BLOCK if full else 2 * resolve([]).config.lora.rank * 2 * 256)
     plan = plan_of(objective, **{name.replace(".", "__"): value for name, value in settings.items()})
     assert plan.reference == copies * 4 * trained
 
@@ -182,3 +203,16 @@ def test_what_is_converted_already_is_planned_for_as_it_is(tmp_path: Path) -> No
     assert weights("--model", "mlx_model", "--mlx-path", "mlx_model") < 0.4 * whole
     shown = succeed(tmp_path, "plan", "--for", "grpo", "--model", "demo", "--max-completion-length", "96")
     assert "drawing" in shown.stdout
+
+
+def test_the_tokens_that_were_prepared_are_counted(tmp_path: Path) -> None:
+    shown = succeed(tmp_path, "plan", "--model", "demo", "--dataset", "demo").stdout
+    assert "an upper bound" in shown
+    told = succeed(tmp_path, "prepare", "--model", "demo", "--dataset", "demo", "--num-examples", "50")
+    counted = re.search(r"([\d,]+) rows?, ([\d,]+) tokens", told.stderr)
+    assert counted, told.stderr
+    rows, tokens = (int(number.replace(",", "")) for number in counted.groups())
+    shown = succeed(tmp_path, "plan", "--model", "demo", "--dataset", "demo", "--num-examples", "50").stdout
+    assert f"rows of about {tokens / rows:,.0f} tokens" in shown and "an upper bound" not in shown
+    other = succeed(tmp_path, "plan", "--model", "demo", "--dataset", "demo", "--num-examples", "49").stdout
+    assert "49 rows of at most" in other and "an upper bound" in other

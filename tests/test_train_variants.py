@@ -112,3 +112,19 @@ def test_a_mixture_says_whether_its_experts_train_and_a_spoilt_adapter_answers_n
     (tmp_path / "adapters" / "adapter_config.json").write_text('["lora"]')
     refused = run(tmp_path, *ask)
     assert refused.returncode == 1 and "adapter_config.json is not an adapter configuration" in refused.stderr
+
+
+def test_a_resumed_run_is_batched_as_it_was_unless_told_otherwise(folder: Path) -> None:
+    """What it is chosen by is measured, and another choice would be another run."""
+    run_json = folder / "adapters" / "run.json"
+    succeed(folder, "train", *SHORT, "--max-steps", "1", "--overwrite")
+    chosen = json.loads(run_json.read_text())["batching"]
+    (state_path,) = (folder / "adapters" / "checkpoints").glob("*/state.json")
+    state = json.loads(state_path.read_text())
+    assert state["state"]["batching"]["ranks"] == [[chosen["num_workers"], chosen["tokens"]]]
+    state["state"]["batching"]["ranks"] = [[1, 272]]
+    state_path.write_text(json.dumps(state))
+    succeed(folder, "train", *SHORT, "--max-steps", "2", "--resume")
+    assert json.loads(run_json.read_text())["batching"] == {"num_workers": 1, "tokens": 272}
+    succeed(folder, "train", *SHORT, "--max-steps", "3", "--resume", "--max-batch-tokens", "300")
+    assert json.loads(run_json.read_text())["batching"]["tokens"] == 300

@@ -117,6 +117,13 @@ class Blockwise:
             return found
         return _tried(model, found, kernels or PortableKernels())[0]
 
+    def of(self, model: nn.Module, chosen: Sequence[int]) -> "Blockwise":
+        """The same with only these blocks of the model."""
+        whole = {number for number, is_whole in zip(self._numbers, self._whole_mlps, strict=True) if is_whole}
+        return Blockwise(
+            model, self._kernels, self._checkpoint_every, parts=self._parts, chosen=chosen, whole_mlps=whole
+        )
+
     def forward(self, rows: Layout, *, keep: bool = True) -> tuple[mx.array, Tape]:
         """Hidden states (B, L, D) after the last norm, and the tape (of no use without `keep`)."""
         x = self._before(rows.tokens_BL)

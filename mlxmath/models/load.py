@@ -72,13 +72,18 @@ def load_model(folder: Path, dtype: str, *, lazy: bool = False) -> Loaded:
     cast(model, getattr(mx, dtype))
     if lazy:
         return Loaded(model, built.config)
+    suit(model, dtype)
+    mx.eval(model.parameters())
+    check_finite(folder, dict(tree_flatten(model.parameters())))
+    return Loaded(model, built.config)
+
+
+def suit(model: nn.Module, dtype: str) -> None:
+    """Let a model's layers compute as is best on MLX's default device."""
     if mx.default_device() == mx.Device(mx.cpu, 0):
         use_products(model)
         if dtype == "float32" and blas_is_missing():
             use_numpy(model)
-    mx.eval(model.parameters())
-    check_finite(folder, dict(tree_flatten(model.parameters())))
-    return Loaded(model, built.config)
 
 
 def cast(model: nn.Module, dtype: mx.Dtype) -> None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlxmath.backends.base import DeviceInfo
-from mlxmath.config.schema import LoraConfig, RunConfig
+from mlxmath.config.schema import RunConfig
 from mlxmath.errors import MlxmathError
+from mlxmath.models.measured import Counted, Measured
 
 HEAD_CHUNK_BYTES = 128 << 20
 """Logits that the loss holds at a time, in float32. (Matrix products of fewer than some 200 rows waste a CPU.)"""
@@ -27,8 +28,8 @@ _OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "adafactor": 4, "lion": 4, "muon
 """State bytes a trained parameter (an upper bound for adafactor)."""
 
 
-_USUAL_TARGETS = ("q_proj", "v_proj")
-"""What a Llama-like model's adapters are on where no targets are given."""
+_WHOLE_LOGITS = 5
+"""Arrays of all logits that a step holds where they are not made chunk by chunk."""
 
 
 @dataclass(frozen=True)
@@ -86,17 +87,6 @@ class ModelShape:
         return sum(inputs * outputs for inputs, outputs in self.linears().values())
 
     @property
-    def parameters(self) -> int:
-        """Of the whole model (biases of single layers left out)."""
-        embeddings = self.vocab * self.hidden * (1 if self.tied else 2)
-        return self.layers * (self.block_parameters + 2 * self.hidden) + embeddings + self.hidden
-
-    @property
-    def kept_per_token(self) -> int:
-        """Numbers that a block keeps of a token: input, state after attention, q, its result, k, v, gate, up."""
-        return 2 * self.hidden + 2 * (self.heads + self.kv_heads) * self.head_width + 2 * self.feed_forward
-
-    @property
     def cached_per_token(self) -> int:
         """Numbers of a token's keys and values in all blocks."""
         return 2 * self.layers * self.kv_heads * self.head_width
@@ -150,16 +140,6 @@ def _feed_forward(config: Mapping[str, Any], hidden: int) -> int:
 
 
 @dataclass(frozen=True)
-class Counted:
-    """What of a model is counted, not estimated."""
-
-    weights: int
-    """Bytes of its parameters as they are held while training."""
-    trained: int
-    """Parameters that train."""
-
-
-@dataclass(frozen=True)
 class MemoryPlan:
     """Bytes by purpose at the fullest moment of a training step."""
 
@@ -202,21 +182,6 @@ class Batching:
     """Padded tokens in each."""
 
 
-def trained_parameters(shape: ModelShape, lora: LoraConfig, *, full: bool) -> int:
-    """Parameters that train: the adapters', or the blocks' own."""
-    layers = shape.layers if lora.num_layers in (-1, 0) else min(shape.layers, lora.num_layers)
-    if full:
-        return layers * (shape.block_parameters + 2 * shape.hidden)
-    from fnmatch import fnmatchcase
-
-    chosen = {
-        name: size
-        for name, size in shape.linears().items()
-        if any(fnmatchcase(name, target.rsplit(".", 1)[-1]) for target in lora.targets or _USUAL_TARGETS)
-    }
-    return layers * sum(lora.rank * (inputs + outputs) for inputs, outputs in chosen.values())
-
-
 def slot_bytes(shape: ModelShape, itemsize: int, *, prompt: int, own: int, group_size: int = 1) -> int:
     """What decoding one sequence more takes: its keys and values, its share of its prompt's, its logits.
 
@@ -233,72 +198,77 @@ def slot_bytes(shape: ModelShape, itemsize: int, *, prompt: int, own: int, group
 
 
 def plan_memory(
-    shape: ModelShape, config: RunConfig, *, itemsize: int, batching: Batching, longest: int, prompt: int = 0,
-    of: Counted | None = None,
+    of: Counted, config: RunConfig, *, itemsize: int, batching: Batching, longest: int, prompt: int = 0,
+    cached_per_token: int = 0,
 ) -> MemoryPlan:  # fmt: skip
-    """The memory of a training step.
+    """The memory of a training step. Where a micro-batch could not be measured, it is left out.
 
     Args:
-        shape: the model's sizes.
-        config: quantization, adapters, optimizer, checkpointing.
+        of: what is counted and measured.
+        config: optimizer, batches.
         itemsize: bytes of an activation and of an unquantized weight.
         batching: micro-batches at once, and their size.
         longest: positions of the longest row.
         prompt: those of its prompt, where that is computed once for a group of GRPO's completions, and again in the
             backward pass.
-        of: the counted weights and what trains of them; without it a Llama's are estimated from its shape.
+        cached_per_token: numbers of a token's keys and values in all blocks, where there is a prompt.
     """
-    bits, every = config.model.quantize, config.training.grad_checkpoint
-    per_weight = itemsize if bits is None else bits / 8 + 2 * itemsize / config.model.group_size
-    trained = of.trained if of else trained_parameters(shape, config.lora, full=config.training.full)
-    rows = config.training.batch_size * config.training.grad_accumulation_steps
-    is_split = rows * longest > batching.num_workers * batching.tokens  # then there are sums besides the gradients
-    sums = batching.num_workers if is_split else 0
-    added = 0 if config.training.full else 1
-    own = longest - prompt
-    tokens = max(batching.tokens, own)
-    num_prompts = 0
-    if prompt:
-        num_prompts = min(tokens // prompt, rows // config.grpo.num_generations // batching.num_workers) or 1
-        tokens = own * max(1, (tokens - 2 * num_prompts * prompt // 3) // own)
-    if config.training.batching == "pack":
-        own = longest = tokens
-    checkpointed = -(-shape.layers // every) if every else 0
-    kept = (shape.layers - checkpointed) * shape.kept_per_token + checkpointed * shape.hidden
-    scores = max(1, tokens // own) * shape.heads * own * longest
-    block = max(4 * tokens * shape.feed_forward, 2 * scores + 4 * tokens * shape.hidden)
-    if checkpointed:
-        block += tokens * shape.kept_per_token
-    if bits is not None and itemsize == 2:  # a GPU may dequantize a layer's weight for its product
-        block += 2 * shape.hidden * shape.feed_forward
-    head_rows = min(tokens, max(1, HEAD_CHUNK_BYTES // (4 * shape.vocab)))
-    head = 4 * head_rows * shape.vocab + 4 * tokens * shape.hidden * itemsize
-    if bits is not None and itemsize == 4:  # a CPU makes logits in slices, out of weights unpacked slice by slice
-        head += 4 * head_rows * shape.vocab + 4 * itemsize * QUANTIZED_HEAD_SLICE * shape.hidden
-    # of prompts: their blocks' inputs, keys and values, and the gradients of these; later a block of theirs, again
-    of_prompts = num_prompts * prompt * (shape.layers * shape.hidden + 2 * shape.cached_per_token)
-    again = num_prompts * prompt * (shape.kept_per_token + 4 * shape.feed_forward + 2 * shape.heads * prompt)
-    block = max(block, again - tokens * kept)
+    training, workers, measured = config.training, batching.num_workers, of.measured
+    rows = training.batch_size * training.grad_accumulation_steps
+    tokens = max(longest, training.batch_size * longest if training.batching == "pad" else batching.tokens)
+    # then there are sums besides the gradients
+    sums = workers if rows * longest > workers * tokens else 0
+    tokens = min(tokens, max(1, -(-rows // workers)) * longest)
+    added = 0 if training.full else 1
+    gradients = of.trained * 4
+    activations: float = gradients
+    working: float = 0
+    if isinstance(measured, Measured):
+        own, num_prompts = longest - prompt, 0
+        if prompt:
+            num_prompts = min(tokens // prompt, rows // config.grpo.num_generations // workers) or 1
+            tokens = own * max(1, (tokens - 2 * num_prompts * prompt // 3) // own)
+        if measured.packed:
+            longest = tokens
+        kept, block = measured.kept.at(tokens, longest), measured.working.at(tokens, longest)
+        if prompt:  # their blocks' inputs, keys and values, and the gradients of these; later a block of theirs, again
+            inputs = measured.num_layers * (measured.head_width or 0)
+            kept_of_rows, of_prompts = kept, num_prompts * prompt
+            kept += of_prompts * (inputs + 2 * cached_per_token) * itemsize
+            again = measured.kept.at(of_prompts, prompt) / measured.num_layers + measured.working.at(of_prompts, prompt)
+            block = max(block, again - kept_of_rows)
+        if itemsize == 2:  # a GPU may dequantize a layer's weight for its product
+            block += measured.unpacked_bytes
+        activations = max(kept, gradients)
+        working = max(block, _head_bytes(measured, tokens, itemsize))
     return MemoryPlan(
-        weights=of.weights if of else int(shape.parameters * per_weight),
-        adapters=trained * 4 * (added + sums),
-        optimizer=trained * _OPTIMIZER_BYTES[config.training.optimizer],
-        activations=int(batching.num_workers * max((tokens * kept + of_prompts) * itemsize, trained * 4)),
-        working=int(batching.num_workers * max(block * itemsize, head)),
+        weights=of.weights,
+        adapters=of.trained * 4 * (added + sums),
+        optimizer=of.trained * _OPTIMIZER_BYTES[training.optimizer],
+        activations=int(workers * activations),
+        working=int(workers * working),
     )
 
 
-def choose_batching(
-    model_config: Mapping[str, Any], config: RunConfig, device: DeviceInfo, longest: int, of: Counted | None = None
-) -> Batching:
+def _head_bytes(of: Measured, tokens: int, itemsize: int) -> int:
+    """Of the logits at hand, and of the hidden states' gradients."""
+    if of.head_width is None:
+        return _WHOLE_LOGITS * 4 * tokens * of.vocab_size
+    rows = min(tokens, max(1, HEAD_CHUNK_BYTES // (4 * of.vocab_size)))
+    head = 4 * rows * of.vocab_size + 4 * tokens * of.head_width * itemsize
+    if of.head_is_packed and itemsize == 4:  # a CPU makes logits in slices, out of weights unpacked slice by slice
+        head += 4 * rows * of.vocab_size + 4 * itemsize * min(QUANTIZED_HEAD_SLICE, of.vocab_size) * of.head_width
+    return head
+
+
+def choose_batching(config: RunConfig, device: DeviceInfo, longest: int, of: Counted | None) -> Batching:
     """As many micro-batches at once, and as many padded tokens in each, as pay off and fit half of the memory left.
 
     Args:
-        model_config: config.json.
         config: the run's; what it sets is kept to.
         device: where it runs.
         longest: positions of the longest row.
-        of: see `plan_memory`.
+        of: see `plan_memory`; None for a model that cannot be counted.
     """
     training, most = config.training, _PAYS_OFF[device.backend]
     at_hand = training.grad_accumulation_steps * (1 if training.batching == "pad" else training.batch_size)
@@ -312,13 +282,11 @@ def choose_batching(
         for count in counts
         for tokens in ([training.max_batch_tokens] if training.max_batch_tokens else sizes[min(count - 1, 1) :])
     ]
-    try:
-        shape = ModelShape.from_config(model_config)
-    except MlxmathError:
+    if of is None or isinstance(of.measured, str):
         return choices[-1]  # the smallest: what it takes is not known
     itemsize = 4 if device.compute_dtype == "float32" else 2
     for choice in choices:
-        found = plan_memory(shape, config, itemsize=itemsize, batching=choice, longest=longest, of=of)
+        found = plan_memory(of, config, itemsize=itemsize, batching=choice, longest=longest)
         if found.learning <= (device.memory_bytes - found.steady) / 2:
             return choice
     return choices[-1]

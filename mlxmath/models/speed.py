@@ -1,11 +1,14 @@
 """How fast training will be: what this device's matrix products reach, and how many of them a token takes."""
 
+import os
 import time
 
 import mlx.core as mx
 
 from mlxmath.backends.base import DeviceInfo
+from mlxmath.backends.blas import num_usable_cores
 from mlxmath.config.schema import RunConfig
+from mlxmath.console import duration
 from mlxmath.models.memory import ModelShape
 
 SHARE = {"cpu": 0.6, "metal": 0.4, "cuda": 0.4}
@@ -41,3 +44,48 @@ def matmul_flops_per_s(shape: ModelShape, device: DeviceInfo) -> float:
 def tokens_per_s(shape: ModelShape, config: RunConfig, device: DeviceInfo) -> float:
     """An estimate, from a measurement of a fraction of a second."""
     return SHARE[device.backend] * matmul_flops_per_s(shape, device) / flops_per_token(shape, config)
+
+
+def time_lines(
+    shape: ModelShape, config: RunConfig, device: DeviceInfo, prepared: tuple[int, int] | None
+) -> list[str]:  # fmt: skip
+    """How fast a run will be, and how long it takes, by a short measurement of this device.
+
+    Args:
+        shape: the model's sizes.
+        config: the run's.
+        device: where it runs.
+        prepared: its rows and their tokens, if they are known. Else every row may be as long as it is allowed to be.
+    """
+    busy = _busy()
+    rate = tokens_per_s(shape, config, device)
+    training, longest, hours = config.training, config.data.max_seq_len, config.training.max_training_time_hours
+    rows_a_step = training.batch_size * training.grad_accumulation_steps
+    num_rows, per_row, about = config.data.num_examples, float(longest), "at most"
+    if prepared:
+        num_rows, per_row, about = prepared[0], prepared[1] / prepared[0], "about"
+    limits = [num_rows * training.num_epochs] if num_rows else []
+    limits += [training.max_steps * rows_a_step] if training.max_steps else []
+    lines = [f"about {rate:,.0f} tokens/s on this {device.backend} (if the model is in memory)"]
+    if busy:
+        lines.append(f"  measured while other programs were running ({busy}); it is faster when nothing else runs")
+    if limits:
+        seconds = min(limits) * per_row / rate
+        lines.append(
+            f"{min(limits):,} rows of {about} {per_row:,.0f} tokens take {about} {duration(seconds)}"
+            + (f"; --max-training-time-hours {hours:g} ends the run before" if seconds > hours * 3600 else "")
+        )
+    else:
+        lines.append(
+            f"an optimizer step of {rows_a_step} rows takes at most {duration(rows_a_step * longest / rate)}; in "
+            f"{hours:g} hours (--max-training-time-hours) {rate * hours * 3600 / 1e6:,.1f} million tokens are trained"
+        )
+    if not prepared:
+        lines.append("  an upper bound: with these settings `mlxmath prepare` would count the tokens")
+    return lines
+
+
+def _busy() -> str | None:
+    """How busy this machine is already, if it is; for people."""
+    load, cores = os.getloadavg()[0], num_usable_cores()
+    return f"a load of {load:.1f} on {cores} cores" if load > cores / 2 else None

@@ -154,6 +154,17 @@ def remembered(question: str, model: nn.Module, details: Any, answer: Callable[[
     return _known[key]
 
 
+@contextmanager
+def apart() -> Iterator[None]:
+    """What is tried meanwhile, on weights that are not the model's, is forgotten afterwards."""
+    before = dict(_known)
+    try:
+        yield
+    finally:
+        _known.clear()
+        _known.update(before)
+
+
 class Trial:
     """Tries whether texts may share a row, or a prompt, without any difference to their gradients.
 

@@ -22,6 +22,7 @@ from mlxmath.kernels.select import kernels_for
 from mlxmath.lora.adapter import WEIGHTS, adapter_config, load_initial
 from mlxmath.lora.inject import Injected, inject, open_blocks
 from mlxmath.models.load import load_model
+from mlxmath.models.memory import Batching
 from mlxmath.models.tuning import tune_for_training
 from mlxmath.models.unsupported import refuse_untrainable
 from mlxmath.models.vocabulary import check_ids
@@ -31,7 +32,7 @@ from mlxmath.problems.prompts import get_template
 from mlxmath.session.material import Material
 from mlxmath.session.paths import absolute_model
 from mlxmath.training import run
-from mlxmath.training.checkpoint import share_adapters, share_checkpoint, with_recorded_targets
+from mlxmath.training.checkpoint import Checkpoint, share_adapters, share_checkpoint, with_recorded_targets
 from mlxmath.training.gradients import Gradients, choose_gradients
 from mlxmath.weights.convert import ensure_model
 
@@ -39,6 +40,7 @@ _COMMANDS = {"distillation": "distill", "evaluation": "evaluate", "reward_model"
 """That use a section of another name."""
 M = TypeVar("M", bound=Material)
 
+_BATCHING = "batching"
 UNCHANGING = {"concurrency"}
 """Settings of an objective that change nothing but speed and memory: a resumed run may have others."""
 
@@ -99,10 +101,12 @@ class Session(Generic[M]):
 
         self.shape = Shape(self.backend.bucket_multiple, target_steps=16 if self.backend.supports("compile") else 0)
         longest = self.shape.width(self.material.longest)
-        self.batching = batching_of(config, self.model_config, self.device, longest)
+        self.batching = self._batching_before() or batching_of(config, self.model_config, self.device, longest)
         objective = cast(Objective, (section or "train").replace("_", "-"))
-        self.planned_bytes = check_fits(config, model_folder, self.model_config, self.device, longest, objective)
-        """None for a model whose sizes have other names."""
+        self.planned_bytes = check_fits(
+            config, model_folder, self.model_config, self.device, longest, objective, self.batching
+        )
+        """None for a model that cannot be built without its weights."""
         self.model: nn.Module = load_model(model_folder, self.device.compute_dtype).model
         check_ids(self.model, self.material.largest_id, "the tokenized dataset")
         for tokens, reason in self.manifest.limits:
@@ -110,8 +114,33 @@ class Session(Generic[M]):
                 found = f"the longest text has {self.material.longest:,} tokens"
                 warn(f"{reason}; {found}: beyond {tokens:,}, what is trained is not the original model.")
         self.kernels: Kernels = kernels_for(self.device, self.batching.num_workers)
-        self.max_tokens = min(ranks.gather("batching", self.batching.tokens))
+        self.batchings: list[list[int]] = ranks.gather("batching", [self.batching.num_workers, self.batching.tokens])
+        """Of each rank. What it is chosen by is measured, so a resumed run has it from its checkpoint."""
+        self.max_tokens = min(tokens for _, tokens in self.batchings)
         """Padded tokens in a micro-batch, on every rank the same."""
+
+    @property
+    def _asked(self) -> list[int | None]:
+        """What of the batching people decide."""
+        return [self.config.training.max_batch_tokens, self.config.runtime.workers]
+
+    def _batching_before(self) -> Batching | None:
+        """How the run that is resumed was batched; None if it is none, or is to be batched in another way."""
+        saved = self.checkpoint.state.get(_BATCHING) if self.checkpoint else None
+        if not saved or saved["asked"] != self._asked or len(saved["ranks"]) != self.ranks.size:
+            return None
+        return Batching(*saved["ranks"][self.ranks.rank])
+
+    def state(self) -> dict[str, Any]:
+        """See `mlxmath.training.checkpoint.Stateful`."""
+        return {_BATCHING: {"asked": self._asked, "ranks": self.batchings}}
+
+    def files(self) -> dict[str, Path | bytes]:
+        """None."""
+        return {}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Done when it was opened."""
 
     def gradients(self, objective: base.Objective) -> Callable[[nn.Module], Gradients]:
         """Makes the loss and gradients of a replica of the model, in the way that is best for the device."""

@@ -112,7 +112,7 @@ class _Run:
             windows_per_epoch=self._course.steps_per_epoch, total_steps=total, deadline=self._deadline, stop=self.stop,
             is_marked=lambda step: self._pace.is_limited and self._pace.is_mark(step),
         )  # fmt: skip
-        self._parts: list[Stateful] = [self._validation, self._pace, *self._course.parts]
+        self._parts: list[Stateful] = [session, self._validation, self._pace, *self._course.parts]
         self._saver = Saver(
             session.folder, model, self._optimizer, fixed, training, self._deadline, parts=self._parts,
             is_marked=self._pace.is_checkpoint,
@@ -178,7 +178,8 @@ class _Run:
         record.write(
             status=ending, steps=position.step, seconds=seconds, validation=validation.summary(),
             pace=self._pace.summary(), **watch.facts(),
-            planned_bytes=session.planned_bytes, ranks=session.ranks.summary(), **vars(memory),
+            planned_bytes=session.planned_bytes, batching=vars(session.batching),
+            ranks=session.ranks.summary(), **vars(memory),
         )  # fmt: skip
         planned = f" ({size(session.planned_bytes)} planned)" if session.planned_bytes else ""
         say(

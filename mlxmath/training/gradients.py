@@ -7,7 +7,8 @@ agree with those of autodiff over whole texts (`mlxmath.models.trust`).
 Shapes: B rows, L positions, D hidden width, N target positions, V vocabulary.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -18,10 +19,11 @@ from mlx.utils import tree_unflatten
 
 from mlxmath.data.batches import Batch, packed_mask
 from mlxmath.kernels.base import Kernels
+from mlxmath.models.blocks import only
 from mlxmath.models.blockwise import Blockwise
 from mlxmath.models.layouts import ContinuedRows, Layout, PromptRows, Rows
 from mlxmath.models.row_caches import PackedCache, SharedPrompts, continued
-from mlxmath.models.split import Split, called, split
+from mlxmath.models.split import Head, Split, called, split
 from mlxmath.models.trained import summed
 from mlxmath.models.trust import Outcome, Trial
 from mlxmath.objectives.base import Objective
@@ -52,7 +54,7 @@ class Gradients(Protocol):
 
 def choose_gradients(
     model: nn.Module, objective: Objective, kernels: Kernels, *, compiled: bool, checkpoint_every: int = 0
-) -> Gradients:
+) -> "BlockwiseGradients | AutodiffGradients":
     """The way for `model`, whose adapters are in place.
 
     Args:
@@ -106,6 +108,17 @@ class BlockwiseGradients:
     def _trial(self) -> Trial:
         way = "blockwise", type(self._kernels)
         return Trial(self._model, self._parts.hidden, self._parts.head.vocab_size, way, most=2)
+
+    @property
+    def head(self) -> Head | None:
+        """What makes logits, chunk by chunk."""
+        return self._parts.head
+
+    def of_blocks(self, numbers: Sequence[int]) -> Callable[[Batch], tuple[mx.array, Tree]]:
+        """`loss_and_gradients` of the model with these blocks alone; the others pass on what they are given."""
+        few = copy.copy(self)
+        few._blocks = self._blocks.of(self._model, numbers)
+        return few.loss_and_gradients
 
     def _few(self, blocks: Sequence[int]) -> Blockwise:
         return Blockwise(self._model, self._kernels, parts=self._parts, chosen=blocks)
@@ -180,6 +193,7 @@ class AutodiffGradients:
             checkpoint_blocks(model, checkpoint_every)
         step = nn.value_and_grad(model, lambda _, *arrays: _loss_first(self._total(*arrays)))
         self._eager_step = step
+        self._compiled = compiled
         if compiled and kernels.compiles:
             state = [model.state, mx.random.state]  # out as well as in: tracing leaves placeholders in the model
             step = mx.compile(step, inputs=state, outputs=state)
@@ -194,6 +208,23 @@ class AutodiffGradients:
         step = self._step if batch.prompts is None else self._eager_step
         (_, total), gradients = step(self._model.trainable_parameters(), *_arrays(batch))
         return total, gradients
+
+    @property
+    def head(self) -> Head | None:
+        """What makes logits, chunk by chunk; None where all are made at once."""
+        return self._parts.head if self._parts else None
+
+    def of_blocks(self, numbers: Sequence[int]) -> Callable[[Batch], tuple[mx.array, Tree]]:
+        """`loss_and_gradients` of the model with these blocks alone, compiled anew; the others pass on their input."""
+        few = AutodiffGradients(
+            self._model, self._objective, self._kernels, self._parts, self.how, self._compiled, checkpoint_every=0
+        )
+
+        def of_few(batch: Batch) -> tuple[mx.array, Tree]:
+            with only(self._model.layers, numbers):
+                return few.loss_and_gradients(batch)
+
+        return of_few
 
     def cannot_share(self) -> str | None:
         """See `Gradients`."""

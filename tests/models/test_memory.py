@@ -1,68 +1,85 @@
-"""The memory plan against the model itself and hand-counted sizes."""
+"""What a step takes of what is counted and measured, and the batches that are chosen by it."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from mlx.utils import tree_flatten
 
 from mlxmath.backends.base import DeviceInfo
 from mlxmath.config.load import resolve
+from mlxmath.config.schema import RunConfig
 from mlxmath.errors import MlxmathError
-from mlxmath.lora.inject import adapter_arrays, inject
-from mlxmath.models.memory import Batching, ModelShape, choose_batching, plan_memory, trained_parameters
-from tests.conftest import make_tiny_llama
+from mlxmath.models.measured import Counted, Growth, Measured
+from mlxmath.models.memory import Batching, ModelShape, choose_batching, plan_memory
 
-TINY: dict[str, Any] = {
-    "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 64,
-}  # fmt: skip
-DEEPSEEK = {
-    "num_hidden_layers": 30, "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32,
-    "vocab_size": 102400,
-}  # fmt: skip
+MEASURED = Measured(
+    kept=Growth(0, 6e6, 0), working=Growth(1e6, 4e5, 100), vocab_size=102400, head_width=4096, head_is_packed=False,
+    num_layers=30, packed=False, by_block=True, unpacked_bytes=0,
+)  # fmt: skip
+COUNTED = Counted(weights=14_000_000_000, trained=4_000_000, measured=MEASURED)
 
 
-def test_parameters_are_the_models() -> None:
-    expected = sum(array.size for _, array in tree_flatten(make_tiny_llama().parameters()))
-    assert ModelShape.from_config(TINY).parameters == expected
-    assert ModelShape.from_config(DEEPSEEK).parameters == 6_910_365_696  # deepseek-math-7b
+def config_of(**values: object) -> RunConfig:
+    return resolve([("t", {name.replace("__", "."): value for name, value in values.items()})]).config
 
 
-@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("*",), ("self_attn.k_proj", "down_proj")])
-@pytest.mark.parametrize("num_layers", [-1, 1])
-def test_trained_parameters_are_the_adapters(targets: tuple[str, ...], num_layers: int) -> None:
-    lora = resolve([("t", {"lora.rank": 4, "lora.targets": targets, "lora.num_layers": num_layers})]).config.lora
-    model = make_tiny_llama()
-    inject(model, lora)
-    expected = sum(array.size for array in adapter_arrays(model).values())
-    assert trained_parameters(ModelShape.from_config(TINY), lora, full=False) == expected
+def test_a_parabola_through_three_points_and_nothing_that_shrinks() -> None:
+    found = Growth.through([16, 32, 64], [7 + 3 * n + 2 * n * n for n in (16, 32, 64)])
+    assert (found.fixed, found.token, found.pair) == pytest.approx((7, 3, 2))
+    assert found.at(100, 10) == pytest.approx(7 + 300 + 2000), "pairs are those of a row"
+    flat = Growth.through([16, 32, 64], [100, 180, 300])
+    assert flat.pair == 0 and flat.at(64, 64) == pytest.approx(300)
+    assert Growth.through([16, 32, 64], [9, 8, 7]).token == 0
 
 
-def test_quantization_checkpointing_and_smaller_batches_take_less() -> None:
-    shape = ModelShape.from_config(DEEPSEEK)
+def test_a_step_by_hand() -> None:
+    batching, config = Batching(2, 512), config_of(training__batch_size=8, training__grad_accumulation_steps=1)
+    plan = plan_memory(COUNTED, config, itemsize=4, batching=batching, longest=256)
+    assert plan.weights == COUNTED.weights
+    assert plan.adapters == 4 * 4_000_000 * 3, "two workers sum the gradients of two micro-batches each"
+    assert plan.optimizer == 8 * 4_000_000
+    assert plan.activations == 2 * 512 * 6e6
+    assert plan.working == 2 * (1e6 + 512 * 4e5 + 100 * 512 * 256)
+    few = plan_memory(COUNTED, config_of(training__batch_size=1), itemsize=4, batching=batching, longest=256)
+    assert few.activations == 2 * 256 * 6e6 or few.activations == 2 * 512 * 6e6
+    alone = config_of(training__batch_size=1, training__grad_accumulation_steps=1)
+    one = plan_memory(COUNTED, alone, itemsize=4, batching=Batching(1, 512), longest=256)
+    assert one.activations == 256 * 6e6, "there is no second row"
+    padded = config_of(training__batch_size=8, training__batching="pad")
+    rows = plan_memory(COUNTED, padded, itemsize=4, batching=Batching(1, 512), longest=256)
+    assert rows.activations == 8 * 256 * 6e6, "whatever --max-batch-tokens is"
+    packed = replace(COUNTED, measured=replace(MEASURED, packed=True))
+    row = plan_memory(packed, config, itemsize=4, batching=Batching(1, 512), longest=256)
+    assert row.working == 1e6 + 512 * 4e5 + 100 * 512 * 512
+    large = replace(COUNTED, trained=2_000_000_000)
+    assert plan_memory(large, alone, itemsize=4, batching=Batching(1, 512), longest=256).activations == 8e9
 
-    def total(tokens: int = 1024, **values: object) -> int:
-        config = resolve([("t", {k.replace("__", "."): v for k, v in values.items()})]).config
-        return plan_memory(shape, config, itemsize=2, batching=Batching(1, tokens), longest=1024).total
 
-    plain = total()
-    assert 2 * shape.parameters < plain < 2 * shape.parameters + 8e9
-    assert total(model__quantize=4) < 0.45 * plain
-    assert total(training__grad_checkpoint=1) < plain - 1e9
-    assert total(tokens=4096) > plain + 5e9
-    assert total(training__optimizer="adamw8bit") < plain
+def test_the_head_counts_where_it_takes_more_than_a_block() -> None:
+    small = replace(MEASURED, working=Growth(0, 0, 0))
+    config = config_of(training__batch_size=1, training__grad_accumulation_steps=1)
+
+    def working(measured: Measured) -> int:
+        of = replace(COUNTED, measured=measured)
+        return plan_memory(of, config, itemsize=4, batching=Batching(1, 64), longest=64).working
+
+    logits = 4 * 64 * 102400
+    assert working(small) == logits + 4 * 64 * 4096 * 4
+    assert working(replace(small, head_is_packed=True)) == 2 * logits + 4 * 64 * 4096 * 4 + 16 * 4096 * 4096
+    assert working(replace(small, head_width=None)) == 5 * logits
 
 
-def test_auto_takes_less_where_memory_is_short() -> None:
-    config = resolve([]).config
+def test_auto_takes_less_where_memory_is_short_or_nothing_is_known() -> None:
+    config = config_of(training__batch_size=64)
 
-    def tokens(memory: float) -> int:
+    def tokens(memory: float, of: Counted | None = COUNTED) -> int:
         device = DeviceInfo("metal", "M", int(memory), "bfloat16", "")
-        return choose_batching(DEEPSEEK, config, device, longest=512).tokens
+        return choose_batching(config, device, 512, of).tokens
 
     assert tokens(200e9) == 4096
     assert 256 <= tokens(24e9) < 4096
     assert tokens(15e9) == 256
+    assert tokens(200e9, None) == tokens(200e9, replace(COUNTED, measured="it cannot be tried")) == 256
 
 
 def test_a_config_without_sizes_is_named() -> None:
@@ -71,19 +88,16 @@ def test_a_config_without_sizes_is_named() -> None:
 
 
 def test_workers_are_as_many_as_have_something_to_do_and_fit() -> None:
-    def chosen(workers: int, memory: float = 500e9, **settings: object) -> Batching:
-        config = resolve([("t", {k.replace("__", "."): v for k, v in settings.items()})]).config
+    def chosen(workers: int, memory: float = 500e9, **settings: Any) -> Batching:
         device = DeviceInfo("cpu", "C", int(memory), "float32", "", num_workers=workers)
-        return choose_batching(DEEPSEEK, config, device, longest=256)
+        return choose_batching(config_of(**settings), device, 256, COUNTED)
 
     assert chosen(1) == Batching(1, 512)
     assert chosen(8) == Batching(8, 256)
     assert chosen(8, training__grad_accumulation_steps=5) == Batching(5, 256)
     assert chosen(8, training__grad_accumulation_steps=4) == Batching(1, 512)  # half of the cores would be idle
-    assert (
-        chosen(8, training__batching="pad", training__batch_size=8, training__grad_accumulation_steps=1).num_workers
-        == 1
-    )
+    padded = {"training__batching": "pad", "training__batch_size": 8, "training__grad_accumulation_steps": 1}
+    assert chosen(8, **padded).num_workers == 1
     assert chosen(8, runtime__workers=2) == Batching(2, 256)
     assert chosen(8, training__max_batch_tokens=1000) == Batching(8, 1000)
-    assert chosen(8, memory=36e9) == Batching(1, 512)
+    assert chosen(8, memory=25e9) == Batching(1, 512)

@@ -1,0 +1,308 @@
+"""How much memory a micro-batch takes, measured on a few blocks of a model whose weights are not there.
+
+The weights are random, and few (`mlxmath.lora.embodied`). The way that training takes computes a few short rows, with
+one block of each kind and then with one more of each. What the allocator held meanwhile tells what a block keeps of a
+row and what it takes while it is at hand; longer rows and all blocks follow from that. The head is no part of it: its
+chunks are known (`mlxmath.models.memory`).
+
+Shapes: B rows, L positions, D hidden width, N target positions.
+"""
+
+import gc
+import json
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from functools import cache, cached_property
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlxmath.backends.base import DeviceInfo
+from mlxmath.backends.device import machine_memory_bytes
+from mlxmath.config.schema import LoraConfig, RunConfig
+from mlxmath.data.batches import Batch
+from mlxmath.errors import MlxmathError
+from mlxmath.kernels.base import Kernels
+from mlxmath.kernels.select import kernels_for
+from mlxmath.lora.embodied import VOCABULARY, embody, own_arrays, unpacked_bytes
+from mlxmath.lora.inject import adapter_arrays, inject, open_blocks
+from mlxmath.lora.layers import EXPERTS
+from mlxmath.lora.targets import first_block
+from mlxmath.models.blocks import kinds_of
+from mlxmath.models.load import suit
+from mlxmath.models.measured import Counted, Growth, Measured
+from mlxmath.models.numpy_linear import left_to_mlx
+from mlxmath.models.skeleton import skeleton, weight_bytes
+from mlxmath.models.split import Head
+from mlxmath.models.trust import ERRORS, apart
+from mlxmath.training.gradients import AutodiffGradients, BlockwiseGradients, choose_gradients
+
+_FLOPS = 1.2e11
+"""That all passes may take together: a second or so on two cores."""
+_KEPT_BYTES = 32 << 20
+"""That the longest row's blocks may keep: what makes small operations out of long rows takes time, too."""
+_UNIT = {"cpu": 16, "metal": 16, "cuda": 128}
+"""Lengths are multiples of this, as in training."""
+_SHORTEST = 64
+"""The shortest of the three lengths, if the bounds allow it; the others are twice and four times as long."""
+_REPEATS = 2
+"""Where one array is freed while the next is asked for, block by block, the peak is not always the same."""
+_ACTIVE_EXPERTS = 8
+"""Experts that a token may be given to, for `_FLOPS`."""
+
+
+def measured(model_config: Mapping[str, Any], config: RunConfig, device: DeviceInfo) -> Counted:
+    """Count a model's weights and what trains of them, and measure what a micro-batch takes.
+
+    Args:
+        model_config: config.json.
+        config: quantization, what trains, how it is batched and checkpointed.
+        device: MLX's default device is of its backend.
+
+    Returns:
+        `measured` is the reason where the model cannot be tried.
+
+    Raises:
+        InputError: a target matches nothing, or what is asked for cannot be trained.
+        MlxmathError: config.json describes no model that mlx_lm can build.
+    """
+    model, lora, training = config.model, config.lora, config.training
+    text = json.dumps(dict(model_config), sort_keys=True, default=str)
+    return _measured(
+        text, lora.model_dump_json(), model.quantize, model.group_size, training.full, training.grad_checkpoint,
+        training.batching == "pack", device.backend, device.compute_dtype,
+    )  # fmt: skip
+
+
+@cache
+def _measured(
+    model_config: str, lora: str, quantize: int | None, group_size: int, full: bool, every: int, packed: bool,
+    backend: str, dtype: str,
+) -> Counted:  # fmt: skip
+    gc.collect()  # what is freed meanwhile would be taken for the trial's
+    state = mx.array(mx.random.state[0])
+    mx.eval(state)
+    settings = LoraConfig.model_validate_json(lora)
+    model = skeleton(json.loads(model_config), dtype, quantize, group_size)
+    weights = weight_bytes(model)
+    if full:
+        open_blocks(model, settings.num_layers)
+    else:
+        inject(model, settings)
+    trained = sum(array.size for array in adapter_arrays(model).values())
+    device = DeviceInfo(backend, "", machine_memory_bytes(), dtype, "")
+    try:
+        with apart():
+            found = _Trial(model, settings.num_layers, device, packed=packed).measured(every)
+    except (MlxmathError, RuntimeError, *ERRORS) as error:
+        return Counted(weights, trained, " ".join(str(error).split())[:200])
+    finally:
+        mx.random.state[0][:] = state
+        mx.clear_cache()
+    return Counted(weights, trained, found)
+
+
+_Gradients = BlockwiseGradients | AutodiffGradients
+
+
+class _Objective:
+    """In the place of the loss: Σ hidden², and what is in memory where the head would have its turn."""
+
+    def __init__(self, *, eager: bool) -> None:
+        self._eager = eager
+        self.ballast = 0
+        """Numbers (float32) that a compiled step, at which nobody can look, holds at that point."""
+        self.held = 0
+        """Bytes in memory there, if it is not compiled."""
+
+    def from_hidden(self, hidden_ND: mx.array, batch: Batch, head: Head, kernels: Kernels) -> mx.array:  # noqa: ARG002
+        """See `mlxmath.objectives.base.Objective`."""
+        return self.from_logits(hidden_ND, batch)
+
+    def from_logits(self, logits_NV: mx.array, batch: Batch) -> mx.array:  # noqa: ARG002
+        """See `mlxmath.objectives.base.Objective`."""
+        if self._eager:
+            mx.eval(logits_NV)
+            self.held = mx.get_active_memory()
+            return mx.square(logits_NV.astype(mx.float32)).sum()
+
+        @mx.custom_function
+        def loss_and_gradient(x: mx.array) -> tuple[mx.array, mx.array]:
+            total = mx.square(x.astype(mx.float32)).sum()
+            held = mx.contiguous(mx.broadcast_to(total, (max(1, self.ballast),))).sum()
+            return total, (2 * x + (0 * held).astype(x.dtype))
+
+        @loss_and_gradient.vjp
+        def loss_and_gradient_vjp(_: Any, cotangents: Any, outputs: Any) -> mx.array:
+            return (cotangents[0] * outputs[1]).astype(outputs[1].dtype)
+
+        total: mx.array = loss_and_gradient(logits_NV)[0]
+        return total
+
+
+class _Trial:
+    """A model with few weights, and passes over a few of its blocks.
+
+    Args:
+        model: a skeleton, adapters in place or blocks open.
+        num_layers: of which blocks those are.
+        device: which backend, its type.
+        packed: rows are laid end to end.
+    """
+
+    def __init__(self, model: nn.Module, num_layers: int, device: DeviceInfo, *, packed: bool) -> None:
+        self._model, self._backend, self._packed = model, device.backend, packed
+        with left_to_mlx():
+            self._vocab_size: int = model(mx.zeros((1, 2), mx.int32)).shape[-1]
+        self._unpacked_bytes = max(map(unpacked_bytes, model.modules()))
+        self._kinds = kinds_of(model.layers)
+        self._numbers = range(first_block(model, num_layers), len(model.layers))
+        self._frozen = {id(module): set(module._no_grad) for block in model.layers for module in block.modules()}
+        embody(model, self._vocab_size)
+        suit(model, device.compute_dtype)
+        self._kernels = kernels_for(device)
+        self._objective = _Objective(eager=not self._kernels.compiles)
+
+    def measured(self, every: int) -> Measured:
+        """What a micro-batch takes, every n-th block checkpointed (0: none)."""
+        try:
+            return self._of_few(every)
+        except ERRORS:  # blocks that take more from one another than hidden states
+            return self._of_all(every)
+
+    def _of_few(self, every: int) -> Measured:
+        """From the first two blocks of each kind."""
+        again = {number for number in self._numbers if every and number % every == 0}
+        parts = [(0, set(self._numbers) - again)] if every != 1 else []
+        parts += [(1, again)] if again else []
+        kept: Any = 0
+        working: Any = 0
+        lengths: list[int] = []
+        for first, (checkpointing, numbers) in zip((True, False), parts, strict=False):
+            gradients = self._gradients(checkpointing)
+            counts = Counter(self._kinds[number] for number in numbers)
+            lengths = lengths or self._lengths(gradients)
+            found = [self._kept(gradients, counts, length, whole=first) for length in lengths]
+            kept = kept + np.array([each for each, _ in found])
+            working = np.maximum(working, [each for _, each in found])
+        return self._result(gradients, lengths, kept, working)
+
+    def _of_all(self, every: int) -> Measured:
+        gradients = self._gradients(every)
+        lengths = [self._unit * i for i in (1, 2, 4)]
+        found = [self._pass(gradients, self._numbers, length) for length in lengths]
+        return self._result(gradients, lengths, *np.array(found).T)
+
+    def _result(self, gradients: _Gradients, lengths: Sequence[int], kept: Any, working: Any) -> Measured:
+        head = gradients.head.layer if gradients.head else None
+        packed = head is not None and hasattr(head, "bits")
+        return Measured(
+            Growth.through(lengths, kept), Growth.through(lengths, working), vocab_size=self._vocab_size,
+            head_width=head and head.weight.shape[-1] * (32 // head.bits if packed else 1), head_is_packed=packed,
+            num_layers=len(self._numbers), packed=self._packed, by_block=gradients.takes_parts,
+            unpacked_bytes=self._unpacked_bytes,
+        )  # fmt: skip
+
+    def _gradients(self, checkpoint_every: int) -> _Gradients:
+        self._compute(self._numbers)
+        gradients = choose_gradients(
+            self._model, self._objective, self._kernels, compiled=self._kernels.compiles,
+            checkpoint_every=checkpoint_every,
+        )  # fmt: skip
+        self._packed = self._packed and not gradients.cannot_pack()
+        return gradients
+
+    @property
+    def _unit(self) -> int:
+        return _UNIT[self._backend]
+
+    def _lengths(self, gradients: _Gradients) -> list[int]:
+        """Three lengths within the bounds; which they are depends on no clock."""
+        kinds = self._few
+        flops = 6 * sum(map(self._parameters, kinds.values())) / len(kinds) * (_REPEATS * len(kinds) + len(kinds) ** 2)
+        kept, _ = self._pass(gradients, list(kinds.values()), self._unit)
+        most = min(_FLOPS / (7 * flops + 1), _KEPT_BYTES / (4 * kept / self._unit + 1))
+        shortest = self._unit * max(1, min(int(most), max(_SHORTEST, self._unit)) // self._unit)
+        return [shortest, 2 * shortest, 4 * shortest]
+
+    @cached_property
+    def _few(self) -> dict[Hashable, int]:
+        """The first block of each kind."""
+        return {self._kinds[number]: number for number in reversed(self._numbers)}
+
+    def _parameters(self, number: int) -> int:
+        """Numbers of a block's weights that a token is multiplied by."""
+        return sum(
+            array.size if not isinstance(module, EXPERTS) else array[0].size * min(len(array), _ACTIVE_EXPERTS)
+            for module in self._model.layers[number].modules()
+            for array in own_arrays(module).values()
+            if array.ndim > 1
+        )
+
+    def _kept(
+        self, gradients: _Gradients, counts: Counter[Hashable], length: int, *, whole: bool
+    ) -> tuple[float, float]:  # fmt: skip
+        """Bytes that so many blocks of each kind keep, `whole` with what is kept beside; and what more one takes."""
+        few = self._few
+        repeats = _REPEATS if gradients.takes_parts and length > self._unit else 1
+        base, working = self._pass(gradients, list(few.values()), length, repeats)
+        total = base if whole else 0.0
+        for kind, first in few.items():
+            count = counts[kind] - whole
+            second = next((n for n in self._numbers if n > first and self._kinds[n] == kind), None)
+            if not count:
+                continue
+            if second is not None:
+                more, taken = self._pass(gradients, sorted([*few.values(), second]), length)
+                total += count * (more - base)
+                working = max(working, taken)
+            elif len(few) > 1:
+                less, _ = self._pass(gradients, [n for n in few.values() if n != first], length)
+                total += count * (base - less)
+            else:
+                total += count * base
+        return total, working
+
+    def _pass(
+        self, gradients: _Gradients, numbers: Sequence[int], length: int, repeats: int = 1
+    ) -> tuple[float, float]:  # fmt: skip
+        """Bytes held at the loss by a row of some blocks, and how many more at most before or after."""
+        batch = _batch(length, self._vocab_size, packed=self._packed)
+        self._compute(numbers)
+        kept = most = 0
+        for _ in range(repeats):
+            before = mx.get_active_memory()
+            mx.reset_peak_memory()
+            mx.eval(gradients.of_blocks(numbers)(batch))
+            mx.synchronize()
+            most = max(most, mx.get_peak_memory() - before)
+            kept = max(kept, self._objective.held - before)
+        if self._kernels.compiles:
+            self._objective.ballast, before = most, mx.get_active_memory()
+            mx.reset_peak_memory()
+            mx.eval(gradients.of_blocks(numbers)(batch))
+            mx.synchronize()
+            kept = mx.get_peak_memory() - before - 4 * most
+            self._objective.ballast = 0
+        return kept, most - kept
+
+    def _compute(self, numbers: Sequence[int]) -> None:
+        """Let only what is trained of these blocks have gradients."""
+        for number, block in enumerate(self._model.layers):
+            block.freeze()
+            for module in block.modules() if number in numbers else ():
+                module._no_grad = set(self._frozen[id(module)])
+
+
+def _batch(length: int, vocab_size: int, *, packed: bool) -> Batch:
+    """A row of which every position counts; packed, of two texts."""
+    places = mx.arange(length)
+    texts = (places >= length // 2).astype(mx.int32)[None] if packed else None
+    batch = Batch(
+        places[None] % min(VOCABULARY, vocab_size), places, mx.zeros_like(places), mx.ones(places.shape), (), length,
+        length, texts_BL=texts,
+    )  # fmt: skip
+    mx.eval([array for array in vars(batch).values() if isinstance(array, mx.array)])
+    return batch
