@@ -1,6 +1,6 @@
 """How much memory a micro-batch takes, measured on a few blocks of a model whose weights are not there.
 
-The weights are random, and few (`mlxmath.lora.embodied`). The way that training takes computes a few short rows, with
+The weights are random, and few. The way that training takes computes a few short rows, with
 one block of each kind and then with one more of each. What the allocator held meanwhile tells what a block keeps of a
 row and what it takes while it is at hand; longer rows and all blocks follow from that. The head is no part of it: its
 chunks are known (`mlxmath.models.memory`).
