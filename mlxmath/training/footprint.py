@@ -200,7 +200,7 @@ class _Trial:
         packed = head is not None and hasattr(head, "bits")
         return Measured(
             Growth.through(lengths, kept), Growth.through(lengths, working), vocab_size=self._vocab_size,
-            head_width=head and head.weight.shape[-1] * (32 // head.bits if packed else 1), head_is_packed=packed,
+            head_width=head and (head.weight.shape[-1] * 32 // (head.bits if packed else 32)), head_is_packed=packed,
             num_layers=len(self._numbers), packed=self._packed, by_block=gradients.takes_parts,
             unpacked_bytes=self._unpacked_bytes,
         )  # fmt: skip
@@ -229,8 +229,9 @@ class _Trial:
 
     @cached_property
     def _few(self) -> dict[Hashable, int]:
-        """The first block of each kind."""
-        return {self._kinds[number]: number for number in reversed(self._numbers)}
+        """The first block of each kind, in the model's order."""
+        first = {self._kinds[number]: number for number in reversed(self._numbers)}
+        return dict(sorted(first.items(), key=lambda pair: pair[1]))
 
     def _parameters(self, number: int) -> int:
         """Numbers of a block's weights that a token is multiplied by."""
