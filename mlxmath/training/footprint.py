@@ -32,7 +32,7 @@ from mlxmath.lora.layers import EXPERTS
 from mlxmath.lora.targets import first_block
 from mlxmath.models.blocks import kinds_of
 from mlxmath.models.load import suit
-from mlxmath.models.measured import Counted, Growth, Measured
+from mlxmath.models.measured import Counted, Growth, Measured, Parabola
 from mlxmath.models.numpy_linear import left_to_mlx
 from mlxmath.models.skeleton import skeleton, weight_bytes
 from mlxmath.models.split import Head
@@ -201,13 +201,13 @@ class _Trial:
         found = [[self._kept(*way, length, whole=way is ways[0]) for way in ways] for length in lengths]
         kept = [sum(each for each, _ in of_length) for of_length in found]
         working = [max(each for _, each in of_length) for of_length in found]
-        of_working = Growth.through(lengths[1:], working[1:])
-        while self._may_differ(Growth.through(lengths[-3:], kept[-3:]), 2 * lengths[-1]):
+        of_working = Growth(tuple(lengths[1:]), tuple(working[1:]))  # the shortest ones tell least
+        while self._may_differ(Parabola.through(lengths[-3:], kept[-3:]), 2 * lengths[-1]):
             lengths.append(2 * lengths[-1])
             kept.append(sum(self._kept(*way, lengths[-1], whole=way is ways[0], alone=True)[0] for way in ways))
-        return self._result(ways[0][0], Growth.through(lengths[-3:], kept[-3:]), of_working)
+        return self._result(ways[0][0], Growth(tuple(lengths), tuple(kept)), of_working)
 
-    def _may_differ(self, kept: Growth, length: int) -> bool:
+    def _may_differ(self, kept: Parabola, length: int) -> bool:
         """Whether pairs of tokens count, so that it is seen from longer rows alone if there are chunks, and may be."""
         passes = len(self._few) * (len(self._few) + 1)
         flops = 2 * length * sum(map(self._parameters, self._few.values())) / len(self._few) * passes
@@ -215,14 +215,14 @@ class _Trial:
             kept.pair * length > _COUNTS * kept.token
             and length <= _LONGEST
             and flops < _FLOPS
-            and kept.at(length, length) < _SHARE * machine_memory_bytes()
+            and kept.at(length) < _SHARE * machine_memory_bytes()
         )
 
     def _of_all(self, every: int) -> Measured:
         gradients = self._gradients(every)
         lengths = [self._unit * i for i in (1, 2, 4)]
         found = [self._pass(gradients, self._numbers, length) for length in lengths]
-        kept, working = (Growth.through(lengths, sizes) for sizes in zip(*found, strict=True))
+        kept, working = (Growth(tuple(lengths), sizes) for sizes in zip(*found, strict=True))
         return self._result(gradients, kept, working)
 
     def _result(self, gradients: _Gradients, kept: Growth, working: Growth) -> Measured:
