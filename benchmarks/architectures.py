@@ -25,7 +25,8 @@ _HYBRID = _SIZES | _LINEAR | {"hidden_size": 256, "num_attention_heads": 4, "int
 CONFIGS: dict[str, dict[str, Any]] = {
     "dense": _SIZES | {"model_type": "qwen3"},
     "mixture": _SIZES | _EXPERTS | {"model_type": "qwen3_moe"},
-    "hybrid": _HYBRID | {"model_type": "qwen3_5", "num_experts": 0, "num_experts_per_tok": 0},
+    "hybrid": {name: value for name, value in _HYBRID.items() if name != "partial_rotary_factor"}
+    | {"model_type": "qwen3_5", "num_experts": 0, "num_experts_per_tok": 0},
     "hybrid mixture": _HYBRID
     | _EXPERTS
     | {"model_type": "qwen3_next", "moe_intermediate_size": 128, "shared_expert_intermediate_size": 128},

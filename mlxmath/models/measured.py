@@ -5,25 +5,43 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Growth:
-    """Bytes that grow with a micro-batch: fixed + token · tokens + pair · pairs of tokens of a row."""
+class Parabola:
+    """Bytes of a row: fixed + token · length + pair · length²."""
 
     fixed: float
     token: float
     pair: float
 
     @classmethod
-    def through(cls, lengths: Sequence[int], sizes: Sequence[float]) -> "Growth":
-        """Of single rows of three lengths. Where a longer row takes relatively less, there are no pairs."""
+    def through(cls, lengths: Sequence[int], sizes: Sequence[float]) -> "Parabola":
+        """Three points; nothing shrinks. Where a longer row takes relatively less, there are no pairs."""
         (l1, l2, l3), (b1, b2, b3) = lengths, map(float, sizes)
         first, second = (b2 - b1) / (l2 - l1), (b3 - b2) / (l3 - l2)
         pair = max(0.0, (second - first) / (l3 - l1))
         token = max(0.0, second - pair * (l2 + l3))
         return cls(b3 - token * l3 - pair * l3**2, token, pair)
 
+    def at(self, length: int) -> float:
+        """Bytes of a row of a length."""
+        return max(0.0, self.fixed + self.token * length + self.pair * length**2)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Bytes that grow with a micro-batch, by those of single rows of three or more lengths, the shortest first."""
+
+    lengths: tuple[int, ...]
+    sizes: tuple[float, ...]
+
     def at(self, tokens: int, length: int) -> float:
-        """Bytes of so many tokens in rows of a length."""
-        return max(0.0, self.fixed + self.token * tokens + self.pair * tokens * length)
+        """Bytes of so many tokens in rows of a length: through the three points around it, or the last three."""
+        last = next((i for i in range(2, len(self.lengths)) if length <= self.lengths[i]), len(self.lengths) - 1)
+        row, once = self._through(last).at(length), max(0.0, self._through(2).fixed)
+        return max(0.0, once + tokens / length * (row - once))
+
+    def _through(self, last: int) -> Parabola:
+        points = slice(last - 2, last + 1)
+        return Parabola.through(self.lengths[points], self.sizes[points])
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ import gc
 import json
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache, cached_property
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from mlxmath.backends.base import DeviceInfo
 from mlxmath.backends.device import machine_memory_bytes
@@ -32,7 +32,7 @@ from mlxmath.lora.layers import EXPERTS
 from mlxmath.lora.targets import first_block
 from mlxmath.models.blocks import kinds_of
 from mlxmath.models.load import suit
-from mlxmath.models.measured import Counted, Growth, Measured
+from mlxmath.models.measured import Counted, Growth, Measured, Parabola
 from mlxmath.models.numpy_linear import left_to_mlx
 from mlxmath.models.skeleton import skeleton, weight_bytes
 from mlxmath.models.split import Head
@@ -45,8 +45,15 @@ _KEPT_BYTES = 32 << 20
 """That the longest row's blocks may keep: what makes small operations out of long rows takes time, too."""
 _UNIT = {"cpu": 16, "metal": 16, "cuda": 128}
 """Lengths are multiples of this, as in training."""
-_SHORTEST = 64
-"""The shortest of the three lengths, if the bounds allow it; the others are twice and four times as long."""
+_SHORTEST = 32
+"""The shortest of four lengths, if the bounds allow it; each other one is twice as long as the one before. Twice that,
+block by block, where what is at hand counts."""
+_LONGEST = 1024
+"""To this length it is seen whether what is kept goes on growing with the pairs of tokens: it does not in chunks."""
+_COUNTS = 0.05
+"""Bytes for the pairs of tokens, relative to those for the tokens, that are worth it."""
+_SHARE = 1 / 8
+"""Of the machine's memory, that the longest row may keep then."""
 _REPEATS = 2
 """Where one array is freed while the next is asked for, block by block, the peak is not always the same."""
 _ACTIVE_EXPERTS = 8
@@ -107,6 +114,10 @@ def _measured(
 _Gradients = BlockwiseGradients | AutodiffGradients
 
 
+class _Left(Exception):  # noqa: N818 (not an error: the way out)
+    pass
+
+
 class _Objective:
     """In the place of the loss: Σ hidden², and what is in memory where the head would have its turn."""
 
@@ -116,6 +127,8 @@ class _Objective:
         """Numbers (float32) that a compiled step, at which nobody can look, holds at that point."""
         self.held = 0
         """Bytes in memory there, if it is not compiled."""
+        self.leaves = False
+        """Whether that is all that is wanted."""
 
     def from_hidden(self, hidden_ND: mx.array, batch: Batch, head: Head, kernels: Kernels) -> mx.array:  # noqa: ARG002
         """See `mlxmath.objectives.base.Objective`."""
@@ -126,6 +139,8 @@ class _Objective:
         if self._eager:
             mx.eval(logits_NV)
             self.held = mx.get_active_memory()
+            if self.leaves:
+                raise _Left
             return mx.square(logits_NV.astype(mx.float32)).sum()
 
         @mx.custom_function
@@ -177,29 +192,44 @@ class _Trial:
         again = {number for number in self._numbers if every and number % every == 0}
         parts = [(0, set(self._numbers) - again)] if every != 1 else []
         parts += [(1, again)] if again else []
-        kept: Any = 0
-        working: Any = 0
-        lengths: list[int] = []
-        for first, (checkpointing, numbers) in zip((True, False), parts, strict=False):
-            gradients = self._gradients(checkpointing)
-            counts = Counter(self._kinds[number] for number in numbers)
-            lengths = lengths or self._lengths(gradients)
-            found = [self._kept(gradients, counts, length, whole=first) for length in lengths]
-            kept = kept + np.array([each for each, _ in found])
-            working = np.maximum(working, [each for _, each in found])
-        return self._result(gradients, lengths, kept, working)
+        ways = [
+            (self._gradients(checkpointing), Counter(self._kinds[number] for number in numbers))
+            for checkpointing, numbers in parts
+        ]
+        shortest = self._shortest(ways[0][0])
+        lengths = [shortest << i for i in range(4)]
+        found = [[self._kept(*way, length, whole=way is ways[0]) for way in ways] for length in lengths]
+        kept = [sum(each for each, _ in of_length) for of_length in found]
+        working = [max(each for _, each in of_length) for of_length in found]
+        of_working = Growth(tuple(lengths[1:]), tuple(working[1:]))  # the shortest ones tell least
+        while self._may_differ(Parabola.through(lengths[-3:], kept[-3:]), 2 * lengths[-1]):
+            lengths.append(2 * lengths[-1])
+            kept.append(sum(self._kept(*way, lengths[-1], whole=way is ways[0], alone=True)[0] for way in ways))
+        return self._result(ways[0][0], Growth(tuple(lengths), tuple(kept)), of_working)
+
+    def _may_differ(self, kept: Parabola, length: int) -> bool:
+        """Whether pairs of tokens count, so that it is seen from longer rows alone if there are chunks, and may be."""
+        passes = len(self._few) * (len(self._few) + 1)
+        flops = 2 * length * sum(map(self._parameters, self._few.values())) / len(self._few) * passes
+        return (
+            kept.pair * length > _COUNTS * kept.token
+            and length <= _LONGEST
+            and flops < _FLOPS
+            and kept.at(length) < _SHARE * machine_memory_bytes()
+        )
 
     def _of_all(self, every: int) -> Measured:
         gradients = self._gradients(every)
         lengths = [self._unit * i for i in (1, 2, 4)]
         found = [self._pass(gradients, self._numbers, length) for length in lengths]
-        return self._result(gradients, lengths, *np.array(found).T)
+        kept, working = (Growth(tuple(lengths), sizes) for sizes in zip(*found, strict=True))
+        return self._result(gradients, kept, working)
 
-    def _result(self, gradients: _Gradients, lengths: Sequence[int], kept: Any, working: Any) -> Measured:
+    def _result(self, gradients: _Gradients, kept: Growth, working: Growth) -> Measured:
         head = gradients.head.layer if gradients.head else None
         packed = head is not None and hasattr(head, "bits")
         return Measured(
-            Growth.through(lengths, kept), Growth.through(lengths, working), vocab_size=self._vocab_size,
+            kept, working, vocab_size=self._vocab_size,
             head_width=head and (head.weight.shape[-1] * 32 // (head.bits if packed else 32)), head_is_packed=packed,
             num_layers=len(self._numbers), packed=self._packed, by_block=gradients.takes_parts,
             unpacked_bytes=self._unpacked_bytes,
@@ -218,14 +248,14 @@ class _Trial:
     def _unit(self) -> int:
         return _UNIT[self._backend]
 
-    def _lengths(self, gradients: _Gradients) -> list[int]:
-        """Three lengths within the bounds; which they are depends on no clock."""
+    def _shortest(self, gradients: _Gradients) -> int:
+        """The first length within the bounds; which it is depends on no clock."""
         kinds = self._few
         flops = 6 * sum(map(self._parameters, kinds.values())) / len(kinds) * (_REPEATS * len(kinds) + len(kinds) ** 2)
         kept, _ = self._pass(gradients, list(kinds.values()), self._unit)
-        most = min(_FLOPS / (7 * flops + 1), _KEPT_BYTES / (4 * kept / self._unit + 1))
-        shortest = self._unit * max(1, min(int(most), max(_SHORTEST, self._unit)) // self._unit)
-        return [shortest, 2 * shortest, 4 * shortest]
+        most = min(_FLOPS / (15 * flops + 1), _KEPT_BYTES / (8 * kept / self._unit + 1))
+        wanted = _SHORTEST * (2 if gradients.takes_parts else 1)
+        return self._unit * max(1, min(int(most), max(wanted, self._unit)) // self._unit)
 
     @cached_property
     def _few(self) -> dict[Hashable, int]:
@@ -243,9 +273,13 @@ class _Trial:
         )
 
     def _kept(
-        self, gradients: _Gradients, counts: Counter[Hashable], length: int, *, whole: bool
+        self, gradients: _Gradients, counts: Counter[Hashable], length: int, *, whole: bool, alone: bool = False
     ) -> tuple[float, float]:  # fmt: skip
-        """Bytes that so many blocks of each kind keep, `whole` with what is kept beside; and what more one takes."""
+        """Bytes that so many blocks of each kind keep, `whole` with what is kept beside; and what more one takes.
+
+        `alone`: without the backward pass, where that can be.
+        """
+        self._objective.leaves = alone and not self._kernels.compiles
         few = self._few
         repeats = _REPEATS if gradients.takes_parts and length > self._unit else 1
         base, working = self._pass(gradients, list(few.values()), length, repeats)
@@ -276,7 +310,8 @@ class _Trial:
         for _ in range(repeats):
             before = mx.get_active_memory()
             mx.reset_peak_memory()
-            mx.eval(gradients.of_blocks(numbers)(batch))
+            with suppress(_Left):
+                mx.eval(gradients.of_blocks(numbers)(batch))
             mx.synchronize()
             most = max(most, mx.get_peak_memory() - before)
             kept = max(kept, self._objective.held - before)
