@@ -66,7 +66,7 @@ def learn_nothing(folder: Path) -> float:
     """Seconds of the run whose rewards are all the same: it says that there is nothing to learn, and saves."""
     arguments = ("--recipe", "demo-grpo", "--reward", "control:one", "--num-examples", "64", "--adapter-path", CONTROL)
     process = run_process(
-        [sys.executable, "-m", "mlxmath.grpo", *arguments],
+        [sys.executable, "-m", "mlxmath", "grpo", *arguments],
         timeout_s=LIMIT_S, folder=folder, environment={"PYTHONPATH": str(common.REPOSITORY)},
     )  # fmt: skip
     if process.returncode != 1 or "nothing to learn" not in process.output:

@@ -58,8 +58,8 @@ def compare(folder: Path, samples: list[dict[str, Any]]) -> dict[str, Any]:
     from mlx_lm import generate, load
 
     from mlxmath.data.render import encode_prompt
+    from mlxmath.data.templates import get_template
     from mlxmath.evaluation.benchmarks import BENCHMARKS
-    from mlxmath.problems.prompts import get_template
 
     mx.set_default_device(mx.cpu if not mx.metal.is_available() and not mx.cuda.is_available() else mx.gpu)
     models: dict[str, Any] = {}

@@ -161,7 +161,7 @@ def measure(
 
 
 def run_ours(workload: Workload, tokens: int, options: argparse.Namespace, folder: Path, more: str) -> Result:
-    """`python -m mlxmath.grpo`, as a user would, with `more` options."""
+    """`python -m mlxmath grpo`, as a user would, with `more` options."""
     given = {
         "model": workload.model,
         "mlx-path": workload.model,
@@ -182,7 +182,7 @@ def run_ours(workload: Workload, tokens: int, options: argparse.Namespace, folde
         "seed": SEED,
         "backend": options.backend,
     }
-    command = [sys.executable, "-m", "mlxmath.grpo", *flags(given)]
+    command = [sys.executable, "-m", "mlxmath", "grpo", *flags(given)]
     command += [*shlex.split(more), *shlex.split(options.ours_options)]
     finished = run_process(command, timeout_s=options.timeout, folder=REPOSITORY, environment={"HF_HUB_OFFLINE": "1"})
     if finished.failure:

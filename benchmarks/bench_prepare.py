@@ -31,9 +31,9 @@ from mlxmath.config.schema import DataConfig
 from mlxmath.data.cache import TokenRows, write_rows
 from mlxmath.data.codec import codec_of, load_tokenizer
 from mlxmath.data.render import Rendered, adds_bos
+from mlxmath.data.sources import load_problems
+from mlxmath.data.templates import get_template, joined
 from mlxmath.data.tokenize import tokenize
-from mlxmath.problems.prompts import get_template, joined
-from mlxmath.problems.sources import load_problems
 
 TEMPLATE = get_template("tutor")
 NUM_TOKENS = 100_000_000

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mlxmath.backends.blas import preload
+from mlxmath.runtime.blas import preload
 
 preload()
 

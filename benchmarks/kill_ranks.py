@@ -26,13 +26,13 @@ from typing import Any
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from mlxmath.backends.blas import preload
+from mlxmath.runtime.blas import preload
 
 preload()
 
 from benchmarks.common import RESULTS, exit_on_sigterm, machine, ring_hostfile, save_json
 from benchmarks.kill_phases import LOSSES, lose_early
-from mlxmath.files import read_json, sha256
+from mlxmath.runtime.files import read_json, sha256
 
 LIMIT_S = 10.0
 TOLERANCE = 1e-5

@@ -97,7 +97,7 @@ def shares_of(
 ) -> list[Shares]:
     """How `mlxmath train` divides each step's rows between n ranks of one worker each."""
     from mlxmath.config.schema import TrainingConfig
-    from mlxmath.data.batches import Shape, WindowPlan
+    from mlxmath.data.batching import Shape, WindowPlan
 
     config = TrainingConfig(batch_size=batch, grad_accumulation_steps=1, num_epochs=epochs, seed=seed)
     plan = WindowPlan(Lengths(lengths), config, max_tokens, Shape(multiple), n)

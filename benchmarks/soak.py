@@ -21,8 +21,8 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.common import REPOSITORY, command_line, machine, save_json
-from mlxmath.console import duration, size
-from mlxmath.train import main as train
+from mlxmath.commands.train import main as train
+from mlxmath.runtime.console import duration, size
 from mlxmath.training.events import ProgressBar
 from mlxmath.training.fit import StepReport
 

@@ -126,8 +126,8 @@ def tokenize(lines: list[str], folder: Path, model: Path, template: str) -> list
 def _texts_of(lines: list[str], path: Path, template: str) -> list[Any]:
     """The rows' texts, in segments."""
     from mlxmath.config.schema import DataConfig
-    from mlxmath.problems.prompts import get_template
-    from mlxmath.problems.sources import load_problems
+    from mlxmath.data.sources import load_problems
+    from mlxmath.data.templates import get_template
 
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return [get_template(template).render(problem) for problem in load_problems(DataConfig(dataset=str(path)))]
@@ -137,7 +137,7 @@ def tokenizer(data: Path, vocab: int, template: str) -> Any:
     """A byte-level BPE trained on all of `data`, as large as the data allows and `vocab` at most."""
     import tempfile
 
-    from mlxmath.problems.prompts import joined
+    from mlxmath.data.templates import joined
 
     with tempfile.TemporaryDirectory() as folder:
         lines = data.read_text(encoding="utf-8").splitlines()

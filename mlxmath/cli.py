@@ -32,10 +32,10 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import `mlxmath.<command>`, with `_` for `-`, and return its `main`."""
+        """Import `mlxmath.commands.<command>`, with `_` for `-`, and return its `main`."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"mlxmath.{cmd_name.replace('-', '_')}").main
+        command: click.Command = importlib.import_module(f"mlxmath.commands.{cmd_name.replace('-', '_')}").main
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -49,5 +49,5 @@ class LazyGroup(click.Group):
 def main() -> None:
     """Fine-tune language models for mathematics with MLX.
 
-    Each command is also a module: `mlxmath train` is `python -m mlxmath.train`, and so on with `_` for `-`.
+    `python -m mlxmath COMMAND` is the same as `mlxmath COMMAND`.
     """

@@ -9,7 +9,7 @@ import os
 for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-from mlxmath.backends.blas import preload  # noqa: E402
+from mlxmath.runtime.blas import preload  # noqa: E402
 
 preload()
 

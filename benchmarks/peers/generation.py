@@ -113,9 +113,9 @@ WHO: dict[str, Callable[[Job], Draw]] = {
 
 
 def _ours(job: Job) -> tuple[Any, Any]:
-    from mlxmath.backends.select import BACKENDS
     from mlxmath.generation.engine import load_generation_tokenizer
     from mlxmath.models.load import load_model
+    from mlxmath.runtime.select import BACKENDS
 
     device = BACKENDS[job["backend"]]().open(seed=0)
     folder = Path(job["model"])

@@ -23,7 +23,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 PHASES = {
     "importing": None,
-    "forming": ("mlxmath.backends.ranks", "_group"),
+    "forming": ("mlxmath.runtime.ranks", "_group"),
     "converting": ("mlxmath.session.opening", "ensure_model"),
     "preparing": ("mlxmath.session.material", "prepare_rows"),
     "loading": ("mlxmath.session.opening", "load_model"),
@@ -50,7 +50,7 @@ def main() -> None:
     else:
         module = importlib.import_module(place[0])
         setattr(module, place[1], arriving(getattr(module, place[1]), arrive))
-    from mlxmath.train import main as train
+    from mlxmath.commands.train import main as train
 
     train(job["arguments"], prog_name="mlxmath train")
 

@@ -28,10 +28,10 @@ def run(job: Job) -> Result:
     """By objective and type: relative differences of loss and gradients, and whether they are small enough."""
     import mlx.core as mx
 
-    from mlxmath.backends.select import BACKENDS
-    from mlxmath.kernels.cpu import CpuKernels
-    from mlxmath.kernels.portable import PortableKernels
-    from mlxmath.kernels.select import kernels_for
+    from mlxmath.models.kernels.cpu import CpuKernels
+    from mlxmath.models.kernels.portable import PortableKernels
+    from mlxmath.models.kernels.select import kernels_for
+    from mlxmath.runtime.select import BACKENDS
 
     backend = BACKENDS[job["backend"]]()
     device = backend.open(seed=0)
@@ -101,7 +101,7 @@ class Rows:
 def objectives(width: int) -> dict[str, tuple[Any, Any]]:
     """By name: the objective, and what makes its batch of rows and the padding's multiple. `width`: hidden states'."""
     from mlxmath.config.objectives import DpoConfig, GrpoConfig, RewardModelConfig
-    from mlxmath.data.batches import Shape, make_batch, make_packed
+    from mlxmath.data.batching import Shape, make_batch, make_packed
     from mlxmath.objectives.dpo import PreferenceOptimization
     from mlxmath.objectives.grpo import PolicyGradient
     from mlxmath.objectives.reward_model import BradleyTerry
@@ -138,7 +138,7 @@ def drawn(rows: list[Any], multiple: int) -> Any:
     import numpy as np
 
     from mlxmath.config.schema import TrainingConfig
-    from mlxmath.data.batches import Shape
+    from mlxmath.data.batching import Shape
     from mlxmath.objectives.experience import Experience, ExperiencePlan, Trajectory
 
     rng = np.random.default_rng(4)
@@ -162,7 +162,7 @@ def paired(rows: list[Any], multiple: int, *, width: int, scored: bool = False) 
     import numpy as np
 
     from mlxmath.config.schema import TrainingConfig
-    from mlxmath.data.batches import Shape
+    from mlxmath.data.batching import Shape
     from mlxmath.data.pairs import PairPlan, Pairs
 
     rng = np.random.default_rng(4)
@@ -185,7 +185,7 @@ def gradients_of(
     from mlx_lm.models.llama import Model, ModelArgs
 
     from mlxmath.config.schema import LoraConfig
-    from mlxmath.lora.inject import inject
+    from mlxmath.models.lora.inject import inject
     from mlxmath.models.tuning import tune_for_training
     from mlxmath.training.gradients import choose_gradients
 

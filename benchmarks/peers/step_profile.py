@@ -20,15 +20,15 @@ def run(job: Job) -> Result:
     import mlx.core as mx
     from mlx.utils import tree_map
 
-    from mlxmath.backends.select import BACKENDS
     from mlxmath.config.schema import LoraConfig, TrainingConfig
-    from mlxmath.kernels.portable import PortableKernels
-    from mlxmath.kernels.select import kernels_for
-    from mlxmath.lora.inject import inject
+    from mlxmath.models.kernels.portable import PortableKernels
+    from mlxmath.models.kernels.select import kernels_for
+    from mlxmath.models.lm_head import split
     from mlxmath.models.load import load_model
-    from mlxmath.models.split import split
+    from mlxmath.models.lora.inject import inject
     from mlxmath.models.tuning import tune_for_training
     from mlxmath.objectives.sft import SupervisedFineTuning
+    from mlxmath.runtime.select import BACKENDS
     from mlxmath.training.gradients import choose_gradients
     from mlxmath.training.optimizers import make_optimizer
     from mlxmath.training.step import WindowSum, update
@@ -98,7 +98,7 @@ def _batch(rows: int, width: int, vocabulary: int) -> Any:
     import mlx.core as mx
     import numpy as np
 
-    from mlxmath.data.batches import Batch
+    from mlxmath.data.batching import Batch
 
     rng = np.random.default_rng(0)
     is_target = np.tile(np.arange(width) >= width // 3, rows)

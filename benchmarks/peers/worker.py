@@ -26,7 +26,7 @@ Result = dict[str, Any]
 def main(run: Callable[[Job], Result], packages: tuple[str, ...]) -> None:
     """Load the BLAS that all share, run the job, write the result. A missing package is a reason to skip."""
     sys.path.insert(0, str(REPOSITORY))
-    from mlxmath.backends.blas import preload
+    from mlxmath.runtime.blas import preload
 
     job = json.loads(Path(sys.argv[1]).read_text())
     blas = None if job.get("setting", {}).get("own_blas") else preload()

@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 from mlxmath.data.chunk import targets_per_row
 from mlxmath.data.render import Rendered
 from mlxmath.errors import MlxmathError
-from mlxmath.files import atomic_file, atomic_json
+from mlxmath.runtime.files import atomic_file, atomic_json
 
 FORMAT_VERSION = 4
 Stats = dict[str, int | float | str]

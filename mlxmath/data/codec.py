@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
-from mlxmath.console import warn
 from mlxmath.data.control import Control, control_tokens, without_control_tokens
 from mlxmath.data.words import WordMemory, find_cuts
 from mlxmath.errors import InputError, MlxmathError
+from mlxmath.runtime.console import warn
 from mlxmath.weights.tokenizer import keep_cuts
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxmath.config.schema import DataConfig
+from mlxmath.data.problem import Message, Problem
 from mlxmath.data.render import Rendered, spans
+from mlxmath.data.templates import Template, Text
 from mlxmath.data.tokenize import SKIPPED, Renderer, Result, tokenize
-from mlxmath.problems.problem import Message, Problem
-from mlxmath.problems.prompts import Template, Text
 
 TOO_LONG = f"{SKIPPED}pair with a completion that is too long, or that cannot be written after its prompt"
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.data.batches import Batch, Ids, Rows, Shape, Window, WindowPlan, make_batch, make_packed
+from mlxmath.data.batching import Batch, Ids, Rows, Shape, Window, WindowPlan, make_batch, make_packed
 
 
 class LastTokens:

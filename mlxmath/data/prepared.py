@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlxmath.config.schema import DataConfig
-from mlxmath.console import warn
 from mlxmath.data.cache import TokenRows
+from mlxmath.data.local import is_file_name
 from mlxmath.errors import MlxmathError
-from mlxmath.files import atomic_json, read_json
-from mlxmath.problems.local import is_file_name
+from mlxmath.runtime.console import warn
+from mlxmath.runtime.files import atomic_json, read_json
 
 _NOTES = "prepared.json"
 """In the cache folder."""

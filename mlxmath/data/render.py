@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mlxmath.data.codec import Run, codec_of, encode_runs, has_tokenizer, load_tokenizer
 from mlxmath.data.control import Control
-from mlxmath.problems.prompts import Segment, Text
+from mlxmath.data.templates import Segment, Text
 
 __all__ = ["Rendered", "adds_bos", "encode_prompt", "has_tokenizer", "load_tokenizer", "render"]
 

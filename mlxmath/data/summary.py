@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxmath.console import counted
-from mlxmath.files import atomic_file
+from mlxmath.runtime.console import counted
+from mlxmath.runtime.files import atomic_file
 
 MIXTURE = "mixture"
 """The statistic that holds the mixture's reports as JSON."""

@@ -17,11 +17,11 @@ import numpy as np
 from mlxmath.config.schema import DataConfig
 from mlxmath.data.chunk import fit_rows
 from mlxmath.data.codec import codec_of
+from mlxmath.data.columns import SkippedRowError
+from mlxmath.data.problem import Problem
 from mlxmath.data.render import Rendered, render
+from mlxmath.data.templates import Text
 from mlxmath.errors import MlxmathError
-from mlxmath.problems.columns import SkippedRowError
-from mlxmath.problems.problem import Problem
-from mlxmath.problems.prompts import Text
 
 BATCH_ROWS = 1000
 BATCH_CHARACTERS = 1_000_000
@@ -41,10 +41,10 @@ class Renderer(Protocol):
 
     @property
     def keeps_system(self) -> bool:
-        """See `mlxmath.problems.prompts.Template`."""
+        """See `mlxmath.data.templates.Template`."""
 
     def render(self, problem: Problem) -> Text:
-        """See `mlxmath.problems.prompts.Template`."""
+        """See `mlxmath.data.templates.Template`."""
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from mlxmath import options
+from mlxmath.commands import options
 from mlxmath.config.section import DEMO
 from mlxmath.errors import MlxmathError
 
@@ -23,9 +23,9 @@ BASE_TEMPLATE = "demo-base"
 )
 def main(**values: Any) -> None:
     """Fine-tune the bundled model and compare it with its base on 200 unseen problems."""
-    from mlxmath.backends.ranks import Ranks
+    from mlxmath.commands.train import train
+    from mlxmath.runtime.ranks import Ranks
     from mlxmath.session.training import try_it
-    from mlxmath.train import train
 
     config = options.settings(values | {"recipe": DEMO}).config
     asking = {name for name in values if name.startswith("evaluation__")}  # which training has no use for
@@ -33,10 +33,10 @@ def main(**values: Any) -> None:
     if exit_code := train(options.settings(training | {"recipe": DEMO}), Ranks()):
         raise SystemExit(exit_code)
 
-    from mlxmath.evaluate import evaluate
+    from mlxmath.commands.evaluate import evaluate
+    from mlxmath.data.templates import get_template
     from mlxmath.evaluation.contestants import Contestant
     from mlxmath.evaluation.samples import read_samples
-    from mlxmath.problems.prompts import get_template
 
     model = Path(config.model.mlx_path)
     contestants = [
@@ -65,7 +65,7 @@ def main(**values: Any) -> None:
 
 def asked_in(template: str) -> str:
     """A named prompt template and where its answers are cut, on one line."""
-    from mlxmath.problems.prompts import TEMPLATE_FOLDER, read_definition
+    from mlxmath.data.templates import TEMPLATE_FOLDER, read_definition
 
     definition = read_definition(TEMPLATE_FOLDER / f"{template}.toml")
     stop = " or ".join(repr(text) for text in definition.stop or ())

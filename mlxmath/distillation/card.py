@@ -9,7 +9,7 @@ from typing import Any
 
 from mlxmath import __version__
 from mlxmath.distillation.filter import Judged
-from mlxmath.files import atomic_write
+from mlxmath.runtime.files import atomic_write
 
 CARD, LENGTHS = "card.md", "lengths.png"
 _QUANTILES = (0, 5, 25, 50, 75, 95, 100)

@@ -8,15 +8,15 @@ from typing import Any
 
 from mlxmath.config.answering import DistillationConfig
 from mlxmath.config.schema import DataConfig
+from mlxmath.data.columns import SkippedRowError, find_columns, make_problem
+from mlxmath.data.gold import gold
+from mlxmath.data.local import Rows
 from mlxmath.distillation.card import Tally
 from mlxmath.distillation.filter import NOT_ANSWERED, NOT_BEST, REPEATED, Candidate, choose, judge, pair, pair_row
 from mlxmath.distillation.questions import Task, question_key
 from mlxmath.distillation.responses import Responses
 from mlxmath.errors import InputError
-from mlxmath.files import atomic_file
-from mlxmath.problems.columns import SkippedRowError, find_columns, make_problem
-from mlxmath.problems.gold import gold
-from mlxmath.problems.local import Rows
+from mlxmath.runtime.files import atomic_file
 
 SOLUTIONS, REJECTED, PAIRS = "solutions.jsonl", "rejected.jsonl", "pairs.jsonl"
 _BATCH = 64

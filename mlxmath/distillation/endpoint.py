@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mlxmath.errors import MlxmathError
-from mlxmath.records import parse_json
+from mlxmath.runtime.records import parse_json
 
 _MOST_BYTES = 64 << 20
 _PIECE = 1 << 16

@@ -7,14 +7,14 @@ from typing import Any
 
 from mlxmath.config.answering import DistillationConfig
 from mlxmath.config.schema import RuntimeConfig
-from mlxmath.console import say
+from mlxmath.data.chat import ChatTemplate
 from mlxmath.data.render import encode_prompt, load_tokenizer
+from mlxmath.data.templates import Template, get_template, joined, own_template
 from mlxmath.distillation.endpoint import Answer, with_thinking
 from mlxmath.distillation.questions import Task
 from mlxmath.distillation.teacher import Outcome, prompt
 from mlxmath.evaluation.contestants import Contestant, choose_contestants
-from mlxmath.problems.chat import ChatTemplate
-from mlxmath.problems.prompts import Template, get_template, joined, own_template
+from mlxmath.runtime.console import say
 
 _OPENED = "<think>"
 
@@ -54,7 +54,7 @@ class LocalTeacher:
         on_step: Callable[[int], object],
     ) -> None:
         """Answer all tasks; each answer depends on the seed, the problem and the sample's number alone."""
-        from mlxmath.backends.select import open_backend
+        from mlxmath.runtime.select import open_backend
 
         settings, contestant = self._settings, self._contestant
         seed = settings.seed or 0
@@ -68,8 +68,8 @@ class LocalTeacher:
             seed_of,
         )
         from mlxmath.generation.slots import choose_slots
-        from mlxmath.lora.adapter import load_adapter
         from mlxmath.models.load import load_model
+        from mlxmath.models.lora.adapter import load_adapter
         from mlxmath.weights.manifest import read_fingerprint
 
         loaded = load_model(contestant.model, device.compute_dtype)

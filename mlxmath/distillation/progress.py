@@ -6,7 +6,7 @@ import time
 from tqdm import tqdm
 
 from mlxmath.config.answering import DistillationConfig
-from mlxmath.console import duration, say
+from mlxmath.runtime.console import duration, say
 
 _EVERY_S = 10.0
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mlxmath.config.schema import DataConfig
+from mlxmath.data.gold import WITHOUT_GOLD, gold
+from mlxmath.data.mixture import Mixture
+from mlxmath.data.problem import Problem
 from mlxmath.errors import MlxmathError
-from mlxmath.problems.gold import WITHOUT_GOLD, gold
-from mlxmath.problems.mixture import Mixture
-from mlxmath.problems.problem import Problem
 
 
 @dataclass(frozen=True)

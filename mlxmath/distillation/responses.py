@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.files import atomic_json, disk_errors, read_json
-from mlxmath.records import read_record
+from mlxmath.runtime.files import atomic_json, disk_errors, read_json
+from mlxmath.runtime.records import read_record
 
 SETTINGS, RESPONSES = "settings.json", "responses.jsonl"
 _FORMAT = 1

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mlxmath.config.answering import DistillationConfig
-from mlxmath.console import say, warn
 from mlxmath.distillation.endpoint import Answer, Endpoint, RefusedError, TemporaryError
 from mlxmath.distillation.pace import Pace
 from mlxmath.distillation.questions import Task
 from mlxmath.errors import MlxmathError
+from mlxmath.runtime.console import say, warn
 
 _LONGEST_BACKOFF_S = 60.0
 _LONGEST_HOLD_S = 3600.0

@@ -10,10 +10,9 @@ from typing import IO, Any
 import mlx.core as mx
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlxmath.backends.base import Backend, DeviceInfo
 from mlxmath.config.answering import EvaluationConfig
-from mlxmath.console import say
 from mlxmath.data.render import load_tokenizer
+from mlxmath.data.templates import Template
 from mlxmath.evaluation.benchmarks import Item, LoadedBenchmark
 from mlxmath.evaluation.contestants import Contestant
 from mlxmath.evaluation.formulas import Retriever
@@ -24,10 +23,11 @@ from mlxmath.generation.engine import Completion, Sampling, generate_batch, load
 from mlxmath.generation.neighbours import way_of
 from mlxmath.generation.slots import choose_slots
 from mlxmath.grading import grade
-from mlxmath.lora.adapter import load_adapter
-from mlxmath.lora.sharding import Sharding, load_sharded
 from mlxmath.models.load import Loaded, load_model
-from mlxmath.problems.prompts import Template
+from mlxmath.models.lora.adapter import load_adapter
+from mlxmath.models.lora.sharding import Sharding, load_sharded
+from mlxmath.runtime.backend import Backend, DeviceInfo
+from mlxmath.runtime.console import say
 from mlxmath.weights.manifest import read_fingerprint
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlxmath.config.schema import SourceConfig
+from mlxmath.data.datasets import BENCHMARKS, Dataset, Kind, known
+from mlxmath.data.gold import WITHOUT_GOLD, gold
+from mlxmath.data.local import is_file_name, open_file
+from mlxmath.data.names import near
+from mlxmath.data.readers import READABLE
+from mlxmath.data.sources import LoadedProblems, load_problems, problems_of
 from mlxmath.errors import InputError
-from mlxmath.problems.gold import WITHOUT_GOLD, gold
-from mlxmath.problems.local import is_file_name, open_file
-from mlxmath.problems.names import near
-from mlxmath.problems.readers import READABLE
-from mlxmath.problems.registry import BENCHMARKS, Dataset, Kind, known
-from mlxmath.problems.sources import LoadedProblems, load_problems, problems_of
 
 _FILE_MAX_TOKENS = 1024
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from mlxmath.config.explain import nearest
 from mlxmath.data.codec import load_tokenizer
+from mlxmath.data.templates import Template, own_template, recorded_template, template_of
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.files import sha256
-from mlxmath.lora.adapter import CONFIG, WEIGHTS, read_config
-from mlxmath.problems.prompts import Template, own_template, recorded_template, template_of
+from mlxmath.models.lora.adapter import CONFIG, WEIGHTS, read_config
+from mlxmath.runtime.files import sha256
 from mlxmath.weights.manifest import read_fingerprint
 
 _FORMULAS = " + formulas"

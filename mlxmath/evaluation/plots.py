@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxmath.evaluation.measures import CATEGORIES
-from mlxmath.files import atomic_write
+from mlxmath.runtime.files import atomic_write
 
 COLORS = ("#6b7280", "#2457d6", "#c26a00", "#0b7a4b", "#8b3fd1", "#c22f6b")
 """Of contestants; these and the next are the colors of the page's style sheet."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from mlxmath.console import duration, say
+from mlxmath.runtime.console import duration, say
 
 _EVERY_S = 10.0
 _RECENT = 32

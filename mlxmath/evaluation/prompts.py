@@ -2,15 +2,15 @@
 
 from typing import Any
 
+from mlxmath.data.chat import ChatTemplate
 from mlxmath.data.codec import codec_of
+from mlxmath.data.datasets import Kind
+from mlxmath.data.problem import Problem
 from mlxmath.data.render import encode_prompt, render
+from mlxmath.data.templates import Template, joined
 from mlxmath.errors import InputError
 from mlxmath.evaluation.formulas import Retriever
 from mlxmath.evaluation.shots import SHOTS
-from mlxmath.problems.chat import ChatTemplate
-from mlxmath.problems.problem import Problem
-from mlxmath.problems.prompts import Template, joined
-from mlxmath.problems.registry import Kind
 
 
 class Prompts:

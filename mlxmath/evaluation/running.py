@@ -8,15 +8,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mlxmath import __version__
-from mlxmath.backends.base import DeviceInfo
-from mlxmath.backends.ranks import Ranks
 from mlxmath.config.answering import EvaluationConfig
-from mlxmath.console import say
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.evaluation.ask import Entry, Share
 from mlxmath.evaluation.benchmarks import LoadedBenchmark, load_benchmark
 from mlxmath.evaluation.contestants import Contestant
 from mlxmath.evaluation.samples import SAMPLES, Sample, fingerprint, identity, read_samples, save_samples
+from mlxmath.runtime.backend import DeviceInfo
+from mlxmath.runtime.console import say
+from mlxmath.runtime.ranks import Ranks
 
 Ask = Callable[[Mapping[tuple[str, str, int], Sample], Path, Share], None]
 """Answer what is not there already, and append it to a file; see `mlxmath.evaluation.ask.ask_all`."""

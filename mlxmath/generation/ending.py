@@ -7,9 +7,9 @@ from typing import Any
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
 
+from mlxmath.data.templates import Template
 from mlxmath.errors import MlxmathError
-from mlxmath.files import read_json
-from mlxmath.problems.prompts import Template
+from mlxmath.runtime.files import read_json
 from mlxmath.weights.tokenizer import keep_cuts
 
 _SPARE = 16

@@ -18,9 +18,9 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 from numpy.typing import NDArray
 
-from mlxmath.console import say
 from mlxmath.generation.decode import Decoder
 from mlxmath.generation.sampling import Sampling
+from mlxmath.runtime.console import say
 
 Way = Literal["together", "in equal lengths", "alone"]
 """How answers may be decoded: in any batch; in batches of prompts of one length; one at a time."""

@@ -14,7 +14,7 @@ from mlx_lm.sample_utils import apply_top_p
 from numpy.typing import NDArray
 
 from mlxmath.errors import InputError
-from mlxmath.kernels.cpu import view
+from mlxmath.models.kernels.cpu import view
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: steps by it do not repeat within 2**64
 

@@ -29,14 +29,14 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlxmath.kernels.base import Kernels
-from mlxmath.kernels.portable import PortableKernels
 from mlxmath.models import segments
 from mlxmath.models.blocks import kinds_of, only, path_of_blocks
 from mlxmath.models.calls import given_to, standing_in, without_dropout
+from mlxmath.models.kernels.base import Kernels
+from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.layouts import Attended, Layout, Output, PromptRows, Rows
+from mlxmath.models.lm_head import Split, split
 from mlxmath.models.numpy_linear import left_to_mlx
-from mlxmath.models.split import Split, split
 from mlxmath.models.trained import Gradients, Replay, Trained, summed, vjp
 from mlxmath.models.trust import ERRORS, Outcome, autodiff, cotangent_of, disagreement, remembered, stand_in, tokens_of
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from mlxmath.kernels.base import Kernels
+from mlxmath.models.kernels.base import Kernels
 from mlxmath.models.row_caches import PackedCache, SharedPrompts
 
 

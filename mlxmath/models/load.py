@@ -8,12 +8,12 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path
 
-from mlxmath.backends.blas import blas_is_missing
 from mlxmath.errors import MlxmathError
-from mlxmath.files import read_json
-from mlxmath.models.dequantized import use_products
 from mlxmath.models.finite import check_finite
 from mlxmath.models.numpy_linear import use_numpy
+from mlxmath.models.quantized import use_products
+from mlxmath.runtime.blas import blas_is_missing
+from mlxmath.runtime.files import read_json
 from mlxmath.weights.architecture import probe
 from mlxmath.weights.layout import check_claims
 from mlxmath.weights.manifest import FILE_NAME, verify

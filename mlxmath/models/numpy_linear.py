@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlxmath.kernels.cpu import view
+from mlxmath.models.kernels.cpu import view
 
 
 @mx.custom_function

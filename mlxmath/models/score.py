@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxmath.errors import MlxmathError
-from mlxmath.models.split import split
+from mlxmath.models.lm_head import split
 
 
 def add_score_head(model: nn.Module) -> None:

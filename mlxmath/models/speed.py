@@ -5,11 +5,11 @@ import time
 
 import mlx.core as mx
 
-from mlxmath.backends.base import DeviceInfo
-from mlxmath.backends.blas import num_usable_cores
 from mlxmath.config.schema import RunConfig
-from mlxmath.console import duration
 from mlxmath.models.memory import ModelShape
+from mlxmath.runtime.backend import DeviceInfo
+from mlxmath.runtime.blas import num_usable_cores
+from mlxmath.runtime.console import duration
 
 SHARE = {"cpu": 0.6, "metal": 0.4, "cuda": 0.4}
 """Of the matrix products' rate, what a training step reaches (measured on a CPU; taken to be so on the others)."""

@@ -8,9 +8,9 @@ from typing import Literal, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxmath.console import say
 from mlxmath.models.attention import attention_note
-from mlxmath.models.dequantized import PACKED, Products, packed_of, product, use_products
+from mlxmath.models.quantized import PACKED, Products, packed_of, product, use_products
+from mlxmath.runtime.console import say
 
 Direction = Literal["forward", "backward"]
 DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")

@@ -1,3 +1,3 @@
-from mlxmath.backends.blas import preload
+from mlxmath.runtime.blas import preload
 
 preload()

@@ -7,9 +7,9 @@ from typing import Protocol
 
 import mlx.core as mx
 
-from mlxmath.data.batches import Batch
-from mlxmath.kernels.base import Kernels
-from mlxmath.models.split import Head
+from mlxmath.data.batching import Batch
+from mlxmath.models.kernels.base import Kernels
+from mlxmath.models.lm_head import Head
 
 
 class Objective(Protocol):

@@ -12,11 +12,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxmath.config.objectives import DpoConfig
-from mlxmath.data.batches import Batch
-from mlxmath.kernels.base import Kernels
-from mlxmath.models.split import Head
+from mlxmath.data.batching import Batch
+from mlxmath.models.kernels.base import Kernels
+from mlxmath.models.linear_ce import linear_logprobs
+from mlxmath.models.lm_head import Head
 from mlxmath.objectives.grpo import logits_logprobs
-from mlxmath.objectives.linear_ce import linear_logprobs
 from mlxmath.objectives.pair_sums import REWARDS, reward_sums, row_sums, side_sums
 
 METRICS = (*REWARDS, "chosen_logprob", "rejected_logprob")

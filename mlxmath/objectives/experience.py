@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.data.batches import Batch, Ids, Shape, Window, WindowPlan, make_batch
+from mlxmath.data.batching import Batch, Ids, Shape, Window, WindowPlan, make_batch
 from mlxmath.models.row_caches import SharedPrompts
 
 _PARTS = 16

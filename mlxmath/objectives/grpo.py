@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxmath.config.objectives import GrpoConfig
-from mlxmath.data.batches import Batch
-from mlxmath.kernels.base import Kernels
-from mlxmath.models.split import Head
-from mlxmath.objectives.linear_ce import linear_logprobs
+from mlxmath.data.batching import Batch
+from mlxmath.models.kernels.base import Kernels
+from mlxmath.models.linear_ce import linear_logprobs
+from mlxmath.models.lm_head import Head
 
 Floats = NDArray[np.float64]
 

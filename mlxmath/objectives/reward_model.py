@@ -13,10 +13,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxmath.config.objectives import RewardModelConfig
-from mlxmath.data.batches import Batch
+from mlxmath.data.batching import Batch
 from mlxmath.errors import MlxmathError
-from mlxmath.kernels.base import Kernels
-from mlxmath.models.split import Head
+from mlxmath.models.kernels.base import Kernels
+from mlxmath.models.lm_head import Head
 from mlxmath.objectives.pair_sums import reward_sums, row_sums
 
 

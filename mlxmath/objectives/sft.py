@@ -5,10 +5,10 @@ Shapes: N target positions, D hidden width, V vocabulary.
 
 import mlx.core as mx
 
-from mlxmath.data.batches import Batch
-from mlxmath.kernels.base import Kernels
-from mlxmath.models.split import Head
-from mlxmath.objectives.linear_ce import linear_cross_entropy
+from mlxmath.data.batching import Batch
+from mlxmath.models.kernels.base import Kernels
+from mlxmath.models.linear_ce import linear_cross_entropy
+from mlxmath.models.lm_head import Head
 
 
 class SupervisedFineTuning:

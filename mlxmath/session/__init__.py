@@ -8,6 +8,6 @@ A command supplies how its data are read, its loss (`gradients_of`), and its cou
 how they are shown (course.py for rows, rollouts.py for drawn completions). The loop itself is `mlxmath.training.fit`.
 """
 
-from mlxmath.backends.blas import preload
+from mlxmath.runtime.blas import preload
 
 preload()

@@ -6,8 +6,8 @@ from itertools import count
 from typing import Protocol
 
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.console import say
-from mlxmath.data.batches import Window
+from mlxmath.data.batching import Window
+from mlxmath.runtime.console import say
 from mlxmath.session.material import RowMaterial
 from mlxmath.session.opening import Session
 from mlxmath.training.checkpoint import Stateful

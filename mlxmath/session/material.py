@@ -5,17 +5,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from mlxmath.commands.prepare import prepare_held_out, prepare_rows
 from mlxmath.config.load import Resolved
 from mlxmath.config.schema import RunConfig
-from mlxmath.console import say
-from mlxmath.data.batches import Rows, WindowPlan
+from mlxmath.data.batching import Rows, WindowPlan
 from mlxmath.data.cache import TokenRows
-from mlxmath.data.holdout import Subset, hold_out, num_problems, warn_of_shared
 from mlxmath.data.pairs import PairPlan, Pairs
+from mlxmath.data.split import Subset, hold_out, num_problems, warn_of_shared
 from mlxmath.data.summary import mixture_lines
 from mlxmath.data.tokenize import SKIPPED
 from mlxmath.errors import InputError
-from mlxmath.prepare import prepare_held_out, prepare_rows
+from mlxmath.runtime.console import say
 from mlxmath.training.run import check_initial_adapter
 
 _NOT_OF_PAIRS = ("solution_column", "answer_column", "solutions", "overflow", "train_on_prompt")

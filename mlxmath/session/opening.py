@@ -9,26 +9,26 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxmath import __version__
-from mlxmath.backends.ranks import Ranks
-from mlxmath.backends.select import open_backend
+from mlxmath.commands.plan import Objective, batching_of, check_fits
 from mlxmath.config.load import TRAINED_FROM, Resolved
 from mlxmath.config.schema import RunConfig
-from mlxmath.console import say, warn
-from mlxmath.data.batches import Shape
+from mlxmath.data.batching import Shape
+from mlxmath.data.templates import get_template
 from mlxmath.errors import InputError
-from mlxmath.files import read_json, sha256
-from mlxmath.kernels.base import Kernels
-from mlxmath.kernels.select import kernels_for
-from mlxmath.lora.adapter import WEIGHTS, adapter_config, load_initial
-from mlxmath.lora.inject import Injected, inject, open_blocks
+from mlxmath.models.kernels.base import Kernels
+from mlxmath.models.kernels.select import kernels_for
 from mlxmath.models.load import load_model
+from mlxmath.models.lora.adapter import WEIGHTS, adapter_config, load_initial
+from mlxmath.models.lora.inject import Injected, inject, open_blocks
 from mlxmath.models.memory import Batching
 from mlxmath.models.tuning import tune_for_training
 from mlxmath.models.unsupported import refuse_untrainable
 from mlxmath.models.vocabulary import check_ids
 from mlxmath.objectives import base
-from mlxmath.plan import Objective, batching_of, check_fits
-from mlxmath.problems.prompts import get_template
+from mlxmath.runtime.console import say, warn
+from mlxmath.runtime.files import read_json, sha256
+from mlxmath.runtime.ranks import Ranks
+from mlxmath.runtime.select import open_backend
 from mlxmath.session.material import Material
 from mlxmath.session.paths import absolute_model
 from mlxmath.training import run

@@ -5,9 +5,9 @@ from typing import Any
 
 from mlxmath.config.schema import RunConfig
 from mlxmath.config.section import DEMO
+from mlxmath.data.datasets import known
+from mlxmath.data.local import is_file_name
 from mlxmath.objectives.rewards import MODEL
-from mlxmath.problems.local import is_file_name
-from mlxmath.problems.registry import known
 
 
 def absolute(path: str) -> str:

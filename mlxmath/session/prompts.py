@@ -10,19 +10,19 @@ import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from numpy.typing import NDArray
 
+from mlxmath.commands.prepare import held_out_config
 from mlxmath.config.schema import DataConfig, RunConfig
-from mlxmath.console import counted, say
-from mlxmath.data.holdout import held_out, num_problems, warn_of_shared
+from mlxmath.data.gold import WITHOUT_GOLD, gold
+from mlxmath.data.mixture import Mixture
 from mlxmath.data.render import encode_prompt
+from mlxmath.data.split import held_out, num_problems, warn_of_shared
+from mlxmath.data.templates import get_template
 from mlxmath.errors import InputError
 from mlxmath.evaluation.samples import fingerprint
 from mlxmath.generation.ending import stop_strings
 from mlxmath.generation.engine import load_generation_tokenizer
 from mlxmath.objectives.rollout import Prompt
-from mlxmath.prepare import held_out_config
-from mlxmath.problems.gold import WITHOUT_GOLD, gold
-from mlxmath.problems.mixture import Mixture
-from mlxmath.problems.prompts import get_template
+from mlxmath.runtime.console import counted, say
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from mlxmath.console import say
-from mlxmath.data.batches import Window
+from mlxmath.data.batching import Window
 from mlxmath.generation.slots import choose_slots
 from mlxmath.models.memory import Batching
 from mlxmath.objectives.rewards import Rewards
+from mlxmath.runtime.console import say
 from mlxmath.session.course import CourseOf, planned_steps
 from mlxmath.session.opening import Session
 from mlxmath.session.prompts import PromptMaterial

@@ -10,9 +10,9 @@ import mlx.nn as nn
 
 from mlxmath.config.load import RUN_FILE
 from mlxmath.config.schema import ModelConfig, RunConfig
-from mlxmath.console import duration, fail, say, size
 from mlxmath.data.render import adds_bos, load_tokenizer
-from mlxmath.files import atomic_write
+from mlxmath.runtime.console import duration, fail, say, size
+from mlxmath.runtime.files import atomic_write
 from mlxmath.session.course import Course, CourseOf
 from mlxmath.session.opening import Adapters, Session
 from mlxmath.session.paths import absolute_settings

@@ -16,14 +16,14 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlxmath.backends.ranks import Ranks
 from mlxmath.config.load import Resolved
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.console import say, warn
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.files import atomic_folder, atomic_json, link_or_copy, read_json, sha256
-from mlxmath.lora.adapter import WEIGHTS, load_weights, save_arrays, save_weights
-from mlxmath.lora.inject import adapter_arrays
+from mlxmath.models.lora.adapter import WEIGHTS, load_weights, save_arrays, save_weights
+from mlxmath.models.lora.inject import adapter_arrays
+from mlxmath.runtime.console import say, warn
+from mlxmath.runtime.files import atomic_folder, atomic_json, link_or_copy, read_json, sha256
+from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.deadline import Deadline
 from mlxmath.training.fit import Position, StepReport
 from mlxmath.weights.manifest import same_weights

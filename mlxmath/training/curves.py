@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mlxmath.files import atomic_file
 from mlxmath.objectives.pair_sums import REWARDS
+from mlxmath.runtime.files import atomic_file
 from mlxmath.training.events import SMOOTHED, read_events, smoothed
 
 LOSS_PLOT, CURVES_PLOT = "loss.png", "curves.png"

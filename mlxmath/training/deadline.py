@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from mlxmath.console import say
+from mlxmath.runtime.console import say
 
 
 class Deadline:

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mlxmath.backends.base import Backend
-from mlxmath.console import duration, say, size, warn
-from mlxmath.files import atomic_file
-from mlxmath.records import parse_json
+from mlxmath.runtime.backend import Backend
+from mlxmath.runtime.console import duration, say, size, warn
+from mlxmath.runtime.files import atomic_file
+from mlxmath.runtime.records import parse_json
 from mlxmath.training.deadline import Deadline
 from mlxmath.training.fit import StepReport
 from mlxmath.training.validation import Measurement

@@ -9,9 +9,9 @@ from typing import Literal
 import mlx.core as mx
 import mlx.optimizers as optim
 
-from mlxmath.console import warn
-from mlxmath.data.batches import Window
+from mlxmath.data.batching import Window
 from mlxmath.errors import MlxmathError
+from mlxmath.runtime.console import warn
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.step import WindowSum, accumulate, is_out_of_memory, over_ranks, update
 from mlxmath.training.workers import Workers

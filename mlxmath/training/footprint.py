@@ -19,24 +19,24 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxmath.backends.base import DeviceInfo
-from mlxmath.backends.device import machine_memory_bytes
 from mlxmath.config.schema import LoraConfig, RunConfig
-from mlxmath.data.batches import Batch
+from mlxmath.data.batching import Batch
 from mlxmath.errors import MlxmathError
-from mlxmath.kernels.base import Kernels
-from mlxmath.kernels.select import kernels_for
-from mlxmath.lora.embodied import VOCABULARY, embody, own_arrays, unpacked_bytes
-from mlxmath.lora.inject import adapter_arrays, inject, open_blocks
-from mlxmath.lora.layers import EXPERTS
-from mlxmath.lora.targets import first_block
 from mlxmath.models.blocks import kinds_of
+from mlxmath.models.kernels.base import Kernels
+from mlxmath.models.kernels.select import kernels_for
+from mlxmath.models.lm_head import Head
 from mlxmath.models.load import suit
+from mlxmath.models.lora.embodied import VOCABULARY, embody, own_arrays, unpacked_bytes
+from mlxmath.models.lora.inject import adapter_arrays, inject, open_blocks
+from mlxmath.models.lora.layers import EXPERTS
+from mlxmath.models.lora.targets import first_block
 from mlxmath.models.measured import Counted, Growth, Measured, Parabola
 from mlxmath.models.numpy_linear import left_to_mlx
 from mlxmath.models.skeleton import skeleton, weight_bytes
-from mlxmath.models.split import Head
 from mlxmath.models.trust import ERRORS, apart
+from mlxmath.runtime.backend import DeviceInfo
+from mlxmath.runtime.device import machine_memory_bytes
 from mlxmath.training.gradients import AutodiffGradients, BlockwiseGradients, choose_gradients
 
 _FLOPS = 1.2e11

@@ -17,13 +17,13 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from mlxmath.data.batches import Batch, packed_mask
-from mlxmath.kernels.base import Kernels
+from mlxmath.data.batching import Batch, packed_mask
 from mlxmath.models.blocks import only
 from mlxmath.models.blockwise import Blockwise
+from mlxmath.models.kernels.base import Kernels
 from mlxmath.models.layouts import ContinuedRows, Layout, PromptRows, Rows
+from mlxmath.models.lm_head import Head, Split, called, split
 from mlxmath.models.row_caches import PackedCache, SharedPrompts, continued
-from mlxmath.models.split import Head, Split, called, split
 from mlxmath.models.trained import summed
 from mlxmath.models.trust import Outcome, Trial
 from mlxmath.objectives.base import Objective

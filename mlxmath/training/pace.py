@@ -13,9 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mlxmath.backends.ranks import Ranks
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.console import duration, say
+from mlxmath.runtime.console import duration, say
+from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.checkpoint import Checkpoint
 from mlxmath.training.deadline import Deadline
 from mlxmath.training.fit import Position, StepReport

@@ -13,9 +13,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlxmath.backends.ranks import Ranks
-from mlxmath.data.batches import Batch
+from mlxmath.data.batching import Batch
 from mlxmath.errors import MlxmathError
+from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.checkpoint import Checkpoint
 from mlxmath.training.fit import StepReport
 from mlxmath.training.gradients import Gradients, Tree

@@ -4,9 +4,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxmath.backends.ranks import Ranks
-from mlxmath.data.batches import Window
-from mlxmath.lora.inject import adapter_arrays
+from mlxmath.data.batching import Window
+from mlxmath.models.lora.inject import adapter_arrays
+from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.gradients import Gradients
 
 

@@ -10,13 +10,13 @@ import numpy as np
 
 from mlxmath.config.objectives import GrpoConfig
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.console import say, warn
-from mlxmath.data.batches import Shape, Window
+from mlxmath.data.batching import Shape, Window
 from mlxmath.generation.engine import Completion
 from mlxmath.objectives.experience import Experience, ExperiencePlan, Trajectory
 from mlxmath.objectives.grpo import group_advantages, token_weights
 from mlxmath.objectives.rewards import Scores
 from mlxmath.objectives.rollout import Prompt
+from mlxmath.runtime.console import say, warn
 from mlxmath.training.checkpoint import Checkpoint
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.drawing import Drawing, DrawingStopped

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from mlxmath import __version__
-from mlxmath.backends.base import DeviceInfo
-from mlxmath.backends.ranks import Ranks
 from mlxmath.config.load import Resolved
 from mlxmath.config.schema import RunConfig, TrainingConfig
 from mlxmath.config.section import DEMO
-from mlxmath.console import say, warn
-from mlxmath.data.holdout import RULE
+from mlxmath.data.split import RULE
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.files import atomic_json, atomic_write, disk_errors, read_json, remove_leftovers
-from mlxmath.lora.adapter import CONFIG, WEIGHTS, save_config
-from mlxmath.lora.inject import Injected
+from mlxmath.models.lora.adapter import CONFIG, WEIGHTS, save_config
+from mlxmath.models.lora.inject import Injected
+from mlxmath.runtime.backend import DeviceInfo
+from mlxmath.runtime.console import say, warn
+from mlxmath.runtime.files import atomic_json, atomic_write, disk_errors, read_json, remove_leftovers
+from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.checkpoint import FOLDER, HOLD_OUT, Checkpoint, newest_checkpoint
 from mlxmath.training.curves import CURVES_PLOT, LOSS_PLOT
 from mlxmath.training.deadline import StopRequest

@@ -14,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.data.batches import Batch, Shape, WindowPlan
+from mlxmath.data.batching import Batch, Shape, WindowPlan
 from mlxmath.data.cache import TokenRows
 from mlxmath.data.pairs import LastTokens
+from mlxmath.data.problem import Problem
 from mlxmath.data.render import encode_prompt
-from mlxmath.kernels.base import Kernels
-from mlxmath.lora.adapter import load_reward_model
+from mlxmath.data.templates import get_template, recorded_template
+from mlxmath.models.kernels.base import Kernels
+from mlxmath.models.lora.adapter import load_reward_model
 from mlxmath.objectives.pair_sums import REWARDS
 from mlxmath.objectives.reward_model import Scores
 from mlxmath.objectives.rewards import Sample
-from mlxmath.problems.problem import Problem
-from mlxmath.problems.prompts import get_template, recorded_template
 from mlxmath.training.gradients import Gradients, Tree, choose_gradients
 from mlxmath.training.workers import Workers
 

@@ -12,8 +12,8 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_unflatten
 
-from mlxmath.backends.ranks import Ranks
-from mlxmath.data.batches import Batch, Window
+from mlxmath.data.batching import Batch, Window
+from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.gradients import Gradients
 from mlxmath.training.workers import Workers
 

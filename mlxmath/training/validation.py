@@ -19,12 +19,12 @@ import mlx.core as mx
 import numpy as np
 
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.console import duration, say, warn
-from mlxmath.data.batches import Window, WindowPlan
+from mlxmath.data.batching import Window, WindowPlan
 from mlxmath.errors import MlxmathError
-from mlxmath.files import atomic_folder, disk_errors, link_or_copy
-from mlxmath.lora.adapter import CONFIG, WEIGHTS, save_arrays
-from mlxmath.lora.inject import adapter_arrays
+from mlxmath.models.lora.adapter import CONFIG, WEIGHTS, save_arrays
+from mlxmath.models.lora.inject import adapter_arrays
+from mlxmath.runtime.console import duration, say, warn
+from mlxmath.runtime.files import atomic_folder, disk_errors, link_or_copy
 from mlxmath.training.checkpoint import Checkpoint
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.fit import Ending, Position, StepReport

@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
-from mlxmath.console import duration, say
 from mlxmath.grading import grade
 from mlxmath.objectives.grpo import METRICS
 from mlxmath.objectives.pair_sums import REWARDS
+from mlxmath.runtime.console import duration, say
 from mlxmath.training.curves import CURVES_PLOT, LOSS_PLOT, plot_loss, plot_pairs, plot_rollouts
 from mlxmath.training.deadline import Deadline
 from mlxmath.training.events import EventLog, ProgressBar

@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxmath.backends.blas import one_thread
-from mlxmath.backends.ranks import Ranks
+from mlxmath.runtime.blas import one_thread
+from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.gradients import Gradients
 
 Share = TypeVar("Share")

@@ -20,8 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mlxmath.backends.blas import preload
 from mlxmath.errors import MlxmathError
+from mlxmath.runtime.blas import preload
 from mlxmath.weights.dtypes import readable
 from mlxmath.weights.safetensor import Declared, write_hollow
 

@@ -17,9 +17,9 @@ from typing import Any
 from tqdm import tqdm
 
 from mlxmath.config.schema import ModelConfig
-from mlxmath.console import duration, say, size, warn
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.files import atomic_folder, sha256
+from mlxmath.runtime.console import duration, say, size, warn
+from mlxmath.runtime.files import atomic_folder, sha256
 from mlxmath.weights.architecture import Built, shortened
 from mlxmath.weights.dtypes import DTYPES, FLOAT8, Array, prevailing, stored_as
 from mlxmath.weights.hub import LICENSES, TOKENIZER_FILES, Source

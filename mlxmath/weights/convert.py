@@ -4,9 +4,9 @@ from pathlib import Path
 
 from mlxmath.config.schema import ModelConfig
 from mlxmath.config.section import DEMO
-from mlxmath.console import say, warn
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.files import read_json
+from mlxmath.runtime.console import say, warn
+from mlxmath.runtime.files import read_json
 from mlxmath.weights.build import build_model
 from mlxmath.weights.configuration import differing
 from mlxmath.weights.dtypes import prevailing

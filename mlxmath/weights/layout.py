@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.files import read_json
+from mlxmath.runtime.files import read_json
 from mlxmath.weights.architecture import Built, architecture, build, shortened
 from mlxmath.weights.configuration import Limit, Translation, check_angles, known_type, translate
 from mlxmath.weights.dtypes import DTYPES

@@ -10,9 +10,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlxmath import __version__
-from mlxmath.console import size
 from mlxmath.errors import MlxmathError
-from mlxmath.files import atomic_json, inside, sha256
+from mlxmath.runtime.console import size
+from mlxmath.runtime.files import atomic_json, inside, sha256
 
 FILE_NAME = "mlxmath.json"
 

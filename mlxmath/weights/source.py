@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxmath.errors import MlxmathError
-from mlxmath.files import inside, read_json
+from mlxmath.runtime.files import inside, read_json
 from mlxmath.weights.safetensor import open_safetensors
 from mlxmath.weights.tensors import TensorRef
 from mlxmath.weights.torchbin import open_torch

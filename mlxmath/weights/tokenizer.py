@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mlxmath.console import say
 from mlxmath.errors import MlxmathError
-from mlxmath.files import atomic_write, read_json
+from mlxmath.runtime.console import say
+from mlxmath.runtime.files import atomic_write, read_json
 
 SETTINGS = "tokenizer_config.json"
 PLAIN_CLASS = "PreTrainedTokenizerFast"

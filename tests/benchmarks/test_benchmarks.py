@@ -18,7 +18,7 @@ from benchmarks.processes import run_process
 from benchmarks.random_weights import write_weights
 from benchmarks.shapes import SHAPES
 from benchmarks.training import loss_disagreements, ratios
-from tests.commands import ENVIRONMENT, REPOSITORY
+from tests.helpers import ENVIRONMENT, REPOSITORY
 
 BENCHMARKS = REPOSITORY / "benchmarks"
 DEMO_ROWS = REPOSITORY / "mlxmath" / "demo" / "problems" / "train.jsonl"

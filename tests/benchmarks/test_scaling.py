@@ -18,7 +18,7 @@ from benchmarks.scaling_model import (
     step_s,
     vote_s,
 )
-from tests.commands import REPOSITORY
+from tests.helpers import REPOSITORY
 
 LINK = Link("a link", bytes_per_s=1e6, message_s=1e-3)
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from mlxmath.commands.options import settings
 from mlxmath.config.load import RECIPES, TRAINED_FROM, Layer, option_name, resolve, setting_names
 from mlxmath.config.schema import RunConfig
 from mlxmath.errors import InputError
-from mlxmath.options import settings
 
 MIXTURE = '[[data.sources]]\ndataset = "gsm8k"\ncount = 3\n\n[[data.sources]]\ndataset = "math"\n'
 

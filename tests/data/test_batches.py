@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.data.batches import Shape, WindowPlan, fill, make_batch, make_packed, packed_mask
+from mlxmath.data.batching import Shape, WindowPlan, fill, make_batch, make_packed, packed_mask
 from tests.conftest import FakeRows
 
 CONFIG = TrainingConfig(batch_size=2, grad_accumulation_steps=4, num_epochs=2, seed=3)

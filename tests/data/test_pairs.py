@@ -8,14 +8,14 @@ import pytest
 
 from mlxmath.config.schema import DataConfig, TrainingConfig
 from mlxmath.data import tokenize as tokenize_module
-from mlxmath.data.batches import Shape
+from mlxmath.data.batching import Shape
 from mlxmath.data.codec import load_tokenizer
-from mlxmath.data.holdout import hold_out
 from mlxmath.data.pair_tokens import TOO_LONG, tokenize_pairs
 from mlxmath.data.pairs import PairPlan, Pairs
+from mlxmath.data.problem import Message, Problem
 from mlxmath.data.render import encode_prompt
-from mlxmath.problems.problem import Message, Problem
-from mlxmath.problems.prompts import Definition, PlainTemplate, get_template
+from mlxmath.data.split import hold_out
+from mlxmath.data.templates import Definition, PlainTemplate, get_template
 from tests.conftest import FakeRows
 
 DEMO_MODEL = Path(__file__).parents[2] / "mlxmath" / "demo" / "model"

@@ -10,8 +10,8 @@ import pytest
 
 from mlxmath.data.codec import Pair, codec_of, load_tokenizer
 from mlxmath.data.render import _render_whole, _render_words, adds_bos, encode_prompt, render
+from mlxmath.data.templates import Segment, Text, get_template, joined
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.problems.prompts import Segment, Text, get_template, joined
 from tests.data.tokenizers_for_tests import BUILDERS, byte_level, modern_split, sentencepiece_bpe
 
 DEMO_MODEL = Path(__file__).parents[2] / "mlxmath" / "demo" / "model"

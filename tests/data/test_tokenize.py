@@ -8,9 +8,9 @@ import pytest
 from mlxmath.config.schema import DataConfig
 from mlxmath.data import tokenize as module
 from mlxmath.data.codec import load_tokenizer
+from mlxmath.data.problem import Problem
+from mlxmath.data.templates import get_template
 from mlxmath.data.tokenize import tokenize
-from mlxmath.problems.problem import Problem
-from mlxmath.problems.prompts import get_template
 
 DEMO_MODEL = Path(__file__).parents[2] / "mlxmath" / "demo" / "model"
 

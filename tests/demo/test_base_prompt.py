@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from mlxmath.data.templates import TEMPLATE_FOLDER, get_template, read_definition
 from mlxmath.demo.__main__ import BASE_TEMPLATE
-from mlxmath.problems.prompts import TEMPLATE_FOLDER, get_template, read_definition
-from tests.commands import succeed
+from tests.helpers import succeed
 from tools.make_demo.find_prompt import SHOT_KINDS, STYLES, TABLE, prompts
 from tools.make_demo.word_problems import LEARNED_KINDS
 

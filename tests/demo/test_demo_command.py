@@ -7,7 +7,7 @@ import pytest
 
 import mlxmath.train
 from mlxmath.config.load import TRAINED_FROM
-from tests.commands import run
+from tests.helpers import run
 
 
 def test_where_the_results_go_is_no_setting_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from mlxmath.data.render import encode_prompt, load_tokenizer
+from mlxmath.data.templates import get_template, joined
 from mlxmath.errors import InputError
 from mlxmath.evaluation.formulas import Formula, Retriever
 from mlxmath.evaluation.prompts import Prompts
 from mlxmath.evaluation.shots import SHOTS
 from mlxmath.grading import faithfulness, grade
-from mlxmath.problems.prompts import get_template, joined
 
 MODEL = Path(__file__).parents[2] / "mlxmath" / "demo" / "model"
 

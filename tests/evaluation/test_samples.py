@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mlxmath.commands.report import write_report
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.evaluation.samples import claim, note_decoding, read_samples, read_settings, save_samples
-from mlxmath.report import write_report
 from tests.evaluation.make import sample, settings
 
 

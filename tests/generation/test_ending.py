@@ -9,14 +9,14 @@ import pytest
 from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
 
 from mlxmath.config.schema import DistillationConfig, RunConfig
+from mlxmath.data.templates import get_template, template_of
 from mlxmath.distillation.local import LocalTeacher
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.generation.ending import cut, load_generation_tokenizer, stop_strings
 from mlxmath.generation.engine import Completion, Sampling, generate_batch, stream
-from mlxmath.problems.prompts import get_template, template_of
 from mlxmath.session.prompts import read_prompts
-from tests.commands import run, succeed
 from tests.conftest import make_tiny_llama
+from tests.helpers import run, succeed
 
 MODEL = Path(__file__).parents[2] / "mlxmath" / "demo" / "model"
 

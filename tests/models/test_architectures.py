@@ -22,22 +22,22 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import load_model as mlx_lm_load_model
 
-from mlxmath.backends.select import open_backend
+from mlxmath.commands.plan import describe, planned
 from mlxmath.config.schema import LoraConfig, ModelConfig, RunConfig, RuntimeConfig
-from mlxmath.data.batches import Batch, Shape, make_batch, make_packed
+from mlxmath.data.batching import Batch, Shape, make_batch, make_packed
 from mlxmath.generation.engine import Sampling, generate_batch, load_generation_tokenizer
-from mlxmath.kernels.portable import PortableKernels
-from mlxmath.kernels.select import kernels_for
-from mlxmath.lora.adapter import adapter_config, save_config, save_weights
-from mlxmath.lora.inject import Injected, adapter_arrays, inject
+from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.kernels.select import kernels_for
 from mlxmath.models.load import load_model
+from mlxmath.models.lora.adapter import adapter_config, save_config, save_weights
+from mlxmath.models.lora.inject import Injected, adapter_arrays, inject
 from mlxmath.models.row_caches import SharedPrompts
 from mlxmath.models.unsupported import CANNOT_BE_TRAINED
 from mlxmath.objectives.sft import SupervisedFineTuning
-from mlxmath.plan import describe, planned
+from mlxmath.runtime.select import open_backend
 from mlxmath.training.gradients import Gradients, choose_gradients
-from tests.commands import run
 from tests.conftest import FakeRows
+from tests.helpers import run
 from tests.models import architectures
 
 ORDINARY = (

@@ -10,14 +10,14 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import gemma2, phi3, qwen2, qwen3
 
 from mlxmath.config.schema import LoraConfig
-from mlxmath.kernels.cpu import CpuKernels
-from mlxmath.kernels.portable import PortableKernels
-from mlxmath.lora.inject import inject
 from mlxmath.models import numpy_linear
 from mlxmath.models.blockwise import Blockwise
+from mlxmath.models.kernels.cpu import CpuKernels
+from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.layouts import Rows
+from mlxmath.models.lm_head import split
+from mlxmath.models.lora.inject import inject
 from mlxmath.models.numpy_linear import use_numpy
-from mlxmath.models.split import split
 from tests.conftest import make_tiny_llama
 
 SIZES: dict[str, Any] = {

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from mlxmath.backends.base import DeviceInfo
 from mlxmath.config.load import resolve
 from mlxmath.config.schema import RunConfig
 from mlxmath.errors import MlxmathError
 from mlxmath.models.measured import Counted, Growth, Measured, Parabola
 from mlxmath.models.memory import Batching, ModelShape, choose_batching, plan_memory
+from mlxmath.runtime.backend import DeviceInfo
 
 
 def growth(fixed: float, token: float, pair: float) -> Growth:

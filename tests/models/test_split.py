@@ -9,11 +9,11 @@ import pytest
 from mlx.utils import tree_map
 
 from mlxmath.config.schema import LoraConfig
-from mlxmath.kernels.portable import PortableKernels
-from mlxmath.lora.inject import inject
+from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.linear_ce import linear_cross_entropy
+from mlxmath.models.lm_head import Split, split
+from mlxmath.models.lora.inject import inject
 from mlxmath.models.score import add_score_head
-from mlxmath.models.split import Split, split
-from mlxmath.objectives.linear_ce import linear_cross_entropy
 from mlxmath.objectives.sft import SupervisedFineTuning
 from mlxmath.training.gradients import choose_gradients
 from tests.models import architectures

@@ -11,13 +11,13 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import llama
 
 from mlxmath.config.schema import LoraConfig
-from mlxmath.data.batches import Batch, Shape, make_batch, make_packed
-from mlxmath.kernels.cpu import CpuKernels
-from mlxmath.kernels.portable import PortableKernels
-from mlxmath.lora.inject import inject
+from mlxmath.data.batching import Batch, Shape, make_batch, make_packed
 from mlxmath.models import segments, trust
 from mlxmath.models.blocks import kinds_of
 from mlxmath.models.blockwise import Blockwise
+from mlxmath.models.kernels.cpu import CpuKernels
+from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.lora.inject import inject
 from mlxmath.objectives.sft import SupervisedFineTuning
 from mlxmath.training.gradients import AutodiffGradients, Gradients, choose_gradients
 from tests.conftest import FakeRows, make_tiny_llama

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mlxmath.models import attention, tuning
-from mlxmath.models.dequantized import PACKED, DequantizedLinear, Products, products_of
-from mlxmath.models.split import Head
+from mlxmath.models.lm_head import Head
+from mlxmath.models.quantized import PACKED, DequantizedLinear, Products, products_of
 from tests.conftest import make_tiny_llama
 from tests.models import architectures
 
@@ -82,7 +82,7 @@ def test_the_head_multiplies_as_its_layer_says(monkeypatch: pytest.MonkeyPatch) 
     layer = nn.Embedding(96, 64).to_quantized(64, 4)
     hidden, d_logits = mx.random.normal((7, 64)), mx.random.normal((7, 96))
     expected = Head(layer).logits(hidden), Head(layer).hidden_gradient(d_logits)
-    monkeypatch.setattr("mlxmath.models.split.products_of", lambda _: PACKED)  # as on a GPU
+    monkeypatch.setattr("mlxmath.models.lm_head.products_of", lambda _: PACKED)  # as on a GPU
     found = Head(layer).logits(hidden), Head(layer).hidden_gradient(d_logits)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(np.array(one), np.array(other), rtol=1e-3, atol=1e-4)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from mlxmath.config.objectives import DpoConfig
-from mlxmath.data.batches import Batch
-from mlxmath.kernels.cpu import CpuKernels
-from mlxmath.kernels.portable import PortableKernels
-from mlxmath.models.split import Head
+from mlxmath.data.batching import Batch
+from mlxmath.models.kernels.cpu import CpuKernels
+from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.lm_head import Head
 from mlxmath.objectives.dpo import METRICS, PreferenceOptimization, RowLogprobs
 
 LENGTH, VOCABULARY, WIDTH, FILL = 7, 11, 5, 3

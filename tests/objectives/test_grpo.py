@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from mlxmath.config.objectives import GrpoConfig
-from mlxmath.data.batches import Batch
-from mlxmath.kernels.cpu import CpuKernels
-from mlxmath.kernels.portable import PortableKernels
-from mlxmath.objectives import linear_ce
+from mlxmath.data.batching import Batch
+from mlxmath.models import linear_ce
+from mlxmath.models.kernels.cpu import CpuKernels
+from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.linear_ce import linear_logprobs
 from mlxmath.objectives.grpo import PolicyGradient, group_advantages, token_weights
-from mlxmath.objectives.linear_ce import linear_logprobs
 from tests.objectives.test_linear_ce import D, N, V, heads
 
 ROWS, LENGTH, HIDDEN, VOCABULARY = 6, 7, 8, 11

@@ -7,11 +7,11 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlxmath.kernels.cpu import CpuKernels
-from mlxmath.kernels.portable import PortableKernels
-from mlxmath.models.split import Head
-from mlxmath.objectives import linear_ce
-from mlxmath.objectives.linear_ce import linear_cross_entropy
+from mlxmath.models import linear_ce
+from mlxmath.models.kernels.cpu import CpuKernels
+from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.linear_ce import linear_cross_entropy
+from mlxmath.models.lm_head import Head
 
 N, D, V = 23, 64, 96
 

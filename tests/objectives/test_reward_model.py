@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from mlxmath.config.objectives import RewardModelConfig
-from mlxmath.data.batches import Batch
-from mlxmath.kernels.portable import PortableKernels
-from mlxmath.models.split import Head
+from mlxmath.data.batching import Batch
+from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.lm_head import Head
 from mlxmath.objectives.pair_sums import REWARDS
 from mlxmath.objectives.reward_model import BradleyTerry
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.commands import ENVIRONMENT
+from tests.helpers import ENVIRONMENT
 
 
 def free_port() -> int:

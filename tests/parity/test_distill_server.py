@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 
 from mlxmath.grading import grade
-from tests.commands import succeed
+from tests.commands.test_train import debug_run  # noqa: F401 (a fixture)
+from tests.helpers import succeed
 from tests.parity.serving import free_port, serving
-from tests.test_train import debug_run  # noqa: F401 (a fixture)
 
 
 def test_a_served_model_teaches_and_its_solutions_train(debug_run: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import ENVIRONMENT, succeed
+from tests.helpers import ENVIRONMENT, succeed
 from tests.parity.serving import free_port, serving
 
 pytest.importorskip("lm_eval", reason="the lm-eval extra is not installed")

@@ -10,8 +10,8 @@ import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxmath.config.schema import LoraConfig, TrainingConfig
-from mlxmath.lora.inject import adapter_arrays, inject, open_blocks
 from mlxmath.models.load import load_model
+from mlxmath.models.lora.inject import adapter_arrays, inject, open_blocks
 from mlxmath.training.optimizers import make_optimizer
 
 torch = pytest.importorskip("torch")

@@ -11,10 +11,10 @@ from mlx.utils import tree_flatten
 
 from mlxmath.config.objectives import DpoConfig, RewardModelConfig
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.data.batches import Shape, Window
+from mlxmath.data.batching import Shape, Window
 from mlxmath.data.pairs import PairPlan, Pairs
-from mlxmath.kernels.cpu import CpuKernels
-from mlxmath.kernels.portable import PortableKernels
+from mlxmath.models.kernels.cpu import CpuKernels
+from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.load import load_model
 from mlxmath.models.score import add_score_head
 from mlxmath.objectives.dpo import PreferenceOptimization, RowLogprobs

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import ENVIRONMENT, succeed
+from tests.helpers import ENVIRONMENT, succeed
 from tests.parity.serving import free_port, serving
 
 openai = pytest.importorskip("openai", reason="the parity extra is not installed")
@@ -50,7 +50,7 @@ def test_a_served_chat_is_our_answer(client: "openai.OpenAI", trained: Path, que
 
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_a_served_completion_is_our_answer(client: "openai.OpenAI", trained: Path, question: str) -> None:
-    from mlxmath.problems.prompts import get_template, joined
+    from mlxmath.data.templates import get_template, joined
 
     served = client.completions.create(
         model="default_model", prompt=joined(get_template("tutor").prompt(question)), temperature=0, max_tokens=48

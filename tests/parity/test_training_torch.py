@@ -10,11 +10,11 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxmath.config.schema import LoraConfig, TrainingConfig
-from mlxmath.data.batches import Shape, Window, WindowPlan
-from mlxmath.kernels.cpu import CpuKernels
-from mlxmath.kernels.portable import PortableKernels
-from mlxmath.lora.inject import adapter_arrays, inject
+from mlxmath.data.batching import Shape, Window, WindowPlan
+from mlxmath.models.kernels.cpu import CpuKernels
+from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.load import load_model
+from mlxmath.models.lora.inject import adapter_arrays, inject
 from mlxmath.objectives.sft import SupervisedFineTuning
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.fit import fit

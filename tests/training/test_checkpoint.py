@@ -13,11 +13,11 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import pytest
 
-from mlxmath import files
 from mlxmath.config.schema import LoraConfig, RunConfig, TrainingConfig
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.files import atomic_file, atomic_folder, atomic_write, remove_leftovers, this_host
-from mlxmath.lora.inject import inject
+from mlxmath.models.lora.inject import inject
+from mlxmath.runtime import files
+from mlxmath.runtime.files import atomic_file, atomic_folder, atomic_write, remove_leftovers, this_host
 from mlxmath.training import run
 from mlxmath.training.checkpoint import Saver, newest_checkpoint, save_checkpoint
 from mlxmath.training.deadline import Deadline

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxmath.data.batches import Shape, make_batch
-from mlxmath.kernels.portable import PortableKernels
+from mlxmath.data.batching import Shape, make_batch
+from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.objectives.sft import SupervisedFineTuning
 from mlxmath.training.gradients import choose_gradients
 from tests.conftest import make_tiny_llama

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlxmath.backends.base import MemoryStats
+from mlxmath.runtime.backend import MemoryStats
 from mlxmath.training import events
 from mlxmath.training.curves import plot_loss, plot_pairs, plot_rollouts
 from mlxmath.training.deadline import Deadline

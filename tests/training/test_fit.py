@@ -13,10 +13,10 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxmath.config.schema import LoraConfig, TrainingConfig
-from mlxmath.data.batches import Batch, Shape, Window, WindowPlan
+from mlxmath.data.batching import Batch, Shape, Window, WindowPlan
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.kernels.portable import PortableKernels
-from mlxmath.lora.inject import adapter_arrays, inject
+from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.lora.inject import adapter_arrays, inject
 from mlxmath.objectives.sft import SupervisedFineTuning
 from mlxmath.training.checkpoint import check_settings, newest_checkpoint, restore, save_checkpoint
 from mlxmath.training.deadline import Deadline, StopRequest

@@ -9,19 +9,19 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxmath.backends.select import open_backend
+from mlxmath.commands.plan import planned
 from mlxmath.config.load import resolve
 from mlxmath.config.schema import RuntimeConfig
-from mlxmath.data.batches import Shape, WindowPlan
-from mlxmath.kernels.portable import PortableKernels
-from mlxmath.kernels.select import kernels_for
-from mlxmath.lora.inject import inject
+from mlxmath.data.batching import Shape, WindowPlan
 from mlxmath.models import trust
+from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.kernels.select import kernels_for
 from mlxmath.models.load import suit
+from mlxmath.models.lora.inject import inject
 from mlxmath.models.measured import Measured
 from mlxmath.models.skeleton import skeleton
 from mlxmath.objectives.sft import SupervisedFineTuning
-from mlxmath.plan import planned
+from mlxmath.runtime.select import open_backend
 from mlxmath.training import footprint
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.optimizers import make_optimizer
@@ -163,7 +163,7 @@ def test_experts_that_stand_for_all_cost_as_much(monkeypatch: pytest.MonkeyPatch
 
     few, many = kept(4), kept(512)
     assert many.kept.at(256, 256) < 1.2 * few.kept.at(256, 256)
-    monkeypatch.setattr("mlxmath.lora.embodied._SHARE", 0)
+    monkeypatch.setattr("mlxmath.models.lora.embodied._SHARE", 0)
     footprint._measured.cache_clear()
     assert kept(4).kept.at(256, 256) == pytest.approx(few.kept.at(256, 256), rel=0.01), "one row stands for all"
     footprint._measured.cache_clear()

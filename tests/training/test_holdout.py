@@ -12,10 +12,10 @@ import pytest
 
 from mlxmath.config.schema import DataConfig, LoraConfig, ModelConfig, RunConfig, TrainingConfig
 from mlxmath.data.codec import load_tokenizer
-from mlxmath.data.holdout import held_out
+from mlxmath.data.dedup import normalise
 from mlxmath.data.pairs import Pairs
+from mlxmath.data.split import held_out
 from mlxmath.errors import InputError
-from mlxmath.problems.similarity import normalise
 from mlxmath.session.material import RowMaterial, read_pairs, read_sequences
 from mlxmath.session.prompts import PromptMaterial, read_prompts
 from mlxmath.training.checkpoint import Checkpoint, check_settings

@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 from mlxmath.config.objectives import GrpoConfig
 from mlxmath.config.schema import LoraConfig, TrainingConfig
-from mlxmath.data.batches import Shape
-from mlxmath.kernels.portable import PortableKernels
-from mlxmath.lora.inject import inject
+from mlxmath.data.batching import Shape
+from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.lora.inject import inject
 from mlxmath.objectives.grpo import PolicyGradient
 from mlxmath.objectives.rewards import Rewards, Sample
 from mlxmath.objectives.rollout import Prompt
@@ -27,8 +27,8 @@ from mlxmath.training.fit import fit
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.rollouts import RolloutReport, RolloutSource
 from mlxmath.training.workers import Workers
-from tests.commands import succeed
 from tests.conftest import make_tiny_llama
+from tests.helpers import succeed
 
 WORDS = ("2", "3", "5", "7", "say", "so", "then", "</s>")
 PROMPTS = [Prompt(i, f"say {WORDS[i]}", "7", (4, i)) for i in range(4)]

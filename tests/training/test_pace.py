@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from mlxmath.backends.ranks import Ranks
 from mlxmath.config.schema import TrainingConfig
+from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.checkpoint import Checkpoint
 from mlxmath.training.deadline import Deadline
 from mlxmath.training.fit import Position, StepReport

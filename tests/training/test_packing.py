@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.commands import run
+from tests.helpers import run
 from tests.models import architectures
 
 

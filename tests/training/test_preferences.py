@@ -11,23 +11,23 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxmath.backends.ranks import Ranks
 from mlxmath.config.objectives import DpoConfig, RewardModelConfig
 from mlxmath.config.schema import LoraConfig, TrainingConfig
-from mlxmath.data.batches import Shape, Window
+from mlxmath.data.batching import Shape, Window
 from mlxmath.data.codec import load_tokenizer
 from mlxmath.data.pairs import PairPlan, Pairs
 from mlxmath.errors import MlxmathError
 from mlxmath.grading import grade
-from mlxmath.kernels.cpu import CpuKernels
-from mlxmath.kernels.portable import PortableKernels
-from mlxmath.lora.adapter import CONFIG, WEIGHTS, adapter_config, load_adapter, read_reward_model, save_weights
-from mlxmath.lora.inject import adapter_arrays, inject, open_blocks
+from mlxmath.models.kernels.cpu import CpuKernels
+from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.lora.adapter import CONFIG, WEIGHTS, adapter_config, load_adapter, read_reward_model, save_weights
+from mlxmath.models.lora.inject import adapter_arrays, inject, open_blocks
 from mlxmath.models.score import add_score_head
 from mlxmath.objectives.dpo import PreferenceOptimization, RowLogprobs
 from mlxmath.objectives.pair_sums import REWARDS
 from mlxmath.objectives.reward_model import BradleyTerry, Scores
 from mlxmath.objectives.rewards import Sample
+from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.checkpoint import Checkpoint
 from mlxmath.training.fit import Position
 from mlxmath.training.gradients import choose_gradients
@@ -281,7 +281,7 @@ def test_reward_gradients_equal_plain_autodiff(rows: FakeRows, kernels: Any, com
 
 def save(folder: Path, model: nn.Module, **facts: Any) -> Path:
     folder.mkdir()
-    from mlxmath.files import atomic_json
+    from mlxmath.runtime.files import atomic_json
 
     keys = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
     atomic_json(folder / CONFIG, adapter_config(LORA, keys, template="plain", base_fingerprint="f", **facts))

@@ -11,10 +11,10 @@ import pytest
 from mlx.utils import tree_map
 
 from mlxmath.config.schema import LoraConfig, TrainingConfig
-from mlxmath.data.batches import Shape, WindowPlan
-from mlxmath.kernels.cpu import CpuKernels
-from mlxmath.kernels.portable import PortableKernels
-from mlxmath.lora.inject import inject
+from mlxmath.data.batching import Shape, WindowPlan
+from mlxmath.models.kernels.cpu import CpuKernels
+from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.lora.inject import inject
 from mlxmath.objectives.sft import SupervisedFineTuning
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.fit import fit

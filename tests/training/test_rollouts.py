@@ -16,10 +16,10 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlxmath.config.objectives import GrpoConfig
 from mlxmath.config.schema import LoraConfig, TrainingConfig
-from mlxmath.data.batches import Shape, Window
-from mlxmath.kernels.cpu import CpuKernels
-from mlxmath.kernels.portable import PortableKernels
-from mlxmath.lora.inject import inject
+from mlxmath.data.batching import Shape, Window
+from mlxmath.models.kernels.cpu import CpuKernels
+from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.lora.inject import inject
 from mlxmath.objectives.grpo import Logprobs, PolicyGradient
 from mlxmath.objectives.rewards import Scores
 from mlxmath.objectives.rollout import Prompt

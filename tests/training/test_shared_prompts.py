@@ -11,10 +11,10 @@ from mlx_lm.models import mamba
 
 from mlxmath.config.objectives import GrpoConfig
 from mlxmath.config.schema import LoraConfig, TrainingConfig
-from mlxmath.data.batches import Shape
-from mlxmath.kernels.cpu import CpuKernels
-from mlxmath.kernels.portable import PortableKernels
-from mlxmath.lora.inject import inject
+from mlxmath.data.batching import Shape
+from mlxmath.models.kernels.cpu import CpuKernels
+from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.lora.inject import inject
 from mlxmath.objectives.experience import Experience, ExperiencePlan, Trajectory
 from mlxmath.objectives.grpo import Logprobs, PolicyGradient
 from mlxmath.training.gradients import Gradients, choose_gradients

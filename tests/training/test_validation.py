@@ -17,16 +17,17 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 
-from mlxmath import files, prepare
+from mlxmath.commands import prepare
 from mlxmath.config.schema import DataConfig, LoraConfig, TrainingConfig
-from mlxmath.data.batches import Batch, Shape, Window, WindowPlan
+from mlxmath.data.batching import Batch, Shape, Window, WindowPlan
 from mlxmath.data.cache import TokenRows
-from mlxmath.data.holdout import hold_out
+from mlxmath.data.split import hold_out
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.kernels.portable import PortableKernels
-from mlxmath.lora.adapter import adapter_config, save_config
-from mlxmath.lora.inject import adapter_arrays, inject
+from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.lora.adapter import adapter_config, save_config
+from mlxmath.models.lora.inject import adapter_arrays, inject
 from mlxmath.objectives.sft import SupervisedFineTuning
+from mlxmath.runtime import files
 from mlxmath.training.checkpoint import newest_checkpoint, save_checkpoint
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.fit import Position, StepReport, fit
@@ -45,9 +46,9 @@ from mlxmath.training.validation import (
     seeded_order,
 )
 from mlxmath.training.workers import Workers
-from tests.commands import run, start, succeed
+from tests.commands.test_train import adapters, debug_run, events, prepared, wait_for_step  # noqa: F401 (fixtures)
 from tests.conftest import FakeRows, make_tiny_llama
-from tests.test_train import adapters, debug_run, events, prepared, wait_for_step  # noqa: F401 (fixtures)
+from tests.helpers import run, start, succeed
 
 LORA = LoraConfig(rank=4, dropout=0.5)
 

@@ -12,9 +12,9 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxmath.config.schema import LoraConfig, TrainingConfig
-from mlxmath.data.batches import Batch, Shape, WindowPlan
-from mlxmath.kernels.cpu import CpuKernels
-from mlxmath.lora.inject import inject
+from mlxmath.data.batching import Batch, Shape, WindowPlan
+from mlxmath.models.kernels.cpu import CpuKernels
+from mlxmath.models.lora.inject import inject
 from mlxmath.objectives.sft import SupervisedFineTuning
 from mlxmath.training.gradients import Gradients, choose_gradients
 from mlxmath.training.step import WindowSum, accumulate

@@ -97,11 +97,11 @@ def prompts(train: list[dict[str, str]]) -> Iterator[Prompt]:
 
 def search(model: Path, problems: Path, limit: int | None, folder: Path) -> list[dict[str, Any]]:
     """The share of right answers of each prompt, best first; of equals the one that is listed first."""
-    from mlxmath import options
-    from mlxmath.backends.ranks import Ranks
-    from mlxmath.evaluate import evaluate
+    from mlxmath.commands import options
+    from mlxmath.commands.evaluate import evaluate
+    from mlxmath.data.templates import template_of
     from mlxmath.evaluation.contestants import Contestant
-    from mlxmath.problems.prompts import template_of
+    from mlxmath.runtime.ranks import Ranks
 
     rows = [json.loads(line) for line in (DEMO / "problems" / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     contestants, tried = [], list(prompts(rows))

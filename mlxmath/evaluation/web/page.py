@@ -14,7 +14,7 @@ from mlxmath.evaluation.score import OUTCOMES, Answers, Scored, outcome
 from mlxmath.evaluation.web.figures import figures
 from mlxmath.evaluation.web.latex import formula, to_html
 from mlxmath.evaluation.wording import asked_in, cut_off, evidence, interval, limits, percent, templates, verdict
-from mlxmath.files import atomic_write
+from mlxmath.runtime.files import atomic_write
 
 _FOLDER = Path(__file__).parent
 _LONGEST_SHOWN = 20_000

@@ -1,0 +1,24 @@
+"""`mlxmath convert`: turn Hugging Face weights (.bin or safetensors) into an MLX model."""
+
+from typing import Any
+
+from mlxmath.commands import options
+from mlxmath.runtime.console import say
+
+
+@options.command("convert")
+@options.configured
+@options.setting_options(*options.MODEL, *options.MODEL_WRITE, "model.trust_remote_code")
+def main(**values: Any) -> None:
+    """Turn Hugging Face weights into a model that MLX reads.
+
+    Reads .safetensors or PyTorch .bin files without PyTorch; nothing in a .bin file is run. The result is checked, and
+    a folder that already holds the wanted model is left as it is.
+    """
+    resolved = options.settings(values)
+    for line in resolved.lines(("model",)):
+        say(line)
+
+    from mlxmath.weights.convert import ensure_model
+
+    ensure_model(resolved.config.model, exact=True)

@@ -1,0 +1,179 @@
+"""`mlxmath infer`: answer a prompt with the tuned model, or with the base."""
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlxmath.commands import options
+from mlxmath.config.schema import RunConfig
+from mlxmath.errors import InputError
+from mlxmath.runtime.console import say
+
+if TYPE_CHECKING:
+    from mlxmath.data.templates import Template
+    from mlxmath.models.lora.sharding import Sharding
+    from mlxmath.runtime.ranks import Ranks
+
+
+@options.command("infer", shared=True)
+@click.option("--prompt", help="The problem to solve (unset: read from standard input).")
+@options.configured
+@options.setting_options("model.mlx_path", "training.adapter_path")
+@click.option("--no-adapter", is_flag=True, help="Ask the base model.")
+@click.option("--template", help="Prompt template (unset: the adapter's training one; a base's chat template).")
+@click.option("--template-file", metavar="FILE", help="File with a prompt template of your own.")
+@click.option("--raw", is_flag=True, help="Give the model the prompt as it is, without a template.")
+@click.option(
+    "--max-new-tokens",
+    default=1024,
+    show_default=True,
+    help="Longest answer, in tokens: as `evaluate` allows for problems of a file.",
+)
+@click.option(
+    "--temperature",
+    default=0.0,
+    show_default=True,
+    help="0 always takes the most likely token, as `evaluate` does; 0.7, for example, draws one.",
+)
+@click.option("--top-p", default=1.0, show_default=True, help="Keep the most likely tokens of this total probability.")
+@options.shard
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming the text.")
+@options.setting_options("training.seed", *options.RUNTIME)
+def main(
+    prompt: str | None,
+    no_adapter: bool,
+    template: str | None,
+    template_file: str | None,
+    raw: bool,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    shard: "Sharding | None",
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """Answer a prompt. The text goes to standard output, everything else to standard error."""
+    resolved = options.settings(values)
+    config = resolved.config
+    if prompt is None:
+        if sys.stdin.isatty():
+            say("type the problem, then Ctrl-D:")
+        prompt = sys.stdin.read().strip()
+    if not prompt.strip():
+        raise InputError("--prompt is empty; give a problem to solve.")
+    if sum(map(bool, (raw, template, template_file))) > 1:
+        raise InputError("--raw, --template and --template-file exclude each other; give one of them.")
+
+    from mlxmath.runtime.ranks import join
+
+    with join() as ranks:
+        options.check_shard(shard, ranks.size)
+        if ranks.size > 1 and not shard:
+            raise InputError(
+                f"one process answers a prompt, and there are {ranks.size}. Spread a model that is too large for one "
+                "of them with --shard tensor or --shard pipeline, or start `mlxmath infer` without mlx.launch."
+            )
+        chosen = None
+        if template or template_file:
+            from mlxmath.data.templates import get_template
+
+            chosen = get_template(template or "", template_file)
+        asked = Asked(prompt, chosen, raw, no_adapter, max_new_tokens, temperature, top_p)
+        answer(config, asked, ranks, shard, as_json=as_json)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of the model, and how."""
+
+    prompt: str
+    template: "Template | None"
+    """Unset: the adapter's or the base's own."""
+    raw: bool
+    no_adapter: bool
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+
+
+def answer(config: RunConfig, asked: Asked, ranks: "Ranks", sharding: "Sharding | None", *, as_json: bool) -> None:
+    """Load the model, answer, and print on rank 0."""
+    from mlxmath.runtime.select import open_backend
+
+    _, device = open_backend(config.runtime, config.training.seed, ranks.num_on_host)
+
+    from mlxmath.data.render import encode_prompt
+    from mlxmath.data.templates import get_template, own_template, recorded_template
+    from mlxmath.generation.ending import end_as, load_generation_tokenizer
+    from mlxmath.generation.engine import Completion, Sampling, stream
+    from mlxmath.models.load import load_model
+    from mlxmath.models.lora.adapter import CONFIG, load_adapter
+    from mlxmath.weights.manifest import read_fingerprint
+
+    prompt, seed = asked.prompt, config.training.seed
+    sampling = Sampling(asked.max_new_tokens, asked.temperature, asked.top_p, seed)
+    folder, adapter_folder = Path(config.model.mlx_path), Path(config.training.adapter_path)
+    adapter = None if asked.no_adapter else adapter_folder
+    base = read_fingerprint(folder)
+    if sharding:
+        import mlx.core as mx
+
+        from mlxmath.models.lora.sharding import load_sharded
+
+        loaded, record = load_sharded(folder, device.compute_dtype, sharding, mx.distributed.init(), adapter, base)
+        model = loaded.model
+    else:
+        model = load_model(folder, device.compute_dtype).model
+        record = load_adapter(model, adapter, base) if adapter else {}
+    tokenizer = load_generation_tokenizer(folder)
+    chosen = None
+    if not asked.raw:
+        usual = get_template(config.data.template, config.data.template_file)
+        recorded = recorded_template(record, adapter_folder / CONFIG)
+        chosen = (asked.template or own_template(tokenizer, recorded, usual)).for_tokenizer(tokenizer)
+        end_as(tokenizer, chosen)
+    text = chosen.prompt(prompt) if chosen else prompt
+    who = f"{folder} with {adapter_folder}" if adapter else f"base model {folder}"
+    say(
+        f"{who}; template {chosen.name if chosen else 'none (--raw)'}, temperature {asked.temperature:g}, top-p "
+        f"{asked.top_p:g}, seed {seed}, at most {asked.max_new_tokens} tokens"
+        + (f"; spread over {ranks.size} processes by {sharding}" if sharding else "")
+    )
+
+    tokens = encode_prompt(tokenizer, text)
+    ranks.agree("question", {"model": base, "prompt": tokens, "sampling": asdict(sampling)})
+    ranks.begin()
+    start = time.perf_counter()
+    completion: Completion | None = None
+    for piece in stream(model, tokenizer, tokens, sampling):
+        if isinstance(piece, Completion):
+            completion = piece
+        elif ranks.first and not as_json:
+            click.echo(piece, nl=False)
+    assert completion is not None
+    seconds = time.perf_counter() - start
+    if not ranks.first:
+        return
+    if as_json:
+        result = {
+            "prompt": prompt,
+            "text": completion.text,
+            "tokens": list(completion.tokens),
+            "finish_reason": completion.finish_reason,
+            "prompt_tokens": completion.num_prompt_tokens,
+            "seconds": round(seconds, 4),
+            "adapter": str(adapter) if adapter else None,
+            "template": chosen.name if chosen else None,
+        }
+        click.echo(json.dumps(result, ensure_ascii=False))
+    else:
+        click.echo()
+    say(
+        f"{len(completion.tokens)} tokens in {seconds:.1f}s ({len(completion.tokens) / seconds:.0f} tok/s), "
+        f"ended by {completion.finish_reason}"
+    )

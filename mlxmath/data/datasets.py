@@ -1,0 +1,264 @@
+"""The table of known datasets: where each lies, how its rows become problems, and how it serves as a benchmark.
+
+Training, reinforcement learning, distillation, evaluation and decontamination all ask this table, so that a problem has
+one text and one gold answer (`mlxmath.data.gold`) whoever reads it.
+
+A commit is pinned only where it could be verified; where it says None the newest one is taken, and the cache and the
+run record name the commit that was read.
+"""
+
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mlxmath.config.section import DEMO
+from mlxmath.data.columns import Columns, SkippedRowError, make_problem, number_text
+from mlxmath.data.problem import Problem
+
+Row = Mapping[str, Any]
+Kind = Literal["word", "competition"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One known dataset."""
+
+    name: str
+    """Short name, for the command line and recipes. Case, hyphens and underscores in it do not count."""
+    repository: str
+    columns: Columns
+    """Of the adapted row."""
+    aliases: tuple[str, ...] = ()
+    """Other short names that are in use."""
+    signature: tuple[str, ...] = ()
+    """Columns by which a local copy is recognised (none: its columns have usual names and need no recognising)."""
+    configs: tuple[str, ...] = ()
+    """Configurations read when none is asked for, one after the other."""
+    split: str | None = None
+    """Split read when none is asked for (None: the training split)."""
+    test_split: str | None = None
+    """Split that is the benchmark of this name (None: it is none)."""
+    max_tokens: int = 512
+    """Of an answer to the benchmark, where nothing else is asked for."""
+    kind: Kind = "word"
+    """Which worked examples an evaluation shows before it."""
+    revision: str | None = None
+    """Commit or branch (None: the newest)."""
+    streamed: bool = False
+    """Too large to be downloaded for a part of it."""
+    nested: tuple[str, ...] = ()
+    """Columns of lists that `adapt` reads; `generations` is read only where solutions are taken from it."""
+    adapt: Callable[[Row], Row] | None = None
+    """Turns a raw row into one with `columns`; raises SkippedRowError."""
+    generations: Callable[[Row], Sequence[str]] | None = None
+    """The verified generations of a raw row, for `solutions` other than `own`."""
+
+    def problem(self, row: Row, index: int, *, solution_required: bool = True) -> Problem:
+        """The `Problem` of a raw row, the same for every use; see `make_problem`.
+
+        Raises:
+            SkippedRowError: a part that is needed is empty or is not text.
+        """
+        adapted = self.adapt(row) if self.adapt else row
+        return make_problem(adapted, self.columns, index, solution_required=solution_required)
+
+
+GENERATIONS = "generations"
+
+
+def _verified(row: Row) -> list[int]:
+    """Which of OpenR1's generations are complete and right by either checker; any list may be null or short."""
+    checks = [row.get("correctness_math_verify") or (), row.get("correctness_llama") or ()]
+    complete = row.get("is_reasoning_complete") or ()
+    return [
+        i
+        for i in range(max(map(len, checks)))
+        if any(i < len(check) and check[i] is True for check in checks)
+        and not (i < len(complete) and complete[i] is False)
+    ]
+
+
+def verified_generations(row: Row) -> list[str]:
+    """The verified generations themselves."""
+    generations = row.get(GENERATIONS) or ()
+    return [generations[i] for i in _verified(row) if i < len(generations) and generations[i]]
+
+
+def _open_r1(row: Row) -> Row:
+    return {**row, "correct": bool(_verified(row))}
+
+
+def _gsm_hard(row: Row) -> Row:
+    """The program that solves it, as lines of arithmetic, is the solution; it is text here and never run."""
+    body = (row.get("code") or "").partition("def solution():")[2]
+    before, quotes, rest = body.partition('"""')
+    lines = textwrap.dedent((before + rest.partition('"""')[2]) if quotes else body).strip().splitlines()
+    lines = [line.rstrip() for line in lines if line.strip() and line.strip() != "return result"]
+    target = row.get("target")
+    if not isinstance(target, int | float) or target != target:
+        raise SkippedRowError("empty answer")
+    answer = number_text(target)
+    return {**row, "solution": "\n".join([*lines, f"#### {answer}"]), "answer": answer}
+
+
+def _svamp(row: Row) -> Row:
+    """Body and question are one problem; the equation and its value are the solution."""
+    body, question, answer = (row.get("Body") or "").strip(), (row.get("Question") or "").strip(), row.get("Answer")
+    if not question:
+        raise SkippedRowError("empty problem")
+    try:
+        answer = number_text(float(answer))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise SkippedRowError("empty answer") from None
+    equation = " ".join(
+        number_text(float(part)) if part.replace(".", "", 1).isdigit() else part
+        for part in (row.get("Equation") or "").split()
+    )
+    if equation.startswith("( ") and equation.endswith(" )") and equation.count("(") == 1:
+        equation = equation[2:-2]
+    joined = body if not body or body[-1] in ".!?," else f"{body}."
+    solution = f"{equation} = {answer}\n#### {answer}" if equation else None
+    return {**row, "question": f"{joined} {question}".strip(), "solution": solution, "answer": answer}
+
+
+def _math_qa(row: Row) -> Row:
+    """The options are part of the question, the option's letter is the answer."""
+    options = (row.get("options") or "").strip()
+    question = (row.get("Problem") or "").strip()
+    rationale = (row.get("Rationale") or "").strip().removeprefix('"').removesuffix('"').strip()
+    return {
+        **row,
+        "question": f"{question}\nOptions: {options}" if question and options else question,
+        "solution": rationale,
+        "answer": row.get("correct"),
+    }
+
+
+MATH_SUBJECTS = (
+    "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra",
+    "precalculus",
+)  # fmt: skip
+
+_ALL = (
+    Dataset("demo", DEMO, Columns("problem", "solution", "answer", subject="kind"), test_split="test", max_tokens=200),
+    Dataset(
+        "openr1-math-220k",
+        "open-r1/OpenR1-Math-220k",
+        Columns("problem", "solution", "answer", "uuid", subject="problem_type", source="source"),
+        aliases=("openr1", "openr1-math"),
+        signature=("problem", "generations", "correctness_math_verify"),
+        nested=("correctness_math_verify", "correctness_llama", "is_reasoning_complete"),
+        adapt=_open_r1,
+        generations=verified_generations,
+    ),
+    Dataset(
+        "magpie-reasoning-v2",
+        "Magpie-Align/Magpie-Reasoning-V2-250K-CoT-Deepseek-R1-Llama-70B",
+        Columns("instruction", "response", id="uuid", difficulty="difficulty", subject="task_category"),
+        signature=("instruction", "response", "input_quality", "difficulty"),
+    ),
+    Dataset(
+        "numinamath-qwq",
+        "PrimeIntellect/NuminaMath-QwQ-CoT-5M",
+        Columns("prompt", "response", "ground_truth", "problem_id"),
+        signature=("prompt", "response", "ground_truth", "correct"),
+        streamed=True,  # 44 GB
+    ),
+    Dataset(
+        "numinamath-cot",
+        "AI-MO/NuminaMath-CoT",
+        Columns("problem", "solution", source="source"),
+        signature=("source", "problem", "solution", "messages"),
+    ),
+    Dataset("gsm8k", "openai/gsm8k", Columns("question", "answer"), configs=("main",), test_split="test"),
+    # The questions are those of GSM8K's test with other numbers: decontamination against gsm8k removes most of them.
+    Dataset(
+        "gsm-hard",
+        "reasoning-machines/gsm-hard",
+        Columns("input", "solution", "answer"),
+        signature=("input", "code", "target"),
+        test_split="train",
+        adapt=_gsm_hard,
+    ),
+    Dataset(
+        "math",
+        "EleutherAI/hendrycks_math",
+        Columns("problem", "solution", difficulty="level", subject="type"),
+        aliases=("hendrycks-math", "competition-math"),
+        signature=("problem", "level", "type", "solution"),
+        configs=MATH_SUBJECTS,
+        test_split="test",
+        max_tokens=2048,
+        kind="competition",
+    ),
+    Dataset(
+        "math500",  # and so MATH-500
+        "HuggingFaceH4/MATH-500",
+        Columns("problem", "solution", "answer", "unique_id", difficulty="level", subject="subject"),
+        signature=("problem", "solution", "answer", "subject", "level", "unique_id"),
+        split="test",
+        test_split="test",
+        max_tokens=2048,
+        kind="competition",
+    ),
+    Dataset(
+        "mathqa",
+        "allenai/math_qa",
+        Columns("question", "solution", "answer", subject="category"),
+        signature=("Problem", "Rationale", "options", "correct"),
+        test_split="test",
+        revision="refs/convert/parquet",  # the main branch is a script, which is not run
+        adapt=_math_qa,
+    ),
+    Dataset(
+        "svamp",
+        "ChilleD/SVAMP",
+        Columns("question", "solution", "answer", "ID", subject="Type"),
+        signature=("Body", "Question", "Equation", "Answer"),
+        test_split="test",
+        adapt=_svamp,
+    ),
+    Dataset(
+        "aime24",
+        "HuggingFaceH4/aime_2024",
+        Columns("problem", "solution", "answer", "id"),
+        aliases=("aime-2024",),
+        split="train",
+        test_split="train",
+        max_tokens=4096,
+        kind="competition",
+    ),
+    Dataset(
+        "minerva",
+        "math-ai/minervamath",
+        Columns("question", None, "answer"),
+        aliases=("minerva-math",),
+        split="test",
+        test_split="test",
+        max_tokens=2048,
+        kind="competition",
+    ),  # its mirror with worked solutions has `problem` and `solution`, found by their names
+)
+
+DATASETS: Mapping[str, Dataset] = {dataset.name: dataset for dataset in _ALL}
+BENCHMARKS: Mapping[str, Dataset] = {dataset.name: dataset for dataset in _ALL if dataset.test_split}
+
+
+def _spelling(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
+
+
+_BY_NAME = {_spelling(name): dataset for dataset in _ALL for name in (dataset.name, *dataset.aliases)}
+_BY_REPOSITORY = {dataset.repository.lower(): dataset for dataset in _ALL}
+
+
+def known(name: str) -> Dataset | None:
+    """The dataset of that short name or repository, whichever way it is spelled."""
+    return _BY_NAME.get(_spelling(name)) or _BY_REPOSITORY.get(name.lower())
+
+
+def recognise(columns: Iterable[str]) -> Dataset | None:
+    """The first dataset with these columns."""
+    available = set(columns)
+    return next((d for d in _ALL if d.signature and available.issuperset(d.signature)), None)

@@ -1,0 +1,249 @@
+"""Reads rows out of one file: JSON lines, JSON, CSV, Parquet or Arrow; texts also compressed."""
+
+import csv
+import io
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from mlxmath.errors import MlxmathError
+from mlxmath.runtime.records import parse_json
+
+Row = dict[str, Any]
+
+TEXTS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+TABLES = (".parquet", ".arrow")
+COMPRESSED = (".gz", ".bz2", ".zst")
+SUFFIXES = (*TEXTS, *TABLES)
+READABLE = ".jsonl, .json, .csv, .tsv, .parquet or .arrow"
+"""For people."""
+_LONGEST_CELL = 2**31 - 1
+_DELIMITERS = ",;\t"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The rows of one file, before their columns have a meaning."""
+
+    columns: tuple[str, ...]
+    """Of any of its rows."""
+    forms: tuple[tuple[str, ...], ...]
+    """The different sets of columns that its rows have."""
+    read: Callable[[tuple[str, ...]], Iterator[Row]]
+    """Reads the rows; of nested columns in tables only those named."""
+    num_rows: int | None = None
+    place: Callable[[int], str] = lambda index: f"row {index + 1:,}"
+    """Where a row stands (numbered from 0), for people."""
+
+
+def kind_of(path: Path) -> str | None:
+    """The suffix of `SUFFIXES` that a file's name ends in, before one of `COMPRESSED` if it is text; or None."""
+    suffix = path.suffix.lower()
+    if suffix in COMPRESSED:
+        inner = Path(path.stem).suffix.lower()
+        return inner if inner in TEXTS else None
+    return suffix if suffix in SUFFIXES else None
+
+
+def read_contents(path: Path) -> Contents:
+    """Open a file whose name has a `kind_of`.
+
+    Raises:
+        MlxmathError: it is damaged.
+    """
+    kind = kind_of(path)
+    if kind == ".parquet":
+        return _parquet(path)
+    if kind == ".arrow":
+        return _arrow(path)
+    if kind in (".csv", ".tsv"):
+        return _texts(path, _cells)
+    return _texts(path, _json_rows if kind == ".json" else _json_lines)
+
+
+def _texts(path: Path, numbered: Callable[[Path], Iterator[tuple[str, Row]]]) -> Contents:
+    """A file of text is read once through for its columns: any row may be the first that has one."""
+    forms: dict[tuple[str, ...], None] = {}
+    try:
+        for _, row in numbered(path):
+            forms.setdefault(tuple(row))
+    except MlxmathError:
+        if not forms:  # what is damaged further down may lie behind the rows that are wanted
+            raise
+
+    def place(index: int) -> str:
+        return next(itertools.islice(numbered(path), index, None))[0]
+
+    columns = tuple(dict.fromkeys(name for form in forms for name in form))
+    return Contents(columns, tuple(forms), lambda _: (row for _, row in numbered(path)), place=place)
+
+
+def _open(path: Path) -> IO[bytes]:
+    """A file's bytes, decompressed if need be.
+
+    Reading raises OSError where they are damaged.
+    """
+    if path.suffix.lower() not in COMPRESSED:
+        return path.open("rb")
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.input_stream(str(path), compression="detect"))
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with _open(path) as file:
+            yield from file
+    except OSError as error:
+        raise MlxmathError(f"{path} cannot be read to its end: {error}; fetch or write it again.") from None
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Row]]:
+    for number, line in enumerate(_lines(path), 1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            if not text.strip():
+                continue
+            row = parse_json(text)
+        except ValueError as error:
+            found = f"{error.msg}, at character {error.pos}" if isinstance(error, json.JSONDecodeError) else error
+            raise MlxmathError(
+                f"{path}:{number}: expected one JSON object in this line, found {found}; mend or remove the line."
+            ) from None
+        if not isinstance(row, dict):
+            raise MlxmathError(
+                f"{path}:{number}: expected a JSON object with named columns, found {_kind(row)}; "
+                "mend or remove the line."
+            )
+        yield f"line {number:,}", row
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    """Rows of a JSON list, of an object that holds one list, or of JSON lines under a .json name."""
+    try:
+        value = parse_json(b"".join(_lines(path)).decode("utf-8-sig"))
+    except ValueError as error:
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
+            yield from _json_lines(path)
+            return
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise MlxmathError(f"{path}{line}: expected a JSON list of rows, found {error}; mend the file.") from None
+    if isinstance(value, dict):
+        value = _rows_of(value)
+    if not isinstance(value, list):
+        raise MlxmathError(f"{path}: expected a JSON list of rows, found {_kind(value)}.")
+    for number, row in enumerate(value, 1):
+        if not isinstance(row, dict):
+            raise MlxmathError(f"{path}: row {number}: expected a JSON object, found {_kind(row)}; mend the file.")
+        yield f"row {number:,}", row
+
+
+def _rows_of(value: dict[str, Any]) -> Any:
+    """The rows in an object: its one list, or what pandas writes (columns of lists, or of {"0": …}), or rows by id."""
+    parts = list(value.values())
+    lists = [part for part in parts if isinstance(part, list)]
+    if len(lists) == 1:
+        return lists[0]
+    if (
+        lists == parts
+        and len({len(part) for part in lists}) == 1
+        and not any(isinstance(part[0], dict) for part in lists if part)
+    ):
+        return [dict(zip(value, cells, strict=True)) for cells in zip(*lists, strict=True)]
+    if parts and all(isinstance(part, dict) for part in parts):
+        numbers = [str(index) for index in range(len(parts[0]))]
+        if all(list(part) == numbers for part in parts):
+            return [{name: column[number] for name, column in value.items()} for number in numbers]
+        return [{"id": name, **row} for name, row in value.items()]
+    return value
+
+
+def _cells(path: Path) -> Iterator[tuple[str, Row]]:
+    """Rows of a table of text whose first line names the columns; cells are text, never numbers."""
+    csv.field_size_limit(_LONGEST_CELL)
+    lines = (line.decode("utf-8-sig" if number == 0 else "utf-8") for number, line in enumerate(_lines(path)))
+    number = 1
+    try:
+        first = next(lines, "")
+        delimiter = max(_DELIMITERS, key=first.count)
+        reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
+        names = next(reader, [])
+        number = reader.line_num + 1
+        for cells in reader:
+            if len(cells) != len(names) and cells:
+                raise ValueError(f"{len(cells)} cells")
+            if cells:
+                yield f"line {number:,}", dict(zip(names, cells, strict=True))
+            number = reader.line_num + 1
+    except (ValueError, csv.Error) as error:
+        raise MlxmathError(
+            f"{path}:{number}: expected a row with a cell for each of the columns of the first line, found {error}; "
+            "mend or remove the row (cells with line breaks, quotes or the delimiter in them stand in double quotes)."
+        ) from None
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _parquet(path: Path) -> Contents:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            num_rows = file.metadata.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise MlxmathError(f"{path} is not a readable parquet file: {error}") from None
+
+    def read(used: tuple[str, ...]) -> Iterator[Row]:
+        try:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(1000, columns=_wanted(schema, used)):
+                    yield from batch.to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise MlxmathError(f"{path} is damaged: {error}") from None
+
+    return Contents(tuple(schema.names), (tuple(schema.names),), read, num_rows)
+
+
+def _arrow(path: Path) -> Contents:
+    """Arrow's stream format, in which `datasets` saves to disk, or its file format."""
+    import pyarrow as pa
+
+    def batches() -> Iterator[Any]:
+        try:
+            with pa.memory_map(str(path)) as source:
+                try:
+                    yield (opened := pa.ipc.open_file(source)).schema
+                    yield from (opened.get_batch(index) for index in range(opened.num_record_batches))
+                    return
+                except pa.ArrowInvalid:
+                    source.seek(0)
+                yield (stream := pa.ipc.open_stream(source)).schema
+                yield from stream
+        except (pa.ArrowException, OSError) as error:
+            raise MlxmathError(f"{path} is not a readable Arrow file: {error}") from None
+
+    found = batches()
+    schema = next(found)
+    num_rows = sum(batch.num_rows for batch in found)
+
+    def read(used: tuple[str, ...]) -> Iterator[Row]:
+        wanted = _wanted(schema, used)
+        for batch in itertools.islice(batches(), 1, None):
+            yield from batch.select(wanted).to_pylist()
+
+    return Contents(tuple(schema.names), (tuple(schema.names),), read, num_rows)
+
+
+def _wanted(schema: Any, used: tuple[str, ...]) -> list[str]:
+    """The columns used, and the plain ones beside them."""
+    import pyarrow as pa
+
+    return [field.name for field in schema if field.name in used or not pa.types.is_nested(field.type)]

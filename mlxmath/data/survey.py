@@ -1,0 +1,226 @@
+"""Reads a source and notes which of its problems could be taken: filters, repetitions, contamination."""
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxmath.data.decontaminate import Benchmark
+from mlxmath.data.dedup import NearDuplicates, Words, normalise, text_hash
+from mlxmath.data.filters import Filter, number, value_of
+from mlxmath.data.problem import Problem
+from mlxmath.data.sources import LoadedProblems
+from mlxmath.runtime.console import warn
+
+BATCH = 2000
+MOST_NAMED = 1000
+"""So many contaminated problems of a benchmark are noted one by one."""
+DIFFICULTY_WORDS = {"very easy": 0.0, "easy": 1.0, "medium": 2.0, "hard": 3.0, "very hard": 4.0}
+
+
+@dataclass
+class SourceReport:
+    """What became of one source's rows."""
+
+    name: str
+    split: str
+    revision: str
+    instead_of: str | None = None
+    read: int = 0
+    """Rows that became problems, or were skipped."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Rows that are no problems, by reason."""
+    first_skipped: dict[str, str] = field(default_factory=dict)
+    """Where the first such row stands, by reason."""
+    filtered: dict[str, int] = field(default_factory=dict)
+    """Problems left out, by the first condition that they do not meet."""
+    repeated: int = 0
+    contaminated: dict[str, int] = field(default_factory=dict)
+    """Problems left out, by the first benchmark that they occur in."""
+    contaminated_ids: dict[str, list[str]] = field(default_factory=dict)
+    """Their identifiers in the dataset, or else the numbers of their rows (from 0); at most `MOST_NAMED` of each."""
+    is_benchmark: str | None = None
+    """The benchmark that most of its problems occur in; then they are kept."""
+    left: int = 0
+    """Problems that could be taken."""
+    taken: int = 0
+    asked: int | None = None
+    """The count asked for."""
+    buckets: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Of a balanced source: problems left and taken, by the field's value."""
+    order: str | None = None
+    """What a curriculum goes by."""
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Rows that could not be taken, by reason."""
+        return {
+            **self.skipped,
+            **{f"does not meet '{name}'": count for name, count in self.filtered.items()},
+            **{f"occurs in {name}": count for name, count in self.contaminated.items()},
+            **({"repeated": self.repeated} if self.repeated else {}),
+        }
+
+
+@dataclass
+class Survey:
+    """The problems of a source that could be taken: P of them."""
+
+    report: SourceReport
+    loaded: LoadedProblems
+    plain: bool
+    """Whether the first problems are to be taken, not some of them."""
+    held: list[Problem] | None
+    """(P) the problems themselves, of a stream."""
+    ids: list[int] = field(default_factory=list)
+    """(P) places in the source's iteration."""
+    difficulty: list[float | None] = field(default_factory=list)
+    """(P)"""
+    lengths: list[int] = field(default_factory=list)
+    """(P) characters of the solutions."""
+    questions: list[int] = field(default_factory=list)
+    """(P) hashes of the normalised questions."""
+    buckets: list[str] = field(default_factory=list)
+    """(P) values of the field to balance over; empty without one."""
+    occurs_in: list[str | None] = field(default_factory=list)
+    """(P) a benchmark; `settle` leaves these out."""
+    names_in: dict[str, list[str]] = field(default_factory=dict)
+    """Identifiers of problems that occur in a benchmark."""
+
+    def add(self, place: int, problem: Problem, question: int, benchmark: str | None) -> None:
+        """Note a problem that could be taken, its question's hash, and the benchmark that it occurs in."""
+        self.questions.append(question)
+        self.ids.append(place)
+        self.occurs_in.append(benchmark)
+        if benchmark is not None and len(names := self.names_in.setdefault(benchmark, [])) < MOST_NAMED:
+            names.append(problem.id)
+        self.difficulty.append(difficulty(problem))
+        self.lengths.append(len(problem.solution or ""))
+        if self.loaded.source.balance is not None:
+            self.buckets.append(str(value_of(problem, self.loaded.source.balance)).strip().casefold())
+        if self.held is not None:
+            self.held.append(problem)
+
+    def settle(self, limit: int | None) -> None:
+        """Leave out what occurs in a benchmark, and what follows the first `limit`.
+
+        Where most problems do, the source is the benchmark itself or was made from it (as gsm-hard was from GSM8K's
+        test), and was named on purpose: they are kept, with a warning.
+        """
+        counts = Counter(name for name in self.occurs_in if name is not None)
+        if 2 * counts.total() > len(self.ids):
+            self.report.is_benchmark = counts.most_common(1)[0][0]
+            warn(
+                f"{self.report.name}: {counts.total():,} of {len(self.ids):,} problems occur in "
+                f"{' or '.join(sorted(counts))}. It is that benchmark or made from it, so they are kept, and a score "
+                "on that benchmark will say nothing about a model trained on them."
+            )
+            kept = list(range(len(self.ids)))
+        else:
+            self.report.contaminated = dict(sorted(counts.items()))
+            self.report.contaminated_ids = dict(sorted(self.names_in.items()))
+            kept = [i for i, name in enumerate(self.occurs_in) if name is None]
+        columns: tuple[list[Any] | None, ...] = (
+            self.ids, self.difficulty, self.lengths, self.questions, self.buckets, self.held,
+        )  # fmt: skip
+        for values in columns:
+            if values:
+                values[:] = [values[i] for i in kept[:limit]]
+        self.report.left = len(self.ids)
+
+    def most(self) -> int:
+        """Problems that it can give: without a count, a balanced source gives each bucket as many as the least has."""
+        if not self.buckets or self.loaded.source.count is not None:
+            return len(self.ids)
+        counts = Counter(self.buckets)
+        return len(counts) * min(counts.values())
+
+
+class Seen:
+    """The questions that have come so far.
+
+    One source may have several solutions to a question; the same question in another source, or with the same solution,
+    is a repetition.
+    """
+
+    def __init__(self, how: str) -> None:
+        self._how = how
+        self._source_of: dict[int, int] = {}
+        self._solutions: set[int] = set()
+        self._near = NearDuplicates() if how == "near" else None
+
+    def repeated(self, source: int, problems: Sequence[Problem], words: Words) -> NDArray[np.bool_]:
+        """(P,) whether each repeats an earlier one; the others are remembered."""
+        result = np.zeros(len(problems), bool)
+        if self._how == "off":
+            return result
+        questions = words.texts.tolist()
+        if self._near is not None:
+            fresh = {q: i for i, q in reversed(list(enumerate(questions))) if q not in self._source_of}
+            order = sorted(fresh.values())
+            similar = self._near.find(normalise([problems[i].question for i in order]))
+            self._source_of.update((questions[i], -1) for i, found in zip(order, similar, strict=True) if found)
+        for i, (problem, question) in enumerate(zip(problems, questions, strict=True)):
+            completions = f"{problem.solution or ''} {problem.rejected or ''}"
+            whole = text_hash(f"{question} {' '.join(completions.split())}")
+            result[i] = self._source_of.setdefault(question, source) != source or whole in self._solutions
+            self._solutions.add(whole)
+        return result
+
+
+def survey_source(
+    index: int,
+    loaded: LoadedProblems,
+    filters: Sequence[Filter],
+    benchmarks: Sequence[Benchmark],
+    seen: Seen,
+    limit: int | None,
+    *,
+    plain: bool,
+) -> Survey:
+    """Read a source and find the problems that could be taken, the first `limit` of them if there is one."""
+    source = loaded.source
+    report = SourceReport(loaded.rows.name, loaded.split, loaded.revision, loaded.instead_of, asked=source.count)
+    survey = Survey(report, loaded, plain, [] if loaded.rows.streamed and limit is not None else None)
+    filtered: Counter[str] = Counter()
+    problems = iter(enumerate(loaded))
+    num_clean = 0
+    while (limit is None or num_clean < limit) and (batch := list(itertools.islice(problems, BATCH))):
+        report.read += len(batch)
+        kept = []
+        for place, problem in batch:
+            unmet = next((f.text for f in filters if not f(problem)), None)
+            if unmet is None and source.balance is not None and value_of(problem, source.balance) is None:
+                unmet = f"{source.balance} is given"
+            if unmet is None:
+                kept.append((place, problem))
+            else:
+                filtered[unmet] += 1
+        words = normalise([problem.question for _, problem in kept])
+        occurs_in: list[str | None] = [None] * len(kept)
+        for benchmark in reversed(benchmarks):
+            for i in np.flatnonzero(benchmark.holds(words)).tolist():
+                occurs_in[i] = benchmark.name
+        repeated = seen.repeated(index, [problem for _, problem in kept], words).tolist()
+        report.repeated += sum(repeated)
+        for (place, problem), question, again, name in zip(
+            kept, words.texts.tolist(), repeated, occurs_in, strict=True
+        ):
+            if not again:
+                survey.add(place, problem, question, name)
+                num_clean += name is None
+    survey.settle(limit)
+    report.filtered, report.skipped = dict(filtered), dict(loaded.skipped)
+    report.first_skipped = {reason: loaded.rows.place(index) for reason, index in loaded.first_skipped.items()}
+    report.read += sum(report.skipped.values())
+    return survey
+
+
+def difficulty(problem: Problem) -> float | None:
+    """A problem's difficulty as a number: of its word, or the number in its level."""
+    word = (problem.difficulty or "").strip().casefold()
+    return DIFFICULTY_WORDS.get(word, number(word or None))

@@ -1,3 +1,0 @@
-from mlxmath.backends.blas import preload
-
-preload()

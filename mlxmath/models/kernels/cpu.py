@@ -1,0 +1,245 @@
+"""The kernels on a CPU, in NumPy over the arrays' own memory.
+
+MLX's exponential takes about 10 ns an element on x86, on one thread; NumPy's vectorized one takes 0.3 ns and lets go of
+the interpreter, so blocks that fit a core's cache run on all cores. The arrays are shared, not copied: `view` is a
+window on an evaluated array, and what is overwritten is always an array made here that nothing else has seen.
+
+Since they look at values, they cannot run inside `mx.compile`. Inputs of other types than float32 take the portable
+form.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.runtime.blas import blas_is_missing, num_usable_cores
+
+_BLOCK = 1 << 15
+"""Elements a thread works on at a time: a few such blocks fit into a core's second-level cache."""
+
+Floats = NDArray[np.float32]
+
+
+class CpuKernels:
+    """See `Kernels`.
+
+    Args:
+        num_cores: cores to use at once (default: all).
+    """
+
+    compiles = False
+
+    def __init__(self, num_cores: int | None = None) -> None:
+        self._num_cores = num_cores or num_usable_cores()
+        self._portable = PortableKernels()
+
+    def _parallel(self, work: Callable[[int, int], None], count: int, block: int) -> None:
+        """Call `work(start, stop)` over range(count) in blocks, an even share on each core."""
+        share = -(-count // self._num_cores)
+
+        def run(first: int) -> None:
+            with np.errstate(over="ignore", under="ignore"):  # exp(100) is inf, and 1 / (1 + inf) is 0, as it should be
+                for start in range(first, min(first + share, count), block):
+                    work(start, min(start + block, first + share, count))
+
+        others = [_pool().submit(run, first) for first in range(share, count, share)]
+        run(0)
+        for other in others:
+            other.result()
+
+    def swiglu(self, gate_BLF: mx.array, up_BLF: mx.array) -> mx.array:
+        """Four passes over a block while it is in the cache."""
+        if _others(gate_BLF, up_BLF):
+            return self._portable.swiglu(gate_BLF, up_BLF)
+        g, u = (memory.reshape(-1) for memory in views(gate_BLF, up_BLF))
+        out = np.empty_like(g)
+
+        def block(a: int, b: int) -> None:
+            t = np.negative(g[a:b])
+            np.exp(t, out=t)
+            t += 1
+            np.divide(g[a:b], t, out=t)
+            np.multiply(t, u[a:b], out=out[a:b])
+
+        self._parallel(block, g.size, _BLOCK)
+        return mx.array(out).reshape(gate_BLF.shape)
+
+    def swiglu_backward(self, gate_BLF: mx.array, up_BLF: mx.array, d_BLF: mx.array) -> tuple[mx.array, mx.array]:
+        """Both gradients while a block is in the cache."""
+        if _others(gate_BLF, up_BLF, d_BLF):
+            return self._portable.swiglu_backward(gate_BLF, up_BLF, d_BLF)
+        g, u, d = (memory.reshape(-1) for memory in views(gate_BLF, up_BLF, d_BLF))
+        d_gate, d_up = np.empty_like(g), np.empty_like(g)
+
+        def block(a: int, b: int) -> None:
+            sigmoid, out = np.negative(g[a:b]), d_gate[a:b]
+            np.exp(sigmoid, out=sigmoid)
+            sigmoid += 1
+            np.reciprocal(sigmoid, out=sigmoid)
+            silu = g[a:b] * sigmoid
+            np.multiply(d[a:b], silu, out=d_up[a:b])
+            np.subtract(1, sigmoid, out=out)
+            out *= silu
+            out += sigmoid
+            out *= u[a:b]
+            out *= d[a:b]
+
+        self._parallel(block, g.size, _BLOCK)
+        return mx.array(d_gate).reshape(gate_BLF.shape), mx.array(d_up).reshape(gate_BLF.shape)
+
+    def attention(
+        self, q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float, mask: mx.array | None
+    ) -> tuple[mx.array, mx.array]:
+        """Softmax in place between two matrix products; the rows' log-sums are kept, the probabilities are not."""
+        if _others(q_BHLD, k_BKLD, v_BKLD):
+            return self._portable.attention(q_BHLD, k_BKLD, v_BKLD, scale, mask)
+        length = q_BHLD.shape[2]
+        scores = _scores(q_BHLD, k_BKLD, scale)
+        log_sums = np.empty(scores.shape[:-1], np.float32)
+        rows, sums = view(scores).reshape(-1, length, k_BKLD.shape[2]), log_sums.reshape(-1, length)
+        added = _added_mask(mask, length)
+
+        def heads(a: int, b: int) -> None:
+            for head in range(a, b):
+                s = rows[head]
+                s += added[head * len(added) // len(rows)]
+                top = s.max(axis=1)
+                s -= top[:, None]
+                np.exp(s, out=s)
+                total = s.sum(axis=1)
+                s *= (1 / total)[:, None]
+                sums[head] = top + np.log(total)
+
+        self._parallel(heads, len(rows), 1)
+        out_BHLD = product(scores, v_BKLD).reshape(*q_BHLD.shape[:-1], v_BKLD.shape[-1])  # values may be less wide
+        return out_BHLD, mx.array(log_sums)
+
+    def attention_backward(
+        self,
+        q_BHLD: mx.array,
+        k_BKLD: mx.array,
+        v_BKLD: mx.array,
+        scale: float,
+        mask: mx.array | None,
+        output: tuple[mx.array, mx.array],
+        d_BHLD: mx.array,
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """dS = P ∘ (dO vᵀ − rowsum(dO ∘ O)), with P = exp(S − log-sums) computed again."""
+        if _others(q_BHLD, k_BKLD, v_BKLD, d_BHLD):
+            return self._portable.attention_backward(q_BHLD, k_BKLD, v_BKLD, scale, mask, output, d_BHLD)
+        length = q_BHLD.shape[2]
+        d_stacked = _stacked(d_BHLD, k_BKLD)
+        probabilities = _scores(q_BHLD, k_BKLD, scale)
+        d_scores = product(d_stacked, v_BKLD.swapaxes(-1, -2))
+        row_sums = (d_BHLD * output[0]).sum(-1)
+        p, d, *of_rows = views(probabilities, d_scores, output[1], row_sums)
+        p_rows, d_rows = (memory.reshape(-1, length, k_BKLD.shape[2]) for memory in (p, d))
+        sums, deltas = (memory.reshape(-1, length, 1) for memory in of_rows)
+        added = _added_mask(mask, length)
+
+        def heads(a: int, b: int) -> None:
+            for head in range(a, b):
+                p, d = p_rows[head], d_rows[head]
+                p += added[head * len(added) // len(p_rows)]
+                p -= sums[head]
+                np.exp(p, out=p)
+                d -= deltas[head]
+                d *= p
+                d *= scale
+
+        self._parallel(heads, len(p_rows), 1)
+        d_q = product(d_scores, k_BKLD).reshape(q_BHLD.shape)
+        d_k = product(d_scores.swapaxes(-1, -2), _stacked(q_BHLD, k_BKLD))
+        return d_q, d_k, product(probabilities.swapaxes(-1, -2), d_stacked)
+
+    def softmax_gradient(
+        self, logits_NV: mx.array, targets_N: mx.array, weights_N: mx.array, soft_cap: float | None
+    ) -> tuple[mx.array, mx.array]:
+        """In the memory of the logits."""
+        if logits_NV.dtype != mx.float32:
+            logits_NV = logits_NV.astype(mx.float32)
+        logits, targets, weights = view(logits_NV), view(targets_N), view(weights_N)
+        losses = np.empty(len(logits), np.float32)
+
+        def rows(start: int, stop: int) -> None:
+            for n in range(start, stop):
+                losses[n] = _softmax_gradient_row(logits[n], int(targets[n]), weights[n], soft_cap)
+
+        self._parallel(rows, len(logits), max(1, _BLOCK // logits.shape[1]))
+        return mx.array(losses), logits_NV
+
+
+def _others(*arrays: mx.array) -> bool:
+    """Whether any of the arrays is not float32."""
+    return any(array.dtype != mx.float32 for array in arrays)
+
+
+def _stacked(x_BHLD: mx.array, k_BKLD: mx.array) -> mx.array:
+    """Query heads that share a key head laid end to end: (B, H, L, D) -> (B, K, H/K · L, D)."""
+    return x_BHLD.reshape(k_BKLD.shape[0], k_BKLD.shape[1], -1, x_BHLD.shape[3])
+
+
+def _scores(q_BHLD: mx.array, k_BKLD: mx.array, scale: float) -> mx.array:
+    """scale · q kᵀ, nobody else's: (B, K, H/K · L, L)."""
+    return product(_stacked(q_BHLD * scale, k_BKLD), k_BKLD.swapaxes(-1, -2))
+
+
+def _added_mask(mask: mx.array | None, length: int) -> Floats:
+    """0 where attention is allowed and −∞ where it is not: (M, L, keys), each for as many of the heads in turn."""
+    if mask is None:
+        return np.triu(np.full((1, length, length), -np.inf, np.float32), 1)
+    allowed = view(mask)
+    return np.where(allowed, np.float32(0), np.float32(-np.inf)).reshape(-1, *allowed.shape[-2:])
+
+
+def view(array: mx.array) -> NDArray[Any]:
+    """The array's memory, evaluated; where it is not in row-major order, a copy that is."""
+    mx.eval(array)
+    return np.ascontiguousarray(np.asarray(array))
+
+
+def views(*arrays: mx.array) -> list[NDArray[Any]]:
+    """`view` of each, evaluated at once: MLX's thread is waited for only once."""
+    mx.eval(arrays)
+    return [view(array) for array in arrays]
+
+
+def product(a: mx.array, b: mx.array) -> mx.array:
+    """a b: MLX's matrix product, or NumPy's where MLX has only the reference BLAS (see `mlxmath.runtime.blas`)."""
+    if not blas_is_missing():
+        return a @ b
+    mx.eval(a, b)
+    return mx.array(np.matmul(np.asarray(a), np.asarray(b)))  # a transposed factor is one by its strides, not a copy
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(1, num_usable_cores() - 1), thread_name_prefix="mlxmath")
+
+
+# Cross-entropy
+
+
+def _softmax_gradient_row(row: Floats, target: int, weight: float, soft_cap: float | None) -> float:
+    """One token: its weighted loss; `row` becomes the gradient."""
+    if soft_cap is not None:
+        row /= soft_cap
+        np.tanh(row, out=row)
+        slope = 1 - np.square(row)
+        row *= soft_cap
+    top = row.max()
+    row -= top
+    at_target = row[target]
+    np.exp(row, out=row)
+    total = row.sum(dtype=np.float64)
+    row *= np.float32(weight / total)
+    row[target] -= weight
+    if soft_cap is not None:
+        row *= slope
+    return float(weight * (np.log(total) - at_target))

@@ -1,0 +1,3 @@
+from mlxmath.runtime.blas import preload
+
+preload()

@@ -1,0 +1,334 @@
+"""The adapter folder: written so that mlx_lm reads it, read so that nothing wrong passes."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxmath.config.schema import LoraConfig
+from mlxmath.errors import InputError, MlxmathError
+from mlxmath.models.finite import check_finite
+from mlxmath.models.lora.inject import adapter_arrays, open_blocks, put_adapters
+from mlxmath.models.lora.targets import Targets, resolve_keys
+from mlxmath.models.score import add_score_head
+from mlxmath.runtime.files import atomic_file, atomic_json, read_json
+from mlxmath.weights.manifest import same_weights
+
+WEIGHTS = "adapters.safetensors"
+CONFIG = "adapter_config.json"
+REWARD_MODEL = "reward_model"
+"""Key of adapter_config.json: true if the weights hold a score head too."""
+_MAX_RANK = 65_536
+_MAX_SCALE = 1e6
+_PEFT = ("adapter_model.safetensors", "adapter_model.bin")
+
+
+@dataclass(frozen=True)
+class Form:
+    """What adapter_config.json says of an adapter's arrays."""
+
+    kind: str
+    """mlx_lm's fine_tune_type: "lora", "dora" or "full"."""
+    num_layers: int
+    """The last N blocks; -1 or 0: all."""
+    rank: int = 0
+    scale: float = 0.0
+    dropout: float = 0.0
+    keys: tuple[str, ...] | None = None
+    """None, as mlx_lm leaves it by default: every layer of the blocks."""
+
+    @classmethod
+    def of(cls, record: Any, path: Path) -> "Form":
+        """Out of a parsed adapter_config.json.
+
+        Raises:
+            MlxmathError: something is missing, of another type or beyond all sense.
+        """
+        kind = _value(record, "fine_tune_type", path, str, default="lora")
+        if kind not in ("lora", "dora", "full"):
+            raise MlxmathError(f"{path}: fine_tune_type {kind!r} is not supported; expected lora, dora or full.")
+        num_layers = _value(record, "num_layers", path, int, default=-1 if kind == "full" else None)
+        if kind == "full":
+            return cls(kind, num_layers)
+        parameters = _value(record, "lora_parameters", path, dict)
+        rank = _value(parameters, "rank", path, int)
+        scale = _value(parameters, "scale", path, float)
+        dropout = _value(parameters, "dropout", path, float, default=0.0)
+        keys = parameters.get("keys")
+        if not 1 <= rank <= _MAX_RANK:
+            raise _senseless(path, "rank", f"a whole number from 1 to {_MAX_RANK:,}", rank)
+        if not abs(scale) <= _MAX_SCALE:
+            raise _senseless(path, "scale", f"a number of at most {_MAX_SCALE:,.0f}", scale)
+        if not 0 <= dropout < 1:
+            raise _senseless(path, "dropout", "a number from 0 to below 1", dropout)
+        if keys is not None and not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
+            raise _senseless(path, "keys", "a list of layers' names", keys)
+        return cls(kind, num_layers, rank, scale, dropout, None if keys is None else tuple(keys))
+
+    def targets(self, model: nn.Module) -> Targets:
+        """The layers of a base model that have adapters."""
+        return resolve_keys(model, self.keys, self.num_layers)
+
+
+def _value(table: Any, name: str, path: Path, kind: type, default: Any = None) -> Any:
+    """A value of a configuration, its type checked; whole numbers are numbers too."""
+    if not isinstance(table, dict):
+        raise _senseless(path, "it", "a table", table)
+    value = table.get(name, default)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1e30:
+        value = float(value)
+    is_right = isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
+    if not is_right or (isinstance(value, float) and not math.isfinite(value)):
+        expected = {str: "text", int: "a whole number", float: "a finite number", dict: "a table"}[kind]
+        raise _senseless(path, name, expected, value if name in table else "nothing")
+    return value
+
+
+def _senseless(path: Path, name: str, expected: str, found: Any) -> MlxmathError:
+    shown = repr(found)
+    return MlxmathError(
+        f"{path} is not an adapter configuration: {name}: expected {expected}; found "
+        f"{shown if len(shown) <= 60 else shown[:60] + '...'}."
+    )
+
+
+def adapter_config(config: LoraConfig, keys: tuple[str, ...], *, full: bool = False, **extra: Any) -> dict[str, Any]:
+    """adapter_config.json: the keys that mlx_lm needs, then our own.
+
+    Args:
+        config: the LoRA section of the run.
+        keys: adapted layers, relative to their block.
+        full: the blocks themselves are trained (`open_blocks`); the weights' file holds them whole.
+        extra: `base_model`, `base_fingerprint` and whatever else should travel with the adapter.
+    """
+    if full:
+        return {"fine_tune_type": "full", "num_layers": config.num_layers, **extra}
+    return {
+        "fine_tune_type": config.variant,
+        "num_layers": config.num_layers,
+        "lora_parameters": {
+            "rank": config.rank,
+            "scale": config.scale,
+            "dropout": config.dropout,
+            "keys": list(keys),
+        },
+        "lora_alpha": config.alpha,
+        "use_rslora": config.rslora,
+        **extra,
+    }
+
+
+def save_weights(path: Path, model: nn.Module) -> None:
+    """Write the arrays that train to `path` in one step."""
+    save_arrays(path, adapter_arrays(model))
+
+
+def save_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str] | None = None) -> None:
+    """Write arrays as safetensors in one step."""
+    mx.eval(arrays)
+    with atomic_file(path) as file:
+        mx.save_safetensors(file, arrays, metadata or {"format": "mlx"})
+
+
+def save_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write adapter_config.json. Weights there that belong to another configuration are removed first."""
+    path = folder / CONFIG
+    if path.exists() and read_json(path) == config:
+        return
+    (folder / WEIGHTS).unlink(missing_ok=True)
+    atomic_json(path, config)
+
+
+def load_adapter(model: nn.Module, folder: Path, base_fingerprint: str | None = None) -> dict[str, Any]:
+    """Inject the adapter in `folder` into `model` and load its weights; or load the blocks of a full fine-tuning.
+
+    Args:
+        model: a base model without adapters.
+        folder: an adapter folder, ours or one that mlx_lm made.
+        base_fingerprint: the base's; an adapter that records another one is refused.
+
+    Returns:
+        The parsed adapter_config.json.
+
+    Raises:
+        MlxmathError: a file or key is missing, the adapter was made for another base, or any tensor is missing,
+            extra or of the wrong shape (all of them are named).
+    """
+    record = _read(folder, base_fingerprint)
+    if record.get(REWARD_MODEL):
+        raise MlxmathError(
+            f"{folder} holds a reward model, which scores answers and gives none. Use it as grpo --reward "
+            f"model:{folder}, or name another folder with --adapter-path."
+        )
+    _prepare(model, folder, record)
+    load_weights(model, folder / WEIGHTS)
+    return record
+
+
+def load_reward_model(model: nn.Module, folder: Path, base_fingerprint: str | None = None) -> dict[str, Any]:
+    """Make `model`, a base without adapters, the reward model in `folder`: its adapter and its score head.
+
+    Returns and raises as `load_adapter`; a plain adapter is refused.
+    """
+    record = read_reward_model(folder, base_fingerprint)
+    _prepare(model, folder, record)
+    add_score_head(model)
+    load_weights(model, folder / WEIGHTS)
+    return record
+
+
+def read_reward_model(folder: Path, base_fingerprint: str | None = None) -> dict[str, Any]:
+    """The adapter_config.json of a reward model.
+
+    Raises:
+        MlxmathError: there is none in `folder`, or it was made for another base.
+    """
+    if not (folder / CONFIG).is_file():
+        raise MlxmathError(f"{folder} holds no reward model; train one with `mlxmath reward-model`.")
+    record = _read(folder, base_fingerprint)
+    if not record.get(REWARD_MODEL):
+        raise MlxmathError(
+            f"{folder} holds a plain adapter, not a reward model; train one with `mlxmath reward-model`."
+        )
+    return record
+
+
+def _read(folder: Path, base_fingerprint: str | None) -> dict[str, Any]:
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        if found := _of_peft(folder):
+            raise MlxmathError(found)
+        absent = CONFIG if not (folder / CONFIG).is_file() else WEIGHTS
+        raise MlxmathError(
+            f"{folder} holds no adapter: {absent} is missing. Train one (`mlxmath train`), name another folder "
+            "with --adapter-path, or ask the base model with --no-adapter."
+        )
+    record = read_config(folder)
+    made_for = record.get("base_fingerprint")
+    if base_fingerprint and made_for and not same_weights(base_fingerprint, made_for):
+        raise MlxmathError(
+            f"{folder} was trained on another base model ({record.get('base_model', 'unknown')}, fingerprint "
+            f"{made_for}) than the one loaded (fingerprint {base_fingerprint}). Choose the matching --mlx-path."
+        )
+    return record
+
+
+def _of_peft(folder: Path) -> str | None:
+    """What to say of an adapter in PEFT's form, which neither mlx_lm nor this program reads; None if it is not one."""
+    name = next((name for name in _PEFT if (folder / name).is_file()), None)
+    if name is None:
+        return None
+    return (
+        f"{folder} holds an adapter in PEFT's form ({name}), not in mlx_lm's ({WEIGHTS}). Merge it into its base with "
+        "PEFT (merge_and_unload, save_pretrained), and give the merged model as --model."
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json.
+
+    Raises:
+        MlxmathError: it is absent, no JSON or no adapter configuration.
+    """
+    record = read_json(folder / CONFIG)
+    Form.of(record, folder / CONFIG)
+    return dict(record)
+
+
+def load_initial(model: nn.Module, folder: Path, wanted: dict[str, Any]) -> None:
+    """Let training start from the weights of the adapter in `folder`.
+
+    Args:
+        model: with the adapters, or the open blocks, that are to be trained.
+        folder: an adapter folder of the same base and form.
+        wanted: adapter_config.json of the run that starts.
+
+    Raises:
+        InputError: there is no adapter, or its form is another (every difference is named).
+        MlxmathError: a file is damaged, or a tensor missing, extra or misshapen.
+    """
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        if theirs := _of_peft(folder):
+            raise InputError(f"--init-adapter: {theirs}")
+        raise InputError(f"--init-adapter: {folder} holds no adapter; expected {CONFIG} and {WEIGHTS}.")
+    found = read_config(folder)
+    differences = _differences(
+        Form.of(found, folder / CONFIG), Form.of(wanted, folder / CONFIG), num_blocks=len(model.layers)
+    )
+    theirs, ours = found.get("base_fingerprint"), wanted.get("base_fingerprint")
+    if theirs is not None and not same_weights(ours, theirs):
+        differences = [f"base_fingerprint is {theirs!r} there and {ours!r} here", *differences]
+    if differences:
+        raise InputError(f"--init-adapter: {folder} does not fit this run: {'; '.join(differences)}.")
+    load_weights(model, folder / WEIGHTS)
+
+
+def _differences(found: Form, wanted: Form, num_blocks: int) -> list[str]:
+    """What of two forms is not the same; dropout may differ, and where one lists no keys, the arrays will tell."""
+
+    def comparable(form: Form) -> dict[str, Any]:
+        is_all = form.num_layers in (-1, 0) or form.num_layers >= num_blocks
+        values = {"fine_tune_type": form.kind, "num_layers": -1 if is_all else form.num_layers}
+        if form.kind == "full":
+            return values
+        parameters: dict[str, Any] = {"rank": form.rank, "scale": form.scale}
+        if found.keys is not None and wanted.keys is not None:
+            parameters["keys"] = sorted(form.keys or ())
+        return values | {"lora_parameters": parameters}
+
+    theirs, ours = comparable(found), comparable(wanted)
+    return [
+        f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
+        for name in {**theirs, **ours}
+        if theirs.get(name) != ours.get(name)
+    ]
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load the arrays that train into `model`; every tensor must be there and fit.
+
+    Adapters become float32; the blocks of a full fine-tuning keep the type that the model was loaded in.
+
+    Raises:
+        MlxmathError: the file is not readable, or tensors are missing, extra or misshapen.
+    """
+    try:
+        found: dict[str, mx.array] = mx.load(str(path), format="safetensors")
+    except RuntimeError as error:
+        raise MlxmathError(f"{path} is damaged or not a safetensors file ({error}).") from None
+    check_finite(path, found)
+    expected = adapter_arrays(model)
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} belongs to no adapter of this model" for name in found if name not in expected]
+    problems += [
+        f"{name} has shape {tuple(found[name].shape)}, expected {tuple(array.shape)}"
+        for name, array in expected.items()
+        if name in found and found[name].shape != array.shape
+    ]
+    problems += [
+        f"{name} holds {array.dtype}, expected floating-point numbers"
+        for name, array in found.items()
+        if name in expected and not mx.issubdtype(array.dtype, mx.floating)
+    ]
+    if problems:
+        shown = "\n  ".join(problems[:20])
+        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise MlxmathError(f"{path} does not fit the model and the rank and targets beside it:\n  {shown}{more}")
+    model.load_weights([(name, array.astype(expected[name].dtype)) for name, array in found.items()], strict=False)
+    mx.eval(adapter_arrays(model))
+
+
+def _prepare(model: nn.Module, folder: Path, record: dict[str, Any]) -> None:
+    """Give `model` the trainable arrays that adapter_config.json describes. The scale is the recorded one, exactly."""
+    form = Form.of(record, folder / CONFIG)
+    if form.kind == "full":
+        open_blocks(model, form.num_layers)
+        return
+    targets = form.targets(model)
+    if not targets.layers:
+        raise MlxmathError(f"{folder / CONFIG}: keys name no layer of this model: {', '.join(form.keys or ())}.")
+    if form.kind == "dora" and any(layer.num_experts is not None for layer in targets.layers):
+        raise MlxmathError(f"{folder / CONFIG} asks for DoRA on experts, which neither mlx_lm nor mlxmath has.")
+    put_adapters(model, targets, form.kind, form.rank, form.scale, form.dropout)

@@ -1,0 +1,129 @@
+"""`pipeline`: the stages follow each other, each on what the one before made, and go on where they were."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+import mlxmath.commands.grpo
+from mlxmath.commands.pipeline import DEMO, configure, read_stages
+from mlxmath.config.schema import RunConfig
+from mlxmath.errors import InputError
+from tests.distillation.scripted import completion, scripted, solution, sum_of
+from tests.helpers import run, succeed
+
+FILE = """
+[distill]
+data.dataset = "problems.jsonl"
+data.decontaminate = []
+distillation.samples = 1
+
+[train]
+recipe = "debug"
+lora.rank = 16
+lora.targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+training.max_steps = 2
+
+[grpo]
+recipe = "demo-grpo"
+data.num_examples = 4
+training.batch_size = 8
+training.grad_accumulation_steps = 1
+training.max_steps = 1
+grpo.max_completion_length = 24
+grpo.num_generations = 4
+grpo.reward_weights = { cosine_length = 1.0, repetition = 1.0 }
+
+[evaluate]
+evaluation.benchmark = ["problems.jsonl"]
+evaluation.limit = 3
+evaluation.max_tokens = 8
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    rows = [{"problem": f"What is {i} + {i + 1}?", "answer": str(2 * i + 1)} for i in range(6)]
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "stages.toml").write_text(FILE)
+    return tmp_path
+
+
+def answer(request: object, body: dict, attempt: int) -> None:
+    a, b = sum_of(body)
+    request.reply(completion(solution(a, b + (a == 5))))  # type: ignore[attr-defined]
+
+
+def test_every_stage_is_on_what_the_one_before_made_and_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = place / "two-stage"
+    with scripted(answer) as server:
+        command = ("stages.toml", "--teacher-url", server.url, "--teacher-model", "m")
+        with monkeypatch.context() as stopped:
+            stopped.setattr(mlxmath.commands.grpo, "grpo", lambda resolved, ranks: 143)
+            assert run(place, "pipeline", *command).returncode == 143
+        assert {path.name for path in folder.iterdir()} == {"distilled", "train"}
+        tuned = (folder / "train" / "adapters.safetensors").read_bytes()
+        result = succeed(place, "pipeline", *command)
+        assert sum(server.seen.values()) == 6  # each problem once, over both runs
+        assert (folder / "train" / "adapters.safetensors").read_bytes() == tuned
+        finished = {path: path.read_bytes() for path in folder.rglob("*.safetensors")}
+        succeed(place, "pipeline", *command)
+        assert {path: path.read_bytes() for path in finished} == finished
+
+    solutions = [json.loads(line) for line in (folder / "distilled" / "solutions.jsonl").read_text().splitlines()]
+    assert len(solutions) == 5 and "1 wrong answer" in result.stderr
+    record = json.loads((folder / "train" / "run.json").read_text())
+    assert record["data"]["training_rows"] == 5 and record["steps"] == 2
+    record = json.loads((folder / "grpo" / "run.json").read_text())
+    assert record["config"]["training"]["init_adapter"] == "two-stage/train" and record["steps"] == 1
+    before, after = (load_file(folder / name / "adapters.safetensors") for name in ("train", "grpo"))
+    assert any((before[name] != after[name]).any() for name in before)
+    found = json.loads((folder / "evaluation" / "results.json").read_text())
+    assert [(c["base"], c["other"]) for c in found["comparisons"]] == [
+        ("base", "distilled"), ("distilled", "distilled + GRPO"),
+    ]  # fmt: skip
+    table = [line for line in result.stdout.splitlines() if line.startswith("|")]
+    assert table[0].count("|") == 11 and [line.split(" |")[0] for line in table[2:]] == [
+        "| base", "| distilled", "| distilled + GRPO",
+    ]  # fmt: skip
+    assert result.stdout == (folder / "evaluation" / "model_card.md").read_text() + "\n"
+
+
+def configs(**chosen: str) -> dict[str, RunConfig]:
+    values = {name.replace("__", "."): value for name, value in chosen.items()}
+    found = configure(read_stages(DEMO), Path("f"), values, overwrite=False)
+    return {name: resolved.config for name, resolved in found.items()}
+
+
+def test_the_demo_trains_its_teacher_unless_another_is_named() -> None:
+    found = configs(runtime__backend="cpu")
+    assert list(found) == ["teacher", "distill", "train", "grpo", "evaluate"]
+    assert found["distill"].distillation.teacher == "mlx_model:f/teacher"
+    assert found["teacher"].training.adapter_path == "f/teacher" and found["teacher"].data.dataset == "demo"
+    assert found["train"].data.dataset == "f/distilled/solutions.jsonl"
+    assert (found["grpo"].training.init_adapter, found["grpo"].training.adapter_path) == ("f/train", "f/grpo")
+    assert all(config.runtime.backend == "cpu" for config in found.values())
+    for chosen in ({"distillation__teacher": "a:b"}, {"distillation__teacher_url": "http://x/v1"}):
+        found = configs(**chosen)
+        assert list(found) == ["distill", "train", "grpo", "evaluate"]
+        assert found["distill"].distillation.teacher == chosen.get("distillation__teacher")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (FILE, "there is no teacher"),
+        (FILE.replace("[train]", "[tune]"), "tune: expected tables"),
+        (FILE.partition("[evaluate]")[0], r"\[evaluate\] is missing"),
+        (FILE.replace('recipe = "debug"', 'recipe = "debgu"'), "did you mean 'debug'"),
+        (FILE.replace("training.max_steps", "max_steps"), r"\[train\] max_steps: expected SECTION.FIELD"),
+        (FILE.replace("evaluation.limit", "evaluation.limits"), "did you mean 'evaluation.limit'"),
+        ("[distill", "is not TOML"),
+    ],
+)
+def test_mistakes_are_found_before_anything_begins(place: Path, text: str, message: str) -> None:
+    (place / "stages.toml").write_text(text)
+    teacher = {} if message == "there is no teacher" else {"distillation.teacher": "nowhere"}
+    with pytest.raises(InputError, match=message):
+        configure(read_stages(place / "stages.toml"), place / "f", teacher, overwrite=False)

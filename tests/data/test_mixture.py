@@ -1,0 +1,284 @@
+"""Which problems a mixture takes."""
+
+import json
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxmath.config.schema import DataConfig, SourceConfig
+from mlxmath.data.decontaminate import fingerprint_benchmark, open_benchmarks
+from mlxmath.data.dedup import normalise
+from mlxmath.data.mixture import Mixture
+from mlxmath.errors import InputError
+
+REPOSITORY = Path(__file__).parents[2]
+SHARED = REPOSITORY.parent / "shared" / "data"
+needs_gsm8k = pytest.mark.skipif(not (SHARED / "gsm8k").exists(), reason=f"{SHARED}/gsm8k is absent")
+WORDS = [
+    "river", "apple", "stone", "cloud", "train", "garden", "window", "paper", "bridge", "candle", "forest", "mirror",
+    "basket", "ladder", "pencil",
+]  # fmt: skip
+
+
+def question(i: int) -> str:
+    rng = random.Random(i)
+    return f"Problem {i}: " + " ".join(rng.choice(WORDS) for _ in range(20))
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def rows(start: int, count: int, **columns: Any) -> list[dict[str, Any]]:
+    return [{"problem": question(i), "solution": f"s{i}", **columns} for i in range(start, start + count)]
+
+
+def chosen(config: DataConfig) -> Mixture:
+    mixture = Mixture(config)
+    mixture.choose()
+    return mixture
+
+
+def solutions(mixture: Mixture) -> list[str]:
+    return [problem.solution or "" for problem in mixture]
+
+
+def test_a_single_source_keeps_its_order(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", rows(0, 50))
+    mixture = chosen(DataConfig(dataset=path))
+    assert solutions(mixture) == [f"s{i}" for i in range(50)]
+    assert solutions(mixture) == solutions(mixture), "each iteration starts anew"
+    assert solutions(chosen(DataConfig(dataset=path, num_examples=3))) == ["s0", "s1", "s2"]
+    assert solutions(chosen(DataConfig(dataset=path, num_examples=3, filters="solution matches [5-9]$"))) == [
+        "s5", "s6", "s7",
+    ]  # fmt: skip
+
+
+def sources(tmp_path: Path, *settings: dict[str, Any], size: int = 100) -> tuple[SourceConfig, ...]:
+    return tuple(
+        SourceConfig(dataset=write(tmp_path / f"{n}.jsonl", rows(1000 * n, size)), **values)
+        for n, values in enumerate(settings)
+    )
+
+
+def counts(mixture: Mixture) -> list[int]:
+    assert len(mixture) == len(solutions(mixture)) == sum(report.taken for report in mixture.reports)
+    return [report.taken for report in mixture.reports]
+
+
+def test_counts_are_drawn_at_random_with_a_seed(tmp_path: Path) -> None:
+    of = sources(tmp_path, {"count": 30}, {"count": 5}, {})
+    first = chosen(DataConfig(sources=of))
+    assert counts(first) == [30, 5, 100]
+    taken = solutions(first)
+    assert taken == sorted(taken, key=lambda s: int(s[1:])), "in the sources' order"
+    assert taken[:30] != [f"s{i}" for i in range(30)], "not the first ones"
+    assert solutions(chosen(DataConfig(sources=of))) == taken
+    assert solutions(chosen(DataConfig(sources=of, mixture_seed=1))) != taken
+
+
+def test_the_choice_itself(tmp_path: Path) -> None:
+    """Written down, so that another machine, Python or numpy that chose differently would fail."""
+    of = sources(tmp_path, {"count": 4}, {"count": 3})
+    assert solutions(chosen(DataConfig(sources=of))) == CHOICE
+
+
+def test_the_choice_does_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
+    of = sources(tmp_path, {"count": 4}, {"count": 3})
+    program = (
+        "import sys, json; from mlxmath.config.schema import *; from mlxmath.data.mixture import Mixture\n"
+        "m = Mixture(DataConfig(sources=json.loads(sys.argv[1]), deduplicate='near')); m.choose()\n"
+        "print([p.solution for p in m])"
+    )
+    arguments = json.dumps([source.model_dump() for source in of])
+    for seed in ("1", "77"):
+        result = subprocess.run(
+            [sys.executable, "-c", program, arguments], env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(REPOSITORY)},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert result.stdout.strip() == str(CHOICE)
+
+
+CHOICE = ["s7", "s58", "s85", "s92", "s1041", "s1057", "s1094"]
+
+
+def test_weights_share_out(tmp_path: Path) -> None:
+    of = sources(tmp_path, {"weight": 3.0}, {"weight": 1.0})
+    assert counts(chosen(DataConfig(sources=of))) == [100, 33], "as much as lets no source run out"
+    assert counts(chosen(DataConfig(sources=of, num_examples=40))) == [30, 10]
+    of = sources(tmp_path, {"weight": 1.0}, {"weight": 1.0}, {"count": 10})
+    assert counts(chosen(DataConfig(sources=of, num_examples=50))) == [20, 20, 10]
+    of = sources(tmp_path, {"count": 90}, {"count": 30}, {})
+    assert counts(chosen(DataConfig(sources=of, num_examples=22))) == [9, 3, 10]
+    with pytest.raises(ValueError, match="a count or a weight, not both"):
+        SourceConfig(dataset="x", count=1, weight=1.0)
+
+
+def test_a_count_that_cannot_be_had_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mixture = chosen(DataConfig(sources=sources(tmp_path, {"count": 500}, {})))
+    assert counts(mixture) == [100, 100]
+    assert "0.jsonl: 500 rows were asked for, 100 could be had" in capsys.readouterr().err
+
+
+def levels(tmp_path: Path) -> str:
+    names = ["easy"] * 40 + ["Medium"] * 20 + ["hard"] * 30 + ["very hard"] * 5 + [None] * 5
+    return write(tmp_path / "a.jsonl", [r | {"difficulty": d} for r, d in zip(rows(0, 100), names, strict=True)])
+
+
+def test_balance(tmp_path: Path) -> None:
+    path = levels(tmp_path)
+    report = chosen(DataConfig(dataset=path, balance="difficulty")).reports[0]
+    assert report.buckets == {"easy": (40, 5), "hard": (30, 5), "medium": (20, 5), "very hard": (5, 5)}
+    assert report.filtered == {"difficulty is given": 5}
+    of = (SourceConfig(dataset=path, balance="difficulty", count=60),)
+    report = chosen(DataConfig(sources=of)).reports[0]
+    assert report.buckets == {"easy": (40, 19), "hard": (30, 18), "medium": (20, 18), "very hard": (5, 5)}
+    assert report.taken == 60, "what the short one lacks comes from the others"
+    assert chosen(DataConfig(dataset=path, balance="difficulty", num_examples=8)).reports[0].taken == 8
+    with pytest.raises(InputError, match="--balance: a.jsonl has no field 'dificulty', .*did you mean 'difficulty'"):
+        Mixture(DataConfig(dataset=path, balance="dificulty"))
+
+
+def test_filters_are_counted(tmp_path: Path) -> None:
+    mixture = chosen(DataConfig(dataset=levels(tmp_path), filters="difficulty in easy, hard; solution matches 1$"))
+    assert mixture.reports[0].filtered == {"difficulty in easy, hard": 30, "solution matches 1$": 63}
+    assert mixture.reports[0].left == 7
+    with pytest.raises(InputError, match="did you mean 'difficulty'"):
+        Mixture(DataConfig(dataset=levels(tmp_path), filters="difficult in easy"))
+
+
+def test_repeated_problems(tmp_path: Path) -> None:
+    a = [
+        {"problem": "What is 1,000 + 2?", "solution": "x"},
+        {"problem": "what is 1000+2", "solution": "another way"},  # a second solution of the same source
+        {"problem": "What is 1000 + 2 ?", "solution": "x"},  # the same one
+        {"problem": "What is 1000 + 3?", "solution": "x"},
+    ]
+    b = [{"problem": "WHAT IS 1000 + 2", "solution": "third"}, {"problem": "new", "solution": "x"}]
+    of = tuple(SourceConfig(dataset=write(tmp_path / f"{n}.jsonl", r)) for n, r in enumerate((a, b)))
+    exact = chosen(DataConfig(sources=of))
+    assert (counts(exact), [report.repeated for report in exact.reports]) == ([3, 1], [1, 1])
+    assert counts(chosen(DataConfig(sources=of, deduplicate="off"))) == [4, 2]
+
+
+def test_near_identical_problems(tmp_path: Path) -> None:
+    base = rows(0, 30)
+    close = [row | {"problem": row["problem"] + " please"} for row in base[:10]]
+    other = [row | {"problem": row["problem"].replace("Problem", "Problem 7 and")} for row in base[:10]]
+    path = write(tmp_path / "a.jsonl", base + close + close + other)
+    assert counts(chosen(DataConfig(dataset=path))) == [50]
+    near = chosen(DataConfig(dataset=path, deduplicate="near"))
+    assert counts(near) == [40], "other numbers are other problems"
+    assert near.reports[0].repeated == 20
+
+
+def test_curriculum(tmp_path: Path) -> None:
+    names = ["hard", "easy", "very hard", "medium", "easy"]
+    path = write(tmp_path / "a.jsonl", [r | {"difficulty": d} for r, d in zip(rows(0, 5), names, strict=True)])
+    mixture = chosen(DataConfig(dataset=path, curriculum="easy-to-hard"))
+    assert mixture.ranks.tolist() == [600, 0, 800, 400, 0]
+    assert mixture.reports[0].order == "difficulty"
+    texts = [row | {"solution": "x" * n} for row, n in zip(rows(0, 4), (30, 5, 20, 5), strict=True)]
+    mixture = chosen(DataConfig(dataset=write(tmp_path / "b.jsonl", texts), curriculum="easy-to-hard"))
+    assert (mixture.ranks.tolist(), mixture.reports[0].order) == ([750, 0, 500, 0], "solution length")
+    assert chosen(DataConfig(dataset=path)).ranks is None
+
+
+def other_numbers(text: str) -> str:
+    """Thousands separated, decimals lengthened."""
+    return re.sub(r"(?<![\d.,])\d+(?![\d.,]*\d)", lambda m: f"{int(m[0]):,}" if len(m[0]) > 3 else f"{m[0]}.00", text)
+
+
+@needs_gsm8k
+def test_planted_test_questions_are_found(tmp_path: Path) -> None:
+    tests = [json.loads(line)["question"] for line in (SHARED / "gsm8k" / "test.jsonl").read_text().splitlines()]
+    rng = random.Random(0)
+    planted = rng.sample(tests, 200)
+    variants = [
+        lambda text: text,
+        lambda text: "  ".join(text.replace(". ", ".\n\n").split(" ")),
+        other_numbers,
+        lambda text: f"Solve this:   {text.upper().replace('?', ' ?')}  Think step by step.",
+    ]
+    data = rows(0, 9800) + [
+        {"problem": variants[i % 4](text), "solution": f"planted{i}"} for i, text in enumerate(planted)
+    ]
+    rng.shuffle(data)
+    mixture = chosen(DataConfig(dataset=write(tmp_path / "a.jsonl", data), decontaminate=("gsm8k",)))
+    assert mixture.reports[0].contaminated == {"gsm8k": 200}
+    assert not [s for s in solutions(mixture) if s.startswith("planted")]
+    assert len(mixture) == 9800
+
+
+@needs_gsm8k
+def test_little_of_gsm8k_s_training_set_is_removed() -> None:
+    (report,) = chosen(DataConfig(dataset=str(SHARED / "gsm8k"))).reports
+    assert report.contaminated["gsm8k"] < 0.001 * report.read
+    assert report.read - report.left == sum(report.contaminated.values())
+
+
+@needs_gsm8k
+def test_bundled_hashes_are_those_of_the_benchmarks() -> None:
+    for name, path, key in (("gsm8k", "gsm8k", "question"), ("math500", "math500", "problem")):
+        lines = (SHARED / path / "test.jsonl").read_text().splitlines()
+        made = fingerprint_benchmark(name, "", [json.loads(line)[key] for line in lines])
+        (bundled,) = open_benchmarks([name])
+        assert (bundled.texts == made.texts).all() and (bundled.ngrams == made.ngrams).all()
+
+
+def test_a_source_that_is_the_benchmark_is_kept_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark = write(tmp_path / "bench.jsonl", rows(0, 10))
+    training = write(tmp_path / "train.jsonl", rows(4, 8))
+    mixture = chosen(DataConfig(dataset=training, decontaminate=benchmark))
+    assert (mixture.reports[0].is_benchmark, len(mixture), mixture.reports[0].contaminated) == (benchmark, 8, {})
+    assert "so they are kept" in capsys.readouterr().err
+    mixture = chosen(DataConfig(dataset=write(tmp_path / "train.jsonl", rows(4, 20)), decontaminate=benchmark))
+    assert (mixture.reports[0].is_benchmark, len(mixture), mixture.reports[0].contaminated) == (
+        None,
+        14,
+        {benchmark: 6},
+    )
+    assert len(chosen(DataConfig(dataset=training, decontaminate="none"))) == 20
+
+
+def test_benchmarks_by_name_and_file(tmp_path: Path) -> None:
+    benchmark = fingerprint_benchmark("b", "", [question(1), "What is 3 + 3?"])
+    asked = normalise(
+        [question(1), question(2), "What is  3+3", f"First: {question(1)[:90]} and so on", "What is 3 + 4?"]
+    )
+    assert benchmark.holds(asked).tolist() == [True, False, True, True, False]
+    assert [b.name for b in open_benchmarks(["gsm8k", "MATH-500"])] == ["gsm8k", "math500"]
+    with pytest.raises(InputError, match="--decontaminate: no benchmark 'gms8k', but .*; did you mean 'gsm8k'"):
+        open_benchmarks(["gms8k"])
+    with pytest.raises(InputError, match="--decontaminate .*: .*does not exist"):
+        open_benchmarks([str(tmp_path / "absent.jsonl")])
+
+
+def test_every_setting_and_file_is_in_the_key(tmp_path: Path) -> None:
+    path, benchmark = write(tmp_path / "a.jsonl", rows(0, 5)), write(tmp_path / "b.jsonl", rows(50, 5))
+    changes: list[dict[str, Any]] = [
+        {}, {"filters": "length > 1"}, {"balance": "solution"}, {"num_examples": 3}, {"mixture_seed": 1},
+        {"deduplicate": "near"}, {"decontaminate": benchmark}, {"curriculum": "easy-to-hard"},
+        {"sources": [{"dataset": path, "count": 3}]}, {"sources": [{"dataset": path, "weight": 3.0}]},
+        {"sources": [{"dataset": path}, {"dataset": path}]},
+        {"solution_column": "problem", "question_column": "solution"},
+    ]  # fmt: skip
+    keys = {json.dumps(Mixture(DataConfig(**{"dataset": path, **change})).key, sort_keys=True) for change in changes}
+    assert len(keys) == len(changes)
+    write(tmp_path / "a.jsonl", rows(0, 6))
+    assert json.dumps(Mixture(DataConfig(dataset=path)).key, sort_keys=True) not in keys
+
+
+def test_a_filter_may_name_the_column_that_is_the_solution(tmp_path: Path) -> None:
+    rows = [{"instruction": "1 + 1?", "response": "<think>so</think> 2"}, {"instruction": "2 + 2?", "response": "4"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = DataConfig(dataset=str(tmp_path / "rows.jsonl"), filters=("response contains </think>",))
+    mixture = Mixture(config)
+    mixture.choose()
+    assert [problem.question for problem in mixture] == ["1 + 1?"]

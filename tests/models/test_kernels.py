@@ -1,0 +1,125 @@
+"""Every form of every kernel against torch-free references: autodiff of plain formulas in float32, NumPy in float64."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxmath.models.kernels.cpu import CpuKernels, product
+from mlxmath.models.kernels.gpu import GpuKernels
+from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.runtime.select import BACKENDS
+
+FORMS = ["portable", "cpu", "metal", "cuda"]
+
+
+@pytest.fixture(params=FORMS)
+def kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
+    if request.param in ("portable", "cpu"):
+        yield PortableKernels() if request.param == "portable" else CpuKernels()
+        return
+    if reason := BACKENDS[request.param]().unavailable():
+        pytest.skip(reason)
+    before = mx.default_device()
+    mx.set_default_device(mx.gpu)
+    yield GpuKernels(request.param)
+    mx.set_default_device(before)
+
+
+def close(found: mx.array, expected: mx.array, tolerance: float = 2e-6) -> None:
+    found_, expected_ = np.array(found, np.float64), np.array(expected, np.float64)
+    assert found_.shape == expected_.shape
+    assert np.abs(found_ - expected_).max() <= tolerance * max(1.0, np.abs(expected_).max())
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 5), (3, 257, 301)])
+def test_swiglu(kernels: Any, shape: tuple[int, ...]) -> None:
+    mx.random.seed(0)
+    gate, up, cotangent = (mx.random.normal(shape) * 4 for _ in range(3))
+    gate[0, 0, 0] = -120.0  # exp overflows there; the result must not
+    close(kernels.swiglu(gate, up), gate * mx.sigmoid(gate) * up)
+    found = kernels.swiglu_backward(gate, up, cotangent)
+    sigmoid = mx.sigmoid(gate)
+    close(found[0], cotangent * up * sigmoid * (1 + gate * (1 - sigmoid)))
+    close(found[1], cotangent * gate * sigmoid)
+
+
+def plain_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None) -> mx.array:
+    groups, length = q.shape[1] // k.shape[1], q.shape[2]
+    k, v = (mx.repeat(a, groups, axis=1) for a in (k, v))
+    allowed = mx.tril(mx.ones((length, length))) > 0 if mask is None else mask
+    return mx.softmax(mx.where(allowed, scale * q @ k.swapaxes(-1, -2), -mx.inf), axis=-1) @ v
+
+
+def packed_mask(rows: int, length: int) -> mx.array:
+    """Causal within two texts that share a row; another boundary in each row. (B, 1, L, L)."""
+    masks = []
+    for row in range(rows):
+        text = np.arange(length) >= (row + 1) * length // (rows + 2)
+        masks.append((text[:, None] == text[None]) & np.tri(length, dtype=bool))
+    return mx.array(np.stack(masks))[:, None]
+
+
+def continued_mask(rows: int, length: int) -> mx.array:
+    """Of five earlier positions as many as the row's number, and then causal. (B, 1, L, 5 + L)."""
+    earlier = [np.broadcast_to(np.arange(5) < row, (length, 5)) for row in range(rows)]
+    return mx.array(np.stack([np.hstack([part, np.tri(length, dtype=bool)]) for part in earlier]))[:, None]
+
+
+MASKS = {"causal": lambda *_: None, "packed": packed_mask, "continued": continued_mask}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("value_width", [8, 4])
+@pytest.mark.parametrize(("rows", "heads", "kv_heads", "length"), [(1, 1, 1, 1), (2, 4, 4, 7), (3, 6, 2, 33)])
+def test_attention(
+    kernels: Any, rows: int, heads: int, kv_heads: int, length: int, value_width: int, kind: str
+) -> None:
+    mx.random.seed(1)
+    q = mx.random.normal((rows, length, heads, 8)).swapaxes(1, 2) * 3  # strided, as a model makes them
+    mask = MASKS[kind](rows, length)
+    keys = length if mask is None else mask.shape[-1]
+    k, v = (mx.random.normal((rows, keys, kv_heads, width)).swapaxes(1, 2) for width in (8, value_width))
+    cotangent = mx.random.normal((*q.shape[:-1], value_width))
+    output = kernels.attention(q, k, v, 0.4, mask)
+    close(output[0], plain_attention(q, k, v, 0.4, mask), 1e-5)
+    found = kernels.attention_backward(q, k, v, 0.4, mask, output, cotangent)
+    expected = mx.vjp(lambda *a: plain_attention(*a, 0.4, mask), [q, k, v], [cotangent])[1]
+    for one, other in zip(found, expected, strict=True):
+        close(one, other, 1e-5)
+
+
+@pytest.mark.parametrize("soft_cap", [None, 5.0])
+@pytest.mark.parametrize(("tokens", "vocabulary"), [(1, 2), (5, 11), (40, 70_000)])
+def test_softmax_gradient(kernels: Any, tokens: int, vocabulary: int, soft_cap: float | None) -> None:
+    rng = np.random.default_rng(3)
+    logits = (rng.normal(size=(tokens, vocabulary)) * 6).astype(np.float32)
+    targets = rng.integers(0, vocabulary, tokens)
+    weights = rng.uniform(0, 2, tokens).astype(np.float32)
+    weights[0] = 0.0
+    capped = logits.astype(np.float64)
+    if soft_cap:
+        capped = soft_cap * np.tanh(capped / soft_cap)
+    exps = np.exp(capped - capped.max(1, keepdims=True))
+    expected = exps / exps.sum(1, keepdims=True)
+    losses = -np.log(expected[np.arange(tokens), targets]) * weights
+    expected[np.arange(tokens), targets] -= 1
+    expected *= weights[:, None] * (1 - (capped / soft_cap) ** 2 if soft_cap else 1)
+    found, gradient = kernels.softmax_gradient(mx.array(logits), mx.array(targets), mx.array(weights), soft_cap)
+    np.testing.assert_allclose(np.array(found), losses, rtol=2e-5, atol=1e-5)
+    np.testing.assert_allclose(np.array(gradient), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_products_are_the_same_through_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = mx.random.normal((2, 3, 4)), mx.random.normal((2, 5, 4)).swapaxes(-1, -2)
+    expected = a @ b
+    for missing in (False, True):
+        monkeypatch.setattr("mlxmath.models.kernels.cpu.blas_is_missing", lambda missing=missing: missing)
+        close(product(a, b), expected)
+
+
+def test_attention_through_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlxmath.models.kernels.cpu.blas_is_missing", lambda: True)
+    test_attention(CpuKernels(), 3, 6, 2, 33, 8, kind="packed")

@@ -1,0 +1,156 @@
+"""Two processes that share a model between them compute what one computes alone."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from mlxmath.config.schema import LoraConfig
+from mlxmath.models.load import load_model
+from mlxmath.models.lora.adapter import WEIGHTS, adapter_config, load_adapter, save_config, save_weights
+from mlxmath.models.lora.inject import inject
+from tests.helpers import REPOSITORY
+from tests.models.architectures import write
+from tests.models.sharded_rank import TOKENS
+
+SIZES = {
+    "hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 128, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "vocab_size": 96, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def make_model(folder: Path, family: str, bits: int | None = None, **changes: Any) -> Path:
+    """A random model on the disk."""
+    from importlib import import_module
+
+    home = import_module(f"mlx_lm.models.{family}")
+    config = {"model_type": family} | SIZES | changes
+    mx.random.seed(3)
+    model = home.Model(home.ModelArgs.from_dict(config))
+    if bits:
+        nn.quantize(model, group_size=32, bits=bits)
+        config["quantization"] = {"group_size": 32, "bits": bits}
+    folder.mkdir(parents=True)
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def make_adapter(folder: Path, model: Path, variant: str, targets: tuple[str, ...]) -> Path:
+    """A random adapter on the disk."""
+    loaded = load_model(model, "float32").model
+    config = LoraConfig(rank=4, variant=variant, targets=targets)
+    injected = inject(loaded, config)
+    for module in loaded.modules():
+        if "lora_b" in module:
+            module.lora_b = 0.2 * mx.random.normal(module.lora_b.shape)
+    save_config(folder, adapter_config(config, injected.keys, base_model=str(model)))
+    save_weights(folder / WEIGHTS, loaded)
+    return folder
+
+
+def together(folder: Path, cases: list[dict[str, Any]], size: int = 2) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """Run the cases on several processes: logits, and what was refused, by the case's number."""
+    (folder / "cases.json").write_text(json.dumps(cases))
+    sockets = [socket.socket() for _ in range(size)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    (folder / "hosts.json").write_text(json.dumps([[f"127.0.0.1:{each.getsockname()[1]}"] for each in sockets]))
+    for each in sockets:
+        each.close()
+    environment = {**os.environ, "MLX_HOSTFILE": str(folder / "hosts.json"), "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "tests.models.sharded_rank", str(folder)]
+    processes = [
+        subprocess.Popen(command, cwd=REPOSITORY, env=environment | {"MLX_RANK": str(rank)}) for rank in range(size)
+    ]
+    try:
+        assert [process.wait(120) for process in processes] == [0] * size
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return mx.load(str(folder / "found.npz")), json.loads((folder / "errors.json").read_text())
+
+
+def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
+    llama, qwen = make_model(tmp_path / "llama", "llama"), make_model(tmp_path / "qwen2", "qwen2")
+    packed = make_model(tmp_path / "packed", "llama", bits=4)
+    odd = make_model(tmp_path / "odd", "llama", num_attention_heads=3, num_key_value_heads=3, hidden_size=96)
+    phi = make_model(tmp_path / "phi", "phi3", rope_theta=1e4)
+    every = ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")
+    adapters = {
+        (llama, "lora"): make_adapter(tmp_path / "a", llama, "lora", every),
+        (llama, "dora"): make_adapter(tmp_path / "b", llama, "dora", ("q_proj", "up_proj")),
+        (packed, "lora"): make_adapter(tmp_path / "c", packed, "lora", every),
+        (qwen, "lora"): make_adapter(tmp_path / "d", qwen, "lora", every),
+        (llama, "whole"): make_adapter(tmp_path / "e", llama, "dora", ("down_proj",)),
+    }
+    cases = [
+        (llama, "tensor", None), (llama, "tensor", "lora"), (llama, "tensor", "dora"), (packed, "tensor", "lora"),
+        (qwen, "tensor", "lora"), (qwen, "pipeline", None), (qwen, "pipeline", "lora"),
+        (llama, "pipeline", None), (odd, "tensor", None), (phi, "tensor", None), (llama, "tensor", "whole"),
+    ]  # fmt: skip
+    given = [
+        {"model": str(model), "sharding": sharding, "adapter": str(adapters[model, kind]) if kind else None}
+        for model, sharding, kind in cases
+    ]
+    found, refused = together(tmp_path, given)
+    for number, (model, sharding, kind) in enumerate(cases[:7]):
+        whole = load_model(model, "float32").model
+        if kind:
+            load_adapter(whole, adapters[model, kind], None)
+        whole.eval()
+        expected = whole(mx.array(TOKENS))
+        np.testing.assert_allclose(
+            np.array(found[str(number)]), np.array(expected), rtol=1e-5, atol=1e-5, err_msg=f"{model} {sharding} {kind}"
+        )
+        size = sum(array.nbytes for _, array in tree_flatten(whole.parameters()))
+        assert found[f"{number} held"].item() < 0.75 * size
+    words = {
+        "7": "use --shard tensor", "8": "num_attention_heads, 3, does not divide by 2", "9": "does not spread phi3",
+        "10": "DoRA on a layer whose columns are split",
+    }  # fmt: skip
+    assert set(refused) == set(words)
+    for number, word in words.items():
+        assert word in refused[number]
+
+
+def test_adapters_on_experts_and_layers_beside_them_are_split_with_them(tmp_path: Path) -> None:
+    """Experts, shared experts whose parts the model sums, experts with a bias, and a router that stays whole."""
+    models = [write(model_type, tmp_path) for model_type in ("qwen3_moe", "deepseek_v3", "gpt_oss")]
+    adapters = [make_adapter(tmp_path / f"a{i}", model, "lora", ("*",)) for i, model in enumerate(models)]
+    cases = [(model, "tensor", adapter) for model, adapter in zip(models, adapters, strict=True)]
+    cases.append((models[0], "pipeline", adapters[0]))
+    given = [{"model": str(m), "sharding": sharding, "adapter": str(a)} for m, sharding, a in cases]
+    found, refused = together(tmp_path, given)
+    assert refused == {}
+    for number, (model, _, adapter) in enumerate(cases):
+        whole = load_model(model, "float32").model
+        base = whole(mx.array(TOKENS))
+        load_adapter(whole, adapter)
+        whole.eval()
+        expected = whole(mx.array(TOKENS))
+        largest = mx.abs(expected).max().item()
+        assert mx.abs(base - expected).max().item() > 0.05 * largest
+        np.testing.assert_allclose(
+            np.array(found[str(number)]), np.array(expected), rtol=0, atol=1e-5 * largest, err_msg=str(cases[number])
+        )
+
+
+@pytest.mark.parametrize("sharding", ["tensor", "pipeline"])
+def test_alone_nothing_is_split(tmp_path: Path, sharding: str) -> None:
+    from mlxmath.models.lora.sharding import load_sharded
+
+    model = make_model(tmp_path / "model", "llama")
+    loaded, record = load_sharded(model, "float32", sharding, mx.distributed.init())  # type: ignore[arg-type]
+    expected = load_model(model, "float32").model(mx.array(TOKENS))
+    assert mx.array_equal(loaded.model(mx.array(TOKENS)), expected) and record == {}
