@@ -44,7 +44,7 @@ _INTERRUPTED = 2
 
 def unavailable(backend: str) -> str | None:
     """Why the backend cannot be used here; asked in a process of its own, which gives the GPU back."""
-    ask = f"from mlxmath.runtime.select import BACKENDS; print(BACKENDS[{backend!r}]().unavailable() or '')"
+    ask = f"from mlxmath.runtime.device import BACKENDS; print(BACKENDS[{backend!r}]().unavailable() or '')"
     finished = run_process([sys.executable, "-c", ask], timeout_s=120, folder=REPOSITORY)
     return finished.failure or finished.output.strip() or None
 

@@ -97,12 +97,12 @@ def shares_of(
 ) -> list[Shares]:
     """How `mlxmath train` divides each step's rows between n ranks of one worker each."""
     from mlxmath.config.schema import TrainingConfig
-    from mlxmath.data.batching import Shape, WindowPlan
+    from mlxmath.data.batching import BatchSampler, Shape
 
     config = TrainingConfig(batch_size=batch, grad_accumulation_steps=1, num_epochs=epochs, seed=seed)
-    plan = WindowPlan(Lengths(lengths), config, max_tokens, Shape(multiple), n)
+    plan = BatchSampler(Lengths(lengths), config, max_tokens, Shape(multiple), n)
     found = []
-    for window in plan.windows():
+    for window in plan.epoch(0):
         shares = [[plan.size(window.micro_batches[i]) for i in share] for share in window.shares(n)]
         found.append(shares + [[] for _ in range(n - len(shares))])
     return found

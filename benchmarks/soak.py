@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.common import REPOSITORY, command_line, machine, save_json
 from mlxmath.commands.train import main as train
 from mlxmath.runtime.console import duration, size
-from mlxmath.training.events import ProgressBar
-from mlxmath.training.fit import StepReport
+from mlxmath.training.events import StepReport
+from mlxmath.training.logging import ProgressBar
 
 MAX_GROWTH = {"active_bytes": 0.1, "rss_bytes": 5.0}
 """Percent."""

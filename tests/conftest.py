@@ -5,6 +5,8 @@ cores run tests already.
 """
 
 import os
+import subprocess
+import sys
 
 for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
@@ -13,12 +15,22 @@ from mlxmath.runtime.blas import preload  # noqa: E402
 
 preload()
 
+from collections.abc import Iterator  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 from typing import Any  # noqa: E402
 
 import mlx.core as mx  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+
+from mlxmath.runtime.console import shown  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_command() -> Iterator[None]:
+    """What is said is printed."""
+    with shown():
+        yield
 
 
 @dataclass
@@ -46,6 +58,14 @@ def uneven_rows() -> FakeRows:
     tokens = [rng.integers(1, 64, rng.integers(5, 41)) for _ in range(37)]
     masks = [(np.arange(len(t)) >= len(t) // 3).astype(np.uint8) for t in tokens]
     return FakeRows(tokens, masks)
+
+
+@pytest.fixture
+def dead_pid() -> int:
+    """The id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
 
 
 def make_tiny_llama(**changes: Any) -> Any:

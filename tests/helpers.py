@@ -42,7 +42,7 @@ class Finished(NamedTuple):
 
 def run(folder: Path, name: str, *arguments: str, stdin: str = "") -> Finished:
     """Run a command to its end in `folder`, within this process."""
-    main = importlib.import_module(f"mlxmath.commands.{name.replace('-', '_')}").main
+    main = importlib.import_module(name if "." in name else f"mlxmath.commands.{name.replace('-', '_')}").main
     paths, modules = sys.path[:], set(sys.modules)
     with contextlib.chdir(folder), warnings.catch_warnings():
         warnings.simplefilter("ignore")

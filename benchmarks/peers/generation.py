@@ -60,8 +60,8 @@ def evaluation(job: Job) -> Draw:
 
 def rollouts(job: Job) -> Draw:
     """As `mlxmath grpo` does it: several of each prompt, sampled, with their log-probabilities."""
-    from mlxmath.config.objectives import GrpoConfig
-    from mlxmath.objectives.rollout import Prompt, roll_out
+    from mlxmath.config.methods import GrpoConfig
+    from mlxmath.training.grpo.sampling import Prompt, roll_out
 
     model, tokenizer = _ours(job)
 
@@ -115,7 +115,7 @@ WHO: dict[str, Callable[[Job], Draw]] = {
 def _ours(job: Job) -> tuple[Any, Any]:
     from mlxmath.generation.engine import load_generation_tokenizer
     from mlxmath.models.load import load_model
-    from mlxmath.runtime.select import BACKENDS
+    from mlxmath.runtime.device import BACKENDS
 
     device = BACKENDS[job["backend"]]().open(seed=0)
     folder = Path(job["model"])

@@ -24,9 +24,9 @@ sys.path.insert(0, str(REPOSITORY))
 PHASES = {
     "importing": None,
     "forming": ("mlxmath.runtime.ranks", "_group"),
-    "converting": ("mlxmath.session.opening", "ensure_model"),
-    "preparing": ("mlxmath.session.material", "prepare_rows"),
-    "loading": ("mlxmath.session.opening", "load_model"),
+    "converting": ("mlxmath.training.setup", "ensure_model"),
+    "preparing": ("mlxmath.data.load", "prepare_rows"),
+    "loading": ("mlxmath.training.setup", "load_model"),
 }
 """Where in a run, and the function at whose call the rank is lost."""
 

@@ -31,7 +31,7 @@ def run(job: Job) -> Result:
     from mlxmath.models.kernels.cpu import CpuKernels
     from mlxmath.models.kernels.portable import PortableKernels
     from mlxmath.models.kernels.select import kernels_for
-    from mlxmath.runtime.select import BACKENDS
+    from mlxmath.runtime.device import BACKENDS
 
     backend = BACKENDS[job["backend"]]()
     device = backend.open(seed=0)
@@ -100,12 +100,12 @@ class Rows:
 
 def objectives(width: int) -> dict[str, tuple[Any, Any]]:
     """By name: the objective, and what makes its batch of rows and the padding's multiple. `width`: hidden states'."""
-    from mlxmath.config.objectives import DpoConfig, GrpoConfig, RewardModelConfig
+    from mlxmath.config.methods import DpoConfig, GrpoConfig, RewardModelConfig
     from mlxmath.data.batching import Shape, make_batch, make_packed
-    from mlxmath.objectives.dpo import PreferenceOptimization
-    from mlxmath.objectives.grpo import PolicyGradient
-    from mlxmath.objectives.reward_model import BradleyTerry
-    from mlxmath.objectives.sft import SupervisedFineTuning
+    from mlxmath.training.dpo import dpo_loss
+    from mlxmath.training.grpo.loss import grpo_loss
+    from mlxmath.training.reward_model import bradley_terry_loss
+    from mlxmath.training.sft import sft_loss
 
     def padded(rows: list[Any], multiple: int) -> Any:
         return make_batch(Rows(rows), tuple(range(len(rows))), Shape(multiple, 16))
@@ -114,22 +114,25 @@ def objectives(width: int) -> dict[str, tuple[Any, Any]]:
         return make_packed(Rows(rows), tuple(range(len(rows))), Shape(multiple, 16))
 
     cases: dict[str, tuple[Any, Any]] = {
-        "sft": (SupervisedFineTuning(), padded),
-        "sft, packed rows": (SupervisedFineTuning(), packed),
-        **{name: (SupervisedFineTuning(), padded) for name in BITS},
+        "sft": (sft_loss, padded),
+        "sft, packed rows": (sft_loss, packed),
+        **dict.fromkeys(BITS, (sft_loss, padded)),
     }
     for name, settings in {
         "grpo, dapo": {"loss_type": "dapo"},
         "grpo, beta": {"loss_type": "grpo", "beta": 0.04},
         "grpo, sequences": {"importance_sampling_level": "sequence", "epsilon_high": 0.3},
     }.items():
-        cases[name] = (PolicyGradient(GrpoConfig(**settings)), drawn)
+        cases[name] = (partial(grpo_loss, config=GrpoConfig(**settings)), drawn)
     for loss_type in ("sigmoid", "ipo", "orpo"):
         cases[f"dpo, {loss_type}"] = (
-            PreferenceOptimization(DpoConfig(loss_type=loss_type)),
+            partial(dpo_loss, config=DpoConfig(loss_type=loss_type)),
             partial(paired, width=width),
         )
-    cases["reward model"] = (BradleyTerry(RewardModelConfig()), partial(paired, width=width, scored=True))
+    cases["reward model"] = (
+        partial(bradley_terry_loss, config=RewardModelConfig()),
+        partial(paired, width=width, scored=True),
+    )
     return cases
 
 
@@ -139,7 +142,7 @@ def drawn(rows: list[Any], multiple: int) -> Any:
 
     from mlxmath.config.schema import TrainingConfig
     from mlxmath.data.batching import Shape
-    from mlxmath.objectives.experience import Experience, ExperiencePlan, Trajectory
+    from mlxmath.training.grpo.batches import RolloutRows, RolloutSampler, Trajectory
 
     rng = np.random.default_rng(4)
     trajectories = []
@@ -152,7 +155,7 @@ def drawn(rows: list[Any], multiple: int) -> Any:
                 i, tuple(prompt.tolist()), tuple(answer.tolist()), float(rng.normal()), 0.01, logprobs, reference
             )
         )
-    plan = ExperiencePlan(Experience(trajectories), TrainingConfig(), 1 << 20, Shape(multiple, 16))
+    plan = RolloutSampler(RolloutRows(trajectories), TrainingConfig(), 1 << 20, Shape(multiple, 16))
     return plan.whole(0, 0).batch(0)
 
 
@@ -163,16 +166,16 @@ def paired(rows: list[Any], multiple: int, *, width: int, scored: bool = False) 
 
     from mlxmath.config.schema import TrainingConfig
     from mlxmath.data.batching import Shape
-    from mlxmath.data.pairs import PairPlan, Pairs
+    from mlxmath.data.pairs import Pairs, PairSampler
 
     rng = np.random.default_rng(4)
     pairs = Pairs(Rows(rows[: len(rows) // 2 * 2]), scored=scored)
-    batch = PairPlan(pairs, TrainingConfig(), 1 << 20, Shape(multiple, 16)).window(np.arange(len(pairs)), 0, 0).batch(0)
-    more = {
-        "reference": mx.array(-6.9 * np.array(batch.more["counts"]) + rng.normal(size=2 * len(pairs)), mx.float32),
-        "score": mx.array(rng.normal(size=width) / 8, mx.float32),
-    }
-    return replace(batch, more={**batch.more, **more})
+    batch = (
+        PairSampler(pairs, TrainingConfig(), 1 << 20, Shape(multiple, 16)).step(np.arange(len(pairs)), 0, 0).batch(0)
+    )
+    reference_B = mx.array(-6.9 * np.array(batch.extra.counts_B) + rng.normal(size=2 * len(pairs)), mx.float32)
+    score_D = mx.array(rng.normal(size=width) / 8, mx.float32)
+    return replace(batch, extra=batch.extra._replace(reference_B=reference_B, score_D=score_D))
 
 
 def gradients_of(

@@ -23,15 +23,17 @@ def run(job: Job) -> Result:
     from mlxmath.config.schema import LoraConfig, TrainingConfig
     from mlxmath.models.kernels.portable import PortableKernels
     from mlxmath.models.kernels.select import kernels_for
+    from mlxmath.models.linear_ce import FusedHead
     from mlxmath.models.lm_head import split
     from mlxmath.models.load import load_model
     from mlxmath.models.lora.inject import inject
     from mlxmath.models.tuning import tune_for_training
-    from mlxmath.objectives.sft import SupervisedFineTuning
-    from mlxmath.runtime.select import BACKENDS
+    from mlxmath.runtime.device import BACKENDS
+    from mlxmath.training.accumulate import StepSums
     from mlxmath.training.gradients import choose_gradients
     from mlxmath.training.optimizers import make_optimizer
-    from mlxmath.training.step import WindowSum, update
+    from mlxmath.training.sft import sft_loss
+    from mlxmath.training.trainer import apply_gradients
 
     backend = BACKENDS[job["backend"]]()
     device = backend.open(seed=0)
@@ -40,7 +42,7 @@ def run(job: Job) -> Result:
     inject(model, LoraConfig(rank=job["rank"], alpha=job["alpha"], targets=tuple(job["targets"])))
     model.train()
     tune_for_training(model, job["rows"] * job["width"])
-    kernels, objective = kernels_for(device), SupervisedFineTuning()
+    kernels = kernels_for(device)
     batch = _batch(job["rows"], job["width"], loaded.config["vocab_size"])
     optimizer = make_optimizer(TrainingConfig(), model, 1.0)
     parts = split(model)
@@ -52,12 +54,13 @@ def run(job: Job) -> Result:
     logits = mx.random.normal((count, vocabulary)).astype(hidden_ND.dtype)
     mx.eval(logits)
 
-    compiled = backend.supports("compile")
-    step = choose_gradients(model, objective, kernels, compiled=compiled)
-    plain = choose_gradients(model, objective, kernels, compiled=False)
+    compiled = backend.compiles
+    step = choose_gradients(model, sft_loss, kernels, compiled=compiled)
+    plain = choose_gradients(model, sft_loss, kernels, compiled=False)
     _, gradients = step.loss_and_gradients(batch)
     gradients = tree_map(lambda g: g.astype(mx.float32), gradients)
     mx.eval(gradients)
+    sums = StepSums(1.0, gradients, batch.num_targets, 0, ())
 
     def with_gradients(way: Any) -> None:
         mx.eval(way.loss_and_gradients(batch))
@@ -70,11 +73,11 @@ def run(job: Job) -> Result:
         "step, not compiled": lambda: with_gradients(plain),
         "forward, blocks": lambda: mx.eval(parts.hidden(batch.inputs_BL)),
         "head and loss, with the hidden states' gradient": lambda: mx.eval(
-            objective.from_hidden(hidden_ND, batch, parts.head, kernels)
+            sft_loss(hidden_ND, batch, FusedHead(parts.head, kernels))
         ),
         f"softmax and gradient of {count} x {vocabulary} logits, device's kernel": lambda: softmax(kernels),
         f"softmax and gradient of {count} x {vocabulary} logits, MLX's operations": lambda: softmax(PortableKernels()),
-        "optimizer": lambda: update(model, optimizer, WindowSum(1.0, gradients, batch.num_targets, 0, ()), 1e-6, 1.0),
+        "optimizer": lambda: apply_gradients(model, optimizer, sums, 1e-6, 1.0),
     }
     pieces |= _inner(model, loaded.config, batch.inputs_BL.shape, hidden_BLD.dtype)
     found = {name: round(1e3 * _least(piece, job["seconds"]), 3) for name, piece in pieces.items()}

@@ -3,6 +3,7 @@
 from typing import Any
 
 from mlxmath.commands import options
+from mlxmath.config.load import settings_from
 from mlxmath.runtime.console import say
 
 
@@ -15,7 +16,7 @@ def main(**values: Any) -> None:
     Reads .safetensors or PyTorch .bin files without PyTorch; nothing in a .bin file is run. The result is checked, and
     a folder that already holds the wanted model is left as it is.
     """
-    resolved = options.settings(values)
+    resolved = settings_from(("model",), origin="option", **values)
     for line in resolved.lines(("model",)):
         say(line)
 

@@ -9,7 +9,7 @@ import click
 from mlxmath.commands import options
 
 if TYPE_CHECKING:
-    from mlxmath.runtime.health import Check
+    from mlxmath.runtime.doctor import Check
 
 _SIGNS = {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "missing": "[red]missing[/red]"}
 
@@ -30,10 +30,10 @@ def main(cluster: str | None, hub: bool, python: str | None, starting_port: int)
     Exits with 1 if something is missing that work is impossible without.
     """
     from mlxmath.runtime.cluster import check_cluster, read_hosts
-    from mlxmath.runtime.health import check_machine
+    from mlxmath.runtime.doctor import check_machine
 
     hosts = read_hosts(Path(cluster).expanduser()) if cluster else None
-    checks = check_machine(Path.cwd(), hub=hub)
+    checks = [*check_machine(Path.cwd(), hub=hub)]
     if hosts is not None:
         checks += check_cluster(hosts, python or sys.executable, starting_port)
     show(checks)

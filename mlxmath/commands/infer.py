@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxmath.commands import options
+from mlxmath.config.load import settings_from
 from mlxmath.config.schema import RunConfig
 from mlxmath.errors import InputError
 from mlxmath.runtime.console import say
@@ -58,7 +59,7 @@ def main(
     **values: Any,
 ) -> None:
     """Answer a prompt. The text goes to standard output, everything else to standard error."""
-    resolved = options.settings(values)
+    resolved = settings_from(("model", "training", "runtime"), origin="option", **values)
     config = resolved.config
     if prompt is None:
         if sys.stdin.isatty():
@@ -103,41 +104,32 @@ class Asked:
 
 def answer(config: RunConfig, asked: Asked, ranks: "Ranks", sharding: "Sharding | None", *, as_json: bool) -> None:
     """Load the model, answer, and print on rank 0."""
-    from mlxmath.runtime.select import open_backend
+    from mlxmath.runtime.device import open_backend
 
     _, device = open_backend(config.runtime, config.training.seed, ranks.num_on_host)
 
-    from mlxmath.data.render import encode_prompt
-    from mlxmath.data.templates import get_template, own_template, recorded_template
-    from mlxmath.generation.ending import end_as, load_generation_tokenizer
-    from mlxmath.generation.engine import Completion, Sampling, stream
-    from mlxmath.models.load import load_model
-    from mlxmath.models.lora.adapter import CONFIG, load_adapter
+    from mlxmath.data.templates import get_template
+    from mlxmath.generation.engine import Completion, Sampling
+    from mlxmath.generation.model import open_model
     from mlxmath.weights.manifest import read_fingerprint
 
     prompt, seed = asked.prompt, config.training.seed
     sampling = Sampling(asked.max_new_tokens, asked.temperature, asked.top_p, seed)
-    folder, adapter_folder = Path(config.model.mlx_path), Path(config.training.adapter_path)
-    adapter = None if asked.no_adapter else adapter_folder
-    base = read_fingerprint(folder)
+    folder = Path(config.model.mlx_path)
+    adapter = None if asked.no_adapter else Path(config.training.adapter_path)
+    base, loaded = read_fingerprint(folder), None
     if sharding:
         import mlx.core as mx
 
         from mlxmath.models.lora.sharding import load_sharded
 
-        loaded, record = load_sharded(folder, device.compute_dtype, sharding, mx.distributed.init(), adapter, base)
-        model = loaded.model
-    else:
-        model = load_model(folder, device.compute_dtype).model
-        record = load_adapter(model, adapter, base) if adapter else {}
-    tokenizer = load_generation_tokenizer(folder)
-    chosen = None
-    if not asked.raw:
-        usual = get_template(config.data.template, config.data.template_file)
-        recorded = recorded_template(record, adapter_folder / CONFIG)
-        chosen = (asked.template or own_template(tokenizer, recorded, usual)).for_tokenizer(tokenizer)
-        end_as(tokenizer, chosen)
-    text = chosen.prompt(prompt) if chosen else prompt
+        spread, record = load_sharded(folder, device.compute_dtype, sharding, mx.distributed.init(), adapter, base)
+        loaded = spread.model, record
+    usual = get_template(config.data.template, config.data.template_file)
+    opened = open_model(
+        folder, device.compute_dtype, adapter, asked.template, raw=asked.raw, usual=usual, loaded=loaded
+    )
+    chosen, adapter_folder = opened.template, adapter
     who = f"{folder} with {adapter_folder}" if adapter else f"base model {folder}"
     say(
         f"{who}; template {chosen.name if chosen else 'none (--raw)'}, temperature {asked.temperature:g}, top-p "
@@ -145,12 +137,12 @@ def answer(config: RunConfig, asked: Asked, ranks: "Ranks", sharding: "Sharding 
         + (f"; spread over {ranks.size} processes by {sharding}" if sharding else "")
     )
 
-    tokens = encode_prompt(tokenizer, text)
+    tokens = opened.encode(prompt)
     ranks.agree("question", {"model": base, "prompt": tokens, "sampling": asdict(sampling)})
     ranks.begin()
     start = time.perf_counter()
     completion: Completion | None = None
-    for piece in stream(model, tokenizer, tokens, sampling):
+    for piece in opened.stream(prompt, sampling):
         if isinstance(piece, Completion):
             completion = piece
         elif ranks.first and not as_json:

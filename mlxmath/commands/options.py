@@ -1,90 +1,47 @@
-"""Options shared by the commands. Each is made from the field of the schema that it sets, so that the two agree."""
+"""What the commands share: options, each made from the field of the schema that it sets, and exit codes for errors."""
 
+import errno
+import importlib
+import shlex
 import traceback
-import types
-import typing
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 import click
-from pydantic.fields import FieldInfo
 
-from mlxmath.config.answering import DistillationConfig
-from mlxmath.config.load import RECIPES, Layer, Resolved, file_layer, option_name, recipe_layer, resolve, set_layer
-from mlxmath.config.objectives import DpoConfig, RewardModelConfig
-from mlxmath.config.schema import RunConfig
-from mlxmath.data.templates import get_template
+from mlxmath.config.load import RECIPES, Resolved
+from mlxmath.config.schema import SECTIONS, SETTINGS, ModelConfig, RunConfig, keyword, option_name
+from mlxmath.config.section import plain_type
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.runtime.console import fail, say
+from mlxmath.runtime.console import fail, say, shown
 
 if TYPE_CHECKING:
     from mlxmath.runtime.ranks import Ranks
+    from mlxmath.training.trainer import TrainResult
 
 F = TypeVar("F", bound=Callable[..., Any])
 VERBOSE = "mlxmath.verbose"
 CONTEXT = {"max_content_width": 110}
 
-MODEL = ("model.model", "model.revision", "model.mlx_path", "model.quantize", "model.group_size", "model.dtype")
+
+def _of(section: str, *but: str) -> tuple[str, ...]:
+    """The settings of a section, but for some."""
+    return tuple(f"{section}.{name}" for name in SECTIONS[section].model_fields if name not in but)
+
+
+MODEL = _of("model", "overwrite", "trust_remote_code")
 MODEL_WRITE = ("model.overwrite",)
-DATA = (
-    "data.dataset", "data.dataset_config", "data.dataset_revision", "data.split", "data.question_column",
-    "data.solution_column", "data.answer_column", "data.solutions", "data.filters", "data.balance",
-    "data.num_examples", "data.mixture_seed", "data.deduplicate", "data.decontaminate", "data.curriculum",
-    "data.template", "data.template_file", "data.max_seq_len", "data.overflow", "data.train_on_prompt",
-    "data.cache_dir",
-)  # fmt: skip
-LORA = (
-    "lora.variant", "lora.rank", "lora.alpha", "lora.rslora", "lora.plus_ratio", "lora.dropout", "lora.targets",
-    "lora.num_layers",
-)  # fmt: skip
-TRAINING = (
-    "training.adapter_path", "training.init_adapter", "training.full", "training.optimizer", "training.learning_rate",
-    "training.batch_size", "training.grad_accumulation_steps",
-    "training.batching", "training.max_batch_tokens", "training.grad_checkpoint",
-    "training.num_epochs", "training.max_steps", "training.max_training_time_hours", "training.schedule",
-    "training.warmup_steps", "training.warmup_ratio", "training.min_learning_rate_ratio",
-    "training.weight_decay", "training.max_grad_norm", "training.save_every",
-    "training.keep_checkpoints", "training.validation_split", "training.validation_dataset", "training.eval_every",
-    "training.early_stopping_patience", "training.early_stopping_min_delta", "training.resume", "training.seed",
-)  # fmt: skip
-GRPO = (
-    "grpo.num_generations", "grpo.max_completion_length", "grpo.temperature", "grpo.beta", "grpo.epsilon",
-    "grpo.epsilon_high", "grpo.num_iterations", "grpo.loss_type", "grpo.scale_rewards",
-    "grpo.importance_sampling_level", "grpo.mask_truncated_completions", "grpo.dynamic_sampling",
-    "grpo.concurrency",
-)  # fmt: skip
-PAIRS = (
-    "data.dataset", "data.dataset_config", "data.dataset_revision", "data.split", "data.question_column",
-    "data.filters", "data.balance", "data.num_examples", "data.mixture_seed", "data.deduplicate", "data.decontaminate",
-    "data.curriculum", "data.template", "data.template_file", "data.max_seq_len", "data.cache_dir",
-)  # fmt: skip
+DATA = _of("data", "sources")
+PAIRS = _of("data", "sources", "solution_column", "answer_column", "solutions", "overflow", "train_on_prompt")
 """The part of `DATA` that has a meaning for pairs of a chosen and a rejected completion."""
-DPO = tuple(f"dpo.{name}" for name in DpoConfig.model_fields)
-REWARD_MODEL = tuple(f"reward_model.{name}" for name in RewardModelConfig.model_fields)
-EVALUATION = (
-    "evaluation.benchmark", "evaluation.limit", "evaluation.template_for", "evaluation.shots", "evaluation.samples",
-    "evaluation.temperature", "evaluation.top_p", "evaluation.max_tokens", "evaluation.retrieve",
-    "evaluation.retrieve_count", "evaluation.vote", "evaluation.weights", "evaluation.concurrency",
-    "evaluation.results_path", "evaluation.run_name",
-)  # fmt: skip
-PROBLEMS = (
-    "data.dataset", "data.dataset_config", "data.dataset_revision", "data.split", "data.question_column",
-    "data.solution_column", "data.answer_column", "data.filters", "data.balance", "data.num_examples",
-    "data.mixture_seed", "data.deduplicate", "data.decontaminate",
-)  # fmt: skip
-"""The part of `DATA` that decides which problems there are."""
-PROMPTS = tuple(
-    name for name in DATA
-    if name not in ("data.solutions", "data.overflow", "data.train_on_prompt", "data.cache_dir", "data.curriculum")
-)  # fmt: skip
+PROMPTS = _of("data", "sources", "solutions", "overflow", "train_on_prompt", "cache_dir", "curriculum")
 """The part of `DATA` that has a meaning where completions are drawn and no solution is trained on."""
-DISTILLATION = tuple(f"distillation.{name}" for name in DistillationConfig.model_fields)
+PROBLEMS = tuple(name for name in PROMPTS if name not in ("data.template", "data.template_file", "data.max_seq_len"))
+"""The part of `DATA` that decides which problems there are."""
+LORA, TRAINING, EVALUATION, DISTILLATION = map(_of, ("lora", "training", "evaluation", "distillation"))
+GRPO, DPO, REWARD_MODEL = _of("grpo", "reward_weights"), _of("dpo"), _of("reward_model")
 RUNTIME = ("runtime.backend", "runtime.memory_limit_gb")
 SCHEDULING = ("runtime.workers", "runtime.allow_overcommit")
-
-DEBUG = "debug"
-"""The recipe that `--debug` stands for."""
 
 
 def configured(command: F) -> F:
@@ -138,76 +95,25 @@ def check_shard(sharding: str | None, num_processes: int) -> None:
 
 
 def setting_options(*names: str) -> Callable[[F], F]:
-    """Add the option of each "section.field" in `names` to a click command."""
+    """Add the option of each "section.field" in `names` to a click command; its parameter is called `keyword(name)`."""
 
     def decorate(command: F) -> F:
         for name in reversed(names):
-            section, field_name = name.split(".")
-            section_model: Any = RunConfig.model_fields[section].annotation
-            field: FieldInfo = section_model.model_fields[field_name]
-            command = _option(name, field)(command)
+            field = SETTINGS[name]
+            kind, text = plain_type(field.annotation), field.description or ""
+            if kind is bool:
+                option = click.option(option_name(name), keyword(name), is_flag=True, default=None, help=text)
+            else:
+                shown = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+                if shown not in (None, ""):
+                    text += f"  [default: {shown:g}]" if isinstance(shown, float) else f"  [default: {shown}]"
+                choices = click.Choice(get_args(kind)) if get_origin(kind) is Literal else None
+                as_text = str if get_origin(kind) is tuple else kind
+                option = click.option(option_name(name), keyword(name), type=choices or as_text, help=text)
+            command = option(command)
         return command
 
     return decorate
-
-
-def _option(name: str, field: FieldInfo) -> Callable[[F], F]:
-    kind = _plain_type(field.annotation)
-    default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
-    arguments: dict[str, Any] = {"help": field.description, "default": None}
-    if kind is bool:
-        arguments["is_flag"] = True
-    else:
-        arguments["type"] = kind
-        if default not in (None, ""):
-            shown = f"{default:g}" if isinstance(default, float) else default
-            arguments["help"] += f"  [default: {shown}]"
-    return click.option(option_name(name), name.replace(".", "__"), **arguments)
-
-
-def _plain_type(annotation: Any) -> Any:
-    """The click type of a field: limits are the schema's business, choices are click's."""
-    origin = typing.get_origin(annotation)
-    if origin in (typing.Union, types.UnionType):
-        return _plain_type(next(a for a in typing.get_args(annotation) if a is not type(None)))
-    if origin is typing.Annotated:
-        return _plain_type(typing.get_args(annotation)[0])
-    if origin is Literal:
-        choices = typing.get_args(annotation)
-        return click.Choice(choices) if isinstance(choices[0], str) else click.Choice([*map(str, choices)])
-    if origin is tuple:
-        return str
-    return annotation
-
-
-def settings(values: dict[str, Any], *, debug: bool = False) -> Resolved:
-    """The run's configuration out of a command's parsed options (those made by `configured` and `setting_options`).
-
-    Options count more than `--set`, this more than the file, this more than the recipe, this more than the default.
-
-    Raises:
-        InputError: a name or a value is wrong.
-    """
-    layers: list[Layer] = []
-    recipe, config, assignments = (values.get(name) for name in ("recipe", "config", "set"))
-    if debug and recipe is not None:
-        raise InputError("--debug is a recipe itself; give it or --recipe, not both.")
-    if debug:
-        layers.append(recipe_layer(DEBUG, "--debug"))
-    elif recipe is not None:
-        layers.append(recipe_layer(recipe))
-    if config is not None:
-        layers.append(file_layer(Path(config).expanduser()))
-    if assignments:
-        layers.append(set_layer(assignments))
-    chosen = {name.replace("__", "."): value for name, value in values.items() if "__" in name and value is not None}
-    for name in ("model.quantize", "model.group_size"):
-        if name in chosen:
-            chosen[name] = int(chosen[name])
-    resolved = resolve([*layers, Layer("option", chosen)])
-    if resolved.config.data.template_file is None:
-        get_template(resolved.config.data.template, where=resolved.where("data.template"))
-    return resolved
 
 
 def training_options(data: tuple[str, ...], own: tuple[str, ...] = ()) -> Callable[[F], F]:
@@ -237,7 +143,11 @@ class Command(click.Command):
         )
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command and turn its errors into exit codes."""
+        """Run the command, print what it says, and turn its errors into exit codes."""
+        with shown():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         from mlxmath.runtime.launch import launched
 
         verbose = ctx.meta.get(VERBOSE, False)
@@ -248,8 +158,8 @@ class Command(click.Command):
                     "without mlx.launch."
                 )
             return super().invoke(ctx)
-        except (click.exceptions.Exit, click.ClickException, click.Abort, SystemExit):
-            raise
+        except (click.exceptions.Exit, click.ClickException, click.Abort, SystemExit, BrokenPipeError):
+            raise  # with click a reader of the results that goes away ends the command quietly
         except MlxmathError as error:
             if verbose:
                 traceback.print_exc()
@@ -261,25 +171,56 @@ class Command(click.Command):
         except Exception as error:
             if verbose:
                 traceback.print_exc()
-            fail(f"{type(error).__name__}: {error} (this is a defect in mlxmath; --verbose shows where)")
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                fail(f"cannot write the results: {error.strerror}; free some space, then run the command again.")
+            else:
+                fail(f"{type(error).__name__}: {error} (this is a defect in mlxmath; --verbose shows where)")
             ctx.exit(1)
 
 
-def run_with_ranks(run: Callable[[Resolved, "Ranks"], int], resolved: Resolved, sections: tuple[str, ...]) -> None:
-    """Show the settings of `sections` and run, together with the other processes if a launcher started several.
+class Group(Command, click.Group):
+    """Commands under one name, and what that does by itself; see `Command`."""
+
+
+def run_with_ranks(
+    module: str, method: str, settings: Resolved, sections: tuple[str, ...], hint: Callable[[RunConfig], str]
+) -> None:
+    """Show the settings of `sections` and train, together with the other processes if a launcher started several.
+
+    Args:
+        module: of `mlxmath.training`; it is imported once all processes have met, since that takes seconds.
+        method: the function in it that trains.
+        settings: its settings.
+        sections: those that it uses.
+        hint: what to do with the result, if it is one.
 
     Raises:
-        SystemExit: `run` returned another exit code than 0.
+        SystemExit: 1 if the run diverged or found no signal, 128 + its number if a signal ended it.
     """
     from mlxmath.runtime.ranks import join
 
     with join() as ranks:
         say("settings:")
-        for line in resolved.lines(sections):
+        for line in settings.lines(sections):
             say(line)
-        exit_code = run(resolved, ranks)
-    if exit_code:
-        raise SystemExit(exit_code)
+        train: Callable[[Resolved, Ranks], TrainResult] = getattr(importlib.import_module(module), method)
+        result = train(settings, ranks)
+        if result.exit_code == 0:
+            say(hint(settings.config))
+    if result.exit_code:
+        raise SystemExit(result.exit_code)
+
+
+def try_it(config: RunConfig) -> str:
+    """A command that asks what was trained a question."""
+    adapter = shlex.quote(config.training.adapter_path)
+    return f'try: python -m mlxmath.infer{at_mlx_path(config)} --adapter-path {adapter} --prompt "What is 12 + 7?"'
+
+
+def at_mlx_path(config: RunConfig) -> str:
+    """The option that finds the run's model, where it is not in the default folder."""
+    path = config.model.mlx_path
+    return "" if path == ModelConfig().mlx_path else f" --mlx-path {shlex.quote(path)}"
 
 
 def command(name: str, **kwargs: Any) -> Callable[[Callable[..., Any]], click.Command]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from mlxmath.commands import options
-from mlxmath.config.load import TRAINED_FROM, Layer, Resolved, recipe_layer, resolve
+from mlxmath.config.load import TRAINED_FROM, Layer, Resolved, full_names, recipe_layer, resolve
 from mlxmath.config.toml import read_toml
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.console import duration, say
@@ -35,7 +35,7 @@ def main(file: Path | None, folder: str, overwrite: bool, **values: Any) -> None
     start from; without it, the bundled model and problems are used. [teacher] trains one first; it is left out where
     --teacher or --teacher-url is given. The same command again goes on where it was interrupted.
     """
-    chosen = {name.replace("__", "."): value for name, value in values.items() if value is not None}
+    chosen = full_names(("distillation", "runtime"), values)
     pipeline(read_stages(file or DEMO), Path(folder).expanduser(), chosen, overwrite=overwrite)
 
 
@@ -80,13 +80,13 @@ def pipeline(
     """
     configs = configure(stages, folder, chosen, overwrite=overwrite)
 
-    from mlxmath.commands.distill import distill, summarize
-    from mlxmath.commands.evaluate import evaluate
-    from mlxmath.commands.grpo import grpo
-    from mlxmath.commands.train import train
+    from mlxmath.distillation.distill import distill
     from mlxmath.evaluation.card import markdown
     from mlxmath.evaluation.contestants import Contestant
+    from mlxmath.evaluation.runner import evaluate
     from mlxmath.runtime.ranks import Ranks
+    from mlxmath.training.grpo.train import grpo
+    from mlxmath.training.sft import sft
 
     took: dict[str, float] = {}
 
@@ -102,13 +102,14 @@ def pipeline(
         return result
 
     if "teacher" in configs:
-        _end_on(run("teacher", lambda: train(configs["teacher"], Ranks())))
-    tally = run("distill", lambda: distill(configs["distill"].config, resume=True, overwrite=overwrite))
-    summarize(tally, folder / "distilled")
-    if not tally.num_kept:
+        _end_on(run("teacher", lambda: sft(configs["teacher"]).exit_code))
+    made = run("distill", lambda: distill(configs["distill"].config, resume=True, overwrite=overwrite))
+    for line in made.summary():
+        say(line)
+    if not made.num_kept:
         raise MlxmathError(f"none of the teacher's solutions is kept; {folder}/distilled/rejected.jsonl says why.")
-    _end_on(run("train", lambda: train(configs["train"], Ranks())))
-    _end_on(run("grpo", lambda: grpo(configs["grpo"], Ranks())))
+    _end_on(run("train", lambda: sft(configs["train"]).exit_code))
+    _end_on(run("grpo", lambda: grpo(configs["grpo"]).exit_code))
     model = Path(configs["grpo"].config.model.mlx_path)
     contestants = [
         Contestant("base", model),

@@ -12,7 +12,7 @@ from mlxmath.runtime.console import say
 from mlxmath.runtime.files import atomic_write
 
 
-@click.group("recipes", invoke_without_command=True, context_settings=options.CONTEXT)
+@click.group("recipes", cls=options.Group, invoke_without_command=True, context_settings=options.CONTEXT)
 @click.pass_context
 def main(context: click.Context) -> None:
     """List the set-ups that --recipe knows, show one, or copy one to change it."""

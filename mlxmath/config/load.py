@@ -1,25 +1,26 @@
-"""Builds a `RunConfig` out of layers and remembers which layer each value came from."""
+"""The settings of a run, out of layers (recipe < file < --set < option or argument), and where each value came from."""
 
 import difflib
+import re
 import tomllib
-import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from mlxmath.config.explain import nearest, sentence, validate
-from mlxmath.config.schema import RunConfig
-from mlxmath.config.section import Section
-from mlxmath.config.toml import Place, line_of, read_toml, write_toml
+from mlxmath.config.schema import SECTIONS, SETTINGS, RowsConfig, RunConfig, keyword, option_name
+from mlxmath.config.section import nearest, no_such, plain_type, sentence, validate
+from mlxmath.config.toml import line_of, read_toml
 from mlxmath.errors import InputError
 
-Values = Mapping[str, Any]  # "section.field" -> value
+Values = Mapping[str, Any]
+"""Settings by "section.field"."""
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
 RECIPES = tuple(sorted(path.stem for path in RECIPE_FOLDER.glob("*.toml")))
+TEMPLATES = tuple(sorted(path.stem for path in Path(__file__).parents[1].glob("data/prompt_templates/*.toml")))
 RUN_FILE = "run.toml"
 """In the adapter folder: all settings, as a file that repeats the run."""
 TRAINED_FROM = ("model", "data", "lora", "training", "runtime")
@@ -31,10 +32,9 @@ _ONE_OF = (
     ("training.validation_split", "training.validation_dataset"),
 )
 """Settings that exclude each other: a layer that sets one of them unsets the others of weaker layers."""
-_OF_ONE_DATASET = (
-    "data.dataset_config", "data.dataset_revision", "data.split", "data.question_column", "data.solution_column",
-    "data.answer_column", "data.solutions", "data.filters", "data.balance",
-)  # fmt: skip
+_OF_ONE_DATASET = tuple(
+    f"data.{name}" for name in ("dataset_config", "dataset_revision", *RowsConfig.model_fields) if name != "dataset"
+)
 _BELONGS_TO: Mapping[str, tuple[str, ...]] = {
     "model.model": ("model.revision",),
     "data.dataset": ("data.sources", *_OF_ONE_DATASET),
@@ -49,19 +49,21 @@ class Layer(NamedTuple):
     """Settings from one place."""
 
     name: str
-    """For people: "option", "--set", "my.toml"."""
+    """For people: "option", "argument", "--set", "my.toml"."""
     values: Values
-    text: str | None = None
+    text: str = ""
     """The file that they were read from, to tell lines."""
 
-    def where(self, name: str, rest: Place = ()) -> str:
-        """How to find a setting in its layer: an option's name, a line and a key."""
-        key = ".".join(map(str, (name, *rest)))
+    def where(self, name: str, rest: Sequence[str | int] = ()) -> str:
+        """How to find a setting in its layer: an option's or an argument's name, a line and a key."""
         if self.name in ("option", "default"):
             return f"{option_name(name)} ({self.name})"
+        if self.name == "argument":
+            return f"{'.'.join(map(str, (keyword(name), *rest)))}= (argument)"
+        key = ".".join(map(str, (name, *rest)))
         if self.name == "--set":
             return f"--set {key}"
-        line = line_of(self.text or "", (*name.split("."), *rest))
+        line = line_of(self.text, (*name.split("."), *rest))
         return f"{self.name}, line {line}: {key}" if line else f"{self.name}: {key}"
 
 
@@ -76,8 +78,7 @@ class Resolved:
 
     def where(self, name: str) -> str:
         """Where a "section.field" was set, for errors."""
-        layer = self.layers.get(self.origin[name])
-        return layer.where(name) if layer else f"{name} (default)"
+        return self.layers[self.origin[name]].where(name)
 
     def others(self, sections: tuple[str, ...]) -> list[str]:
         """The sections besides these in which something was set."""
@@ -86,47 +87,83 @@ class Resolved:
 
     def lines(self, sections: tuple[str, ...]) -> list[str]:
         """One line a value of `sections`: name, value, origin."""
-        rows = [
-            (f"{section}.{name}", value)
-            for section, values in self._used(sections).items()
-            for name, value in values.items()
-        ]
-        width = max(len(name) for name, _ in rows)
-        shown = [(name, line) for name, value in rows for line in _texts(value)]
+        shown = [(name, text) for name, value in self._used(sections).items() for text in _texts(value)]
+        width = max(len(name) for name, _ in shown)
         value_width = max(len(text) for _, text in shown if len(text) <= 60)
         return [f"  {name:{width}}  {text:{value_width}}  {self.origin[name]}" for name, text in shown]
 
     def as_toml(self, sections: tuple[str, ...], replaced: Values) -> str:
         """A TOML file of all values of `sections`, those in `replaced` instead, that repeats the run."""
-        values = self._used(sections)
-        for name in _OF_ONE_RUN:
-            section, field = name.split(".")
-            values.get(section, {}).pop(field, None)
-        for name, value in replaced.items():
-            section, field = name.split(".")
-            values[section][field] = value
-        return write_toml(values)
+        import tomli_w
 
-    def _used(self, sections: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+        values = self._used(sections, exclude_none=True) | dict(replaced)
+        kept = {name: value for name, value in values.items() if name not in _OF_ONE_RUN and value is not None}
+        return tomli_w.dumps(_nested(kept))
+
+    def _used(self, sections: tuple[str, ...], **kwargs: Any) -> dict[str, Any]:
         """The values that count: of a dataset and a mixture of sources only one does."""
-        values = {section: getattr(self.config, section).model_dump(mode="json") for section in sections}
         idle = ("data.dataset", *_OF_ONE_DATASET) if self.config.data.sources else ("data.sources",)
-        for name in idle:
-            values.get("data", {}).pop(name.split(".")[1], None)
-        return values
+        return {
+            f"{section}.{name}": value
+            for section in sections
+            for name, value in getattr(self.config, section).model_dump(mode="json", **kwargs).items()
+            if f"{section}.{name}" not in idle
+        }
 
 
-def setting_names() -> dict[str, Any]:
-    """All "section.field" and the type of each."""
-    return {
-        f"{section}.{field}": info.annotation
-        for section, model in _sections().items()
-        for field, info in model.model_fields.items()
-    }
+def settings_from(
+    sections: Sequence[str] = TRAINED_FROM, /, *, recipe: str | None = None, config: str | Path | None = None,
+    set: Iterable[str] = (), debug: bool | None = False, origin: Literal["argument", "option"] = "argument",
+    **settings: Any,
+) -> Resolved:  # fmt: skip
+    """The settings of a run, by the names of the options with `_` for `-`: `learning_rate=1e-4, lora_rank=16`.
+
+    They count more than `set`, this more than the file, this more than the recipe. None is as if not given.
+
+    Args:
+        sections: those whose settings can be named.
+        recipe: a published set-up.
+        config: a TOML file.
+        set: any settings, each as the text "section.field=value".
+        debug: start from the recipe "debug".
+        origin: what `settings` are called; errors name arguments or options accordingly.
+        **settings: values by `keyword`.
+
+    Raises:
+        InputError: a name or a value is wrong.
+    """
+    layers = []
+    try:
+        if debug and recipe is not None:
+            raise InputError("--debug is a recipe itself; give it or --recipe, not both.")
+        if debug:
+            layers.append(recipe_layer("debug", "--debug"))
+        if recipe is not None:
+            layers.append(recipe_layer(recipe))
+        if config is not None:
+            layers.append(file_layer(Path(config).expanduser()))
+        layers.append(set_layer(set))
+        return resolve([*layers, Layer(origin, full_names(sections, settings))])
+    except InputError as error:
+        raise InputError(str(error) if origin == "option" else in_keywords(str(error))) from None
 
 
-def _sections() -> dict[str, type[Section]]:
-    return {name: field.annotation for name, field in RunConfig.model_fields.items()}  # type: ignore[misc]
+def full_names(sections: Sequence[str], settings: Values) -> dict[str, Any]:
+    """Settings by `keyword`, by "section.field"; without those that are None.
+
+    Raises:
+        InputError: there is none of that name in `sections`; the nearest is given.
+    """
+    names = {keyword(name): name for name in SETTINGS if name.split(".")[0] in sections}
+    for name in settings:
+        if name not in names:
+            raise InputError(f"{name}=: unknown setting{nearest(name, names)}")
+    return {names[name]: value for name, value in settings.items() if value is not None}
+
+
+def in_keywords(text: str) -> str:
+    """An error that names options, for people who gave keyword arguments: `lora_rank=` for `--lora-rank`."""
+    return re.sub(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*)", lambda option: option[1].replace("-", "_") + "=", text)
 
 
 def file_layer(path: Path, name: str | None = None, option: str = "--config") -> Layer:
@@ -137,17 +174,15 @@ def file_layer(path: Path, name: str | None = None, option: str = "--config") ->
     """
     values: dict[str, Any] = {}
     contents = read_toml(path, option)
-    text = path.read_text(encoding="utf-8")
-    layer = Layer(name or str(path), values, text)
+    layer = Layer(name or str(path), values, path.read_text(encoding="utf-8"))
+    contents.pop("description", None)
     for key, value in contents.items():
-        if key == "description" and isinstance(value, str):
-            continue
-        if key in _sections() and not isinstance(value, dict):
-            raise InputError(f"{layer.where(key)}: expected a table, [{key}]; found {value!r}")
-        if isinstance(value, dict) and key in _sections():
+        if key not in SECTIONS:
+            values[key] = value  # `resolve` refuses it
+        elif isinstance(value, dict):
             values.update({f"{key}.{field}": inner for field, inner in value.items()})
         else:
-            values[key] = value
+            raise InputError(f"{layer.where(key)}: expected a table, [{key}]; found {value!r}")
     return layer
 
 
@@ -158,7 +193,7 @@ def recipe_path(name: str) -> Path:
         InputError: there is none of that name; the nearest is given.
     """
     if name not in RECIPES:
-        raise InputError(f"--recipe: no recipe {name!r}; there are {', '.join(RECIPES)}{nearest(name, RECIPES)}")
+        raise InputError(f"--recipe: {no_such('recipe', name, RECIPES)}")
     return RECIPE_FOLDER / f"{name}.toml"
 
 
@@ -167,42 +202,28 @@ def recipe_layer(name: str, label: str | None = None) -> Layer:
     return file_layer(recipe_path(name), label or f"recipe {name}", "--recipe")
 
 
-def set_layer(assignments: typing.Iterable[str]) -> Layer:
+def set_layer(assignments: Iterable[str]) -> Layer:
     """The settings of `--set section.field=value`: a TOML value, or text as it is.
 
     Raises:
         InputError: there is no `=`.
     """
-    types = setting_names()
     values: dict[str, Any] = {}
     for assignment in assignments:
-        name, equals, text = assignment.partition("=")
+        name, equals, text = map(str.strip, assignment.partition("="))
         if not equals:
             raise InputError(f"--set: expected SECTION.FIELD=VALUE, for example lora.rank=16; found {assignment!r}")
-        name = name.strip()
-        values[name] = _parse(text.strip(), is_text=str in _alternatives(types.get(name)))
+        try:
+            found = tomllib.loads(f"value = {text}")
+        except ValueError:
+            found = {}
+        is_text = name in SETTINGS and plain_type(SETTINGS[name].annotation) is str
+        is_value = len(found) == 1 and (isinstance(found["value"], str) or not is_text)
+        values[name] = found["value"] if is_value else text
     return Layer("--set", values)
 
 
-def _parse(text: str, *, is_text: bool) -> Any:
-    try:
-        parsed = tomllib.loads(f"value = {text}")
-    except ValueError:
-        return text
-    value = parsed["value"] if len(parsed) == 1 else text
-    return value if isinstance(value, str) or not is_text else text
-
-
-def _alternatives(annotation: Any) -> tuple[Any, ...]:
-    """The types that a field can have, without annotations."""
-    if typing.get_origin(annotation) is typing.Annotated:
-        return _alternatives(typing.get_args(annotation)[0])
-    if typing.get_origin(annotation) in (typing.Union, type(int | None)):
-        return tuple(inner for part in typing.get_args(annotation) for inner in _alternatives(part))
-    return (annotation,)
-
-
-def resolve(layers: typing.Sequence[tuple[str, Values] | Layer]) -> Resolved:
+def resolve(layers: Sequence[tuple[str, Values] | Layer]) -> Resolved:
     """Merge `layers`, weakest first, over the schema's defaults.
 
     Args:
@@ -211,68 +232,61 @@ def resolve(layers: typing.Sequence[tuple[str, Values] | Layer]) -> Resolved:
     Raises:
         InputError: an unknown name (the nearest known one is given), or a value of another type or outside its limits.
     """
-    origin = dict.fromkeys(setting_names(), "default")
-    merged: dict[str, dict[str, Any]] = {section: {} for section in _sections()}
-    named = {layer[0]: Layer(*layer) for layer in layers}
+    origin = dict.fromkeys(SETTINGS, "default")
+    merged: dict[str, Any] = {}
+    named = {"default": Layer("default", {}), **{layer[0]: Layer(*layer) for layer in layers}}
     for layer in named.values():
         for name in layer.values:
-            if name not in origin:
-                raise InputError(f"{layer.where(name)}: unknown setting{_near_setting(name, origin)}")
-        _check_one_dataset(layer)
+            if name not in SETTINGS:
+                raise InputError(f"{layer.where(name)}: unknown setting{_nearest_setting(name)}")
+        if layer.values.get("data.sources") and layer.values.get("data.dataset"):
+            raise InputError(f"{layer.where('data.dataset')}: excludes data.sources; give one of them.")
         for name in _overruled(layer.values):
-            section, field = name.split(".")
-            merged[section].pop(field, None)
+            merged.pop(name, None)
             origin[name] = "default"
-        for name, value in layer.values.items():
-            section, field = name.split(".")
-            merged[section][field] = value
-            origin[name] = layer.name
+        merged |= layer.values
+        origin |= dict.fromkeys(layer.values, layer.name)
     try:
-        resolved = Resolved(validate(RunConfig, merged), origin, named)
+        config = validate(RunConfig, _nested(merged))
     except ValidationError as error:
         wrong = []
         for detail in error.errors():
-            place = detail["loc"]
-            name = f"{place[0]}.{place[1]}"
-            layer = named.get(origin.get(name, ""), Layer("default", {}))
-            wrong.append(f"{layer.where(name, place[2:])}: {sentence(detail, RunConfig)}")
+            section, field, *rest = detail["loc"]
+            name = f"{section}.{field}"
+            wrong.append(f"{named[origin[name]].where(name, rest)}: {sentence(detail, RunConfig)}")
         raise InputError("; ".join(wrong)) from None
+    resolved = Resolved(config, origin, named)
     for name in _OF_ONE_DATASET:
-        if resolved.config.data.sources and origin[name] != "default":
+        if config.data.sources and origin[name] != "default":
             raise InputError(
                 f"{resolved.where(name)}: describes data.dataset, but the data come from data.sources "
                 f"({origin['data.sources']}); say it of a source there, or name a dataset."
             )
+    template = config.data.template
+    if config.data.template_file is None and template not in TEMPLATES:
+        raise InputError(f"{resolved.where('data.template')}: {no_such('template', template, TEMPLATES)}")
     return resolved
 
 
-def _check_one_dataset(layer: Layer) -> None:
-    """A layer names a dataset or a mixture."""
-    if layer.values.get("data.sources") and layer.values.get("data.dataset"):
-        raise InputError(f"{layer.where('data.dataset')}: excludes data.sources; give one of them.")
+def _nested(values: Values) -> dict[str, dict[str, Any]]:
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        section, field = name.split(".")
+        sections.setdefault(section, {})[field] = value
+    return sections
 
 
 def _overruled(values: Values) -> list[str]:
     """Settings of weaker layers that those in `values` make void."""
     void = [other for group in _ONE_OF for name in group if values.get(name) for other in group if other != name]
-    for owner, belonging in _BELONGS_TO.items():
-        void += belonging if owner in values else ()
-    return void
+    return void + [name for owner, belonging in _BELONGS_TO.items() if owner in values for name in belonging]
 
 
-def _near_setting(name: str, names: typing.Iterable[str]) -> str:
+def _nearest_setting(name: str) -> str:
     """The nearest "section.field", by the whole name or, for a name without its section, by the field alone."""
-    by_field = {full.split(".")[1]: full for full in names}
-    near = difflib.get_close_matches(name, list(names), n=1) or [
-        by_field[field] for field in difflib.get_close_matches(name.rpartition(".")[2], list(by_field), n=1)
-    ]
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def option_name(name: str) -> str:
-    """The option of a "section.field": `--rank` of the LoRA section is called `--lora-rank`."""
-    section, _, field = name.rpartition(".")
-    return f"--{section}-{field}".replace("_", "-") if section == "lora" else f"--{field}".replace("_", "-")
+    by_field = {full.split(".")[1]: full for full in SETTINGS}
+    fields = difflib.get_close_matches(name.rpartition(".")[2], by_field, n=1)
+    return nearest(name, SETTINGS) or "".join(f"; did you mean {by_field[field]!r}?" for field in fields)
 
 
 def _texts(value: Any) -> list[str]:

@@ -1,20 +1,46 @@
 """Every setting of a run, once: its type, its limits, its default and the sentence that `--help` shows for it."""
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field
+from pydantic.fields import FieldInfo
 
-from mlxmath.config.answering import DistillationConfig, EvaluationConfig
-from mlxmath.config.objectives import DpoConfig, GrpoConfig, RewardModelConfig
-from mlxmath.config.section import Folder, Section, parts
+from mlxmath.config.methods import DistillationConfig, DpoConfig, EvaluationConfig, GrpoConfig, RewardModelConfig
+from mlxmath.config.section import Folder, Names, Section, parts, plain_type, require
 
 DEFAULT_MODEL = "deepseek-ai/deepseek-math-7b-instruct"
 DEFAULT_DATASET = "open-r1/OpenR1-Math-220k"
 
-Solutions = Literal["own", "first", "all", "shortest"]
 Filters = Annotated[tuple[str, ...], BeforeValidator(partial(parts, separator=";"))]
+Benchmarks = Annotated[tuple[str, ...], BeforeValidator(lambda value: () if value == "none" else parts(value))]
+
+_no_count = require(
+    lambda value, others: value is None or others.get("count") is None,
+    "give a source a count or a weight, not both",
+)
+_some = require(lambda value, _: value != (), "name at least one layer, for example q_proj,v_proj")
+_no_warmup_steps = require(
+    lambda value, others: not value or not others.get("warmup_steps"),
+    "give --warmup-steps or --warmup-ratio, not both",
+)
+_whole_or_fraction = require(
+    lambda value, _: value is None or value < 1 or value.is_integer(),
+    "give a fraction below 1 or a whole number of problems",
+)
+_no_split = require(
+    lambda value, others: value is None or others.get("validation_split") is None,
+    "give either this or --validation-split, not both",
+)
+_measured = require(
+    lambda value, others: (
+        value is None
+        or any(others.get(name, "wrong itself") is not None for name in ("validation_split", "validation_dataset"))
+    ),
+    "needs --validation-split or --validation-dataset",
+)
 
 
 class ModelConfig(Section):
@@ -32,61 +58,48 @@ class ModelConfig(Section):
     trust_remote_code: bool = Field(False, description="Let the tokenizer run code from its repository.")
 
 
-class SourceConfig(Section):
-    """One dataset of a mixture, `[[data.sources]]` in a file."""
-
-    dataset: str = Field(
-        description="Known dataset's short name, Hugging Face dataset, or local file or folder; 'demo' is bundled."
-    )
-    config: str | None = Field(None, description="Configuration (subset) of the dataset (unset: the usual one).")
-    revision: str | None = Field(None, description="Branch, tag or commit of the dataset.")
-    split: str | None = Field(None, description="Split of the dataset (unset: its training split).")
-    question_column: str | None = Field(None, description="Column with the problem (unset: found by its usual names).")
-    solution_column: str | None = Field(None, description="Column with the solution (unset: found likewise).")
-    answer_column: str | None = Field(None, description="Column with the final answer (unset: found likewise).")
-    solutions: Solutions = Field(
-        "own", description="A row's own solution, or its verified generations: the first, all of them, or the shortest."
-    )
-    filters: Filters = Field((), description="Conditions that a row must meet, for example 'level <= 3'.")
-    balance: str | None = Field(None, description="Take equally many rows of each value of this field.")
-    count: Annotated[int, Field(ge=1)] | None = Field(None, description="Take this many rows, drawn at random.")
-    weight: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Take this share of the mixture, relative to the other sources' weights."
-    )
-    fallback: str | None = Field(None, description="Dataset to use, and to name, where this one cannot be had.")
-
-    @field_validator("weight")
-    @classmethod
-    def _count_or_weight(cls, value: float | None, info: ValidationInfo) -> float | None:
-        if value is not None and info.data.get("count") is not None:
-            raise ValueError("give a source a count or a weight, not both")
-        return value
-
-
-class DataConfig(Section):
-    """Which rows are trained on and how they become tokens.
-
-    `sources` replaces `dataset` and the settings that say how to read it; without it these make the only source.
-    """
+class RowsConfig(Section):
+    """How the rows of a dataset are read."""
 
     dataset: str = Field(
         DEFAULT_DATASET,
         description="Hugging Face dataset, known dataset's short name, or local .jsonl, .json, .csv, .tsv, .parquet or "
         ".arrow file or folder; 'demo' is the bundled one.",
     )
-    dataset_config: str | None = Field(None, description="Configuration (subset) of the dataset.")
-    dataset_revision: str | None = Field(None, description="Branch, tag or commit of the dataset.")
     split: str | None = Field(None, description="Split of the dataset (unset: train).")
     question_column: str | None = Field(None, description="Column with the problem (unset: found by its usual names).")
     solution_column: str | None = Field(None, description="Column with the solution (unset: found likewise).")
     answer_column: str | None = Field(None, description="Column with the final answer (unset: found likewise).")
-    solutions: Solutions = Field(
+    solutions: Literal["own", "first", "all", "shortest"] = Field(
         "own", description="A row's own solution, or its verified generations: the first, all of them, or the shortest."
     )
     filters: Filters = Field(
         (), description="Conditions that a row must meet, separated by ';', for example 'level <= 3; length <= 4000'."
     )
     balance: str | None = Field(None, description="Take equally many rows of each value of this field.")
+
+
+class SourceConfig(RowsConfig):
+    """One dataset of a mixture, `[[data.sources]]` in a file."""
+
+    dataset: str = Field(description="As without a mixture.")
+    config: str | None = Field(None, description="Configuration (subset) of the dataset (unset: the usual one).")
+    revision: str | None = Field(None, description="Branch, tag or commit of the dataset.")
+    count: Annotated[int, Field(ge=1)] | None = Field(None, description="Take this many rows, drawn at random.")
+    weight: Annotated[Annotated[float, Field(gt=0)] | None, _no_count] = Field(
+        None, description="Take this share of the mixture, relative to the other sources' weights."
+    )
+    fallback: str | None = Field(None, description="Dataset to use, and to name, where this one cannot be had.")
+
+
+class DataConfig(RowsConfig):
+    """Which rows are trained on and how they become tokens.
+
+    `sources` replaces `dataset` and the settings that say how to read it; without it these make the only source.
+    """
+
+    dataset_config: str | None = Field(None, description="Configuration (subset) of the dataset.")
+    dataset_revision: str | None = Field(None, description="Branch, tag or commit of the dataset.")
     sources: tuple[SourceConfig, ...] = Field(
         (), description="A mixture of datasets, instead of the one above ([[data.sources]] in a file)."
     )
@@ -95,7 +108,7 @@ class DataConfig(Section):
     deduplicate: Literal["off", "exact", "near"] = Field(
         "exact", description="Leave out repeated problems: the same but for spelling, or near-identical ones too."
     )
-    decontaminate: tuple[str, ...] = Field(
+    decontaminate: Benchmarks = Field(
         ("gsm8k", "math500"),
         description="Leave out problems that occur in these benchmarks: known names or files, separated by commas; "
         "'none' checks nothing.",
@@ -112,30 +125,11 @@ class DataConfig(Section):
     train_on_prompt: bool = Field(False, description="Train on the problem's tokens too, not only the solution's.")
     cache_dir: Folder = Field("cache", description="Folder for the tokenized dataset.")
 
-    @field_validator("decontaminate", mode="before")
-    @classmethod
-    def _split_benchmarks(cls, value: object) -> object:
-        return () if value == "none" else parts(value, ",")
-
     @property
     def mixture(self) -> tuple[SourceConfig, ...]:
         """The sources to read: `sources`, or the one that the flat settings describe."""
-        if self.sources:
-            return self.sources
-        return (
-            SourceConfig(
-                dataset=self.dataset,
-                config=self.dataset_config,
-                revision=self.dataset_revision,
-                split=self.split,
-                question_column=self.question_column,
-                solution_column=self.solution_column,
-                answer_column=self.answer_column,
-                solutions=self.solutions,
-                filters=self.filters,
-                balance=self.balance,
-            ),
-        )
+        rows = self.model_dump(include=set(RowsConfig.model_fields))
+        return self.sources or (SourceConfig(**rows, config=self.dataset_config, revision=self.dataset_revision),)
 
 
 class LoraConfig(Section):
@@ -151,24 +145,12 @@ class LoraConfig(Section):
         1.0, description="LoRA+: learning rate of B over that of A (its paper suggests 16)."
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout on the adapter's input.")
-    targets: tuple[str, ...] | None = Field(
+    targets: Annotated[Names | None, _some] = Field(
         None,
         description="Layers that get an adapter: names or globs, several separated by commas (unset: those that make "
         "queries and values, q_proj and v_proj by most models' names).",
     )
     num_layers: Annotated[int, Field(ge=-1)] = Field(-1, description="Train only the last N blocks (-1: all).")
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return parts(value, ",")
-
-    @field_validator("targets")
-    @classmethod
-    def _some(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if value == ():
-            raise ValueError("name at least one layer, for example q_proj,v_proj")
-        return value
 
     @property
     def scale(self) -> float:
@@ -216,7 +198,7 @@ class TrainingConfig(Section):
         "deadline allows.",
     )
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Steps over which the learning rate rises from 0.")
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1), _no_warmup_steps] = Field(
         0.0, description="The same as a fraction of the planned steps, or of those that the deadline allows."
     )
     min_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
@@ -228,21 +210,21 @@ class TrainingConfig(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="Gradients are clipped to this global norm.")
     save_every: Annotated[int, Field(ge=1)] = Field(100, description="Optimizer steps between checkpoints.")
     keep_checkpoints: Annotated[int, Field(ge=1)] = Field(2, description="Keep the newest N checkpoints.")
-    validation_split: Annotated[float, Field(gt=0)] | None = Field(
+    validation_split: Annotated[Annotated[float, Field(gt=0)] | None, _whole_or_fraction] = Field(
         None,
         description="Hold out problems to measure the loss on: about a fraction of them if below 1, else their number.",
     )
-    validation_dataset: str | None = Field(
+    validation_dataset: Annotated[str | None, _no_split] = Field(
         None,
         description="Measure the loss on another dataset: a file, a Hugging Face dataset as NAME or NAME:SPLIT (unset: "
         "its validation split), or 'demo'.",
     )
-    eval_every: Annotated[int, Field(ge=1)] | None = Field(
+    eval_every: Annotated[Annotated[int, Field(ge=1)] | None, _measured] = Field(
         None,
         description="Optimizer steps between validations (unset: each epoch's end, or each eighth of a run of few); "
         "the start and the end are always ones, and a run that its deadline ends has six in between.",
     )
-    early_stopping_patience: Annotated[int, Field(ge=1)] | None = Field(
+    early_stopping_patience: Annotated[Annotated[int, Field(ge=1)] | None, _measured] = Field(
         None, description="Stop after N validations in a row without improvement (unset: never)."
     )
     early_stopping_min_delta: Annotated[float, Field(ge=0)] = Field(
@@ -250,36 +232,6 @@ class TrainingConfig(Section):
     )
     resume: bool = Field(False, description="Continue from the newest checkpoint in the adapter folder.")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Seed of the order, the adapters and dropout.")
-
-    @field_validator("warmup_ratio")
-    @classmethod
-    def _one_warmup(cls, value: float, info: ValidationInfo) -> float:
-        if value and info.data.get("warmup_steps"):
-            raise ValueError("give --warmup-steps or --warmup-ratio, not both")
-        return value
-
-    @field_validator("validation_split")
-    @classmethod
-    def _whole(cls, value: float | None) -> float | None:
-        if value is not None and value >= 1 and not value.is_integer():
-            raise ValueError("give a fraction below 1 or a whole number of problems")
-        return value
-
-    @field_validator("validation_dataset")
-    @classmethod
-    def _one_source(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is not None and info.data.get("validation_split") is not None:
-            raise ValueError("give either this or --validation-split, not both")
-        return value
-
-    @field_validator("eval_every", "early_stopping_patience")
-    @classmethod
-    def _measured(cls, value: int | None, info: ValidationInfo) -> int | None:
-        wrong = "one of these was given, and is wrong itself"
-        sources = [info.data.get(name, wrong) for name in ("validation_split", "validation_dataset")]
-        if value is not None and sources == [None, None]:
-            raise ValueError("needs --validation-split or --validation-dataset")
-        return value
 
 
 class RuntimeConfig(Section):
@@ -308,3 +260,22 @@ class RunConfig(Section):
     dpo: DpoConfig = DpoConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+
+SECTIONS: Mapping[str, type[Section]] = {
+    name: plain_type(field.annotation) for name, field in RunConfig.model_fields.items()
+}
+SETTINGS: Mapping[str, FieldInfo] = {
+    f"{section}.{name}": field for section, model in SECTIONS.items() for name, field in model.model_fields.items()
+}
+
+
+def keyword(name: str) -> str:
+    """The argument of a "section.field": `rank` of the LoRA section is `lora_rank`, any other its field's name."""
+    section, _, field = name.rpartition(".")
+    return f"lora_{field}" if section == "lora" else field
+
+
+def option_name(name: str) -> str:
+    """The same as an option: `--lora-rank`."""
+    return f"--{keyword(name)}".replace("_", "-")

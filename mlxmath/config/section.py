@@ -1,14 +1,38 @@
-"""What the groups of settings have in common."""
+"""What all groups of settings share: strict types, and one sentence for what is wrong with a value."""
 
+import difflib
 import os.path
-from typing import Annotated
+import re
+import types
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
+from pydantic_core import to_json
+
+from mlxmath.errors import InputError
+
+S = TypeVar("S", bound=BaseModel)
 
 DEMO = "demo"
 """The bundled model, and its problems."""
 
-Folder = Annotated[str, AfterValidator(os.path.expanduser)]
+_PASSWORD = re.compile(r"//[^/@\s]+@")
+_QUERY = re.compile(r"(://[^\s?]*\?)\S+")
+"""Of a URL; keys stand there too."""
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text in quotes",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a table",
+    "model_type": "a table",
+}
 
 
 class Section(BaseModel):
@@ -17,8 +41,93 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
-def parts(value: object, separator: str) -> object:
+def parts(value: object, separator: str = ",") -> object:
     """The parts of a text that lists several; a list of parts as it is."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(separator) if part.strip())
     return tuple(value) if isinstance(value, list) else value
+
+
+Folder = Annotated[str, AfterValidator(os.path.expanduser)]
+Names = Annotated[tuple[str, ...], BeforeValidator(parts)]
+"""A list, or a text with commas."""
+
+
+def require(holds: Callable[[Any, Mapping[str, Any]], object], otherwise: str) -> AfterValidator:
+    """A rule for a setting: `holds(value, others)`, or an error that says `otherwise`.
+
+    `others` are the settings above it in its section; one that is wrong itself is absent.
+    """
+
+    def check(value: Any, info: ValidationInfo) -> Any:
+        if not holds(value, info.data):
+            raise ValueError(otherwise)
+        return value
+
+    return AfterValidator(check)
+
+
+def plain_type(annotation: Any) -> Any:
+    """A setting's type without limits and None: `Annotated[int, ...] | None` is int."""
+    while get_origin(annotation) in (Annotated, Union, types.UnionType):
+        annotation = get_args(annotation)[0]
+    return annotation
+
+
+def validate(model: type[S], values: Mapping[str, Any]) -> S:
+    """`values` as `model`. No type is turned into another but whole numbers into numbers, and paths into text.
+
+    Raises:
+        ValidationError: see pydantic.
+    """
+    return model.model_validate_json(to_json(values, inf_nan_mode="constants", fallback=str), strict=True)
+
+
+def check_section(model: type[S], values: Mapping[str, Any], where: Path) -> S:
+    """The contents of a file as `model`.
+
+    Raises:
+        InputError: every wrong key and value, with what was expected.
+    """
+    try:
+        return validate(model, values)
+    except ValidationError as error:
+        wrong = (f"{'.'.join(map(str, detail['loc']))}: {sentence(detail, model)}" for detail in error.errors())
+        raise InputError(f"{where}: {'; '.join(wrong)}") from None
+
+
+def sentence(detail: Any, model: type[BaseModel]) -> str:
+    """What is wrong with one value (of `ValidationError.errors()` of `model`), without its place."""
+    kind, found = detail["type"], detail["input"]
+    if kind == "missing":
+        return "is missing"
+    if kind == "extra_forbidden":
+        *parents, name = detail["loc"]
+        known: Any = model
+        for key in parents:
+            known = get_args(known)[0] if isinstance(key, int) else plain_type(known.model_fields[key].annotation)
+        return f"unknown{nearest(str(name), known.model_fields)}"
+    if kind == "literal_error":
+        choices = detail["ctx"]["expected"]
+        near = nearest(str(found), re.findall("'([^']*)'", choices))
+        return f"expected {choices}; found {found!r}{near}"
+    if kind in _EXPECTED:
+        if not isinstance(found, str):
+            return f"expected {_EXPECTED[kind]}; found {found!r}"
+        is_number = re.fullmatch(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", found, re.IGNORECASE)
+        hint = " (numbers stand without quotes)" if is_number else ""
+        return f"expected {_EXPECTED[kind]}; found the text {found!r}{hint}"
+    message = detail["msg"].removeprefix("Value error, ")
+    shown = _QUERY.sub(r"\1[hidden]", _PASSWORD.sub("//[hidden]@", found)) if isinstance(found, str) else found
+    return f"{message[0].lower()}{message[1:]}; found {shown!r}"
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or nothing where no name is near."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def no_such(what: str, name: str, names: Iterable[str]) -> str:
+    """`no recipe 'x'; there are a, b; did you mean 'a'?`"""
+    return f"no {what} {name!r}; there are {', '.join(names)}{nearest(name, names)}"

@@ -6,7 +6,7 @@ from typing import Any
 from mlxmath.data.names import INSIDE_ANSWER, INSIDE_HOLDER
 from mlxmath.data.options import chosen_of
 from mlxmath.data.values import SkippedRowError, text_of
-from mlxmath.runtime.records import parse_json
+from mlxmath.runtime.files import parse_json
 
 
 def answer_among(row: Mapping[str, Any], answer: str | None, holder: str | None, options: str | None) -> str | None:

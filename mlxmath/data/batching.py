@@ -1,12 +1,13 @@
-"""Rows into windows: the micro-batches of one optimizer step, in a seeded order that any machine repeats.
+"""Rows into steps: the micro-batches of one optimizer step, in a seeded order that any machine repeats.
 
-Shapes: B rows, L positions (padded to a bucket width, so that few shapes occur), N target positions.
+Shapes: B rows, L positions (padded to a bucket width, so that few shapes occur), N target positions; of pairs B = 2 P
+rows (chosen, rejected, chosen, …).
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from itertools import groupby
-from typing import Protocol
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import count, groupby
+from typing import NamedTuple, Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from mlxmath.config.schema import TrainingConfig
 from mlxmath.models.row_caches import SharedPrompts
 
-LOOK_AHEAD_WINDOWS = 64
+LOOK_AHEAD_STEPS = 64
 """Windows whose rows are sorted by length together. More save padding; fewer mix the lengths better."""
 
 Ids = NDArray[np.int64]
@@ -34,6 +35,33 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
 
+class PairTargets(NamedTuple):
+    """What losses on pairs need of a micro-batch beside its targets."""
+
+    rows_N: mx.array
+    """The row that a target is in."""
+    counts_B: mx.array
+    """Targets of each row."""
+    numbers_P: mx.array
+    """Of the pairs."""
+    reference_B: mx.array | None = None
+    """Summed log-probability of each row under the reference model."""
+    score_D: mx.array | None = None
+    """The reward model's score head."""
+
+
+class RolloutTargets(NamedTuple):
+    """What GRPO needs of each target position (N,), beside the token."""
+
+    advantages_N: mx.array
+    old_logprobs_N: mx.array
+    """When it was drawn."""
+    reference_logprobs_N: mx.array
+    """Under the model to stay close to; anything where beta is 0."""
+    rows_N: mx.array
+    """The row of the micro-batch that it is in."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """A micro-batch. The hidden state at flat position `positions[n]` (of B · L) predicts `targets[n]`."""
@@ -47,8 +75,8 @@ class Batch:
     num_tokens: int
     """Real tokens, padding not counted."""
     num_targets: int
-    more: Mapping[str, mx.array] = field(default_factory=dict)
-    """(N,) what an objective needs of each target beside these, by name."""
+    extra: PairTargets | RolloutTargets | None = None
+    """What the loss needs beside these."""
     texts_BL: mx.array | None = None
     """In packed rows, the number of the text that a position belongs to: attention stays within a text."""
     prompts: SharedPrompts | None = None
@@ -64,29 +92,29 @@ def packed_mask(texts_BL: mx.array) -> mx.array:
 
 
 @dataclass(frozen=True)
-class Window:
+class StepBatch:
     """The micro-batches of one optimizer step, made when they are asked for."""
 
-    plan: "WindowPlan"
+    sampler: "BatchSampler"
     micro_batches: tuple[tuple[int, ...], ...]
     epoch: int
     index: int
-    """Position of the window in its epoch."""
+    """Position of the step in its epoch."""
 
     @property
     def row_ids(self) -> tuple[int, ...]:
-        """All rows of the window."""
+        """All rows of the step."""
         return tuple(row for batch in self.micro_batches for row in batch)
 
     def row_numbers(self, rows: tuple[int, ...]) -> list[int]:
         """Numbers of `rows` in the whole dataset, of which the training rows may be a part."""
-        ids = getattr(self.plan.rows, "ids", None)
+        ids = getattr(self.sampler.rows, "ids", None)
         return list(rows) if ids is None else [int(ids[row]) for row in rows]
 
     def batch(self, index: int) -> Batch:
         """A micro-batch, padded."""
-        make = make_packed if self.plan.is_packed else make_batch
-        return make(self.plan.rows, self.micro_batches[index], self.plan.shape)
+        make = make_packed if self.sampler.is_packed else make_batch
+        return make(self.sampler.rows, self.micro_batches[index], self.sampler.shape)
 
     def batches(self) -> Iterator[Batch]:
         """All micro-batches."""
@@ -94,7 +122,7 @@ class Window:
 
     def shares(self, count: int) -> list[tuple[int, ...]]:
         """The micro-batches' numbers in at most `count` parts of about the same number of padded tokens."""
-        sizes = [self.plan.size(ids) for ids in self.micro_batches]
+        sizes = [self.sampler.size(ids) for ids in self.micro_batches]
         shares: list[list[int]] = [[] for _ in range(min(count, len(sizes)))]
         loads = [0] * len(shares)
         for index in sorted(range(len(sizes)), key=lambda index: (-sizes[index], index)):  # the largest first
@@ -103,13 +131,13 @@ class Window:
             loads[least] += sizes[index]
         return [tuple(share) for share in shares]
 
-    def finer(self) -> "Window | None":
-        """The same window in micro-batches of half the size, to which the plan keeps from now on; None at one row."""
+    def finer(self) -> "StepBatch | None":
+        """The same step in micro-batches of half the size, to which the plan keeps from now on; None at one row."""
         largest = max(map(len, self.micro_batches))
         if largest == 1:
             return None
-        self.plan.max_rows = largest // 2
-        return self.plan.window(np.array(self.row_ids), self.epoch, self.index)
+        self.sampler.max_rows = largest // 2
+        return self.sampler.step(np.array(self.row_ids), self.epoch, self.index)
 
 
 @dataclass(frozen=True)
@@ -177,16 +205,16 @@ def _batch(
     )
 
 
-class WindowPlan:
-    """Which rows make which windows.
+class BatchSampler:
+    """Which rows make which steps.
 
-    A window holds `batch_size · grad_accumulation_steps` rows, exactly; the last one of an epoch holds what is left.
+    A step holds `batch_size · grad_accumulation_steps` rows, exactly; the last one of an epoch holds what is left.
 
-    - `bucket`: rows are sorted by length within a look-ahead buffer of a few dozen windows drawn in random order, cut
-      into windows, and the windows shuffled; a window is split into micro-batches of at most `max_tokens` padded
+    - `bucket`: rows are sorted by length within a look-ahead buffer of a few dozen steps drawn in random order, cut
+      into steps, and the steps shuffled; a step is split into micro-batches of at most `max_tokens` padded
       tokens, whatever `batch_size` is.
-    - `pack`: windows as for `bucket`; rows laid end to end in micro-batches of one packed row of at most `max_tokens`.
-    - `pad`: windows in random order as they come, split into micro-batches of `batch_size` rows.
+    - `pack`: steps as for `bucket`; rows laid end to end in micro-batches of one packed row of at most `max_tokens`.
+    - `pad`: steps in random order as they come, split into micro-batches of `batch_size` rows.
 
     Rows with ranks (a curriculum's) come in their order, every epoch; rows of the same rank are shuffled as above.
 
@@ -195,7 +223,7 @@ class WindowPlan:
         config: batch size, accumulation, batching, epochs and seed.
         max_tokens: padded tokens in a micro-batch; a longer single row makes one alone.
         shape: of the batches.
-        num_workers: micro-batches that are computed at once; a window is split so that all are busy.
+        num_workers: micro-batches that are computed at once; a step is split so that all are busy.
     """
 
     def __init__(self, rows: Rows, config: TrainingConfig, max_tokens: int, shape: Shape, num_workers: int = 1) -> None:
@@ -203,23 +231,23 @@ class WindowPlan:
         self.max_tokens = max_tokens
         self.max_rows = config.batch_size if config.batching == "pad" else len(rows)
         self._config = config
-        self._per_window = config.batch_size * config.grad_accumulation_steps
-        self.windows_per_epoch = -(-len(rows) // self._per_window)
+        self._per_step = config.batch_size * config.grad_accumulation_steps
+        self.steps_per_epoch = -(-len(rows) // self._per_step)
 
-    def windows(self, epoch: int = 0, window: int = 0) -> Iterator[Window]:
-        """All windows of the run from number `window` of `epoch` on."""
-        for number in range(epoch, self._config.num_epochs):
-            yield from self.epoch(number, window if number == epoch else 0)
+    def steps(self, epoch: int = 0, index: int = 0) -> Iterator[StepBatch]:
+        """From number `index` of `epoch` on, without end."""
+        for number in count(epoch):
+            yield from self.epoch(number, index if number == epoch else 0)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Window]:
-        """The windows of an epoch from number `start` on."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[StepBatch]:
+        """The steps of an epoch from number `start` on."""
         for index, ids in enumerate(self._order(epoch)[start:], start):
-            yield self.window(ids, epoch, index)
+            yield self.step(ids, epoch, index)
 
-    def window(self, ids: Ids, epoch: int, index: int) -> Window:
-        """The window of the rows `ids`, split into micro-batches."""
+    def step(self, ids: Ids, epoch: int, index: int) -> StepBatch:
+        """The step of the rows `ids`, split into micro-batches."""
         split = {"bucket": self._by_tokens, "pack": self._by_packing, "pad": self._by_rows}[self._config.batching]
-        return Window(self, tuple(split(ids)), epoch, index)
+        return StepBatch(self, tuple(split(ids)), epoch, index)
 
     @property
     def is_packed(self) -> bool:
@@ -233,25 +261,25 @@ class WindowPlan:
         if ranks is not None:
             order = order[np.argsort(ranks[order], kind="stable")]
         if self._config.batching == "pad":
-            return _cut(order, self._per_window)
-        # in a small dataset a buffer of all rows would make the same windows in every epoch
-        look_ahead = max(1, min(LOOK_AHEAD_WINDOWS, self.windows_per_epoch // 4))
-        windows: list[Ids] = []
-        for buffer in self._buffers(order, ranks, look_ahead * self._per_window):
+            return _cut(order, self._per_step)
+        # in a small dataset a buffer of all rows would make the same steps in every epoch
+        look_ahead = max(1, min(LOOK_AHEAD_STEPS, self.steps_per_epoch // 4))
+        steps: list[Ids] = []
+        for buffer in self._buffers(order, ranks, look_ahead * self._per_step):
             by_length = buffer[np.argsort(self.rows.lengths[buffer], kind="stable")]
-            parts = _cut(by_length, self._per_window)
-            windows += [parts[i] for i in random.permutation(len(parts))]
-        return windows
+            parts = _cut(by_length, self._per_step)
+            steps += [parts[i] for i in random.permutation(len(parts))]
+        return steps
 
     def _buffers(self, order: Ids, ranks: NDArray[np.int32] | None, size: int) -> Iterator[Ids]:
-        """Rows to be sorted by length together: whole windows, and with ranks only windows of one and the same rank."""
+        """Rows to be sorted by length together: whole steps, and with ranks only steps of one and the same rank."""
         if ranks is None:
             yield from _cut(order, size)
             return
-        windows = _cut(order, self._per_window)
-        rank_or_own = [int(ranks[w[0]]) if ranks[w[0]] == ranks[w[-1]] else -1 - i for i, w in enumerate(windows)]
-        for _, group in groupby(range(len(windows)), key=rank_or_own.__getitem__):
-            yield from _cut(np.concatenate([windows[i] for i in group]), size)
+        steps = _cut(order, self._per_step)
+        rank_or_own = [int(ranks[w[0]]) if ranks[w[0]] == ranks[w[-1]] else -1 - i for i, w in enumerate(steps)]
+        for _, group in groupby(range(len(steps)), key=rank_or_own.__getitem__):
+            yield from _cut(np.concatenate([steps[i] for i in group]), size)
 
     def _by_rows(self, ids: Ids) -> list[tuple[int, ...]]:
         return [tuple(map(int, part)) for part in _cut(self._by_length(ids), self.max_rows)]
@@ -316,11 +344,11 @@ def _cut(ids: Ids, size: int) -> list[Ids]:
     return [ids[i : i + size] for i in range(0, len(ids), size)]
 
 
-def fill(windows: Iterable[Window]) -> float:
-    """The share of processed positions that hold a token, over `windows`."""
+def fill(steps: Iterable[StepBatch]) -> float:
+    """The share of processed positions that hold a token, over `steps`."""
     real = padded = 0
-    for window in windows:
-        for ids in window.micro_batches:
-            real += int((window.plan.rows.lengths[list(ids)] - 1).sum())
-            padded += window.plan.size(ids)
+    for step in steps:
+        for ids in step.micro_batches:
+            real += int((step.sampler.rows.lengths[list(ids)] - 1).sum())
+            padded += step.sampler.size(ids)
     return real / padded

@@ -8,7 +8,7 @@ from typing import Any
 
 from mlxmath.data.problem import Message
 from mlxmath.data.values import SkippedRowError, text_of
-from mlxmath.runtime.records import parse_json
+from mlxmath.runtime.files import parse_json
 
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog")
 """Columns that hold a whole conversation."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.data.batching import Batch, Ids, Rows, Shape, Window, WindowPlan, make_batch, make_packed
+from mlxmath.data.batching import Batch, BatchSampler, Ids, PairTargets, Rows, Shape, StepBatch, make_batch, make_packed
 
 
 class LastTokens:
@@ -31,7 +31,7 @@ class LastTokens:
 
 
 class Pairs:
-    """P pairs as the rows of a window plan.
+    """P pairs as the rows of a step plan.
 
     Args:
         rows: 2 P rows, those of a pair one after the other.
@@ -66,31 +66,25 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class PairWindow(Window):
+class PairStep(StepBatch):
     """The micro-batches of an optimizer step on pairs, which are what its loss is the mean over."""
 
     def batch(self, index: int) -> Batch:
-        """A micro-batch, padded; `num_targets` are its pairs.
-
-        Its `more` has `rows` (N,), the row that a target is in, `counts` (B,), the targets of each row, and `numbers`
-        (P,) of the pairs.
-        """
-        pairs = self.plan.rows
+        """A micro-batch, padded; `num_targets` are its pairs."""
+        pairs = self.sampler.rows
         assert isinstance(pairs, Pairs)
         ids = self.micro_batches[index]
         both = tuple(side for pair in ids for side in (2 * pair, 2 * pair + 1))
-        batch = (make_packed if self.plan.is_packed else make_batch)(pairs.rows, both, self.plan.shape)
+        batch = (make_packed if self.sampler.is_packed else make_batch)(pairs.rows, both, self.sampler.shape)
         counts = np.array([int(pairs.row(side)[1][1:].sum()) for side in both], np.int32)
         rows = np.zeros(batch.targets_N.size, np.int32)
         rows[: batch.num_targets] = np.repeat(np.arange(len(both), dtype=np.int32), counts)
-        return replace(
-            batch, row_ids=ids, num_targets=len(ids),
-            more={"rows": mx.array(rows), "counts": mx.array(counts), "numbers": mx.array(pairs.numbers[list(ids)])},
-        )  # fmt: skip
+        extra = PairTargets(mx.array(rows), mx.array(counts), mx.array(pairs.numbers[list(ids)]))
+        return replace(batch, row_ids=ids, num_targets=len(ids), extra=extra)
 
 
-class PairPlan(WindowPlan):
-    """A window holds `batch_size · grad_accumulation_steps` pairs; see `WindowPlan`.
+class PairSampler(BatchSampler):
+    """A step holds `batch_size · grad_accumulation_steps` pairs; see `BatchSampler`.
 
     Args:
         pairs: the data.
@@ -106,7 +100,7 @@ class PairPlan(WindowPlan):
         rows_each = 1 if config.batching == "pack" else 2
         super().__init__(pairs, config, max(1, max_tokens // rows_each), shape, num_workers)
 
-    def window(self, ids: Ids, epoch: int, index: int) -> Window:
-        """See `WindowPlan`."""
-        plain = super().window(ids, epoch, index)
-        return PairWindow(self, plain.micro_batches, epoch, index)
+    def step(self, ids: Ids, epoch: int, index: int) -> StepBatch:
+        """See `BatchSampler`."""
+        plain = super().step(ids, epoch, index)
+        return PairStep(self, plain.micro_batches, epoch, index)

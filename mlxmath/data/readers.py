@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mlxmath.errors import MlxmathError
-from mlxmath.runtime.records import parse_json
+from mlxmath.runtime.files import parse_json
 
 Row = dict[str, Any]
 

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple, Protocol, Self
 
 from pydantic import field_validator
 
-from mlxmath.config.explain import check_section, nearest
-from mlxmath.config.section import Section
+from mlxmath.config.load import TEMPLATES
+from mlxmath.config.section import Section, check_section, no_such
 from mlxmath.config.toml import read_toml
 from mlxmath.data.columns import SkippedRowError
 from mlxmath.data.gold import gold
@@ -31,7 +31,6 @@ from mlxmath.data.problem import Problem
 from mlxmath.errors import InputError
 
 TEMPLATE_FOLDER = Path(__file__).parent / "prompt_templates"
-TEMPLATES = tuple(sorted(path.stem for path in TEMPLATE_FOLDER.glob("*.toml")))
 PLACES = ("question", "solution", "answer")
 
 _PLACE = re.compile(r"\{(question|solution|answer)\}")
@@ -254,7 +253,7 @@ def get_template(name: str, file: str | None = None, *, where: str = "--template
     if file:
         return _make(Path(file).stem, read_definition(Path(file).expanduser()))
     if name not in TEMPLATES:
-        raise InputError(f"{where}: no template {name!r}; there are {', '.join(TEMPLATES)}{nearest(name, TEMPLATES)}")
+        raise InputError(f"{where}: {no_such('template', name, TEMPLATES)}")
     return _named(name)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from mlxmath.commands import options
+from mlxmath.config.load import TRAINED_FROM, settings_from
 from mlxmath.config.section import DEMO
 from mlxmath.errors import MlxmathError
 
@@ -23,19 +24,17 @@ BASE_TEMPLATE = "demo-base"
 )
 def main(**values: Any) -> None:
     """Fine-tune the bundled model and compare it with its base on 200 unseen problems."""
-    from mlxmath.commands.train import train
     from mlxmath.runtime.ranks import Ranks
-    from mlxmath.session.training import try_it
+    from mlxmath.training.sft import sft
 
-    config = options.settings(values | {"recipe": DEMO}).config
-    asking = {name for name in values if name.startswith("evaluation__")}  # which training has no use for
-    training = {name: value for name, value in values.items() if name not in asking}
-    if exit_code := train(options.settings(training | {"recipe": DEMO}), Ranks()):
+    config = settings_from((*TRAINED_FROM, "evaluation"), recipe=DEMO, origin="option", **values).config
+    del values["results_path"]  # which training has no use for
+    if exit_code := sft(settings_from(recipe=DEMO, origin="option", **values)).exit_code:
         raise SystemExit(exit_code)
 
-    from mlxmath.commands.evaluate import evaluate
     from mlxmath.data.templates import get_template
     from mlxmath.evaluation.contestants import Contestant
+    from mlxmath.evaluation.runner import evaluate
     from mlxmath.evaluation.samples import read_samples
 
     model = Path(config.model.mlx_path)
@@ -58,7 +57,7 @@ def main(**values: Any) -> None:
     ):
         click.echo(f"\n{title}:\n    " + text.strip().replace("\n", "\n    "))
     serve = f"mlx_lm.server --model {config.model.mlx_path} --adapter-path {config.training.adapter_path}"
-    ask = try_it(config).removeprefix("try: ")
+    ask = options.try_it(config).removeprefix("try: ")
     click.echo(f"\nwhat to look at and to type next:\n    {found['folder']}/report.html\n    {ask}\n    {serve}\n")
     click.echo(table(found))
 

@@ -1,128 +1,201 @@
-"""Judges what there is, problem by problem, and writes solutions, rejected ones, pairs and the card's figures."""
+"""Judges what there is, problem by problem; writes what is kept, what is not, pairs of both, and a card."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mlxmath.config.answering import DistillationConfig
-from mlxmath.config.schema import DataConfig
-from mlxmath.data.columns import SkippedRowError, find_columns, make_problem
-from mlxmath.data.gold import gold
-from mlxmath.data.local import Rows
-from mlxmath.distillation.card import Tally
-from mlxmath.distillation.filter import NOT_ANSWERED, NOT_BEST, REPEATED, Candidate, choose, judge, pair, pair_row
-from mlxmath.distillation.questions import Task, question_key
-from mlxmath.distillation.responses import Responses
-from mlxmath.errors import InputError
-from mlxmath.runtime.files import atomic_file
+import numpy as np
 
-SOLUTIONS, REJECTED, PAIRS = "solutions.jsonl", "rejected.jsonl", "pairs.jsonl"
+from mlxmath import __version__
+from mlxmath.config.methods import DistillationConfig
+from mlxmath.distillation.filter import NOT_BEST, REPEATED, Judged, choose, judge, pair
+from mlxmath.distillation.questions import Task
+from mlxmath.distillation.responses import Response
+from mlxmath.runtime.files import atomic_file, atomic_write
+
+SOLUTIONS, REJECTED, PAIRS, CARD, LENGTHS = "solutions.jsonl", "rejected.jsonl", "pairs.jsonl", "card.md", "lengths.png"
+NOT_ANSWERED = "not answered"
 _BATCH = 64
 """Problems judged together."""
+_MEASURES = ("faithfulness", "validity", "provenance", "support", "liveness")
+_QUANTILES = {"least": 0, "5 %": 5, "25 %": 25, "median": 50, "75 %": 75, "95 %": 95, "most": 100}
 
-Unanswered = tuple[Task, str]
-"""A task without an answer, and why."""
+
+@dataclass
+class DistillResult:
+    """Where a dataset of solutions is, and what it holds."""
+
+    folder: Path
+    num_problems: int = 0
+    num_judged: int = 0
+    num_correct: int = 0
+    num_kept: int = 0
+    num_pairs: int = 0
+    """Problems with a kept solution and a wrong one."""
+    num_unanswered: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Rejected and unanswered ones."""
+    accepted_of_problem: Counter[int] = field(default_factory=Counter)
+    """Problems by their number of accepted solutions, before the best is chosen."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+    """In the currency of the prices."""
+    spread: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """Of each kept solution its characters, tokens and measures; "rejected": the characters of each other one."""
+
+    @property
+    def num_solved(self) -> int:
+        """Problems with at least one accepted solution."""
+        return self.num_problems - self.accepted_of_problem[0]
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """The files by their names."""
+        return {name: self.folder / name for name in (SOLUTIONS, PAIRS, REJECTED, CARD)}
+
+    def summary(self) -> list[str]:
+        """Lines for people: how many solutions were kept, and why the others were not."""
+        return [
+            *(f"rejected: {count:,} {reason}" for reason, count in self.reasons.most_common()),
+            f"{self.folder / SOLUTIONS}: {self.num_kept:,} solutions to {self.num_solved:,} of {self.num_problems:,} "
+            f"problems; {self.num_correct:,} of {self.num_judged:,} right; {self.num_pairs:,} pairs",
+        ]
+
+    def _add(self, one: Judged) -> None:
+        self.num_judged += 1
+        self.num_correct += one.correct
+        if one.reason is not None:
+            self.reasons[one.reason] += 1
+            self.spread["rejected"].append(len(one.solution))
+            return
+        self.num_kept += 1
+        found = {"characters": len(one.solution), "tokens": one.response.completion_tokens}
+        for name, value in (found | {name: getattr(one, name) for name in _MEASURES}).items():
+            if value is not None:
+                self.spread[name].append(float(value))
 
 
 def write_dataset(
-    folder: Path, groups: Iterable[list[Candidate]], unanswered: Iterable[Unanswered], settings: DistillationConfig
-) -> Tally:
+    folder: Path,
+    problems: Iterable[Sequence[Response]],
+    unanswered: Sequence[tuple[Task, str]],
+    settings: DistillationConfig,
+) -> DistillResult:
     """Write what is kept, what is not with its reason, and pairs of a right and a wrong solution.
 
     Args:
         folder: for the files.
-        groups: the candidates of each problem; none for a problem without an answer.
-        unanswered: tasks that have none.
+        problems: the responses to each problem; none for a problem without an answer.
+        unanswered: tasks that have none, and why.
         settings: the filter's.
     """
-    tally = Tally()
+    result = DistillResult(folder, num_unanswered=len(unanswered))
     with (
         atomic_file(folder / SOLUTIONS) as kept,
         atomic_file(folder / REJECTED) as rejected,
         atomic_file(folder / PAIRS) as pairs,
     ):
-        waiting = iter(groups)
+        waiting = iter(problems)
         while some := list(islice(waiting, _BATCH)):
-            judged = judge([candidate for group in some for candidate in group], settings)
-            chosen = choose(judged, settings.keep)
-            start = 0
-            for group in some:
-                own = chosen[start : start + len(group)]
-                start += len(group)
-                tally.num_problems += 1
-                tally.accepted_of_problem[sum(one.reason in (None, NOT_BEST, REPEATED) for one in own)] += 1
+            judged = iter(choose(judge([one for responses in some for one in responses], settings), settings.keep))
+            for responses in some:
+                own = list(islice(judged, len(responses)))
+                result.num_problems += 1
+                result.accepted_of_problem[sum(one.reason in (None, NOT_BEST, REPEATED) for one in own)] += 1
                 if found := pair(own):
-                    tally.num_pairs += 1
-                    pairs.write(_line(pair_row(*found)))
-            for one in chosen:
-                tally.add(one)
-                why = {} if one.reason is None else {"reason": one.reason, "detail": one.detail}
-                (kept if one.reason is None else rejected).write(_line(one.row() | why))
-        for task, why_not in unanswered:
-            tally.reasons[NOT_ANSWERED] += 1
+                    result.num_pairs += 1
+                    pairs.write(_line(found))
+                for one in own:
+                    result._add(one)
+                    (kept if one.reason is None else rejected).write(_line(one.row()))
+        for task, why in unanswered:
+            result.reasons[NOT_ANSWERED] += 1
             question = task.question
             row = {"id": question.id, "sample": task.sample, "problem": question.text, "answer": question.gold}
-            rejected.write(_line(row | {"reason": NOT_ANSWERED, "detail": why_not}))
-    return tally
+            rejected.write(_line(row | {"reason": NOT_ANSWERED, "detail": why}))
+    return result
 
 
-def answered(tasks: Iterable[Task], responses: Responses) -> Iterator[list[Candidate]]:
-    """The answers to each problem's tasks."""
-    by_problem: dict[str, list[Task]] = {}
-    for task in tasks:
-        by_problem.setdefault(task.question.key, []).append(task)
-    for group in by_problem.values():
-        found = ((task, responses.get(task.key)) for task in group)
-        yield [
-            Candidate(
-                task.question.key, task.question.id, task.sample, task.question.text, task.question.gold, one.response,
-                one.finish_reason, one.completion_tokens,
-            )
-            for task, one in found
-            if one is not None
-        ]  # fmt: skip
-
-
-def ranked(rows: Rows, config: DataConfig) -> list[list[Candidate]]:
-    """The candidates of each problem in a file that holds problems, solutions and gold answers.
+def write_card(result: DistillResult, title: str, facts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Write card.md and lengths.png: what the dataset holds and how it came about.
 
     Args:
-        rows: of the file.
-        config: names its columns, if they have unusual names.
-
-    Raises:
-        InputError: there is no column for one of the three, or no usable row.
+        result: of `write_dataset`.
+        title: what it is.
+        facts: how it came about: name and value.
+        settings: everything that was set.
     """
-    found = find_columns(
-        rows.columns, config.question_column, config.solution_column, config.answer_column, where=rows.name
+    problems, judged, spread = result.num_problems, result.num_judged, result.spread
+    tables: list[tuple[str, Sequence[str], Iterable[Sequence[Any]]]] = [
+        (f"# {title}", ("", ""), facts.items()),
+        ("## Yield", ("", "count", "share"), [
+            ("problems", f"{problems:,}", ""),
+            ("problems with an accepted solution", *_share(result.num_solved, problems)),
+            ("solutions judged", f"{judged:,}", ""),
+            ("right by the grader", *_share(result.num_correct, judged)),
+            ("kept", *_share(result.num_kept, judged)),
+            ("pairs of a kept and a wrong solution", *_share(result.num_pairs, problems)),
+        ]),
+        ("## Rejected", ("reason", "count", "share"),
+         [(reason, *_share(n, judged)) for reason, n in result.reasons.most_common()]),
+        ("## Accepted solutions a problem", ("accepted", "problems", "share"),
+         [(accepted, *_share(n, problems)) for accepted, n in sorted(result.accepted_of_problem.items())]),
+        ("## Kept solutions", ("", *_QUANTILES), [
+            (name, *(f"{q:,.0f}" for q in np.percentile(spread[name], [*_QUANTILES.values()], method="nearest")))
+            for name in ("characters", "tokens") if spread[name]
+        ]),
+        (f"![lengths]({LENGTHS})", ("measure", "mean", "measured on"),
+         [(name, f"{np.mean(spread[name]):.3f}", _share(len(spread[name]), result.num_kept)[1])
+          for name in _MEASURES if spread[name]]),
+        ("## Settings", ("setting", "value"), settings.items()),
+    ]  # fmt: skip
+    parts = []
+    for heading, head, rows in tables:
+        lines = [f"| {' | '.join(map(_cell, row))} |" for row in (head, *rows)]
+        if len(lines) > 1:
+            parts.append("\n".join([heading, "", lines[0], "|" + "---|" * len(head), *lines[1:]]))
+    parts.append(
+        f"Train on it: `mlxmath train --dataset {result.folder / SOLUTIONS}`; on its pairs: `mlxmath dpo --dataset "
+        f"{result.folder / PAIRS}`. Made by mlxmath {__version__}."
     )
-    if found.answer is None:
-        raise InputError(
-            f"--rank-only: {rows.name} has no column with the gold answer, but {', '.join(rows.columns)}; name it "
-            "with --answer-column."
-        )
-    groups: dict[str, list[Candidate]] = {}
-    for index, row in enumerate(rows.read(rows.columns)):
-        try:
-            problem = make_problem(row, found, index, solution_required=False)
-        except SkippedRowError as reason:
-            raise InputError(f"--rank-only: row {index + 1} of {rows.name}: {reason}; mend or remove it.") from None
-        answer = gold(problem) if row.get(found.answer) is not None else None
-        if answer is None:
-            raise InputError(f"--rank-only: row {index + 1} of {rows.name} has no gold answer; mend or remove it.")
-        key = question_key(problem.question)
-        group = groups.setdefault(key, [])
-        tokens = row.get("completion_tokens")
-        group.append(
-            Candidate(
-                key, problem.id, len(group), problem.question, answer, problem.solution or "",
-                str(row.get("finish_reason") or "stop"), tokens if isinstance(tokens, int) else None,
-            )
-        )  # fmt: skip
-    return list(groups.values())
+    atomic_write(result.folder / CARD, "\n\n".join(parts) + "\n")
+    _plot(result, result.folder / LENGTHS)
+
+
+def _share(part: int, whole: int) -> tuple[str, str]:
+    return f"{part:,}", f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str("-" if value is None else value).split()).replace("|", "\\|")
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
     return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+
+
+def _plot(result: DistillResult, path: Path) -> None:
+    """Characters of kept and rejected solutions."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.hist(
+        [result.spread["characters"], result.spread["rejected"]],
+        bins=40,
+        stacked=True,
+        color=["#2563eb", "#d1d5db"],
+        label=["kept", "rejected"],
+    )
+    axes.set(xlabel="characters", ylabel="solutions")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    atomic_write(path, buffer.getvalue())

@@ -1,196 +1,288 @@
-"""One question to an OpenAI-compatible endpoint. The key is sent in a header and is nowhere else."""
+"""A teacher behind an OpenAI-compatible endpoint. The key is sent in one header and is nowhere else."""
 
-import http.client
+import asyncio
 import json
+import math
+import os
+import random
+import re
+import signal
 import ssl
+import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
 
-from mlxmath.errors import MlxmathError
-from mlxmath.runtime.records import parse_json
+import httpx2
 
-_MOST_BYTES = 64 << 20
-_PIECE = 1 << 16
-_RETRIED = frozenset({408, 409, 425, 429})
+from mlxmath.config.methods import DistillationConfig
+from mlxmath.distillation.questions import Task, sample_seed
+from mlxmath.distillation.teacher import Answer, OnOutcome, Refused, TryAgain, error_message, prompt, read_answer
+from mlxmath.errors import InputError, MlxmathError
+from mlxmath.runtime.console import say, warn
+
+_MOST_BYTES, _MOST_ERROR_BYTES = 64 << 20, 1 << 16
+_TRIED_AGAIN = (408, 409, 425, 429)
 """Besides 5xx."""
-_FATAL = frozenset({401, 402, 403, 404, 405})
+_HINTS = {
+    401: "name the environment variable with the right key: --teacher-key-env",
+    402: "the account has no credit",
+    403: "the key may not use this model",
+    404: "check the address and --teacher-model",
+    405: "check the address",
+}
+"""Statuses after which no question will be answered."""
 _LOCAL = ("localhost", "127.0.0.1", "::1")
-_HIDDEN = "[key]"
 _SHORTEST_KEY = 8
 """Shorter ones are placeholders ("none") that local servers want, and words that solutions may hold."""
+_LONGEST_BACKOFF_S, _LONGEST_HOLD_S = 60.0, 3600.0
+_MOST_FAILED = 10
+"""Questions given up in a row after which the endpoint is taken for dead."""
 
 
-class TemporaryError(Exception):
-    """No answer this time; `retry_after_s` is what the endpoint asks for."""
-
-    def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
-        super().__init__(reason)
-        self.retry_after_s = retry_after_s
-
-
-class RefusedError(Exception):
-    """The endpoint does not answer this question, however often it is asked."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a teacher wrote, its reasoning in front as `<think>…</think>`."""
-
-    text: str
-    finish_reason: str
-    """"stop", "length" (cut off at the token limit), or the endpoint's own word."""
-    prompt_tokens: int
-    completion_tokens: int
-
-
-@dataclass(frozen=True)
 class Endpoint:
-    """Where to ask, and with what settings."""
+    """Where to ask, and how."""
 
-    url: str
-    model: str
-    settings: Mapping[str, Any]
-    """Of a request's body: temperature, max_tokens …; None takes a field out."""
-    timeout_s: float
-    key: str | None = field(default=None, repr=False)
-
-    @property
-    def is_plain_text_abroad(self) -> bool:
-        """Whether a key would cross the network unencrypted."""
-        parts = urlsplit(self.url)
-        return self.key is not None and parts.scheme == "http" and parts.hostname not in _LOCAL
-
-    def ask(self, content: str, seed: int | None = None) -> Answer:
-        """Ask once.
+    def __init__(self, settings: DistillationConfig) -> None:
+        """Take the key out of the environment.
 
         Raises:
-            TemporaryError: time-out, cut connection, overload or an unusable reply: ask again.
-            RefusedError: this question is refused.
+            InputError: the model has no name, the address is none, or the variable is not set.
+        """
+        self.settings, self.url = settings, settings.teacher_url or ""
+        if settings.teacher_model is None:
+            raise InputError("--teacher-url needs --teacher-model, the endpoint's name of the model.")
+        try:
+            self._host = httpx2.URL(self.url).host
+            self._host.encode("idna")
+        except (httpx2.InvalidURL, UnicodeError) as error:
+            raise InputError(f"--teacher-url {self.url}: no such address can be ({error}).") from None
+        self._key = None
+        if settings.teacher_key_env is not None:
+            self._key = os.environ.get(settings.teacher_key_env, "").strip()
+            if not self._key or not self._key.isascii() or not self._key.isprintable():
+                raise InputError(
+                    f"--teacher-key-env: the environment variable {settings.teacher_key_env} holds no key; export it "
+                    "first."
+                )
+            if self.url.startswith("http:") and self._host not in _LOCAL:
+                warn(f"--teacher-url {self.url}: the key crosses the network unencrypted; use https.")
+        self._body = settings.model_dump(include={"temperature", "top_p", "max_tokens"})
+        self._body |= json.loads(settings.teacher_extra or "{}")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything about it that its answers depend on; never the key."""
+        return {"url": self.url, "model": self.settings.teacher_model, **self._body}
+
+    def ask(self, tasks: Sequence[Task], on_outcome: OnOutcome, _on_step: object = None) -> None:
+        """Ask all tasks' questions, many at once, again where that fails; each has one outcome.
+
+        Raises:
+            MlxmathError: the endpoint answers nobody. What was under way has been waited for.
+            KeyboardInterrupt: likewise; a second one does not wait.
+        """
+        asking = _Asking(self, on_outcome).run(tasks)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            asyncio.run(asking)
+        else:  # in a notebook
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(asyncio.run, asking).result()
+
+    def client(self) -> httpx2.AsyncClient:
+        """What sends requests: each over its own connection, through no proxy to this machine, on to no other host."""
+        headers = {"User-Agent": "mlxmath", "Accept": "application/json", "Content-Type": "application/json"}
+        if self._key is not None:
+            headers["Authorization"] = f"Bearer {self._key}"
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
+        try:
+            return httpx2.AsyncClient(
+                headers=headers, timeout=None, limits=limits, trust_env=self._host not in _LOCAL, follow_redirects=False
+            )
+        except (ImportError, ValueError) as error:
+            raise MlxmathError(f"the proxy that the environment names cannot be used: {error}.") from None
+
+    async def request(self, client: httpx2.AsyncClient, content: str, seed: int | None) -> Answer:
+        """Ask once; `timeout_s` bounds the whole of it.
+
+        Raises:
+            TryAgain: time-out, cut connection, overload or an unusable reply.
+            Refused: this question is refused, however often it is asked.
             MlxmathError: no question will be answered: a wrong key, model or address.
         """
-        body: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": content}]}
-        body |= {} if seed is None else {"seed": seed}
-        body = {name: value for name, value in (body | dict(self.settings)).items() if value is not None}
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "mlxmath"}
-        if self.key is not None:
-            headers["Authorization"] = f"Bearer {self.key}"
         url = self.url if self.url.endswith("/chat/completions") else f"{self.url}/chat/completions"
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        body = {"model": self.settings.teacher_model, "messages": [{"role": "user", "content": content}], "seed": seed}
+        sent = json.dumps({name: value for name, value in (body | self._body).items() if value is not None})
+        reply, content_read = None, bytearray()
         try:
-            return read_answer(self._hide(self._send(request)))
-        except urllib.error.HTTPError as error:
-            raise self._refusal(error) from None
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", error)
-            if isinstance(reason, ssl.SSLCertVerificationError):
-                raise MlxmathError(f"--teacher-url {self.url}: its certificate is not valid ({reason}).") from None
-            if isinstance(reason, TimeoutError):
-                raise TemporaryError(f"no answer within {self.timeout_s:g} s") from None
-            raise TemporaryError(f"connection: {reason or type(error).__name__}") from None
+            async with asyncio.timeout(self.settings.timeout_s), client.stream("POST", url, content=sent) as reply:
+                most = _MOST_BYTES if reply.is_success else _MOST_ERROR_BYTES
+                async for piece in reply.aiter_bytes():
+                    content_read += piece
+                    if len(content_read) > most:
+                        break
+        except (TimeoutError, httpx2.HTTPError) as error:
+            if reply is None or reply.is_success:
+                raise self._broken(error) from None
+            content_read.clear()  # the status says enough, and half a body may hold half a key
+        text = self._hide(content_read.decode("utf-8", "replace"))
+        if not reply.is_success:
+            raise self._refusal(reply.status_code, reply.headers.get("Retry-After"), error_message(text))
+        if len(content_read) > most:
+            raise TryAgain(f"a reply of more than {most >> 20} MB")
+        return read_answer(text)
 
-    def _send(self, request: urllib.request.Request) -> bytes:
-        handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
-        if urlsplit(self.url).hostname in _LOCAL:
-            handlers.append(urllib.request.ProxyHandler({}))
-        end = time.monotonic() + self.timeout_s
-        with urllib.request.build_opener(*handlers).open(request, timeout=self.timeout_s) as reply:
-            expected = reply.headers.get("Content-Length")
-            pieces, total = [], 0
-            while piece := reply.read1(_PIECE):
-                pieces.append(piece)
-                total += len(piece)
-                if time.monotonic() > end:
-                    raise TimeoutError
-                if total > _MOST_BYTES:
-                    raise TemporaryError(f"a reply of more than {_MOST_BYTES >> 20} MB")
-        if expected is not None and expected.isdigit() and total < int(expected):
-            raise TemporaryError(f"connection: cut after {total:,} of {int(expected):,} bytes")
-        return b"".join(pieces)
+    def _broken(self, error: Exception) -> Exception:
+        """What a request means that brought no whole reply."""
+        if isinstance(error, TimeoutError):
+            return TryAgain(f"no answer within {self.settings.timeout_s:g} s")
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                return MlxmathError(f"--teacher-url {self.url}: its certificate is not valid ({cause.verify_message}).")
+            cause = cause.__cause__ or cause.__context__
+        return TryAgain(f"connection: {error_message(self._hide(str(error))) or type(error).__name__}")
 
-    def _hide(self, content: bytes) -> str:
-        text = content.decode("utf-8", "replace")
-        return text.replace(self.key, _HIDDEN) if self.key and len(self.key) >= _SHORTEST_KEY else text
-
-    def _refusal(self, error: urllib.error.HTTPError) -> Exception:
-        try:
-            said = _said(self._hide(error.read(_PIECE)))
-        except (OSError, http.client.HTTPException):
-            said = ""
-        reason = f"HTTP {error.code}{f': {said}' if said else ''}"
-        if error.code in _RETRIED or error.code >= 500:
-            return TemporaryError(reason, retry_after(error.headers.get("Retry-After"), time.time()))
-        if error.code < 400:
+    def _refusal(self, status: int, wait: str | None, said: str) -> Exception:
+        """What a status means that is no success."""
+        reason = f"HTTP {status}{f': {said}' if said else ''}"
+        if status in _TRIED_AGAIN or status >= 500:
+            return TryAgain(reason, retry_after(wait, time.time()))
+        if status < 400:
             return MlxmathError(
                 f"--teacher-url {self.url}: it sends requests on to another address ({reason}); name that one."
             )
-        if error.code in _FATAL:
-            hint = {
-                401: "name the environment variable with the right key: --teacher-key-env",
-                403: "the key may not use this model",
-                402: "the account has no credit",
-                404: f"check the address and --teacher-model {self.model}",
-            }.get(error.code, "check the address")
-            return MlxmathError(f"--teacher-url {self.url}: {reason}; {hint}.")
-        return RefusedError(reason)
+        if status in _HINTS:
+            return MlxmathError(f"--teacher-url {self.url}: {reason}; {_HINTS[status]}.")
+        return Refused(reason)
+
+    def _hide(self, text: str) -> str:
+        """The text without the key, however it is spelt: in JSON's escapes, or a URL's."""
+        if self._key is None or len(self._key) < _SHORTEST_KEY:
+            return text
+        spelt = (rf"(?:\\{{0,8}}{re.escape(c)}|\\{{1,8}}u00{ord(c):02x}|%(?:25){{0,4}}{ord(c):02x})" for c in self._key)
+        return re.sub("".join(spelt), "[key]", text, flags=re.IGNORECASE)
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Another host never gets the key."""
+class _Asking:
+    """One run of questions to an endpoint."""
 
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        """Follow nothing."""
+    def __init__(self, endpoint: Endpoint, on_outcome: OnOutcome) -> None:
+        self._endpoint, self._settings, self._on_outcome = endpoint, endpoint.settings, on_outcome
+        self._error: BaseException | None = None
+        self._ended = asyncio.Event()
+        self._next_turn = 0.0
+        """When the next request may be made, of `time.monotonic`."""
+        self._failed_in_a_row = 0
+
+    async def run(self, tasks: Sequence[Task]) -> None:
+        waiting = iter(tasks)
+        count = min(self._settings.concurrency or 8, len(tasks))
+        async with self._endpoint.client() as client:
+            work = asyncio.gather(*(self._work(client, waiting) for _ in range(count)))
+            with _interrupts(lambda: work.cancel() if self._ended.is_set() else self._end(KeyboardInterrupt())):
+                try:
+                    await work
+                except asyncio.CancelledError:
+                    raise KeyboardInterrupt from None
+        if self._error is not None:
+            raise self._error
+
+    def _end(self, error: BaseException) -> None:
+        """Begin nothing more; the first error is the one that counts."""
+        if isinstance(error, KeyboardInterrupt):
+            say("waiting for the answers under way; Ctrl-C again stops at once")
+        self._error = self._error or error
+        self._ended.set()
+
+    async def _work(self, client: httpx2.AsyncClient, waiting: Iterator[Task]) -> None:
+        for task in waiting:
+            try:
+                outcome = await self._ask(client, task)
+                if outcome is None:
+                    return
+                self._on_outcome(task, outcome)
+            except MlxmathError as error:
+                self._end(error)
+                return
+            self._failed_in_a_row = self._failed_in_a_row + 1 if isinstance(outcome, str) else 0
+            if self._failed_in_a_row >= _MOST_FAILED:
+                self._end(
+                    MlxmathError(
+                        f"--teacher-url {self._endpoint.url}: {self._failed_in_a_row} questions in a row got no answer "
+                        f"(the last: {outcome}); what was answered is kept. Go on later with --resume."
+                    )
+                )
+
+    async def _ask(self, client: httpx2.AsyncClient, task: Task) -> Answer | str | None:
+        """Ask until there is an answer, or the reason why there is none; None if the run ends before that."""
+        settings, start = self._settings, time.monotonic()
+        content = prompt(task.question.text, settings.instruction)
+        seed = None if settings.seed is None else sample_seed(settings.seed, task)
+        reason = ""
+        for attempt in range(1, settings.retries + 2):
+            if not await self._turn():
+                return None
+            try:
+                answer = await self._endpoint.request(client, content, seed)
+                return replace(answer, seconds=time.monotonic() - start, attempts=attempt)
+            except Refused as error:
+                return str(error)
+            except TryAgain as error:
+                reason, delay = str(error), self._delay(attempt, error.retry_after_s)
+            if attempt <= settings.retries:
+                warn(f"problem {task.question.id}: {reason}; asking again in {delay:.1f}s")
+                await self._pause(delay)
+        return reason
+
+    def _delay(self, attempt: int, retry_after_s: float | None) -> float:
+        """Seconds to wait: doubled each time, with jitter, and no less than the endpoint asks everybody to wait."""
+        backoff = min(_LONGEST_BACKOFF_S, self._settings.backoff_s * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
+        if retry_after_s is None:
+            return backoff
+        if retry_after_s > _LONGEST_HOLD_S:
+            raise MlxmathError(
+                f"--teacher-url {self._endpoint.url}: it asks to wait {retry_after_s:,.0f} s; what was answered is "
+                "kept. Go on then with --resume."
+            )
+        self._next_turn = max(self._next_turn, time.monotonic() + retry_after_s)
+        return max(retry_after_s, backoff)
+
+    async def _turn(self) -> bool:
+        """Wait until a request may be made; False if the run ends first."""
+        while (delay := self._next_turn - time.monotonic()) > 0 and not self._ended.is_set():
+            await self._pause(delay)
+        self._next_turn = time.monotonic() + 60 / (self._settings.requests_per_minute or math.inf)
+        return not self._ended.is_set()
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait so long, or until the run ends."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), seconds)
 
 
-def read_answer(text: str) -> Answer:
-    """The answer in a chat completion's JSON.
-
-    Raises:
-        TemporaryError: it is not one.
-    """
+@contextmanager
+def _interrupts(handle: Callable[[], object]) -> Iterator[None]:
+    """Have the loop call `handle` at each Ctrl-C or SIGTERM, which then never falls between two answers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        loop.add_signal_handler(number, handle)  # wakes the loop, which a handler of Python's alone may not
     try:
-        reply = parse_json(text)
-    except ValueError:
-        if text.lstrip().startswith(("data:", "event:")):
-            raise TemporaryError("the reply is a stream, though none was asked for") from None
-        raise TemporaryError("the reply is not JSON") from None
-    choices = reply.get("choices") if isinstance(reply, dict) else None
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    message = choice.get("message") if isinstance(choice, dict) else None
-    if not isinstance(choice, dict) or not isinstance(message, dict):
-        said = _said(text) if isinstance(reply, dict) and "error" in reply else ""
-        raise TemporaryError(f"the reply holds no answer{f': {said}' if said else ''}")
-    content, thought = _parts(message.get("content"))
-    reasoning = next((r for name in ("reasoning_content", "reasoning") if isinstance(r := message.get(name), str)), "")
-    usage = reply.get("usage") if isinstance(reply.get("usage"), dict) else {}
-    reason = choice.get("finish_reason")
-    return Answer(
-        with_thinking(content, reasoning or thought, finished=reason != "length"),
-        reason if isinstance(reason, str) else "stop",
-        _count(usage.get("prompt_tokens")),
-        _count(usage.get("completion_tokens")),
-    )
-
-
-def with_thinking(content: str, reasoning: str = "", *, finished: bool = True) -> str:
-    """A text whose reasoning, if any, stands first between `<think>` and `</think>`.
-
-    Args:
-        content: the answer. If it closes a thinking part that the prompt has opened, this is opened.
-        reasoning: of endpoints that send it apart.
-        finished: False if the token limit was reached: reasoning that nothing follows is then left open.
-    """
-    if reasoning.strip():
-        closed = finished or content.strip()
-        return f"<think>\n{reasoning.strip()}\n" + (f"</think>\n\n{content.strip()}" if closed else "")
-    if "</think>" in content and "<think>" not in content.partition("</think>")[0]:
-        return f"<think>\n{content.lstrip()}".strip()
-    return content.strip()
+        yield
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
 
 
 def retry_after(value: str | None, now: float) -> float | None:
@@ -205,32 +297,3 @@ def retry_after(value: str | None, now: float) -> float | None:
         except (ValueError, OverflowError):
             return None
     return seconds if 0 <= seconds < float("inf") else None
-
-
-def _parts(content: Any) -> tuple[str, str]:
-    """The text and the reasoning of a message's content: a text, or a list of typed parts."""
-    if not isinstance(content, list):
-        return (content if isinstance(content, str) else ""), ""
-    texts, thoughts = [], []
-    for part in content:
-        if isinstance(part, dict) and part.get("type") == "thinking":
-            inner = part.get("thinking")
-            thoughts.append(_parts(inner)[0])
-        elif isinstance(part, dict) and isinstance(part.get("text"), str):
-            texts.append(part["text"])
-    return "".join(texts), "".join(thoughts)
-
-
-def _count(value: Any) -> int:
-    return value if isinstance(value, int) and value >= 0 else 0
-
-
-def _said(text: str) -> str:
-    """The message of an error's body, in one short line."""
-    try:
-        found = parse_json(text)
-        found = found.get("error", found) if isinstance(found, dict) else found
-        found = found.get("message", found) if isinstance(found, dict) else found
-    except ValueError:
-        found = text
-    return " ".join(str(found).split())[:200]

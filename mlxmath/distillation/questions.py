@@ -2,14 +2,16 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from mlxmath.config.schema import DataConfig
+from mlxmath.data.columns import SkippedRowError, find_columns, make_problem
 from mlxmath.data.gold import WITHOUT_GOLD, gold
+from mlxmath.data.local import open_file
 from mlxmath.data.mixture import Mixture
-from mlxmath.data.problem import Problem
-from mlxmath.errors import MlxmathError
+from mlxmath.distillation.responses import Response
+from mlxmath.errors import InputError, MlxmathError
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,13 @@ class Questions:
 
 def question_key(text: str) -> str:
     """16 hex digits of a problem's text."""
-    return hashlib.sha256(text.strip().encode()).hexdigest()[:16]
+    return hashlib.sha256(text.strip().encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def sample_seed(seed: int, task: Task) -> int:
+    """The seed that goes with a task's request, below 2**31 (endpoints take no larger one)."""
+    text = f"{seed} {task.question.key} {task.sample}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
 def load_questions(config: DataConfig) -> Questions:
@@ -67,7 +75,14 @@ def load_questions(config: DataConfig) -> Questions:
     questions = Questions(", ".join(f"{source.rows.name} ({source.split})" for source in mixture.sources))
     for report in mixture.reports:
         questions.left_out.update(report.left_out)
-    questions.items += _with_gold(mixture, questions.left_out)
+    seen: set[str] = set()
+    for problem in mixture:
+        answer, key = gold(problem), question_key(problem.question)
+        if answer is None or key in seen:
+            questions.left_out[WITHOUT_GOLD if answer is None else "repeated"] += 1
+        else:
+            seen.add(key)
+            questions.items.append(Question(key, problem.id, problem.question, answer))
     if not questions.items:
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in questions.left_out.items()) or "it is empty"
         raise MlxmathError(
@@ -76,20 +91,41 @@ def load_questions(config: DataConfig) -> Questions:
     return questions
 
 
-def _with_gold(problems: Mixture | Sequence[Problem], left_out: Counter[str]) -> Iterator[Question]:
-    seen: set[str] = set()
-    for problem in problems:
-        answer, key = gold(problem), question_key(problem.question)
+def load_solutions(path: Path, config: DataConfig) -> tuple[str, list[list[Response]]]:
+    """The revision of a file that holds problems, solutions and gold answers, and the solutions to each problem.
+
+    Args:
+        path: a .jsonl, .json or .parquet file.
+        config: names its columns, if they have unusual names.
+
+    Raises:
+        InputError: no such file, no column for one of the three, or a row that cannot be used.
+    """
+    rows = open_file(path, option="--rank-only")
+    found = find_columns(
+        rows.columns, config.question_column, config.solution_column, config.answer_column, where=rows.name
+    )
+    if found.answer is None:
+        raise InputError(
+            f"--rank-only: {rows.name} has no column with the gold answer, but {', '.join(rows.columns)}; name it "
+            "with --answer-column."
+        )
+    problems: dict[str, list[Response]] = {}
+    for index, row in enumerate(rows.read(rows.columns)):
+        try:
+            problem = make_problem(row, found, index, solution_required=False)
+        except SkippedRowError as reason:
+            raise InputError(f"--rank-only: row {index + 1} of {rows.name}: {reason}; mend or remove it.") from None
+        answer = gold(problem) if row.get(found.answer) is not None else None
         if answer is None:
-            left_out[WITHOUT_GOLD] += 1
-        elif key in seen:
-            left_out["repeated"] += 1
-        else:
-            seen.add(key)
-            yield Question(key, problem.id, problem.question, answer)
-
-
-def sample_seed(seed: int, task: Task) -> int:
-    """The seed that goes with a task's request, below 2**31 (endpoints take no larger one)."""
-    text = f"{seed} {task.question.key} {task.sample}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+            raise InputError(f"--rank-only: row {index + 1} of {rows.name} has no gold answer; mend or remove it.")
+        key, num_tokens = question_key(problem.question), row.get("completion_tokens")
+        solutions = problems.setdefault(key, [])
+        solutions.append(
+            Response(
+                "", key, len(solutions), problem.id, problem.question, answer, problem.solution or "",
+                str(row.get("finish_reason") or "stop"),
+                completion_tokens=num_tokens if isinstance(num_tokens, int) else None,
+            )
+        )  # fmt: skip
+    return rows.revision, list(problems.values())

@@ -1,8 +1,8 @@
 """What a teacher has answered: a JSON line each, written as it comes, never written twice, never rewritten.
 
-A folder holds `settings.json` (written first) and `responses.jsonl`. Each line names the fingerprint of the teacher and
-of the way it was asked; lines of another fingerprint do not count. How many samples and which problems are asked for
-may change from run to run: what is there is used.
+A folder holds `settings.json` and `responses.jsonl`. Each line names the fingerprint of the teacher and of the way it
+was asked; lines of another fingerprint do not count. How many samples and which problems are asked for may change from
+run to run: what is there is used.
 """
 
 import fcntl
@@ -14,24 +14,23 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.runtime.files import atomic_json, disk_errors, read_json
-from mlxmath.runtime.records import read_record
+from mlxmath.runtime.files import atomic_json, disk_errors, read_json, read_record
 
 SETTINGS, RESPONSES = "settings.json", "responses.jsonl"
 _FORMAT = 1
-_SYNC_COUNT, _SYNC_SECONDS = 16, 5.0
+_SYNC_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
 class Response:
-    """A teacher's answer to one task."""
+    """A teacher's solution to a problem, before it is judged."""
 
     fingerprint: str
     key: str
-    """Of the problem: `Question.key`."""
+    """Of the problem: `Question.key`. Solutions to one problem compete."""
     sample: int
     id: str
     problem: str
@@ -39,11 +38,11 @@ class Response:
     """The gold answer."""
     response: str
     """The solution, its reasoning before it as `<think>…</think>`."""
-    finish_reason: str
-    prompt_tokens: int
-    completion_tokens: int
-    seconds: float
-    attempts: int
+    finish_reason: str = "stop"
+    prompt_tokens: int = 0
+    completion_tokens: int | None = None
+    seconds: float = 0.0
+    attempts: int = 1
     """Requests that it took."""
 
 
@@ -52,66 +51,87 @@ def identify(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
-def claim(folder: Path, identity: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
-    """Make a folder this teacher's own: write its settings, or check that those found there are the same.
+@contextmanager
+def open_responses(
+    folder: Path, identity: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False
+) -> Iterator["Responses"]:
+    """The answers in a folder, open for more; no other process can open them meanwhile.
+
+    Args:
+        folder: made if it is not there.
+        identity: everything that answers depend on; written to the folder, or compared with what it holds.
+        resume: use the answers that are there.
+        overwrite: remove them.
 
     Raises:
-        InputError: the folder holds answers to other settings, or to these and neither `resume` nor `overwrite` is
-            given.
+        InputError: another process has them open, or the folder holds answers to other settings, or to these and
+            neither `resume` nor `overwrite` is given. Nothing was changed.
     """
-    path = folder / SETTINGS
-    if path.exists() and not overwrite:
-        found = read_json(path)
-        there = found.get("identity") if isinstance(found, dict) else None
-        if not isinstance(there, dict):
-            raise MlxmathError(f"{path} is damaged; choose another --output-path, or start anew with --overwrite.")
-        if different := [name for name in {**identity, **there} if there.get(name) != identity.get(name)]:
-            name = different[0]
+    path = folder / RESPONSES
+    with disk_errors(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab", buffering=0)
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             raise InputError(
-                f"{folder} holds answers to other settings ({name}: {str(there.get(name))[:60]!r} there, "
-                f"{str(identity.get(name))[:60]!r} here); choose another --output-path, or replace it with --overwrite."
-            )
-        if not resume:
-            raise InputError(f"{folder} holds answers already; use them with --resume, or start anew with --overwrite.")
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RESPONSES).unlink(missing_ok=True)
-    atomic_json(path, {"format": _FORMAT, "identity": dict(identity)})
+                f"{folder}: another process is distilling into it; wait for it or choose another --output-path."
+            ) from None
+        with disk_errors(path):
+            if overwrite or not ((folder / SETTINGS).exists() or file.tell()):
+                file.truncate(0)
+                atomic_json(folder / SETTINGS, {"format": _FORMAT, "identity": dict(identity)})
+            else:
+                _check(folder, identity, resume=resume)
+            reader = path.open("rb")
+        with reader:
+            responses = Responses(file, reader, path, identify(identity))
+            yield responses
+            responses.sync()
+
+
+def _check(folder: Path, identity: Mapping[str, Any], *, resume: bool) -> None:
+    path = folder / SETTINGS
+    found = read_json(path) if path.exists() else None
+    there = found.get("identity") if isinstance(found, dict) else None
+    if not isinstance(there, dict):
+        raise MlxmathError(f"{path} is damaged or gone; choose another --output-path, or start anew with --overwrite.")
+    if name := next((name for name in {**identity, **there} if there.get(name) != identity.get(name)), None):
+        raise InputError(
+            f"{folder} holds answers to other settings ({name}: {str(there.get(name))[:60]!r} there, "
+            f"{str(identity.get(name))[:60]!r} here); choose another --output-path, or replace it with --overwrite."
+        )
+    if not resume:
+        raise InputError(f"{folder} holds answers already; use them with --resume, or start anew with --overwrite.")
 
 
 class Responses:
     """The answers in a folder that were made with one fingerprint. Only where each stands is kept in memory."""
 
-    def __init__(self, file: IO[bytes], path: Path, fingerprint: str) -> None:
+    def __init__(self, file: IO[bytes], reader: BinaryIO, path: Path, fingerprint: str) -> None:
         self.fingerprint = fingerprint
         self.prompt_tokens = self.completion_tokens = 0
         self.left_out = 0
         """Lines that were half-written, damaged or of another fingerprint."""
-        self._file, self._path = file, path
+        self._file, self._reader, self._path = file, reader, path
         self._offsets: dict[tuple[str, int], int] = {}
-        self._unsynced, self._synced = 0, time.monotonic()
-        self._scan()
-
-    def _scan(self) -> None:
-        self._file.seek(0)
+        self._synced_s = time.monotonic()
         offset, line = 0, b"\n"
-        for line in self._file:
-            response = parse(line)
-            if response is None or response.fingerprint != self.fingerprint:
+        for line in reader:
+            response = read_record(Response, line)
+            if response is None or response.fingerprint != fingerprint:
                 self.left_out += bool(line.strip())
             else:
                 self._note(response, offset)
             offset += len(line)
         if not line.endswith(b"\n"):  # killed while writing it: the next line begins anew
-            self._file.write(b"\n")
-            self._file.flush()
+            self._write(b"\n")
 
     def _note(self, response: Response, offset: int) -> None:
-        key = (response.key, response.sample)
-        if key not in self._offsets:
-            self._offsets[key] = offset
+        if self._offsets.setdefault((response.key, response.sample), offset) == offset:
             self.prompt_tokens += response.prompt_tokens
-            self.completion_tokens += response.completion_tokens
+            self.completion_tokens += response.completion_tokens or 0
 
     def __contains__(self, key: tuple[str, int]) -> bool:
         return key in self._offsets
@@ -123,49 +143,30 @@ class Responses:
         """The answer to a task, read from the file."""
         if key not in self._offsets:
             return None
-        self._file.seek(self._offsets[key])
-        return parse(self._file.readline())
+        self._reader.seek(self._offsets[key])
+        return read_record(Response, self._reader.readline())
 
     def append(self, response: Response) -> None:
-        """Write an answer and hand it to the system: a killed process loses nothing, a dead machine a few seconds."""
-        with disk_errors(self._path):
-            offset = self._file.seek(0, os.SEEK_END)
-            self._file.write((json.dumps(asdict(response), ensure_ascii=False) + "\n").encode("utf-8", "replace"))
-            self._file.flush()
-            self._unsynced += 1
-            if self._unsynced >= _SYNC_COUNT or time.monotonic() - self._synced > _SYNC_SECONDS:
-                self.sync()
+        """Write an answer and hand it to the system: a killed process loses nothing, a dead machine a few seconds.
+
+        Raises:
+            MlxmathError: the disk is full. What could be written is not counted, and left out when it is read again.
+        """
+        offset = self._write((json.dumps(asdict(response), ensure_ascii=False) + "\n").encode("utf-8", "replace"))
+        if time.monotonic() - self._synced_s > _SYNC_EVERY_S:
+            self.sync()
         self._note(response, offset)
 
     def sync(self) -> None:
         """Wait until the disk has everything."""
-        os.fsync(self._file.fileno())
-        self._unsynced, self._synced = 0, time.monotonic()
+        with disk_errors(self._path):
+            os.fsync(self._file.fileno())
+        self._synced_s = time.monotonic()
 
-
-@contextmanager
-def open_responses(folder: Path, fingerprint: str) -> Iterator[Responses]:
-    """The answers in a folder, open for more; no other process can open them meanwhile.
-
-    Raises:
-        InputError: another process has them open.
-    """
-    path = folder / RESPONSES
-    with disk_errors(path):
-        file = path.open("a+b")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{folder}: another process is distilling into it; wait for it or choose another --output-path."
-            ) from None
-        responses = Responses(file, path, fingerprint)
-        yield responses
-        with disk_errors(path):
-            responses.sync()
-
-
-def parse(line: bytes) -> Response | None:
-    """A line as an answer; None if it is not a whole one."""
-    return read_record(Response, line)
+    def _write(self, line: bytes) -> int:
+        """Append bytes; where they begin."""
+        with disk_errors(self._path):
+            offset = self._file.seek(0, os.SEEK_END)
+            while line:
+                line = line[self._file.write(line) :]
+        return offset

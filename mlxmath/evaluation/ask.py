@@ -10,7 +10,7 @@ from typing import IO, Any
 import mlx.core as mx
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlxmath.config.answering import EvaluationConfig
+from mlxmath.config.methods import EvaluationConfig
 from mlxmath.data.render import load_tokenizer
 from mlxmath.data.templates import Template
 from mlxmath.evaluation.benchmarks import Item, LoadedBenchmark
@@ -26,8 +26,8 @@ from mlxmath.grading import grade
 from mlxmath.models.load import Loaded, load_model
 from mlxmath.models.lora.adapter import load_adapter
 from mlxmath.models.lora.sharding import Sharding, load_sharded
-from mlxmath.runtime.backend import Backend, DeviceInfo
 from mlxmath.runtime.console import say
+from mlxmath.runtime.device import Backend, DeviceInfo
 from mlxmath.weights.manifest import read_fingerprint
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mlxmath.config.explain import nearest
+from mlxmath.config.section import nearest
 from mlxmath.data.codec import load_tokenizer
 from mlxmath.data.templates import Template, own_template, recorded_template, template_of
 from mlxmath.errors import InputError, MlxmathError

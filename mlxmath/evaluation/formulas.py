@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxmath.errors import InputError
-from mlxmath.runtime.records import parse_json
+from mlxmath.runtime.files import parse_json
 
 BUNDLED = Path(__file__).with_name("formulas.jsonl")
 _K1, _B = 1.5, 0.75

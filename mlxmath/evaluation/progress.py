@@ -1,15 +1,13 @@
 """How far an evaluation is: a bar on a terminal, lines in a log."""
 
-import sys
+import math
 import time
 from collections import deque
 from collections.abc import Callable
 
-from tqdm import tqdm
-
+from mlxmath.runtime import console
 from mlxmath.runtime.console import duration, say
 
-_EVERY_S = 10.0
 _RECENT = 32
 """Steps that tell the speed of late."""
 
@@ -32,12 +30,8 @@ class Progress:
         self._before, self._clock = done, clock
         self._num_ended = self._tokens_ended = self._num_under_way = self._ended_now = self._longest = 0
         self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT)
-        self._start = self._said = clock()
-        self._bar = (
-            tqdm(total=total, initial=done, desc=label, unit="answer", dynamic_ncols=True)
-            if sys.stderr.isatty()
-            else None
-        )
+        self._start = clock()
+        self._progress = console.Progress(label, total, done, "answers", clock)
 
     @property
     def seconds(self) -> float:
@@ -58,19 +52,14 @@ class Progress:
         """An answer has been graded."""
         self.done += 1
         self.right += correct
-        if self._bar is not None:
-            self._bar.update()
 
     def step(self, num_tokens: int) -> None:
         """Each answer under way has got a token."""
         self.tokens += num_tokens
         self._num_under_way, self._ended_now = num_tokens - self._ended_now, 0
         self._recent.append((self._clock(), num_tokens))
-        if self._bar is not None:
-            self._bar.set_postfix_str(self._state() + self._left(), refresh=False)
-        elif self._clock() - self._said > _EVERY_S:
-            self._said = self._clock()
-            say(f"{self.label}: {self.done:,} of {self.total:,}, {self._state()}{self._left()}")
+        left_s = self.seconds_left
+        self._progress.update(self.done - self._progress.done, self._state(), math.inf if left_s is None else left_s)
 
     @property
     def seconds_left(self) -> float | None:
@@ -95,17 +84,12 @@ class Progress:
             tokens = sum(count for _, count in self._recent) - self._recent[0][1]
         return (to_begin * each + num * max(0.0, expected - age)) * seconds / max(1, tokens)
 
-    def _left(self) -> str:
-        seconds = self.seconds_left
-        return "" if seconds is None else f", about {duration(seconds)} left"
-
     def _state(self) -> str:
         right = f"{100 * self.right / self.done:.1f} % right" if self.done else "nothing finished"
         return f"{right}, {self.tokens / max(self.seconds, 1e-9):,.0f} tok/s"
 
     def close(self) -> None:
         """Remove the bar; say how it ended."""
-        if self._bar is not None:
-            self._bar.close()
+        self._progress.close()
         if self.done > self._before:
             say(f"{self.label}: {self.done:,} answers, {self._state()}, {duration(self.seconds)}")

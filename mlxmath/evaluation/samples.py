@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.runtime.files import atomic_file, atomic_json, read_json
-from mlxmath.runtime.records import fits, read_record
+from mlxmath.runtime.files import atomic_file, atomic_json, fits, read_json, read_record
 
 SETTINGS, SAMPLES = "settings.json", "samples.jsonl"
 _FORMAT = 3

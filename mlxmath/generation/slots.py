@@ -5,7 +5,7 @@ from typing import Any
 
 from mlxmath.errors import MlxmathError
 from mlxmath.models.memory import ModelShape, slot_bytes
-from mlxmath.runtime.backend import DeviceInfo
+from mlxmath.runtime.device import DeviceInfo
 
 _PAYS_OFF = {"cpu": 64, "metal": 64, "cuda": 256}
 """Sequences beyond which a device makes hardly more tokens a second. With half of them it makes some 15 % less."""

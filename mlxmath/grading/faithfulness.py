@@ -16,6 +16,8 @@ CONSTANTS = frozenset(map(Fraction, (1, 2, 7, 10, 12, 24, 30, 52, 60, 100, 365, 
 _NUMBER = re.compile(
     r"(?P<whole>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:\s?/\s?(?P<below>\d+))?\s?(?P<percent>%|percent)?"
 )
+_LONGEST_NUMBER = 1000
+"""Characters; Python refuses to read more than 4,300 digits as a number, and no operand is so long."""
 _WORD_VALUES = {
     word: Fraction(value)
     for words, value in (
@@ -114,6 +116,8 @@ def _numbers_in(text: str) -> set[Fraction]:
     text = prepare(text).lower()
     numbers: set[Fraction] = set()
     for match in _NUMBER.finditer(text):
+        if len(match[0]) > _LONGEST_NUMBER:
+            continue
         value = Fraction(match["whole"].replace(",", ""))
         numbers.add(value)
         if match["below"] and int(match["below"]):

@@ -1,18 +1,77 @@
 """Cross-entropy and log-probabilities of a frozen linear head without its logits.
 
-Shapes: N target positions, D hidden width, V vocabulary, C positions in a chunk.
+Shapes: N target positions, D hidden width, V vocabulary, X either of them, C positions in a chunk.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import mlx.core as mx
 
+from mlxmath.errors import MlxmathError
 from mlxmath.models.kernels.base import Kernels
 from mlxmath.models.kernels.cpu import view
 from mlxmath.models.lm_head import Head
 from mlxmath.models.memory import HEAD_CHUNK_BYTES
 
 CHUNK_BYTES = HEAD_CHUNK_BYTES
+
+
+class LossHead(Protocol):
+    """What a loss asks of a model's outputs (N, X) at the target positions, differentiable in them; float32."""
+
+    def cross_entropy(self, outputs_NX: mx.array, targets_N: mx.array, weights_N: mx.array) -> mx.array:
+        """Σ weight · (logsumexp(logits) − logits[target])."""
+
+    def logprobs(self, outputs_NX: mx.array, targets_N: mx.array, temperature: float = 1.0) -> mx.array:
+        """(N,) log softmax(logits / temperature)[target]."""
+
+    def hidden(self, outputs_NX: mx.array) -> mx.array:
+        """(N, D) the hidden states.
+
+        Raises:
+            MlxmathError: this model does not show them.
+        """
+
+
+@dataclass(frozen=True)
+class FusedHead:
+    """Outputs are hidden states, whose logits are never all there at once; see `LossHead`."""
+
+    head: Head
+    kernels: Kernels
+
+    def cross_entropy(self, outputs_NX: mx.array, targets_N: mx.array, weights_N: mx.array) -> mx.array:
+        """See `linear_cross_entropy`."""
+        return linear_cross_entropy(outputs_NX, targets_N, weights_N, self.head, self.kernels)
+
+    def logprobs(self, outputs_NX: mx.array, targets_N: mx.array, temperature: float = 1.0) -> mx.array:
+        """See `linear_logprobs`."""
+        return linear_logprobs(outputs_NX, targets_N, self.head, self.kernels, temperature)
+
+    def hidden(self, outputs_NX: mx.array) -> mx.array:
+        """As they are."""
+        return outputs_NX
+
+
+class FullLogits:
+    """Outputs are logits, of a model whose head cannot be split off; see `LossHead`."""
+
+    def cross_entropy(self, outputs_NX: mx.array, targets_N: mx.array, weights_N: mx.array) -> mx.array:
+        """In float32 whatever the logits' type."""
+        return (-self.logprobs(outputs_NX, targets_N) * weights_N).sum()
+
+    def logprobs(self, outputs_NX: mx.array, targets_N: mx.array, temperature: float = 1.0) -> mx.array:
+        """Likewise."""
+        logits_NV = outputs_NX.astype(mx.float32) / temperature
+        chosen_N = mx.take_along_axis(logits_NV, targets_N[:, None], axis=-1).squeeze(-1)
+        return chosen_N - mx.logsumexp(logits_NV, axis=-1)
+
+    def hidden(self, outputs_NX: mx.array) -> mx.array:  # noqa: ARG002
+        """Logits do not tell the hidden states."""
+        raise MlxmathError(
+            "the hidden states of this model cannot be had apart from its logits; choose another for a reward model."
+        )
 
 
 def linear_cross_entropy(

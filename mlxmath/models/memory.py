@@ -10,7 +10,7 @@ from typing import Any
 from mlxmath.config.schema import RunConfig
 from mlxmath.errors import MlxmathError
 from mlxmath.models.measured import Counted, Measured
-from mlxmath.runtime.backend import DeviceInfo
+from mlxmath.runtime.device import DeviceInfo
 
 HEAD_CHUNK_BYTES = 128 << 20
 """Logits that the loss holds at a time, in float32. (Matrix products of fewer than some 200 rows waste a CPU.)"""

@@ -7,9 +7,9 @@ import mlx.core as mx
 
 from mlxmath.config.schema import RunConfig
 from mlxmath.models.memory import ModelShape
-from mlxmath.runtime.backend import DeviceInfo
 from mlxmath.runtime.blas import num_usable_cores
 from mlxmath.runtime.console import duration
+from mlxmath.runtime.device import DeviceInfo
 
 SHARE = {"cpu": 0.6, "metal": 0.4, "cuda": 0.4}
 """Of the matrix products' rate, what a training step reaches (measured on a CPU; taken to be so on the others)."""

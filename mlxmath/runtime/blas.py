@@ -10,8 +10,7 @@ import ctypes.util
 import functools
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -51,20 +50,17 @@ def num_usable_cores() -> int:
 
 
 def can_limit_threads() -> bool:
-    """Whether `one_thread` works here: for OpenBLAS and MKL, not for Apple's Accelerate."""
+    """Whether `limit_threads` works here: for OpenBLAS and MKL, not for Apple's Accelerate."""
     return preload() is not None
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let matrix products run on the thread that asks for them, so that several threads can ask at once."""
-    with _libraries().limit(limits=1, user_api="blas"):
-        yield
+def limit_threads(count: int) -> AbstractContextManager[Any]:
+    """Let matrix products of this process run on at most `count` threads, from now to the context's end.
 
-
-def limit_threads(count: int) -> None:
-    """Let matrix products of this process run on at most `count` threads from now on."""
-    _libraries().limit(limits=count, user_api="blas")
+    With one they run on the thread that asks for them, so that several threads can ask at once.
+    """
+    limited: AbstractContextManager[Any] = _libraries().limit(limits=count, user_api="blas")
+    return limited
 
 
 @functools.cache

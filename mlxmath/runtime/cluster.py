@@ -6,16 +6,18 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxmath.errors import InputError
-from mlxmath.runtime.console import size
-from mlxmath.runtime.health import Check, versions
+from mlxmath.errors import InputError, MlxmathError
+from mlxmath.runtime.console import fail, shown, size
+from mlxmath.runtime.doctor import Check, versions
 from mlxmath.runtime.launch import line_port
+from mlxmath.runtime.ranks import Ranks, join
 
 BACKENDS = ("ring", "jaccl", "jaccl-ring", "nccl", "mpi")
 LOCAL = "127.0.0.1"
@@ -25,6 +27,9 @@ _NCCL_PORT = 12345
 """mlx.launch's default."""
 _HOST_LIMIT_S = 30.0
 _PROBE_LIMIT_S = 120.0
+_BYTES = 8 << 20
+_LATENCY_ROUNDS = 20
+_BANDWIDTH_ROUNDS = 3
 _LOOK = """
 import errno, json, os, socket, sys
 from importlib import metadata
@@ -197,7 +202,7 @@ def _all_reduce(hosts: Hosts, python: str, starting_port: int) -> Check:
         return Check("all-reduce", "missing", "mlx.launch is not installed (it comes with mlx)")
     command = [
         launcher, "--hostfile", str(hosts.path), "--backend", hosts.backend,
-        "--starting-port", str(starting_port), "--", python, "-m", "mlxmath.runtime.probe",
+        "--starting-port", str(starting_port), "--", python, "-m", "mlxmath.runtime.cluster",
     ]  # fmt: skip
     try:
         done = subprocess.run(
@@ -217,3 +222,41 @@ def _all_reduce(hosts: Hosts, python: str, starting_port: int) -> Check:
         f"{len(found['hosts'])} ranks, {found['latency_s'] * 1e6:,.0f} µs for one number, "
         f"{size(found['bytes_per_s'])}/s for 8 MB",
     )
+
+
+def measure(ranks: Ranks) -> dict[str, Any]:
+    """Seconds of an all-reduce of four bytes, and bytes a second of one of 8 MB (of the array, not of the wire)."""
+    import mlx.core as mx
+
+    def seconds(array: Any, rounds: int) -> float:
+        best = float("inf")
+        for number in range(1 + rounds):  # the first one warms up
+            ranks.vote("measure")
+            start = time.perf_counter()
+            ranks.sum(array)
+            best = min(best, time.perf_counter() - start) if number else best
+        return best
+
+    return {
+        "hosts": ranks.hosts,
+        "latency_s": seconds(mx.ones(1), _LATENCY_ROUNDS),
+        "bytes_per_s": _BYTES / seconds(mx.ones(_BYTES // 4), _BANDWIDTH_ROUNDS),
+    }
+
+
+def main() -> int:
+    """What runs on every host, started by mlx.launch: do the ranks find each other, how fast? Rank 0 prints JSON."""
+    with shown():
+        try:
+            with join() as ranks:
+                found = measure(ranks)
+                if ranks.first:
+                    print(json.dumps(found), flush=True)
+        except MlxmathError as error:
+            fail(str(error))
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,28 +1,38 @@
-"""Files that are either whole or absent: temporary name, fsync, rename; and paths that stay inside their folder."""
+"""Files that are either whole or absent: temporary name, fsync, rename; paths that stay inside their folder; JSON that
+others may have written.
+"""
 
 import contextlib
 import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
-import tempfile
 import time
-from collections.abc import Iterator
+import types
+import typing
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
+
+import psutil
 
 from mlxmath.errors import MlxmathError
-from mlxmath.runtime.records import parse_json
 
-_TEMPORARY = re.compile(r"\.(?P<name>.+?)(?:\.(?P<host>[0-9a-f]{8}))?\.(?P<pid>\d+)\.[^.]+\.(?P<kind>tmp|old)")
+T = TypeVar("T")
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})\.(?P<pid>\d+)\.[^.]+\.(?P<kind>tmp|old)")
 """Names of temporary files and folders: that of what they become, the host and the process that write them, something
-random. (Versions before 0.2 left the host out.)"""
+random."""
 ABANDONED_S = 24 * 3600.0
 """What another host has not written to for so long is taken for abandoned: its processes cannot be looked up."""
+_writing: set[Path] = set()
+"""Temporary files and folders of this process. A leftover of its own number that is not among them is of a process
+before it, as in a container."""
+_cleaned: set[Path] = set()
 
 
 def fsync_path(path: Path) -> None:
@@ -58,21 +68,13 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         MlxmathError: the disk is full or the folder cannot be written.
     """
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent)
-        temporary = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(path)
-            fsync_path(path.parent)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    with _beside(path) as temporary:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -92,54 +94,87 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     An existing folder at `path` is replaced only after the new one is complete.
     """
+    with _beside(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+        for file in (*temporary.rglob("*"), temporary):
+            fsync_path(file)
+        if path.exists():
+            old = temporary.with_suffix(".old")
+            path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(path)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A temporary name for `path`, in its folder, where whatever has that name afterwards is removed."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path.parent, path.name)
-        temporary = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent))
+        if (folder := path.parent.resolve()) not in _cleaned:
+            _cleaned.add(folder)
+            remove_leftovers(folder)
+        temporary = _temporary(path)
+        _writing.add(temporary.resolve())
         try:
             yield temporary
-            for file in temporary.rglob("*"):
-                fsync_path(file)
-            fsync_path(temporary)
-            temporary.chmod(0o755)
-            if path.exists():
-                old = temporary.with_suffix(".old")
-                path.rename(old)
-                temporary.rename(path)
-                shutil.rmtree(old)
-            else:
-                temporary.rename(path)
             fsync_path(path.parent)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        finally:
+            _remove(temporary)
+            _writing.discard(temporary.resolve())
 
 
-def remove_leftovers(folder: Path, name: str | None = None) -> None:
+def remove_folder(path: Path) -> None:
+    """Remove a folder that must not be there in part: a kill meanwhile leaves it whole, or a leftover."""
+    temporary = _temporary(path)
+    with contextlib.suppress(OSError):
+        path.rename(temporary)
+        shutil.rmtree(temporary)
+
+
+def _temporary(path: Path) -> Path:
+    return path.parent / f".{path.name}.{this_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
     """Remove temporary files and folders in `folder` whose process no longer lives (it was killed).
 
-    The folder may be shared between hosts: what another one writes stays, unless it has long been abandoned.
+    The folder may be shared between hosts: what another one writes stays, unless it has long been abandoned. What
+    cannot be removed stays too. Whatever is written into a folder does this the first time.
 
     Args:
         folder: only what lies directly in it is looked at; it need not exist.
-        name: only those for this name; None: all, at a time when this process writes nothing there.
     """
     for leftover in folder.glob(".*.*.*"):
         match = _TEMPORARY.fullmatch(leftover.name)
-        if match is None or (name is not None and match["name"] != name):
+        if match is None or _is_being_written(leftover, match["host"], int(match["pid"])):
             continue
-        if match["host"] != this_host():
-            if time.time() - _last_write(leftover) < ABANDONED_S:
-                continue
-        elif _alive(pid := int(match["pid"])) and not (name is None and pid == os.getpid()):
-            continue  # a process of this one's id, which writes nothing now, lived before it, as in a container
         target = folder / match["name"]
-        if not leftover.is_dir():
-            leftover.unlink(missing_ok=True)
-        elif match["kind"] == "old" and not target.exists():
-            leftover.rename(target)  # killed between the two renames: the old folder is the whole one
-        else:
-            shutil.rmtree(leftover, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            if match["kind"] == "old" and not target.exists():
+                leftover.rename(target)  # killed between the two renames: the old folder is the whole one
+            else:
+                _remove(leftover)
+
+
+def _is_being_written(path: Path, host: str, pid: int) -> bool:
+    if host != this_host():
+        return time.time() - _last_write(path) < ABANDONED_S
+    if pid == os.getpid():
+        return path.with_suffix(".tmp").resolve() in _writing
+    try:
+        return psutil.pid_exists(pid)
+    except OverflowError:  # no process has such a number
+        return False
 
 
 @cache
@@ -150,10 +185,6 @@ def this_host() -> str:
     except OSError:
         namespace = ""
     return hashlib.sha256(f"{socket.gethostname()} {namespace}".encode()).hexdigest()[:8]
-
-
-def _prefix(path: Path) -> str:
-    return f".{path.name}.{this_host()}.{os.getpid()}."
 
 
 def _last_write(path: Path) -> float:
@@ -171,16 +202,6 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def read_json(path: Path) -> Any:
@@ -213,3 +234,40 @@ def inside(folder: Path, name: str) -> Path:
     if parts.is_absolute() or ".." in parts.parts or not parts.parts or ":" in parts.parts[0]:
         raise MlxmathError(f"{folder} names the file {name!r}, which lies outside the folder; it is refused.")
     return folder / parts
+
+
+def parse_json(text: str | bytes) -> Any:
+    """`json.loads` whose every failure is a ValueError, that of a text nested too deeply too."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_record(kind: Callable[..., T], line: str | bytes) -> T | None:
+    """A JSON line as a dataclass, None unless it is an object with a value of the right type for each field."""
+    try:
+        row = parse_json(line)
+    except ValueError:
+        return None
+    return kind(**{name: row[name] for name, _ in _kinds(kind)}) if fits(row, kind) else None
+
+
+def fits(value: Any, kind: Callable[..., Any]) -> bool:
+    """Whether a JSON value is an object with a value of the right type for each field of a class, and maybe others."""
+    return isinstance(value, dict) and all(name in value and _is(value[name], types_) for name, types_ in _kinds(kind))
+
+
+@cache
+def _kinds(kind: Hashable) -> tuple[tuple[str, tuple[type, ...]], ...]:
+    return tuple((name, _allowed(hint)) for name, hint in typing.get_type_hints(kind).items())
+
+
+def _allowed(hint: Any) -> tuple[type, ...]:
+    if isinstance(hint, types.UnionType):
+        return tuple(one for part in typing.get_args(hint) for one in _allowed(part))
+    return (float, int) if hint is float else (hint,)
+
+
+def _is(value: Any, allowed: tuple[type, ...]) -> bool:
+    return isinstance(value, allowed) and (bool in allowed or not isinstance(value, bool))

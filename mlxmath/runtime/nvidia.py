@@ -6,7 +6,7 @@ the wheel that was installed last is the one that runs.
 
 import ctypes
 import re
-from collections.abc import Collection
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -20,15 +20,7 @@ _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 def installed_builds() -> tuple[str, ...]:
     """MLX's wheels for Linux that are installed."""
-    return tuple(name for name in (*BUILDS, "mlx-cpu") if _is_installed(name))
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+    return tuple(name for name in (*BUILDS, "mlx-cpu") if [*metadata.distributions(name=name)])
 
 
 def driver_release() -> str | None:
@@ -52,7 +44,7 @@ def driver_cuda() -> tuple[int, int] | None:
     return number.value // 1000, number.value % 1000 // 10
 
 
-def why_not_loaded(error: str, builds: Collection[str], release: str | None) -> str:
+def why_not_loaded(error: str, builds: Sequence[str], release: str | None) -> str:
     """Why `import mlx.core` failed with `error`.
 
     Args:
@@ -79,7 +71,7 @@ def why_not_loaded(error: str, builds: Collection[str], release: str | None) -> 
     return f"{library}, which MLX's CUDA build needs, is missing; install NVIDIA's libraries with {_install(version)}."
 
 
-def why_no_cuda_build(builds: Collection[str], release: str | None) -> str:
+def why_no_cuda_build(builds: Sequence[str], release: str | None) -> str:
     """Why the MLX that was loaded has no CUDA in it."""
     if any(name in BUILDS for name in builds):
         names = " ".join(sorted(builds))
@@ -91,7 +83,7 @@ def why_no_cuda_build(builds: Collection[str], release: str | None) -> str:
     return f"MLX's CPU-only build is installed. {_install(_version_for(release))} brings the one for CUDA ({driver})."
 
 
-def why_no_device(builds: Collection[str], serves: tuple[int, int] | None, visible: str | None) -> str:
+def why_no_device(builds: Sequence[str], serves: tuple[int, int] | None, visible: str | None) -> str:
     """Why MLX's CUDA build finds no GPU.
 
     Args:
@@ -111,11 +103,18 @@ def why_no_device(builds: Collection[str], serves: tuple[int, int] | None, visib
     return "the NVIDIA driver reports no GPU; see what `nvidia-smi` says (in a container: start it with `--gpus all`)."
 
 
-def why_no_headers(builds: Collection[str]) -> str:
-    """Why MLX cannot compile kernels."""
+def why_no_operation(error: str, builds: Sequence[str], release: str | None) -> str:
+    """Why a first operation on the GPU fails with `error`, or MLX cannot compile its kernels."""
+    first = error.strip().splitlines()[0]
+    if "CUDA_HOME" in first:
+        return (
+            f"MLX compiles kernels with CUDA's headers and does not find them. {_install(_version_of(builds))} brings "
+            "them (nvidia-cuda-runtime); where they are elsewhere, set CUDA_HOME to the folder whose include/ holds "
+            "cuda_fp16.h."
+        )
     return (
-        f"MLX compiles kernels with CUDA's headers and does not find them. {_install(_version_of(builds))} brings them "
-        "(nvidia-cuda-runtime); where they are elsewhere, set CUDA_HOME to the folder whose include/ holds cuda_fp16.h."
+        f"a first operation on the GPU fails: {first}. Driver {release}; installed: {', '.join(builds)}. Install a "
+        f"current driver, or NVIDIA's libraries again: {_install(_version_of(builds[:1]))}."
     )
 
 
@@ -127,7 +126,7 @@ def why_too_old(name: str, capability: tuple[int, int]) -> str | None:
     return f"{name} has compute capability {found}; MLX needs {least} or newer. Use --backend cpu."
 
 
-def _version_of(builds: Collection[str]) -> int:
+def _version_of(builds: Sequence[str]) -> int:
     return next((version for name, version in BUILDS.items() if name in builds), 13)
 
 

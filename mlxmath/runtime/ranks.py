@@ -16,10 +16,8 @@ from mlxmath import __version__
 from mlxmath.errors import MlxmathError
 from mlxmath.runtime import console
 from mlxmath.runtime.blas import preload
-from mlxmath.runtime.launch import Launch, launched
-from mlxmath.runtime.lifeline import END, Lifeline
-from mlxmath.runtime.meeting import compare, meet
-from mlxmath.runtime.sentinel import Sentinel
+from mlxmath.runtime.heartbeat import END, Heartbeat
+from mlxmath.runtime.launch import Launch, compare, launched, meet
 
 FORM_S = {"ring": 30.0, "jaccl": 60.0, "nccl": 120.0}
 """Seconds that MLX has to connect processes that are all there; nccl opens the GPUs and tries the network meanwhile."""
@@ -32,19 +30,12 @@ class Ranks:
 
     Args:
         group: MLX's, of all processes.
-        line: see `Lifeline`.
+        heartbeat: of this one.
         hosts: where each rank runs.
-        sentinel: see `Sentinel`; until work begins.
     """
 
-    def __init__(
-        self,
-        group: Any = None,
-        line: Lifeline | None = None,
-        hosts: tuple[str, ...] = ("",),
-        sentinel: Sentinel | None = None,
-    ) -> None:
-        self._group, self._line, self.hosts, self._sentinel = group, line, hosts, sentinel
+    def __init__(self, group: Any = None, heartbeat: Heartbeat | None = None, hosts: tuple[str, ...] = ("",)) -> None:
+        self._group, self._heartbeat, self.hosts = group, heartbeat, hosts
         self.rank: int = 0 if group is None else group.rank()
         self._waited_s = self._exchanged_s = 0.0
 
@@ -52,8 +43,8 @@ class Ranks:
         """All have what they need, and work begins: from now on who hangs is missed too, and times count."""
         self.vote("begin")
         self._waited_s = self._exchanged_s = 0.0
-        if self._sentinel is not None:
-            self._sentinel.close()
+        if self._heartbeat is not None:
+            self._heartbeat.work()
 
     def summary(self) -> dict[str, Any] | None:
         """Who they are, and the seconds that this one waited for the slowest and spent in collectives; None: alone."""
@@ -83,11 +74,13 @@ class Ranks:
         Raises:
             MlxmathError: a rank is lost.
         """
-        if self._line is None:
+        if self._heartbeat is None:
             return flags
         start = time.perf_counter()
-        decision = self._line.vote(name, flags)
+        decision = self._heartbeat.vote(name, flags)
         self._waited_s += time.perf_counter() - start
+        if decision is None:
+            raise MlxmathError(str(self._heartbeat.lost))
         return decision
 
     def any(self, name: str, what: bool) -> bool:
@@ -164,7 +157,7 @@ class Ranks:
             found = getattr(mx.distributed, operation)(array, group=self._group)
             mx.eval(found)
         except RuntimeError as error:
-            lost = self._line.verdict() if self._line else None
+            lost = self._heartbeat.verdict() if self._heartbeat else None
             raise MlxmathError(lost or f"the ranks cannot exchange data: {error}") from error
         self._exchanged_s += time.perf_counter() - start
         return found
@@ -194,33 +187,32 @@ def join() -> Iterator[Ranks]:
     hosts, connections = meet(
         launch, host, {"mlxmath": __version__, **{name: metadata.version(name) for name in ("mlx", "mlx-lm")}}
     )
-    line = Lifeline(launch.rank, hosts, connections)
-    names = {rank: f"rank {rank} ({hosts[rank]})" for rank in connections}
-    sentinel = Sentinel(connections, names, console.prefixed(""))
+    names = [f"rank {rank} ({host})" for rank, host in enumerate(hosts)]
+    heartbeat = Heartbeat(launch.rank, names, connections, console.say, console.prefixed(""))
     try:
-        ranks = Ranks(group or _formed(launch, line, sentinel), line, hosts, sentinel)
+        ranks = Ranks(group or _formed(launch, heartbeat), heartbeat, hosts)
         yield ranks
         ranks.vote(END)
     finally:
-        sentinel.close()
-        line.close()
+        heartbeat.close()
 
 
-def _formed(launch: Launch, line: Lifeline, sentinel: Sentinel) -> Any:
+def _formed(launch: Launch, heartbeat: Heartbeat) -> Any:
     """MLX's group, once all ranks are ready for it: while MLX waits for one, no Python thread runs."""
     preload()
     import mlx.core  # noqa: F401  # takes its time
 
-    line.vote("forming")
+    if heartbeat.vote("forming") is None:
+        raise MlxmathError(str(heartbeat.lost))
     others = ", ".join(launch.called(rank) for rank in range(launch.size) if rank != launch.rank)
     limit_s = FORM_S[launch.backend]
-    sentinel.limit(
+    heartbeat.limit(
         limit_s,
         f"MLX's {launch.backend} backend did not connect this process with {others} within {limit_s:g} seconds, though "
         "all are there; let its ports through any firewall, and see `mlxmath doctor --cluster`.",
     )
     group = _group(launch)
-    sentinel.lift()
+    heartbeat.limit()
     return group
 
 

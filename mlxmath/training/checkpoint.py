@@ -5,11 +5,10 @@ run add (the best adapters so far) and state.json, which also has the files' SHA
 change. It is written whole or not at all.
 """
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -18,14 +17,14 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxmath.config.load import Resolved
 from mlxmath.config.schema import TrainingConfig
+from mlxmath.data.batching import StepBatch
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.models.lora.adapter import WEIGHTS, load_weights, save_arrays, save_weights
 from mlxmath.models.lora.inject import adapter_arrays
 from mlxmath.runtime.console import say, warn
-from mlxmath.runtime.files import atomic_folder, atomic_json, link_or_copy, read_json, sha256
+from mlxmath.runtime.files import atomic_folder, atomic_json, link_or_copy, read_json, remove_folder, sha256
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.deadline import Deadline
-from mlxmath.training.fit import Position, StepReport
 from mlxmath.weights.manifest import same_weights
 
 FOLDER = "checkpoints"
@@ -43,6 +42,37 @@ _UNSAID = {
 }
 """What runs did whose version did not record these settings."""
 KEEP = 2
+
+
+Ending = Literal["finished", "early_stopped", "deadline", "stopped", "diverged", "no_signal"]
+"""Why a run ends: all planned steps are done; validation no longer improves; the time is up; a signal came; step after
+step was not finite; GRPO found nothing to learn from."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run is: `window` is the next step of `epoch`; `step` counts them over all epochs."""
+
+    step: int = 0
+    epoch: int = 0
+    window: int = 0
+    num_tokens: int = 0
+    num_targets: int = 0
+    num_skipped: int = 0
+    num_skipped_in_a_row: int = 0
+
+    def after(self, batch: StepBatch, num_tokens: int, num_targets: int, *, skipped: bool) -> "Position":
+        """The position once `batch` is done."""
+        return replace(
+            self,
+            step=self.step + 1,
+            epoch=batch.epoch,
+            window=batch.index + 1,
+            num_tokens=self.num_tokens + num_tokens,
+            num_targets=self.num_targets + num_targets,
+            num_skipped=self.num_skipped + skipped,
+            num_skipped_in_a_row=self.num_skipped_in_a_row + 1 if skipped else 0,
+        )
 
 
 @dataclass(frozen=True)
@@ -100,7 +130,7 @@ def save_checkpoint(
             {"position": asdict(position), "settings": settings, "state": state, "sha256": digests},
         )
     for old in _by_step(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        remove_folder(old)
     return path
 
 
@@ -214,13 +244,13 @@ class Saver:
         self._folder, self._model, self._optimizer = folder, model, optimizer
         self._settings, self._config, self._deadline, self._parts = settings, config, deadline, parts
 
-    def on_step(self, report: StepReport) -> None:
+    def after(self, position: Position) -> None:
         """Save if it is time to. A disk that is full now may not be at the next one: the run goes on."""
-        if report.position.step % self._config.save_every == 0 or self._is_marked(report.position.step):
+        if position.step % self._config.save_every == 0 or self._is_marked(position.step):
             try:
-                self.save(report.position)
+                self.save(position)
             except MlxmathError as error:
-                warn(f"no checkpoint at step {report.position.step}: {error}")
+                warn(f"no checkpoint at step {position.step}: {error}")
 
     def save(self, position: Position) -> None:
         """Write the checkpoint, then the adapters."""

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mlxmath.objectives.pair_sums import REWARDS
 from mlxmath.runtime.files import atomic_file
 from mlxmath.training.events import SMOOTHED, read_events, smoothed
+from mlxmath.training.pairs import REWARDS
 
 LOSS_PLOT, CURVES_PLOT = "loss.png", "curves.png"
 PLOTTED_SPANS = 1000

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from mlxmath.runtime.console import say
 
 
 class Deadline:
-    """A time limit that leaves room for one more window, the last validation and the final save.
+    """A time limit that leaves room for one more step, the last validation and the final save.
 
     Args:
         limit_s: seconds from now.
@@ -22,7 +23,7 @@ class Deadline:
         self._clock = clock
         self._start = clock()
         self.limit_s = limit_s
-        self._window_s = self._validation_s = 0.0
+        self._step_s = self._validation_s = 0.0
         self._save_s = min(1.0, 0.1 * limit_s)
 
     @property
@@ -35,9 +36,9 @@ class Deadline:
         """Seconds to the limit."""
         return self.limit_s - self.elapsed_s
 
-    def note_window(self, seconds: float) -> None:
-        """Learn how long windows take (the longest counts, fading slowly, since lengths differ)."""
-        self._window_s = max(seconds, 0.95 * self._window_s)
+    def note_step(self, seconds: float) -> None:
+        """Learn how long steps take (the longest counts, fading slowly, since lengths differ)."""
+        self._step_s = max(seconds, 0.95 * self._step_s)
 
     def note_save(self, seconds: float) -> None:
         """Learn how long saving takes."""
@@ -53,8 +54,8 @@ class Deadline:
         return self.left_s - self._validation_s - self._save_s
 
     def reached(self) -> bool:
-        """Whether another window, the last validation and the final save would no longer fit."""
-        return self.room_s < self._window_s
+        """Whether another step, the last validation and the final save would no longer fit."""
+        return self.room_s < self._step_s
 
     def must_save(self) -> bool:
         """Whether there is time for the final save only."""
@@ -82,6 +83,9 @@ class StopRequest:
         SIGHUP, when the terminal goes (which is how ssh passes on the Ctrl-C to `mlx.launch`), unless it is ignored, as
         under nohup; what the run would write there goes nowhere then.
         """
+        if threading.current_thread() is not threading.main_thread():  # Python gives signals to that one alone
+            yield self
+            return
         names = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
             names.append(signal.SIGHUP)

@@ -1,31 +1,64 @@
-"""What a run tells people and programs as it goes on: events.jsonl and a progress line."""
+"""events.jsonl: what programs, and the curves, learn of a run."""
 
 import contextlib
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from mlxmath.runtime.backend import Backend
-from mlxmath.runtime.console import duration, say, size, warn
-from mlxmath.runtime.files import atomic_file
-from mlxmath.runtime.records import parse_json
-from mlxmath.training.deadline import Deadline
-from mlxmath.training.fit import StepReport
+from mlxmath.runtime.console import warn
+from mlxmath.runtime.files import atomic_file, parse_json
+from mlxmath.training.checkpoint import Position
 from mlxmath.training.validation import Measurement
 
 EVENTS = "events.jsonl"
 SMOOTHED = "smoothed_"
 """What the name of a smoothed value begins with, in events.jsonl."""
 DECAY = 0.9
+
+Callback = Callable[[dict[str, Any]], object]
+"""Given an event: a dictionary with "event", "step" and figures."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One finished step. `loss` is nats a target token; loss and norm are not finite if it was skipped."""
+
+    position: Position
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    num_tokens: int
+    num_targets: int
+    seconds: float
+    applied: bool
+    metric_sums: tuple[float, ...] = ()
+    """Over the targets, what the loss reports besides."""
+
+    @property
+    def step(self) -> int:
+        """Its number, from 1."""
+        return self.position.step
+
+    def figures(self, more: Mapping[str, Any]) -> dict[str, Any]:
+        """As events.jsonl has them, `more` after the loss."""
+        return {
+            "step": self.step, "epoch": self.position.epoch, "loss": self.loss, **more, "grad_norm": self.grad_norm,
+            "learning_rate": self.learning_rate, "tokens": self.num_tokens, "targets": self.num_targets,
+            "seconds": round(self.seconds, 4),
+        }  # fmt: skip
+
+    @property
+    def metrics(self) -> tuple[float, ...]:
+        """The means of `metric_sums`."""
+        return tuple(value / self.num_targets for value in self.metric_sums)
 
 
 class Smoothing:
@@ -68,12 +101,14 @@ class EventLog:
         from_step: a resumed run drops the events after this step; they are about to happen again.
         metrics: names of what the objective reports beside the loss.
         smooth: names of what is also recorded smoothed, over a resumed run's earlier steps too.
+        callback: given each event as it is written.
     """
 
     def __init__(
-        self, path: Path, from_step: int = 0, metrics: Sequence[str] = (), smooth: Sequence[str] = ("loss",)
-    ) -> None:
-        self.path = path
+        self, path: Path, from_step: int = 0, metrics: Sequence[str] = (), smooth: Sequence[str] = ("loss",),
+        callback: Callback | None = None,
+    ) -> None:  # fmt: skip
+        self.path, self._callback = path, callback
         self._metrics, self._smooth = metrics, smooth
         self._smoothing = Smoothing()
         self._waiting: list[str] = []
@@ -101,43 +136,28 @@ class EventLog:
                     os.truncate(self.path, length)
         else:
             self._waiting.clear()
+        if self._callback:
+            self._callback(event)
 
-    def on_step(self, report: StepReport) -> None:
+    def on_step(self, step: StepReport) -> None:
         """Record a training step."""
-        metrics = dict(zip(self._metrics, report.metrics, strict=False))
-        for name in self._smooth if report.applied else ():
-            self._smoothing.add(name, {"loss": report.loss, **metrics}.get(name))
+        metrics = dict(zip(self._metrics, step.metrics, strict=False))
+        for name in self._smooth if step.applied else ():
+            self._smoothing.add(name, {"loss": step.loss, **metrics}.get(name))
+        smooth = {SMOOTHED + name: value for name, value in self.smoothed().items()}
+        self.write("step", **step.figures(smooth), applied=step.applied, **metrics)
+
+    def on_validation(self, measurement: Measurement) -> None:
+        """Record a measurement on what is held out."""
         self.write(
-            "step",
-            step=report.position.step,
-            epoch=report.position.epoch,
-            loss=report.loss,
-            **{SMOOTHED + name: value for name, value in self.smoothed().items()},
-            grad_norm=report.grad_norm,
-            learning_rate=report.learning_rate,
-            tokens=report.num_tokens,
-            targets=report.num_targets,
-            seconds=round(report.seconds, 4),
-            applied=report.applied,
-            **metrics,
-        )
+            "validation", step=measurement.step, epoch=measurement.epoch, loss=measurement.value,
+            targets=measurement.num_targets, seconds=round(measurement.seconds, 4), best=measurement.is_best,
+            **dict(zip(self._metrics, measurement.metrics, strict=False)),
+        )  # fmt: skip
 
     def smoothed(self) -> dict[str, float]:
         """The smoothed values after the last step, by the name of what they smooth."""
         return {name: self._smoothing[name] for name in self._smooth}
-
-    def on_validation(self, measurement: Measurement) -> None:
-        """Record a validation."""
-        self.write(
-            "validation",
-            step=measurement.step,
-            epoch=measurement.epoch,
-            loss=measurement.value,
-            targets=measurement.num_targets,
-            seconds=round(measurement.seconds, 4),
-            best=measurement.is_best,
-            **dict(zip(self._metrics, measurement.metrics, strict=False)),
-        )
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
@@ -150,80 +170,6 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
                 event = parse_json(line)
                 if isinstance(event, dict) and "event" in event and isinstance(event.get("step", 0), int):
                     yield event
-
-
-class ProgressBar:
-    """A tqdm bar on a terminal; elsewhere a plain line every `interval_s` seconds, and for the last step."""
-
-    def __init__(
-        self,
-        total_steps: int,
-        first_step: int,
-        deadline: Deadline,
-        backend: Backend,
-        interval_s: float = 10.0,
-        clock: Callable[[], float] = time.monotonic,
-        metrics: Sequence[str] = (),
-        unit: str = "tokens",
-    ) -> None:
-        self._total, self._first, self._deadline, self._backend = total_steps, first_step, deadline, backend
-        self._interval_s, self._clock, self._last_s = interval_s, clock, -math.inf
-        self._metrics, self._unit = metrics, unit
-        self._tokens = 0
-        self._start_s: float | None = None
-        self._validation = ""
-        self._terminal = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=total_steps, initial=first_step, unit="step", disable=not self._terminal, dynamic_ncols=True,
-            bar_format="{n_fmt}/{total_fmt} {bar} {elapsed}, {rate_fmt}{postfix}",
-        )  # fmt: skip
-
-    def on_step(self, report: StepReport, smoothed: Mapping[str, float]) -> None:
-        """Show a finished step: its own loss, and what is smoothed by its name."""
-        step, elapsed_s = report.position.step, self._deadline.elapsed_s
-        if self._start_s is None:  # what came before the first step is not part of the speed
-            self._start_s = elapsed_s - report.seconds
-        self._tokens += report.num_tokens
-        took_s = max(elapsed_s - self._start_s, 1e-9)
-        left_s = max(0.0, min(self._deadline.left_s, took_s / (step - self._first) * (self._total - step)))
-        memory = size(self._backend.memory().peak_bytes)
-        status = (
-            f"loss {report.loss:.4f}, smoothed {_named(list(smoothed), list(smoothed.values()))}{self._validation}, "
-            f"{self._tokens / took_s:,.0f} tok/s, peak {memory}"
-        )
-        times = f"{duration(left_s)} left, deadline in {duration(self._deadline.left_s)}"
-        if self._terminal:
-            self._bar.set_postfix_str(f"{status}, {times}", refresh=False)
-            self._bar.update()
-        elif (now := self._clock()) - self._last_s >= self._interval_s or step == self._total:
-            self._last_s = now
-            say(
-                f"step {step}/{self._total}: {status}, lr {report.learning_rate:.2g}, elapsed {duration(elapsed_s)}, "
-                f"{times}"
-            )
-
-    def on_validation(self, measurement: Measurement) -> None:
-        """Tell a validation loss, and show it with the steps that follow."""
-        loss = f"{measurement.value:.4f}"
-        self._validation = f", validation {loss}"
-        found, best = "", measurement.best
-        if best is not None:
-            found = (
-                ", the lowest so far" if measurement.is_best else f"; the lowest: {best.value:.4f} at step {best.step}"
-            )
-        metrics = _named(self._metrics, measurement.metrics)
-        say(
-            f"step {measurement.step}/{self._total}: validation loss {loss}{', ' if metrics else ''}{metrics} on "
-            f"{measurement.num_targets:,} {self._unit} in {duration(measurement.seconds)}{found}"
-        )
-
-    def close(self) -> None:
-        """Remove the bar."""
-        self._bar.close()
-
-
-def _named(names: Sequence[str], values: Sequence[float]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in zip(names, values, strict=False))
 
 
 def _line(event: dict[str, Any]) -> str:

@@ -23,9 +23,8 @@ from mlxmath.config.schema import LoraConfig, RunConfig
 from mlxmath.data.batching import Batch
 from mlxmath.errors import MlxmathError
 from mlxmath.models.blocks import kinds_of
-from mlxmath.models.kernels.base import Kernels
 from mlxmath.models.kernels.select import kernels_for
-from mlxmath.models.lm_head import Head
+from mlxmath.models.linear_ce import LossHead
 from mlxmath.models.load import suit
 from mlxmath.models.lora.embodied import VOCABULARY, embody, own_arrays, unpacked_bytes
 from mlxmath.models.lora.inject import adapter_arrays, inject, open_blocks
@@ -35,8 +34,7 @@ from mlxmath.models.measured import Counted, Growth, Measured, Parabola
 from mlxmath.models.numpy_linear import left_to_mlx
 from mlxmath.models.skeleton import skeleton, weight_bytes
 from mlxmath.models.trust import ERRORS, apart
-from mlxmath.runtime.backend import DeviceInfo
-from mlxmath.runtime.device import machine_memory_bytes
+from mlxmath.runtime.device import DeviceInfo, machine_memory_bytes
 from mlxmath.training.gradients import AutodiffGradients, BlockwiseGradients, choose_gradients
 
 _FLOPS = 1.2e11
@@ -130,18 +128,14 @@ class _Objective:
         self.leaves = False
         """Whether that is all that is wanted."""
 
-    def from_hidden(self, hidden_ND: mx.array, batch: Batch, head: Head, kernels: Kernels) -> mx.array:  # noqa: ARG002
-        """See `mlxmath.objectives.base.Objective`."""
-        return self.from_logits(hidden_ND, batch)
-
-    def from_logits(self, logits_NV: mx.array, batch: Batch) -> mx.array:  # noqa: ARG002
-        """See `mlxmath.objectives.base.Objective`."""
+    def __call__(self, outputs_NX: mx.array, batch: Batch, head: LossHead) -> mx.array:  # noqa: ARG002
+        """See `mlxmath.training.gradients.Loss`."""
         if self._eager:
-            mx.eval(logits_NV)
+            mx.eval(outputs_NX)
             self.held = mx.get_active_memory()
             if self.leaves:
                 raise _Left
-            return mx.square(logits_NV.astype(mx.float32)).sum()
+            return mx.square(outputs_NX.astype(mx.float32)).sum()
 
         @mx.custom_function
         def loss_and_gradient(x: mx.array) -> tuple[mx.array, mx.array]:
@@ -153,7 +147,7 @@ class _Objective:
         def loss_and_gradient_vjp(_: Any, cotangents: Any, outputs: Any) -> mx.array:
             return (cotangents[0] * outputs[1]).astype(outputs[1].dtype)
 
-        total: mx.array = loss_and_gradient(logits_NV)[0]
+        total: mx.array = loss_and_gradient(outputs_NX)[0]
         return total
 
 

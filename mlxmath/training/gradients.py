@@ -22,13 +22,17 @@ from mlxmath.models.blocks import only
 from mlxmath.models.blockwise import Blockwise
 from mlxmath.models.kernels.base import Kernels
 from mlxmath.models.layouts import ContinuedRows, Layout, PromptRows, Rows
+from mlxmath.models.linear_ce import FullLogits, FusedHead, LossHead
 from mlxmath.models.lm_head import Head, Split, called, split
 from mlxmath.models.row_caches import PackedCache, SharedPrompts, continued
 from mlxmath.models.trained import summed
 from mlxmath.models.trust import Outcome, Trial
-from mlxmath.objectives.base import Objective
 
 Tree = Any
+Loss = Callable[[mx.array, Batch, LossHead], mx.array]
+"""A loss SUM over a micro-batch, of the model's outputs (N, X) at the target positions; the trainer divides by the
+step's targets once. Float32 and differentiable in the outputs: a scalar, or the first element of a vector whose other
+elements are sums to be reported."""
 
 
 class Gradients(Protocol):
@@ -46,37 +50,35 @@ class Gradients(Protocol):
         """Why rows cannot be packed, as `Batch.texts_BL` has it; None if they can."""
 
     def loss(self, batch: Batch) -> mx.array:
-        """The loss sum (see `Objective`), without gradients."""
+        """The loss sum (see `Loss`), without gradients."""
 
     def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, Tree]:
-        """The loss sum (see `Objective`) and its gradient, a tree like `model.trainable_parameters()`."""
+        """The loss sum (see `Loss`) and its gradient, a tree like `model.trainable_parameters()`."""
 
 
 def choose_gradients(
-    model: nn.Module, objective: Objective, kernels: Kernels, *, compiled: bool, checkpoint_every: int = 0
+    model: nn.Module, loss: Loss, kernels: Kernels, *, compiled: bool, checkpoint_every: int = 0
 ) -> "BlockwiseGradients | AutodiffGradients":
     """The way for `model`, whose adapters are in place.
 
     Args:
         model: in training mode.
-        objective: what to minimize.
+        loss: what to minimize.
         kernels: the device's.
         compiled: compile the step, if the kernels may be.
         checkpoint_every: recompute every n-th block in the backward pass instead of keeping its arrays (0: none).
     """
     parts = split(model)
     if isinstance(parts, str):
-        return AutodiffGradients(
-            model, objective, kernels, None, f"full logits, since {parts}", compiled, checkpoint_every
-        )
+        return AutodiffGradients(model, loss, kernels, None, f"full logits, since {parts}", compiled, checkpoint_every)
     if not kernels.compiles:
         reason = Blockwise.unsupported(model, kernels, parts)
         if reason is None:
-            return BlockwiseGradients(model, objective, kernels, parts, checkpoint_every)
+            return BlockwiseGradients(model, loss, kernels, parts, checkpoint_every)
         how = f"autodiff, since {reason}"
     else:
         how = "autodiff, compiled" if compiled else "autodiff"
-    return AutodiffGradients(model, objective, kernels, parts, how, compiled, checkpoint_every)
+    return AutodiffGradients(model, loss, kernels, parts, how, compiled, checkpoint_every)
 
 
 class BlockwiseGradients:
@@ -84,15 +86,12 @@ class BlockwiseGradients:
 
     takes_parts = True
 
-    def __init__(
-        self, model: nn.Module, objective: Objective, kernels: Kernels, parts: Split, checkpoint_every: int
-    ) -> None:
+    def __init__(self, model: nn.Module, loss: Loss, kernels: Kernels, parts: Split, checkpoint_every: int) -> None:
         self.how = "block by block, with the device's own kernels"
         self._model, self._kernels, self._parts = model, kernels, parts
         self._blocks = Blockwise(model, kernels, checkpoint_every, parts=parts)
-        self._loss = partial(objective.from_hidden, head=parts.head, kernels=kernels)
-        loss_alone = replace(parts.head, differentiable=False)
-        self._loss_alone = partial(objective.from_hidden, head=loss_alone, kernels=kernels)
+        self._loss, self._fused = loss, FusedHead(parts.head, kernels)
+        self._head_alone = FusedHead(replace(parts.head, differentiable=False), kernels)
 
     def cannot_share(self) -> str | None:
         """See `Gradients`."""
@@ -137,7 +136,7 @@ class BlockwiseGradients:
             self._blocks.forward(computed, keep=False)
             rows = ContinuedRows(batch.inputs_BL, batch.prompts, computed)
         hidden_BLD, _ = self._blocks.forward(rows, keep=False)
-        return self._loss_alone(hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[batch.positions_N], batch)
+        return self._loss(hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[batch.positions_N], batch, self._head_alone)
 
     def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, Tree]:
         """See `Gradients`. Rows that go on from prompts are computed part after part."""
@@ -162,7 +161,9 @@ class BlockwiseGradients:
         flat_shape = (-1, hidden_BLD.shape[-1])
         chosen_ND = hidden_BLD.reshape(flat_shape)[batch.positions_N]
         mx.eval(chosen_ND)
-        (_, total), d_chosen_ND = mx.value_and_grad(lambda hidden: _loss_first(self._loss(hidden, batch)))(chosen_ND)
+        (_, total), d_chosen_ND = mx.value_and_grad(lambda hidden: _loss_first(self._loss(hidden, batch, self._fused)))(
+            chosen_ND
+        )
         d_hidden = mx.zeros((hidden_BLD.size // hidden_BLD.shape[-1], hidden_BLD.shape[-1]), hidden_BLD.dtype)
         d_hidden_BLD = d_hidden.at[batch.positions_N].add(d_chosen_ND).reshape(hidden_BLD.shape)
         mx.async_eval(total, d_hidden_BLD)
@@ -178,7 +179,7 @@ class AutodiffGradients:
     def __init__(
         self,
         model: nn.Module,
-        objective: Objective,
+        loss: Loss,
         kernels: Kernels,
         parts: Split | None,
         how: str,
@@ -186,7 +187,10 @@ class AutodiffGradients:
         checkpoint_every: int,
     ) -> None:
         self.how = how
-        self._model, self._objective, self._kernels, self._parts = model, objective, kernels, parts
+        self._model, self._loss, self._kernels, self._parts = model, loss, kernels, parts
+        self._head: LossHead = FusedHead(parts.head, kernels) if parts else FullLogits()
+        self._extra: Any = None
+        """The type of what the batches have besides."""
         self._forward = parts.hidden if parts else partial(called, model)
         self._checkpointed = checkpoint_every > 0
         if checkpoint_every:
@@ -201,10 +205,12 @@ class AutodiffGradients:
 
     def loss(self, batch: Batch) -> mx.array:
         """See `Gradients`."""
+        self._extra = type(batch.extra)
         return self._total(*_arrays(batch))
 
     def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, Tree]:
         """See `Gradients`. With prompts the shapes are too many to compile each."""
+        self._extra = type(batch.extra)
         step = self._step if batch.prompts is None else self._eager_step
         (_, total), gradients = step(self._model.trainable_parameters(), *_arrays(batch))
         return total, gradients
@@ -217,7 +223,7 @@ class AutodiffGradients:
     def of_blocks(self, numbers: Sequence[int]) -> Callable[[Batch], tuple[mx.array, Tree]]:
         """`loss_and_gradients` of the model with these blocks alone, compiled anew; the others pass on their input."""
         few = AutodiffGradients(
-            self._model, self._objective, self._kernels, self._parts, self.how, self._compiled, checkpoint_every=0
+            self._model, self._loss, self._kernels, self._parts, self.how, self._compiled, checkpoint_every=0
         )
 
         def of_few(batch: Batch) -> tuple[mx.array, Tree]:
@@ -260,17 +266,16 @@ class AutodiffGradients:
         positions_N: mx.array,
         targets_N: mx.array,
         weights_N: mx.array,
-        more: dict[str, mx.array],
+        extra: dict[str, mx.array],
         texts_BL: mx.array | None = None,
         prompts: tuple[mx.array, ...] | None = None,
     ) -> mx.array:
         shared = None if prompts is None else SharedPrompts(*prompts)
-        batch = Batch(inputs_BL, positions_N, targets_N, weights_N, (), 0, 0, more, texts_BL, shared)
+        named = self._extra(**extra) if extra else None
+        batch = Batch(inputs_BL, positions_N, targets_N, weights_N, (), 0, 0, named, texts_BL, shared)
         outputs_BLX = self._outputs(inputs_BL, _mask(batch), shared)
         outputs_NX = outputs_BLX.reshape(-1, outputs_BLX.shape[-1])[positions_N]
-        if self._parts is None:
-            return self._objective.from_logits(outputs_NX, batch)
-        return self._objective.from_hidden(outputs_NX, batch, self._parts.head, self._kernels)
+        return self._loss(outputs_NX, batch, self._head)
 
 
 def _mask(batch: Batch) -> mx.array | None:
@@ -279,7 +284,9 @@ def _mask(batch: Batch) -> mx.array | None:
 
 def _arrays(batch: Batch) -> tuple[Any, ...]:
     prompts = None if batch.prompts is None else tuple(batch.prompts)
-    arrays = (batch.inputs_BL, batch.positions_N, batch.targets_N, batch.weights_N, dict(batch.more))
+    extra = batch.extra._asdict() if batch.extra is not None else {}
+    extra = {name: array for name, array in extra.items() if array is not None}
+    arrays = (batch.inputs_BL, batch.positions_N, batch.targets_N, batch.weights_N, extra)
     return (*arrays, batch.texts_BL, prompts) if prompts or batch.texts_BL is not None else arrays
 
 

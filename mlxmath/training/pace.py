@@ -16,9 +16,8 @@ from typing import Any
 from mlxmath.config.schema import TrainingConfig
 from mlxmath.runtime.console import duration, say
 from mlxmath.runtime.ranks import Ranks
-from mlxmath.training.checkpoint import Checkpoint
+from mlxmath.training.checkpoint import Checkpoint, Position
 from mlxmath.training.deadline import Deadline
-from mlxmath.training.fit import Position, StepReport
 from mlxmath.training.schedule import Schedule
 
 MARKS = 6
@@ -105,9 +104,9 @@ class Pace:
         """The steps that the run will have done at its end, as far as is known."""
         return self._schedule.end if self.is_limited else self._total
 
-    def on_step(self, report: StepReport) -> None:
+    def on_step(self, step: int) -> None:
         """Look at the clock if it is time to. Must come before what validates and saves."""
-        step, elapsed = report.position.step, self._deadline.elapsed_s
+        elapsed = self._deadline.elapsed_s
         spent, done = elapsed - self._start_s, step - self._first
         looks = sum(elapsed >= share * self._deadline.limit_s for share in _LOOKS)
         is_first = not self._looked and (

@@ -19,15 +19,14 @@ import mlx.core as mx
 import numpy as np
 
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.data.batching import Window, WindowPlan
+from mlxmath.data.batching import BatchSampler, StepBatch
 from mlxmath.errors import MlxmathError
 from mlxmath.models.lora.adapter import CONFIG, WEIGHTS, save_arrays
 from mlxmath.models.lora.inject import adapter_arrays
 from mlxmath.runtime.console import duration, say, warn
 from mlxmath.runtime.files import atomic_folder, disk_errors, link_or_copy
-from mlxmath.training.checkpoint import Checkpoint
+from mlxmath.training.checkpoint import Checkpoint, Ending, Position
 from mlxmath.training.deadline import Deadline, StopRequest
-from mlxmath.training.fit import Ending, Position, StepReport
 from mlxmath.training.gradients import Gradients
 from mlxmath.training.pace import MARKS
 from mlxmath.training.workers import Workers
@@ -121,8 +120,10 @@ class Measurement:
         return self.best is not None and self.best.step == self.step
 
 
-def mean_loss(workers: Workers, windows: Iterable[Window], stopped: Callable[[], bool] = lambda: False) -> Found | None:
-    """Mean loss over all target tokens of `windows`, each token counting the same, in evaluation mode.
+def mean_loss(
+    workers: Workers, steps: Iterable[StepBatch], stopped: Callable[[], bool] = lambda: False
+) -> Found | None:
+    """Mean loss over all target tokens of `steps`, each token counting the same, in evaluation mode.
 
     Each rank computes a part; all get the same.
 
@@ -134,17 +135,17 @@ def mean_loss(workers: Workers, windows: Iterable[Window], stopped: Callable[[],
     model, training = workers.model, workers.model.training
     model.eval()
 
-    def work(gradients: Gradients, share: tuple[tuple[Window, int], ...]) -> list[tuple[int, list[float]]]:
+    def work(gradients: Gradients, share: tuple[tuple[StepBatch, int], ...]) -> list[tuple[int, list[float]]]:
         found: list[tuple[int, list[float]]] = []
-        for window, index in share:
+        for step, index in share:
             if stopped():
                 break
-            batch = window.batch(index)
+            batch = step.batch(index)
             found.append((batch.num_targets, gradients.loss(batch).reshape(-1).tolist()))
         return found
 
     try:
-        micro_batches = [(window, index) for window in windows for index in range(len(window.micro_batches))]
+        micro_batches = [(step, index) for step in steps for index in range(len(step.micro_batches))]
         shares = [tuple(micro_batches[first :: workers.num_in_all]) for first in range(workers.num_in_all)]
         own = [one for part in workers.run(work, workers.own(shares)) for one in part]
     finally:
@@ -167,24 +168,24 @@ def seeded_order(num_items: int, seed: int) -> list[int]:
     return found
 
 
-def held_out_rows(workers: Workers, plan: WindowPlan, config: TrainingConfig, unit: str) -> HeldOut:
+def held_out_rows(workers: Workers, sampler: BatchSampler, config: TrainingConfig, unit: str) -> HeldOut:
     """Held-out rows (or pairs), of which the mean loss is measured.
 
     Args:
         workers: compute it.
-        plan: of all held-out rows; its windows are not used, only how rows share micro-batches.
+        sampler: of all held-out rows; its steps are not used, only how rows share micro-batches.
         config: batch size and seed.
         unit: what the rows are.
     """
-    order = np.array(seeded_order(len(plan.rows), config.seed), np.int64)
+    order = np.array(seeded_order(len(sampler.rows), config.seed), np.int64)
     per_window = config.batch_size * config.grad_accumulation_steps
 
     def measure(count: int, stopped: Callable[[], bool]) -> Found | None:
         chosen = order[:count]
-        by_length = chosen[np.argsort(plan.rows.lengths[chosen], kind="stable")]
+        by_length = chosen[np.argsort(sampler.rows.lengths[chosen], kind="stable")]
         size = 64 * per_window
         parts = [by_length[start : start + size] for start in range(0, count, size)]
-        return mean_loss(workers, [plan.window(part, 0, index) for index, part in enumerate(parts)], stopped)
+        return mean_loss(workers, [sampler.step(part, 0, index) for index, part in enumerate(parts)], stopped)
 
     # a backward pass takes no less than a forward one
     return HeldOut(len(order), unit, measure, step_items=2.0 * per_window, at_once=workers.num_in_all)
@@ -202,7 +203,7 @@ class Validation:
         held_out: what is measured; None: nothing ever is.
         folder: the adapter folder, with its adapter_config.json.
         config: `eval_every`, `early_stopping_patience` and `early_stopping_min_delta`.
-        windows_per_epoch: steps from one epoch's end to the next.
+        steps_per_epoch: steps from one epoch's end to the next.
         total_steps: the run's last planned step.
         deadline: learns how long measuring takes, so that there is time for the last one.
         stop: a measurement that a signal comes to is abandoned.
@@ -218,7 +219,7 @@ class Validation:
         folder: Path,
         config: TrainingConfig,
         *,
-        windows_per_epoch: int,
+        steps_per_epoch: int,
         total_steps: int,
         deadline: Deadline,
         stop: StopRequest,
@@ -230,7 +231,7 @@ class Validation:
         self._held_out, self._metric = held_out, held_out.metric if held_out else LOSS
         self._config, self._total_steps = config, total_steps
         part = max(_STEPS_BETWEEN, math.ceil(total_steps / _PARTS))
-        self._every = config.eval_every or max(1, min(windows_per_epoch, part))
+        self._every = config.eval_every or max(1, min(steps_per_epoch, part))
         self._deadline, self._stop, self._is_marked, self._clock = deadline, stop, is_marked, clock
         self.listeners = listeners
         self.count = held_out.num_items if held_out else 0
@@ -266,11 +267,10 @@ class Validation:
         say(f"measured so far: validation {self._metric.name} {value:.4f} at step {step}{found}")
         return self._verdict()
 
-    def on_step(self, report: StepReport) -> Ending | None:
+    def after(self, position: Position) -> Ending | None:
         """Measure if it is time to; tell why the run should end, if it should."""
         if self._held_out is None:
             return None
-        position = report.position
         if not self._is_due(position) and not self._is_marked(position.step):
             return None
         if position.step != self._total_steps and self._is_over(position.step):

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxmath.runtime.blas import one_thread
+from mlxmath.runtime.blas import limit_threads
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.gradients import Gradients
 
@@ -88,6 +88,11 @@ class Workers:
         """Those of `shares`, of which there are at most `num_in_all`, that this rank's workers take."""
         return shares[self._before : self._before + self.count]
 
+    def close(self) -> None:
+        """End the threads. The workers can no longer be used."""
+        for thread in self._threads:
+            thread.shutdown()
+
     def run(self, work: Callable[[Gradients, Share], Result], shares: Sequence[Share]) -> list[Result]:
         """`work(gradients, share)` for each of at most `count` shares, at once; the results must be evaluated.
 
@@ -102,7 +107,7 @@ class Workers:
             other.train(self.model.training)
         if not self._threads:
             return [work(self._gradients[0], shares[0])]
-        with one_thread():
+        with limit_threads(1):
             futures = [
                 thread.submit(work, gradients, share)
                 for thread, gradients, share in zip(self._threads, self._gradients[1:], shares[1:], strict=False)

@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,11 +13,9 @@ from hashlib import sha256 as new_sha256
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from mlxmath.config.schema import ModelConfig
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.runtime.console import duration, say, size, warn
+from mlxmath.runtime.console import Progress, duration, say, size, warn
 from mlxmath.runtime.files import atomic_folder, sha256
 from mlxmath.weights.architecture import Built, shortened
 from mlxmath.weights.dtypes import DTYPES, FLOAT8, Array, prevailing, stored_as
@@ -256,9 +253,7 @@ def _write_weights(
     records = []
     weight_map: dict[str, str] = {}
     digests: dict[str, str] = {}
-    with tqdm(
-        total=total, unit="B", unit_scale=True, desc="converting", leave=False, disable=not sys.stderr.isatty()
-    ) as bar:
+    with Progress("converting", total, unit="B") as progress:
         for number, shard in enumerate(shards, 1):
             name = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
             tensors = [tensor for output in shard for tensor in output.tensors]
@@ -266,7 +261,7 @@ def _write_weights(
                 for output in shard:
                     for block in output.blocks():
                         writer.write(block)
-                        bar.update(block.nbytes)
+                        progress.update(block.nbytes)
             records.append(FileRecord(name=name, size=writer.num_bytes, sha256=writer.sha256))
             weight_map |= {tensor[0]: name for tensor in tensors}
             digests |= writer.digests

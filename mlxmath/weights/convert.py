@@ -6,7 +6,7 @@ from mlxmath.config.schema import ModelConfig
 from mlxmath.config.section import DEMO
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.console import say, warn
-from mlxmath.runtime.files import read_json
+from mlxmath.runtime.files import read_json, remove_leftovers
 from mlxmath.weights.build import build_model
 from mlxmath.weights.configuration import differing
 from mlxmath.weights.dtypes import prevailing
@@ -46,6 +46,7 @@ def ensure_model(config: ModelConfig, *, exact: bool = False) -> Manifest:
         MlxmathError: the model cannot be downloaded, read or written.
     """
     folder = Path(config.mlx_path).expanduser()
+    remove_leftovers(folder.parent)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return convert(config)
     if not folder.is_dir():

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -155,6 +156,8 @@ def check_dataset(folder: Path, responses: list[dict[str, Any]]) -> None:
         (2, "wrong answer"): 2 * each, (3, "false equations"): 2 * each, (4, "truncated"): 2 * each,
     }  # fmt: skip
     assert Counter(int(row["id"]) % 5 for row in kept) == {0: each, 1: each}
+    order = [(int(row["id"]), row["sample"]) for row in rejected]
+    assert order == sorted(order)
     for row in kept:
         assert row["solution"].startswith("<think>\nI am to add") == (int(row["id"]) % 5 == 1)
     card = (folder / "card.md").read_text()
@@ -187,6 +190,20 @@ def test_ctrl_c_waits_for_what_is_under_way(tmp_path: Path, monkeypatch: pytest.
         assert len(rows(path)) == server.answered.total() == server.seen.total() < 80
 
 
+def test_a_second_ctrl_c_waits_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "TEACHER_KEY", KEY)
+    over = threading.Event()
+    with scripted(lambda request, body, n: over.wait(60)) as server:
+        process = start(tmp_path, *arguments(server, tmp_path, "--timeout-s", "60"), log=tmp_path / "log")
+        for sign in (lambda: server.at_once, lambda: "waiting for the answers" in (tmp_path / "log").read_text()):
+            end = time.monotonic() + 60
+            while time.monotonic() < end and not sign():
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+        over.set()
+
+
 def test_more_samples_and_other_thresholds_use_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Failed questions are rejected with their reason, and asked again later."""
     monkeypatch.chdir(tmp_path)
@@ -211,6 +228,22 @@ def test_more_samples_and_other_thresholds_use_what_is_there(tmp_path: Path, mon
     kept, rejected = rows(Path("distilled/solutions.jsonl")), rows(Path("distilled/rejected.jsonl"))
     reasons = Counter(row["reason"] for row in rejected)
     assert len(kept) + len(rejected) == 20 and reasons["repeated"] == len(kept) and reasons["too long"] > 0
+
+
+def test_what_is_there_is_judged_by_the_golds_of_today(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    act = lambda request, body, n: request.reply(completion(solution(*sum_of(body))))  # noqa: E731
+    with scripted(act) as server:
+        given = ("--dataset", write_problems(tmp_path, 2), "--decontaminate", "none", "--samples", "1")
+        given = (*given, "--teacher-url", server.url, "--teacher-model", "m")
+        invoke(*given)
+        problems = rows(tmp_path / "problems.jsonl")
+        mended = [problems[0], problems[1] | {"answer": "17"}]
+        Path("problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mended))
+        invoke(*given, "--resume")
+        assert server.seen.total() == 2
+    kept, rejected = rows(Path("distilled/solutions.jsonl")), rows(Path("distilled/rejected.jsonl"))
+    assert [row["answer"] for row in kept] == ["1"] and [row["answer"] for row in rejected] == ["17"]
 
 
 @pytest.fixture(scope="module")
@@ -290,6 +323,7 @@ def test_rank_only_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (("--teacher-url", "ftp://h"), "--teacher-url (option): give a URL that begins with"),
         (("--teacher-url", "https://user:pass@h/v1"), "a key does not belong into the URL"),
         (("--teacher-url", "https://h/v1?key=secret"), "give the URL without what follows ?"),
+        (("--teacher-url", "http://a..b/v1", "--teacher-model", "m"), "--teacher-url http://a..b/v1: no such address"),
         (("--teacher-url", "http://h:99999/v1"), "ort out of range 0-65535"),
         (("--teacher-url", "http://h y/v1"), "give a URL that begins with"),
         (("--teacher-url", "https://h", "--teacher-model", "m", "--teacher-key-env", "NOT_SET"), "NOT_SET holds no"),
@@ -305,7 +339,7 @@ def test_mistakes_are_one_line(
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code in (1, 2) and message in " ".join(result.output.split()), result.output
-    assert "user:pass" not in result.output and list(tmp_path.iterdir()) == []
+    assert "user:pass" not in result.output and "secret" not in result.output and list(tmp_path.iterdir()) == []
 
 
 def test_no_answer_at_all_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,6 +351,39 @@ def test_no_answer_at_all_is_an_error(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (
         "none of 3 questions got an answer (HTTP 400: no)" in found and len(rows(Path("distilled/rejected.jsonl"))) == 3
     )
+
+
+@pytest.mark.parametrize("where", ["problem", "solution"])
+def test_numbers_longer_than_python_reads_are_judged(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = {"problem": "What is 2 + 3?", "solution": solution(2, 3), "answer": "5"}
+    long = f"{'9' * 5000} = {'9' * 5000}/1. {line[where]}"
+    Path("mine.jsonl").write_text(json.dumps(line | {where: long}))
+    invoke("--rank-only", "mine.jsonl")
+    assert [row[where] for row in rows(Path("distilled/solutions.jsonl"))] == [long]
+
+
+def test_what_an_endpoint_says_reaches_the_terminal_as_plain_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hostile = {"error": {"message": "no \x1b]0;pwned\x07\x1b[2J\ud800\u202e"}}
+    with scripted(lambda request, body, n: request.reply(hostile, 400)) as server:
+        arguments = ("--dataset", write_problems(tmp_path, 1), "--teacher-url", server.url, "--teacher-model", "m")
+        found = invoke(*arguments, "--decontaminate", "none", code=1)
+    said = found.stderr + "".join(row["detail"] for row in rows(Path("distilled/rejected.jsonl")))
+    assert "pwned" in said and all(c.isprintable() or c == "\n" for c in said)
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("mine.jsonl").write_text(json.dumps({"problem": "2 + 3?", "solution": solution(2, 3), "answer": "5"}))
+    for folder in ("file", "file/folder", "/proc/nowhere"):
+        found = invoke("--rank-only", "mine.jsonl", "--output-path", folder, code=1).output
+        assert found.startswith(f"error: cannot write {folder}/responses.jsonl: ") and found.count("\n") == 1
 
 
 def test_a_second_process_is_turned_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,9 +399,13 @@ def test_a_second_process_is_turned_away(tmp_path: Path, monkeypatch: pytest.Mon
             command(*arguments(server, tmp_path)), cwd=tmp_path, env=os.environ | ENVIRONMENT,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        while not whole_rows(tmp_path / "distilled" / "responses.jsonl"):
+        path = tmp_path / "distilled" / "responses.jsonl"
+        while not whole_rows(path):
             time.sleep(0.01)
-        second = run(tmp_path, *arguments(server, tmp_path, "--resume"))
+        for more in ("--resume", "--overwrite", "--temperature=0.9 --overwrite"):
+            before = whole_rows(path)
+            second = run(tmp_path, *arguments(server, tmp_path, *more.split()))
+            assert second.returncode == 2 and "another process is distilling into it" in second.stderr
+            assert whole_rows(path)[: len(before)] == before
         first.kill()
         first.wait()
-    assert second.returncode == 2 and "another process is distilling into it" in second.stderr

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from mlxmath.commands import distill, dpo, grpo, reward_model, train
 from mlxmath.config.schema import ModelConfig
-from mlxmath.training.checkpoint import Saver
+from mlxmath.training.checkpoint import Position, Saver
 from mlxmath.weights.convert import ensure_model
 from tests.data.test_sources import write_lines
 
@@ -91,15 +91,15 @@ def test_the_margin_rises_and_a_run_leaves_metrics_and_curves(place: Path) -> No
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = (*TUNE, "--lora-dropout", "0.1", "--validation-split", "4", "--eval-every", "3", "--batch-size", "3")
     invoke(dpo, *run, "--adapter-path", "straight")
-    plain = Saver.on_step
+    plain = Saver.after
 
-    def die(self: Saver, report: Any) -> None:
-        plain(self, report)
-        if report.position.step == 5:  # in the second epoch, of three steps; the last checkpoint is of step 4
+    def die(self: Saver, position: Position) -> None:
+        plain(self, position)
+        if position.step == 5:  # in the second epoch, of three steps; the last checkpoint is of step 4
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Saver, "on_step", die)
+        patch.setattr(Saver, "after", die)
         invoke(dpo, *run, "--adapter-path", "killed", code=130)
     assert not Path("killed/checkpoints/step-5").exists()
     result = invoke(dpo, *run, "--adapter-path", "killed", "--resume")

@@ -105,7 +105,7 @@ def test_a_base_is_asked_in_its_chat_template_and_one_without_in_the_settings(
 )
 def test_bad_input(debug_run: Path, arguments: tuple[str, ...], code: int, message: str) -> None:  # noqa: F811
     if arguments == ("--backend", "metal"):
-        from mlxmath.runtime.metal import MetalBackend
+        from mlxmath.runtime.device import MetalBackend
 
         if MetalBackend().unavailable() is None:
             pytest.skip("Metal is here")

@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.numpy import load_file
 
-import mlxmath.commands.grpo
+import mlxmath.training.grpo.train
 from mlxmath.commands.pipeline import DEMO, configure, read_stages
 from mlxmath.config.schema import RunConfig
 from mlxmath.errors import InputError
@@ -60,7 +61,7 @@ def test_every_stage_is_on_what_the_one_before_made_and_goes_on(place: Path, mon
     with scripted(answer) as server:
         command = ("stages.toml", "--teacher-url", server.url, "--teacher-model", "m")
         with monkeypatch.context() as stopped:
-            stopped.setattr(mlxmath.commands.grpo, "grpo", lambda resolved, ranks: 143)
+            stopped.setattr(mlxmath.training.grpo.train, "grpo", lambda settings: SimpleNamespace(exit_code=143))
             assert run(place, "pipeline", *command).returncode == 143
         assert {path.name for path in folder.iterdir()} == {"distilled", "train"}
         tuned = (folder / "train" / "adapters.safetensors").read_bytes()

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from mlxmath.commands.prepare import main, prepare_rows, show_rows, statistics, tokenizer_folder
+from mlxmath.commands.prepare import main, show_rows
 from mlxmath.config.schema import DataConfig, ModelConfig
 from mlxmath.data.cache import TokenRows
+from mlxmath.data.prepare import prepare_rows, statistics, tokenizer_folder
 from mlxmath.data.render import encode_prompt, load_tokenizer
 from mlxmath.data.sources import load_problems
 from mlxmath.data.templates import get_template, joined
@@ -153,9 +154,9 @@ def test_more_rows_than_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_progress_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("mlxmath.commands.prepare.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("mlxmath.runtime.console.EVERY_S", 0.0)
     prepare_rows(config(tmp_path), DEMO_MODEL)
-    assert "tokenized 30 of 30 rows" in capsys.readouterr().err
+    assert "tokenizing 30/30 rows" in capsys.readouterr().err
 
 
 def test_nothing_to_train_on(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import math
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -13,11 +14,11 @@ from click.testing import CliRunner, Result
 
 import mlxmath.weights.hub as hub
 from mlxmath.commands import infer, recipes, train
-from mlxmath.commands.options import settings
-from mlxmath.config.load import RECIPES, TRAINED_FROM, recipe_path
+from mlxmath.config.load import RECIPES, TRAINED_FROM, recipe_path, settings_from
 from mlxmath.config.schema import RunConfig
 from mlxmath.config.section import DEMO, Section
 from mlxmath.errors import MlxmathError
+from mlxmath.training import sft
 from tests.data.test_sources import write_lines
 from tests.recipe_parts import PARTS, REPOSITORIES, write_model
 
@@ -87,8 +88,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
     found: Reads = set()
     bystanders = {
         "mlxmath.config.load",
-        "mlxmath.config.explain",
-        "mlxmath.training.run",
+        "mlxmath.training.record",
         "mlxmath.models.lora.adapter",
     }
     plain = Section.__getattribute__
@@ -127,7 +127,7 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 def check_adapter(folder: Path, name: str, *, full: bool = False) -> None:
     """The adapter is the one that the recipe describes, and its losses are numbers."""
-    recipe = settings({"recipe": name}).config
+    recipe = settings_from(recipe=name).config
     config, record = json.loads((folder / "adapter_config.json").read_text()), record_of(folder)
     assert record["status"] == "finished" and record["steps"] > 0
     losses = [json.loads(line).get("loss") for line in (folder / "events.jsonl").read_text().splitlines()]
@@ -154,7 +154,7 @@ def test_trains_in_small_uses_every_setting_and_repeats(name: str, place: Path, 
     assert unread(contents(name), reads) == ({"sources.fallback"} if name == "mistral-7b" else set())
     assert {"grpo.beta", "grpo.epsilon"} <= unread(contents(GRPO), reads), "the check itself finds what is unread"
 
-    template = settings({"recipe": name}).config.data.template
+    template = settings_from(recipe=name).config.data.template
     answered = json.loads(invoke(infer.main, "--prompt", "1+1?", "--json", "--max-new-tokens", "2").stdout)
     assert answered["template"] == template
 
@@ -207,7 +207,7 @@ def test_reinforcement_starts_from_the_sft_adapter_and_is_not_trained_by_train(p
 
 def test_published_values() -> None:
     """By hand, from the tables that publish them."""
-    found = {name: settings({"recipe": name}).config for name in RECIPES}
+    found = {name: settings_from(recipe=name).config for name in RECIPES}
     assert set(found) == {*PARTS, *REINFORCED, DEMO, "debug"}
     for name, model, quantize, rank, alpha, dropout, targets in (
         ("deepseek-math-7b", "deepseek-ai/deepseek-math-7b-instruct", None, 8, 16, 0.0, {"q_proj", "v_proj"}),
@@ -257,7 +257,7 @@ def test_published_values() -> None:
 
 
 def test_the_default_recipe_is_no_recipe() -> None:
-    resolved = settings({"recipe": "deepseek-math-7b"})
+    resolved = settings_from(recipe="deepseek-math-7b")
     assert resolved.config == RunConfig()
     assert resolved.origin["lora.rank"] == "recipe deepseek-math-7b"
 
@@ -276,7 +276,7 @@ def test_dry_run_shows_everything_and_starts_nothing(
         monkeypatch.setattr(hub, "fetch", offline)
     lines = invoke(train.main, "--recipe", name, "--set", "training.seed=7", "--dry-run").stdout.splitlines()
     values = {line.split()[0]: line for line in lines if line.startswith("  ") and "." in line.split()[0]}
-    resolved = settings({"recipe": name})
+    resolved = settings_from(recipe=name)
     used = {line.split()[0] for line in resolved.lines((*TRAINED_FROM, *(["grpo"] if name in REINFORCED else [])))}
     assert used <= set(values)
     assert values["training.seed"].split() == ["training.seed", "7", "--set"]
@@ -301,9 +301,9 @@ def test_demo_trains_what_its_recipe_says(monkeypatch: pytest.MonkeyPatch) -> No
     from mlxmath.demo.__main__ import main
 
     seen = []
-    monkeypatch.setattr(train, "train", lambda resolved, ranks: seen.append(resolved) or 3)
+    monkeypatch.setattr(sft, "sft", lambda resolved: seen.append(resolved) or SimpleNamespace(exit_code=3))
     invoke(main, "--adapter-path", "elsewhere", "--results-path", "results", code=3)
-    assert seen[0].config == settings({"recipe": DEMO, "training__adapter_path": "elsewhere"}).config
+    assert seen[0].config == settings_from(recipe=DEMO, adapter_path="elsewhere").config
     assert not seen[0].others(TRAINED_FROM), "training refuses settings that it has no use for"
 
 
@@ -317,7 +317,7 @@ def test_list_show_and_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert invoke(recipes.main, "show", name).stdout == written
     invoke(recipes.main, "copy", name, "my.toml")
     assert Path("my.toml").read_text() == written
-    assert settings({"config": "my.toml"}).config == settings({"recipe": name}).config
+    assert settings_from(config="my.toml").config == settings_from(recipe=name).config
     refused = invoke(recipes.main, "copy", "mistral-7b", "my.toml", code=2)
     assert "my.toml exists" in refused.output and Path("my.toml").read_text() == written
     invoke(recipes.main, "copy", "mistral-7b", "my.toml", "--overwrite")

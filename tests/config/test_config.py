@@ -2,30 +2,32 @@
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mlxmath.commands.options import settings
-from mlxmath.config.load import RECIPES, TRAINED_FROM, Layer, option_name, resolve, setting_names
-from mlxmath.config.schema import RunConfig
+from mlxmath.config.load import RECIPES, TRAINED_FROM, Layer, Resolved, in_keywords, resolve, settings_from
+from mlxmath.config.schema import SETTINGS, RunConfig, keyword, option_name
 from mlxmath.errors import InputError
 
 MIXTURE = '[[data.sources]]\ndataset = "gsm8k"\ncount = 3\n\n[[data.sources]]\ndataset = "math"\n'
 
 
-def from_file(folder: Path, text: str, **more: object) -> RunConfig:
+def options(**given: Any) -> Resolved:
+    """As the command line asks for settings."""
+    return settings_from(origin="option", **given)
+
+
+def from_file(folder: Path, text: str, **more: Any) -> RunConfig:
     (folder / "my.toml").write_text(text, encoding="utf-8")
-    return settings({"config": str(folder / "my.toml"), **more}).config
+    return options(config=str(folder / "my.toml"), **more).config
 
 
 def test_later_layers_win_and_each_value_knows_its_origin(tmp_path: Path) -> None:
     file = tmp_path / "my.toml"
     file.write_text("[lora]\nrank = 3\nalpha = 5\ndropout = 0.25\n[training]\nnum_epochs = 2\nlearning_rate = 1e-3\n")
-    values = {
-        "recipe": "demo", "config": str(file), "set": ("lora.alpha=7", "lora.rank=4", "training.learning_rate=1e-2"),
-        "lora__rank": 6, "lora__variant": None,
-    }  # fmt: skip
-    resolved = settings(values)
+    assignments = ("lora.alpha=7", "lora.rank=4", "training.learning_rate=1e-2")
+    resolved = options(recipe="demo", config=str(file), set=assignments, lora_rank=6, lora_variant=None)
     lora, training = resolved.config.lora, resolved.config.training
     expected = {
         "lora.rank": (lora.rank, 6, "option"),
@@ -43,10 +45,10 @@ def test_later_layers_win_and_each_value_knows_its_origin(tmp_path: Path) -> Non
 
 
 def test_debug_is_a_recipe() -> None:
-    resolved = settings({"lora__rank": 4}, debug=True)
+    resolved = options(lora_rank=4, debug=True)
     assert (resolved.config.data.dataset, resolved.origin["data.dataset"]) == ("demo", "--debug")
     with pytest.raises(InputError, match="--debug is a recipe itself"):
-        settings({"recipe": "demo"}, debug=True)
+        options(recipe="demo", debug=True)
 
 
 @pytest.mark.parametrize(
@@ -87,12 +89,12 @@ def test_errors_of_files_name_line_key_and_nearest_name(tmp_path: Path, text: st
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--config: .*none\.toml does not exist; expected a TOML file"):
-        settings({"config": str(tmp_path / "none.toml")})
+        options(config=str(tmp_path / "none.toml"))
     with pytest.raises(InputError, match="--config: .* cannot be read: Is a directory"):
-        settings({"config": str(tmp_path)})
+        options(config=str(tmp_path))
     (tmp_path / "latin.toml").write_bytes(b"[model]\nmodel = '\xe9'\n")
     with pytest.raises(InputError, match=r"latin\.toml is not TOML"):
-        settings({"config": str(tmp_path / "latin.toml")})
+        options(config=str(tmp_path / "latin.toml"))
 
 
 @pytest.mark.parametrize(
@@ -113,13 +115,13 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 )
 def test_set(assignment: str, name: str, expected: object) -> None:
     section, field = name.split(".")
-    resolved = settings({"set": (assignment,)})
+    resolved = options(set=(assignment,))
     assert getattr(getattr(resolved.config, section), field) == expected
     assert resolved.origin[name] == "--set"
 
 
 def test_set_of_a_mixture_and_wrong_ones() -> None:
-    (source,) = settings({"set": ('data.sources=[{dataset="gsm8k", count=10}]',)}).config.data.mixture
+    (source,) = options(set=('data.sources=[{dataset="gsm8k", count=10}]',)).config.data.mixture
     assert (source.dataset, source.count) == ("gsm8k", 10)
     for assignment, message in (
         ("lora.rank", "--set: expected SECTION.FIELD=VALUE, for example lora.rank=16; found 'lora.rank'"),
@@ -127,34 +129,34 @@ def test_set_of_a_mixture_and_wrong_ones() -> None:
         ("lora.rnak=4", "--set lora.rnak: unknown setting; did you mean 'lora.rank'?"),
     ):
         with pytest.raises(InputError) as error:
-            settings({"set": (assignment,)})
+            options(set=(assignment,))
         assert str(error.value) == message
 
 
 def test_a_stronger_dataset_replaces_all_that_was_said_of_a_weaker_one(tmp_path: Path) -> None:
-    own = from_file(tmp_path, "[data]\nsplit = 'test'\nfilters = ['a = b']", recipe="debug", data__dataset="mine.jsonl")
+    own = from_file(tmp_path, "[data]\nsplit = 'test'\nfilters = ['a = b']", recipe="debug", dataset="mine.jsonl")
     assert (own.data.dataset, own.data.split, own.data.filters, own.data.num_examples) == ("mine.jsonl", None, (), 10)
-    own = settings({"recipe": "tinyllama-1.1b", "data__dataset": "mine.jsonl"}).config
+    own = options(recipe="tinyllama-1.1b", dataset="mine.jsonl").config
     assert [source.dataset for source in own.data.mixture] == ["mine.jsonl"]
     mixed = from_file(tmp_path, MIXTURE, recipe="debug")
     assert [source.dataset for source in mixed.data.mixture] == ["gsm8k", "math"]
     with pytest.raises(InputError, match=r"--split \(option\): describes .* \(recipe tinyllama-1.1b\)"):
-        settings({"recipe": "tinyllama-1.1b", "data__split": "test"})
-    other = settings({"set": ("model.revision=abc",), "model__model": "other/model"}).config.model
+        options(recipe="tinyllama-1.1b", split="test")
+    other = options(set=("model.revision=abc",), model="other/model").config.model
     assert other.revision is None
 
 
 def test_a_stronger_alternative_replaces_a_weaker_one() -> None:
-    training = settings({"recipe": "mistral-7b", "training__warmup_steps": 9}).config.training
+    training = options(recipe="mistral-7b", warmup_steps=9).config.training
     assert (training.warmup_steps, training.warmup_ratio) == (9, 0.0)
-    held_out = {"training__validation_dataset": "demo"}
-    assert settings({"recipe": "deepseek-math-7b-base", **held_out}).config.training.validation_split is None
+    held_out = {"validation_dataset": "demo"}
+    assert options(recipe="deepseek-math-7b-base", **held_out).config.training.validation_split is None
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_stored_file_gives_the_same_settings_again(name: str, tmp_path: Path) -> None:
-    changed = {"training__resume": True, "model__overwrite": True, "training__seed": 5, "data__cache_dir": 'c"ä\\'}
-    first = settings({"recipe": name, **changed})
+    changed = {"resume": True, "overwrite": True, "seed": 5, "cache_dir": 'c"ä\\'}
+    first = options(recipe=name, **changed)
     text = first.as_toml(TRAINED_FROM, {"model.revision": "abc"})
     again = from_file(tmp_path, text)
     for section in TRAINED_FROM:
@@ -202,12 +204,13 @@ def test_every_setting_describes_itself_and_has_its_own_option() -> None:
         "distillation.": ("evaluation.", "grpo.", "dpo.", "reward_model.", "training."),
     }
     for others in apart.values():
-        names = [name for name in setting_names() if not name.startswith(others)]
+        names = [name for name in SETTINGS if not name.startswith(others)]
         assert len({option_name(name) for name in names}) == len(names)
+    assert not {keyword(name) for name in SETTINGS} & {"recipe", "config", "set", "debug", "origin"}
 
 
 def test_published_defaults() -> None:
-    config = settings({}).config
+    config = options().config
     assert (config.lora.rank, config.lora.alpha, config.lora.dropout, config.lora.targets) == (8, 16.0, 0.0, None)
     training = config.training
     assert (training.learning_rate, training.batch_size, training.grad_accumulation_steps) == (1e-5, 1, 8)
@@ -219,7 +222,62 @@ def test_published_defaults() -> None:
 
 def test_folders_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
-    config = settings({"model__mlx_path": "~/m", "training__adapter_path": "~/a", "data__cache_dir": "~/c"}).config
+    config = options(mlx_path="~/m", adapter_path="~/a", cache_dir="~/c").config
     assert (config.model.mlx_path, config.training.adapter_path, config.data.cache_dir) == (
         "/home/somebody/m", "/home/somebody/a", "/home/somebody/c",
     )  # fmt: skip
+
+
+def test_arguments_are_the_options_with_underscores(tmp_path: Path) -> None:
+    file = tmp_path / "my.toml"
+    file.write_text("[lora]\nrank = 3\nalpha = 5\n", encoding="utf-8")
+    resolved = settings_from(
+        (*TRAINED_FROM, "grpo"), recipe="demo-grpo", config=file, set=["lora.alpha=7"], lora_rank=16, mlx_path=tmp_path,
+        lora_targets=("q_proj",), temperature=2, reward_weights={"format": 1.0}, max_steps=None,
+    )  # fmt: skip
+    config, origin = resolved.config, resolved.origin
+    assert (config.lora.rank, config.lora.alpha, config.lora.targets) == (16, 7.0, ("q_proj",))
+    assert (config.model.mlx_path, config.grpo.temperature) == (str(tmp_path), 2.0)
+    assert (config.grpo.reward_weights, config.training.max_steps) == ({"format": 1.0}, 80)
+    names = ("lora.rank", "lora.alpha", "training.max_steps", "data.split")
+    assert [origin[name] for name in names] == ["argument", "--set", "recipe demo-grpo", "default"]
+    typed = {"recipe": "demo", "lora_rank": 4, "lora_targets": "q_proj,k_proj", "filters": "a = b; c = d"}
+    listed = typed | {"lora_targets": ["q_proj", "k_proj"], "filters": ("a = b", "c = d")}
+    assert settings_from(**typed).config == options(**listed).config
+    evaluation = settings_from(("model", "evaluation"), temperature=0.5).config
+    assert (evaluation.evaluation.temperature, evaluation.grpo.temperature) == (0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"lora_rnak": 4}, "lora_rnak=: unknown setting; did you mean 'lora_rank'?"),
+        ({"rank": 4}, "rank=: unknown setting; did you mean 'lora_rank'?"),
+        ({"num_generations": 4}, "num_generations=: unknown setting"),
+        ({"learning_rate": "1e-4"}, "learning_rate= (argument): expected a number; found the text '1e-4' (numbers "),
+        ({"lora_rank": 0}, "lora_rank= (argument): input should be greater than or equal to 1; found 0"),
+        ({"max_steps": True}, "max_steps= (argument): expected a whole number; found True"),
+        ({"learning_rate": float("inf")}, "learning_rate= (argument): expected a finite number; found inf"),
+        ({"eval_every": 3}, "eval_every= (argument): needs validation_split= or validation_dataset=; found 3"),
+        (
+            {"sources": [{"dataset": "gsm8k", "cuont": 3}]},
+            "sources.0.cuont= (argument): unknown; did you mean 'count'?",
+        ),
+        ({"template": "tutr"}, "template= (argument): no template 'tutr'; there are "),
+        ({"recipe": "dmo"}, "recipe=: no recipe 'dmo'; there are "),
+        ({"recipe": "demo", "debug": True}, "debug= is a recipe itself; give it or recipe=, not both."),
+        ({"config": "none.toml"}, "config=: none.toml does not exist; expected a TOML file."),
+        ({"set": ["lora.rank"]}, "set=: expected SECTION.FIELD=VALUE, for example lora.rank=16; found 'lora.rank'"),
+    ],
+)
+def test_errors_of_arguments_name_the_argument(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        settings_from(**given)
+    assert str(error.value).startswith(message) and "--" not in str(error.value)
+
+
+def test_names_in_errors_are_of_the_door_that_was_used() -> None:
+    text = "--lora-rank 3--4 of a--b: give '--seed' or (--max-steps), not -- or --2"
+    assert in_keywords(text) == "lora_rank= 3--4 of a--b: give 'seed=' or (max_steps=), not -- or --2"
+    with pytest.raises(InputError, match=r"^--warmup-ratio \(option\): give --warmup-steps or --warmup-ratio"):
+        options(warmup_steps=3, warmup_ratio=0.5)

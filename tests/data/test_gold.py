@@ -14,7 +14,7 @@ from mlxmath.data.templates import get_template, joined
 from mlxmath.distillation.questions import load_questions
 from mlxmath.errors import InputError
 from mlxmath.evaluation.benchmarks import load_benchmark
-from mlxmath.session.prompts import read_prompts
+from mlxmath.training.grpo.prompts import load_prompts
 
 DEMO_MODEL = Path(__file__).parents[2] / "mlxmath" / "demo" / "model"
 
@@ -107,7 +107,7 @@ def test_answers_alone_are_enough_for_every_use(tmp_path: Path, columns: tuple[s
     path = write(tmp_path / "a.jsonl", [*({columns[0]: text, columns[1]: answer} for text in texts), empty])
     expected = [(text, str(answer)) for text in texts]
     config = run_config(path)
-    assert [(p.question, p.gold.strip("$")) for p in read_prompts(config, DEMO_MODEL).prompts] == [
+    assert [(p.question, p.gold.strip("$")) for p in load_prompts(config, DEMO_MODEL).prompts] == [
         (text, gold.strip("$")) for text, gold in expected
     ]
     questions = load_questions(config.data)
@@ -130,16 +130,16 @@ def test_what_is_left_out_is_said_with_its_reason(tmp_path: Path, capsys: pytest
         {"problem": "", "solution": "#### 2"},
     ]
     path = write(tmp_path / "a.jsonl", rows)
-    (prompt,) = read_prompts(run_config(path), DEMO_MODEL).prompts
+    (prompt,) = load_prompts(run_config(path), DEMO_MODEL).prompts
     assert (prompt.question, prompt.gold) == ("What is 1 + 1?", "2")
     said = capsys.readouterr().err
     for reason in ("1 problem with", "2 without a gold answer", "1 repeated", "1 too long", "1 empty problem"):
         assert reason in said
     assert [item.gold for item in load_benchmark(path).items] == ["2", "2", "200"]
-    assert len(read_prompts(run_config(path, deduplicate="off"), DEMO_MODEL).prompts) == 2
+    assert len(load_prompts(run_config(path, deduplicate="off"), DEMO_MODEL).prompts) == 2
     write(tmp_path / "a.jsonl", rows[:2])
     with pytest.raises(InputError, match=r"no problem is left \(2 without a gold answer; .*--answer-column"):
-        read_prompts(run_config(path), DEMO_MODEL)
+        load_prompts(run_config(path), DEMO_MODEL)
     with pytest.raises(InputError, match=r"gold answer \(2 without a gold answer\)"):
         load_benchmark(path)
 
@@ -147,8 +147,8 @@ def test_what_is_left_out_is_said_with_its_reason(tmp_path: Path, capsys: pytest
 def test_an_answer_column_asked_for_is_taken_word_for_word(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"question": "Solve x - 3 > 0.", "answer": "all real numbers x > 3"}])
     with pytest.raises(InputError, match="1 without a gold answer"):
-        read_prompts(run_config(path), DEMO_MODEL)
-    (prompt,) = read_prompts(run_config(path, answer_column="answer"), DEMO_MODEL).prompts
+        load_prompts(run_config(path), DEMO_MODEL)
+    (prompt,) = load_prompts(run_config(path, answer_column="answer"), DEMO_MODEL).prompts
     assert prompt.gold == "all real numbers x > 3"
 
 

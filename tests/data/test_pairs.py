@@ -11,7 +11,7 @@ from mlxmath.data import tokenize as tokenize_module
 from mlxmath.data.batching import Shape
 from mlxmath.data.codec import load_tokenizer
 from mlxmath.data.pair_tokens import TOO_LONG, tokenize_pairs
-from mlxmath.data.pairs import PairPlan, Pairs
+from mlxmath.data.pairs import Pairs, PairSampler
 from mlxmath.data.problem import Message, Problem
 from mlxmath.data.render import encode_prompt
 from mlxmath.data.split import hold_out
@@ -91,16 +91,16 @@ def rows() -> FakeRows:
 def test_windows_hold_whole_pairs_each_once_an_epoch(rows: FakeRows, batching: Any, num_workers: int) -> None:
     config = TrainingConfig(batch_size=2, grad_accumulation_steps=3, num_epochs=2, batching=batching)
     pairs = Pairs(rows, packed=batching == "pack")
-    plan = PairPlan(pairs, config, 200, Shape(8), num_workers)
-    windows = list(plan.windows())
+    plan = PairSampler(pairs, config, 200, Shape(8), num_workers)
+    windows = [*plan.epoch(0), *plan.epoch(1)]
     for epoch in (windows[:4], windows[4:]):
         assert sorted(len(window.row_ids) for window in epoch) == [1, 6, 6, 6]
         assert sorted(p for window in epoch for p in window.row_ids) == list(range(19))
     for window in windows:
         for batch in window.batches():
             assert batch.num_targets == len(batch.row_ids)
-            counts = np.array(batch.more["counts"])
-            assert len(counts) == 2 * len(batch.row_ids) and batch.more["numbers"].tolist() == list(batch.row_ids)
+            counts = np.array(batch.extra.counts_B)
+            assert len(counts) == 2 * len(batch.row_ids) and batch.extra.numbers_P.tolist() == list(batch.row_ids)
             if batching != "pad" and len(batch.row_ids) > 1:
                 assert batch.inputs_BL.size <= 200
             expected = [
@@ -110,7 +110,7 @@ def test_windows_hold_whole_pairs_each_once_an_epoch(rows: FakeRows, batching: A
             present = np.array(batch.weights_N) == 1
             assert np.array(batch.targets_N)[present].tolist() == expected
             inputs = np.array(batch.inputs_BL).reshape(-1)
-            owners = np.array(batch.more["rows"])[present]
+            owners = np.array(batch.extra.rows_N)[present]
             np.testing.assert_array_equal(np.bincount(owners, minlength=len(counts)), counts)
             for position, owner in zip(np.array(batch.positions_N)[present][:5], owners, strict=False):
                 assert inputs[position] in rows.tokens[2 * batch.row_ids[owner // 2] + owner % 2]
@@ -118,12 +118,12 @@ def test_windows_hold_whole_pairs_each_once_an_epoch(rows: FakeRows, batching: A
 
 def test_scored_rows_end_in_their_last_token(rows: FakeRows) -> None:
     pairs = Pairs(rows, scored=True)
-    plan = PairPlan(pairs, TrainingConfig(batch_size=19), 10**6, Shape(8))
-    (window,) = plan.windows()
+    plan = PairSampler(pairs, TrainingConfig(batch_size=19), 10**6, Shape(8))
+    (window,) = plan.epoch(0)
     (batch,) = window.batches()
     last = [rows.tokens[side][-1] for p in batch.row_ids for side in (2 * p, 2 * p + 1)]
     assert np.array(batch.inputs_BL).reshape(-1)[np.array(batch.positions_N)].tolist() == last
-    assert batch.more["counts"].tolist() == [1] * 38 and batch.more["rows"].tolist() == list(range(38))
+    assert batch.extra.counts_B.tolist() == [1] * 38 and batch.extra.rows_N.tolist() == list(range(38))
 
 
 def test_held_out_pairs_are_whole_and_keep_their_numbers() -> None:

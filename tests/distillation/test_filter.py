@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from mlxmath.config.answering import DistillationConfig
-from mlxmath.distillation.filter import NOT_BEST, REPEATED, Candidate, Judged, choose, judge
+from mlxmath.config.methods import DistillationConfig
+from mlxmath.distillation.filter import NOT_BEST, REPEATED, Judged, choose, judge, pair
+from mlxmath.distillation.responses import Response
 from mlxmath.grading import doubt, grade
 
 PROBLEM = "Tom has 5 apples and buys 4 more. Then he eats 2. How many apples does he have?"
@@ -16,8 +17,8 @@ LOOP = "Wait, let me check. " * 30 + GOOD
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "graded_dev.jsonl"
 
 
-def candidate(text: str, gold: str = "7", sample: int = 0, key: str = "k", reason: str = "stop") -> Candidate:
-    return Candidate(key, "1", sample, PROBLEM, gold, text, reason)
+def candidate(text: str, gold: str = "7", sample: int = 0, key: str = "k", reason: str = "stop") -> Response:
+    return Response("", key, sample, "1", PROBLEM, gold, text, reason)
 
 
 def reason(text: str, finish: str = "stop", **settings: Any) -> str | None:
@@ -48,7 +49,7 @@ def test_the_verdict_is_the_graders_on_real_responses() -> None:
     rows = [json.loads(line) for line in SHARED.read_text().splitlines()[:300]]
     found = [candidate(str(row["response"]), str(row["gold"])) for row in rows]
     judged = judge(found, DistillationConfig())
-    assert [one.correct for one in judged] == [grade(one.text, one.gold).correct for one in found]
+    assert [one.correct for one in judged] == [grade(one.response, one.answer).correct for one in found]
     assert {one.reason for one in judged if not one.correct} <= {
         "wrong answer", "no answer", "truncated", "empty", "grading timed out",
     }  # fmt: skip
@@ -130,3 +131,17 @@ def test_the_best_is_the_most_faithful_then_the_shortest() -> None:
 def test_problems_do_not_compete_with_each_other() -> None:
     found = judge([candidate(GOOD, key="a"), candidate(GOOD, key="b")], DistillationConfig())
     assert [one.reason for one in choose(found, "best")] == [None, None]
+
+
+def test_a_pair_is_the_best_and_the_wrong_one_of_about_its_length() -> None:
+    def wrong(length: int) -> str:
+        return "We guess. " * (length // 10) + "So \\boxed{9}."
+
+    texts = [wrong(20), f"Let us see. {GOOD}", wrong(400), GOOD, wrong(len(GOOD)), "I cannot tell how many there are."]
+    found = pair(solved(*texts))
+    assert found is not None
+    assert (found["chosen"], found["rejected"], found["chosen_sample"], found["rejected_sample"]) == (
+        GOOD, texts[4], 3, 4,
+    )  # fmt: skip
+    assert (found["problem"], found["answer"], found["rejected_answer"]) == (PROBLEM, "7", "9")
+    assert pair(solved(GOOD)) is None and pair(solved(wrong(20))) is None and pair([]) is None

@@ -2,40 +2,43 @@
 
 import json
 import multiprocessing
+import resource
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlxmath.config.schema import DataConfig
-from mlxmath.distillation.dataset import answered
 from mlxmath.distillation.questions import Question, Task, load_questions, question_key, sample_seed
-from mlxmath.distillation.responses import RESPONSES, Response, claim, identify, open_responses
+from mlxmath.distillation.responses import RESPONSES, Response, identify, open_responses
 from mlxmath.errors import InputError, MlxmathError
 
+OURS = {"model": "a", "temperature": 0.7}
 
-def response(sample: int, fingerprint: str = "f", key: str = "k") -> Response:
+
+def response(sample: int, fingerprint: str = identify(OURS), key: str = "k") -> Response:
     text = f"line\n\u2028 é \U0001f40d {sample}"
     return Response(fingerprint, key, sample, "1", "1 + 1?", "2", text, "stop", 3, 5, 0.1, 1)
 
 
-def write(folder: Path, *responses: Response, fingerprint: str = "f") -> None:
-    with open_responses(folder, fingerprint) as found:
+def write(folder: Path, *responses: Response, **how: Any) -> None:
+    with open_responses(folder, OURS, **{"resume": True} | how) as found:
         for one in responses:
             found.append(one)
 
 
 def test_what_was_written_is_read_back_also_beside_half_and_foreign_lines(tmp_path: Path) -> None:
-    write(tmp_path, response(0), response(1), response(0, "other"))
+    write(tmp_path, response(0), response(1), response(7, "other"))
     path = tmp_path / RESPONSES
     whole = path.read_bytes()
     for half in (b'{"fingerprint": "f", "key"', b"\xff\xfe\x00", whole[: len(whole) // 3 - 1]):
         path.write_bytes(whole + half)
         write(tmp_path, response(2))
-        with open_responses(tmp_path, "f") as found:
+        with open_responses(tmp_path, OURS, resume=True) as found:
             assert {sample for sample in range(4) if ("k", sample) in found} >= {0, 1, 2}
             assert [found.get(("k", i)) for i in range(3)] == [response(i) for i in range(3)]
-            assert found.get(("k", 9)) is None and found.left_out >= 1
+            assert found.get(("k", 7)) is None and ("k", 7) not in found and found.left_out >= 2
         assert path.read_bytes().startswith(whole)
 
 
@@ -44,7 +47,7 @@ def test_a_whole_last_line_without_its_end_counts_and_the_next_one_is_apart(tmp_
     path = tmp_path / RESPONSES
     path.write_bytes(path.read_bytes().rstrip(b"\n"))
     write(tmp_path, response(1))
-    with open_responses(tmp_path, "f") as found:
+    with open_responses(tmp_path, OURS, resume=True) as found:
         assert len(found) == 2 and found.left_out == 0
         assert (found.prompt_tokens, found.completion_tokens) == (6, 10)
 
@@ -53,44 +56,75 @@ def test_the_first_of_two_answers_to_a_task_counts(tmp_path: Path) -> None:
     write(tmp_path, response(0))
     twice = (tmp_path / RESPONSES).read_text()
     (tmp_path / RESPONSES).write_text(twice + twice.replace("0.1", "9.9"))
-    with open_responses(tmp_path, "f") as found:
+    with open_responses(tmp_path, OURS, resume=True) as found:
         assert len(found) == 1 and found.get(("k", 0)) == response(0) and found.completion_tokens == 5
 
 
-def _open(folder: Path, said: "multiprocessing.SimpleQueue[str]") -> None:
+def _open(folder: Path, overwrite: bool, said: "multiprocessing.SimpleQueue[str]") -> None:
     try:
-        with open_responses(folder, "f"):
+        with open_responses(folder, {"model": "b"} if overwrite else OURS, resume=True, overwrite=overwrite):
             said.put("open")
     except InputError as error:
         said.put(str(error))
 
 
-def test_two_processes_do_not_write_into_one_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_two_processes_do_not_write_into_one_folder(overwrite: bool, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     said = context.SimpleQueue()
-    with open_responses(tmp_path, "f"):
-        process = context.Process(target=_open, args=(tmp_path, said))
+    with open_responses(tmp_path, OURS) as found:
+        found.append(response(0))
+        assert (tmp_path / RESPONSES).read_bytes().count(b"\n") == 1  # the system has it, whatever becomes of us
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        process = context.Process(target=_open, args=(tmp_path, overwrite, said))
         process.start()
         process.join()
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert "another process is distilling into it" in said.get()
 
 
 def test_a_folder_belongs_to_its_settings(tmp_path: Path) -> None:
-    first = {"model": "a", "temperature": 0.7}
-    claim(tmp_path, first, resume=False, overwrite=False)
-    write(tmp_path, response(0))
+    others = OURS | {"temperature": 0.8}
+    write(tmp_path, response(0), resume=False)
+    held = (tmp_path / RESPONSES).read_bytes()
     with pytest.raises(InputError, match=r"holds answers already; use them with --resume"):
-        claim(tmp_path, first, resume=False, overwrite=False)
-    claim(tmp_path, first, resume=True, overwrite=False)
-    with pytest.raises(InputError, match=r"other settings \(temperature: '0.7' there, '0.8' here\)"):
-        claim(tmp_path, first | {"temperature": 0.8}, resume=True, overwrite=False)
-    assert (tmp_path / RESPONSES).exists()
-    claim(tmp_path, first | {"temperature": 0.8}, resume=False, overwrite=True)
-    assert not (tmp_path / RESPONSES).exists()
+        write(tmp_path, resume=False)
+    with (
+        pytest.raises(InputError, match=r"other settings \(temperature: '0.7' there, '0.8' here\)"),
+        open_responses(tmp_path, others, resume=True),
+    ):
+        pass
+    assert (tmp_path / RESPONSES).read_bytes() == held
+    with open_responses(tmp_path, others, overwrite=True) as found:
+        assert len(found) == 0 and (tmp_path / RESPONSES).read_bytes() == b""
+        found.append(response(0, identify(others)))
+    held = (tmp_path / RESPONSES).read_bytes()
     (tmp_path / "settings.json").write_text("[]")
-    with pytest.raises(MlxmathError, match="is damaged"):
-        claim(tmp_path, first, resume=True, overwrite=False)
-    assert identify(first) == identify(dict(reversed(first.items()))) != identify(first | {"model": "b"})
+    for _ in range(2):
+        with pytest.raises(MlxmathError, match="is damaged"):
+            write(tmp_path)
+        assert (tmp_path / RESPONSES).read_bytes() == held
+        (tmp_path / "settings.json").unlink(missing_ok=True)
+    assert identify(OURS) == identify(dict(reversed(OURS.items()))) != identify(OURS | {"model": "b"})
+
+
+def test_a_full_disk_is_one_clear_error_and_what_was_written_stays(tmp_path: Path) -> None:
+    write(tmp_path, response(0))
+    room = (tmp_path / RESPONSES).stat().st_size * 3 // 2
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))  # stands for a disk that is full
+    try:
+        with pytest.raises(MlxmathError, match=rf"cannot write {tmp_path / RESPONSES}: File too large"):
+            write(tmp_path, response(1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / RESPONSES).stat().st_size == room
+    write(tmp_path, response(2))
+    with open_responses(tmp_path, OURS, resume=True) as found:
+        assert [found.get(("k", i)) for i in range(3)] == [response(0), None, response(2)]
+    (tmp_path / "file").touch()
+    with pytest.raises(MlxmathError, match="cannot write"):
+        write(tmp_path / "file" / "folder")
 
 
 def test_questions_need_a_gold_answer_and_come_once(tmp_path: Path) -> None:
@@ -116,12 +150,7 @@ def test_questions_need_a_gold_answer_and_come_once(tmp_path: Path) -> None:
         load_questions(DataConfig(dataset=str(path), decontaminate=()))
 
 
-def test_answers_are_grouped_by_problem_in_the_datasets_order(tmp_path: Path) -> None:
-    questions = [Question(key, key, "1 + 1?", "2") for key in ("b", "a", "c")]
-    tasks = [Task(question, sample) for sample in range(2) for question in questions]
-    write(tmp_path, response(1, key="a"), response(0, key="b"), response(1, key="b"))
-    with open_responses(tmp_path, "f") as found:
-        groups = [[(one.key, one.sample) for one in group] for group in answered(tasks, found)]
-    assert groups == [[("b", 0), ("b", 1)], [("a", 1)], []]
+def test_each_sample_of_each_question_has_a_seed_of_its_own() -> None:
+    tasks = [Task(Question(key, key, "1 + 1?", "2"), sample) for sample in range(2) for key in ("b", "a", "c")]
     seeds = {sample_seed(seed, task) for seed in (0, 1) for task in tasks}
     assert len(seeds) == 12 and all(0 <= seed < 2**31 for seed in seeds)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mlxmath.commands.report import write_report
 from mlxmath.errors import InputError, MlxmathError
+from mlxmath.evaluation.report import write_report
 from mlxmath.evaluation.samples import claim, note_decoding, read_samples, read_settings, save_samples
 from tests.evaluation.make import sample, settings
 

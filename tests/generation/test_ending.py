@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
 
-from mlxmath.config.schema import DistillationConfig, RunConfig
+from mlxmath.config.schema import DistillationConfig, RunConfig, RuntimeConfig
 from mlxmath.data.templates import get_template, template_of
 from mlxmath.distillation.local import LocalTeacher
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.generation.ending import cut, load_generation_tokenizer, stop_strings
 from mlxmath.generation.engine import Completion, Sampling, generate_batch, stream
-from mlxmath.session.prompts import read_prompts
+from mlxmath.training.grpo.prompts import load_prompts
 from tests.conftest import make_tiny_llama
 from tests.helpers import run, succeed
 
@@ -157,8 +157,8 @@ def test_a_teacher_and_a_grpo_run_end_there_too(folder: Path) -> None:
     config = RunConfig.model_validate({"data": {"dataset": "demo", "num_examples": 3, "decontaminate": ()},
                                        "grpo": {"max_completion_length": 16}})  # fmt: skip
     write(folder, "generation_config.json", [1, 65])
-    assert read_prompts(config, folder).tokenizer.eos_token_ids == {1, 65}
+    assert load_prompts(config, folder).tokenizer.eos_token_ids == {1, 65}
     asked = DistillationConfig(teacher=str(folder))
-    assert LocalTeacher(asked).identity["end_tokens"] == [65]
+    assert LocalTeacher(asked, RuntimeConfig()).identity["end_tokens"] == [65]
     write(folder, "generation_config.json", 1)
-    assert "end_tokens" not in LocalTeacher(asked).identity
+    assert "end_tokens" not in LocalTeacher(asked, RuntimeConfig()).identity

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from mlxmath.generation.slots import choose_slots
 from mlxmath.models.memory import ModelShape, slot_bytes
-from mlxmath.runtime.backend import DeviceInfo
+from mlxmath.runtime.device import DeviceInfo
 
 QWEN_1_5B = {
     "num_hidden_layers": 28, "hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12,

@@ -22,7 +22,6 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import load_model as mlx_lm_load_model
 
-from mlxmath.commands.plan import describe, planned
 from mlxmath.config.schema import LoraConfig, ModelConfig, RunConfig, RuntimeConfig
 from mlxmath.data.batching import Batch, Shape, make_batch, make_packed
 from mlxmath.generation.engine import Sampling, generate_batch, load_generation_tokenizer
@@ -33,9 +32,10 @@ from mlxmath.models.lora.adapter import adapter_config, save_config, save_weight
 from mlxmath.models.lora.inject import Injected, adapter_arrays, inject
 from mlxmath.models.row_caches import SharedPrompts
 from mlxmath.models.unsupported import CANNOT_BE_TRAINED
-from mlxmath.objectives.sft import SupervisedFineTuning
-from mlxmath.runtime.select import open_backend
+from mlxmath.runtime.device import open_backend
 from mlxmath.training.gradients import Gradients, choose_gradients
+from mlxmath.training.plan import describe, planned
+from mlxmath.training.sft import sft_loss
 from tests.conftest import FakeRows
 from tests.helpers import run
 from tests.models import architectures
@@ -216,7 +216,7 @@ def test_first_loss_and_gradients_are_those_of_full_logits(
         adapted(model, targets)
         model.train()
         ways = choose_gradients(
-            model, SupervisedFineTuning(), kernels, compiled=False, checkpoint_every=checkpoint_every
+            model, sft_loss, kernels, compiled=False, checkpoint_every=checkpoint_every
         )  # fmt: skip
         assert_agrees(ways, batch, wanted_loss, wanted)
 
@@ -230,7 +230,7 @@ def test_gradients_and_adapter_of_a_quantized_model_are_right(
     model = load_model(folder, "float32").model
     injected = adapted(model, "all")
     model.train()
-    ways = choose_gradients(model, SupervisedFineTuning(), kernels_for(device), compiled=False)
+    ways = choose_gradients(model, sft_loss, kernels_for(device), compiled=False)
     batch = make_batch(rows, (0, 1, 2), Shape(backend.bucket_multiple))
     assert_agrees(ways, batch, *wanted_of(folder, "all", rows))
 
@@ -253,7 +253,7 @@ def test_packed_rows_and_shared_prompts_are_taken_only_where_gradients_are_right
     adapted(model, "all")
     model.train()
     kernels = kernels_for(device) if own else PortableKernels()
-    ways = choose_gradients(model, SupervisedFineTuning(), kernels, compiled=False)
+    ways = choose_gradients(model, sft_loss, kernels, compiled=False)
     cannot_pack, cannot_share = ways.cannot_pack(), ways.cannot_share()
     if model_type in PLAIN:
         assert cannot_pack is None and cannot_share is None
@@ -331,7 +331,7 @@ def test_another_name_of_a_type_trains(folders: Any, rows: FakeRows, alias: str)
     model = load_model(folders(alias), "float32").model
     adapted(model, "default")
     model.train()
-    ways = choose_gradients(model, SupervisedFineTuning(), kernels_for(device), compiled=False)
+    ways = choose_gradients(model, sft_loss, kernels_for(device), compiled=False)
     batch = make_batch(rows, (0, 1, 2), Shape(backend.bucket_multiple))
     assert_agrees(ways, batch, *wanted_of(folders(alias), "default", rows))
 

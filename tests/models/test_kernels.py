@@ -10,7 +10,7 @@ import pytest
 from mlxmath.models.kernels.cpu import CpuKernels, product
 from mlxmath.models.kernels.gpu import GpuKernels
 from mlxmath.models.kernels.portable import PortableKernels
-from mlxmath.runtime.select import BACKENDS
+from mlxmath.runtime.device import BACKENDS
 
 FORMS = ["portable", "cpu", "metal", "cuda"]
 

@@ -10,7 +10,7 @@ from mlxmath.config.schema import RunConfig
 from mlxmath.errors import MlxmathError
 from mlxmath.models.measured import Counted, Growth, Measured, Parabola
 from mlxmath.models.memory import Batching, ModelShape, choose_batching, plan_memory
-from mlxmath.runtime.backend import DeviceInfo
+from mlxmath.runtime.device import DeviceInfo
 
 
 def growth(fixed: float, token: float, pair: float) -> Growth:

@@ -14,8 +14,8 @@ from mlxmath.models.linear_ce import linear_cross_entropy
 from mlxmath.models.lm_head import Split, split
 from mlxmath.models.lora.inject import inject
 from mlxmath.models.score import add_score_head
-from mlxmath.objectives.sft import SupervisedFineTuning
 from mlxmath.training.gradients import choose_gradients
+from mlxmath.training.sft import sft_loss
 from tests.models import architectures
 from tests.models.test_blockwise import adapted
 
@@ -112,7 +112,7 @@ def test_quantized_parts_in_a_shell() -> None:
 def test_a_head_that_is_no_layer_leaves_full_logits_and_says_so() -> None:
     model = made("talkie")
     assert "not a scaled and capped product" in str(split(model))
-    gradients = choose_gradients(model, SupervisedFineTuning(), PortableKernels(), compiled=False)
+    gradients = choose_gradients(model, sft_loss, PortableKernels(), compiled=False)
     assert gradients.how.startswith("full logits, since")
 
 

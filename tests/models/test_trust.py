@@ -18,8 +18,8 @@ from mlxmath.models.blockwise import Blockwise
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.lora.inject import inject
-from mlxmath.objectives.sft import SupervisedFineTuning
 from mlxmath.training.gradients import AutodiffGradients, Gradients, choose_gradients
+from mlxmath.training.sft import sft_loss
 from tests.conftest import FakeRows, make_tiny_llama
 from tests.models import architectures
 from tests.models.test_blockwise import adapted
@@ -39,7 +39,7 @@ def rows(vocab_size: int) -> FakeRows:
 
 
 def chosen(model: nn.Module, **changes: Any) -> Gradients:
-    return choose_gradients(model, SupervisedFineTuning(), **({"kernels": CpuKernels(), "compiled": False} | changes))
+    return choose_gradients(model, sft_loss, **({"kernels": CpuKernels(), "compiled": False} | changes))
 
 
 def plain(model: nn.Module, data: FakeRows) -> tuple[float, dict[str, mx.array]]:

@@ -9,20 +9,18 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxmath.config.objectives import DpoConfig, RewardModelConfig
+from mlxmath.config.methods import DpoConfig, RewardModelConfig
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.data.batching import Shape, Window
-from mlxmath.data.pairs import PairPlan, Pairs
+from mlxmath.data.batching import Shape, StepBatch
+from mlxmath.data.pairs import Pairs, PairSampler
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.load import load_model
 from mlxmath.models.score import add_score_head
-from mlxmath.objectives.dpo import PreferenceOptimization, RowLogprobs
-from mlxmath.objectives.reward_model import BradleyTerry
+from mlxmath.training.accumulate import StepSums, accumulate
+from mlxmath.training.dpo import ReferenceLogprobs, WithReference, completion_logprobs, dpo_loss, frozen
 from mlxmath.training.gradients import choose_gradients
-from mlxmath.training.preferences import PreferenceGradients, ReferenceLogprobs, frozen
-from mlxmath.training.scoring import RewardGradients
-from mlxmath.training.step import WindowSum, accumulate
+from mlxmath.training.reward_model import RewardGradients, bradley_terry_loss
 from mlxmath.training.workers import Workers
 from tests.conftest import FakeRows
 from tests.parity.test_training_torch import both_models, our_name
@@ -39,12 +37,12 @@ def rows() -> FakeRows:
     return FakeRows(tokens, [(np.arange(len(t)) >= len(t) // 3).astype(np.uint8) for t in tokens])
 
 
-def window_of(rows: FakeRows, *, scored: bool = False) -> Window:
-    plan = PairPlan(Pairs(rows, scored=scored), TrainingConfig(batch_size=NUM), 100, Shape(8))
-    return plan.window(np.arange(NUM), 0, 0)
+def window_of(rows: FakeRows, *, scored: bool = False) -> StepBatch:
+    plan = PairSampler(Pairs(rows, scored=scored), TrainingConfig(batch_size=NUM), 100, Shape(8))
+    return plan.step(np.arange(NUM), 0, 0)
 
 
-def compare(sums: WindowSum | None, loss: Any, theirs: Any) -> None:
+def compare(sums: StepSums | None, loss: Any, theirs: Any) -> None:
     """The sums equal torch's loss and gradients, to 1e-5 of the largest."""
     assert sums is not None
     loss.backward()
@@ -79,10 +77,10 @@ def test_preference_losses_on_a_model(tmp_path: Path, rows: FakeRows, loss_type:
     base = frozen(load_model(tmp_path, "float32").model)
     config = DpoConfig(loss_type=loss_type, beta=0.3, label_smoothing=0.1 if loss_type == "sigmoid" else 0.0)
 
-    def gradients_of(model: Any) -> PreferenceGradients:
-        policy = choose_gradients(model, PreferenceOptimization(config), kernels, compiled=False)
-        reference = choose_gradients(base, RowLogprobs(), kernels, compiled=False)
-        return PreferenceGradients(policy, reference, ReferenceLogprobs())
+    def gradients_of(model: Any) -> WithReference:
+        policy = choose_gradients(model, partial(dpo_loss, config=config), kernels, compiled=False)
+        reference = choose_gradients(base, completion_logprobs, kernels, compiled=False)
+        return WithReference(policy, reference, ReferenceLogprobs())
 
     found = accumulate(Workers(ours, gradients_of), window_of(rows))
 
@@ -107,8 +105,8 @@ def test_reward_model(tmp_path: Path, rows: FakeRows) -> None:
     ours, theirs = both_models(tmp_path, TARGETS)
     add_score_head(ours)
     score = torch.tensor(np.array(ours.score.weight[0]), requires_grad=True)
-    objective = BradleyTerry(RewardModelConfig(center_rewards_coefficient=0.02))
-    scores_of = partial(choose_gradients, objective=objective, kernels=CpuKernels(), compiled=False)
+    objective = partial(bradley_terry_loss, config=RewardModelConfig(center_rewards_coefficient=0.02))
+    scores_of = partial(choose_gradients, loss=objective, kernels=CpuKernels(), compiled=False)
     workers = Workers(ours, lambda model: RewardGradients(model, scores_of))
     found = accumulate(workers, window_of(rows, scored=True))
     hidden = [

@@ -1,5 +1,6 @@
 """The whole training step against torch and peft: loss, LoRA gradients, and 20 AdamW steps over uneven rows."""
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,18 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxmath.config.schema import LoraConfig, TrainingConfig
-from mlxmath.data.batching import Shape, Window, WindowPlan
+from mlxmath.data.batching import BatchSampler, Shape, StepBatch
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.load import load_model
 from mlxmath.models.lora.inject import adapter_arrays, inject
-from mlxmath.objectives.sft import SupervisedFineTuning
+from mlxmath.training.accumulate import accumulate
 from mlxmath.training.deadline import Deadline, StopRequest
-from mlxmath.training.fit import fit
 from mlxmath.training.gradients import choose_gradients
-from mlxmath.training.step import accumulate
+from mlxmath.training.sft import sft_loss
 from mlxmath.training.workers import Workers
 from tests.conftest import FakeRows
+from tests.loop import fit
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
@@ -77,9 +78,10 @@ def num_targets(rows: FakeRows, ids: tuple[int, ...]) -> int:
     return sum(int(rows.row(i)[1][1:].sum()) for i in ids)
 
 
-def windows(rows: FakeRows, epochs: int) -> list[Window]:
+def windows(rows: FakeRows, epochs: int) -> list[StepBatch]:
     config = TrainingConfig(batch_size=2, grad_accumulation_steps=4, num_epochs=epochs)
-    return list(WindowPlan(rows, config, 100, Shape(16)).windows())
+    sampler = BatchSampler(rows, config, 100, Shape(16))
+    return list(islice(sampler.steps(), config.num_epochs * sampler.steps_per_epoch))
 
 
 @pytest.fixture(params=[CpuKernels, PortableKernels], ids=lambda form: form.__name__)
@@ -88,7 +90,7 @@ def kernels(request: pytest.FixtureRequest) -> Any:
 
 
 def workers_of(model: Any, kernels: Any) -> Workers:
-    return Workers(model, lambda m: choose_gradients(m, SupervisedFineTuning(), kernels, compiled=False))
+    return Workers(model, lambda m: choose_gradients(m, sft_loss, kernels, compiled=False))
 
 
 @pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("q_proj", "k_proj", "o_proj", "gate_proj", "down_proj")])

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlxmath.config.objectives import GrpoConfig
-from tests.objectives.test_grpo import BATCH_SIZE, LENGTH, LENGTHS, LOSSES, ROWS, TRUNCATED, case, ours
+from mlxmath.config.methods import GrpoConfig
+from tests.training.test_grpo_loss import BATCH_SIZE, LENGTH, LENGTHS, LOSSES, ROWS, TRUNCATED, case, ours
 
 torch = pytest.importorskip("torch", reason="the parity extra is not installed")
 

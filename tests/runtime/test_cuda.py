@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 
 from mlxmath.runtime import nvidia
-from mlxmath.runtime.cuda import CudaBackend
+from mlxmath.runtime.device import CudaBackend
 
 MISSING = "{}: cannot open shared object file: No such file or directory"
 INFO = {
@@ -70,11 +70,11 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_a_gpu_is_described(gpu: dict[str, Any]) -> None:
     backend = CudaBackend()
     assert backend.unavailable() is None
-    info = backend._describe()
+    info = backend.describe()
     assert info.device == "NVIDIA H200 (compute capability 9.0, driver 580.65.06)"
     assert (info.compute_dtype, info.memory_bytes, info.notes) == ("bfloat16", 133_000_000_000, ())
     gpu |= {"free_memory": 60_000_000_000, "compute_capability_major": 7, "compute_capability_minor": 5}
-    info = backend._describe()
+    info = backend.describe()
     assert info.memory_bytes == 60_000_000_000 and "80.0 of the GPU's 140.0 GB" in info.notes[0]
     assert info.compute_dtype == "float32" and "no bfloat16" in info.dtype_reason
 

@@ -7,11 +7,11 @@ import pytest
 from mlxmath.errors import MlxmathError
 from mlxmath.models.lora.inject import adapter_arrays
 from mlxmath.runtime.ranks import Ranks
+from mlxmath.training.accumulate import StepSums, over_ranks
 from mlxmath.training.deadline import Deadline, StopRequest
-from mlxmath.training.fit import fit
-from mlxmath.training.step import WindowSum, over_ranks
 from mlxmath.training.workers import Workers
 from tests.conftest import FakeRows
+from tests.loop import fit
 from tests.training.test_fit import adamw, adapted, gradients_of, windows_of
 
 STOPPED, OUT_OF_MEMORY = 1, 2
@@ -39,7 +39,7 @@ def trained(rows: FakeRows, ranks: Ranks | None) -> tuple[str, int, dict[str, np
         max_grad_norm=1.0, deadline=Deadline(1e9), stop=StopRequest(),
     )  # fmt: skip
     arrays = {name: np.array(array) for name, array in adapter_arrays(model).items()}
-    return ending, position.step, arrays, windows[0].plan.max_rows
+    return ending, position.step, arrays, windows[0].sampler.max_rows
 
 
 def test_all_halve_when_one_is_out_of_memory_and_the_steps_stay(uneven_rows: FakeRows) -> None:
@@ -52,7 +52,7 @@ def test_all_halve_when_one_is_out_of_memory_and_the_steps_stay(uneven_rows: Fak
 
 def test_a_single_row_that_does_not_fit_another_rank_is_an_error(uneven_rows: FakeRows) -> None:
     model = adapted()
-    with pytest.raises(MlxmathError, match="out of memory with a single row of the window .on another rank."):
+    with pytest.raises(MlxmathError, match="out of memory with a single row of the step .on another rank."):
         fit(
             Workers(model, gradients_of, 1, Other("window", OUT_OF_MEMORY)), windows_of(uneven_rows, 1, 2),
             adamw(model), lambda _: 1e-2, max_grad_norm=1.0, deadline=Deadline(1e9), stop=StopRequest(),
@@ -83,7 +83,7 @@ class Twin(Ranks):
 
 def test_one_vector_brings_back_every_sum() -> None:
     gradients = {"b": [mx.arange(6.0).reshape(2, 3), {"c": mx.array(2.0)}], "a": mx.ones(4)}
-    total = over_ranks(WindowSum(0.5, gradients, 20_000_001, 30_000_001, (), (1.0, 3.0)), Twin(), 2)
+    total = over_ranks(StepSums(0.5, gradients, 20_000_001, 30_000_001, (), (1.0, 3.0)), Twin(), 2)
     assert (total.loss_sum, total.num_targets, total.num_tokens) == (1.0, 40_000_002, 60_000_002)
     assert total.metric_sums == (2.0, 6.0) and total.bad_rows == ()
     assert mx.array_equal(total.grad_sum["b"][0], 2 * mx.arange(6.0).reshape(2, 3))
@@ -91,5 +91,5 @@ def test_one_vector_brings_back_every_sum() -> None:
 
 
 def test_rows_of_no_finite_loss_are_named_from_all_ranks() -> None:
-    total = over_ranks(WindowSum(float("nan"), {"a": mx.ones(1)}, 3, 4, (7, 8)), Twin(), 0)
+    total = over_ranks(StepSums(float("nan"), {"a": mx.ones(1)}, 3, 4, (7, 8)), Twin(), 0)
     assert total.bad_rows == (7, 8, 7, 8)

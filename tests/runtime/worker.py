@@ -8,6 +8,7 @@ one of `BREAKS`, and when step "stop_at" is in FOLDER/events.jsonl, the process 
 code and output go to NAME.RANK.json.
 """
 
+import atexit
 import contextlib
 import errno
 import importlib
@@ -43,15 +44,15 @@ def stop_at(folder: Path, step: int) -> None:
 @contextlib.contextmanager
 def loss_is_nan() -> Iterator[None]:
     """In the third window, with this rank's rows."""
-    from mlxmath.training import fit
+    from mlxmath.training import trainer
 
-    real, windows = fit.accumulate, iter(range(1000))
+    real, windows = trainer.accumulate, iter(range(1000))
 
     def accumulate(workers: Any, window: Any, *, stopped: Any) -> Any:
         sums = real(workers, window, stopped=stopped)
         return replace(sums, loss_sum=math.nan, bad_rows=(window.row_ids[0],)) if next(windows) == 2 else sums
 
-    with mock.patch.object(fit, "accumulate", accumulate):
+    with mock.patch.object(trainer, "accumulate", accumulate):
         yield
 
 
@@ -79,13 +80,14 @@ def main() -> None:
     rank = os.environ.get("MLX_RANK", "0")
     for job in json.loads(Path(sys.argv[1]).read_text()):
         own = job.get("only", {}).get(rank, {})
-        module = importlib.import_module(f"mlxmath.{job['command']}")
+        module = importlib.import_module(f"mlxmath.commands.{job['command']}")
         if "stop_at" in own:
             threading.Thread(target=stop_at, args=(Path(job["name"]), own["stop_at"]), daemon=True).start()
         arguments = [*job["arguments"], *own.get("arguments", [])]
         broken = BREAKS.get(own.get("breaks", ""), contextlib.nullcontext)
         with broken(), mock.patch.object(ranks, "__version__", own.get("version", ranks.__version__)):
             result = CliRunner().invoke(module.main, arguments)
+        atexit.unregister(os._exit)  # which a rank that has lost another one would end with
         found = {"exit_code": result.exit_code, "output": result.output, "stderr": result.stderr}
         Path(f"{job['name']}.{rank}.json").write_text(json.dumps(found))
 

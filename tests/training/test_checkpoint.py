@@ -1,10 +1,6 @@
 """Checkpoints: how many are kept, what they take in, full disks, what killed processes leave."""
 
 import errno
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +13,10 @@ from mlxmath.config.schema import LoraConfig, RunConfig, TrainingConfig
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.models.lora.inject import inject
 from mlxmath.runtime import files
-from mlxmath.runtime.files import atomic_file, atomic_folder, atomic_write, remove_leftovers, this_host
-from mlxmath.training import run
-from mlxmath.training.checkpoint import Saver, newest_checkpoint, save_checkpoint
+from mlxmath.runtime.files import atomic_write, this_host
+from mlxmath.training import record as run
+from mlxmath.training.checkpoint import Position, Saver, newest_checkpoint, save_checkpoint
 from mlxmath.training.deadline import Deadline
-from mlxmath.training.fit import Position, StepReport
 from tests.conftest import make_tiny_llama
 
 
@@ -42,17 +37,13 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
-def report(step: int) -> StepReport:
-    return StepReport(Position(step=step), 1.0, 1.0, 1e-3, 1, 1, 0.1, applied=True)
-
-
 def test_a_checkpoint_is_also_made_where_it_is_asked_for(tmp_path: Path, model: nn.Module) -> None:
     saver = Saver(
         tmp_path, model, adamw(model), {}, TrainingConfig(save_every=5, keep_checkpoints=9), Deadline(1e9),
         is_marked=lambda step: step == 7,
     )  # fmt: skip
     for step in range(1, 12):
-        saver.on_step(report(step))
+        saver.after(Position(step=step))
     assert names(tmp_path) == ["step-10", "step-5", "step-7"]
 
 
@@ -62,7 +53,7 @@ def test_the_newest_are_kept(tmp_path: Path, model: nn.Module, keep: int) -> Non
         tmp_path, model, adamw(model), {}, TrainingConfig(save_every=5, keep_checkpoints=keep), Deadline(1e9)
     )  # fmt: skip
     for step in range(1, 26):
-        saver.on_step(report(step))
+        saver.after(Position(step=step))
     assert names(tmp_path) == sorted(f"step-{step}" for step in (5, 10, 15, 20, 25)[-keep:])
 
 
@@ -113,10 +104,10 @@ def test_a_full_disk_at_a_checkpoint_warns_and_loses_nothing(
 ) -> None:
     """Each of the files of a save in turn: adapters, optimizer and state of the checkpoint, the adapters beside it."""
     saver = Saver(tmp_path, model, adamw(model), {}, TrainingConfig(save_every=1), Deadline(1e9))
-    saver.on_step(report(1))
+    saver.after(Position(step=1))
     before = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     calls = 0
-    make = files.tempfile.mkstemp
+    make = files.os.fdopen
 
     def full(*args: Any, **more: Any) -> Any:
         nonlocal calls
@@ -125,8 +116,8 @@ def test_a_full_disk_at_a_checkpoint_warns_and_loses_nothing(
             raise OSError(errno.ENOSPC, "No space left on device")
         return make(*args, **more)
 
-    monkeypatch.setattr(files.tempfile, "mkstemp", full)
-    saver.on_step(report(2))
+    monkeypatch.setattr(files.os, "fdopen", full)
+    saver.after(Position(step=2))
     error = capsys.readouterr().err
     assert "no checkpoint at step 2: cannot write" in error and "No space left on device" in error
     after = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -134,85 +125,20 @@ def test_a_full_disk_at_a_checkpoint_warns_and_loses_nothing(
     assert not list(tmp_path.rglob(".*"))
     newest = newest_checkpoint(tmp_path)
     assert newest is not None and newest.position.step == (2 if failing_write == 4 else 1)
-    saver.on_step(report(3))
+    saver.after(Position(step=3))
     assert names(tmp_path)[-1] == "step-3"
 
 
 def test_the_last_save_of_a_run_tells_its_failure(
     tmp_path: Path, model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(**_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     saver = Saver(tmp_path, model, adamw(model), {}, TrainingConfig(), Deadline(1e9))
-    monkeypatch.setattr(files.tempfile, "mkdtemp", full)
+    monkeypatch.setattr(Path, "mkdir", full)
     with pytest.raises(MlxmathError, match="No space left"):
         saver.save(Position(step=1))
-
-
-@pytest.fixture
-def dead_pid() -> int:
-    """The id of a process that has ended."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
-def test_leftovers_of_dead_processes_are_removed_and_others_stay(tmp_path: Path, dead_pid: int) -> None:
-    host = this_host()
-    stay = [
-        f".events.jsonl.{host}.{os.getppid()}.abc.tmp", ".hidden", ".DS_Store", "loss.png", ".a.tmp",
-        f"x.{host}.{dead_pid}.abc.tmp", f".x.{host}.{dead_pid}.abc.bak",
-    ]  # fmt: skip
-    for name in (
-        f".adapters.safetensors.{host}.{dead_pid}.abc_d.tmp",
-        f".run.json.{host}.{os.getpid()}.abc.tmp",
-        *stay,
-    ):
-        (tmp_path / name).write_text("")
-    dead = f"{host}.{dead_pid}.abc"
-    for name in (f".step-5.{dead}.tmp", f".step-6.{dead}.old", f".best.{dead}.old"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "file").write_text(name)
-    (tmp_path / "step-6").mkdir()
-    remove_leftovers(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {*stay, "step-6", "best"}
-    assert (tmp_path / "best" / "file").exists()  # killed between two renames: it was the whole one
-    remove_leftovers(tmp_path / "absent")
-
-
-@pytest.mark.parametrize("host", ["0123abcd.", ""])
-def test_what_another_host_writes_stays_until_it_is_abandoned(tmp_path: Path, dead_pid: int, host: str) -> None:
-    """Its process numbers mean nothing here; names without a host are those of older versions."""
-    file, folder = (tmp_path / f".{name}.{host}{dead_pid}.abc.tmp" for name in ("run.json", "step-5"))
-    file.write_text("half")
-    folder.mkdir()
-    (folder / "adapters.safetensors").write_text("half")
-    remove_leftovers(tmp_path)
-    remove_leftovers(tmp_path, "run.json")
-    assert file.exists() and folder.exists()
-    two_days_ago = time.time() - 2 * 24 * 3600
-    for path in (file, folder):
-        os.utime(path, (two_days_ago, two_days_ago))
-    remove_leftovers(tmp_path)
-    assert not file.exists() and folder.exists(), "a file in the folder has just been written"
-    os.utime(folder / "adapters.safetensors", (two_days_ago, two_days_ago))
-    os.utime(folder, (two_days_ago, two_days_ago))
-    remove_leftovers(tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_names_that_are_written_are_recognized(tmp_path: Path) -> None:
-    with pytest.raises(MlxmathError, match="full"), atomic_folder(tmp_path / "folder.v1") as temporary:
-        with pytest.raises(MlxmathError, match="full"), atomic_file(tmp_path / "file.v1"):
-            assert len(list(tmp_path.glob(".*"))) == 2
-            remove_leftovers(tmp_path, "another")
-            assert len(list(tmp_path.glob(".*"))) == 2
-            remove_leftovers(tmp_path)  # in a container, a killed process may have had this one's id
-            assert not list(tmp_path.iterdir())
-            raise OSError(errno.ENOSPC, "full")
-        assert not temporary.exists()
-        raise OSError(errno.ENOSPC, "full")
 
 
 @pytest.mark.parametrize("resume", [True, False])

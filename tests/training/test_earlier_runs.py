@@ -10,10 +10,9 @@ import pytest
 from mlxmath.config.load import resolve
 from mlxmath.config.schema import DataConfig, RunConfig
 from mlxmath.errors import InputError
-from mlxmath.session.prompts import read_prompts
-from mlxmath.training.checkpoint import ENDS, Checkpoint, check_settings, with_recorded_targets
-from mlxmath.training.fit import Position
-from mlxmath.training.run import fixed_settings
+from mlxmath.training.checkpoint import ENDS, Checkpoint, Position, check_settings, with_recorded_targets
+from mlxmath.training.grpo.prompts import load_prompts
+from mlxmath.training.record import fixed_settings
 
 DEMO_MODEL = Path(__file__).parents[2] / "mlxmath" / "demo" / "model"
 
@@ -44,12 +43,12 @@ def test_a_grpo_run_that_would_stop_at_more_tokens_is_refused_by_name(tmp_path: 
     data = tmp_path / "d.jsonl"
     data.write_text(json.dumps({"problem": "Tom has 3 pens and buys 5.", "answer": "8"}) + "\n")
     config = RunConfig(data=DataConfig(dataset=str(data), decontaminate=()))
-    assert read_prompts(config, DEMO_MODEL).ends is None
+    assert load_prompts(config, DEMO_MODEL).ends is None
     model = tmp_path / "model"
     shutil.copytree(DEMO_MODEL, model)
     eos = json.loads((model / "config.json").read_text())["eos_token_id"]
     (model / "generation_config.json").write_text(json.dumps({"eos_token_id": [eos, 9]}))
-    ends = read_prompts(config, model).ends
+    ends = load_prompts(config, model).ends
     assert ends is not None and len(ends) == 1
     with pytest.raises(InputError, match=r"--resume: .*ends of an answer was .the end-of-text token and .* and is \["):
         check_settings(checkpoint(), {ENDS: ends})

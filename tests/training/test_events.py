@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlxmath.runtime.backend import MemoryStats
+from mlxmath.runtime.device import MemoryStats
 from mlxmath.training import events
+from mlxmath.training.checkpoint import Position
 from mlxmath.training.curves import plot_loss, plot_pairs, plot_rollouts
 from mlxmath.training.deadline import Deadline
-from mlxmath.training.events import EventLog, ProgressBar, read_events
-from mlxmath.training.fit import Position, StepReport
+from mlxmath.training.events import EventLog, StepReport, read_events
+from mlxmath.training.logging import ProgressBar, RunLogger
 from mlxmath.training.validation import Best, Measurement
-from mlxmath.training.watching import LOSS, RowWatch
 
 
 def step_report(step: int, loss: float = 1.0, applied: bool = True) -> StepReport:
@@ -105,6 +105,11 @@ def test_a_full_disk_delays_lines_and_loses_none(
     assert path.read_bytes().startswith(whole)
 
 
+@pytest.fixture(autouse=True)
+def _each_step_has_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlxmath.runtime.console.EVERY_S", 0.0)
+
+
 class FakeBackend:
     """Knows nothing but a peak."""
 
@@ -113,7 +118,7 @@ class FakeBackend:
 
 
 def test_the_line_shows_the_last_validation_and_each_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    bar = ProgressBar(20, 0, Deadline(1e9), FakeBackend(), interval_s=0.0)  # type: ignore[arg-type]
+    bar = ProgressBar(20, 0, Deadline(1e9), FakeBackend())  # type: ignore[arg-type]
     bar.on_step(step_report(1), {"loss": 1.5})
     bar.on_validation(measurement(1, 0.5, Best(1, 0.5)))
     bar.on_step(step_report(2), {"loss": 1.25})
@@ -130,16 +135,16 @@ def test_the_line_shows_the_last_validation_and_each_is_told(capsys: pytest.Capt
 
 def test_the_line_tells_the_time_left_at_the_pace_of_the_steps(capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
-    bar = ProgressBar(20, 10, Deadline(1000.0, lambda: now[0]), FakeBackend(), interval_s=0.0)  # type: ignore[arg-type]
+    bar = ProgressBar(20, 10, Deadline(1000.0, lambda: now[0]), FakeBackend())  # type: ignore[arg-type]
     bar.on_validation(measurement(10, 0.5, None))
     for step in (11, 12):
         now[0] = 100.0 + 5 * (step - 11)  # the base's validation took a hundred seconds
         bar.on_step(replace(step_report(step), seconds=5.0), {"loss": 1.0})
     lines = capsys.readouterr().err.splitlines()
-    assert "20 tok/s" in lines[2] and "elapsed 1m 45s, 40.0s left, deadline in 14m 55s" in lines[2]
+    assert "20 tok/s" in lines[2] and "elapsed 1m 45s, deadline in 14m 55s, 40.0s left" in lines[2]
     now[0] = 990.0
     bar.on_step(step_report(13), {"loss": 1.0})
-    assert "10.0s left, deadline in 10.0s" in capsys.readouterr().err
+    assert "deadline in 10.0s, 10.0s left" in capsys.readouterr().err
 
 
 def by_hand(losses: list[float]) -> list[float]:
@@ -156,17 +161,15 @@ def test_one_smoothed_loss_everywhere_and_over_a_resume(
 ) -> None:
     losses = [3.0, 1.0, 2.0, 0.5, 0.25, 4.0]
     path = tmp_path / "events.jsonl"
-    log = EventLog(path)
-    bar = ProgressBar(6, 0, Deadline(1e9), FakeBackend(), interval_s=0.0)  # type: ignore[arg-type]
-    watch = RowWatch(log, bar, LOSS, "")
+    watch = RunLogger()
+    watch.begin(tmp_path, Position(), 6, Deadline(1e9), FakeBackend())  # type: ignore[arg-type]
     for step in (1, 2, 3, 4):
-        watch.on_step(step_report(step, losses[step - 1]))
-    watch.on_step(step_report(5, math.nan, applied=False))
-    log = EventLog(path, from_step=3)
-    bar = ProgressBar(6, 3, Deadline(1e9), FakeBackend(), interval_s=0.0)  # type: ignore[arg-type]
-    watch = RowWatch(log, bar, LOSS, "")
+        watch.step(step_report(step, losses[step - 1]))
+    watch.step(step_report(5, math.nan, applied=False))
+    watch = RunLogger()
+    watch.begin(tmp_path, Position(3), 6, Deadline(1e9), FakeBackend())  # type: ignore[arg-type]
     for step in (4, 5, 6):
-        watch.on_step(step_report(step, losses[step - 1]))
+        watch.step(step_report(step, losses[step - 1]))
     steps = [event for event in read_events(path) if event["event"] == "step"]
     assert [event["loss"] for event in steps] == losses
     assert [event["smoothed_loss"] for event in steps] == pytest.approx(by_hand(losses), rel=1e-12)

@@ -13,28 +13,30 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxmath.config.schema import LoraConfig, TrainingConfig
-from mlxmath.data.batching import Batch, Shape, Window, WindowPlan
+from mlxmath.data.batching import Batch, BatchSampler, Shape, StepBatch
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.lora.inject import adapter_arrays, inject
-from mlxmath.objectives.sft import SupervisedFineTuning
-from mlxmath.training.checkpoint import check_settings, newest_checkpoint, restore, save_checkpoint
+from mlxmath.training.accumulate import accumulate
+from mlxmath.training.checkpoint import Position, check_settings, newest_checkpoint, restore, save_checkpoint
 from mlxmath.training.deadline import Deadline, StopRequest
-from mlxmath.training.fit import MAX_BAD_WINDOWS, Position, StepReport, fit
+from mlxmath.training.events import StepReport
 from mlxmath.training.gradients import Gradients, choose_gradients
 from mlxmath.training.schedule import learning_rates
-from mlxmath.training.step import accumulate, global_norm, update
+from mlxmath.training.sft import sft_loss
+from mlxmath.training.trainer import MAX_BAD_STEPS, apply_gradients, global_norm
 from mlxmath.training.workers import Workers
 from tests.conftest import FakeRows, make_tiny_llama
+from tests.loop import fit
 
 
-def windows_of(rows: FakeRows, batch_size: int = 2, accumulation: int = 4, start: int = 0) -> list[Window]:
+def windows_of(rows: FakeRows, batch_size: int = 2, accumulation: int = 4, start: int = 0) -> list[StepBatch]:
     config = TrainingConfig(batch_size=batch_size, grad_accumulation_steps=accumulation, batching="pad")
-    return list(WindowPlan(rows, config, 1, Shape(32)).epoch(0, start))
+    return list(BatchSampler(rows, config, 1, Shape(32)).epoch(0, start))
 
 
 def gradients_of(model: nn.Module) -> Gradients:
-    return choose_gradients(model, SupervisedFineTuning(), PortableKernels(), compiled=False)
+    return choose_gradients(model, sft_loss, PortableKernels(), compiled=False)
 
 
 def workers_of(model: nn.Module, count: int = 1) -> Workers:
@@ -69,7 +71,7 @@ def adapted(dropout: float = 0.0) -> nn.Module:
     return model
 
 
-def run(model: nn.Module, windows: list[Window], optimizer: optim.Optimizer, **more: Any) -> tuple[str, Position]:
+def run(model: nn.Module, windows: list[StepBatch], optimizer: optim.Optimizer, **more: Any) -> tuple[str, Position]:
     settings: dict[str, Any] = {"max_grad_norm": 1.0, "deadline": Deadline(1e9), "stop": StopRequest()} | more
     return fit(workers_of(model), windows, optimizer, lambda _: 1e-2, **settings)
 
@@ -110,7 +112,7 @@ def test_clipping_is_by_the_global_norm(uneven_rows: FakeRows) -> None:
     assert global_norm(sums.grad_sum).item() == pytest.approx(np.linalg.norm(flat), rel=1e-5)
     norm = np.linalg.norm(flat) / sums.num_targets
     before = {k: np.array(v) for k, v in adapter_arrays(model).items()}
-    assert update(model, optim.SGD(1.0), sums, 1.0, max_grad_norm=norm / 4) == pytest.approx(norm, rel=1e-5)
+    assert apply_gradients(model, optim.SGD(1.0), sums, 1.0, max_grad_norm=norm / 4) == pytest.approx(norm, rel=1e-5)
     moved = np.concatenate([(before[k] - np.array(v)).ravel() for k, v in adapter_arrays(model).items()])
     assert np.linalg.norm(moved) == pytest.approx(norm / 4, rel=1e-3)
 
@@ -163,7 +165,7 @@ def test_too_many_bad_windows_end_the_run_on_good_adapters(uneven_rows: FakeRows
         lambda _: 1e-2,
         max_grad_norm=1.0, deadline=Deadline(1e9), stop=StopRequest(),
     )  # fmt: skip
-    assert (ending, position.step, position.num_skipped) == ("diverged", MAX_BAD_WINDOWS, MAX_BAD_WINDOWS)
+    assert (ending, position.step, position.num_skipped) == ("diverged", MAX_BAD_STEPS, MAX_BAD_STEPS)
     assert all(np.array_equal(before[k], np.array(v)) for k, v in adapter_arrays(model).items())
 
 
@@ -184,7 +186,7 @@ def test_the_deadline_leaves_time_for_a_window_and_the_save(uneven_rows: FakeRow
 
     def pass_time(report: StepReport) -> None:
         clock.now += 12.0
-        deadline.note_window(12.0)
+        deadline.note_step(12.0)
 
     ending, position = run(model, windows_of(uneven_rows) * 10, adamw(model), deadline=deadline, hooks=[pass_time])
     assert ending == "deadline"
@@ -280,7 +282,7 @@ def test_schedules_by_hand(schedule: str, expected: list[float]) -> None:
 def test_an_allocator_failure_halves_the_micro_batches_and_changes_nothing_else(
     uneven_rows: FakeRows, capsys: pytest.CaptureFixture[str], batching: str
 ) -> None:
-    def train(limit_rows: int) -> tuple[nn.Module, Position, WindowPlan]:
+    def train(limit_rows: int) -> tuple[nn.Module, Position, BatchSampler]:
         model = adapted(dropout=0.0)
 
         def allocate(loss: mx.array, batch: Batch) -> mx.array:
@@ -289,9 +291,9 @@ def test_an_allocator_failure_halves_the_micro_batches_and_changes_nothing_else(
             return loss
 
         config = TrainingConfig(batch_size=8, grad_accumulation_steps=1, batching=batching)
-        plan = WindowPlan(uneven_rows, config, 10_000, Shape(32))
+        plan = BatchSampler(uneven_rows, config, 10_000, Shape(32))
         _, position = fit(
-            changed(model, allocate), plan.windows(), adamw(model), lambda _: 1e-2,
+            changed(model, allocate), plan.epoch(0), adamw(model), lambda _: 1e-2,
             max_grad_norm=1.0, deadline=Deadline(1e9), stop=StopRequest(),
         )  # fmt: skip
         return model, position, plan

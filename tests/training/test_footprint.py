@@ -9,10 +9,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxmath.commands.plan import planned
 from mlxmath.config.load import resolve
 from mlxmath.config.schema import RuntimeConfig
-from mlxmath.data.batching import Shape, WindowPlan
+from mlxmath.data.batching import BatchSampler, Shape
 from mlxmath.models import trust
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.kernels.select import kernels_for
@@ -20,12 +19,14 @@ from mlxmath.models.load import suit
 from mlxmath.models.lora.inject import inject
 from mlxmath.models.measured import Measured
 from mlxmath.models.skeleton import skeleton
-from mlxmath.objectives.sft import SupervisedFineTuning
-from mlxmath.runtime.select import open_backend
+from mlxmath.runtime.device import open_backend
 from mlxmath.training import footprint
+from mlxmath.training.accumulate import accumulate
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.optimizers import make_optimizer
-from mlxmath.training.step import accumulate, update
+from mlxmath.training.plan import planned
+from mlxmath.training.sft import sft_loss
+from mlxmath.training.trainer import apply_gradients
 from mlxmath.training.workers import Workers
 from tests.models import architectures
 
@@ -82,23 +83,21 @@ def taken(model_config: dict[str, Any], length: int, rows: int, settings: dict[s
     kernels, training = kernels_for(device, batching.num_workers), config.training
 
     def gradients_of(replica: Any) -> Any:
-        return choose_gradients(
-            replica, SupervisedFineTuning(), kernels, compiled=False, checkpoint_every=training.grad_checkpoint
-        )
+        return choose_gradients(replica, sft_loss, kernels, compiled=False, checkpoint_every=training.grad_checkpoint)
 
     workers = Workers(model, gradients_of, batching.num_workers)
     if training.batching == "pack" and workers.cannot_pack:
         training = training.model_copy(update={"batching": "bucket"})
-    windows = WindowPlan(EqualRows(rows, length), training, batching.tokens, Shape(16), batching.num_workers)
+    windows = BatchSampler(EqualRows(rows, length), training, batching.tokens, Shape(16), batching.num_workers)
     mx.eval(model.parameters(), optimizer.state)
     gc.collect()
     mx.clear_cache()
     mx.reset_peak_memory()
     before = mx.get_active_memory() - plan.steady
-    for window in windows.windows():
+    for window in windows.epoch(0):
         sums = accumulate(workers, window)
         assert sums is not None
-        update(model, optimizer, sums, 1e-4, 1.0)
+        apply_gradients(model, optimizer, sums, 1e-4, 1.0)
         break
     return plan.total - plan.weights, mx.get_peak_memory() - before - plan.weights
 

@@ -13,14 +13,13 @@ import pytest
 from mlxmath.config.schema import DataConfig, LoraConfig, ModelConfig, RunConfig, TrainingConfig
 from mlxmath.data.codec import load_tokenizer
 from mlxmath.data.dedup import normalise
+from mlxmath.data.load import TrainingData, load_pairs, load_rows
 from mlxmath.data.pairs import Pairs
 from mlxmath.data.split import held_out
 from mlxmath.errors import InputError
-from mlxmath.session.material import RowMaterial, read_pairs, read_sequences
-from mlxmath.session.prompts import PromptMaterial, read_prompts
-from mlxmath.training.checkpoint import Checkpoint, check_settings
-from mlxmath.training.fit import Position
-from mlxmath.training.run import fixed_settings
+from mlxmath.training.checkpoint import Checkpoint, Position, check_settings
+from mlxmath.training.grpo.prompts import Prompts, load_prompts
+from mlxmath.training.record import fixed_settings
 
 DEMO_MODEL = Path(__file__).parents[2] / "mlxmath" / "demo" / "model"
 TOKENIZER = load_tokenizer(DEMO_MODEL)
@@ -103,49 +102,49 @@ def numbers(texts: Iterable[str]) -> set[int]:
     return {int(match[1]) for match in found if match}
 
 
-def of_rows(material: RowMaterial) -> Sides:
+def of_rows(material: TrainingData) -> Sides:
     """By what the tokens say."""
     sides = []
-    for part in (material.rows, material.held_out):
+    for part in (material.train, material.held_out):
         assert part is not None
         rows = part.rows if isinstance(part, Pairs) else part
         sides.append(numbers(TOKENIZER.decode(rows.row(i)[0].tolist()) for i in range(len(rows))))
     return sides[0], sides[1]
 
 
-def of_prompts(material: PromptMaterial) -> Sides:
+def of_prompts(material: Prompts) -> Sides:
     return numbers(p.question for p in material.prompts), numbers(p.question for p in material.held_out)
 
 
 def sft(folder: Path, amount: float, **changes: Any) -> Sides:
     path = write(folder / "solutions.jsonl", solutions())
-    return of_rows(read_sequences(config(path, folder, amount, **changes), DEMO_MODEL))
+    return of_rows(load_rows(config(path, folder, amount, **changes), DEMO_MODEL))
 
 
 def chunked(folder: Path, amount: float) -> Sides:
     """A row that is a later chunk holds no question, so that only first chunks can be read; none is on both sides."""
     path = write(folder / "solutions.jsonl", solutions())
     made = config(path, folder, amount, overflow="chunk", max_seq_len=64)
-    material = read_sequences(made, DEMO_MODEL)
-    sides = [part.rows.sources[part.ids] % NUM for part in (material.rows, material.held_out)]  # type: ignore[union-attr]
+    material = load_rows(made, DEMO_MODEL)
+    sides = [part.rows.sources[part.ids] % NUM for part in (material.train, material.held_out)]  # type: ignore[union-attr]
     return set(sides[0].tolist()), set(sides[1].tolist())
 
 
 def preferences(folder: Path, amount: float, *, scored: bool, **changes: Any) -> Sides:
     path = write(folder / "pairs.jsonl", pairs())
-    return of_rows(read_pairs(config(path, folder, amount, **changes), DEMO_MODEL, scored=scored))
+    return of_rows(load_pairs(config(path, folder, amount, **changes), DEMO_MODEL, scored=scored))
 
 
 def conversations(folder: Path, amount: float) -> Sides:
     path = write(folder / "chats.jsonl", chats())
     template = folder / "chat.toml"
     template.write_text('prompt = "{question}"\nchat = true\n')
-    return of_rows(read_sequences(config(path, folder, amount, template_file=str(template)), DEMO_MODEL))
+    return of_rows(load_rows(config(path, folder, amount, template_file=str(template)), DEMO_MODEL))
 
 
 def grpo(folder: Path, amount: float, **changes: Any) -> Sides:
     path = write(folder / "solutions.jsonl", solutions())
-    return of_prompts(read_prompts(config(path, folder, amount, **changes), DEMO_MODEL))
+    return of_prompts(load_prompts(config(path, folder, amount, **changes), DEMO_MODEL))
 
 
 METHODS: dict[str, Callable[[Path, float], Sides]] = {
@@ -183,9 +182,9 @@ def test_a_mixture_and_another_order_hold_out_the_same(tmp_path: Path) -> None:
     path = write(tmp_path / "solutions.jsonl", solutions())
     shuffled = write(tmp_path / "other.jsonl", [*reversed(solutions())][:120])
     extra = write(tmp_path / "extra.jsonl", [{"problem": question(n, 0), "solution": "s"} for n in range(100, 120)])
-    plain = of_rows(read_sequences(config(path, tmp_path, 0.2), DEMO_MODEL))
+    plain = of_rows(load_rows(config(path, tmp_path, 0.2), DEMO_MODEL))
     mixed = config("", tmp_path, 0.2, sources=({"dataset": extra}, {"dataset": shuffled, "count": 100}))
-    trained, held = of_rows(read_sequences(mixed, DEMO_MODEL))
+    trained, held = of_rows(load_rows(mixed, DEMO_MODEL))
     assert not trained & held
     seen = (trained | held) & set(range(NUM))
     assert held & set(range(NUM)) == plain[1] & seen and len(seen) > 30
@@ -229,7 +228,7 @@ def test_problems_of_another_dataset_that_are_trained_on_are_said(
     other = write(
         tmp_path / "held.jsonl", [{"problem": question(n, 1), "solution": f"{n}", "answer": "1"} for n in (1, 2, 90)]
     )
-    for read in (read_sequences, read_prompts):
+    for read in (load_rows, load_prompts):
         made = config(path, tmp_path, 0.2)
         changes = {"validation_split": None, "validation_dataset": other}
         made = made.model_copy(update={"training": made.training.model_copy(update=changes)})

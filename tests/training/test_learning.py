@@ -1,8 +1,8 @@
 """Does training make a model better at its task, and does a reward that says nothing leave it as it was?"""
 
 import json
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -13,22 +13,21 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mlxmath.config.objectives import GrpoConfig
+from mlxmath.config.methods import GrpoConfig
 from mlxmath.config.schema import LoraConfig, TrainingConfig
 from mlxmath.data.batching import Shape
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.lora.inject import inject
-from mlxmath.objectives.grpo import PolicyGradient
-from mlxmath.objectives.rewards import Rewards, Sample
-from mlxmath.objectives.rollout import Prompt
 from mlxmath.training.deadline import Deadline, StopRequest
-from mlxmath.training.drawing import Drawing, right_answers
-from mlxmath.training.fit import fit
 from mlxmath.training.gradients import choose_gradients
-from mlxmath.training.rollouts import RolloutReport, RolloutSource
+from mlxmath.training.grpo.loss import grpo_loss
+from mlxmath.training.grpo.rewards import Rewards, Sample
+from mlxmath.training.grpo.rollouts import RolloutReport, Rollouts
+from mlxmath.training.grpo.sampling import CompletionSampler, Prompt, right_answers
 from mlxmath.training.workers import Workers
 from tests.conftest import make_tiny_llama
 from tests.helpers import succeed
+from tests.loop import fit
 
 WORDS = ("2", "3", "5", "7", "say", "so", "then", "</s>")
 PROMPTS = [Prompt(i, f"say {WORDS[i]}", "7", (4, i)) for i in range(4)]
@@ -55,16 +54,21 @@ class Learner:
         training = TrainingConfig(batch_size=32, grad_accumulation_steps=2, num_epochs=num_epochs)
         self.reports: list[RolloutReport] = []
         self.workers = Workers(
-            self.model, lambda m: choose_gradients(m, PolicyGradient(config), PortableKernels(), compiled=False)
+            self.model,
+            lambda m: choose_gradients(m, partial(grpo_loss, config=config), PortableKernels(), compiled=False),
         )
-        self.drawing = Drawing(
+        self.drawing = CompletionSampler(
             self.workers, self.tokenizer, config, Rewards({reward: 1.0}), seed=0, concurrency=64,
             deadline=Deadline(1e9), stop=StopRequest(),
         )  # fmt: skip
-        self.source = RolloutSource(
-            self.workers, self.drawing, PROMPTS, config, training, SimpleNamespace(tokens=1024, num_workers=1),
+        self.source = Rollouts(
+            self.workers, self.drawing, PROMPTS, config, training, 1024,
             Shape(8), reference=None, deadline=Deadline(1e9), stop=StopRequest(), listener=self.reports.append,
+            end=self.end,
         )  # fmt: skip
+
+    def end(self, ending: str, reason: str) -> None:
+        self.ending, self.reason = ending, reason
 
     def share_right(self) -> float:
         found = right_answers(self.workers, self.tokenizer, PROMPTS, 4, 64, lambda: False)
@@ -78,8 +82,8 @@ class Learner:
         optimizer = optim.AdamW(RATE)
         optimizer.init(self.model.trainable_parameters())
         fit(
-            self.workers, self.source.windows(0), optimizer, lambda _: RATE, max_grad_norm=1.0, deadline=Deadline(1e9),
-            stop=StopRequest(), hooks=(self.source.on_step,),
+            self.workers, self.source.steps(), optimizer, lambda _: RATE, max_grad_norm=1.0, deadline=Deadline(1e9),
+            stop=StopRequest(), hooks=(lambda _: self.source.step_done(),),
         )  # fmt: skip
 
 

@@ -9,9 +9,8 @@ import pytest
 
 from mlxmath.config.schema import TrainingConfig
 from mlxmath.runtime.ranks import Ranks
-from mlxmath.training.checkpoint import Checkpoint
+from mlxmath.training.checkpoint import Checkpoint, Position
 from mlxmath.training.deadline import Deadline
-from mlxmath.training.fit import Position, StepReport
 from mlxmath.training.pace import MARKS, Pace
 from mlxmath.training.schedule import learning_rates
 
@@ -50,9 +49,9 @@ class Run:
             self.rates[self.step] = self.pace.rate(self.step)
             took = step_s(self.step) if callable(step_s) else step_s
             self.clock.now += took
-            self.deadline.note_window(took)
+            self.deadline.note_step(took)
             self.step += 1
-            self.pace.on_step(StepReport(Position(step=self.step), 1.0, 1.0, 1e-3, 1, 1, took, applied=True))
+            self.pace.on_step(self.step)
             if self.pace.is_checkpoint(self.step) or self.step % 50 == 0:
                 self.saved[self.step] = json.loads(json.dumps(self.pace.state()))
 

@@ -11,29 +11,29 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxmath.config.objectives import DpoConfig, RewardModelConfig
+from mlxmath.config.methods import DpoConfig, RewardModelConfig
 from mlxmath.config.schema import LoraConfig, TrainingConfig
-from mlxmath.data.batching import Shape, Window
+from mlxmath.data.batching import Shape, StepBatch
 from mlxmath.data.codec import load_tokenizer
-from mlxmath.data.pairs import PairPlan, Pairs
+from mlxmath.data.pairs import Pairs, PairSampler
 from mlxmath.errors import MlxmathError
 from mlxmath.grading import grade
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.linear_ce import FullLogits
 from mlxmath.models.lora.adapter import CONFIG, WEIGHTS, adapter_config, load_adapter, read_reward_model, save_weights
 from mlxmath.models.lora.inject import adapter_arrays, inject, open_blocks
 from mlxmath.models.score import add_score_head
-from mlxmath.objectives.dpo import PreferenceOptimization, RowLogprobs
-from mlxmath.objectives.pair_sums import REWARDS
-from mlxmath.objectives.reward_model import BradleyTerry, Scores
-from mlxmath.objectives.rewards import Sample
 from mlxmath.runtime.ranks import Ranks
-from mlxmath.training.checkpoint import Checkpoint
-from mlxmath.training.fit import Position
+from mlxmath.training.accumulate import accumulate
+from mlxmath.training.checkpoint import Checkpoint, Position
+from mlxmath.training.dpo import ReferenceLogprobs, WithReference, completion_logprobs, dpo_loss, frozen
 from mlxmath.training.gradients import choose_gradients
-from mlxmath.training.preferences import PreferenceGradients, ReferenceLogprobs, frozen
-from mlxmath.training.scoring import RewardGradients, Scorer, with_score
-from mlxmath.training.step import accumulate, update
+from mlxmath.training.grpo.rewards import Sample
+from mlxmath.training.grpo.scorer import RewardModel
+from mlxmath.training.pairs import REWARDS
+from mlxmath.training.reward_model import RewardGradients, bradley_terry_loss, scores, with_score
+from mlxmath.training.trainer import apply_gradients
 from mlxmath.training.validation import mean_loss
 from mlxmath.training.workers import Workers, replica
 from tests.conftest import FakeRows, make_tiny_llama
@@ -49,10 +49,10 @@ def rows() -> FakeRows:
     return FakeRows(tokens, [(np.arange(len(t)) >= len(t) // 3).astype(np.uint8) for t in tokens])
 
 
-def window_of(rows: FakeRows, *, batching: Any = "bucket", tokens: int = 160, scored: bool = False) -> Window:
+def window_of(rows: FakeRows, *, batching: Any = "bucket", tokens: int = 160, scored: bool = False) -> StepBatch:
     config = TrainingConfig(batch_size=9, batching=batching)
-    plan = PairPlan(Pairs(rows, packed=batching == "pack", scored=scored), config, tokens, Shape(8))
-    return plan.window(np.arange(9), 0, 0)
+    plan = PairSampler(Pairs(rows, packed=batching == "pack", scored=scored), config, tokens, Shape(8))
+    return plan.step(np.arange(9), 0, 0)
 
 
 def moved(model: nn.Module, seed: int = 7) -> None:
@@ -80,18 +80,20 @@ class Made:
         self.kept = ReferenceLogprobs()
 
         def gradients_of(model: nn.Module) -> Any:
-            policy = choose_gradients(model, PreferenceOptimization(DpoConfig(**dpo)), CpuKernels(), compiled=False)
-            return PreferenceGradients(
-                policy, choose_gradients(replica(reference), RowLogprobs(), CpuKernels(), compiled=False), self.kept
+            policy = choose_gradients(model, partial(dpo_loss, config=DpoConfig(**dpo)), CpuKernels(), compiled=False)
+            return WithReference(
+                policy,
+                choose_gradients(replica(reference), completion_logprobs, CpuKernels(), compiled=False),
+                self.kept,
             )
 
         self.workers = Workers(self.model, gradients_of, count)
 
 
-def row_logprobs(model: nn.Module, window: Window) -> dict[int, list[float]]:
+def row_logprobs(model: nn.Module, window: StepBatch) -> dict[int, list[float]]:
     """Of the chosen and the rejected completion by the pair, from this model alone, of which nothing is trained."""
     model.freeze()
-    scorer = choose_gradients(model, RowLogprobs(), CpuKernels(), compiled=False)
+    scorer = choose_gradients(model, completion_logprobs, CpuKernels(), compiled=False)
     found = {}
     for batch in window.batches():
         values = scorer.loss(batch).tolist()
@@ -197,7 +199,7 @@ class Two(Ranks):
 def test_what_each_rank_computed_is_in_the_checkpoint_of_the_first(tmp_path: Path) -> None:
     kept = ReferenceLogprobs(Two([[7, -1.5, -2.5]]))
     kept.add(3, -0.5, -0.25)
-    kept.on_step(None)  # type: ignore[arg-type]
+    kept.share()
     checkpoint_of(kept, tmp_path)
     found = np.load(tmp_path / "reference.npy")
     assert found.tolist() == [(3, -0.5, -0.25), (7, -1.5, -2.5)]
@@ -226,7 +228,7 @@ def test_each_loss_raises_the_margin(rows: FakeRows, loss_type: str) -> None:
         sums = accumulate(made.workers, window)
         assert sums is not None
         margins.append(sums.metric_sums[2] / sums.num_targets)
-        update(made.model, optimizer, sums, 0.01, 1.0)
+        apply_gradients(made.model, optimizer, sums, 0.01, 1.0)
     assert margins[-1] > margins[0] + 0.05
 
 
@@ -257,7 +259,9 @@ def reward_model() -> nn.Module:
 def test_reward_gradients_equal_plain_autodiff(rows: FakeRows, kernels: Any, compiled: bool, count: int) -> None:
     config = RewardModelConfig(center_rewards_coefficient=0.05)
     model = reward_model()
-    scores_of = partial(choose_gradients, objective=BradleyTerry(config), kernels=kernels, compiled=compiled)
+    scores_of = partial(
+        choose_gradients, loss=partial(bradley_terry_loss, config=config), kernels=kernels, compiled=compiled
+    )
     workers = Workers(model, lambda each: RewardGradients(each, scores_of), count)
     if isinstance(kernels, CpuKernels):
         assert workers.how.startswith("block by block")
@@ -267,8 +271,8 @@ def test_reward_gradients_equal_plain_autodiff(rows: FakeRows, kernels: Any, com
     plain = reward_model()
 
     def loss(model: nn.Module) -> mx.array:
-        scores = [model.score(model.model(mx.array(tokens[None])))[0, -1, 0] for tokens in rows.tokens]
-        chosen, rejected = mx.stack(scores[::2]), mx.stack(scores[1::2])
+        found = [model.score(model.model(mx.array(tokens[None])))[0, -1, 0] for tokens in rows.tokens]
+        chosen, rejected = mx.stack(found[::2]), mx.stack(found[1::2])
         return (-nn.log_sigmoid(chosen - rejected) + 0.05 * mx.square(chosen + rejected)).sum()
 
     expected, gradient = nn.value_and_grad(plain, loss)(plain)
@@ -303,8 +307,8 @@ def test_a_saved_reward_model_scores_and_shares_the_base(tmp_path: Path) -> None
     folder = save(tmp_path / "reward", trained, reward_model=True)
     tokenizer = load_tokenizer(DEMO_MODEL)
 
-    def scorer(model: nn.Module, folder: Path, count: int = 1, fingerprint: str = "f") -> Scorer:
-        return Scorer(
+    def scorer(model: nn.Module, folder: Path, count: int = 1, fingerprint: str = "f") -> RewardModel:
+        return RewardModel(
             model, folder, fingerprint, tokenizer, TrainingConfig(), max_tokens=64, shape=Shape(8),
             kernels=CpuKernels(), num_workers=count,
         )  # fmt: skip
@@ -343,5 +347,5 @@ def test_a_saved_reward_model_scores_and_shares_the_base(tmp_path: Path) -> None
 def test_scores_need_hidden_states() -> None:
     batch = window_of(FakeRows([np.arange(1, 6)] * 18, [np.ones(5, np.uint8)] * 18), scored=True).batch(0)
     with pytest.raises(MlxmathError, match="hidden states of this model cannot be had"):
-        Scores().from_logits(mx.zeros((2, 3)), batch)
-    assert "score" in with_score(reward_model(), batch).more
+        scores(mx.zeros((2, 3)), with_score(reward_model(), batch), FullLogits())
+    assert with_score(reward_model(), batch).extra.score_D is not None

@@ -11,16 +11,16 @@ import pytest
 from mlx.utils import tree_map
 
 from mlxmath.config.schema import LoraConfig, TrainingConfig
-from mlxmath.data.batching import Shape, WindowPlan
+from mlxmath.data.batching import BatchSampler, Shape
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.lora.inject import inject
-from mlxmath.objectives.sft import SupervisedFineTuning
 from mlxmath.training.deadline import Deadline, StopRequest
-from mlxmath.training.fit import fit
 from mlxmath.training.gradients import AutodiffGradients, choose_gradients
+from mlxmath.training.sft import sft_loss
 from mlxmath.training.workers import Workers
 from tests.conftest import FakeRows, make_tiny_llama
+from tests.loop import fit
 
 LEARNING_RATE, CLIP = 5e-3, 0.5
 
@@ -32,9 +32,9 @@ def rows() -> FakeRows:
     return FakeRows(tokens, [(np.arange(len(t)) >= len(t) // 2).astype(np.uint8) for t in tokens])
 
 
-def plan(rows: FakeRows, target_steps: int = 0, num_workers: int = 1, batching: Any = "bucket") -> WindowPlan:
+def plan(rows: FakeRows, target_steps: int = 0, num_workers: int = 1, batching: Any = "bucket") -> BatchSampler:
     config = TrainingConfig(batch_size=1, grad_accumulation_steps=8, num_epochs=4, batching=batching)
-    return WindowPlan(rows, config, 256, Shape(16, target_steps), num_workers)
+    return BatchSampler(rows, config, 256, Shape(16, target_steps), num_workers)
 
 
 def model() -> nn.Module:
@@ -54,7 +54,7 @@ def reference_losses(rows: FakeRows, steps: int) -> list[float]:
         return (nn.losses.cross_entropy(logits, mx.array(tokens[1:])) * mx.array(mask[1:])).sum()
 
     losses = []
-    for _, window in zip(range(steps), plan(rows).windows(), strict=False):
+    for _, window in zip(range(steps), plan(rows).steps(), strict=False):
         targets = sum(int(rows.row(i)[1][1:].sum()) for i in window.row_ids)
         loss_sum, gradient_sum = 0.0, None
         for index in window.row_ids:
@@ -88,14 +88,14 @@ def test_fifty_steps_have_the_same_losses(
     workers = Workers(
         tuned,
         lambda model: choose_gradients(
-            model, SupervisedFineTuning(), kernels(), compiled=compiled, checkpoint_every=checkpoint_every
+            model, sft_loss, kernels(), compiled=compiled, checkpoint_every=checkpoint_every
         ),
         num_workers,
     )
     optimizer = optim.AdamW(LEARNING_RATE, weight_decay=0.0, bias_correction=True)
     optimizer.init(tuned.trainable_parameters())
     found: list[float] = []
-    windows = itertools.islice(plan(rows, 16 if compiled else 0, num_workers, batching).windows(), 50)
+    windows = itertools.islice(plan(rows, 16 if compiled else 0, num_workers, batching).steps(), 50)
     fit(
         workers, windows, optimizer, lambda _: LEARNING_RATE, max_grad_norm=CLIP, deadline=Deadline(1e9),
         stop=StopRequest(), hooks=[lambda report: found.append(report.loss)],
@@ -115,10 +115,10 @@ def test_no_more_graphs_are_compiled_than_there_are_shapes(rows: FakeRows, monke
 
     monkeypatch.setattr(AutodiffGradients, "_total", count)
     tuned = model()
-    gradients = choose_gradients(tuned, SupervisedFineTuning(), PortableKernels(), compiled=True)
+    gradients = choose_gradients(tuned, sft_loss, PortableKernels(), compiled=True)
     tuned.train()
     shapes = set()
-    for window in plan(rows, 16).windows():
+    for window in plan(rows, 16).epoch(0):
         for batch in window.batches():
             mx.eval(gradients.loss_and_gradients(batch))
             shapes.add((batch.inputs_BL.shape, batch.positions_N.shape))

@@ -4,8 +4,8 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -14,23 +14,21 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlxmath.config.objectives import GrpoConfig
+from mlxmath.config.methods import GrpoConfig
 from mlxmath.config.schema import LoraConfig, TrainingConfig
-from mlxmath.data.batching import Shape, Window
+from mlxmath.data.batching import Shape, StepBatch
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.lora.inject import inject
-from mlxmath.objectives.grpo import Logprobs, PolicyGradient
-from mlxmath.objectives.rewards import Scores
-from mlxmath.objectives.rollout import Prompt
-from mlxmath.training import rollouts
-from mlxmath.training.checkpoint import Checkpoint
+from mlxmath.training.checkpoint import Checkpoint, Position
 from mlxmath.training.deadline import Deadline, StopRequest
-from mlxmath.training.drawing import Drawing
-from mlxmath.training.fit import Position
 from mlxmath.training.gradients import choose_gradients
-from mlxmath.training.reference import Reference
-from mlxmath.training.rollouts import RolloutReport, RolloutSource, Silence
+from mlxmath.training.grpo import rollouts
+from mlxmath.training.grpo.loss import grpo_loss, target_logprobs
+from mlxmath.training.grpo.reference import Reference
+from mlxmath.training.grpo.rewards import Scores
+from mlxmath.training.grpo.rollouts import RolloutReport, Rollouts, Silence
+from mlxmath.training.grpo.sampling import CompletionSampler, Prompt
 from mlxmath.training.workers import Workers
 from tests.conftest import make_tiny_llama
 from tests.generation.test_engine import tokenizer
@@ -47,8 +45,8 @@ class FixedRewards:
     def __init__(self, rule: Rule, name: str) -> None:
         self._rule, self._name = rule, name
 
-    def __call__(self, questions: Sequence[tuple[str, str]], completions: Any, max_tokens: int) -> Scores:
-        totals = np.array([self._rule(int(q[1:]), i % 4) for i, (q, _) in enumerate(questions)], np.float64)
+    def __call__(self, questions: Sequence[tuple[str, str, Any]], completions: Any, max_tokens: int) -> Scores:
+        totals = np.array([self._rule(int(q[1:]), i % 4) for i, (q, *_) in enumerate(questions)], np.float64)
         return Scores(totals, {self._name: totals}, 0)
 
 
@@ -72,33 +70,41 @@ class Made:
         training = TrainingConfig(batch_size=4, grad_accumulation_steps=2, num_epochs=epochs)
         reference = None
         if config.beta:
-            scorer = choose_gradients(self.model, Logprobs(config.temperature), PortableKernels(), compiled=False)
+            scorer = choose_gradients(
+                self.model, partial(target_logprobs, temperature=config.temperature), PortableKernels(), compiled=False
+            )
             reference = Reference(self.model, scorer)
         self.reports: list[RolloutReport] = []
         self.workers = Workers(
-            self.model, lambda m: choose_gradients(m, PolicyGradient(config), PortableKernels(), compiled=False)
+            self.model,
+            lambda m: choose_gradients(m, partial(grpo_loss, config=config), PortableKernels(), compiled=False),
         )
         stop = StopRequest() if stop is None else stop
-        drawing = Drawing(
+        drawing = CompletionSampler(
             self.workers, tokenizer, config, FixedRewards(rule, named), seed=training.seed, concurrency=8,  # type: ignore[arg-type]
             deadline=Deadline(1e9), stop=stop,
         )  # fmt: skip
-        self.source = RolloutSource(
-            self.workers, drawing, PROMPTS, config, training, SimpleNamespace(tokens=64, num_workers=1), Shape(32),
-            reference=reference, deadline=Deadline(1e9), stop=stop, listener=self.reports.append,
+        self.source = Rollouts(
+            self.workers, drawing, PROMPTS, config, training, 64, Shape(32),
+            reference=reference, deadline=Deadline(1e9), stop=stop, listener=self.reports.append, end=self.end,
         )  # fmt: skip
 
-    def windows(self, count: int = 100) -> list[Window]:
+    ending, reason = None, ""
+
+    def end(self, ending: str, reason: str) -> None:
+        self.ending, self.reason = ending, reason
+
+    def windows(self, count: int = 100) -> list[StepBatch]:
         found = []
-        for window in self.source.windows(0):
+        for window in self.source.steps():
             found.append(window)
-            self.source.on_step(None)  # type: ignore[arg-type]
+            self.source.step_done()
             if len(found) == count:
                 break
         return found
 
 
-def problems_of(window: Window) -> set[int]:
+def problems_of(window: StepBatch) -> set[int]:
     return set(window.row_numbers(window.row_ids))
 
 
@@ -131,12 +137,12 @@ def test_a_groups_without_variance_stay_out_but_count_in_the_denominator(tokeniz
 def test_with_a_constant_reward_nothing_is_trained(tokenizer: TokenizerWrapper) -> None:
     made = Made(tokenizer, lambda p, i: 1.0)
     assert made.windows() == [] and len(made.reports) == 6
-    assert made.source.ending == "no_signal"
+    assert made.ending == "no_signal"
     with_kl = Made(tokenizer, lambda p, i: 1.0, beta=0.1)
     assert len(with_kl.windows()) == 6  # the KL still pulls
-    assert with_kl.source.ending == "no_signal"
+    assert with_kl.ending == "no_signal"
     learned = Made(tokenizer, lambda p, i: varied(p, i) if p == 3 else 1.0)
-    assert learned.windows() and learned.source.ending is None, "there was something to learn"
+    assert learned.windows() and learned.ending is None, "there was something to learn"
 
 
 REASONS = [
@@ -165,14 +171,14 @@ def test_a_run_without_signal_gives_up_early_and_says_why(
 ) -> None:
     monkeypatch.setattr(rollouts, "SILENT_GROUPS", 20)
     made = Made(tokenizer, lambda p, i: 1.0, epochs=1000)
-    assert made.windows() == [] and made.source.ending == "no_signal"
+    assert made.windows() == [] and made.ending == "no_signal"
     assert len(made.reports) == rollouts.SILENT_ROLLOUTS
-    assert "in the last 10 rollouts" in made.source.reason
+    assert "in the last 10 rollouts" in made.reason
     assert capsys.readouterr().err.count("warning: nothing to learn from in 3 rollouts in a row: ") == 1
 
     late = Made(tokenizer, lambda p, i: varied(p, i) if len(late.reports) < 3 else 1.0, epochs=1000)
     windows = late.windows()
-    assert len(windows) >= 2 and late.source.ending == "no_signal" and len(late.reports) < 20
+    assert len(windows) >= 2 and late.ending == "no_signal" and len(late.reports) < 20
     state = late.source.state()["rollouts"]
     assert state["num_signals"] == len(windows) and state["silence"]["rollouts"] == 0, "drawn again on a resume"
 
@@ -182,7 +188,7 @@ def test_what_is_learned_already_is_no_reason_to_give_up(
 ) -> None:
     monkeypatch.setattr(rollouts, "SILENT_GROUPS", 20)
     made = Made(tokenizer, lambda p, i: varied(p, i) if len(made.reports) < 3 else 1.0, epochs=8, named="correctness")
-    assert made.windows() and made.source.ending is None and len(made.reports) == 24
+    assert made.windows() and made.ending is None and len(made.reports) == 24
 
 
 def test_dynamic_sampling_draws_others(tokenizer: TokenizerWrapper) -> None:
@@ -198,7 +204,7 @@ def test_all_truncated_and_masked_leaves_nothing(tokenizer: TokenizerWrapper) ->
     made.model.lm_head.weight = made.model.lm_head.weight * 0
     found = made.windows()
     for window in found:  # only those that ended at their first token
-        assert all(len(window.plan.rows.row(i)[1]) for i in window.row_ids)
+        assert all(len(window.sampler.rows.row(i)[1]) for i in window.row_ids)
     assert np.mean([r.truncated for r in made.reports]) > 0.9
     assert sum(len(window.row_ids) for window in found) < 0.1 * sum(r.num_completions for r in made.reports)
 
@@ -213,7 +219,7 @@ def test_the_reference_is_the_start_and_the_policy_comes_back(tokenizer: Tokeniz
     (window,) = made.windows(1)
     after = dict(tree_flatten(made.model.trainable_parameters()))
     assert all(mx.array_equal(before[name], after[name]) for name in before)
-    for trajectory in window.plan.rows.trajectories:  # type: ignore[attr-defined]
+    for trajectory in window.sampler.rows.trajectories:  # type: ignore[attr-defined]
         logits = np.array(base(mx.array([trajectory.prompt + trajectory.drawn])))[0].astype(np.float64)
         logits = logits[len(trajectory.prompt) - 1 : -1]
         expected = logits[np.arange(len(logits)), list(trajectory.drawn)] - np.log(np.exp(logits).sum(-1))
@@ -230,11 +236,11 @@ def test_on_policy_ratios_are_one_and_all_ways_to_the_gradient_agree(tokenizer: 
     for name, kernels, compiled in (
         ("plain", PortableKernels(), False), ("compiled", PortableKernels(), True), ("blocks", CpuKernels(), False),
     ):  # fmt: skip
-        way = choose_gradients(made.model, PolicyGradient(config), kernels, compiled=compiled)
+        way = choose_gradients(made.model, partial(grpo_loss, config=config), kernels, compiled=compiled)
         sums, gradients = way.loss_and_gradients(batch)
         found[name] = np.array(sums), {key: np.array(g) for key, g in tree_flatten(gradients)}
     sums, gradients = found["plain"]
-    weighted = np.array(batch.weights_N) * np.array(batch.more["advantages"])
+    weighted = np.array(batch.weights_N) * np.array(batch.extra.advantages_N)
     assert sums[0] == pytest.approx(-weighted.sum(), abs=1e-4) and sums[1] == 0
     assert any(np.abs(g).max() > 1e-4 for g in gradients.values())
     for name in ("compiled", "blocks"):
@@ -254,7 +260,7 @@ def test_it_goes_on_where_it_was_even_between_iterations(tokenizer: TokenizerWra
     rest = second.windows()
     assert len(rest) == 7
     for one, other in zip(straight[5:], rest, strict=True):
-        assert one.plan.rows.trajectories == other.plan.rows.trajectories  # type: ignore[attr-defined]
+        assert one.sampler.rows.trajectories == other.sampler.rows.trajectories  # type: ignore[attr-defined]
         assert (one.epoch, one.index) == (other.epoch, other.index)
 
 
@@ -263,5 +269,5 @@ def test_a_stop_ends_it(tokenizer: TokenizerWrapper) -> None:
     made = Made(tokenizer, varied, stop=stop)
     made.windows(1)
     stop.signal = 15
-    assert made.windows() == [] and made.source.ending == "stopped"
+    assert made.windows() == [] and made.ending == "stopped"
     assert dataclasses.asdict(made.reports[0])["rollout"] == 0

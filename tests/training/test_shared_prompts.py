@@ -1,5 +1,6 @@
 """A group's prompt computed once: the same loss and gradients as with each completion's own."""
 
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -9,17 +10,17 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import mamba
 
-from mlxmath.config.objectives import GrpoConfig
+from mlxmath.config.methods import GrpoConfig
 from mlxmath.config.schema import LoraConfig, TrainingConfig
 from mlxmath.data.batching import Shape
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.lora.inject import inject
-from mlxmath.objectives.experience import Experience, ExperiencePlan, Trajectory
-from mlxmath.objectives.grpo import Logprobs, PolicyGradient
+from mlxmath.training.accumulate import accumulate
 from mlxmath.training.gradients import Gradients, choose_gradients
-from mlxmath.training.reference import Reference
-from mlxmath.training.step import accumulate
+from mlxmath.training.grpo.batches import RolloutRows, RolloutSampler, Trajectory
+from mlxmath.training.grpo.loss import grpo_loss, target_logprobs
+from mlxmath.training.grpo.reference import Reference
 from mlxmath.training.workers import Workers
 from tests.conftest import make_tiny_llama
 from tests.models.test_blockwise import adapted
@@ -41,11 +42,11 @@ def trajectories() -> list[Trajectory]:
     return found
 
 
-def plan(max_tokens: int, **sharing: bool) -> ExperiencePlan:
-    return ExperiencePlan(Experience(trajectories()), TRAINING, max_tokens, Shape(4), **sharing)
+def plan(max_tokens: int, **sharing: bool) -> RolloutSampler:
+    return RolloutSampler(RolloutRows(trajectories()), TRAINING, max_tokens, Shape(4), **sharing)
 
 
-def of_window(model: nn.Module, gradients: Gradients, made: ExperiencePlan) -> tuple[float, dict[str, np.ndarray]]:
+def of_window(model: nn.Module, gradients: Gradients, made: RolloutSampler) -> tuple[float, dict[str, np.ndarray]]:
     sums = accumulate(Workers(model, lambda _: gradients), made.whole(0, 0))
     assert sums is not None
     return sums.loss_sum, {name: np.array(array) / sums.num_targets for name, array in tree_flatten(sums.grad_sum)}
@@ -58,7 +59,9 @@ def of_window(model: nn.Module, gradients: Gradients, made: ExperiencePlan) -> t
 def test_the_gradient_is_the_same(family: str, kernels: Any, compiled: bool) -> None:
     model = adapted(family, targets=("*",))
     every = 2 if kernels is CpuKernels else 0
-    gradients = choose_gradients(model, PolicyGradient(CONFIG), kernels(), compiled=compiled, checkpoint_every=every)
+    gradients = choose_gradients(
+        model, partial(grpo_loss, config=CONFIG), kernels(), compiled=compiled, checkpoint_every=every
+    )
     assert gradients.cannot_share() is None
     loss, expected = of_window(model, gradients, plan(64))
     shared = plan(64, shares=True, in_parts=gradients.takes_parts)
@@ -97,7 +100,7 @@ def test_the_same_reference_log_probabilities() -> None:
     model = adapted()
     found = []
     for sharing in (False, True):
-        scorer = choose_gradients(model, Logprobs(0.9), CpuKernels(), compiled=False)
+        scorer = choose_gradients(model, partial(target_logprobs, temperature=0.9), CpuKernels(), compiled=False)
         by_row = Reference(model, scorer)(plan(48, shares=sharing, in_parts=sharing).whole(0, 0))
         found.append([by_row[i] for i in range(9)])
     for one, other in zip(*found, strict=True):
@@ -109,7 +112,7 @@ def test_a_windowed_model_shares_too() -> None:
     model = make_tiny_llama(layer_types=["full_attention", "sliding_attention"], sliding_window=4)
     inject(model, LoraConfig(rank=4))
     model.update(tree_map(lambda a: a + 0.05, model.trainable_parameters()))
-    gradients = choose_gradients(model, PolicyGradient(CONFIG), CpuKernels(), compiled=False)
+    gradients = choose_gradients(model, partial(grpo_loss, config=CONFIG), CpuKernels(), compiled=False)
     assert "windowed" in gradients.how and gradients.cannot_share() is None
     _, expected = of_window(model, gradients, plan(64))
     _, found = of_window(model, gradients, plan(64, shares=True))
@@ -132,5 +135,5 @@ def test_what_cannot_share_says_why() -> None:
 
 
 def reason_not_to_share(model: nn.Module, **more: Any) -> str | None:
-    gradients = choose_gradients(model, PolicyGradient(CONFIG), PortableKernels(), compiled=False, **more)
+    gradients = choose_gradients(model, partial(grpo_loss, config=CONFIG), PortableKernels(), compiled=False, **more)
     return gradients.cannot_share()

@@ -7,7 +7,7 @@ import shutil
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,21 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 
-from mlxmath.commands import prepare
 from mlxmath.config.schema import DataConfig, LoraConfig, TrainingConfig
-from mlxmath.data.batching import Batch, Shape, Window, WindowPlan
+from mlxmath.data import prepare
+from mlxmath.data.batching import Batch, BatchSampler, Shape, StepBatch
 from mlxmath.data.cache import TokenRows
 from mlxmath.data.split import hold_out
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.lora.adapter import adapter_config, save_config
 from mlxmath.models.lora.inject import adapter_arrays, inject
-from mlxmath.objectives.sft import SupervisedFineTuning
 from mlxmath.runtime import files
-from mlxmath.training.checkpoint import newest_checkpoint, save_checkpoint
+from mlxmath.training.checkpoint import Position, newest_checkpoint, save_checkpoint
 from mlxmath.training.deadline import Deadline, StopRequest
-from mlxmath.training.fit import Position, StepReport, fit
+from mlxmath.training.events import StepReport
 from mlxmath.training.gradients import Gradients, choose_gradients
+from mlxmath.training.sft import sft_loss
 from mlxmath.training.validation import (
     ACCURACY,
     BEST,
@@ -49,6 +49,7 @@ from mlxmath.training.workers import Workers
 from tests.commands.test_train import adapters, debug_run, events, prepared, wait_for_step  # noqa: F401 (fixtures)
 from tests.conftest import FakeRows, make_tiny_llama
 from tests.helpers import run, start, succeed
+from tests.loop import fit
 
 LORA = LoraConfig(rank=4, dropout=0.5)
 
@@ -61,16 +62,17 @@ def adapted(dropout: float = 0.5) -> nn.Module:
 
 
 def gradients_of(model: nn.Module) -> Gradients:
-    return choose_gradients(model, SupervisedFineTuning(), PortableKernels(), compiled=False)
+    return choose_gradients(model, sft_loss, PortableKernels(), compiled=False)
 
 
 def workers_of(model: nn.Module, count: int = 1) -> Workers:
     return Workers(model, gradients_of, count)
 
 
-def windows_of(rows: FakeRows, **changes: Any) -> list[Window]:
+def windows_of(rows: FakeRows, **changes: Any) -> list[StepBatch]:
     config = TrainingConfig(batch_size=4, grad_accumulation_steps=2, **changes)
-    return list(WindowPlan(rows, config, 256, Shape(32)).windows())
+    sampler = BatchSampler(rows, config, 256, Shape(32))
+    return list(islice(sampler.steps(), config.num_epochs * sampler.steps_per_epoch))
 
 
 class TestHoldOut:
@@ -169,17 +171,21 @@ def train(rows: FakeRows, folder: Path, model: nn.Module, validation: "Validatio
     optimizer.init(model.trainable_parameters())
     losses: list[float] = []
     mx.random.seed(11)
+
+    def measure(report: StepReport) -> str | None:
+        losses.append(report.loss)
+        return validation.after(report.position) if validation else None
+
     fit(
         workers_of(model), windows_of(rows, num_epochs=2), optimizer, lambda _: 1e-2, max_grad_norm=1.0,
-        deadline=Deadline(1e9), stop=StopRequest(),
-        hooks=[lambda report: losses.append(report.loss), *([validation.on_step] if validation else [])],
+        deadline=Deadline(1e9), stop=StopRequest(), hooks=[measure],
     )  # fmt: skip
     return losses, {name: np.array(array) for name, array in adapter_arrays(model).items()}
 
 
 def held_out_of(workers: Workers, rows: FakeRows) -> HeldOut:
     config = TrainingConfig(batch_size=4, grad_accumulation_steps=2)
-    return held_out_rows(workers, WindowPlan(rows, config, 256, Shape(32)), config, "sequences")
+    return held_out_rows(workers, BatchSampler(rows, config, 256, Shape(32)), config, "sequences")
 
 
 def test_training_is_bit_identical_with_and_without(uneven_rows: FakeRows, tmp_path: Path) -> None:
@@ -190,7 +196,7 @@ def test_training_is_bit_identical_with_and_without(uneven_rows: FakeRows, tmp_p
     save_config(tmp_path, adapter_config(LORA, ("self_attn.q_proj", "self_attn.v_proj")))
     workers = workers_of(model)
     validation = Validation(
-        workers, held_out_of(workers, uneven_rows), tmp_path, config, windows_per_epoch=5, total_steps=10,
+        workers, held_out_of(workers, uneven_rows), tmp_path, config, steps_per_epoch=5, total_steps=10,
         deadline=Deadline(1e9), stop=StopRequest(), listeners=[measurements.append],
     )  # fmt: skip
     assert validation.begin(Position()) is None
@@ -220,7 +226,7 @@ class Scripted:
         held_out = HeldOut(items, "rows", lambda *given: self.measure(item_s, *given), step_items=2.0, metric=metric)
         self.validation = Validation(
             workers_of(self.model), held_out, folder,
-            TrainingConfig(**{"validation_split": 1, "eval_every": 1} | changes), windows_per_epoch=4,
+            TrainingConfig(**{"validation_split": 1, "eval_every": 1} | changes), steps_per_epoch=4,
             total_steps=total, deadline=self.deadline, stop=self.stop, is_marked=self.marks.__contains__,
             clock=self.clock, listeners=[self.measurements.append],
         )  # fmt: skip
@@ -238,7 +244,7 @@ class Scripted:
         """Change the adapters so that each step's can be told apart, then let it measure."""
         self.model.update(nn.utils.tree_map(lambda a: mx.full(a.shape, float(step)), self.model.trainable_parameters()))
         self.clock.now += 1.0
-        return self.validation.on_step(StepReport(Position(step=step), 1.0, 1.0, 1e-3, 1, 1, 0.1, applied=True))
+        return self.validation.after(Position(step=step))
 
     def run(self, first: int = 1) -> tuple[Any, int]:
         self.validation._is_chosen = True
@@ -310,13 +316,13 @@ def test_a_long_epoch_is_measured_in_eighths_and_at_marks_in_time(tmp_path: Path
     held_out = HeldOut(3, "rows", lambda count, _: (1.0, count), step_items=2.0)
     save_config(tmp_path, adapter_config(LORA, ("self_attn.q_proj", "self_attn.v_proj")))
     validation = Validation(
-        workers_of(model), held_out, tmp_path, TrainingConfig(validation_split=3), windows_per_epoch=1000,
+        workers_of(model), held_out, tmp_path, TrainingConfig(validation_split=3), steps_per_epoch=1000,
         total_steps=1000, deadline=Deadline(1e9), stop=StopRequest(), is_marked=lambda step: step == 77,
         listeners=[lambda m: asked.append(m.step)],
     )  # fmt: skip
     validation.begin(Position())
     for step in range(1, 301):
-        validation.on_step(StepReport(Position(step=step), 1.0, 1.0, 1e-3, 1, 1, 0.1, applied=True))
+        validation.after(Position(step=step))
     assert asked == [0, 77, 125, 250]
 
 
@@ -358,7 +364,7 @@ def test_the_deadline_leaves_room_for_the_last_measurement(tmp_path: Path) -> No
     steps = 0
     while not scripted.deadline.reached():
         scripted.step(steps := steps + 1)
-        scripted.deadline.note_window(1.0)
+        scripted.deadline.note_step(1.0)
     assert 20 < scripted.deadline.left_s < 40
     assert scripted.validation.close("deadline", Position(step=steps))
     assert scripted.deadline.left_s > 0
@@ -383,15 +389,12 @@ def test_all_measurements_together_take_a_tenth_of_the_deadline(
     while not scripted.deadline.reached() and step < total:
         step += 1
         scripted.clock.now += step_s
-        scripted.deadline.note_window(step_s)
+        scripted.deadline.note_step(step_s)
         if scripted.clock.now > (marks + 1) * interval:
             marks += 1
             scripted.marks.add(step)
         before = scripted.clock.now
-        assert (
-            scripted.validation.on_step(StepReport(Position(step=step), 1.0, 1.0, 1e-3, 1, 1, 0.1, applied=True))
-            is None
-        )
+        assert scripted.validation.after(Position(step=step)) is None
         spent += scripted.clock.now - before
     before = scripted.clock.now
     scripted.validation.close("deadline", Position(step=step))
@@ -467,10 +470,10 @@ def test_an_accuracy_is_kept_under_its_own_name_and_higher_is_better(tmp_path: P
 def test_without_held_out_rows_nothing_is_measured(tmp_path: Path) -> None:
     model = adapted()
     validation = Validation(
-        workers_of(model), None, tmp_path, TrainingConfig(), windows_per_epoch=1, total_steps=1,
+        workers_of(model), None, tmp_path, TrainingConfig(), steps_per_epoch=1, total_steps=1,
         deadline=Deadline(1e9), stop=StopRequest(),
     )  # fmt: skip
-    assert validation.on_step(StepReport(Position(step=1), 1.0, 1.0, 1e-3, 1, 1, 0.1, applied=True)) is None
+    assert validation.after(Position(step=1)) is None
     assert validation.summary() is None and validation.files() == {} and list(tmp_path.iterdir()) == []
 
 

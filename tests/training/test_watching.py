@@ -8,18 +8,19 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from mlxmath.objectives.grpo import METRICS
+from mlxmath.training.checkpoint import Position
 from mlxmath.training.deadline import Deadline
-from mlxmath.training.events import EventLog
-from mlxmath.training.fit import Position, StepReport
-from mlxmath.training.live import trend
-from mlxmath.training.rollouts import RolloutReport
-from mlxmath.training.watching import RolloutWatch
+from mlxmath.training.events import StepReport
+from mlxmath.training.grpo import logging
+from mlxmath.training.grpo.live import trend
+from mlxmath.training.grpo.logging import RolloutLogger
+from mlxmath.training.grpo.loss import METRICS
+from mlxmath.training.grpo.rollouts import RolloutReport
 
 
 def rollout(number: int, completion: str = "3 + 4 = 7\n#### 7", late: int = 0) -> RolloutReport:
     return RolloutReport(
-        number, number, {"correctness": 0.25 + number / 8, "mine:brief": -0.5}, 0.2, 16, 800, 0.375, 0.125, 50.0, late,
+        number, {"correctness": 0.25 + number / 8, "mine:brief": -0.5}, 0.2, 16, 800, 0.375, 0.125, 50.0, late,
         4.0, ("What is [b]3 + 4[/b]?", "7", completion, 0.75), False,
     )  # fmt: skip
 
@@ -31,15 +32,23 @@ def step(number: int) -> StepReport:
     )
 
 
-def watched(path: Path, console: Console | None, late: int = 0) -> RolloutWatch:
-    """After two rollouts of an interrupted run's last ten steps, the clock standing at 30 s."""
+def logger(path: Path, console: Console | None, first: int, deadline: Deadline) -> RolloutLogger:
+    """Of a run of 12 steps that goes on after the first ones."""
+    log = RolloutLogger()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging, "terminal", lambda: console)
+        log.begin(path, Position(first), 12, deadline, None)  # type: ignore[arg-type]
+    return log
+
+
+def watched(path: Path, console: Console | None, late: int = 0) -> None:
+    """Two rollouts of an interrupted run's last ten steps, the clock standing at 30 s."""
     clock = iter([0.0] + [30.0] * 100)
-    watch = RolloutWatch(EventLog(path / "events.jsonl"), 12, 2, Deadline(1000, lambda: next(clock)), console)
-    with watch:
+    log = logger(path, console, 2, Deadline(1000, lambda: next(clock)))
+    with log:
         for number in (2, 3):
-            watch.on_rollout(rollout(number, late=late))
-            watch.on_step(step(number + 1))
-    return watch
+            log.rollout(rollout(number, late=late))
+            log.step(step(number + 1))
 
 
 @pytest.fixture
@@ -69,9 +78,9 @@ def test_the_panel_shows_every_figure(tmp_path: Path, terminal: Console, capsys:
 
 
 def test_a_wrong_answer_and_what_was_not_graded_in_time(tmp_path: Path, terminal: Console) -> None:
-    watch = RolloutWatch(EventLog(tmp_path / "events.jsonl"), 12, 0, Deadline(1000), terminal)
-    with watch:
-        watch.on_rollout(rollout(0, "#### 8", late=3))
+    log = logger(tmp_path, terminal, 0, Deadline(1000))
+    with log:
+        log.rollout(rollout(0, "#### 8", late=3))
     panel = last_panel(terminal)
     assert "✗ 8 instead of 7, reward 0.75" in panel and re.search(r"not graded in time +3 ", panel)
     assert "0/12 steps, rollout 1 drawn " in panel

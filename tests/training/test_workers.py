@@ -12,12 +12,12 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxmath.config.schema import LoraConfig, TrainingConfig
-from mlxmath.data.batching import Batch, Shape, WindowPlan
+from mlxmath.data.batching import Batch, BatchSampler, Shape
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.lora.inject import inject
-from mlxmath.objectives.sft import SupervisedFineTuning
+from mlxmath.training.accumulate import StepSums, accumulate
 from mlxmath.training.gradients import Gradients, choose_gradients
-from mlxmath.training.step import WindowSum, accumulate
+from mlxmath.training.sft import sft_loss
 from mlxmath.training.workers import Workers, replica
 from tests.conftest import FakeRows, make_tiny_llama
 
@@ -32,18 +32,18 @@ def adapted(dropout: float = 0.0, variant: Any = "lora") -> nn.Module:
 
 
 def blockwise(model: nn.Module) -> Gradients:
-    return choose_gradients(model, SupervisedFineTuning(), CpuKernels(1), compiled=False)
+    return choose_gradients(model, sft_loss, CpuKernels(1), compiled=False)
 
 
-def plan(rows: FakeRows, num_workers: int = 1) -> WindowPlan:
-    return WindowPlan(rows, TrainingConfig(batch_size=8, grad_accumulation_steps=1), 128, Shape(16), num_workers)
+def plan(rows: FakeRows, num_workers: int = 1) -> BatchSampler:
+    return BatchSampler(rows, TrainingConfig(batch_size=8, grad_accumulation_steps=1), 128, Shape(16), num_workers)
 
 
 @pytest.mark.parametrize(("dropout", "variant"), [(0.0, "lora"), (0.3, "lora"), (0.0, "dora")])
 def test_the_sums_are_those_of_one_worker(uneven_rows: FakeRows, dropout: float, variant: str) -> None:
-    window = next(plan(uneven_rows, 3).windows())  # the same micro-batches for all, so that dropout is the same
+    window = next(plan(uneven_rows, 3).epoch(0))  # the same micro-batches for all, so that dropout is the same
     assert len(window.micro_batches) >= 3
-    found: list[WindowSum] = []
+    found: list[StepSums] = []
     states = []
     for count in (1, 2, 3):
         workers = Workers(adapted(dropout, variant), blockwise, count)
@@ -63,7 +63,7 @@ def test_the_sums_are_those_of_one_worker(uneven_rows: FakeRows, dropout: float,
 
 
 def test_the_seed_decides_on_dropout(uneven_rows: FakeRows) -> None:
-    window = next(plan(uneven_rows, 2).windows())
+    window = next(plan(uneven_rows, 2).epoch(0))
     workers = Workers(adapted(0.3), blockwise, 2)
     workers.model.train()
     losses = []
@@ -97,7 +97,7 @@ def test_a_replica_keeps_tied_layers_one() -> None:
 
 
 def test_workers_see_the_parameters_of_now(uneven_rows: FakeRows) -> None:
-    window = next(plan(uneven_rows, 2).windows())
+    window = next(plan(uneven_rows, 2).epoch(0))
     workers = Workers(adapted(), blockwise, 2)
     before = accumulate(workers, window)
     workers.model.update(nn.utils.tree_map(lambda a: a * 3, workers.model.trainable_parameters()))
@@ -134,14 +134,14 @@ def test_results_come_in_the_shares_order_and_at_once() -> None:
 
 
 def test_a_stop_abandons_the_window(uneven_rows: FakeRows) -> None:
-    window = next(plan(uneven_rows, 2).windows())
+    window = next(plan(uneven_rows, 2).epoch(0))
     assert accumulate(Workers(adapted(), blockwise, 2), window, stopped=lambda: True) is None
 
 
 def test_shares_are_whole_and_even(uneven_rows: FakeRows) -> None:
     for num_workers in (1, 2, 3):
         the_plan = plan(uneven_rows, num_workers)
-        for window in the_plan.windows():
+        for window in the_plan.epoch(0):
             assert sorted(window.row_ids) == sorted({*window.row_ids})
             shares = window.shares(num_workers)
             assert sorted(i for share in shares for i in share) == list(range(len(window.micro_batches)))
@@ -152,7 +152,7 @@ def test_shares_are_whole_and_even(uneven_rows: FakeRows) -> None:
 
 
 def test_the_bad_rows_are_found_whoever_has_them(uneven_rows: FakeRows) -> None:
-    window = next(plan(uneven_rows, 2).windows())
+    window = next(plan(uneven_rows, 2).epoch(0))
     bad = window.row_ids[-1]
 
     class Planted:

@@ -97,10 +97,10 @@ def prompts(train: list[dict[str, str]]) -> Iterator[Prompt]:
 
 def search(model: Path, problems: Path, limit: int | None, folder: Path) -> list[dict[str, Any]]:
     """The share of right answers of each prompt, best first; of equals the one that is listed first."""
-    from mlxmath.commands import options
-    from mlxmath.commands.evaluate import evaluate
+    from mlxmath.config.load import settings_from
     from mlxmath.data.templates import template_of
     from mlxmath.evaluation.contestants import Contestant
+    from mlxmath.evaluation.runner import evaluate
     from mlxmath.runtime.ranks import Ranks
 
     rows = [json.loads(line) for line in (DEMO / "problems" / "train.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -110,10 +110,10 @@ def search(model: Path, problems: Path, limit: int | None, folder: Path) -> list
         file.write_text(tomli_w.dumps({**prompt.definition, "completion": "{solution}"}), encoding="utf-8")
         contestants.append(Contestant(prompt.name, model, template=template_of(str(file), "--template-for")))
     values = {
-        "evaluation__benchmark": f"demo={problems}", "evaluation__max_tokens": MAX_TOKENS, "evaluation__limit": limit,
-        "evaluation__results_path": str(folder / "results"),
+        "benchmark": f"demo={problems}", "max_tokens": MAX_TOKENS, "limit": limit,
+        "results_path": str(folder / "results"),
     }  # fmt: skip
-    found = evaluate(options.settings(values).config, contestants, Ranks(), overwrite=True)
+    found = evaluate(settings_from(("evaluation",), **values).config, contestants, Ranks(), overwrite=True)
     assert found is not None
     table = []
     for prompt in tried:

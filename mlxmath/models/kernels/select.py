@@ -4,9 +4,9 @@ from mlxmath.models.kernels.base import Kernels
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.gpu import GpuKernels, works
 from mlxmath.models.kernels.portable import PortableKernels
-from mlxmath.runtime.backend import DeviceInfo
 from mlxmath.runtime.blas import num_usable_cores
 from mlxmath.runtime.console import warn
+from mlxmath.runtime.device import DeviceInfo
 
 
 def kernels_for(device: DeviceInfo, num_workers: int = 1) -> Kernels:

@@ -1,0 +1,357 @@
+"""mlxmath from Python: what `import mlxmath` offers. Every command is a thin shell of one of these functions.
+
+Settings are keyword arguments with the names of the command's options, `_` for `-` (`learning_rate=1e-4,
+lora_rank=16`); `recipe`, `config` and `set` as there. Nothing is printed unless `verbose`. A wrong setting is an
+`InputError`, any other failure a `MlxmathError`, whose text says what was expected, what was found and what to do.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlxmath.config.load import TRAINED_FROM, Resolved, settings_from
+from mlxmath.config.schema import RunConfig
+from mlxmath.runtime.console import shown
+
+if TYPE_CHECKING:
+    from mlxmath.distillation.dataset import DistillResult
+    from mlxmath.generation.engine import Completion
+    from mlxmath.generation.model import LanguageModel
+    from mlxmath.training.plan import Objective, RunPlan
+    from mlxmath.training.trainer import TrainResult
+
+Callback = Callable[[dict[str, Any]], object]
+"""Given each event of a run as it happens: what events.jsonl holds, a dictionary with "event", "step" and figures."""
+Data = str | Path | Sequence[Mapping[str, Any]]
+"""A dataset's name, a file or folder, or rows."""
+
+
+def load(
+    model: str | Path = "mlx_model", adapter: str | Path | None = None, *, verbose: bool = False, **settings: Any
+) -> "LanguageModel":
+    """A model that answers, in the template that its adapter was trained in, or its own.
+
+    Args:
+        model: a folder with a converted model; a Hugging Face repository, another folder or "demo", which is converted
+            into the folder `mlx_path` first.
+        adapter: a folder with an adapter (None: the base model).
+        verbose: print what happens.
+        **settings: of the sections model and runtime.
+
+    Raises:
+        InputError: a setting is wrong.
+        MlxmathError: there is no such model or adapter, or it is damaged.
+    """
+    from mlxmath.generation.model import open_model
+
+    with _shown(verbose):
+        folder, config = _converted(model, settings)
+        return open_model(folder, _device(config).compute_dtype, None if adapter is None else Path(adapter))
+
+
+def generate(
+    model: "LanguageModel | str | Path", problems: str | Sequence[str], *, max_new_tokens: int = 1024,
+    temperature: float = 0.0, top_p: float = 1.0, seed: int = 0,
+) -> "Completion | list[Completion]":  # fmt: skip
+    """The answer to a problem, or to each of several, which are drawn together.
+
+    Args:
+        model: what `load` gave, or what it takes.
+        problems: texts, put into the model's template.
+        max_new_tokens: longest answer.
+        temperature: 0 always takes the most likely token.
+        top_p: keep the most likely tokens of this total probability.
+        seed: of what is drawn.
+    """
+    from mlxmath.generation.engine import Sampling
+
+    opened = load(model) if isinstance(model, str | Path) else model
+    sampling = Sampling(max_new_tokens, temperature, top_p, seed)
+    if isinstance(problems, str):
+        return opened.generate([problems], sampling)[0]
+    return opened.generate(problems, sampling)
+
+
+def sft(
+    data: Data | None = None, *, callback: Callback | None = None, verbose: bool = False, **settings: Any
+) -> "TrainResult":
+    """Fine-tune adapters on problems and their solutions: `mlxmath train`.
+
+    Args:
+        data: as `dataset`, or rows with columns as a file would have them.
+        callback: given each event as it happens.
+        verbose: print what the command prints.
+        **settings: of the sections model, data, lora, training and runtime.
+
+    Returns:
+        How it ended and where the adapters are. A run that ended by its deadline or a signal can be resumed with
+        `resume=True`.
+
+    Raises:
+        InputError: a setting is wrong, or the adapter folder holds another run.
+        MlxmathError: the model or the data cannot be had, do not fit into the memory, or are damaged.
+    """
+    from mlxmath.training.sft import sft as train
+
+    with _shown(verbose):
+        return train(_settings((), data, settings), callback=callback)
+
+
+def dpo(
+    data: Data | None = None, *, callback: Callback | None = None, verbose: bool = False, **settings: Any
+) -> "TrainResult":
+    """Tune adapters on pairs of a preferred and a rejected completion: `mlxmath dpo`; see `sft`.
+
+    Args:
+        data: rows with `prompt`, `chosen` and `rejected`.
+        callback: given each event as it happens.
+        verbose: print what the command prints.
+        **settings: as for `sft`, and of the section dpo.
+
+    Raises:
+        InputError: a setting is wrong, or the adapter folder holds another run.
+        MlxmathError: see `sft`.
+    """
+    from mlxmath.training.dpo import dpo as train
+
+    with _shown(verbose):
+        return train(_settings(("dpo",), data, settings), callback=callback)
+
+
+def reward_model(
+    data: Data | None = None, *, callback: Callback | None = None, verbose: bool = False, **settings: Any
+) -> "TrainResult":
+    """Train a model that scores completions, on pairs: `mlxmath reward-model`; see `dpo`.
+
+    Args:
+        data: rows with `prompt`, `chosen` and `rejected`.
+        callback: given each event as it happens.
+        verbose: print what the command prints.
+        **settings: as for `sft`, and of the section reward_model.
+
+    Raises:
+        InputError: a setting is wrong, or the adapter folder holds another run.
+        MlxmathError: see `sft`.
+    """
+    from mlxmath.training.reward_model import reward_model as train
+
+    with _shown(verbose):
+        return train(_settings(("reward_model",), data, settings), callback=callback)
+
+
+def grpo(
+    data: Data | None = None, *, rewards: "Sequence[str | Callable[..., Any]] | Mapping[str, float] | None" = None,
+    callback: Callback | None = None, verbose: bool = False, **settings: Any,
+) -> "TrainResult":  # fmt: skip
+    """Improve an adapter by reinforcement learning with graded answers: `mlxmath grpo`; see `sft`.
+
+    Args:
+        data: problems with their answers.
+        rewards: names (as `--reward` takes them), weights by name, or functions. A function with one parameter gets the
+            rollout's `Sample`s; any other is called as TRL calls it, with `prompts`, `completions`, `completion_ids`,
+            `gold` and the dataset's other columns by name, as far as it has parameters for them. It returns a number
+            for each completion.
+        callback: given each event as it happens.
+        verbose: print what the command prints.
+        **settings: as for `sft`, and of the section grpo.
+
+    Raises:
+        InputError: a setting is wrong, or the adapter folder holds another run.
+        MlxmathError: see `sft`; a reward failed.
+    """
+    from mlxmath.training.grpo.rewards import weights_of
+    from mlxmath.training.grpo.train import grpo as train
+
+    with _shown(verbose):
+        if rewards is not None:
+            weights, functions = weights_of(rewards)
+            settings = settings | {"reward_weights": weights}
+        else:
+            functions = {}
+        return train(_settings(("grpo",), data, settings), callback=callback, functions=functions)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` gives; `folder` holds results.json, samples.jsonl, report.html and charts."""
+
+    folder: Path
+    results: dict[str, Any]
+    """What results.json holds."""
+
+    @cached_property
+    def accuracy(self) -> dict[str, float]:
+        """The share of right answers by model: "base", "tuned" or a folder's name."""
+        return {name: found["accuracy"]["value"] for name, found in self.results["contestants"].items()}
+
+    @property
+    def comparisons(self) -> list[dict[str, Any]]:
+        """Of each model with the first: the difference, its 95 % interval, and what was fixed and broken."""
+        found: list[dict[str, Any]] = self.results["comparisons"]
+        return found
+
+
+def evaluate(
+    benchmark: str | Sequence[str] | None = None, *, model: str | Path = "mlx_model",
+    adapters: str | Path | Sequence[str | Path] = "adapters", compare: bool = True, template: str | None = None,
+    resume: bool = False, overwrite: bool = False, seed: int = 0, verbose: bool = False, **settings: Any,
+) -> Evaluation:  # fmt: skip
+    """Ask benchmarks, grade the answers and compare the tuned model with its base: `mlxmath evaluate`.
+
+    Args:
+        benchmark: names ("gsm8k", "math500", "demo") or files.
+        model: as for `load`.
+        adapters: folders; none (an empty list): the base alone.
+        compare: ask the base too.
+        template: prompt template of all (None: each one's own).
+        resume: go on with the answers that are there.
+        overwrite: remove them.
+        seed: of the samples.
+        verbose: print what the command prints.
+        **settings: of the sections model, evaluation and runtime.
+
+    Raises:
+        InputError: a setting is wrong.
+        MlxmathError: a model or an adapter is missing or damaged.
+    """
+    from mlxmath.evaluation.contestants import choose_contestants
+    from mlxmath.evaluation.runner import evaluate as run
+    from mlxmath.runtime.ranks import Ranks
+
+    names = [benchmark] if isinstance(benchmark, str) else list(benchmark or ())
+    folders = [adapters] if isinstance(adapters, str | Path) else list(adapters)
+    with _shown(verbose):
+        if names:
+            settings = settings | {"benchmark": ",".join(names)}
+        folder, config = _converted(model, settings, "evaluation")
+        chosen = choose_contestants(folder, tuple(map(Path, folders)), (), base=compare or not folders)
+        found = run(config, chosen, Ranks(), template=template, seed=seed, resume=resume, overwrite=overwrite)
+    assert found is not None
+    return Evaluation(Path(found.pop("folder")), found)
+
+
+def convert(model: str | Path, *, verbose: bool = False, **settings: Any) -> Path:
+    """Turn Hugging Face weights (.bin or safetensors) into an MLX model: `mlxmath convert`.
+
+    Args:
+        model: a Hugging Face repository, a local folder or "demo".
+        verbose: print what the command prints.
+        **settings: of the section model.
+
+    Returns:
+        The folder, `mlx_path`.
+
+    Raises:
+        InputError: a setting is wrong, or the folder holds something else.
+        MlxmathError: the weights cannot be had, or are damaged.
+    """
+    from mlxmath.weights.convert import ensure_model
+
+    with _shown(verbose):
+        config = settings_from(("model",), model=str(model), **settings).config
+        ensure_model(config.model, exact=True)
+    return Path(config.model.mlx_path)
+
+
+def distill(
+    *, rank_only: str | Path | None = None, resume: bool = False, overwrite: bool = False, verbose: bool = False,
+    **settings: Any,
+) -> "DistillResult":  # fmt: skip
+    """Have a teacher write solutions, and keep the right and faithful ones as a dataset: `mlxmath distill`.
+
+    Args:
+        rank_only: judge the solutions in this file; no teacher is asked.
+        resume: use the answers in the folder, and ask for what is missing.
+        overwrite: start anew, whatever the folder holds.
+        verbose: print what the command prints.
+        **settings: of the sections distillation, data and runtime.
+
+    Raises:
+        InputError: a setting is wrong, or the folder holds other answers.
+        MlxmathError: the data cannot be read, or the teacher does not answer.
+    """
+    from mlxmath.distillation.distill import distill as run
+
+    with _shown(verbose):
+        config = settings_from(("distillation", "data", "runtime"), **settings).config
+        path = None if rank_only is None else Path(rank_only).expanduser()
+        return run(config, rank_only=path, resume=resume, overwrite=overwrite)
+
+
+def plan(
+    method: "Objective" = "train", *, memory: str | None = None, verbose: bool = False, **settings: Any
+) -> "RunPlan":
+    """What memory and time a run takes, before anything but the model's configuration is fetched: `mlxmath plan`.
+
+    Args:
+        method: "train", "dpo", "reward-model" or "grpo".
+        memory: of the machine, such as "16GB" (None: this one's).
+        verbose: print what happens.
+        **settings: as for the method.
+
+    Raises:
+        InputError: a setting is wrong, or the model cannot be trained.
+        MlxmathError: there is no such model.
+    """
+    from mlxmath.training.plan import parse_size, plan_run
+
+    with _shown(verbose):
+        own = () if method == "train" else (method.replace("-", "_"),)
+        config = settings_from((*TRAINED_FROM, *own), **settings).config
+        return plan_run(config, method, None if memory is None else parse_size(memory))
+
+
+def _settings(sections: tuple[str, ...], data: Data | None, settings: dict[str, Any]) -> Resolved:
+    """The settings of a run of these sections besides those of every training; `data` is its dataset."""
+    found = settings_from((*TRAINED_FROM, *sections), **settings)
+    if data is None:
+        return found
+    name = str(data) if isinstance(data, str | Path) else _written(data, Path(found.config.data.cache_dir))
+    return settings_from((*TRAINED_FROM, *sections), **{**settings, "dataset": name})
+
+
+def _written(rows: Sequence[Mapping[str, Any]], cache: Path) -> str:
+    """Rows as a file in the cache, named by what they hold: a resumed run finds the same."""
+    import hashlib
+
+    from mlxmath.errors import InputError
+    from mlxmath.runtime.files import atomic_write
+
+    try:
+        text = "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"data=: expected rows of plain values, as JSON has them; found {error}.") from None
+    if not text:
+        raise InputError("data=: expected at least one row, found none.")
+    path = cache / f"rows-{hashlib.sha256(text.encode()).hexdigest()[:16]}.jsonl"
+    if not path.exists():
+        atomic_write(path, text)
+    return str(path)
+
+
+def _converted(model: str | Path, settings: dict[str, Any], *sections: str) -> tuple[Path, RunConfig]:
+    """The folder of the converted model, which is made if need be, and the settings."""
+    from mlxmath.weights.convert import ensure_model
+    from mlxmath.weights.manifest import FILE_NAME
+
+    folder = Path(model).expanduser()
+    names = ("model", "runtime", *sections)
+    if (folder / FILE_NAME).is_file():
+        return folder, settings_from(names, mlx_path=str(folder), **settings).config
+    config = settings_from(names, model=str(model), **settings).config
+    ensure_model(config.model)
+    return Path(config.model.mlx_path), config
+
+
+def _shown(verbose: bool) -> AbstractContextManager[object]:
+    return shown() if verbose else nullcontext()
+
+
+def _device(config: RunConfig) -> Any:
+    from mlxmath.runtime.device import open_backend
+
+    return open_backend(config.runtime, 0)[1]

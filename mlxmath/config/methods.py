@@ -1,0 +1,251 @@
+"""Settings that one method alone has: reinforcement learning, preferences, distillation, evaluation."""
+
+import json
+import math
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from mlxmath.config.section import DEMO, Folder, Names, Section, parts, require
+
+
+def _numbers(value: object) -> object:
+    """The numbers of a text that lists several; a list as it is."""
+    if not isinstance(value, str):
+        return parts(value)
+    try:
+        return tuple(float(part) for part in value.split(",") if part.strip())
+    except ValueError:
+        raise ValueError("give numbers separated by commas") from None
+
+
+def _is_object(text: str | None, _: object) -> bool:
+    try:
+        return text is None or isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+def _are_pairs(pairs: tuple[str, ...], _: object) -> bool:
+    """Whether each is MODEL=TEMPLATE, and no model occurs twice."""
+    models = [model.strip() for model, _, template in (pair.partition("=") for pair in pairs) if template.strip()]
+    return "" not in models and len(set(models)) == len(pairs)
+
+
+Temperature = Annotated[
+    float,
+    Field(ge=0),
+    require(
+        lambda value, others: value or others.get("samples", 1) == 1,
+        "several --samples would all be the same at 0; give for example 0.7",
+    ),
+]
+_is_http = require(
+    lambda url, _: urlsplit(url).scheme in ("http", "https") and urlsplit(url).hostname and len(url.split()) == 1,
+    "give a URL that begins with http:// or https://",
+)
+_no_query = require(
+    lambda url, _: not urlsplit(url).query and not urlsplit(url).fragment, "give the URL without what follows ? or #"
+)
+_some_port = require(lambda url, _: urlsplit(url).port != 0, "port 0 is no address")
+_no_key = require(
+    lambda url, _: not urlsplit(url).username and not urlsplit(url).password,
+    "a key does not belong into the URL; name its environment variable (--teacher-key-env)",
+)
+_sigmoid_only = require(
+    lambda value, others: not value or others.get("loss_type") == "sigmoid", "needs --loss-type sigmoid"
+)
+_object = require(_is_object, 'give a JSON object, for example \'{"reasoning_effort": "high"}\'')
+_some_length = require(
+    lambda value, others: value is None or value >= others.get("min_characters", 0), "is less than --min-characters"
+)
+_pairs = require(_are_pairs, "expected MODEL=TEMPLATE, each model once, for example base=chat")
+_weighted = require(lambda value, others: not value or others.get("vote") == "weighted", "needs --vote weighted")
+_positive = require(
+    lambda value, _: not value or (all(0 <= weight < math.inf for weight in value) and any(value)),
+    "give numbers from 0, not all of them 0",
+)
+_one_folder = require(
+    lambda value, _: value is None or (value.strip(". ") and "/" not in value and "\\" not in value),
+    "give the name of a folder, without a path",
+)
+
+
+class GrpoConfig(Section):
+    """Reinforcement learning by group-relative policy optimization, named as TRL names it."""
+
+    num_generations: Annotated[int, Field(ge=2)] = Field(8, description="Completions of a prompt, compared as a group.")
+    max_completion_length: Annotated[int, Field(ge=1)] = Field(512, description="Longest completion, in tokens.")
+    temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="Temperature that completions are drawn at.")
+    beta: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Weight of the divergence from the model at the start (0: none)."
+    )
+    epsilon: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="How far a probability ratio may fall.")
+    epsilon_high: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="How far a probability ratio may rise (unset: as far as it may fall)."
+    )
+    num_iterations: Annotated[int, Field(ge=1)] = Field(1, description="Optimizer passes over each set of completions.")
+    loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = Field("dapo", description="How token losses are averaged.")
+    scale_rewards: Literal["group", "batch", "none"] = Field(
+        "group", description="Standard deviation that advantages are divided by: the group's, the batch's, or none."
+    )
+    importance_sampling_level: Literal["token", "sequence"] = Field(
+        "token", description="Whether probability ratios are of tokens or of whole completions."
+    )
+    mask_truncated_completions: bool = Field(
+        False, description="Leave completions that reached the longest length out of the loss."
+    )
+    dynamic_sampling: bool = Field(
+        False, description="Draw other problems in place of groups whose rewards are all the same."
+    )
+    concurrency: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Completions drawn at a time (unset: as many as pay off, in the memory that learning takes)."
+    )
+    reward_weights: dict[str, float] = Field(
+        {"correctness": 1.0}, description="Rewards that count, each with its weight."
+    )
+
+
+class DpoConfig(Section):
+    """Preference tuning, named as TRL names it."""
+
+    loss_type: Literal["sigmoid", "ipo", "orpo"] = Field(
+        "sigmoid", description="The loss: sigmoid is DPO's own; ipo; orpo, which needs no reference model."
+    )
+    beta: Annotated[float, Field(gt=0)] = Field(
+        0.1, description="How strongly the reference holds (ipo: its tau; orpo: weight of the odds ratio)."
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5), _sigmoid_only] = Field(
+        0.0, description="Share of pairs taken to be labelled the wrong way round (sigmoid only)."
+    )
+
+
+class RewardModelConfig(Section):
+    """Training of a reward model, named as TRL names it."""
+
+    center_rewards_coefficient: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Weight of what keeps the scores of a pair around 0; 0.01 is usual (0: nothing does)."
+    )
+
+
+class DistillationConfig(Section):
+    """Who writes solutions, how it is asked, and which of its solutions are kept."""
+
+    teacher: str | None = Field(None, description="Local teacher: MLX model folder, or MODEL:ADAPTER.")
+    teacher_url: (
+        Annotated[str, _is_http, _no_query, _some_port, _no_key, AfterValidator(lambda url: url.rstrip("/"))] | None
+    ) = Field(
+        None, description="Teacher behind an OpenAI-compatible endpoint, for example https://api.deepseek.com/v1."
+    )
+    teacher_model: str | None = Field(None, description="The endpoint's name of the teacher.")
+    teacher_key_env: str | None = Field(
+        None, description="Environment variable that holds the endpoint's key (unset: no key is sent)."
+    )
+    teacher_extra: Annotated[str | None, _object] = Field(
+        None, description="JSON object merged into each request to the endpoint; null takes a field out."
+    )
+    teacher_template: str | None = Field(
+        None, description="Prompt template of a local teacher (unset: its adapter's, else its chat template)."
+    )
+    instruction: str = Field(
+        "Solve the problem step by step. Write out every calculation, and put the final answer within \\boxed{}.",
+        description="What follows the problem in the question to the teacher ('': nothing).",
+    )
+    samples: Annotated[int, Field(ge=1)] = Field(4, description="Solutions asked for to each problem.")
+    temperature: Temperature = Field(
+        0.7, description="Temperature that solutions are drawn at; several samples need more than 0."
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Keep the most likely tokens of this total probability."
+    )
+    max_tokens: Annotated[int, Field(ge=1)] = Field(4096, description="Longest solution, in tokens.")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
+        None, description="Seed of the samples (unset: 0 for a local teacher, none is sent to an endpoint)."
+    )
+    concurrency: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Solutions written at once (unset: 8 by an endpoint, as many as pay off by a local teacher)."
+    )
+    requests_per_minute: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Most requests a minute to the endpoint (unset: no limit)."
+    )
+    timeout_s: Annotated[float, Field(gt=0)] = Field(600.0, description="Seconds to wait for one answer.")
+    retries: Annotated[int, Field(ge=0)] = Field(6, description="How often a failed request is made again.")
+    backoff_s: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="Seconds before the first repetition; doubled for each further one, up to 60."
+    )
+    price_in: Annotated[float, Field(ge=0)] = Field(0.0, description="Price of a million prompt tokens.")
+    price_out: Annotated[float, Field(ge=0)] = Field(0.0, description="Price of a million tokens written.")
+    keep: Literal["best", "all"] = Field(
+        "best", description="Accepted solutions of a problem that are kept: the most faithful, shortest one, or all."
+    )
+    thinking: Literal["keep", "drop"] = Field(
+        "keep", description="What becomes of a solution's <think> part in what is kept."
+    )
+    min_validity: Annotated[float, Field(ge=0, le=1)] = Field(
+        1.0, description="Least share of true equations, where any can be decided."
+    )
+    min_provenance: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Least share of operands that come from the problem or an earlier result."
+    )
+    min_liveness: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Least share of equations that the answer was computed from."
+    )
+    require_support: bool = Field(
+        False, description="Keep only solutions with an equation whose result is the final answer."
+    )
+    allow_doubt: bool = Field(False, description="Keep solutions that go round in circles.")
+    min_characters: Annotated[int, Field(ge=0)] = Field(20, description="Shortest solution kept, in characters.")
+    max_characters: Annotated[Annotated[int, Field(ge=1)] | None, _some_length] = Field(
+        None, description="Longest solution kept, in characters (unset: any)."
+    )
+    output_path: Folder = Field("distilled", description="Folder for responses, solutions and their card.")
+
+
+class EvaluationConfig(Section):
+    """What models are asked, how they answer, how answers are put together."""
+
+    benchmark: Names = Field(
+        (DEMO,),
+        description="Benchmarks, separated by commas: demo, gsm8k, math500, math, gsm-hard, svamp, mathqa, aime24, "
+        "minerva, a local file, or NAME=FILE for a benchmark's rows in a local file.",
+    )
+    limit: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Ask only N problems of each benchmark: always the same ones, spread over the whole."
+    )
+    template_for: Annotated[Names, _pairs] = Field(
+        (),
+        description="Template of one model, MODEL=TEMPLATE, several separated by commas: MODEL as the report names it "
+        "(base, tuned, ...), TEMPLATE a name, a .toml file, 'chat', or 'adapter' for the one of the tuned model "
+        "(unset: an adapter's training one; a base's chat template, else the adapter's).",
+    )
+    shots: Annotated[int, Field(ge=0)] = Field(0, description="Worked examples before each problem.")
+    samples: Annotated[int, Field(ge=1)] = Field(1, description="Answers to each problem, for pass@k and maj@k.")
+    temperature: Temperature = Field(
+        0.0,
+        validate_default=True,
+        description="0 always takes the most likely token; several samples need more than 0.",
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Keep the most likely tokens of this total probability."
+    )
+    max_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Longest answer, in tokens (unset: the benchmark's)."
+    )
+    retrieve: str | None = Field(
+        None, description="Add the best-matching formulas of this .jsonl file to each problem; 'bundled' is ours."
+    )
+    retrieve_count: Annotated[int, Field(ge=1)] = Field(3, description="Formulas added to a problem, at most.")
+    vote: Literal["equal", "weighted"] | None = Field(
+        None, description="Let the tuned models vote together, each answer counting the same or by --weights."
+    )
+    weights: Annotated[tuple[float, ...], BeforeValidator(_numbers), _weighted, _positive] = Field(
+        (), description="A voting model's weight each (unset: its accuracy on the other problems)."
+    )
+    concurrency: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Answers generated together (unset: as many as pay off and fit the memory)."
+    )
+    results_path: Folder = Field("evaluation_results", description="Folder for the runs' folders.")
+    run_name: Annotated[str | None, _one_folder] = Field(
+        None, description="Name of this run's folder (unset: made from its settings)."
+    )

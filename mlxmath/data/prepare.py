@@ -1,0 +1,227 @@
+"""A dataset into tokens, once; training finds them in the cache."""
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlxmath.config.schema import DataConfig, ModelConfig
+from mlxmath.config.section import DEMO
+from mlxmath.errors import InputError, MlxmathError
+from mlxmath.runtime.console import Progress, counted, duration, say, size, warn
+from mlxmath.runtime.files import sha256
+
+if TYPE_CHECKING:
+    from mlxmath.data.cache import RowWriter, Stats, TokenRows
+    from mlxmath.data.mixture import Mixture
+    from mlxmath.data.templates import Template
+
+
+def tokenizer_folder(config: ModelConfig) -> Path:
+    """The folder with the tokenizer of `config.model`: `config.mlx_path`, which is made if need be."""
+    from mlxmath.data.codec import has_tokenizer
+    from mlxmath.weights.hub import is_source
+    from mlxmath.weights.manifest import FILE_NAME, read_manifest
+
+    folder = Path(config.mlx_path).expanduser()
+    usable = has_tokenizer(folder)
+    if usable and (folder / FILE_NAME).exists():
+        try:
+            usable = is_source(config.model, read_manifest(folder).source)
+        except MlxmathError:
+            usable = False
+    if not usable:
+        from mlxmath.weights.convert import ensure_model
+
+        ensure_model(config)
+    say(f"tokenizer: {folder}")
+    return folder
+
+
+def prepare_rows(
+    config: DataConfig, model_folder: Path, *, trust_remote_code: bool = False, pairs: bool = False
+) -> "TokenRows":
+    """The tokenized dataset, from the cache if it is there, else made and put there.
+
+    Args:
+        config: which rows, and how they become tokens.
+        model_folder: a folder with the model's tokenizer.
+        trust_remote_code: let the tokenizer run code from its repository.
+        pairs: of a chosen and a rejected completion; each makes two rows (see `mlxmath.data.pairs`).
+
+    Raises:
+        InputError: no such dataset, column, split, template or tokenizer.
+        MlxmathError: the data cannot be read, or no row of it can be trained on.
+    """
+    from mlxmath.data.cache import CacheError, TokenRows, fingerprint, token_dtype, write_rows
+    from mlxmath.data.codec import load_tokenizer
+    from mlxmath.data.mixture import Mixture
+    from mlxmath.data.prepared import note
+    from mlxmath.data.templates import get_template
+
+    template = get_template(config.template, config.template_file)
+    mixture = Mixture(config, pairs=pairs)
+    tokenizer = load_tokenizer(model_folder, trust_remote_code)
+    template = template.for_tokenizer(tokenizer)
+    for problems in mixture.sources:
+        say(f"dataset: {problems}")
+    key = {
+        **mixture.key,
+        "template": template.definition,
+        "tokenizer": _tokenizer_identity(tokenizer, model_folder),
+        **({"pairs": True} if pairs else config.model_dump(include={"overflow", "train_on_prompt"})),
+        "max_seq_len": config.max_seq_len,
+    }
+    path = Path(config.cache_dir).expanduser() / f"{fingerprint(key)}.pkl"
+    started = time.perf_counter()
+    try:
+        rows = TokenRows.load(path)
+    except FileNotFoundError:
+        pass
+    except CacheError as error:
+        warn(f"{error}; rebuilding")
+    else:
+        say(f"{path} holds these rows already: {len(rows):,}, loaded in {time.perf_counter() - started:.3f}s")
+        note(config, model_folder, rows, pairs=pairs)
+        return rows
+    with write_rows(path, token_dtype(max(tokenizer.get_vocab().values()) + 1)) as writer:
+        _write_all(mixture, template, config, tokenizer, writer, pairs=pairs)
+    rows = TokenRows.load(path)
+    spent = time.perf_counter() - started
+    say(
+        f"{path}: {len(rows):,} rows, {len(rows.tokens):,} tokens, {size(path.stat().st_size)} "
+        f"in {duration(spent)} ({len(rows.tokens) / spent:,.0f} tokens/s)"
+    )
+    note(config, model_folder, rows, pairs=pairs)
+    return rows
+
+
+def prepare_held_out(
+    config: DataConfig, name: str, model_folder: Path, *, trust_remote_code: bool = False, pairs: bool = False
+) -> "TokenRows":
+    """The rows of `--validation-dataset`, made as those of the training data are.
+
+    Args:
+        config: how rows become tokens; the columns are called the same.
+        name: a file, the demo, or a repository as NAME or NAME:SPLIT (its validation split).
+        model_folder: a folder with the model's tokenizer.
+        trust_remote_code: let the tokenizer run code from its repository.
+        pairs: see `prepare_rows`.
+
+    Raises:
+        InputError: no such dataset or split.
+        MlxmathError: see `prepare_rows`.
+    """
+    changed, hint = held_out_config(config, name)
+    say("held-out rows:")
+    try:
+        return prepare_rows(changed, model_folder, trust_remote_code=trust_remote_code, pairs=pairs)
+    except InputError as error:
+        raise InputError(f"--validation-dataset {name}: {error}{hint}") from None
+
+
+def held_out_config(config: DataConfig, name: str) -> tuple[DataConfig, str]:
+    """The settings that read `--validation-dataset`, and what to try if they cannot."""
+    from mlxmath.data.local import is_file_name
+
+    changes: dict[str, Any] = {
+        "dataset": name, "split": None, "num_examples": None, "sources": (), "filters": (), "balance": None,
+        "solutions": "own", "deduplicate": "off", "decontaminate": (), "curriculum": "none",
+    }  # fmt: skip
+    hint = ""
+    if name == DEMO:
+        changes |= {"split": "validation", "question_column": None, "solution_column": None, "answer_column": None}
+    elif not is_file_name(name):
+        repository, _, split = name.partition(":")
+        changes |= {"dataset": repository, "split": split or "validation"}
+        hint = f" Another split: --validation-dataset {repository}:SPLIT."
+    if changes["dataset"] != config.dataset:
+        changes |= {"dataset_config": None, "dataset_revision": None}
+    return config.model_copy(update=changes), hint
+
+
+def _write_all(
+    mixture: "Mixture", template: "Template", config: DataConfig, tokenizer: Any, writer: "RowWriter", *, pairs: bool
+) -> None:
+    """Choose, render, fit and write all problems, batch by batch."""
+    from mlxmath.data.pair_tokens import tokenize_pairs
+    from mlxmath.data.summary import MIXTURE
+    from mlxmath.data.tokenize import SKIPPED, tokenize
+
+    mixture.choose()
+    counts: Counter[str] = Counter()
+    with Progress("tokenizing", len(mixture), unit="rows") as progress:
+        for rows, batch_counts in (tokenize_pairs if pairs else tokenize)(mixture, template, config, tokenizer):
+            writer.add(rows, batch_counts["problems"])
+            counts.update(batch_counts)
+            progress.update(batch_counts["problems"])
+    if not counts["output_rows"]:
+        left_out = Counter[str]()
+        for report in mixture.reports:
+            left_out.update({f"unusable: {reason}": n for reason, n in report.skipped.items()})
+            left_out.update({f"does not meet '{reason}'": n for reason, n in report.filtered.items()})
+            left_out.update({f"occurs in {name}": n for name, n in report.contaminated.items()})
+        left_out.update({name: n for name, n in counts.items() if name.startswith(SKIPPED)})
+        what = ", ".join(f"{n:,} {reason}" for reason, n in left_out.items()) or f"{counts['problems']} rows were read"
+        names = ", ".join(report.name for report in mixture.reports)
+        raise MlxmathError(
+            f"{names}: no {'pair' if pairs else 'row with a target'} is left ({what}; --max-seq-len "
+            f"{config.max_seq_len}{'' if pairs else f', --overflow {config.overflow}'}); choose other data, columns or "
+            "filters, or a larger --max-seq-len."
+        )
+    if mixture.ranks is not None:
+        writer.ranks = mixture.ranks[writer.sources]
+    writer.questions = mixture.questions
+    settings = {"overflow": config.overflow, "max_seq_len": config.max_seq_len, MIXTURE: mixture.report()}
+    writer.stats.update({**counts, **settings})
+
+
+def statistics(rows: "TokenRows") -> list[str]:
+    """What became of the dataset, one line a fact."""
+    import numpy as np
+
+    from mlxmath.data.summary import length_histogram, mixture_lines
+    from mlxmath.data.tokenize import SKIPPED, SYSTEM_LEFT_OUT
+
+    stats = rows.stats
+    lines = [
+        *mixture_lines(stats),
+        f"{counted(_number(stats, 'problems'), 'problem')} became {counted(len(rows), 'row')} of "
+        f"{counted(len(rows.tokens), 'token')}, "
+        f"{rows.num_targets:,} of them targets",
+    ]
+    if overlong := _number(stats, "overlong_rows"):
+        fate = {"chunk": "split into chunks", "truncate": "cut", "drop": "left out"}[str(stats["overflow"])]
+        lost = f"; {_number(stats, 'lost_target_tokens'):,} targets lost" if stats["lost_target_tokens"] else ""
+        lines.append(f"{overlong:,} were longer than {stats['max_seq_len']} tokens and were {fate}{lost}")
+    if empty := _number(stats, "rows_without_target"):
+        lines.append(f"{empty:,} rows or chunks without a target were left out")
+    if failed := _number(stats, "not_encodable"):
+        lines.append(f"{counted(failed, 'problem')} left out: the tokenizer cannot write the solution after the prompt")
+    for name in stats:
+        if name.startswith(SKIPPED):
+            lines.append(f"{counted(_number(stats, name), 'problem')} left out: {name.removeprefix(SKIPPED)}")
+    if left_out := _number(stats, SYSTEM_LEFT_OUT):
+        lines.append(
+            f"{counted(left_out, 'problem')} with a system message, which the template leaves out; "
+            "--template chat keeps it"
+        )
+    low, median, high, most = np.percentile(rows.lengths, [0, 50, 95, 100])
+    mean = rows.lengths.mean()
+    lines.append(f"tokens a row: min {low:.0f}, median {median:.0f}, mean {mean:.1f}, 95 % {high:.0f}, max {most:.0f}")
+    return [*lines, *length_histogram(rows.lengths)]
+
+
+def _tokenizer_identity(tokenizer: Any, folder: Path) -> list[Any]:
+    """What decides how text becomes ids: the vocabulary's files, the control tokens, and how a probe comes out."""
+    from mlxmath.data.codec import TOKENIZER_FILES
+    from mlxmath.data.render import encode_prompt
+
+    paths = [folder / name for name in TOKENIZER_FILES] + sorted(folder.glob("*.tiktoken"))
+    hashes = [[path.name, sha256(path)] for path in paths if path.is_file()]
+    probe = encode_prompt(tokenizer, " Tom's 3.5 \n\n  <s> </s> <think>\\frac{1}{2} é中\n")
+    return [hashes, tokenizer.eos_token_id, len(tokenizer), probe]
+
+
+def _number(stats: "Stats", name: str) -> int:
+    return int(stats.get(name, 0))

@@ -1,0 +1,210 @@
+"""Scored completions as rows, steps and micro-batches, so that the training loop takes them like any others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import groupby
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxmath.config.schema import TrainingConfig
+from mlxmath.data.batching import Batch, BatchSampler, Ids, RolloutTargets, Shape, StepBatch, make_batch
+from mlxmath.models.row_caches import SharedPrompts
+
+_PARTS = 16
+"""Parts of a micro-batch: more share prompts more widely, and load the workers less evenly."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A completion that trains."""
+
+    prompt_id: int
+    prompt: tuple[int, ...]
+    drawn: tuple[int, ...]
+    advantage: float
+    weight: float
+    """Of each of its tokens in the step's loss."""
+    logprobs: tuple[float, ...]
+    """Of `drawn`, when they were."""
+    reference: tuple[float, ...] = ()
+    """Of `drawn`, under the reference model (none: there is no such)."""
+
+    def plain(self) -> list[Any]:
+        """As JSON can hold it."""
+        return [getattr(self, field.name) for field in fields(self)]
+
+    @classmethod
+    def from_plain(cls, values: Sequence[Any]) -> "Trajectory":
+        """The inverse of `plain`."""
+        names = [field.name for field in fields(cls)]
+        tupled: list[Any] = [tuple(value) if isinstance(value, list) else value for value in values]
+        return cls(**dict(zip(names, tupled, strict=True)))
+
+
+class RolloutRows:
+    """The trajectories of an optimizer step, as `mlxmath.data.batching.Rows`."""
+
+    def __init__(self, trajectories: Sequence[Trajectory]) -> None:
+        self.trajectories = list(trajectories)
+        self.lengths: NDArray[np.int64] = np.array([len(t.prompt) + len(t.drawn) for t in trajectories], np.int64)
+        self.ids = np.array([t.prompt_id for t in trajectories], np.int64)
+        self.num_targets = sum(len(t.drawn) for t in trajectories)
+
+    def row(self, index: int) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+        """Tokens (L,) and loss mask (L,) of a row: what was drawn is a target."""
+        chosen = self.trajectories[index]
+        tokens = np.array(chosen.prompt + chosen.drawn, np.int64)
+        return tokens, (np.arange(len(tokens)) >= len(chosen.prompt)).astype(np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.trajectories)
+
+
+@dataclass(frozen=True)
+class RolloutStep(StepBatch):
+    """The micro-batches of an optimizer step, with what `RolloutTargets` names."""
+
+    sampler: "RolloutSampler"
+
+    def batch(self, index: int) -> Batch:
+        """A micro-batch, padded. Its weights are multiplied by the step's targets, by which the loop divides."""
+        rows, ids = self.sampler.rows, self.micro_batches[index]
+        assert isinstance(rows, RolloutRows)
+        if not self.sampler.shares:
+            return self._weighted(rows, make_batch(rows, ids, self.sampler.shape))
+        prompts = _Prompts(rows, ids, self.sampler.shape)
+        batch = self._weighted(rows, prompts.continued(ids))
+        if not self.sampler.part_tokens:
+            return batch
+        width = self.sampler.shape.width(1 + max(len(rows.trajectories[i].drawn) for i in ids))
+        size = max(1, (self.sampler.part_tokens - 2 * prompts.num_padded // 3) // width)
+        parts = [ids[i : i + size] for i in range(0, len(ids), size)]
+        return replace(batch, parts=tuple(self._weighted(rows, prompts.continued(part)) for part in parts))
+
+    def _weighted(self, rows: RolloutRows, batch: Batch) -> Batch:
+        ids = batch.row_ids
+        chosen = [rows.trajectories[i] for i in ids]
+        counts = [len(t.drawn) for t in chosen]
+        num_fill = batch.targets_N.size - sum(counts)
+
+        def of_rows(values: Sequence[float]) -> mx.array:
+            return filled(np.repeat(np.array(values, np.float32), counts))
+
+        def filled(values: NDArray[Any]) -> mx.array:
+            return mx.array(np.concatenate([values, np.zeros(num_fill, values.dtype)]))
+
+        def of_tokens(values: Sequence[tuple[float, ...]]) -> mx.array:
+            return filled(np.concatenate([np.array(value, np.float32) for value in values]))
+
+        return replace(
+            batch,
+            weights_N=of_rows([t.weight * rows.num_targets for t in chosen]),
+            extra=RolloutTargets(
+                advantages_N=of_rows([t.advantage for t in chosen]),
+                old_logprobs_N=of_tokens([t.logprobs for t in chosen]),
+                reference_logprobs_N=of_tokens([t.reference or t.logprobs for t in chosen]),
+                rows_N=filled(np.repeat(np.arange(len(ids), dtype=np.int32), counts)),
+            ),
+        )
+
+
+class _Prompts:
+    """The prompts of a micro-batch, and the rows that go on from their last token, which predicts the first drawn."""
+
+    def __init__(self, rows: RolloutRows, ids: tuple[int, ...], shape: Shape) -> None:
+        self._rows, self._shape = rows, shape
+        self._prompts = list(dict.fromkeys(rows.trajectories[i].prompt for i in ids))
+        tokens = np.zeros((len(self._prompts), shape.width(max(map(len, self._prompts)))), np.int32)
+        for padded, prompt in zip(tokens, self._prompts, strict=True):
+            padded[: len(prompt) - 1] = prompt[:-1]
+        lengths = np.array([len(prompt) - 1 for prompt in self._prompts], np.int32)
+        self._num_tokens, self._tokens, self._lengths = int(lengths.sum()), mx.array(tokens), mx.array(lengths)
+        self.num_padded = tokens.size
+
+    def continued(self, ids: tuple[int, ...]) -> Batch:
+        """The rows `ids`."""
+        groups = [self._prompts.index(self._rows.trajectories[i].prompt) for i in ids]
+        batch = make_batch(_Continuations(self._rows), ids, self._shape)
+        prompts = SharedPrompts(self._tokens, self._lengths, mx.array(groups, mx.int32))
+        return replace(batch, num_tokens=batch.num_tokens + self._num_tokens, prompts=prompts)
+
+
+class _Continuations:
+    """Rows without their prompts but for the last token."""
+
+    def __init__(self, rows: RolloutRows) -> None:
+        self._rows = rows
+        self.lengths: NDArray[np.int64] = np.array([1 + len(t.drawn) for t in rows.trajectories], np.int64)
+
+    def row(self, index: int) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+        """See `Rows`."""
+        chosen = self._rows.trajectories[index]
+        tokens = np.array(chosen.prompt[-1:] + chosen.drawn, np.int64)
+        return tokens, (np.arange(len(tokens)) >= 1).astype(np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+class RolloutSampler(BatchSampler):
+    """All trajectories of a rollout are one step.
+
+    With `shares` and `bucket` batching, micro-batches are made of completions of the same prompts, each prompt computed
+    once in a micro-batch. With `in_parts` they are as large as a few whole groups, of which `max_tokens` are
+    computed at a time, those of prompts counted two thirds; one completion, or one prompt, may be longer.
+    """
+
+    def __init__(
+        self, rows: RolloutRows, config: TrainingConfig, max_tokens: int, shape: Shape, num_workers: int = 1, *,
+        shares: bool = False, in_parts: bool = False,
+    ) -> None:  # fmt: skip
+        self._trajectories = rows.trajectories
+        self.shares = shares and config.batching == "bucket"
+        self.part_tokens = max_tokens if self.shares and in_parts else 0
+        super().__init__(rows, config, max_tokens * (_PARTS if self.part_tokens else 1), shape, num_workers)
+
+    def step(self, ids: Ids, epoch: int, index: int) -> StepBatch:
+        """See `BatchSampler`."""
+        plain = super().step(ids, epoch, index)
+        return RolloutStep(self, plain.micro_batches, epoch, index)
+
+    def whole(self, epoch: int, index: int) -> StepBatch:
+        """The step of all trajectories."""
+        return self.step(np.arange(len(self.rows)), epoch, index)
+
+    def size(self, ids: tuple[int, ...]) -> int:
+        """See `BatchSampler`."""
+        if not self.shares:
+            return super().size(ids)
+        longest = max(len(self._trajectories[i].drawn) for i in ids)
+        return self._size_of_prompts(ids)[1] + len(ids) * self.shape.width(1 + longest)
+
+    def _size_of_prompts(self, ids: tuple[int, ...]) -> tuple[int, int]:
+        """Their number, and their padded tokens."""
+        prompts = {self._trajectories[i].prompt for i in ids}
+        return len(prompts), len(prompts) * self.shape.width(max(map(len, prompts)))
+
+    def _fits(self, ids: tuple[int, ...], max_tokens: int) -> bool:
+        number, tokens = self._size_of_prompts(ids)
+        too_many_prompts = self.part_tokens and number > 1 and tokens > self.part_tokens
+        return len(ids) <= self.max_rows and self.size(ids) <= max_tokens and not too_many_prompts
+
+    def _groups(self, ids: Ids, max_tokens: int) -> list[tuple[int, ...]]:
+        """Completions of a prompt one after the other, the longest first."""
+        if not self.shares:
+            return super()._groups(ids, max_tokens)
+        chosen = [(self._trajectories[i], i) for i in map(int, ids)]
+        chosen.sort(key=lambda each: (each[0].prompt, -len(each[0].drawn)))
+        by_prompt = [[i for _, i in same] for _, same in groupby(chosen, key=lambda each: each[0].prompt)]
+        by_prompt.sort(key=lambda same: -len(self._trajectories[same[0]].drawn))
+        groups: list[tuple[int, ...]] = []
+        group: tuple[int, ...] = ()
+        for row in (i for same in by_prompt for i in same):
+            if group and not self._fits((*group, row), max_tokens):
+                groups.append(group)
+                group = ()
+            group = (*group, row)
+        return [*groups, group] if group else groups

@@ -1,0 +1,162 @@
+"""What a GRPO run tells people and programs."""
+
+from pathlib import Path
+from typing import Any
+
+from mlxmath.grading import grade
+from mlxmath.runtime.console import duration, say
+from mlxmath.runtime.device import Backend
+from mlxmath.training.checkpoint import Position
+from mlxmath.training.curves import CURVES_PLOT, plot_rollouts
+from mlxmath.training.deadline import Deadline
+from mlxmath.training.events import EVENTS, Callback, EventLog, StepReport
+from mlxmath.training.grpo.live import LiveView, terminal
+from mlxmath.training.grpo.loss import METRICS
+from mlxmath.training.grpo.rollouts import RolloutReport
+from mlxmath.training.logging import RunLogger
+from mlxmath.training.validation import Best, Measurement
+
+_EXAMPLE_CHARACTERS = 300
+_EXAMPLE_EVERY = 10
+"""Rollouts between two completions that are shown in a log."""
+
+
+class RolloutLogger(RunLogger):
+    """Tells of each rollout and what was learned from it, on rank 0; on a terminal in a live view."""
+
+    def __init__(self, callback: Callback | None = None) -> None:
+        super().__init__(callback=callback)
+        self.advice = "Lower --learning-rate."
+        self.num_timed_out = 0
+        self._view: LiveView | None = None
+        self._before_s = 0.0
+        """What came before the first step, and is not part of the speed."""
+
+    def begin(self, folder: Path, position: Position, total_steps: int, deadline: Deadline, _: Backend) -> None:
+        """See `RunLogger`."""
+        self.folder, self.events = folder, EventLog(folder / EVENTS, position.step, callback=self._callback)
+        self._total, self._first, self._step, self._deadline = total_steps, position.step, position.step, deadline
+        console = terminal()
+        self._view = None if console is None else LiveView(console, total_steps)
+
+    def __enter__(self) -> "RolloutLogger":
+        if self._view:
+            self._view.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._view:
+            self._view.__exit__()
+
+    def rollout(self, report: RolloutReport) -> None:
+        """Tell of what was drawn."""
+        if not self.events:
+            return
+        self.num_timed_out += report.num_timed_out
+        question, gold, completion, reward = report.example
+        found = grade(completion, gold, truncated=report.example_truncated)
+        rate = report.num_tokens / report.seconds
+        self.events.write(
+            "rollout", step=self._step + 1, rollout=report.rollout, reward=report.reward,
+            rewards=dict(report.rewards), completions=report.num_completions, tokens=report.num_tokens,
+            zero_variance=report.zero_variance, truncated=report.truncated, mean_length=report.mean_length,
+            timed_out=report.num_timed_out, seconds=round(report.seconds, 4), tokens_per_second=round(rate, 1),
+            example={"question": question, "gold": gold, "completion": completion, "reward": reward,
+                     "correct": found.correct, "extracted": found.extracted},
+        )  # fmt: skip
+        verdict = f"{found.extracted or 'no answer'}{'' if found.correct else f' instead of {gold}'}, reward {reward:g}"
+        if self._view:
+            rewards = {f"reward {name}": (value, f"{value:.3f}") for name, value in report.rewards.items()}
+            total = {"reward": (report.reward, f"{report.reward:.3f}")} if len(rewards) > 1 else {}
+            late = {"not graded in time": (self.num_timed_out, f"{self.num_timed_out:,}")}
+            self._view.show_example(question, completion, verdict, right=found.correct)
+            self._view.show(
+                rewards
+                | total
+                | {
+                    "groups all the same": (report.zero_variance, f"{report.zero_variance:.0%}"),
+                    "completion length": (report.mean_length, f"{report.mean_length:.0f} tokens"),
+                    "cut off": (report.truncated, f"{report.truncated:.0%}"),
+                    "rollout": (rate, f"{rate:,.0f} tokens/s"),
+                }
+                | (late if self.num_timed_out else {}),
+                self._progress_line(f"rollout {report.rollout + 1} drawn"),
+            )  # fmt: skip
+            return
+        parts = ", ".join(f"{name} {value:.3f}" for name, value in report.rewards.items())
+        more = f", {report.num_timed_out} answers not graded in time" if report.num_timed_out else ""
+        say(
+            f"rollout {report.rollout + 1} (step {self._step + 1}/{self._total}): reward {report.reward:.3f} "
+            f"({parts}), {report.zero_variance:.0%} of groups all the same, {report.mean_length:.0f} tokens, "
+            f"{report.truncated:.0%} cut off, {rate:,.0f} tok/s{more}"
+        )
+        if report.rollout % _EXAMPLE_EVERY == 0:
+            say(f"  for example ({verdict}): {' '.join(completion.split())[:_EXAMPLE_CHARACTERS]}")
+
+    def step(self, step: StepReport) -> None:
+        """Tell of an optimizer step."""
+        if not self.events:
+            return
+        named = dict(zip(METRICS, step.metrics, strict=True))
+        self._step, rate = step.step, step.num_tokens / step.seconds
+        left_s = self._left_s()
+        self.events.write(
+            "step", **step.figures({}), tokens_per_second=round(rate, 1), applied=step.applied,
+            clipped=named["clipped"], kl=named["kl"], entropy=named["surprise"],
+            left_s=None if left_s is None else round(left_s, 1),
+        )  # fmt: skip
+        if self._view:
+            figures = {
+                "clipped": (named["clipped"], f"{named['clipped']:.1%}"),
+                "KL": (named["kl"], f"{named['kl']:.4f}"),
+                "entropy": (named["surprise"], f"{named['surprise']:.3f}"),
+                "gradient": (step.grad_norm, f"{step.grad_norm:.3f}"),
+                "update": (rate, f"{rate:,.0f} tokens/s"),
+            }
+            self._view.show(figures, self._progress_line("learned"))
+            return
+        say(
+            f"step {step.step}/{self._total}: {rate:,.0f} tok/s, gradient {step.grad_norm:.3f}, clipped "
+            f"{named['clipped']:.1%}, KL {named['kl']:.4f}, entropy {named['surprise']:.3f}, lr "
+            f"{step.learning_rate:.2g}{'' if left_s is None else f', {duration(left_s)} left'}"
+        )
+
+    def validation(self, measurement: Measurement) -> None:
+        """Tell of the share of right answers to the held-out problems."""
+        accuracy = measurement.value
+        if measurement.step == self._first:
+            self._before_s = self._deadline.elapsed_s
+        self.write(
+            "validation", step=measurement.step, epoch=measurement.epoch, accuracy=accuracy,
+            problems=measurement.num_targets, seconds=round(measurement.seconds, 4), best=measurement.is_best,
+        )  # fmt: skip
+        say(
+            f"step {measurement.step}/{self._total}: {accuracy:.1%} of {measurement.num_targets:,} held-out problems "
+            f"right, in {duration(measurement.seconds)}{', the best so far' if measurement.is_best else ''}"
+        )
+
+    def best(self, best: Best, folder: Path) -> str:
+        """See `RunLogger`."""
+        where = f"at step {best.step}" if best.step else "that of the start, before any training"
+        return f"the best, {best.value:.1%} of the held-out problems, was {where}: --adapter-path {folder}"
+
+    def plot(self) -> None:
+        """See `RunLogger`."""
+        plot_rollouts(self.folder / EVENTS, self.folder / CURVES_PLOT)
+
+    def facts(self) -> dict[str, Any]:
+        """See `RunLogger`."""
+        return {"answers_timed_out": self.num_timed_out}
+
+    def _progress_line(self, last: str) -> str:
+        left_s = self._left_s()
+        left = "" if left_s is None else f", {duration(left_s)} left"
+        return f"{self._step}/{self._total} steps, {last}{left}"
+
+    def _left_s(self) -> float | None:
+        """Seconds to the last step at the pace so far, or to the deadline; None before the first step is done."""
+        done = self._step - self._first
+        if not done:
+            return None
+        pace = (self._deadline.elapsed_s - self._before_s) / done
+        return max(0.0, min(self._deadline.left_s, pace * (self._total - self._step)))

@@ -1,0 +1,149 @@
+"""What a GRPO run reads: problems with their answers, and those of them that are held out."""
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from numpy.typing import NDArray
+
+from mlxmath.config.schema import DataConfig, RunConfig
+from mlxmath.data.gold import WITHOUT_GOLD, gold
+from mlxmath.data.mixture import Mixture
+from mlxmath.data.prepare import held_out_config
+from mlxmath.data.render import encode_prompt
+from mlxmath.data.split import held_out, num_problems, warn_of_shared
+from mlxmath.data.templates import get_template
+from mlxmath.errors import InputError
+from mlxmath.evaluation.samples import fingerprint
+from mlxmath.generation.ending import stop_strings
+from mlxmath.generation.engine import load_generation_tokenizer
+from mlxmath.runtime.console import counted, say
+from mlxmath.training.grpo.sampling import Prompt
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Problems to draw completions of; see `mlxmath.training.setup.Data`."""
+
+    prompts: list[Prompt]
+    held_out: list[Prompt]
+    tokenizer: TokenizerWrapper
+    """Knows where an answer in the run's template ends."""
+    max_completion_length: int
+    stop: str | None = None
+    """The template's token that ends a turn."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `Data`."""
+        return _fingerprint(self.prompts)
+
+    @cached_property
+    def held_out_fingerprint(self) -> str:
+        """See `Data`."""
+        return _fingerprint(self.held_out)
+
+    @property
+    def ends(self) -> list[str] | None:
+        """What ends a completion beyond the end-of-text token and the template's end of a turn."""
+        own = {self.tokenizer.eos_token_id, self.tokenizer.convert_tokens_to_ids(self.stop) if self.stop else None}
+        more = sorted(token for token in self.tokenizer.eos_token_ids if token not in own)
+        return [*map(str, self.tokenizer.convert_ids_to_tokens(more)), *stop_strings(self.tokenizer)] or None
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt and completion together."""
+        return max(len(prompt.tokens) for prompt in [*self.prompts, *self.held_out]) + self.max_completion_length
+
+    @property
+    def largest_id(self) -> int:
+        """See `Data`."""
+        return max(max(prompt.tokens) for prompt in [*self.prompts, *self.held_out])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """See `Data`."""
+        return {"fingerprint": self.fingerprint, "problems": len(self.prompts), "held_out": len(self.held_out)}
+
+
+def load_prompts(config: RunConfig, model_folder: Path) -> Prompts:
+    """The problems to learn from, and those to measure on if any are asked for.
+
+    Raises:
+        InputError: no problem is left.
+        MlxmathError: the tokenizer or the data cannot be had.
+    """
+    training, template = config.training, get_template(config.data.template, config.data.template_file)
+    tokenizer = load_generation_tokenizer(model_folder, template)
+    read = _read(config, config.data, tokenizer)
+    if training.validation_dataset is not None:
+        other, _ = held_out_config(config.data, training.validation_dataset)
+        measured = _read(config, other, tokenizer)
+        warn_of_shared(read.questions, measured.questions, training.validation_dataset)
+        prompts, apart = read.prompts, measured.prompts
+    elif training.validation_split is not None:
+        held = held_out(read.questions, training.validation_split, training.seed, read.among)
+        prompts, apart = ([read.prompts[i] for i in np.flatnonzero(part)] for part in (~held, held))
+        say(f"{num_problems(read.questions[held]):,} of {num_problems(read.questions):,} problems are held out")
+    else:
+        prompts, apart = read.prompts, []
+    stop = template.for_tokenizer(tokenizer).stop
+    return Prompts(prompts, apart, tokenizer, config.grpo.max_completion_length, stop)
+
+
+def _fingerprint(prompts: list[Prompt]) -> str:
+    return fingerprint([(prompt.tokens, prompt.gold) for prompt in prompts])
+
+
+@dataclass(frozen=True)
+class _Read:
+    """P prompts of a dataset with Q problems."""
+
+    prompts: list[Prompt]
+    questions: NDArray[np.uint64]
+    """(P,) hash of each one's question."""
+    among: NDArray[np.uint64]
+    """(Q,) likewise, of the problems that are left out too."""
+
+
+def _read(config: RunConfig, data: DataConfig, tokenizer: TokenizerWrapper) -> _Read:
+    """The problems of `data` that have a gold answer and leave room for a completion."""
+    template = get_template(config.data.template, config.data.template_file).for_tokenizer(tokenizer)
+    mixture = Mixture(data, solutions_required=False)
+    mixture.choose()
+    room = data.max_seq_len - config.grpo.max_completion_length
+    left_out = Counter[str]()
+    for report in mixture.reports:
+        left_out.update(report.left_out)
+    prompts: list[Prompt] = []
+    questions: list[int] = []
+    seen: set[str] = set()
+    num_system = 0
+    for problem, question in zip(mixture, mixture.questions.tolist(), strict=True):
+        answer, text = gold(problem), problem.question.strip()
+        if answer is None:
+            left_out[WITHOUT_GOLD] += 1
+        elif text in seen and data.deduplicate != "off":
+            left_out["repeated"] += 1
+        elif len(tokens := tuple(encode_prompt(tokenizer, template.prompt(problem.question)))) > room:
+            left_out["too long"] += 1
+        else:
+            seen.add(text)
+            num_system += bool(problem.messages) and problem.messages[0].role == "system"
+            questions.append(question)
+            prompts.append(Prompt(len(prompts), problem.question, answer, tokens, problem.meta))
+    names = ", ".join(str(source) for source in mixture.sources)
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count)
+    say(f"{names}: {counted(len(prompts), 'problem')} with a gold answer{f'; left out: {reasons}' if reasons else ''}")
+    if num_system:
+        say(f"the system messages of {counted(num_system, 'problem')} are not asked: the template's prompt is")
+    if not prompts:
+        raise InputError(
+            f"{names}: no problem is left ({reasons or 'it is empty'}; --max-seq-len {data.max_seq_len} leaves {room} "
+            "tokens to a prompt; --answer-column names the column with the answers)."
+        )
+    return _Read(prompts, np.array(questions, np.uint64), mixture.questions)

@@ -1,0 +1,356 @@
+"""Where GRPO's steps come from: draw, score, compare within groups, and hand the completions to the trainer."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlxmath.config.methods import GrpoConfig
+from mlxmath.config.schema import TrainingConfig
+from mlxmath.data.batching import Shape, StepBatch
+from mlxmath.generation.engine import Completion
+from mlxmath.runtime.console import say, warn
+from mlxmath.training.checkpoint import Checkpoint, Ending
+from mlxmath.training.deadline import Deadline, StopRequest
+from mlxmath.training.grpo.batches import RolloutRows, RolloutSampler, Trajectory
+from mlxmath.training.grpo.loss import group_advantages, token_weights
+from mlxmath.training.grpo.reference import Reference
+from mlxmath.training.grpo.rewards import Scores
+from mlxmath.training.grpo.sampling import CompletionSampler, DrawingStopped, Prompt
+from mlxmath.training.workers import Workers
+
+_SECTION = "rollouts"
+SILENT_ROLLOUTS, SILENT_GROUPS = 10, 100
+"""After so many rollouts in a row, of so many groups, from which nothing could be learned, a run gives up."""
+_WARN_AFTER = 3
+"""Rollouts in a row from which nothing could be learned after which the reason is told."""
+_NEARLY_ALL = 0.9
+MAX_DRAWS = 4
+"""Times that `dynamic_sampling` draws for one step before it makes do with what there is."""
+
+
+@dataclass(frozen=True)
+class RolloutReport:
+    """What was drawn for one optimizer step (or several, with `num_iterations`)."""
+
+    rollout: int
+    """Its number, from 0."""
+    rewards: Mapping[str, float]
+    """Mean of each function, before its weight."""
+    reward: float
+    """Mean of the weighted sums."""
+    num_completions: int
+    num_tokens: int
+    zero_variance: float
+    """Share of groups whose rewards are all the same."""
+    truncated: float
+    mean_length: float
+    num_timed_out: int
+    seconds: float
+    example: tuple[str, str, str, float]
+    """A question, its right answer, a completion and what it got."""
+    example_truncated: bool
+
+
+@dataclass(frozen=True)
+class Silence:
+    """Rollouts in a row from which nothing could be learned: the completions of each group all got the same reward."""
+
+    rollouts: int = 0
+    groups: int = 0
+    completions: int = 0
+    truncated: float = 0.0
+    """Completions that were cut off."""
+    right: float | None = 0.0
+    """Sum of the reward `correctness`; None: it does not count in this run."""
+
+    def after(self, groups: int, completions: int, truncated: float, right: float | None) -> "Silence":
+        """With one rollout more, given the numbers (`right`: the sum) of its completions."""
+        both = None if self.right is None or right is None else self.right + right
+        return Silence(
+            self.rollouts + 1, self.groups + groups, self.completions + completions, self.truncated + truncated, both
+        )
+
+    @property
+    def all_right(self) -> bool:
+        """Whether nearly all answers were right: what there is to learn here has been."""
+        return self.right is not None and self.right >= _NEARLY_ALL * self.completions
+
+    def reason(self, config: GrpoConfig) -> str:
+        """Why there was nothing to learn, and what to change."""
+        cut_off = self.truncated / max(1, self.completions)
+        if cut_off >= _NEARLY_ALL:
+            return (
+                f"{cut_off:.0%} of the completions were cut off at {config.max_completion_length} tokens; raise "
+                "--max-completion-length, or start from an adapter that answers in the template's form and stops "
+                "(mlxmath train, then --init-adapter)"
+            )
+        if self.all_right:
+            return "all answers are right already; take harder problems"
+        if self.right is not None and self.right <= (1 - _NEARLY_ALL) * self.completions:
+            wrong = 1 - self.right / max(1, self.completions)
+            return (
+                f"{wrong:.0%} of the answers are wrong ({cut_off:.0%} cut off); start from an adapter that is right "
+                "now and then (mlxmath train, then --init-adapter), take easier problems, draw more completions of "
+                "each (--num-generations), or add a reward that tells wrong answers apart (--reward format=0.2)"
+            )
+        if self.right is None:
+            names = ", ".join(config.reward_weights)
+            return (
+                f"the rewards ({names}) do not tell the completions of a problem apart; take others, or raise "
+                "--temperature"
+            )
+        return "of a problem's completions all were right or all wrong; raise --num-generations or --temperature"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the rollouts are: `iteration` of the trajectories at hand, then rollout number `rollout`."""
+
+    rollout: int = 0
+    cursor: int = 0
+    """Prompts drawn so far, over all epochs."""
+    iteration: int = 0
+    trajectories: tuple[Trajectory, ...] = ()
+    silence: Silence = Silence()
+    num_signals: int = 0
+    """Rollouts from which something could be learned."""
+
+
+class Rollouts:
+    """Makes steps out of prompts, and goes on exactly where a checkpoint was.
+
+    A step takes `batch_size · grad_accumulation_steps` completions, as in TRL. Groups without variance teach nothing
+    when beta is 0: they stay out of the backward pass, but count in the loss's denominators. A step that has no other
+    groups is left out. After many such rollouts in a row, or if there were no others at all, the run ends as one that
+    found no signal, and says why.
+
+    Args:
+        workers: hold the model.
+        sampler: draws and scores.
+        prompts: to draw from; each epoch in another order.
+        config: GRPO's settings.
+        training: batch size and seed.
+        num_epochs: passes over the prompts.
+        max_tokens: padded tokens in a micro-batch.
+        shape: of batches.
+        reference: computes log-probabilities of micro-batches (None: beta is 0).
+        deadline: a rollout that does not fit into the time left is not begun, or is abandoned.
+        stop: likewise.
+        end: told why no more steps come, and more on that for people, if not because all prompts were drawn.
+        listener: told of each rollout, on rank 0.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        sampler: CompletionSampler,
+        prompts: Sequence[Prompt],
+        config: GrpoConfig,
+        training: TrainingConfig,
+        max_tokens: int,
+        shape: Shape,
+        *,
+        reference: Reference | None,
+        deadline: Deadline,
+        stop: StopRequest,
+        num_epochs: int | None = None,
+        end: Callable[[Ending, str], object] = lambda *_: None,
+        listener: Callable[[RolloutReport], object] = lambda _: None,
+    ) -> None:
+        self._workers, self._sampler, self._prompts = workers, sampler, prompts
+        self.num_epochs = num_epochs or training.num_epochs
+        self._config, self._training = config, training
+        self._max_tokens, self._shape = max_tokens, shape
+        self._reference, self._deadline, self._stop = reference, deadline, stop
+        self._end, self.listener = end, listener
+        if workers.cannot_share:
+            say(f"the prompt of a group is computed for each of its completions, since {workers.cannot_share}")
+        self.prompts_per_step = training.batch_size * training.grad_accumulation_steps // config.num_generations
+        self.steps_per_epoch = self.rollouts_per_epoch * config.num_iterations
+        self._done = self._next = _Place()
+        self._seconds = 0.0
+
+    @property
+    def rollouts_per_epoch(self) -> int:
+        """The last one of an epoch takes what is left."""
+        return -(-len(self._prompts) // self.prompts_per_step)
+
+    def step_done(self) -> None:
+        """A step was taken; whether there is time for another rollout. Must come before what saves."""
+        self._done = self._next
+        is_late = self._done.iteration == 0 and self._deadline.room_s < self._seconds
+        if self._workers.ranks.any("time to draw", is_late):
+            self._end("deadline", "")
+
+    def steps(self, *_: int) -> Iterator[StepBatch]:
+        """From where it is. The trajectories are drawn by the model as it is when they are asked for."""
+        place = self._done
+        while True:
+            if place.iteration == 0:
+                try:
+                    drawn = self._draw(place)
+                except DrawingStopped:
+                    self._end("stopped" if self._workers.ranks.any("stopped", bool(self._stop)) else "deadline", "")
+                    return
+                if drawn is None:
+                    self._end_without_signal(place, at_the_end=True)
+                    return
+                place = drawn
+                if self._end_without_signal(place):
+                    return
+                if not place.trajectories:
+                    continue
+            workers = self._workers
+            sampler = self._batches(
+                place.trajectories, workers.num_in_all, self._max_tokens, in_parts=workers.takes_parts
+            )
+            epoch, index = divmod(place.rollout - 1, self.rollouts_per_epoch)
+            last = place.iteration + 1 == self._config.num_iterations
+            following = replace(place, iteration=0, trajectories=()) if last else replace(
+                place, iteration=place.iteration + 1
+            )  # fmt: skip
+            self._next = following
+            yield sampler.whole(epoch, index)
+            place = following
+
+    def _draw(self, place: _Place) -> _Place | None:
+        """The next rollout; None after the last epoch."""
+        start = time.perf_counter()
+        cursor, wanted = place.cursor, self.prompts_per_step
+        prompts: list[Prompt] = []
+        completions: list[Completion] = []
+        scores: list[Scores] = []
+        size = self._config.num_generations
+        varied = 0
+        for _ in range(MAX_DRAWS if self._config.dynamic_sampling else 1):
+            chosen, cursor = self._choose(cursor, wanted - varied)
+            if not chosen:
+                break
+            found = self._sampler.completions(chosen, place.rollout)
+            got = self._sampler.scores(chosen, found)
+            prompts, completions, scores = prompts + chosen, completions + found, [*scores, got]
+            varied += int((np.ptp(got.total_R.reshape(-1, size), axis=1) > 0).sum())
+            if varied >= wanted:
+                break
+        if not prompts:
+            return None
+        totals = np.concatenate([part.total_R for part in scores])
+        has_variance = np.ptp(totals.reshape(-1, size), axis=1) > 0
+        lengths = np.array([len(completion.drawn) for completion in completions])
+        truncated = np.array([completion.finish_reason == "length" for completion in completions])
+        if self._config.dynamic_sampling:  # the others were drawn in vain
+            kept = np.repeat(has_variance, size)
+        else:
+            kept = np.ones(len(completions), bool)
+        trajectories = self._trajectories(prompts, completions, totals, lengths, truncated, kept)
+        self._seconds = time.perf_counter() - start
+        by_name = {
+            name: float(np.concatenate([part.by_name[name] for part in scores]).mean()) for name in scores[0].by_name
+        }
+        self.listener(
+            RolloutReport(
+                place.rollout, by_name, float(totals.mean()), len(completions), int(lengths.sum()),
+                float(1 - has_variance.mean()), float(truncated.mean()), float(lengths.mean()),
+                sum(part.num_timed_out for part in scores), self._seconds,
+                (prompts[0].question, prompts[0].gold, completions[0].text, float(totals[0])), bool(truncated[0]),
+            )
+        )  # fmt: skip
+        if any(trajectory.advantage for trajectory in trajectories):
+            return _Place(place.rollout + 1, cursor, 0, tuple(trajectories), num_signals=place.num_signals + 1)
+        right = by_name.get("correctness")
+        silence = place.silence.after(
+            len(prompts), len(completions), float(truncated.sum()), None if right is None else right * len(completions)
+        )
+        if silence.rollouts == _WARN_AFTER:
+            warn(f"nothing to learn from in {_WARN_AFTER} rollouts in a row: {silence.reason(self._config)}")
+        return _Place(place.rollout + 1, cursor, 0, tuple(trajectories), silence, place.num_signals)
+
+    def _end_without_signal(self, place: _Place, *, at_the_end: bool = False) -> bool:
+        """End the run where there is no point in drawing on, or where all was drawn and nothing could be learned."""
+        silence = place.silence
+        if place.num_signals and (at_the_end or silence.all_right):
+            return False
+        if not at_the_end and (silence.rollouts < SILENT_ROLLOUTS or silence.groups < SILENT_GROUPS):
+            return False
+        if not silence.rollouts:
+            return False
+        self._end("no_signal", f"in the last {silence.rollouts:,} rollouts {silence.reason(self._config)}")
+        return True
+
+    def _choose(self, cursor: int, count: int) -> tuple[list[Prompt], int]:
+        """The next prompts of the epoch that `cursor` is in; none after the last epoch."""
+        epoch, start = divmod(cursor, len(self._prompts))
+        if epoch >= self.num_epochs:
+            return [], cursor
+        order = np.random.default_rng([self._training.seed, epoch]).permutation(len(self._prompts))
+        ids = order[start : start + count].tolist()
+        return [self._prompts[i] for i in ids], cursor + len(ids)
+
+    def _trajectories(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Completion],
+        totals_R: Any,
+        lengths_R: Any,
+        truncated_R: Any,
+        kept_R: Any,
+    ) -> list[Trajectory]:
+        size = self._config.num_generations
+        kept = np.flatnonzero(kept_R)
+        if not len(kept):
+            return []
+        advantages = group_advantages(totals_R[kept], size, self._config.scale_rewards)
+        counted = ~truncated_R[kept] if self._config.mask_truncated_completions else np.ones(len(kept), bool)
+        weights = token_weights(self._config, lengths_R[kept], counted, self._training.batch_size)
+        trajectories = [
+            Trajectory(
+                prompts[i // size].id, prompts[i // size].tokens, completions[i].drawn, float(advantage), float(weight),
+                completions[i].logprobs,
+            )
+            for i, advantage, weight in zip(kept.tolist(), advantages, weights, strict=True)
+            if weight and (advantage or self._config.beta)
+        ]  # fmt: skip
+        return self._with_reference(trajectories)
+
+    def _with_reference(self, trajectories: list[Trajectory]) -> list[Trajectory]:
+        if self._reference is None or not trajectories:
+            return trajectories
+        at_once = 2 * self._max_tokens * self._workers.count  # nothing is kept of a forward pass alone
+        found = self._reference(self._batches(trajectories, 1, at_once, in_parts=False).whole(0, 0))
+        return [replace(t, reference=tuple(found[i])) for i, t in enumerate(trajectories)]
+
+    def _batches(
+        self, trajectories: Sequence[Trajectory], num_workers: int, max_tokens: int, *, in_parts: bool
+    ) -> RolloutSampler:
+        return RolloutSampler(
+            RolloutRows(trajectories), self._training, max_tokens, self._shape, num_workers,
+            shares=self._workers.cannot_share is None, in_parts=in_parts,
+        )  # fmt: skip
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it, as JSON can."""
+        place = self._done
+        return {
+            _SECTION: {
+                "rollout": place.rollout, "cursor": place.cursor, "iteration": place.iteration,
+                "trajectories": [trajectory.plain() for trajectory in place.trajectories],
+                "silence": asdict(place.silence), "num_signals": place.num_signals,
+            }
+        }  # fmt: skip
+
+    def files(self) -> dict[str, Path | bytes]:
+        """None."""
+        return {}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to where the checkpoint was."""
+        saved = checkpoint.state[_SECTION]
+        trajectories = tuple(map(Trajectory.from_plain, saved["trajectories"]))
+        self._done = self._next = _Place(
+            saved["rollout"], saved["cursor"], saved["iteration"], trajectories,
+            Silence(**saved.get("silence", {})), saved.get("num_signals", checkpoint.position.step),
+        )  # fmt: skip

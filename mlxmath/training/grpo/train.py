@@ -1,0 +1,140 @@
+"""Reinforcement learning with graded answers: group-relative policy optimization, from the base or from an adapter."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from mlxmath.config.load import Resolved
+from mlxmath.errors import InputError
+from mlxmath.generation.slots import choose_slots
+from mlxmath.models.lora.adapter import read_reward_model
+from mlxmath.runtime.console import say
+from mlxmath.runtime.ranks import Ranks
+from mlxmath.training.checkpoint import ENDS
+from mlxmath.training.events import Callback
+from mlxmath.training.gradients import choose_gradients
+from mlxmath.training.grpo.logging import RolloutLogger
+from mlxmath.training.grpo.loss import grpo_loss, target_logprobs
+from mlxmath.training.grpo.prompts import Prompts, load_prompts
+from mlxmath.training.grpo.reference import Reference
+from mlxmath.training.grpo.rewards import Rewards
+from mlxmath.training.grpo.rollouts import Rollouts
+from mlxmath.training.grpo.sampling import CompletionSampler, right_answers
+from mlxmath.training.grpo.scorer import RewardModel
+from mlxmath.training.setup import Run
+from mlxmath.training.trainer import Trainer, TrainResult
+from mlxmath.training.validation import ACCURACY, HeldOut, seeded_order
+from mlxmath.training.workers import replica
+
+
+def grpo(
+    settings: Resolved, ranks: Ranks | None = None, callback: Callback | None = None,
+    functions: Mapping[str, Callable[..., Any]] | None = None,
+) -> TrainResult:  # fmt: skip
+    """Draw completions of problems, reward them, and make the better ones of each group more likely.
+
+    The adapters are in the folder `training.adapter_path` of rank 0 afterwards.
+
+    Args:
+        settings: of the sections model, data, lora, training, grpo and runtime.
+        ranks: the processes that train together (None: this one alone).
+        callback: given each event of the run as it happens, on rank 0.
+        functions: rewards of the caller's own, by the names under which `grpo.reward_weights` has them.
+
+    Raises:
+        InputError: a setting is wrong, or has no use here.
+        MlxmathError: the model or the data cannot be had, do not fit into the memory, or are damaged; a reward failed.
+    """
+    check(settings)
+    config = settings.config.grpo
+    rewards = Rewards(config.reward_weights, functions or {})
+    for path in rewards.models.values():
+        read_reward_model(path)
+    run = Run("grpo", settings, ranks or Ranks(), keep_start=True)
+    data = run.read(load_prompts, fixed={"grpo.reward_weights": rewards.identity})
+    run.fixed[ENDS] = data.ends
+    run.load_base()
+    bases = {name: replica(run.model) for name in rewards.models}
+    run.add_adapters()
+    for name, path in rewards.models.items():
+        scorer = RewardModel(
+            bases[name], path, run.manifest.identity, data.tokenizer, settings.config.training,
+            max_tokens=run.batching.tokens, shape=run.shape, kernels=run.kernels,
+            num_workers=run.batching.num_workers,
+        )  # fmt: skip
+        rewards.use(name, scorer)
+    reference = None
+    if config.beta:
+        logprobs = partial(target_logprobs, temperature=config.temperature)
+        reference = Reference(run.model, choose_gradients(run.model, logprobs, run.kernels, compiled=False), run.ranks)
+
+    trainer = Trainer(run, run.gradients(partial(grpo_loss, config=config)))
+    log = RolloutLogger(callback)
+    rollouts, held_out = sample(trainer, data, rewards, reference, log)
+    with trainer.running(rollouts, held_out, log, parts=[rollouts]):
+        for batch in trainer.steps():  # of each rollout one or more: drawn, rewarded, compared within groups
+            sums = trainer.loss_and_grads(batch)
+            if sums is None:
+                break
+            step = trainer.update(sums)
+            rollouts.step_done()
+            log.step(step)
+            trainer.validate_if_due()
+            trainer.save_if_due()
+    return trainer.result
+
+
+def sample(
+    trainer: Trainer, data: Prompts, rewards: Rewards, reference: Reference | None, log: RolloutLogger
+) -> tuple[Rollouts, HeldOut | None]:
+    """The rollouts of the prompts to learn from, and the problems to measure on, which the workers' model answers."""
+    run, workers, training, config = trainer.run, trainer.workers, trainer.config, trainer.run.config.grpo
+    length = config.max_completion_length
+    slots, reason = choose_slots(
+        run.model_config, run.device, held_bytes=run.backend.memory().active_bytes, longest=data.longest,
+        prompt=data.longest - length, group_size=config.num_generations, needed_bytes=run.planned_bytes,
+        asked=config.concurrency,
+    )  # fmt: skip
+    sampler = CompletionSampler(
+        workers, data.tokenizer, config, rewards, seed=training.seed, concurrency=slots, deadline=trainer.deadline,
+        stop=trainer.stop,
+    )  # fmt: skip
+    rollouts = Rollouts(
+        workers, sampler, data.prompts, config, training, run.max_tokens, run.shape, reference=reference,
+        deadline=trainer.deadline, stop=trainer.stop, end=trainer.end, listener=log.rollout,
+    )  # fmt: skip
+    total_steps = trainer.planned_steps(rollouts.steps_per_epoch)
+    rollouts.num_epochs = max(training.num_epochs, -(-total_steps // rollouts.steps_per_epoch))
+    say(
+        f"{len(data.prompts):,} problems; at most {total_steps:,} steps of {rollouts.prompts_per_step} problems x "
+        f"{config.num_generations} completions, drawn {slots} at a time ({reason}); {workers.how}"
+    )
+    if not data.held_out:
+        return rollouts, None
+    in_order = [data.held_out[i] for i in seeded_order(len(data.held_out), training.seed)]
+    completions = rollouts.prompts_per_step * config.num_generations
+    held_out = HeldOut(
+        len(in_order), "problems",
+        lambda count, stopped: right_answers(workers, data.tokenizer, in_order[:count], length, slots, stopped),
+        step_items=completions / 2, metric=ACCURACY, at_once=slots * workers.ranks.size,
+    )  # fmt: skip
+    return rollouts, held_out
+
+
+def check(settings: Resolved) -> None:
+    """Refuse settings that do not go together.
+
+    Raises:
+        InputError: some do not.
+    """
+    config, training, size = settings.config, settings.config.training, settings.config.grpo.num_generations
+    if training.batch_size * training.grad_accumulation_steps % size:
+        raise InputError(
+            f"--batch-size {training.batch_size} times --grad-accumulation-steps {training.grad_accumulation_steps} "
+            f"completions a step are no multiple of --num-generations {size}."
+        )
+    if config.lora.dropout:
+        raise InputError(
+            f"{settings.where('lora.dropout')}: expected 0 with GRPO, found {config.lora.dropout:g}; completions are "
+            "drawn without dropout, and the policy that is scored must be the one that drew them."
+        )

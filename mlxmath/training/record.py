@@ -1,0 +1,239 @@
+"""The folder of a run: whose it is, what it records, and how it ends whole."""
+
+import shutil
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mlxmath import __version__
+from mlxmath.config.load import Resolved
+from mlxmath.config.schema import RunConfig, TrainingConfig
+from mlxmath.config.section import DEMO
+from mlxmath.data.datasets import known
+from mlxmath.data.local import is_file_name
+from mlxmath.data.split import RULE
+from mlxmath.errors import InputError, MlxmathError
+from mlxmath.models.lora.adapter import CONFIG, WEIGHTS, save_config
+from mlxmath.models.lora.inject import Injected
+from mlxmath.runtime.console import say, warn
+from mlxmath.runtime.device import DeviceInfo
+from mlxmath.runtime.files import atomic_json, atomic_write, disk_errors, read_json, remove_leftovers
+from mlxmath.runtime.ranks import Ranks
+from mlxmath.training.checkpoint import FOLDER, HOLD_OUT, Checkpoint, newest_checkpoint
+from mlxmath.training.curves import CURVES_PLOT, LOSS_PLOT
+from mlxmath.training.events import EVENTS
+from mlxmath.training.grpo.rewards import MODEL
+from mlxmath.training.validation import BEST
+
+RUN = "run.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+_OF_ONE_HOST = ("adapter_path", "init_adapter", "resume", "validation_dataset", "save_every", "keep_checkpoints")
+"""Settings of [training] that may differ between the ranks of a run: paths, and what rank 0 alone does."""
+_OURS = (WEIGHTS, CONFIG, EVENTS, LOSS_PLOT, CURVES_PLOT, RUN, FOLDER, BEST, CHAT_TEMPLATE)
+
+
+def agree(ranks: Ranks, config: RunConfig, device: DeviceInfo, fixed: dict[str, Any]) -> None:
+    """Make sure that all ranks are about to train the same, from the same, in the same way.
+
+    Args:
+        ranks: all of them.
+        config: this rank's.
+        device: this rank's.
+        fixed: see `fixed_settings`; it holds the fingerprints of model and data.
+
+    Raises:
+        MlxmathError: one is not; it and every difference are named.
+    """
+    training = config.training.model_dump(mode="json")
+    settings = {f"training.{name}": value for name, value in training.items() if name not in _OF_ONE_HOST}
+    ranks.agree("settings", fixed | settings | {"backend": device.backend, "type": device.compute_dtype})
+
+
+def check_initial_adapter(training: TrainingConfig) -> None:
+    """Refuse to write over the adapter that the run starts from.
+
+    Raises:
+        InputError: it is in the run's own folder.
+    """
+    if training.init_adapter and Path(training.init_adapter).resolve() == Path(training.adapter_path).resolve():
+        raise InputError(
+            f"--init-adapter and --adapter-path are both {training.adapter_path}; write the result to another folder."
+        )
+
+
+def claim(config: RunConfig) -> Checkpoint | None:
+    """Check that `--adapter-path` is this run's to write to. Nothing is changed yet.
+
+    Returns:
+        The checkpoint to continue from, with `--resume` and if there is one.
+
+    Raises:
+        InputError: the folder holds another run (not the demo's) and neither --resume nor --overwrite was given.
+    """
+    folder = Path(config.training.adapter_path)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--adapter-path: {folder} is a file; expected a folder.")
+    if config.training.resume:
+        _clean(folder)
+        if checkpoint := newest_checkpoint(folder):
+            say(f"resuming {checkpoint.path} (step {checkpoint.position.step})")
+            return checkpoint
+        say(f"--resume: {folder} holds no checkpoint; starting from the beginning")
+    if any((folder / name).exists() for name in (WEIGHTS, FOLDER)) and not (
+        config.model.overwrite or _is_demo_run(folder)
+    ):
+        raise InputError(
+            f"--adapter-path: {folder} holds the adapters of another run. Use --resume to continue it, --overwrite to "
+            "replace it, or another --adapter-path."
+        )
+    return None
+
+
+def fixed_settings(
+    config: RunConfig, base_fingerprint: str, data_fingerprint: str, held_out_fingerprint: str | None = None
+) -> dict[str, Any]:
+    """What a resumed run must share with the run that it continues, by name."""
+    unchanging = (
+        "full",
+        "optimizer",
+        "validation_split",
+        "batching",
+        "batch_size",
+        "grad_accumulation_steps",
+        "weight_decay",
+        "max_grad_norm",
+        "seed",
+    )
+    return {
+        HOLD_OUT: RULE if config.training.validation_split is not None else None,
+        "base model": base_fingerprint,
+        "data": data_fingerprint,
+        "held-out rows": held_out_fingerprint,
+        **{f"lora.{name}": value for name, value in config.lora.model_dump(mode="json").items()},
+        **{f"training.{name}": getattr(config.training, name) for name in unchanging},
+    }
+
+
+def start(folder: Path, adapter: dict[str, Any], chat_template: str, *, anew: bool) -> None:
+    """Write what is known of the adapter before it is trained: its configuration and how it is prompted.
+
+    Args:
+        folder: the adapter folder.
+        adapter: adapter_config.json.
+        chat_template: Jinja, for chat servers.
+        anew: remove what an earlier run left there.
+    """
+    _clean(folder)
+    if anew:
+        with disk_errors(folder):
+            for name in _OURS:
+                path = folder / name
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+    save_config(folder, adapter)
+    atomic_write(folder / CHAT_TEMPLATE, chat_template)
+
+
+class Record:
+    """run.json: everything that a run was, kept up to date."""
+
+    def __init__(
+        self, folder: Path, resolved: Resolved, device: DeviceInfo, data: dict[str, Any], adapter: Injected
+    ) -> None:
+        self._path = folder / RUN
+        self._record = {
+            "mlxmath": __version__,
+            "started": timestamp(),
+            "folder": str(Path.cwd()),
+            "config": resolved.config.model_dump(mode="json"),
+            "origin": dict(resolved.origin),
+            "device": asdict(device),
+            "data": data,
+            "adapter": asdict(adapter),
+        }
+        self.write(status="running")
+
+    def update(self, **facts: Any) -> None:
+        """Put what is known meanwhile into the file. A disk that is full now may not be later: the run goes on."""
+        try:
+            self.write(status="running", **facts)
+        except MlxmathError as error:
+            warn(f"{RUN} is not up to date: {error}")
+
+    def write(self, **outcome: Any) -> None:
+        """Write the file again with what is known of the outcome."""
+        atomic_json(self._path, self._record | outcome | {"updated": timestamp()})
+
+
+def _clean(folder: Path) -> None:
+    """Remove what killed runs left half-written."""
+    for place in (folder, folder / FOLDER, folder / BEST):
+        remove_leftovers(place)
+
+
+def timestamp() -> str:
+    """The time now, ISO 8601 in UTC."""
+    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")
+
+
+def _is_demo_run(folder: Path) -> bool:
+    try:
+        return bool(read_json(folder / RUN)["config"]["model"]["model"] == DEMO)
+    except (MlxmathError, KeyError, TypeError):
+        return False
+
+
+def absolute(path: str) -> str:
+    """A path without `~` and links, from the root on."""
+    return str(Path(path).expanduser().resolve())
+
+
+def absolute_model(name: str) -> str:
+    """`--model`: a local folder's path; a repository's name and "demo" as they are."""
+    return absolute(name) if name != DEMO and Path(name).expanduser().is_dir() else name
+
+
+def absolute_dataset(name: str) -> str:
+    """`--dataset`: a local file's or folder's path; a repository's or a known dataset's name and "demo" as they are."""
+    dataset = known(name)
+    is_known = dataset is not None and name.lower() in (dataset.name, dataset.repository.lower())
+    return absolute(name) if not is_known and is_file_name(name) else name
+
+
+def absolute_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that hold paths, as "section.field", with absolute ones."""
+    model, data, training = config.model, config.data, config.training
+    found: dict[str, Any] = {
+        "model.model": absolute_model(model.model),
+        "model.mlx_path": absolute(model.mlx_path),
+        "data.cache_dir": absolute(data.cache_dir),
+        "data.decontaminate": [absolute(n) if Path(n).expanduser().is_file() else n for n in data.decontaminate],
+        "training.adapter_path": absolute(training.adapter_path),
+    }
+    for name, path in (("data.template_file", data.template_file), ("training.init_adapter", training.init_adapter)):
+        if path is not None:
+            found[name] = absolute(path)
+    if training.validation_dataset is not None:
+        found["training.validation_dataset"] = absolute_dataset(training.validation_dataset)
+    if data.sources:
+        found["data.sources"] = [
+            _absolute_source(source.model_dump(mode="json", exclude_none=True)) for source in data.sources
+        ]
+    else:
+        found["data.dataset"] = absolute_dataset(data.dataset)
+    weights = config.grpo.reward_weights
+    found["grpo.reward_weights"] = {
+        MODEL + absolute(name.removeprefix(MODEL)) if name.startswith(MODEL) else name: weight
+        for name, weight in weights.items()
+    }
+    return found
+
+
+def _absolute_source(source: dict[str, Any]) -> dict[str, Any]:
+    names = {name: absolute_dataset(source[name]) for name in ("dataset", "fallback") if name in source}
+    return source | names

@@ -1,0 +1,148 @@
+"""A reward model: the score of the chosen completion is to be above that of the rejected one.
+
+A row's score is the scalar product of a vector, the score head, with the hidden state at its last token.
+
+Shapes: N target positions, B = 2 P rows (chosen, rejected, chosen, …), P pairs, D hidden width, X likewise (see
+`LossHead`).
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxmath.config.load import Resolved
+from mlxmath.config.methods import RewardModelConfig
+from mlxmath.data.batching import Batch, PairTargets
+from mlxmath.data.load import check_pairs, load_pairs
+from mlxmath.models.linear_ce import LossHead
+from mlxmath.models.lora.adapter import REWARD_MODEL
+from mlxmath.models.score import add_score_head
+from mlxmath.runtime.ranks import Ranks
+from mlxmath.training.events import Callback
+from mlxmath.training.gradients import Gradients, Tree
+from mlxmath.training.logging import RunLogger
+from mlxmath.training.pairs import REWARDS, pairs_of, reward_sums, row_sums
+from mlxmath.training.setup import Run
+from mlxmath.training.trainer import Trainer, TrainResult
+
+
+def reward_model(settings: Resolved, ranks: Ranks | None = None, callback: Callback | None = None) -> TrainResult:
+    """Train a model that scores completions, on pairs of a preferred and a rejected one.
+
+    Adapters and score head are in the folder `training.adapter_path` of rank 0 afterwards. Batch sizes count pairs.
+
+    Args:
+        settings: of the sections model, data, lora, training, reward_model and runtime.
+        ranks: the processes that train together (None: this one alone).
+        callback: given each event of the run as it happens, on rank 0.
+
+    Raises:
+        InputError: a setting is wrong, or has no use here.
+        MlxmathError: the model or the data cannot be had, do not fit into the memory, or are damaged.
+    """
+    check_pairs(settings)
+    run = Run("reward-model", settings, ranks or Ranks())
+    data = run.read(partial(load_pairs, scored=True))
+    run.load_base()
+    run.add_adapters(**{REWARD_MODEL: True})
+    add_score_head(run.model)
+    scores_of = run.gradients(partial(bradley_terry_loss, config=settings.config.reward_model))
+    trainer = Trainer(run, lambda model: RewardGradients(model, scores_of))
+    batches, held_out = trainer.sample(data)
+    log = RunLogger(REWARDS, unit="pairs", rows="pairs", callback=callback)
+    with trainer.running(batches, held_out, log):
+        for batch in trainer.steps():
+            sums = trainer.loss_and_grads(batch)
+            if sums is None:
+                break
+            step = trainer.update(sums)
+            log.step(step)
+            trainer.validate_if_due()
+            trainer.save_if_due()
+    return trainer.result
+
+
+def bradley_terry_loss(outputs_NX: mx.array, batch: Batch, head: LossHead, *, config: RewardModelConfig) -> mx.array:
+    """Σ over pairs of −log σ(r chosen − r rejected) + c (r chosen + r rejected)²; see `Loss`.
+
+    (Bradley and Terry 1952; Ouyang et al. 2022, arXiv:2203.02155, equation 1. The second term keeps scores around 0:
+    Eisenstein et al. 2023, arXiv:2312.09244.)
+
+    Returns:
+        The loss, the sums that `REWARDS` names, and the gradient of the score head (D,).
+    """
+    hidden_ND = head.hidden(outputs_NX)
+    scores_B = row_sums(scores(hidden_ND, batch, head), batch)
+    losses_P, d_scores_B = _pair_losses(config, scores_B)
+    weights_N = d_scores_B[pairs_of(batch).rows_N] * batch.weights_N
+    d_score_D = (weights_N[:, None] * hidden_ND.astype(mx.float32)).sum(axis=0)
+    reported = mx.stop_gradient(mx.concatenate([reward_sums(scores_B), d_score_D]))
+    return mx.concatenate([losses_P.sum()[None], reported])
+
+
+def scores(outputs_NX: mx.array, batch: Batch, head: LossHead) -> mx.array:
+    """(N,) the score of each target position, in float32 whatever the hidden states' type."""
+    score_D = pairs_of(batch).score_D
+    assert score_D is not None
+    return head.hidden(outputs_NX).astype(mx.float32) @ score_D
+
+
+def _pair_losses(config: RewardModelConfig, scores_B: mx.array) -> tuple[mx.array, mx.array]:
+    """Of each pair (P,), and their sum's gradient (B,)."""
+    chosen_P, rejected_P = scores_B[0::2], scores_B[1::2]
+    losses_P = -nn.log_sigmoid(chosen_P - rejected_P)
+    d_margin_P = -mx.sigmoid(rejected_P - chosen_P)
+    d_scores_P2 = mx.stack([d_margin_P, -d_margin_P], axis=1)
+    if coefficient := config.center_rewards_coefficient:
+        sums_P = chosen_P + rejected_P
+        losses_P = losses_P + coefficient * mx.square(sums_P)
+        d_scores_P2 = d_scores_P2 + 2 * coefficient * sums_P[:, None]
+    return losses_P, d_scores_P2.reshape(-1)
+
+
+class RewardGradients:
+    """Loss sums and gradients of a reward model; see `Gradients`.
+
+    The gradient of the score head comes out of the loss itself, so that the rest of the model is computed the way that
+    is best for the device, which may know of nothing outside the blocks.
+
+    Args:
+        model: with a score head.
+        scores_of: makes the loss and gradients of `bradley_terry_loss`, for a model whose
+            score head is frozen.
+    """
+
+    def __init__(self, model: nn.Module, scores_of: Callable[[nn.Module], Gradients]) -> None:
+        model.score.freeze()
+        self._inner = scores_of(model)
+        model.score.unfreeze()
+        self._model = model
+        self.how, self.takes_parts = self._inner.how, self._inner.takes_parts
+
+    def cannot_share(self) -> str | None:
+        """See `Gradients`."""
+        return self._inner.cannot_share()
+
+    def cannot_pack(self) -> str | None:
+        """See `Gradients`."""
+        return self._inner.cannot_pack()
+
+    def loss(self, batch: Batch) -> mx.array:
+        """See `Gradients`."""
+        return self._inner.loss(with_score(self._model, batch))[: 1 + len(REWARDS)]
+
+    def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, Tree]:
+        """See `Gradients`."""
+        sums, gradients = self._inner.loss_and_gradients(with_score(self._model, batch))
+        reported, d_score_D = sums[: 1 + len(REWARDS)], sums[1 + len(REWARDS) :]
+        return reported, {**gradients, "score": {"weight": d_score_D[None]}}
+
+
+def with_score(model: nn.Module, batch: Batch) -> Batch:
+    """The batch with the model's score head as `score_D`."""
+    rows = mx.arange(batch.targets_N.size)  # of rows that are not pairs, each with one target
+    pairs = batch.extra if isinstance(batch.extra, PairTargets) else PairTargets(rows, mx.ones_like(rows), rows)
+    return replace(batch, extra=pairs._replace(score_D=model.score.weight[0]))

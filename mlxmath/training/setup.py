@@ -1,0 +1,218 @@
+"""What every method does before its first step: device, folder, data, base, adapters."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxmath import __version__
+from mlxmath.config.load import TRAINED_FROM, Resolved
+from mlxmath.config.schema import RunConfig
+from mlxmath.data.batching import Shape
+from mlxmath.data.templates import get_template
+from mlxmath.errors import InputError
+from mlxmath.models.kernels.select import kernels_for
+from mlxmath.models.load import load_model
+from mlxmath.models.lora.adapter import WEIGHTS, adapter_config, load_initial
+from mlxmath.models.lora.inject import inject, open_blocks
+from mlxmath.models.memory import Batching
+from mlxmath.models.tuning import tune_for_training
+from mlxmath.models.unsupported import refuse_untrainable
+from mlxmath.models.vocabulary import check_ids
+from mlxmath.runtime.console import say, warn
+from mlxmath.runtime.device import open_backend
+from mlxmath.runtime.files import read_json, sha256
+from mlxmath.runtime.ranks import Ranks
+from mlxmath.training import record
+from mlxmath.training.checkpoint import Checkpoint, share_adapters, share_checkpoint, with_recorded_targets
+from mlxmath.training.gradients import Gradients, Loss, choose_gradients
+from mlxmath.training.plan import batching_of, check_fits
+from mlxmath.weights.convert import ensure_model
+
+Method = Literal["train", "dpo", "reward-model", "grpo"]
+_COMMANDS = {"distillation": "distill", "evaluation": "evaluate", "reward_model": "reward-model"}
+"""That use a section of another name."""
+_BATCHING = "batching"
+_UNCHANGING = {"concurrency"}
+"""Settings of a method that change nothing but speed and memory: a resumed run may have others."""
+
+
+class Data(Protocol):
+    """What a run trains and measures on."""
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of all of it."""
+
+    @property
+    def held_out_fingerprint(self) -> str | None:
+        """16 hex digits of what is measured on."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row, held-out ones included."""
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id in it."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What run.json is to hold of it."""
+
+
+D = TypeVar("D", bound=Data)
+
+
+class Run:
+    """A run up to its first step, the same on all ranks. Nothing is written but the converted model and the cache.
+
+    Args:
+        method: what trains it.
+        settings: its settings, with where each came from.
+        ranks: the processes of the run.
+        keep_start: the model at the start is needed later on too, so that it must be there again on a resume.
+
+    Raises:
+        InputError: a setting is wrong, or has no use here; the adapter folder holds another run.
+    """
+
+    model: nn.Module
+    """The base, then with adapters."""
+    adapter_config: dict[str, Any]
+    injected: Any
+    planned_bytes: int | None
+    """None for a model that cannot be built without its weights."""
+
+    def __init__(self, method: Method, settings: Resolved, ranks: Ranks, *, keep_start: bool = False) -> None:
+        self.method, self.ranks, self.keep_start = method, ranks, keep_start
+        self._section = None if method == "train" else method.replace("-", "_")
+        self.sections = (*TRAINED_FROM, self._section) if self._section else TRAINED_FROM
+        for other in settings.others(self.sections):
+            raise InputError(
+                f"the settings of [{other}] have no use in this run, which would ignore them. Leave them out, or use "
+                f"`mlxmath {_COMMANDS.get(other, other)}`; `mlxmath train --dry-run` shows where they are set."
+            )
+        config = settings.config
+        if method != "train":
+            record.check_initial_adapter(config.training)
+        self.backend, self.device = open_backend(config.runtime, config.training.seed, ranks.num_on_host)
+        self.folder, self.model_folder = Path(config.training.adapter_path), Path(config.model.mlx_path)
+        self.template = get_template(config.data.template, config.data.template_file)
+        self.checkpoint = share_checkpoint(record.claim(config) if ranks.first else None, ranks)
+        self.settings = with_recorded_targets(settings, self.checkpoint)
+        self.config: RunConfig = self.settings.config
+
+    def read(self, load: Callable[[RunConfig, Path], D], fixed: Mapping[str, Any] | None = None) -> D:
+        """Convert the model if need be, and load the data, given the settings and the model folder.
+
+        Args:
+            load: reads the data.
+            fixed: what else a resumed run must share with the run that it continues, by name.
+
+        Raises:
+            MlxmathError: the model or the data cannot be had, or are not the same on all ranks.
+        """
+        config = self.config
+        with self.ranks.in_turn("preparing"):
+            self.manifest = ensure_model(config.model)
+            self.model_config: dict[str, Any] = read_json(self.model_folder / "config.json")
+            refuse_untrainable(self.model_config)
+            data = load(config, self.model_folder)
+        self.fixed = record.fixed_settings(config, self.manifest.identity, data.fingerprint, data.held_out_fingerprint)
+        if self._section:
+            own = getattr(config, self._section).model_dump(mode="json", exclude=_UNCHANGING)
+            self.fixed |= {f"{self._section}.{name}": value for name, value in own.items()}
+        self.fixed |= fixed or {}
+        record.agree(self.ranks, config, self.device, self.fixed)
+        self.data: Data = data
+        return data
+
+    def load_base(self) -> None:
+        """Load the model, if training it fits into the memory.
+
+        Raises:
+            InputError: it does not fit; what would is said.
+            MlxmathError: the model is damaged, or does not know a token of the data.
+        """
+        config, data = self.config, self.data
+        self.shape = Shape(self.backend.bucket_multiple, target_steps=16 if self.backend.compiles else 0)
+        longest = self.shape.width(data.longest)
+        self.batching = self._batching_before() or batching_of(config, self.model_config, self.device, longest)
+        self.planned_bytes = check_fits(
+            config, self.model_folder, self.model_config, self.device, longest, self.method, self.batching
+        )
+        self.model = load_model(self.model_folder, self.device.compute_dtype).model
+        check_ids(self.model, data.largest_id, "the tokenized dataset")
+        for tokens, reason in self.manifest.limits:
+            if tokens < data.longest:
+                found = f"the longest text has {data.longest:,} tokens"
+                warn(f"{reason}; {found}: beyond {tokens:,}, what is trained is not the original model.")
+        self.kernels = kernels_for(self.device, self.batching.num_workers)
+        self.batchings: list[list[int]] = self.ranks.gather(
+            "batching", [self.batching.num_workers, self.batching.tokens]
+        )
+        """Of each rank. What it is chosen by is measured, so a resumed run has it from its checkpoint."""
+        self.max_tokens = min(tokens for _, tokens in self.batchings)
+        """Padded tokens in a micro-batch, on every rank the same."""
+
+    @property
+    def _asked(self) -> list[int | None]:
+        """What of the batching people decide."""
+        return [self.config.training.max_batch_tokens, self.config.runtime.workers]
+
+    def _batching_before(self) -> Batching | None:
+        """How the run that is resumed was batched; None if it is none, or is to be batched in another way."""
+        saved = self.checkpoint.state.get(_BATCHING) if self.checkpoint else None
+        if not saved or saved["asked"] != self._asked or len(saved["ranks"]) != self.ranks.size:
+            return None
+        return Batching(*saved["ranks"][self.ranks.rank])
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it, as JSON can."""
+        return {_BATCHING: {"asked": self._asked, "ranks": self.batchings}}
+
+    def files(self) -> dict[str, Path | bytes]:
+        """None."""
+        return {}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Done by `load_base`."""
+
+    def add_adapters(self, **facts: Any) -> None:
+        """Put adapters into the model, or open its blocks, and load what they start from.
+
+        Args:
+            **facts: what adapter_config.json is to hold besides.
+
+        Raises:
+            InputError: a target matches nothing, or the initial adapter has another form.
+            MlxmathError: the initial adapter is damaged.
+        """
+        config, training, model, ranks = self.config, self.config.training, self.model, self.ranks
+        mx.random.seed(training.seed)  # converting and loading a model draw random numbers
+        self.injected = open_blocks(model, config.lora.num_layers) if training.full else inject(model, config.lora)
+        for line in (*self.injected.notes, str(self.injected)):
+            say(line)
+        self.adapter_config = adapter_config(
+            config.lora, self.injected.keys, full=training.full, base_model=record.absolute_model(config.model.model),
+            base_fingerprint=self.manifest.identity, template=self.template.name,
+            template_definition=self.template.definition, mlxmath_version=__version__, **facts,
+        )  # fmt: skip
+        initial = Path(training.init_adapter) if training.init_adapter and ranks.first else None
+        if initial and (self.keep_start or not self.checkpoint):
+            load_initial(model, initial, self.adapter_config)
+            say(f"starting from the adapter in {initial}")
+        if self.keep_start:
+            self.fixed["initial adapter"] = sha256(initial / WEIGHTS) if initial else None
+            share_adapters(model, ranks)
+        tune_for_training(model, self.batching.tokens)
+
+    def gradients(self, loss: Loss) -> Callable[[nn.Module], Gradients]:
+        """Makes the gradients of a loss for a replica of the model, in the way that is best for the device."""
+        return lambda model: choose_gradients(
+            model, loss, self.kernels, compiled=self.backend.compiles,
+            checkpoint_every=self.config.training.grad_checkpoint,
+        )  # fmt: skip

@@ -1,0 +1,392 @@
+"""The part of a run that all methods share: one optimizer step after the other, until the run ends, saved.
+
+A method's page (`sft.py`, `dpo.py`, `reward_model.py`, `grpo/train.py`) drives it:
+
+    trainer = Trainer(run, run.gradients(loss))      optimizer, gradients, what the checkpoint holds
+    with trainer.running(batches, held_out, log):    signals are caught, the run's files are begun and ended
+        for batch in trainer.steps():                until the last step, the deadline, a signal
+            sums = trainer.loss_and_grads(batch)     micro-batches summed on all workers and ranks
+            step = trainer.update(sums)              divided once, checked finite, clipped
+            log.step(step)
+            trainer.validate_if_due()                on what is held out; the best adapters are kept
+            trainer.save_if_due()                    a checkpoint that continues the run bit for bit
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from signal import SIGTERM
+from typing import Any, Protocol
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten, tree_map
+
+from mlxmath.config.load import RUN_FILE
+from mlxmath.data.batching import BatchSampler, StepBatch
+from mlxmath.data.load import TrainingData
+from mlxmath.data.render import adds_bos, load_tokenizer
+from mlxmath.errors import MlxmathError
+from mlxmath.runtime.console import duration, fail, say, size, warn
+from mlxmath.runtime.files import atomic_write
+from mlxmath.training import record
+from mlxmath.training.accumulate import StepSums, accumulate, is_out_of_memory, over_ranks
+from mlxmath.training.checkpoint import Ending, Position, Saver, Stateful, check_settings, restore, share_state
+from mlxmath.training.deadline import Deadline, StopRequest
+from mlxmath.training.events import EVENTS, StepReport, read_events
+from mlxmath.training.gradients import Gradients
+from mlxmath.training.logging import RunLogger
+from mlxmath.training.optimizers import make_optimizer
+from mlxmath.training.pace import Pace
+from mlxmath.training.setup import Run
+from mlxmath.training.validation import BEST, Best, HeldOut, Validation, held_out_rows
+from mlxmath.training.workers import Workers
+
+MAX_BAD_STEPS = 5
+"""Steps in a row without a finite gradient after which a run gives up."""
+_STOPPED, _OUT_OF_MEMORY, _NUM_METRICS = 1, 2, 4
+"""What the ranks vote on after their part of a step; the last is the first bit of a number."""
+
+COMPLETE: tuple[Ending, ...] = ("finished", "early_stopped")
+"""Endings that leave nothing to resume."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What became of a run; `folder` holds the adapters, curves and checkpoints."""
+
+    ending: Ending
+    folder: Path
+    steps: int
+    """Optimizer steps done, over all resumptions."""
+    seconds: float
+    loss: float | None
+    """Of the last step, in nats a target token (a pair; for GRPO the policy's objective)."""
+    best: Best | None
+    """The best validation, whose adapters are in `folder/best`."""
+    peak_bytes: int
+    signal: int | None = None
+    """The signal that ended it, if one did."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is nothing to resume."""
+        return self.ending in COMPLETE
+
+    @property
+    def exit_code(self) -> int:
+        """What a command exits with: 0; 1 if it diverged or found no signal; 128 + the signal's number."""
+        if self.ending == "stopped":  # the signal may have come to another rank
+            return 128 + (self.signal or SIGTERM)
+        return int(self.ending in ("diverged", "no_signal"))
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """All steps, validations and rollouts, as events.jsonl has them."""
+        return list(read_events(self.folder / EVENTS))
+
+
+class Batches(Protocol):
+    """Where a run's steps come from."""
+
+    steps_per_epoch: int
+
+    def steps(self, epoch: int, index: int) -> Iterator[StepBatch]:
+        """All from number `index` of `epoch` on."""
+
+
+class Trainer:
+    """See the module.
+
+    Args:
+        run: with its model and adapters; the model's trainable parameters are those that train.
+        gradients_of: makes the loss and gradients of a replica of the model.
+
+    Raises:
+        InputError: the checkpoint belongs to another run.
+    """
+
+    def __init__(self, run: Run, gradients_of: Callable[[nn.Module], Gradients]) -> None:
+        self.run, self.config, self.ranks, self.model = run, run.config.training, run.ranks, run.model
+        self.optimizer = make_optimizer(self.config, run.model, run.config.lora.plus_ratio)
+        self.position = Position()
+        if run.checkpoint:
+            if run.ranks.first:
+                check_settings(run.checkpoint, run.fixed)
+                restore(run.checkpoint, run.model, self.optimizer)
+            self.position = run.checkpoint.position
+        share_state(run.model, self.optimizer, run.ranks)
+        self.workers = Workers(run.model, gradients_of, run.batching.num_workers, run.ranks)
+        self.stop, self.deadline = StopRequest(), Deadline(self.config.max_training_time_hours * 3600)
+        self.ending: Ending | None = None
+        self.loss: float | None = None
+        self.reason = ""
+        """More on `ending`, for people."""
+
+    def sample(self, data: TrainingData) -> tuple[BatchSampler, HeldOut | None]:
+        """The order of the rows (or pairs) to train on, and those to measure on, as micro-batches for the workers."""
+        run, training, workers = self.run, self.config, self.workers
+        if training.batching == "pack" and (reason := workers.cannot_pack):
+            say(f"--batching pack: buckets take its place, since with this model {reason}")
+            training, data = training.model_copy(update={"batching": "bucket"}), data.unpacked()
+        make = partial(data.sampler, config=training, max_tokens=run.max_tokens, shape=run.shape)
+        batches: BatchSampler = make(data.train, num_workers=workers.num_in_all)
+        held_out = held_out_rows(workers, make(data.held_out), training, data.unit) if data.held_out else None
+        say(
+            f"{len(data.train):,} {data.unit}, {data.num_tokens:,} tokens an epoch; "
+            f"{self.planned_steps(batches.steps_per_epoch):,} steps of {training.batch_size} x "
+            f"{training.grad_accumulation_steps} {data.unit}, micro-batches of up to {run.max_tokens:,} tokens; "
+            f"{workers.how}"
+        )
+        return batches, held_out
+
+    def planned_steps(self, steps_per_epoch: int) -> int:
+        """`max_steps`, over as many epochs as that takes; or the steps of all epochs."""
+        return self.config.max_steps or self.config.num_epochs * steps_per_epoch
+
+    @contextmanager
+    def running(
+        self, batches: Batches, held_out: HeldOut | None, log: RunLogger, parts: Sequence[Stateful] = ()
+    ) -> Iterator[None]:
+        """From the first step to the last file; the method's loop stands inside.
+
+        Args:
+            batches: make the steps.
+            held_out: what is measured; None if nothing is held out.
+            log: tells of it, on rank 0.
+            parts: what else goes into the checkpoints, and comes back on a resume.
+        """
+        run, config, ranks = self.run, self.config, self.ranks
+        per_epoch, total_steps = batches.steps_per_epoch, self.planned_steps(batches.steps_per_epoch)
+        self._batches, self.total_steps, self._log = batches, total_steps, log
+        if total_steps > config.num_epochs * per_epoch:
+            say(
+                f"--max-steps {total_steps:,} are {total_steps / per_epoch:.1f} epochs of {per_epoch:,} steps, and "
+                f"count more than --num-epochs {config.num_epochs}"
+            )
+        self.pace = Pace(config, total_steps, self.position, self.deadline, ranks)
+        self.validation = Validation(
+            self.workers, held_out, run.folder, config, steps_per_epoch=per_epoch,
+            total_steps=total_steps, deadline=self.deadline, stop=self.stop,
+            is_marked=lambda step: self.pace.is_limited and self.pace.is_mark(step),
+        )  # fmt: skip
+        self._parts: list[Stateful] = [run, self.validation, self.pace, *parts]
+        self._saver = Saver(
+            run.folder, self.model, self.optimizer, run.fixed, config, self.deadline, parts=self._parts,
+            is_marked=self.pace.is_checkpoint,
+        )  # fmt: skip
+        try:
+            with self.stop.listening():
+                if ranks.first:
+                    self._begin_files()
+                with log if ranks.first else nullcontext():
+                    self._begin()
+                    yield
+                    self._close()
+            if ranks.first:
+                self._finish()
+        finally:
+            self.workers.close()
+
+    def _begin_files(self) -> None:
+        """Write what is known of the run before it begins."""
+        run, config = self.run, self.run.config
+        tokenizer = load_tokenizer(run.model_folder, config.model.trust_remote_code)
+        chat = run.template.for_tokenizer(tokenizer).chat_template(bos=adds_bos(tokenizer))
+        record.start(run.folder, run.adapter_config, chat, anew=run.checkpoint is None)
+        exact = record.absolute_settings(config)
+        exact |= {"model.revision": run.manifest.revision} if run.manifest.revision else {}
+        exact = {name: value for name, value in exact.items() if name.split(".")[0] in run.sections}
+        atomic_write(run.folder / RUN_FILE, run.settings.as_toml(run.sections, exact))
+        self._record = record.Record(run.folder, run.settings, run.device, run.data.facts, run.injected)
+        self._log.begin(run.folder, self.position, self.total_steps, self.deadline, run.backend)
+        begins = "resume" if run.checkpoint else "start"
+        self._log.write(begins, step=self.position.step, total_steps=self.total_steps)
+        self.validation.listeners = (
+            self._log.validation, lambda _: self._record.update(validation=self.validation.summary()),
+        )  # fmt: skip
+        self.pace.listener = lambda step, expected: self._log.write("pace", step=step, expected_steps=expected)
+
+    def _begin(self) -> None:
+        """What comes before the first step: the parts' state, and the base's validation."""
+        if self.run.checkpoint:
+            for part in self._parts:
+                part.restore(self.run.checkpoint)
+        self.run.backend.reset_peak()
+        self.ranks.begin()
+        self.end(self.validation.begin(self.position))
+        self.pace.begin()
+
+    def steps(self) -> Iterator[StepBatch]:
+        """The batches of the steps that are left. After it `ending` says why there are no more."""
+        if self.ending:
+            return
+        self.model.train()
+        position = self.position
+        left = max(0, self.total_steps - position.step)
+        for batch in islice(self._batches.steps(position.epoch, position.window), left):
+            if self.ranks.any("deadline", self.deadline.reached()):
+                self.ending = "deadline"
+                return
+            yield batch
+            if not self.ending and self.position.num_skipped_in_a_row >= MAX_BAD_STEPS:
+                self.ending = "diverged"
+            if self.ending:
+                return
+        self.ending = self.ending or "finished"
+
+    def loss_and_grads(self, batch: StepBatch) -> StepSums | None:
+        """Sums over the step's micro-batches, of all workers and ranks; in ever smaller micro-batches while the device
+        has too little memory: the sums stay the same.
+
+        Returns:
+            The sums; None if somebody asked to stop meanwhile. Then random state is put back, so that a resumed run
+            repeats the step exactly.
+
+        Raises:
+            MlxmathError: there is too little memory for a single row.
+        """
+        self._start_s, self._batch = time.perf_counter(), batch
+        random_state = mx.array(mx.random.state[0])
+        while True:
+            sums, shortage = None, ""
+            try:
+                sums = accumulate(self.workers, batch, stopped=lambda: bool(self.stop))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                shortage = str(error) or "no more"
+            own = _OUT_OF_MEMORY if shortage else _STOPPED if sums is None else _NUM_METRICS * len(sums.metric_sums)
+            found = self.ranks.vote("window", own)
+            if not found & (_STOPPED | _OUT_OF_MEMORY):
+                assert sums is not None
+                return over_ranks(sums, self.ranks, found // _NUM_METRICS)
+            mx.random.state[0][:] = random_state
+            if found & _STOPPED:
+                self.ending = "stopped"
+                return None
+            del sums
+            finer = batch.finer()
+            if finer is None:
+                raise MlxmathError(
+                    f"out of memory with a single row of the step ({shortage or 'on another rank'}). Use "
+                    "--grad-checkpoint 1, a smaller --max-seq-len, or --quantize 4."
+                )
+            batch = finer
+            warn(f"out of memory; micro-batches of at most {batch.sampler.max_rows} rows from now on, the same steps")
+            mx.clear_cache()
+
+    def update(self, sums: StepSums) -> StepReport:
+        """Divide by the step's targets, clip and apply; a step that is not finite is skipped and its rows are named."""
+        rate = self.pace.rate(self.position.step)
+        loss = sums.loss_sum / sums.num_targets
+        norm = math.nan
+        if math.isfinite(loss):
+            norm = apply_gradients(self.model, self.optimizer, sums, rate, self.config.max_grad_norm)
+        applied = math.isfinite(norm)
+        self.position = self.position.after(self._batch, sums.num_tokens, sums.num_targets, skipped=not applied)
+        seconds = time.perf_counter() - self._start_s
+        self.deadline.note_step(seconds)
+        self.pace.on_step(self.position.step)
+        self.loss = loss
+        if not applied:
+            rows = self._batch.row_numbers(sums.bad_rows or self._batch.row_ids)
+            warn(
+                f"step {self.position.step}: {'gradient' if math.isfinite(loss) else 'loss'} is not finite, the step "
+                f"is not applied; rows {', '.join(map(str, rows))}"
+            )
+        return StepReport(
+            self.position, loss, norm, rate, sums.num_tokens, sums.num_targets, seconds, applied, sums.metric_sums
+        )
+
+    def validate_if_due(self) -> None:
+        """Measure if it is time to, and end if there is no point in going on."""
+        self.end(self.validation.after(self.position))
+
+    def save_if_due(self) -> None:
+        """Write a checkpoint if it is time to."""
+        if self.ranks.first:
+            self._saver.after(self.position)
+
+    def end(self, ending: Ending | None, reason: str = "") -> None:
+        """No step comes after this one, if there is an ending; the first one counts."""
+        if ending and not self.ending:
+            self.ending, self.reason = ending, reason
+
+    def _close(self) -> None:
+        """Measure once more what the run has come to, if there is time, and save. A signal's run is saved first."""
+        assert self.ending
+        first = self.ranks.first
+        if self.ending == "stopped" and first:
+            self._saver.save(self.position)
+        is_measured = self.validation.close(self.ending, self.position)
+        if first and (self.ending != "stopped" or is_measured):
+            self._saver.save(self.position)
+
+    def _finish(self) -> None:
+        """Write and say how it ended."""
+        run, folder, validation, ending = self.run, self.run.folder, self.validation, self.ending
+        memory, seconds, step = run.backend.memory(), self.deadline.elapsed_s, self.position.step
+        self._log.write("end", step=step, status=ending, seconds=seconds, peak_bytes=memory.peak_bytes)
+        self._log.plot()
+        self._record.write(
+            status=ending, steps=step, seconds=seconds, validation=validation.summary(), pace=self.pace.summary(),
+            **self._log.facts(), planned_bytes=run.planned_bytes, batching=vars(run.batching),
+            ranks=run.ranks.summary(), **vars(memory),
+        )  # fmt: skip
+        planned = f" ({size(run.planned_bytes)} planned)" if run.planned_bytes else ""
+        say(
+            f"{ending} at step {step} of {self.total_steps} after {duration(seconds)}; peak memory "
+            f"{size(memory.peak_bytes)}{planned}; adapters, curves and checkpoints are in {folder}"
+        )
+        if ending == "diverged":
+            fail(
+                f"the last {MAX_BAD_STEPS} steps were not finite; {folder} holds the last good adapters. "
+                f"{self._log.advice}"
+            )
+            return
+        if ending == "no_signal":
+            fail(f"GRPO found nothing to learn from: {self.reason}")
+        if validation.best:
+            say(self._log.best(validation.best, folder / BEST))
+        if ending not in (*COMPLETE, "no_signal"):
+            say("continue with the same command and --resume")
+
+    @property
+    def result(self) -> TrainResult:
+        """After `running`."""
+        assert self.ending
+        return TrainResult(
+            self.ending, self.run.folder, self.position.step, self.deadline.elapsed_s, self.loss, self.validation.best,
+            self.run.backend.memory().peak_bytes, self.stop.signal,
+        )  # fmt: skip
+
+
+def global_norm(tree: Any) -> mx.array:
+    """√Σ g² over all arrays of a tree."""
+    return mx.sqrt(sum(mx.square(array.astype(mx.float32)).sum() for _, array in tree_flatten(tree)))
+
+
+def apply_gradients(
+    model: nn.Module, optimizer: optim.Optimizer, sums: StepSums, learning_rate: float, max_grad_norm: float
+) -> float:
+    """Divide by the step's targets, clip to `max_grad_norm` (as torch's clip_grad_norm_ does) and step.
+
+    Returns:
+        The gradient's norm before clipping. If it is not finite, nothing was changed.
+    """
+    norm = global_norm(sums.grad_sum) / sums.num_targets
+    norm_value: float = norm.item()
+    if not math.isfinite(norm_value):
+        return norm_value
+    factor = min(1.0, max_grad_norm / (norm_value + 1e-6)) / sums.num_targets
+    optimizer.learning_rate = mx.array(learning_rate, mx.float32)
+    optimizer.update(model, tree_map(lambda g: g * factor, sums.grad_sum))
+    mx.eval(model.trainable_parameters(), optimizer.state)
+    return norm_value

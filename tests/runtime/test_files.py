@@ -1,0 +1,156 @@
+"""Files are whole or absent, whatever happens while they are written; what killed processes left is removed."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from mlxmath.config.schema import ModelConfig
+from mlxmath.errors import MlxmathError
+from mlxmath.runtime import files
+from mlxmath.runtime.files import atomic_file, atomic_folder, atomic_write, remove_leftovers, this_host
+from mlxmath.weights.convert import ensure_model
+from tests.helpers import ENVIRONMENT
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from mlxmath.runtime import files
+path = Path(sys.argv[2])
+if sys.argv[1] == "file":
+    with files.atomic_file(path) as file:
+        file.write(b"half")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[1] == "remove":
+    files.shutil.rmtree = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+    files.remove_folder(path)
+with files.atomic_folder(path) as folder:
+    (folder / "file").write_text("new")
+    if sys.argv[1] == "folder":
+        os.kill(os.getpid(), signal.SIGKILL)
+    real = Path.rename
+    def rename(self, target):
+        found = real(self, target)
+        if (self.suffix == ".tmp") == (sys.argv[1] == "renamed"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+    Path.rename = rename
+"""
+
+
+def test_leftovers_of_dead_processes_are_removed_and_others_stay(tmp_path: Path, dead_pid: int) -> None:
+    host = this_host()
+    stay = [
+        f".events.jsonl.{host}.{os.getppid()}.abc.tmp", ".hidden", ".DS_Store", "loss.png", ".a.tmp",
+        f"x.{host}.{dead_pid}.abc.tmp", f".x.{host}.{dead_pid}.abc.bak", f".x.{dead_pid}.abc.tmp",
+    ]  # fmt: skip
+    for name in (
+        f".adapters.safetensors.{host}.{dead_pid}.abc_d.tmp",
+        f".run.json.{host}.{os.getpid()}.abc.tmp",  # of a process that had this one's number, as in a container
+        f".run.json.{host}.{'9' * 30}.abc.tmp",
+        f".run.json.{host}.0.abc.tmp",  # no process's number
+        *stay,
+    ):
+        (tmp_path / name).write_text("")
+    dead = f"{host}.{dead_pid}.abc"
+    for name in (f".step-5.{dead}.tmp", f".step-6.{dead}.old", f".best.{dead}.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    (tmp_path / "step-6").mkdir()
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*stay, "step-6", "best"}
+    assert (tmp_path / "best" / "file").exists()  # killed between two renames: it was the whole one
+    remove_leftovers(tmp_path / "absent")
+
+
+def test_what_another_host_writes_stays_until_it_is_abandoned(tmp_path: Path, dead_pid: int) -> None:
+    """Its process numbers mean nothing here."""
+    file, folder = (tmp_path / f".{name}.0123abcd.{dead_pid}.abc.tmp" for name in ("run.json", "step-5"))
+    file.write_text("half")
+    folder.mkdir()
+    (folder / "adapters.safetensors").write_text("half")
+    remove_leftovers(tmp_path)
+    assert file.exists() and folder.exists()
+    two_days_ago = time.time() - 2 * 24 * 3600
+    for path in (file, folder):
+        os.utime(path, (two_days_ago, two_days_ago))
+    remove_leftovers(tmp_path)
+    assert not file.exists() and folder.exists(), "a file in the folder has just been written"
+    os.utime(folder / "adapters.safetensors", (two_days_ago, two_days_ago))
+    os.utime(folder, (two_days_ago, two_days_ago))
+    remove_leftovers(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("moment", "expected"),
+    [("file", None), ("remove", None), ("folder", "old"), ("between", "old"), ("renamed", "new")],
+)
+def test_a_kill_while_writing_leaves_nothing_once_something_is_written(
+    tmp_path: Path, moment: str, expected: str | None
+) -> None:
+    path = tmp_path / "folder.v1"
+    if moment != "file":
+        path.mkdir()
+        (path / "file").write_text("old")
+    killed = subprocess.run([sys.executable, "-c", KILLED, moment, str(path)], env=ENVIRONMENT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [each for each in tmp_path.iterdir() if each.name.startswith(".folder.v1.")]
+    files._cleaned.clear()
+    atomic_write(tmp_path / "another", b"")
+    assert {each.name for each in tmp_path.iterdir()} == {"another", *(["folder.v1"] if expected else [])}
+    assert not expected or (path / "file").read_text() == expected
+
+
+def test_the_old_model_that_a_killed_conversion_left_is_the_one_again(tmp_path: Path) -> None:
+    config = ModelConfig(model="demo", mlx_path=str(tmp_path / "model"))
+    made = ensure_model(config)
+    for target in (f".model.{this_host()}.{'9' * 30}.abc.old", f".other.{this_host()}.{'9' * 30}.abc.tmp"):
+        (tmp_path / "model").rename(tmp_path / target)
+        if target.startswith(".other"):
+            (tmp_path / target).rename(tmp_path / "model")
+            (tmp_path / target).write_text("half")
+        assert ensure_model(config) == made
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_this_process_is_writing_stays(tmp_path: Path) -> None:
+    with pytest.raises(MlxmathError, match="full"), atomic_folder(tmp_path / "folder.v1") as temporary:
+        with pytest.raises(MlxmathError, match="full"), atomic_file(tmp_path / "file.v1"):
+            assert len(list(tmp_path.glob(".*"))) == 2
+            files._cleaned.clear()
+            thread = threading.Thread(target=atomic_write, args=(tmp_path / "third", b""))
+            thread.start()
+            thread.join()
+            assert len(list(tmp_path.glob(".*"))) == 2
+            raise OSError(errno.ENOSPC, "full")
+        assert temporary.exists()
+        raise OSError(errno.ENOSPC, "full")
+    assert [path.name for path in tmp_path.iterdir()] == ["third"]
+
+
+def test_what_cannot_be_removed_keeps_nobody_from_writing(tmp_path: Path, dead_pid: int) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / f".link.{this_host()}.{dead_pid}.abc.old"
+    link.symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "link").write_text("")
+    atomic_write(tmp_path / "file", b"")
+    assert not link.is_symlink() and (tmp_path / "elsewhere").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(PermissionError(errno.EPERM, "no")))
+        (tmp_path / f".file.{this_host()}.{dead_pid}.abc.tmp").write_text("")
+        remove_leftovers(tmp_path)
+
+
+def test_a_name_that_leads_out_of_its_folder_is_refused(tmp_path: Path) -> None:
+    assert files.inside(tmp_path, "a/b") == tmp_path / "a" / "b"
+    for name in ("../x", "/x", "a/../../x", "..\\x", "C:x", ""):
+        with pytest.raises(MlxmathError, match="lies outside the folder"):
+            files.inside(tmp_path, name)
