@@ -44,25 +44,25 @@ def reward_model(settings: Resolved, ranks: Ranks | None = None, callback: Callb
         MlxmathError: the model or the data cannot be had, do not fit into the memory, or are damaged.
     """
     check_pairs(settings)
-    run = Run("reward-model", settings, ranks or Ranks())
-    data = run.read(partial(load_pairs, scored=True))
-    run.load_base()
-    run.add_adapters(**{REWARD_MODEL: True})
-    add_score_head(run.model)
-    scores_of = run.gradients(partial(bradley_terry_loss, config=settings.config.reward_model))
-    trainer = Trainer(run, lambda model: RewardGradients(model, scores_of))
-    batches, held_out = trainer.sample(data)
-    log = RunLogger(REWARDS, unit="pairs", rows="pairs", callback=callback)
-    with trainer.running(batches, held_out, log):
-        for batch in trainer.steps():
-            sums = trainer.loss_and_grads(batch)
-            if sums is None:
-                break
-            step = trainer.update(sums)
-            log.step(step)
-            trainer.validate_if_due()
-            trainer.save_if_due()
-    return trainer.result
+    with Run("reward-model", settings, ranks or Ranks()) as run:
+        data = run.read(partial(load_pairs, scored=True))
+        run.load_base()
+        run.add_adapters(**{REWARD_MODEL: True})
+        add_score_head(run.model)
+        scores_of = run.gradients(partial(bradley_terry_loss, config=settings.config.reward_model))
+        trainer = Trainer(run, lambda model: RewardGradients(model, scores_of))
+        batches, held_out = trainer.sample(data)
+        log = RunLogger(REWARDS, unit="pairs", rows="pairs", callback=callback)
+        with trainer.running(batches, held_out, log):
+            for batch in trainer.steps():
+                sums = trainer.loss_and_grads(batch)
+                if sums is None:
+                    break
+                step = trainer.update(sums)
+                log.step(step)
+                trainer.validate_if_due()
+                trainer.save_if_due()
+        return trainer.result
 
 
 def bradley_terry_loss(outputs_NX: mx.array, batch: Batch, head: LossHead, *, config: RewardModelConfig) -> mx.array:

@@ -64,7 +64,7 @@ class RewardModel:
         self._template = template.for_tokenizer(tokenizer).verbatim()
         self._tokenizer, self._model = tokenizer, base
         self._training, self._max_tokens, self._shape = training, max_tokens, shape
-        self._workers = Workers(base, lambda each: choose_gradients(each, scores, kernels, compiled=False), num_workers)
+        self.workers = Workers(base, lambda each: choose_gradients(each, scores, kernels, compiled=False), num_workers)
 
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
         """The score of each completion; one that was cut off is scored without an end."""
@@ -72,7 +72,7 @@ class RewardModel:
         offsets = np.cumsum([0, *map(len, tokens)])
         flat = np.concatenate(tokens)
         rows = LastTokens(TokenRows(flat, np.zeros(len(flat), np.uint8), offsets))
-        sampler = BatchSampler(rows, self._training, self._max_tokens, self._shape, self._workers.count)
+        sampler = BatchSampler(rows, self._training, self._max_tokens, self._shape, self.workers.count)
         step = sampler.step(np.arange(len(rows)), 0, 0)
 
         def work(gradients: Gradients, share: tuple[int, ...]) -> dict[int, float]:
@@ -83,7 +83,7 @@ class RewardModel:
                 found |= zip(batch.row_ids, values, strict=False)
             return found
 
-        parts = self._workers.run(work, step.shares(self._workers.count))
+        parts = self.workers.run(work, step.shares(self.workers.count))
         by_row = {row: value for part in parts for row, value in part.items()}
         return [by_row[row] for row in range(len(samples))]
 
