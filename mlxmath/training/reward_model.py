@@ -18,8 +18,8 @@ from mlxmath.config.methods import RewardModelConfig
 from mlxmath.data.batching import Batch, PairTargets
 from mlxmath.data.load import check_pairs, load_pairs
 from mlxmath.models.linear_ce import LossHead
+from mlxmath.models.lm_head import add_score_head
 from mlxmath.models.lora.adapter import REWARD_MODEL
-from mlxmath.models.score import add_score_head
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.events import Callback
 from mlxmath.training.gradients import Gradients, Tree

@@ -21,9 +21,9 @@ from mlxmath.grading import grade
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.linear_ce import FullLogits
+from mlxmath.models.lm_head import add_score_head
 from mlxmath.models.lora.adapter import CONFIG, WEIGHTS, adapter_config, load_adapter, read_reward_model, save_weights
 from mlxmath.models.lora.inject import adapter_arrays, inject, open_blocks
-from mlxmath.models.score import add_score_head
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.accumulate import accumulate
 from mlxmath.training.checkpoint import Checkpoint, Position

@@ -16,7 +16,7 @@ from mlxmath.data.pairs import LastTokens
 from mlxmath.data.problem import Problem
 from mlxmath.data.render import encode_prompt
 from mlxmath.data.templates import get_template, recorded_template
-from mlxmath.models.kernels.base import Kernels
+from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.lora.adapter import load_reward_model
 from mlxmath.training.gradients import Gradients, choose_gradients
 from mlxmath.training.grpo.rewards import Sample
