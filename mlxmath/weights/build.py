@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from hashlib import sha256 as new_sha256
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from mlxmath.config.schema import ModelConfig
 from mlxmath.errors import InputError, MlxmathError
@@ -27,8 +28,9 @@ from mlxmath.weights.quantize import plan_quantization, quantized_blocks, quanti
 from mlxmath.weights.quantized import Stored, natural_dtype, stored, unscaled
 from mlxmath.weights.safetensor import Declared, SafetensorsWriter
 from mlxmath.weights.source import Weights, open_weights
-from mlxmath.weights.tensors import TensorRef
+from mlxmath.weights.tensors import TensorRef, pieces
 from mlxmath.weights.tokenizer import name_plain_class
+from mlxmath.weights.torch_bin import Region, checksum_error
 
 SHARD_BYTES = 5_000_000_000
 SPARE_BYTES = 64 << 20
@@ -94,7 +96,7 @@ def build_model(config: ModelConfig, source: Source, *, shard_bytes: int = SHARD
     total = sum(output.num_bytes for output in plan.outputs)
     _check_space(target, total + (plan.made.copied_bytes if plan.made else 0))
     say(f"  writing {size(total)} from {len(weights.files)} {weights.files[0].suffix} file(s) to {config.mlx_path}")
-    with atomic_folder(target) as folder, _hashing(weights.files, source.folder) as source_records:
+    with atomic_folder(target) as folder, _hashing(weights, source.folder) as source_records:
         with plan.made.opened(folder) if plan.made else nullcontext():
             records, digests = _write_weights(folder, plan.outputs, shard_bytes)
         (folder / "config.json").write_text(json.dumps(plan.config, indent=2) + "\n", encoding="utf-8")
@@ -285,25 +287,28 @@ def _copy_companions(source: Path, folder: Path, *, trust_remote_code: bool) -> 
 
 
 @contextmanager
-def _hashing(files: Sequence[Path], folder: Path) -> Iterator[Callable[[], list[FileRecord]]]:
-    """Hash files in a second thread meanwhile; the yielded function waits for the records."""
+def _hashing(weights: Weights, folder: Path) -> Iterator[Callable[[], list[FileRecord]]]:
+    """Hash the weight files in a second thread meanwhile; the yielded function waits for the records."""
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        futures = [pool.submit(_record, file, folder, stop) for file in files]
+        futures = [pool.submit(_record, file, folder, weights.storages.get(file, {}), stop) for file in weights.files]
         try:
             yield lambda: [future.result() for future in futures]
         finally:
             stop.set()
 
 
-def _record(path: Path, folder: Path, stop: threading.Event) -> FileRecord:
+def _record(path: Path, folder: Path, storages: Mapping[str, Region], stop: threading.Event) -> FileRecord:
     digest = new_sha256()
-    buffer = bytearray(1 << 20)
+    checksums = dict.fromkeys(storages, 0)
     try:
         before = path.stat()
-        with path.open("rb", buffering=0) as file:
-            while (count := file.readinto(buffer)) and not stop.is_set():
-                digest.update(memoryview(buffer)[:count])
+        for key, data in pieces(path, {key: (region.start, region.size) for key, region in storages.items()}):
+            digest.update(data)
+            if key is not None:
+                checksums[key] = crc32(data, checksums[key])
+            if stop.is_set():
+                break
         after = path.stat()
     except OSError as error:
         raise MlxmathError(f"cannot read {path}: {error.strerror or error}") from error
@@ -315,6 +320,9 @@ def _record(path: Path, folder: Path, stop: threading.Event) -> FileRecord:
             f"{path} is damaged: its SHA-256 is {digest.hexdigest()[:12]}..., the repository's {expected[:12]}... "
             f"Delete {path.resolve()} and run the command again to download it anew."
         )
+    for key, region in storages.items():
+        if region.crc not in (0, checksums[key]) and not stop.is_set():
+            raise checksum_error(path, f"data/{key}")
     name = path.relative_to(folder).as_posix()
     return FileRecord(name=name, size=after.st_size, sha256=digest.hexdigest(), modified_ns=after.st_mtime_ns)
 

@@ -8,16 +8,15 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import RawIOBase
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from mlxmath.errors import MlxmathError
 from mlxmath.weights.dtypes import BY_CODE, DTYPES, Array
-from mlxmath.weights.tensors import TensorRef, place_tensor, row_major
+from mlxmath.weights.tensors import TensorRef, pieces, place_tensor, row_major
 
 MAX_HEADER_BYTES = 100_000_000
 Declared = tuple[str, str, tuple[int, ...]]
@@ -207,31 +206,8 @@ def digest_file(path: Path, tensors: Mapping[str, TensorRef]) -> tuple[str, dict
     ordered = sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.num_bytes))
     whole = hashlib.sha256()
     contents = ContentDigests([(tensor.name, tensor.dtype, tensor.shape) for tensor in ordered])
-    at = 0
-    try:
-        with path.open("rb", buffering=0) as file:
-            for tensor in ordered:
-                if tensor.offset < at:
-                    raise MlxmathError(f"{path}: tensor {tensor.name!r} lies inside another; the file is damaged.")
-                for start, end, wanted in (
-                    (at, tensor.offset, False), (tensor.offset, tensor.offset + tensor.num_bytes, True)
-                ):  # fmt: skip
-                    for data in _read(file, path, end - start):
-                        whole.update(data)
-                        if wanted:
-                            contents.update(data)
-                at = tensor.offset + tensor.num_bytes
-            while rest := file.read(1 << 20):
-                whole.update(rest)
-    except OSError as error:
-        raise MlxmathError(f"cannot read {path}: {error.strerror or error}") from error
+    for name, data in pieces(path, {tensor.name: (tensor.offset, tensor.num_bytes) for tensor in ordered}):
+        whole.update(data)
+        if name is not None:
+            contents.update(data)
     return whole.hexdigest(), contents.digests
-
-
-def _read(file: RawIOBase, path: Path, num_bytes: int) -> Iterator[memoryview]:
-    while num_bytes:
-        data = file.read(min(num_bytes, 1 << 20))
-        if not data:
-            raise MlxmathError(f"{path} ends early; the file is truncated.")
-        num_bytes -= len(data)
-        yield memoryview(data)

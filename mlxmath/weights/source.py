@@ -6,13 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxmath.errors import MlxmathError
+from mlxmath.runtime.console import size
 from mlxmath.runtime.files import inside, read_json
 from mlxmath.weights.safetensor import open_safetensors
 from mlxmath.weights.tensors import TensorRef
-from mlxmath.weights.torchbin import open_torch
+from mlxmath.weights.torch_bin import Region, open_torch
 
 FORMATS = (("model", "safetensors"), ("pytorch_model", "bin"))
 """Stem and suffix of the weight files, the preferred first."""
+MAX_TIMES = 100
+"""How many times the size of its files a model may have: names share tensors, and tensors repeat numbers."""
+MAX_SMALL_BYTES = 64 << 20
+"""Up to this size it may have it in any case."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +28,13 @@ class Weights:
         files: the weight files.
         tensors: where each tensor lies.
         num_ignored: entries of the files that are no tensors.
+        storages: file -> where its storages lie by key, if they have checksums.
     """
 
     files: tuple[Path, ...]
     tensors: Mapping[str, TensorRef]
     num_ignored: int
+    storages: Mapping[Path, Mapping[str, Region]]
 
 
 def weight_files(folder: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
@@ -82,15 +89,17 @@ def open_weights(folder: Path) -> Weights:
     """Open all weight files of a model folder without reading the tensors.
 
     Raises:
-        MlxmathError: as `weight_files`; a file is damaged; a tensor is missing or occurs twice.
+        MlxmathError: as `weight_files`; a file is damaged; a tensor is missing or occurs twice; small files stand for
+            a huge model.
     """
     files, index = weight_files(folder)
     tensors: dict[str, TensorRef] = {}
     num_ignored = 0
+    storages: dict[Path, Mapping[str, Region]] = {}
     for file in files:
         if file.suffix == ".bin":
             opened = open_torch(file)
-            found, num_ignored = opened.tensors, num_ignored + opened.num_ignored
+            found, num_ignored, storages[file] = opened.tensors, num_ignored + opened.num_ignored, opened.storages
         else:
             found = open_safetensors(file)
         for name, tensor in sorted(found.items(), key=lambda item: item[1].offset):
@@ -104,4 +113,12 @@ def open_weights(folder: Path) -> Weights:
             )
     if not tensors:
         raise MlxmathError(f"{folder}: its weight files hold no tensors.")
-    return Weights(files, tensors, num_ignored)
+    stored, meant = sum(file.stat().st_size for file in files), sum(tensor.num_bytes for tensor in tensors.values())
+    if meant > max(MAX_TIMES * stored, MAX_SMALL_BYTES):
+        largest = max(tensors.values(), key=lambda tensor: tensor.num_bytes)
+        raise MlxmathError(
+            f"{largest.path}: the weights would take {size(meant)}, out of files of {size(stored)}: tensors repeat "
+            f"numbers, the largest {largest.name!r} of shape {largest.shape} in steps of {largest.stride}. That is no "
+            "model; save it again with contiguous tensors, or choose another."
+        )
+    return Weights(files, tensors, num_ignored, storages)

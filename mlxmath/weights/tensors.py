@@ -1,7 +1,7 @@
 """Where a tensor lies in a file, and reading it without holding more of the file than needed."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from io import RawIOBase
 from pathlib import Path
@@ -238,6 +238,40 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     for size in reversed(shape[1:]):
         strides.append(strides[-1] * size)
     return tuple(reversed(strides))[: len(shape)]
+
+
+def pieces(path: Path, spans: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str | None, memoryview]]:
+    """All bytes of a file in order, cut where the spans begin and end.
+
+    Args:
+        path: the file.
+        spans: name -> start and size in bytes.
+
+    Yields:
+        The name of the span, None between them, and up to `BLOCK_BYTES` of it, valid until the next are asked for.
+
+    Raises:
+        MlxmathError: the file cannot be read, it ends inside a span, or one span lies inside another.
+    """
+    buffer = memoryview(bytearray(BLOCK_BYTES))
+    position = 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            for name, (start, size) in sorted(spans.items(), key=lambda item: item[1]):
+                if start < position:
+                    raise MlxmathError(f"{path}: {name!r} lies inside another tensor; the file is damaged.")
+                for inside, rest in ((None, start - position), (name, size)):
+                    while rest:
+                        count = file.readinto(buffer[:rest])
+                        if not count:
+                            raise MlxmathError(f"{path} ends early; the file is truncated.")
+                        yield inside, buffer[:count]
+                        rest -= count
+                position = start + size
+            while count := file.readinto(buffer):
+                yield None, buffer[:count]
+    except OSError as error:
+        raise MlxmathError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def place_tensor(

@@ -20,7 +20,7 @@ from mlxmath.weights.convert import ensure_model
 from mlxmath.weights.dtypes import convert
 from mlxmath.weights.layout import Layout
 from mlxmath.weights.safetensor import open_safetensors
-from mlxmath.weights.torchbin import open_torch
+from mlxmath.weights.torch_bin import open_torch
 
 DTYPES = [
     torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8,

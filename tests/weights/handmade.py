@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from mlxmath.weights.tensors import row_major
-from mlxmath.weights.torchbin import MAGIC_NUMBER
-from mlxmath.weights.torchtypes import STORAGE_DTYPES
+from mlxmath.weights.torch_bin import MAGIC_NUMBER
+from mlxmath.weights.torch_pickle import STORAGE_DTYPES
 
 KINDS = {dtype: kind for kind, dtype in STORAGE_DTYPES.items() if kind != "UntypedStorage"}
 
@@ -64,12 +64,14 @@ def state_dict(entries: dict[str, bytes]) -> bytes:
     return b"\x80\x02}(" + b"".join(text(key) + value for key, value in entries.items()) + b"u."
 
 
-def zip_file(pickled: bytes, storages: dict[str, bytes], *, compression: int = zipfile.ZIP_STORED) -> bytes:
+def zip_file(
+    pickled: bytes, storages: dict[str, bytes], *, compression: int = zipfile.ZIP_STORED, byteorder: str = "little"
+) -> bytes:
     """The layout of PyTorch 1.6 and later."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as archive:
         archive.writestr("model/data.pkl", pickled)
-        archive.writestr("model/byteorder", "little")
+        archive.writestr("model/byteorder", byteorder)
         for key, data in storages.items():
             archive.writestr(f"model/data/{key}", data)
         archive.writestr("model/version", "3\n")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from mlxmath.weights.hub import fetch
 from mlxmath.weights.manifest import Manifest, read_fingerprint, read_manifest, verify
 from mlxmath.weights.safetensor import SafetensorsWriter, open_safetensors
 from tests.models import architectures
-from tests.weights.handmade import LLAMA, llama_arrays, llama_folder, torch_bin
+from tests.weights.handmade import LLAMA, llama_arrays, llama_folder, state_dict, tensor, torch_bin, zip_file
 
 
 @pytest.fixture
@@ -385,6 +386,42 @@ class TestDamagedSource:
         path = model / "pytorch_model-00002-of-00002.bin"
         path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
         self.fails(model, out, r"pytorch_model-00002-of-00002\.bin")
+
+    @pytest.mark.parametrize("part", ["first", "last", "pickle"])
+    def test_a_bit_is_another(self, model: Path, out: Path, part: str) -> None:
+        """The archive's checksums tell."""
+        path = model / "pytorch_model-00001-of-00002.bin"
+        data = bytearray(path.read_bytes())
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if "/data/" in name]
+        name = {"first": names[0], "last": names[-1], "pickle": "model/data.pkl"}[part]
+        at = data.index(name.encode()) + len(name) + (60 if part == "pickle" else 8)
+        data[at] ^= 1
+        path.write_bytes(data)
+        self.fails(
+            model, out, rf"00001-of-00002\.bin is damaged: the checksum \(CRC-32\) of its entry .*{name[6:]} is not"
+        )
+
+    def test_checksums_that_were_not_written(self, tmp_path: Path, out: Path) -> None:
+        """As by torch.serialization.set_crc32_options(False), which leaves zeros."""
+        model = llama_folder(tmp_path / "source")
+        data = bytearray((model / "pytorch_model.bin").read_bytes())
+        for found in re.finditer(rb"PK(?:\x01\x02|\x03\x04)", bytes(data)):
+            at = found.start() + (16 if found[0][2] == 1 else 14)
+            data[at : at + 4] = bytes(4)
+        (model / "pytorch_model.bin").write_bytes(data)
+        ensure_model(settings(model, out))
+        assert open_safetensors(out / "model.safetensors").keys() == llama_arrays().keys()
+
+    @pytest.mark.parametrize("names", [1, 12])
+    def test_a_small_file_that_stands_for_much(self, tmp_path: Path, out: Path, names: int) -> None:
+        """Strides of zero repeat one number."""
+        model = llama_folder(tmp_path / "source")
+        shape = (1 << 27, 1) if names == 1 else (1 << 20, 3)
+        entries = {f"{i}.weight": tensor("0", "float32", 1, shape, (0, 0)) for i in range(names)}
+        (model / "pytorch_model.bin").write_bytes(zip_file(state_dict(entries), {"0": bytes(4)}))
+        said = "536.87 MB" if names == 1 else "150.99 MB"
+        self.fails(model, out, rf"pytorch_model\.bin: the weights would take {said}.*'0\.weight' of shape .*\(0, 0\)")
 
     def test_wrong_hash_in_the_hub_cache(self, model: Path, out: Path) -> None:
         path = model / "pytorch_model-00002-of-00002.bin"
