@@ -3,34 +3,35 @@
 import json
 import math
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from hashlib import sha256 as new_sha256
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 from mlxmath.config.schema import ModelConfig
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.console import Progress, duration, say, size, warn
 from mlxmath.runtime.files import atomic_folder, sha256
 from mlxmath.weights.architecture import Built, shortened
+from mlxmath.weights.configuration import read_config
 from mlxmath.weights.dtypes import DTYPES, FLOAT8, Array, prevailing, stored_as
-from mlxmath.weights.hub import LICENSES, TOKENIZER_FILES, Source
-from mlxmath.weights.layout import check_built, plan_layout, read_config
-from mlxmath.weights.made import Made, MadeTensor
-from mlxmath.weights.manifest import FileRecord, Manifest, fingerprint, fingerprint_of_files, verify, versions
-from mlxmath.weights.quantize import plan_quantization, quantized_blocks, quantized_tensors, stored_rows
+from mlxmath.weights.hub import LICENSES, TOKENIZER_FILES, Source, Weights, open_weights
+from mlxmath.weights.layout import check_built, plan_layout
+from mlxmath.weights.manifest import FileRecord, Manifest, fingerprint, fingerprint_of_files, hashing, verify, versions
+from mlxmath.weights.quantize import (
+    Made,
+    MadeTensor,
+    plan_quantization,
+    quantized_blocks,
+    quantized_tensors,
+    stored_rows,
+)
 from mlxmath.weights.quantized import Stored, natural_dtype, stored, unscaled
 from mlxmath.weights.safetensor import Declared, SafetensorsWriter
-from mlxmath.weights.source import Weights, open_weights
-from mlxmath.weights.tensors import TensorRef, pieces
+from mlxmath.weights.tensors import TensorRef
 from mlxmath.weights.tokenizer import name_plain_class
-from mlxmath.weights.torch_bin import Region, checksum_error
 
 SHARD_BYTES = 5_000_000_000
 SPARE_BYTES = 64 << 20
@@ -96,7 +97,7 @@ def build_model(config: ModelConfig, source: Source, *, shard_bytes: int = SHARD
     total = sum(output.num_bytes for output in plan.outputs)
     _check_space(target, total + (plan.made.copied_bytes if plan.made else 0))
     say(f"  writing {size(total)} from {len(weights.files)} {weights.files[0].suffix} file(s) to {config.mlx_path}")
-    with atomic_folder(target) as folder, _hashing(weights, source.folder) as source_records:
+    with atomic_folder(target) as folder, hashing(weights, source.folder) as source_records:
         with plan.made.opened(folder) if plan.made else nullcontext():
             records, digests = _write_weights(folder, plan.outputs, shard_bytes)
         (folder / "config.json").write_text(json.dumps(plan.config, indent=2) + "\n", encoding="utf-8")
@@ -284,51 +285,3 @@ def _copy_companions(source: Path, folder: Path, *, trust_remote_code: bool) -> 
                 shutil.copyfile(path, copy)
     if not any(folder.glob("tokenizer*")) and not any(folder.glob("*.model")):
         warn(f"{source} holds no tokenizer files; the model can be loaded, but not used for text.")
-
-
-@contextmanager
-def _hashing(weights: Weights, folder: Path) -> Iterator[Callable[[], list[FileRecord]]]:
-    """Hash the weight files in a second thread meanwhile; the yielded function waits for the records."""
-    stop = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        futures = [pool.submit(_record, file, folder, weights.storages.get(file, {}), stop) for file in weights.files]
-        try:
-            yield lambda: [future.result() for future in futures]
-        finally:
-            stop.set()
-
-
-def _record(path: Path, folder: Path, storages: Mapping[str, Region], stop: threading.Event) -> FileRecord:
-    digest = new_sha256()
-    checksums = dict.fromkeys(storages, 0)
-    try:
-        before = path.stat()
-        for key, data in pieces(path, {key: (region.start, region.size) for key, region in storages.items()}):
-            digest.update(data)
-            if key is not None:
-                checksums[key] = crc32(data, checksums[key])
-            if stop.is_set():
-                break
-        after = path.stat()
-    except OSError as error:
-        raise MlxmathError(f"cannot read {path}: {error.strerror or error}") from error
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise MlxmathError(f"{path} changed while it was read; run the command again when it is complete.")
-    expected = _known_sha256(path)
-    if expected not in (None, digest.hexdigest()) and not stop.is_set():
-        raise MlxmathError(
-            f"{path} is damaged: its SHA-256 is {digest.hexdigest()[:12]}..., the repository's {expected[:12]}... "
-            f"Delete {path.resolve()} and run the command again to download it anew."
-        )
-    for key, region in storages.items():
-        if region.crc not in (0, checksums[key]) and not stop.is_set():
-            raise checksum_error(path, f"data/{key}")
-    name = path.relative_to(folder).as_posix()
-    return FileRecord(name=name, size=after.st_size, sha256=digest.hexdigest(), modified_ns=after.st_mtime_ns)
-
-
-def _known_sha256(path: Path) -> str | None:
-    """The hash that the Hugging Face cache stores a large file under."""
-    blob = path.resolve()
-    known = blob.parent.name == "blobs" and len(blob.name) == 64 and set(blob.name) <= set("0123456789abcdef")
-    return blob.name if known else None

@@ -99,18 +99,9 @@ def convert(block: Array, source: str, target: str) -> tuple[Array, int]:
     with np.errstate(over="ignore", invalid="ignore"):
         if source == "bfloat16":
             wide = widen(block)
-        elif source in FLOAT8:
-            wide = widen8(block, source)
         else:
-            wide = block.astype(np.float32, copy=False)
-        if target == "float32":
-            result = wide
-        elif target == "float16":
-            result = wide.astype(np.float16)
-        elif target == "bfloat16":
-            result = narrow(wide)
-        else:
-            raise ValueError(f"no conversion from {source} to {target}")
+            wide = widen8(block, source) if source in FLOAT8 else block.astype(np.float32, copy=False)
+        result = wide if target == "float32" else narrow(wide) if target == "bfloat16" else wide.astype(np.float16)
     if target == "bfloat16" or (target == "float32" and source != "float64"):
         return result, 0
     original = wide if source == "bfloat16" or source in FLOAT8 else block

@@ -4,13 +4,16 @@ config.json names the method, under `quantization` as MLX writes it or under `qu
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from mlxmath.errors import InputError
-from mlxmath.weights.dtypes import FLOAT8, FLOATING
-from mlxmath.weights.tensors import ScaledTensor, TensorRef
+from mlxmath.weights.architecture import text_part
+from mlxmath.weights.dtypes import FLOAT8, FLOATING, Array, convert
+from mlxmath.weights.tensors import BLOCK_BYTES, TensorRef, row_major
 
 MODES = ("affine", "mxfp4", "nvfp4", "mxfp8")
 _MXFP4 = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
@@ -52,8 +55,7 @@ def stored(config: Mapping[str, Any]) -> Stored:
         InputError: by a method, or with settings, that neither mlx_lm nor this program can read.
     """
     ours = config.get("quantization")
-    inner = config.get("text_config")
-    found = config.get("quantization_config") or (inner.get("quantization_config") if isinstance(inner, dict) else None)
+    found = config.get("quantization_config") or text_part(config).get("quantization_config")
     if ours:
         return Stored("MLX", "packed", _settings(ours))
     if not found:
@@ -138,6 +140,67 @@ def _groups(found: Mapping[str, Any]) -> tuple[int, int] | None:
     return size if not sizes and len(size) == 2 and all(type(n) is int and n > 0 for n in size) else None
 
 
+@dataclass(frozen=True)
+class ScaledTensor(TensorRef):
+    """A weight (..., M, N) of 8 bits an element, whose blocks of `block` rows and columns have each a scale.
+
+    It is read as what it stands for, value times scale in float32, rounded to `dtype`.
+
+    Attributes:
+        weight: its elements: float8 or int8.
+        scale: (..., M / block rows, N / block columns), rounded up.
+        block: rows and columns.
+    """
+
+    weight: TensorRef
+    scale: TensorRef
+    block: tuple[int, int]
+
+    @classmethod
+    def of(cls, weight: TensorRef, scale: TensorRef, block: tuple[int, int], dtype: str) -> "ScaledTensor":
+        """
+        Args:
+            weight: (..., M, N).
+            scale: (..., M / rows, N / columns), rounded up.
+            block: rows and columns.
+            dtype: what it is read as, if no other type is asked for.
+        """
+        shape = weight.shape
+        return cls(weight.path, weight.name, dtype, shape, row_major(shape), weight.offset, weight, scale, block)
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """See `TensorRef.place`."""
+        return (*self.weight.place, *self.scale.place)
+
+    @property
+    def contiguous(self) -> bool:
+        """Its elements do not lie in a file."""
+        return False
+
+    def _values(self, multiple: int) -> Iterator[Array]:
+        *_, num_rows, num_columns = self.shape
+        kind = "float8_e8m0fnu" if self.scale.dtype == "uint8" else self.scale.dtype
+        scale = convert(self.scale.read(), kind, "float32")[0].reshape(-1, *self.scale.shape[-2:])
+        row = 0
+        for block in self.weight.blocks(multiple=math.lcm(num_columns, multiple), block_bytes=BLOCK_BYTES // 4):
+            values = convert(block, self.weight.dtype, "float32")[0].reshape(-1, num_columns)
+            rows = np.arange(row, row + len(values))
+            of_rows = scale[rows // num_rows % len(scale), rows % num_rows // self.block[0]]
+            values *= np.repeat(of_rows, self.block[1], axis=1)[:, :num_columns]
+            row += len(values)
+            yield values.reshape(-1)
+
+    def blocks(self, *, multiple: int = 1, block_bytes: int = BLOCK_BYTES) -> Iterator[Array]:  # noqa: ARG002
+        """See `TensorRef.blocks`."""
+        return self.blocks_as(self.dtype, multiple=multiple)
+
+    def blocks_as(self, dtype: str, *, multiple: int = 1) -> Iterator[Array]:
+        """See `TensorRef.blocks_as`."""
+        for values in self._values(multiple):
+            yield self._converted(values, "float32", dtype)
+
+
 def unscaled(tensors: Mapping[str, TensorRef], block: tuple[int, int], dtype: str) -> tuple[dict[str, TensorRef], int]:
     """Weights of 8 bits and their scales, as the weights that they stand for.
 
@@ -196,8 +259,7 @@ def _strides(scale: TensorRef, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def natural_dtype(config: Mapping[str, Any]) -> str:
     """The floating type that the model is meant to have, as config.json says; bfloat16 if it does not."""
-    inner = config.get("text_config")
-    for table in (config, inner if isinstance(inner, dict) else {}):
+    for table in (config, text_part(config)):
         for key in ("dtype", "torch_dtype"):
             if table.get(key) in FLOATING - {"float64"}:
                 return str(table[key])

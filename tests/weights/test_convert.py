@@ -154,14 +154,6 @@ class TestHead:
         assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is True
 
 
-def test_rotary_frequencies_are_left_out(tmp_path: Path, out: Path) -> None:
-    model = llama_folder(tmp_path / "source")
-    arrays = llama_arrays() | {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32)}
-    (model / "pytorch_model.bin").write_bytes(torch_bin(arrays))
-    ensure_model(settings(model, out))
-    assert set(open_safetensors(out / "model.safetensors")) == set(llama_arrays())
-
-
 class TestQuantize:
     @pytest.mark.parametrize("bits", [4, 8])
     @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -303,7 +295,8 @@ class TestNames:
     def test_buffers_are_left_out(self, tmp_path: Path, out: Path) -> None:
         model = llama_folder(tmp_path / "source")
         at = "model.layers.0.self_attn."
-        more = {at + "rotary_emb.cos_cached": np.ones((1, 4), np.float32), at + "masked_bias": np.ones((), np.float32)}
+        names = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "masked_bias")
+        more = {at + name: np.ones((1, 4), np.float32) for name in names}
         (model / "pytorch_model.bin").write_bytes(torch_bin(llama_arrays() | more))
         ensure_model(settings(model, out))
         assert set(open_safetensors(out / "model.safetensors")) == set(llama_arrays())
@@ -352,14 +345,20 @@ class TestDamagedSource:
         assert "\n" not in str(caught.value)
         assert nothing_left(out)
 
-    def test_missing_shard(self, model: Path, out: Path) -> None:
-        (model / "pytorch_model-00002-of-00002.bin").unlink()
-        self.fails(model, out, r"lacks 1 of the 2 weight files .*: pytorch_model-00002-of-00002\.bin")
-
-    def test_missing_shard_without_an_index(self, model: Path, out: Path) -> None:
-        (model / "pytorch_model.bin.index.json").unlink()
-        (model / "pytorch_model-00001-of-00002.bin").unlink()
-        self.fails(model, out, "00002-of-00002.bin counts otherwise")
+    @pytest.mark.parametrize(
+        ("patterns", "message"),
+        [
+            ("*-00002-of-00002.bin", r"lacks 1 of the 2 weight files .*: pytorch_model-00002-of-00002\.bin"),
+            ("*.index.json *-00001-*", "00002-of-00002.bin counts otherwise"),
+            ("config.json", r"config\.json does not exist"),
+            ("pytorch*", "holds no weights"),
+        ],
+        ids=["a shard", "index and a shard", "config.json", "weights"],
+    )
+    def test_missing(self, model: Path, out: Path, patterns: str, message: str) -> None:
+        for path in (path for pattern in patterns.split() for path in model.glob(pattern)):
+            path.unlink()
+        self.fails(model, out, message)
 
     def test_absent_tensor(self, model: Path, out: Path) -> None:
         edit_index(model, model__other="pytorch_model-00001-of-00002.bin")
@@ -375,11 +374,6 @@ class TestDamagedSource:
         (model.parent / "outside.bin").write_bytes(torch_bin(llama_arrays()))
         edit_index(model, model__other=name)
         self.fails(model, out, "outside the folder")
-
-    @pytest.mark.parametrize("index", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 1}}'])
-    def test_damaged_index(self, model: Path, out: Path, index: str) -> None:
-        (model / "pytorch_model.bin.index.json").write_text(index)
-        self.fails(model, out, r"pytorch_model\.bin\.index\.json")
 
     @pytest.mark.parametrize("part", [0.1, 0.5, 0.99])
     def test_truncated_file(self, model: Path, out: Path, part: float) -> None:
@@ -431,28 +425,21 @@ class TestDamagedSource:
         path.symlink_to(blob)
         self.fails(model, out, r"pytorch_model-00002-of-00002\.bin is damaged: its SHA-256 is .* Delete .*blobs")
 
-    def test_no_config(self, model: Path, out: Path) -> None:
-        (model / "config.json").unlink()
-        self.fails(model, out, r"config\.json does not exist")
-
     @pytest.mark.parametrize(
-        ("config", "message"),
+        ("name", "content", "message"),
         [
-            ("{", "not readable JSON"),
-            ("[]", "no model_type"),
-            ('{"model_type": 3}', "no model_type"),
-            ('{"model_type": "orca"}', "no model of type 'orca'"),
-            ('{"model_type": "../x"}', r"no model of type '\.\./x'"),
+            ("config.json", "{", "not readable JSON"),
+            ("config.json", "[]", "no model_type"),
+            ("config.json", '{"model_type": 3}', "no model_type"),
+            ("config.json", '{"model_type": "orca"}', "no model of type 'orca'"),
+            ("config.json", '{"model_type": "../x"}', r"no model of type '\.\./x'"),
+            *(("pytorch_model.bin.index.json", text, r"pytorch_model\.bin\.index\.json") for text in
+              ("", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 1}}')),
         ],
-    )
-    def test_config(self, model: Path, out: Path, config: str, message: str) -> None:
-        (model / "config.json").write_text(config)
+    )  # fmt: skip
+    def test_damaged_json(self, model: Path, out: Path, name: str, content: str, message: str) -> None:
+        (model / name).write_text(content)
         self.fails(model, out, message)
-
-    def test_no_weights(self, model: Path, out: Path) -> None:
-        for path in model.glob("pytorch*"):
-            path.unlink()
-        self.fails(model, out, "holds no weights")
 
 
 class TestFullDisk:
