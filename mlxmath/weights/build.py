@@ -18,7 +18,7 @@ from mlxmath.weights.architecture import Built, shortened
 from mlxmath.weights.configuration import read_config
 from mlxmath.weights.dtypes import DTYPES, FLOAT8, Array, prevailing, stored_as
 from mlxmath.weights.hub import LICENSES, TOKENIZER_FILES, Source, Weights, open_weights
-from mlxmath.weights.layout import check_built, plan_layout
+from mlxmath.weights.layout import Layout, check_built, plan_layout
 from mlxmath.weights.manifest import FileRecord, Manifest, fingerprint, fingerprint_of_files, hashing, verify, versions
 from mlxmath.weights.quantize import (
     Made,
@@ -57,15 +57,12 @@ class _Output:
 
 @dataclass(frozen=True)
 class _Plan:
-    outputs: tuple[_Output, ...]
-    config: dict[str, Any]
+    outputs: Sequence[_Output]
+    layout: Layout
     quantization: dict[str, Any] | None
-    of_source: bool
     dtype: str
-    num_parameters: int
-    notes: tuple[str, ...]
-    limits: tuple[tuple[int, str], ...]
-    made: "Made | None"
+    notes: Sequence[str]
+    made: Made | None
 
 
 def build_model(config: ModelConfig, source: Source, *, shard_bytes: int = SHARD_BYTES) -> Manifest:
@@ -100,7 +97,7 @@ def build_model(config: ModelConfig, source: Source, *, shard_bytes: int = SHARD
     with atomic_folder(target) as folder, hashing(weights, source.folder) as source_records:
         with plan.made.opened(folder) if plan.made else nullcontext():
             records, digests = _write_weights(folder, plan.outputs, shard_bytes)
-        (folder / "config.json").write_text(json.dumps(plan.config, indent=2) + "\n", encoding="utf-8")
+        (folder / "config.json").write_text(json.dumps(plan.layout.config, indent=2) + "\n", encoding="utf-8")
         _copy_companions(source.folder, folder, trust_remote_code=config.trust_remote_code)
         name_plain_class(folder)
         known = {record.name for record in records}
@@ -118,12 +115,12 @@ def build_model(config: ModelConfig, source: Source, *, shard_bytes: int = SHARD
             requested_dtype=config.dtype,
             dtype=plan.dtype,
             quantization=plan.quantization,
-            quantization_of_source=plan.of_source,
-            num_parameters=plan.num_parameters,
+            quantization_of_source=config.quantize is None and plan.quantization is not None,
+            num_parameters=sum(tensor.num_elements for tensor in plan.layout.tensors.values()),
             versions=versions(),
             fingerprint=fingerprint(digests, plan.quantization),
             also=(fingerprint_of_files(sources, plan.dtype, plan.quantization),),
-            limits=plan.limits,
+            limits=plan.layout.limits,
         )
         manifest.write(folder)
         checked = verify(folder)
@@ -198,17 +195,7 @@ def _plan(config: ModelConfig, model_config: dict[str, Any], form: Stored, weigh
             f"{len(made.names)} tensors are put together as mlx_lm does on loading, the largest of "
             f"{size(made.largest)}; it is held in memory, with what it is made of, while it is written"
         )
-    return _Plan(
-        tuple(outputs),
-        output_config,
-        quantized,
-        config.quantize is None and quantized is not None,
-        dtype,
-        sum(tensor.num_elements for tensor in tensors.values()),
-        tuple(notes),
-        tuple((limit.tokens, limit.reason) for limit in layout.limits),
-        made if made is not None and made.names else None,
-    )
+    return _Plan(outputs, layout, quantized, dtype, notes, made if made is not None and made.names else None)
 
 
 def _kept_floats(built: Built, names: Iterable[str]) -> frozenset[str]:

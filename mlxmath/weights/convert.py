@@ -181,5 +181,5 @@ def _adopt(config: ModelConfig, folder: Path) -> Manifest:
         versions=versions(),
         fingerprint=fingerprint(digests, form.settings),
         also=(fingerprint_of_files(files, dtype, form.settings),),
-        limits=tuple((limit.tokens, limit.reason) for limit in layout.limits),
+        limits=layout.limits,
     )

@@ -19,11 +19,14 @@ MODES = ("affine", "mxfp4", "nvfp4", "mxfp8")
 _MXFP4 = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
 _MXFP8 = {"group_size": 32, "bits": 8, "mode": "mxfp8"}
 _NVFP4 = {"group_size": 16, "bits": 4, "mode": "nvfp4"}
-_PACKED = {
-    "nvfp4-pack-quantized": _NVFP4, "mxfp4-pack-quantized": _MXFP4,
-    "pack-quantized": {"group_size": 32, "bits": 4, "mode": "affine"},
+_KNOWN: dict[str, tuple[Literal["packed", "scaled"], dict[str, Any] | None]] = {
+    "mxfp4": ("packed", _MXFP4), "mxfp8": ("packed", _MXFP8), "fbgemm_fp8": ("scaled", None),
+    "modelopt NVFP4": ("packed", _NVFP4), "modelopt FP8": ("scaled", None),
+    "compressed-tensors (nvfp4-pack-quantized)": ("packed", _NVFP4),
+    "compressed-tensors (mxfp4-pack-quantized)": ("packed", _MXFP4),
+    "compressed-tensors (pack-quantized)": ("packed", {"group_size": 32, "bits": 4, "mode": "affine"}),
 }  # fmt: skip
-"""Formats of compressed-tensors that mlx_lm reads in some models."""
+"""Methods whose settings are always the same: how they are read, and "quantization" of the converted config.json."""
 _BLOCK = 128
 """Rows and columns of a block, where config.json does not say."""
 _SCALES = ("_scale_inv", "_scale")
@@ -67,30 +70,21 @@ def stored(config: Mapping[str, Any]) -> Stored:
         return Stored("MLX", "packed", _settings(found))
     if method == "modelopt":
         nested = found.get("quantization")
-        settings = nested if isinstance(nested, dict) else found
-        method = f"modelopt {settings.get('quant_algo', '')}"
-        if method == "modelopt NVFP4":
-            return Stored(method, "packed", _NVFP4)
-        if method == "modelopt FP8":
-            return Stored(method, "scaled")
+        method = f"modelopt {(nested if isinstance(nested, dict) else found).get('quant_algo', '')}"
     if method == "compressed-tensors":
         form = str(found.get("format"))
         method = f"compressed-tensors ({form})"
-        if form in _PACKED:
-            return Stored(method, "packed", _PACKED[form])
         if form in ("float-quantized", "naive-quantized", "int-quantized") and (groups := _groups(found)) is not None:
             return Stored(method, "scaled", None, groups)
         if form == "dense":
             return Stored()
-    if method in ("mxfp4", "mxfp8"):
-        return Stored(method, "packed", _MXFP4 if method == "mxfp4" else _MXFP8)
+    if method in _KNOWN:
+        return Stored(method, *_KNOWN[method])
     if method == "fp8":
         block = found.get("weight_block_size") or (_BLOCK, _BLOCK)
         if len(block) == 2 and all(type(n) is int and n > 0 for n in block):
             powers = found.get("scale_fmt") == "ue8m0" and list(block) == [32, 32]
             return Stored(method, "packed", _MXFP8) if powers else Stored(method, "scaled", None, (block[0], block[1]))
-    if method == "fbgemm_fp8":
-        return Stored(method, "scaled")
     if method == "awq" and found.get("bits", 4) == 4 and str(found.get("version", "gemm")).lower() == "gemm":
         return Stored(method, "rearranged", {"group_size": found.get("group_size", 128), "bits": 4, "mode": "affine"})
     if method == "bitnet":
@@ -110,8 +104,9 @@ def unreadable(method: str, settings: Mapping[str, Any] | None = None, why: str 
 
 def _settings(found: Any) -> dict[str, Any]:
     """MLX's own settings, checked."""
-    tables = [found, *found.values()] if isinstance(found, dict) else [None]
-    for table in tables:
+    if not isinstance(found, dict):
+        raise InputError("config.json: its quantization is no table of settings; download the model again.")
+    for table in (found, *found.values()):
         if isinstance(table, dict) and not (
             type(table.get("bits", found.get("bits"))) is int
             and type(table.get("group_size", found.get("group_size"))) is int
@@ -121,8 +116,6 @@ def _settings(found: Any) -> dict[str, Any]:
                 f"config.json: its quantization {str(table)[:120]} is none of MLX's; expected bits, group_size and one "
                 f"of the modes {', '.join(MODES)}."
             )
-    if not isinstance(found, dict):
-        raise InputError("config.json: its quantization is no table of settings; download the model again.")
     return dict(found)
 
 

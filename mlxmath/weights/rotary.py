@@ -9,8 +9,7 @@ Su et al. 2021, arXiv:2104.09864; YaRN: Peng et al. 2023, arXiv:2309.00071; the 
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +30,7 @@ MAX_PHASE = 2.0
 PHASE_AT = 1024
 
 
-@dataclass(frozen=True)
-class Limit:
+class Limit(NamedTuple):
     """Up to how many tokens the model is the original one."""
 
     tokens: int

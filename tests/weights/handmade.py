@@ -130,12 +130,16 @@ def llama_arrays(seed: int = 0, dtype: str = "float16", **changes: Any) -> dict[
     return {label: (rng.standard_normal(shape) * 0.1).astype(dtype) for label, shape in shapes.items()}
 
 
-def llama_folder(folder: Path, *, shards: int = 1, seed: int = 0, **changes: Any) -> Path:
-    """A model folder with .bin weights (and their index, if several) and a token of a tokenizer."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(LLAMA | changes))
+def llama_folder(
+    folder: Path, *, shards: int = 1, seed: int = 0, arrays: dict[str, np.ndarray] | None = None, **changes: Any
+) -> Path:
+    """A model folder with .bin weights (and their index, if several) and a token of a tokenizer; `...` leaves a setting
+    of `LLAMA` out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {name: value for name, value in (LLAMA | changes).items() if value is not ...}
+    (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text("{}")
-    arrays = llama_arrays(seed, **changes)
+    arrays = llama_arrays(seed, **changes) if arrays is None else arrays
     if shards == 1:
         (folder / "pytorch_model.bin").write_bytes(torch_bin(arrays))
         return folder

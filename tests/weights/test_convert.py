@@ -97,16 +97,14 @@ def test_dtype(tmp_path: Path, out: Path, dtype: str) -> None:
 
 
 def test_values_beyond_float16(tmp_path: Path, out: Path) -> None:
-    model = llama_folder(tmp_path / "source")
     arrays = llama_arrays(dtype="float32")
     arrays["model.norm.weight"][3] = 1e6
-    (model / "pytorch_model.bin").write_bytes(torch_bin(arrays))
+    model = llama_folder(tmp_path / "source", arrays=arrays)
     with pytest.raises(MlxmathError, match=r"'model\.norm\.weight' has values beyond the range of float16"):
         ensure_model(settings(model, out, dtype="float16"))
     assert nothing_left(out)
     arrays["model.norm.weight"][3] = np.inf  # what is infinite already may stay so
-    (model / "pytorch_model.bin").write_bytes(torch_bin(arrays))
-    ensure_model(settings(model, out, dtype="float16"))
+    ensure_model(settings(llama_folder(model, arrays=arrays), out, dtype="float16"))
 
 
 def test_float64_becomes_float32(tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,16 +121,11 @@ class TestHead:
     def test_head(self, tmp_path: Path, out: Path, tied: bool | None, equal: bool) -> None:
         from mlx_lm.utils import load_model
 
-        model = llama_folder(tmp_path / "source")
-        config = json.loads((model / "config.json").read_text()) | {"tie_word_embeddings": tied}
-        if tied is None:
-            del config["tie_word_embeddings"]
-        (model / "config.json").write_text(json.dumps(config))
         arrays = llama_arrays()
         if equal:
             arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"]
-        (model / "pytorch_model.bin").write_bytes(torch_bin(arrays))
-        ensure_model(settings(model, out))
+        tie = ... if tied is None else tied
+        ensure_model(settings(llama_folder(tmp_path / "source", arrays=arrays, tie_word_embeddings=tie), out))
         is_tied = equal and tied is not False
         assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is is_tied
         assert ("lm_head.weight" in open_safetensors(out / "model.safetensors")) is not is_tied
@@ -140,17 +133,11 @@ class TestHead:
         assert ("lm_head" in loaded) is not is_tied
 
     def test_no_head(self, tmp_path: Path, out: Path) -> None:
-        model = llama_folder(
-            tmp_path / "source", model_type="qwen3", head_dim=16, max_position_embeddings=128, rope_theta=1e4
-        )
-        config = json.loads((model / "config.json").read_text())
-        del config["tie_word_embeddings"]
-        (model / "config.json").write_text(json.dumps(config))
-        arrays = llama_arrays()
-        del arrays["lm_head.weight"]
+        arrays = {name: array for name, array in llama_arrays().items() if name != "lm_head.weight"}
         norms = {f"model.layers.{i}.self_attn.{x}_norm.weight": np.ones(16, np.float16) for i in (0, 1) for x in "qk"}
-        (model / "pytorch_model.bin").write_bytes(torch_bin(arrays | norms))
-        ensure_model(settings(model, out))
+        config = {"model_type": "qwen3", "head_dim": 16, "max_position_embeddings": 128, "rope_theta": 1e4}
+        source = llama_folder(tmp_path / "source", arrays=arrays | norms, tie_word_embeddings=..., **config)
+        ensure_model(settings(source, out))
         assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is True
 
 
@@ -213,7 +200,6 @@ class TestQuantize:
             "model_type": "qwen2_moe", "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 64,
             "shared_expert_intermediate_size": 64, "num_hidden_layers": 1, "intermediate_size": 64,
         }  # fmt: skip
-        model = llama_folder(tmp_path / "source", **changes)
         arrays = llama_arrays(**changes)
         rng = np.random.default_rng(1)
         for label in [label for label in arrays if ".mlp." in label]:
@@ -226,7 +212,7 @@ class TestQuantize:
         for name in "qkv":
             rows = arrays[at + f"self_attn.{name}_proj.weight"].shape[0]
             arrays[at + f"self_attn.{name}_proj.bias"] = rng.random(rows).astype(np.float16)
-        (model / "pytorch_model.bin").write_bytes(torch_bin(arrays))
+        model = llama_folder(tmp_path / "source", arrays=arrays, **changes)
         ensure_model(settings(model, out.with_name("plain")))
         theirs, config = load_model(out.with_name("plain"))
         theirs, _ = quantize_model(theirs, config, 32, 4)
@@ -252,12 +238,11 @@ class TestNames:
 
     @pytest.mark.parametrize("quantize", [None, 4])
     def test_all_that_does_not_fit_is_named_at_once(self, tmp_path: Path, out: Path, quantize: int | None) -> None:
-        model = llama_folder(tmp_path / "source")
         arrays = llama_arrays()
         del arrays["model.norm.weight"], arrays["model.layers.1.mlp.up_proj.weight"]
         arrays["model.layers.0.mlp.gate_proj.weight"] = np.ones((64, 64), np.float16)
         arrays["model.layers.0.mlp.router.weight"] = np.ones((4, 64), np.float16)
-        (model / "pytorch_model.bin").write_bytes(torch_bin(arrays))
+        model = llama_folder(tmp_path / "source", arrays=arrays)
         with pytest.raises(MlxmathError) as caught:
             ensure_model(settings(model, out, quantize=quantize))
         said = str(caught.value)
@@ -286,19 +271,16 @@ class TestNames:
         plain = ensure_model(settings(model, out.with_name("plain")))
         capsys.readouterr()
         arrays = {wrapped(name): array for name, array in llama_arrays().items()}
-        (model / "pytorch_model.bin").write_bytes(torch_bin(arrays))
-        assert ensure_model(settings(model, out)).fingerprint == plain.fingerprint
+        assert ensure_model(settings(llama_folder(model, arrays=arrays), out)).fingerprint == plain.fingerprint
         first = next(name for name in arrays if name not in llama_arrays())
         assert f"names lose what a wrapper gave them: {first} is " in capsys.readouterr().err
         assert set(open_safetensors(out / "model.safetensors")) == set(llama_arrays())
 
     def test_buffers_are_left_out(self, tmp_path: Path, out: Path) -> None:
-        model = llama_folder(tmp_path / "source")
         at = "model.layers.0.self_attn."
         names = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "masked_bias")
         more = {at + name: np.ones((1, 4), np.float32) for name in names}
-        (model / "pytorch_model.bin").write_bytes(torch_bin(llama_arrays() | more))
-        ensure_model(settings(model, out))
+        ensure_model(settings(llama_folder(tmp_path / "source", arrays=llama_arrays() | more), out))
         assert set(open_safetensors(out / "model.safetensors")) == set(llama_arrays())
 
     @pytest.mark.parametrize(
