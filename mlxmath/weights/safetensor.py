@@ -75,7 +75,7 @@ def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> TensorRe
             f"{path} is truncated: tensor {name!r} ends at byte {start + offsets[1]}, the file at {size}. "
             "Download it again."
         )
-    dtype = BY_CODE[code].name if code in BY_CODE else code
+    dtype = BY_CODE.get(code, code)
     dims = tuple(shape)
     region = (start + offsets[0], offsets[1] - offsets[0])
     reference = place_tensor(path, name, dtype, dims, row_major(dims), element=0, storage=region)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from mlxmath.errors import MlxmathError
-from mlxmath.weights.dtypes import Array
 from mlxmath.weights.tensors import TensorRef, place_tensor
 from mlxmath.weights.torch_pickle import ITEMSIZE, StateDictUnpickler, Tensor
 
@@ -40,20 +39,14 @@ class TorchFile:
     """An opened state dict.
 
     Attributes:
-        path: the file.
         tensors: where each tensor lies, in the state dict's order.
         num_ignored: entries that are no tensors.
         storages: the zip archive's storages by key; none of the older layout, which has no checksums.
     """
 
-    path: Path
     tensors: Mapping[str, TensorRef]
     num_ignored: int
     storages: Mapping[str, Region]
-
-    def read(self, name: str) -> Array:
-        """Read one tensor (bfloat16 as uint16 bit patterns) and no other byte of the file."""
-        return self.tensors[name].read()
 
 
 def open_torch(path: Path) -> TorchFile:
@@ -112,7 +105,7 @@ def _open_zip(path: Path, file: BinaryIO) -> TorchFile:
                 f"{path}: storage {key} should have {storage.num_elements} elements of {storage.dtype} but holds "
                 f"{regions[key].size} bytes; the file is damaged."
             )
-    return TorchFile(path, *_state_dict(path, value, regions), regions)
+    return TorchFile(*_state_dict(path, value, regions), regions)
 
 
 def checksum_error(path: Path, entry: str) -> MlxmathError:
@@ -174,7 +167,7 @@ def _open_legacy(path: Path, file: BinaryIO) -> TorchFile:
             )
         regions[key] = Region(position + 8, size)
         position += 8 + size
-    return TorchFile(path, *_state_dict(path, value, regions), {})
+    return TorchFile(*_state_dict(path, value, regions), {})
 
 
 def _state_dict(path: Path, value: Any, regions: Mapping[str, Region]) -> tuple[dict[str, TensorRef], int]:

@@ -68,8 +68,8 @@ def test_every_way_to_lie_in_a_storage(put: Callable[[bytes], Path], layout: int
     }
     assert list(file.tensors) == list(expected)
     for label, array in expected.items():
-        assert file.read(label).shape == array.shape
-        np.testing.assert_array_equal(file.read(label), array)
+        assert file.tensors[label].read().shape == array.shape
+        np.testing.assert_array_equal(file.tensors[label].read(), array)
     assert file.tensors["plain"].place == file.tensors["tied"].place != file.tensors["transposed"].place
 
 
@@ -84,7 +84,7 @@ def test_blocks_of_strided_tensors_cover_all(put: Callable[[bytes], Path]) -> No
         for block_bytes in (1, 4, 8, 12, 20, 1000):
             blocks = [block.copy() for block in reference.blocks(block_bytes=block_bytes)]
             assert all(block.nbytes <= max(block_bytes, 4) for block in blocks)
-            np.testing.assert_array_equal(np.concatenate(blocks), file.read(label).reshape(-1))
+            np.testing.assert_array_equal(np.concatenate(blocks), file.tensors[label].read().reshape(-1))
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model"])
@@ -259,10 +259,9 @@ def test_two_entries_of_one_name(tmp_path: Path) -> None:
 
 
 def read_all(path: Path) -> None:
-    file = open_torch(path)
-    for label, reference in file.tensors.items():
+    for reference in open_torch(path).tensors.values():
         if reference.num_bytes < 1 << 20:
-            file.read(label)
+            reference.read()
 
 
 @pytest.mark.parametrize("layout", [0, 1])
