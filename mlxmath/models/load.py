@@ -14,9 +14,9 @@ from mlxmath.models.linear import use_numpy, use_products
 from mlxmath.runtime.blas import blas_is_missing
 from mlxmath.runtime.files import read_json
 from mlxmath.weights.architecture import probe
-from mlxmath.weights.layout import check_claims
+from mlxmath.weights.configuration import check_claims
+from mlxmath.weights.hub import open_weights
 from mlxmath.weights.manifest import FILE_NAME, verify
-from mlxmath.weights.source import open_weights
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,9 @@ from mlxmath.weights.safetensor import Declared, write_hollow
 
 BUILD_ERRORS = (ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError, AssertionError, ImportError)
 """What mlx_lm's model classes raise for a configuration that is not theirs."""
-
-
-_SHARED = frozenset(
-    {"activations", "base", "cache", "gated_delta", "rope_utils", "ssm", "switch_layers", "mla", "pipeline"}
-)
+_SHARED = (
+    "activations", "base", "cache", "gated_delta", "rope_utils", "ssm", "switch_layers", "mla", "pipeline",
+)  # fmt: skip
 """Modules of mlx_lm.models that are no models."""
 
 
@@ -70,9 +68,8 @@ def module_name(model_type: str, architecture: str = "") -> str | None:
     with mlx_lm_alone():
         from mlx_lm.utils import MODEL_ARCHITECTURE_REMAPPING, MODEL_REMAPPING
 
-        name = MODEL_ARCHITECTURE_REMAPPING.get((model_type, architecture)) or MODEL_REMAPPING.get(
-            model_type, model_type
-        )
+        usual = MODEL_REMAPPING.get(model_type, model_type)
+        name = MODEL_ARCHITECTURE_REMAPPING.get((model_type, architecture)) or usual
     return str(name) if _source_path(name) is not None else None
 
 
@@ -164,6 +161,13 @@ def import_model(name: str) -> ModuleType:
         raise MlxmathError(
             f"mlx_lm's model {name!r} cannot be imported; it needs a package that is not installed{which}."
         ) from None
+
+
+def another_model(arch: Architecture, what: str) -> MlxmathError:
+    return MlxmathError(
+        f"mlx_lm's model {arch.name!r} {what}, so it would be another model than the one that was trained. "
+        "Choose a model that mlx_lm can build."
+    )
 
 
 @dataclass(frozen=True)
@@ -269,6 +273,12 @@ def compare(expected: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[tupl
         tuple(unknown),
         len(missing) + len(unknown),
     )
+
+
+def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a config.json that describes the language model; empty where all of it does."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, dict) else {}
 
 
 def shortened(names: Sequence[str], limit: int = 12) -> str:

@@ -3,13 +3,10 @@
 import json
 import math
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from hashlib import sha256 as new_sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +15,21 @@ from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.console import Progress, duration, say, size, warn
 from mlxmath.runtime.files import atomic_folder, sha256
 from mlxmath.weights.architecture import Built, shortened
+from mlxmath.weights.configuration import read_config
 from mlxmath.weights.dtypes import DTYPES, FLOAT8, Array, prevailing, stored_as
-from mlxmath.weights.hub import LICENSES, TOKENIZER_FILES, Source
-from mlxmath.weights.layout import check_built, plan_layout, read_config
-from mlxmath.weights.made import Made, MadeTensor
-from mlxmath.weights.manifest import FileRecord, Manifest, fingerprint, fingerprint_of_files, verify, versions
-from mlxmath.weights.quantize import plan_quantization, quantized_blocks, quantized_tensors, stored_rows
+from mlxmath.weights.hub import LICENSES, TOKENIZER_FILES, Source, Weights, open_weights
+from mlxmath.weights.layout import Layout, check_built, plan_layout
+from mlxmath.weights.manifest import FileRecord, Manifest, fingerprint, fingerprint_of_files, hashing, verify, versions
+from mlxmath.weights.quantize import (
+    Made,
+    MadeTensor,
+    plan_quantization,
+    quantized_blocks,
+    quantized_tensors,
+    stored_rows,
+)
 from mlxmath.weights.quantized import Stored, natural_dtype, stored, unscaled
 from mlxmath.weights.safetensor import Declared, SafetensorsWriter
-from mlxmath.weights.source import Weights, open_weights
 from mlxmath.weights.tensors import TensorRef
 from mlxmath.weights.tokenizer import name_plain_class
 
@@ -54,15 +57,12 @@ class _Output:
 
 @dataclass(frozen=True)
 class _Plan:
-    outputs: tuple[_Output, ...]
-    config: dict[str, Any]
+    outputs: Sequence[_Output]
+    layout: Layout
     quantization: dict[str, Any] | None
-    of_source: bool
     dtype: str
-    num_parameters: int
-    notes: tuple[str, ...]
-    limits: tuple[tuple[int, str], ...]
-    made: "Made | None"
+    notes: Sequence[str]
+    made: Made | None
 
 
 def build_model(config: ModelConfig, source: Source, *, shard_bytes: int = SHARD_BYTES) -> Manifest:
@@ -94,10 +94,10 @@ def build_model(config: ModelConfig, source: Source, *, shard_bytes: int = SHARD
     total = sum(output.num_bytes for output in plan.outputs)
     _check_space(target, total + (plan.made.copied_bytes if plan.made else 0))
     say(f"  writing {size(total)} from {len(weights.files)} {weights.files[0].suffix} file(s) to {config.mlx_path}")
-    with atomic_folder(target) as folder, _hashing(weights.files, source.folder) as source_records:
+    with atomic_folder(target) as folder, hashing(weights, source.folder) as source_records:
         with plan.made.opened(folder) if plan.made else nullcontext():
             records, digests = _write_weights(folder, plan.outputs, shard_bytes)
-        (folder / "config.json").write_text(json.dumps(plan.config, indent=2) + "\n", encoding="utf-8")
+        (folder / "config.json").write_text(json.dumps(plan.layout.config, indent=2) + "\n", encoding="utf-8")
         _copy_companions(source.folder, folder, trust_remote_code=config.trust_remote_code)
         name_plain_class(folder)
         known = {record.name for record in records}
@@ -115,12 +115,12 @@ def build_model(config: ModelConfig, source: Source, *, shard_bytes: int = SHARD
             requested_dtype=config.dtype,
             dtype=plan.dtype,
             quantization=plan.quantization,
-            quantization_of_source=plan.of_source,
-            num_parameters=plan.num_parameters,
+            quantization_of_source=config.quantize is None and plan.quantization is not None,
+            num_parameters=sum(tensor.num_elements for tensor in plan.layout.tensors.values()),
             versions=versions(),
             fingerprint=fingerprint(digests, plan.quantization),
             also=(fingerprint_of_files(sources, plan.dtype, plan.quantization),),
-            limits=plan.limits,
+            limits=plan.layout.limits,
         )
         manifest.write(folder)
         checked = verify(folder)
@@ -195,17 +195,7 @@ def _plan(config: ModelConfig, model_config: dict[str, Any], form: Stored, weigh
             f"{len(made.names)} tensors are put together as mlx_lm does on loading, the largest of "
             f"{size(made.largest)}; it is held in memory, with what it is made of, while it is written"
         )
-    return _Plan(
-        tuple(outputs),
-        output_config,
-        quantized,
-        config.quantize is None and quantized is not None,
-        dtype,
-        sum(tensor.num_elements for tensor in tensors.values()),
-        tuple(notes),
-        tuple((limit.tokens, limit.reason) for limit in layout.limits),
-        made if made is not None and made.names else None,
-    )
+    return _Plan(outputs, layout, quantized, dtype, notes, made if made is not None and made.names else None)
 
 
 def _kept_floats(built: Built, names: Iterable[str]) -> frozenset[str]:
@@ -282,45 +272,3 @@ def _copy_companions(source: Path, folder: Path, *, trust_remote_code: bool) -> 
                 shutil.copyfile(path, copy)
     if not any(folder.glob("tokenizer*")) and not any(folder.glob("*.model")):
         warn(f"{source} holds no tokenizer files; the model can be loaded, but not used for text.")
-
-
-@contextmanager
-def _hashing(files: Sequence[Path], folder: Path) -> Iterator[Callable[[], list[FileRecord]]]:
-    """Hash files in a second thread meanwhile; the yielded function waits for the records."""
-    stop = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        futures = [pool.submit(_record, file, folder, stop) for file in files]
-        try:
-            yield lambda: [future.result() for future in futures]
-        finally:
-            stop.set()
-
-
-def _record(path: Path, folder: Path, stop: threading.Event) -> FileRecord:
-    digest = new_sha256()
-    buffer = bytearray(1 << 20)
-    try:
-        before = path.stat()
-        with path.open("rb", buffering=0) as file:
-            while (count := file.readinto(buffer)) and not stop.is_set():
-                digest.update(memoryview(buffer)[:count])
-        after = path.stat()
-    except OSError as error:
-        raise MlxmathError(f"cannot read {path}: {error.strerror or error}") from error
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise MlxmathError(f"{path} changed while it was read; run the command again when it is complete.")
-    expected = _known_sha256(path)
-    if expected not in (None, digest.hexdigest()) and not stop.is_set():
-        raise MlxmathError(
-            f"{path} is damaged: its SHA-256 is {digest.hexdigest()[:12]}..., the repository's {expected[:12]}... "
-            f"Delete {path.resolve()} and run the command again to download it anew."
-        )
-    name = path.relative_to(folder).as_posix()
-    return FileRecord(name=name, size=after.st_size, sha256=digest.hexdigest(), modified_ns=after.st_mtime_ns)
-
-
-def _known_sha256(path: Path) -> str | None:
-    """The hash that the Hugging Face cache stores a large file under."""
-    blob = path.resolve()
-    known = blob.parent.name == "blobs" and len(blob.name) == 64 and set(blob.name) <= set("0123456789abcdef")
-    return blob.name if known else None

@@ -7,17 +7,17 @@ matters for long texts only, and refused where the model would be another one.
 """
 
 import copy
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mlxmath.errors import MlxmathError
-from mlxmath.weights.architecture import Architecture, Built, architecture, module_name
-from mlxmath.weights.rotary import angles, built_otherwise, kind_of
+from mlxmath.runtime.files import read_json
+from mlxmath.weights.architecture import Architecture, Built, another_model, architecture, module_name, text_part
+from mlxmath.weights.rotary import Limit, built_otherwise, say_rope
+from mlxmath.weights.tensors import TensorRef
 
 _SYNONYMS = (
     ("hidden_size", "d_model", "n_embd", "block_dim"),
@@ -36,6 +36,9 @@ _SYNONYMS = (
     ("hidden_act", "hidden_activation", "activation_function"),
 )
 """Names of one and the same setting."""
+
+MODELOPT = "hf_quant_config.json"
+"""Where NVIDIA's exports say how they are quantized, if not in config.json."""
 
 _FIXED = {
     "rope_scaling": None, "attention_bias": False, "mlp_bias": False, "qk_norm": True, "post_norm": False,
@@ -65,18 +68,6 @@ _ACTIVATIONS = {
 """Kinds of activation, and how a model's source names them."""
 _EXACT_GELU = ("gelu", "gelu_python")
 
-MAX_PHASE = 2.0
-"""Radians, at `PHASE_AT` tokens, that a rotary embedding may be off."""
-PHASE_AT = 1024
-
-
-@dataclass(frozen=True)
-class Limit:
-    """Up to how many tokens the model is the original one."""
-
-    tokens: int
-    reason: str
-
 
 @dataclass(frozen=True)
 class Translation:
@@ -90,6 +81,33 @@ class Translation:
     config: dict[str, Any]
     notes: tuple[str, ...]
     limits: tuple[Limit, ...]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json, of a model type that mlx_lm can build.
+
+    Raises:
+        MlxmathError: it is missing, is not JSON, or is of a model type without an implementation.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise MlxmathError(f"{path} does not exist; expected a Hugging Face model folder (config.json and weights).")
+    config = read_json(path)
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    if not isinstance(model_type, str):
+        raise MlxmathError(f"{path} has no model_type; expected the configuration of a Hugging Face model.")
+    if "model_file" in config:
+        raise MlxmathError(
+            f"{path} builds the model with Python code of its own ({str(config['model_file'])[:80]}), which is not "
+            "run; choose a model that mlx_lm builds itself."
+        )
+    name = known_type(model_type)
+    if name is None:
+        raise MlxmathError(f"{path}: mlx_lm has no model of type {model_type!r}; choose a model that it supports.")
+    config["model_type"] = name
+    if not any(key in config for key in ("quantization", "quantization_config")) and (folder / MODELOPT).is_file():
+        config["quantization_config"] = {"quant_method": "modelopt", **read_json(folder / MODELOPT)}
+    return dict(config)
 
 
 def translate(config: Mapping[str, Any]) -> Translation:
@@ -117,7 +135,7 @@ def translate(config: Mapping[str, Any]) -> Translation:
             continue
         try:
             _name(part, arch)
-            _rope(part, arch, notes, limits)
+            say_rope(part, arch, notes, limits)
             _fill(part, arch)
             _layers(part, arch)
             _window(part, arch, limits)
@@ -153,109 +171,6 @@ def _fill(config: dict[str, Any], arch: Architecture) -> None:
         config["is_moe_layer"] = [kind == "sparse" for kind in kinds]
 
 
-def _rope(config: dict[str, Any], arch: Architecture, notes: list[str], limits: list[Limit]) -> None:
-    """Say `rope_parameters` in the older names, and hold what mlx_lm makes of it against what it means."""
-    parameters = config.get("rope_parameters")
-    local: dict[str, Any] | None = None
-    if isinstance(parameters, dict) and any(isinstance(value, dict) for value in parameters.values()):
-        if arch.reads("rope_parameters"):
-            return
-        whole, local = parameters.get("full_attention"), parameters.get("sliding_attention")
-        whole = whole if isinstance(whole, dict) else local if isinstance(local, dict) else {}
-    else:
-        whole = parameters if isinstance(parameters, dict) else {}
-    rope = dict(whole)
-    scaling = config.get("rope_scaling")
-    if isinstance(scaling, dict):
-        rope = {**scaling, **rope, "rope_type": kind_of(scaling) if "rope_type" not in rope else kind_of(rope)}
-    kind = kind_of(rope)
-    for setting in ("rope_theta", "partial_rotary_factor"):
-        for name in next(names for names in _SYNONYMS if setting in names):
-            if rope.get(setting) is not None and (name == setting or arch.reads(name)):
-                config[name] = rope[setting]  # over what stands outside, as in transformers
-    if isinstance(local, dict) and local is not whole:
-        _local_rope(config, arch, whole, local)
-    factor = config.get("partial_rotary_factor")
-    if arch.fields.get("rotary_dim") and config.get("rotary_dim") is None and config.get("head_dim"):
-        config["rotary_dim"] = int(config["head_dim"] * (1 if factor is None else factor))
-    turning = ("partial_rotary_factor", "rotary_pct", "rotary_dim", "rope_parameters")
-    if factor not in (None, 1, 1.0) and not arch.reads(*turning):
-        raise _another(arch, f"turns all of a head's dimensions, whatever partial_rotary_factor says ({factor})")
-    if kind == "default":
-        return
-    if kind in ("yarn", "llama3", "longrope") and not rope.get("original_max_position_embeddings"):
-        original = config.get("original_max_position_embeddings") or config.get("max_position_embeddings")
-        rope["original_max_position_embeddings"] = original
-    if not arch.reads("rope_scaling", "rope_parameters"):
-        if kind != "dynamic":
-            raise _another(arch, f"has no {kind!r} scaling of the rotary embedding")
-        limits.append(Limit(int(config["max_position_embeddings"]), "mlx_lm's model has no dynamic rotary scaling"))
-    if kind == "yarn":
-        _yarn(config, arch, rope, notes)
-    if kind == "longrope":
-        _longrope(config, arch, rope, limits)
-    if whole is parameters and arch.reads("rope_parameters"):
-        config["rope_parameters"] = dict(rope)
-    config["rope_scaling"] = {**rope, "type": kind, "rope_type": kind}
-
-
-def _local_rope(config: dict[str, Any], arch: Architecture, whole: Mapping[str, Any], local: Mapping[str, Any]) -> None:
-    """The rotary embedding of the layers with a window."""
-    theta = local.get("rope_theta")
-    if arch.reads("rope_local_base_freq"):
-        if config.get("rope_local_base_freq") is None:
-            config["rope_local_base_freq"] = theta
-    elif theta != whole.get("rope_theta"):
-        raise _another(arch, "has one rotary base for layers with and without a window")
-    if kind_of(local) != "default" and not (kind_of(local) == kind_of(whole) and _scales_all(arch)):
-        raise _another(arch, f"does not scale the rotary embedding of layers with a window ({kind_of(local)!r})")
-
-
-def _scales_all(arch: Architecture) -> bool:
-    return not arch.reads("rope_local_base_freq") and "layer_types" not in arch.source
-
-
-def _yarn(config: Mapping[str, Any], arch: Architecture, rope: dict[str, Any], notes: list[str]) -> None:
-    """YaRN (Peng et al. 2023, arXiv:2309.00071): mlx_lm knows neither `attention_factor` nor `truncate`."""
-    scale = math.log(rope["factor"]) * 0.1
-    wanted = rope.get("attention_factor")
-    if wanted is not None and scale > 0:  # mlx_lm: (mscale s + 1) / (mscale_all_dim s + 1) with s = 0.1 ln factor
-        over = float(rope.get("mscale_all_dim") or 0) * scale + 1
-        if not math.isclose((float(rope.get("mscale") or 1) * scale + 1) / over, wanted, rel_tol=1e-6):
-            rope["mscale"] = (wanted * over - 1) / scale
-            rope.setdefault("mscale_all_dim", 0)
-    if rope.get("truncate", True):
-        return
-    head = config.get("qk_rope_head_dim") or config.get("head_dim")
-    head = int(head or config["hidden_size"] // config["num_attention_heads"])
-    dims = int(head * float(config.get("partial_rotary_factor") or 1))
-    base = float(config["rope_theta"])
-    off = float(np.abs(angles(rope, base, dims) - angles(rope, base, dims, truncate=False)).max())
-    if off * PHASE_AT > MAX_PHASE:
-        raise _another(
-            arch, f"rounds the range of YaRN, which `truncate: false` forbids ({off * PHASE_AT:.0f} radians)"
-        )
-    if off:
-        notes.append(
-            f"mlx_lm rounds the range of YaRN where config.json says `truncate: false`: rotary angles are off by up to "
-            f"{off * PHASE_AT:.2f} radians at {PHASE_AT:,} tokens"
-        )
-
-
-def _longrope(config: Mapping[str, Any], arch: Architecture, rope: dict[str, Any], limits: list[Limit]) -> None:
-    """LongRoPE has factors for short and for long texts; mlx_lm takes the long ones always. So the short ones are given
-    for both: texts for training are short."""
-    original = int(rope["original_max_position_embeddings"])
-    whole = int(config.get("max_position_embeddings") or original)
-    wanted = rope.get("attention_factor")
-    usual = math.sqrt(1 + math.log(max(whole / original, 1)) / math.log(original))
-    if wanted is not None and not math.isclose(wanted, usual, rel_tol=1e-3):
-        raise _another(arch, f"computes LongRoPE's attention_factor as {usual:.4f} where config.json says {wanted}")
-    if rope.get("short_factor") != rope.get("long_factor"):
-        rope["long_factor"] = rope["short_factor"]
-        limits.append(Limit(original, "LongRoPE with its factors for short texts only (mlx_lm has one set of them)"))
-
-
 def _layers(config: dict[str, Any], arch: Architecture) -> None:
     """Which layers are of which kind, where mlx_lm reads a period instead of a list."""
     types = config.get("layer_types")
@@ -271,7 +186,9 @@ def _layers(config: dict[str, Any], arch: Architecture) -> None:
             continue
         period = is_full.index(True) + 1 if True in is_full else len(is_full) + 1
         if is_full != [(i + 1) % period == 0 for i in range(len(is_full))]:
-            raise _another(arch, f"has a layer with full attention every {name} layers; `layer_types` says otherwise")
+            raise another_model(
+                arch, f"has a layer with full attention every {name} layers; `layer_types` says otherwise"
+            )
         config[name] = period
 
 
@@ -302,7 +219,7 @@ def _activation(config: Mapping[str, Any], arch: Architecture, notes: list[str])
     kind = next((kind for kind in ("silu", "gelu", "relu2", "xielu", "relu") if kind in wanted), wanted)
     kind = "silu" if wanted in ("swish", "swiglu") else kind
     if has and kind not in has:
-        raise _another(arch, f"computes {' or '.join(has)}, whatever {name} says ({wanted!r})")
+        raise another_model(arch, f"computes {' or '.join(has)}, whatever {name} says ({wanted!r})")
     is_exact = re.search(r"gelu_(approx|new|fast|pytorch)|approx=", arch.source) is None
     if kind == "gelu" and wanted != "quick_gelu" and is_exact != (wanted in _EXACT_GELU):
         notes.append(
@@ -314,7 +231,7 @@ def _unread(config: Mapping[str, Any], arch: Architecture) -> None:
     """Settings that change what a model computes, and that mlx_lm's does not look at."""
     for name, neutral in _NEUTRAL.items():
         if name in config and config[name] not in neutral and name not in arch.source:
-            raise _another(arch, f"does not look at {name}, which config.json says is {config[name]}")
+            raise another_model(arch, f"does not look at {name}, which config.json says is {config[name]}")
 
 
 def check_angles(config: Mapping[str, Any], built: Built) -> None:
@@ -323,19 +240,11 @@ def check_angles(config: Mapping[str, Any], built: Built) -> None:
     Raises:
         MlxmathError: it does not.
     """
-    inner = config.get("text_config")
-    part = inner if isinstance(inner, dict) else config
+    part = text_part(config) or config
     model_type = str(config["model_type"])
     arch = architecture(str(part.get("model_type") or model_type), model_type)
     if arch is not None and (how := built_otherwise(built.model, part)):
-        raise _another(arch, how)
-
-
-def _another(arch: Architecture, what: str) -> MlxmathError:
-    return MlxmathError(
-        f"mlx_lm's model {arch.name!r} {what}, so it would be another model than the one that was trained. "
-        "Choose a model that mlx_lm can build."
-    )
+        raise another_model(arch, how)
 
 
 def differing(config: Mapping[str, Any], translated: Mapping[str, Any]) -> tuple[str, ...]:
@@ -355,7 +264,35 @@ def differing(config: Mapping[str, Any], translated: Mapping[str, Any]) -> tuple
 
 def known_type(model_type: str) -> str | None:
     """The name under which mlx_lm has a model type; transformers saves the text part of some models under its own."""
-    for name in (model_type, model_type.removesuffix("_text")):
-        if module_name(name):
-            return name
-    return None
+    return next((name for name in (model_type, model_type.removesuffix("_text")) if module_name(name)), None)
+
+
+def check_claims(config: Mapping[str, Any], tensors: Mapping[str, TensorRef], where: Path) -> None:
+    """Refuse sizes in config.json that no tensor bears out, before a model of these sizes is made.
+
+    Raises:
+        MlxmathError: a size is none, or larger than all of the weights.
+    """
+    largest = max((max(tensor.shape, default=1) for tensor in tensors.values()), default=1)
+    total = sum(tensor.num_elements for tensor in tensors.values()) * 8  # eight elements in a packed one, at most
+    for table in (config, text_part(config)):
+        for names, limit in ((_COUNTS, len(tensors)), (_SIZES, max(total, largest))):
+            for name in names:
+                value = table.get(name)
+                if value is None or (
+                    isinstance(value, list) and all(type(n) is int and 0 <= n <= limit for n in value)
+                ):
+                    continue
+                if isinstance(value, bool | str | dict | list) or not 0 <= value <= limit:
+                    raise MlxmathError(
+                        f"{where}: config.json says {name} {str(value)[:40]}, but the weights are {len(tensors):,} "
+                        f"tensors of up to {largest:,} rows or columns; config.json is damaged or of another model."
+                    )
+
+
+_COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_nextn_predict_layers")
+_SIZES = (
+    "vocab_size", "hidden_size", "n_embd", "d_model", "intermediate_size", "num_attention_heads", "num_key_value_heads",
+    "n_head", "n_heads", "head_dim", "moe_intermediate_size", "num_experts", "num_local_experts", "n_routed_experts",
+    "num_experts_per_tok",
+)  # fmt: skip

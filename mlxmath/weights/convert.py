@@ -8,10 +8,10 @@ from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.console import say, warn
 from mlxmath.runtime.files import read_json, remove_leftovers
 from mlxmath.weights.build import build_model
-from mlxmath.weights.configuration import differing
+from mlxmath.weights.configuration import differing, read_config
 from mlxmath.weights.dtypes import prevailing
-from mlxmath.weights.hub import DEMO_FOLDER, fetch, is_source
-from mlxmath.weights.layout import plan_layout, read_config
+from mlxmath.weights.hub import DEMO_FOLDER, fetch, is_source, open_weights
+from mlxmath.weights.layout import plan_layout
 from mlxmath.weights.manifest import (
     FILE_NAME,
     FileRecord,
@@ -24,7 +24,6 @@ from mlxmath.weights.manifest import (
 )
 from mlxmath.weights.quantized import stored
 from mlxmath.weights.safetensor import digest_file
-from mlxmath.weights.source import open_weights
 
 
 def ensure_model(config: ModelConfig, *, exact: bool = False) -> Manifest:
@@ -182,5 +181,5 @@ def _adopt(config: ModelConfig, folder: Path) -> Manifest:
         versions=versions(),
         fingerprint=fingerprint(digests, form.settings),
         also=(fingerprint_of_files(files, dtype, form.settings),),
-        limits=tuple((limit.tokens, limit.reason) for limit in layout.limits),
+        limits=layout.limits,
     )

@@ -6,9 +6,8 @@ numpy has no bfloat16, so such tensors travel as their bit patterns in uint16 be
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,21 +15,21 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 
-@dataclass(frozen=True)
-class Dtype:
-    """An element type: its size in bytes, its code in safetensors, and the numpy type that holds its bits."""
+class Dtype(NamedTuple):
+    """An element type.
 
-    name: str
+    Attributes:
+        itemsize: bytes an element.
+        code: its name in safetensors files.
+        numpy: the type under which its elements travel.
+    """
+
     itemsize: int
     code: str
     numpy: np.dtype[Any]
 
 
-def _table(*rows: tuple[str, str, str]) -> dict[str, Dtype]:
-    return {name: Dtype(name, np.dtype(bits).itemsize, code, np.dtype(bits)) for name, code, bits in rows}
-
-
-DTYPES = _table(
+_TYPES = (
     ("float64", "F64", "<f8"),
     ("float32", "F32", "<f4"),
     ("float16", "F16", "<f2"),
@@ -48,7 +47,8 @@ DTYPES = _table(
     ("float8_e5m2", "F8_E5M2", "u1"),
     ("float8_e8m0fnu", "F8_E8M0", "u1"),
 )
-BY_CODE = {dtype.code: dtype for dtype in DTYPES.values()}
+DTYPES = {name: Dtype(np.dtype(bits).itemsize, code, np.dtype(bits)) for name, code, bits in _TYPES}
+BY_CODE = {code: name for name, code, _ in _TYPES}
 FLOATING = frozenset({"float64", "float32", "float16", "bfloat16"})
 FLOAT8 = frozenset({"float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"})
 """Kept as their bits; MLX reads them as uint8."""
@@ -99,18 +99,9 @@ def convert(block: Array, source: str, target: str) -> tuple[Array, int]:
     with np.errstate(over="ignore", invalid="ignore"):
         if source == "bfloat16":
             wide = widen(block)
-        elif source in FLOAT8:
-            wide = widen8(block, source)
         else:
-            wide = block.astype(np.float32, copy=False)
-        if target == "float32":
-            result = wide
-        elif target == "float16":
-            result = wide.astype(np.float16)
-        elif target == "bfloat16":
-            result = narrow(wide)
-        else:
-            raise ValueError(f"no conversion from {source} to {target}")
+            wide = widen8(block, source) if source in FLOAT8 else block.astype(np.float32, copy=False)
+        result = wide if target == "float32" else narrow(wide) if target == "bfloat16" else wide.astype(np.float16)
     if target == "bfloat16" or (target == "float32" and source != "float64"):
         return result, 0
     original = wide if source == "bfloat16" or source in FLOAT8 else block

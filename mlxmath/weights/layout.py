@@ -1,6 +1,7 @@
 """What a model folder's config.json says about its weights, and which of the stored tensors the model uses."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,24 +9,25 @@ from typing import Any
 import numpy as np
 
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.runtime.files import read_json
-from mlxmath.weights.architecture import Built, architecture, build, shortened
-from mlxmath.weights.configuration import Limit, Translation, check_angles, known_type, translate
+from mlxmath.weights.architecture import Built, architecture, build, shortened, text_part
+from mlxmath.weights.configuration import Translation, check_angles, check_claims, translate
 from mlxmath.weights.dtypes import DTYPES
 from mlxmath.weights.quantized import Stored, stored, unreadable
+from mlxmath.weights.rotary import Limit
 from mlxmath.weights.safetensor import Declared
-from mlxmath.weights.tensors import TensorRef
-from mlxmath.weights.unused import is_spare, left_out
+from mlxmath.weights.tensors import TensorRef, same_values
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 ROTARY = "rotary_emb.inv_freq"
-
-
-MODELOPT = "hf_quant_config.json"
-"""Where NVIDIA's exports say how they are quantized, if not in config.json."""
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """What wrappers of PyTorch put into the names of a model's tensors."""
+_BUFFERS = re.compile(
+    r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.(masked_bias|position_ids)$|\.(attn|attention)\.bias$"
+)
+"""What models have saved besides their weights, and compute themselves."""
+_OF_OTHER_PARTS = re.compile(r"(^|[._])(vision|visual|image|audio|speech|mtp|nextn|multi_modal|mm)([._]|$)")
+"""Of what sees or hears, and of heads that predict further tokens: no part of a language model."""
 
 
 @dataclass(frozen=True)
@@ -45,33 +47,6 @@ class Layout:
     built: Built
     notes: tuple[str, ...]
     limits: tuple[Limit, ...]
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json, of a model type that mlx_lm can build.
-
-    Raises:
-        MlxmathError: it is missing, is not JSON, or is of a model type without an implementation.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise MlxmathError(f"{path} does not exist; expected a Hugging Face model folder (config.json and weights).")
-    config = read_json(path)
-    model_type = config.get("model_type") if isinstance(config, dict) else None
-    if not isinstance(model_type, str):
-        raise MlxmathError(f"{path} has no model_type; expected the configuration of a Hugging Face model.")
-    if "model_file" in config:
-        raise MlxmathError(
-            f"{path} builds the model with Python code of its own ({str(config['model_file'])[:80]}), which is not "
-            "run; choose a model that mlx_lm builds itself."
-        )
-    name = known_type(model_type)
-    if name is None:
-        raise MlxmathError(f"{path}: mlx_lm has no model of type {model_type!r}; choose a model that it supports.")
-    config["model_type"] = name
-    if not any(key in config for key in ("quantization", "quantization_config")) and (folder / MODELOPT).is_file():
-        config["quantization_config"] = {"quant_method": "modelopt", **read_json(folder / MODELOPT)}
-    return dict(config)
 
 
 def plan_layout(config: dict[str, Any], tensors: Mapping[str, TensorRef], where: Path) -> Layout:
@@ -125,8 +100,8 @@ def _settled(translation: Translation, method: Stored, stored: Mapping[str, Tens
         config["quantization"] = config["quantization_config"] = dict(method.settings or {})
     elif method.how in ("plain", "scaled"):
         config.pop("quantization_config", None)
-        if isinstance(config.get("text_config"), dict):
-            config["text_config"] = {k: v for k, v in config["text_config"].items() if k != "quantization_config"}
+        if inner := text_part(config):
+            config["text_config"] = {k: v for k, v in inner.items() if k != "quantization_config"}
     tensors = {name: tensor for name, tensor in stored.items() if not name.endswith(ROTARY)}
     notes = []
     if len(tensors) < len(stored):
@@ -165,17 +140,11 @@ def _build(config: dict[str, Any], tensors: Sequence[Declared], where: Path) -> 
 
 
 def check_built(config: dict[str, Any], tensors: Sequence[Declared], where: Path, *, asked: bool) -> None:
-    """Make sure that mlx_lm builds a model for quantized tensors that are about to be written.
-
-    Args:
-        config: as it will be written.
-        tensors: likewise.
-        where: the source.
-        asked: whether the quantization was asked for; otherwise it is the source's.
+    """Make sure that mlx_lm builds a model for quantized tensors that are about to be written, under that `config`.
 
     Raises:
-        InputError: it does not build the model quantized, as was asked.
-        MlxmathError: it does not build the source's.
+        InputError: it does not, and the quantization was `asked` for.
+        MlxmathError: it does not, and the quantization is the source's.
     """
     try:
         built = _build(config, tensors, where)
@@ -222,8 +191,7 @@ def _check_called(built: Built, config: Mapping[str, Any], where: Path) -> None:
 def _namings(tensors: Mapping[str, TensorRef]) -> Iterator[tuple[Mapping[str, TensorRef], str]]:
     """The tensors by their names, then without what wrappers have put before or into these; each with a note."""
     yield tensors, ""
-    plain: Callable[[str], str] = lambda name: ".".join(part for part in name.split(".") if part not in WRAPPERS)  # noqa: E731
-    names = {name: plain(name) for name in tensors}
+    names = {name: ".".join(part for part in name.split(".") if part not in WRAPPERS) for name in tensors}
     seen = [list(names)]
     for _ in range(4):
         if list(names.values()) not in seen and len(set(names.values())) == len(names) and all(names.values()):
@@ -268,56 +236,64 @@ def _unpacked_experts(
     yield result, "experts are stored as mlx_lm has them: gates, ups and downs apart, transposed"
 
 
-def check_claims(config: Mapping[str, Any], tensors: Mapping[str, TensorRef], where: Path) -> None:
-    """Refuse sizes in config.json that no tensor bears out, before a model of these sizes is made.
+def left_out(config: Mapping[str, Any], tensors: Mapping[str, TensorRef], built: Built) -> str | None:
+    """A sentence that names what of a language model mlx_lm drops, although it is not zero; None if there is nothing.
 
-    Raises:
-        MlxmathError: a size is none, or larger than all of the weights.
+    A tensor of which the model keeps no trace is one without which it comes out the same. Those of all blocks with one
+    name are tried at once.
+
+    Args:
+        config: config.json as mlx_lm reads it.
+        tensors: by the names with which the model was built.
+        built: the model for all of them.
     """
-    largest = max((max(tensor.shape, default=1) for tensor in tensors.values()), default=1)
-    total = sum(tensor.num_elements for tensor in tensors.values()) * 8  # eight elements in a packed one, at most
-    inner = config.get("text_config")
-    for table in (config, inner if isinstance(inner, dict) else {}):
-        for names, limit in ((_COUNTS, len(tensors)), (_SIZES, max(total, largest))):
-            for name in names:
-                value = table.get(name)
-                if value is None or (
-                    isinstance(value, list) and all(type(n) is int and 0 <= n <= limit for n in value)
-                ):
-                    continue
-                if isinstance(value, bool | str | dict | list) or not 0 <= value <= limit:
-                    raise MlxmathError(
-                        f"{where}: config.json says {name} {str(value)[:40]}, but the weights are {len(tensors):,} "
-                        f"tensors of up to {largest:,} rows or columns; config.json is damaged or of another model."
-                    )
+    taken = frozenset(built.origins.values())
+    groups: dict[str, list[str]] = {}
+    for name in tensors:
+        if name not in taken and not _is_no_part(name, config):
+            groups.setdefault(re.sub(r"\d+", "#", name), []).append(name)
+    dropped = [
+        name
+        for names in groups.values()
+        if _same_without(frozenset(names), config, tensors, built)
+        for name in names
+        if not _is_zero(tensors[name])
+    ]
+    said = (
+        f"mlx_lm's model does without {len(dropped)} tensors that the original computes with, so it answers otherwise"
+    )
+    return f"{said}: {shortened(dropped, 3)}" if dropped else None
 
 
-_COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_nextn_predict_layers")
-_SIZES = (
-    "vocab_size", "hidden_size", "n_embd", "d_model", "intermediate_size", "num_attention_heads", "num_key_value_heads",
-    "n_head", "n_heads", "head_dim", "moe_intermediate_size", "num_experts", "num_local_experts", "n_routed_experts",
-    "num_experts_per_tok",
-)  # fmt: skip
+def _is_no_part(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether the original language model has no use for a tensor either."""
+    table = {**config, **text_part(config)}
+    is_tied = table.get("tie_word_embeddings") is not False and name.endswith("lm_head.weight")
+    return is_tied or is_spare(name, config) or _OF_OTHER_PARTS.search(name) is not None
 
 
-def same_values(first: TensorRef, second: TensorRef) -> bool:
-    """Whether two tensors are equal bit for bit; without reading them where both are one region of one file."""
-    if first.place == second.place:
-        return True
-    if (first.dtype, first.shape) != (second.dtype, second.shape):
+def is_spare(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a tensor is one that a model computes itself, or of a block after the last: that predicts more tokens."""
+    table = text_part(config) or config
+    count = next((table[key] for key in ("num_hidden_layers", "num_layers", "n_layer") if key in table), None)
+    number = re.search(r"layers\.(\d+)\.", name)
+    more = table.get("num_nextn_predict_layers") or 0
+    is_beyond = isinstance(count, int) and number is not None and count <= int(number[1]) < count + more
+    return is_beyond or _BUFFERS.search(name) is not None
+
+
+def _same_without(
+    names: frozenset[str], config: Mapping[str, Any], tensors: Mapping[str, TensorRef], built: Built
+) -> bool:
+    try:
+        other = build(config, _declared({name: each for name, each in tensors.items() if name not in names}))
+    except MlxmathError:
         return False
-    pairs = zip(first.blocks(), second.blocks(), strict=True)
-    return all(np.array_equal(a.view(np.uint8), b.view(np.uint8)) for a, b in pairs)
+    one, two = ({name: tuple(array.shape) for name, array in each.arrays.items()} for each in (other, built))
+    return (other.problems, other.origins, one) == (built.problems, built.origins, two)
 
 
-def stored_quantization(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """How the weights of a model are quantized once they are converted, if the source is quantized already.
-
-    Returns:
-        `bits`, `group_size` and, by layer, what differs; None for weights that are or become plain.
-
-    Raises:
-        InputError: they are quantized in a way that cannot be read.
-    """
-    settings = stored(config).settings
-    return None if settings is None else {"bits": 2, "group_size": 1, **settings}
+def _is_zero(tensor: TensorRef) -> bool:
+    """Whether all elements are zero, of either sign."""
+    sign = np.uint16(0x8000) if tensor.dtype == "bfloat16" else None  # held as its bits
+    return not any(np.any(block if sign is None else block & ~sign) for block in tensor.blocks())

@@ -2,10 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -13,6 +18,9 @@ from mlxmath import __version__
 from mlxmath.errors import MlxmathError
 from mlxmath.runtime.console import size
 from mlxmath.runtime.files import atomic_json, inside, sha256
+from mlxmath.weights.hub import Weights
+from mlxmath.weights.tensors import pieces
+from mlxmath.weights.torch_bin import Region, checksum_error
 
 FILE_NAME = "mlxmath.json"
 
@@ -196,3 +204,45 @@ def verify(folder: Path, *, full: bool = False) -> Manifest | str:
     names = {record.name for record in manifest.files}
     extra = sorted(path.name for path in folder.glob("model*.safetensors") if path.name not in names)
     return f"{folder / extra[0]} does not belong to it" if extra else manifest
+
+
+@contextmanager
+def hashing(weights: Weights, folder: Path) -> Iterator[Callable[[], list[FileRecord]]]:
+    """Hash the weight files in a second thread meanwhile; the yielded function waits for the records."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        futures = [pool.submit(_record, file, folder, weights.storages.get(file, {}), stop) for file in weights.files]
+        try:
+            yield lambda: [future.result() for future in futures]
+        finally:
+            stop.set()
+
+
+def _record(path: Path, folder: Path, storages: Mapping[str, Region], stop: threading.Event) -> FileRecord:
+    digest = hashlib.sha256()
+    checksums = dict.fromkeys(storages, 0)
+    try:
+        before = path.stat()
+        for key, data in pieces(path, {key: (region.start, region.size) for key, region in storages.items()}):
+            digest.update(data)
+            if key is not None:
+                checksums[key] = crc32(data, checksums[key])
+            if stop.is_set():
+                break
+        after = path.stat()
+    except OSError as error:
+        raise MlxmathError(f"cannot read {path}: {error.strerror or error}") from error
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise MlxmathError(f"{path} changed while it was read; run the command again when it is complete.")
+    blob = path.resolve()  # the Hugging Face cache stores a large file under its hash
+    is_known = blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name)
+    if is_known and blob.name != digest.hexdigest() and not stop.is_set():
+        raise MlxmathError(
+            f"{path} is damaged: its SHA-256 is {digest.hexdigest()[:12]}..., the repository's {blob.name[:12]}... "
+            f"Delete {blob} and run the command again to download it anew."
+        )
+    for key, region in storages.items():
+        if region.crc not in (0, checksums[key]) and not stop.is_set():
+            raise checksum_error(path, f"data/{key}")
+    name = path.relative_to(folder).as_posix()
+    return FileRecord(name=name, size=after.st_size, sha256=digest.hexdigest(), modified_ns=after.st_mtime_ns)

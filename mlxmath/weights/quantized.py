@@ -4,23 +4,29 @@ config.json names the method, under `quantization` as MLX writes it or under `qu
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from mlxmath.errors import InputError
-from mlxmath.weights.dtypes import FLOAT8, FLOATING
-from mlxmath.weights.tensors import ScaledTensor, TensorRef
+from mlxmath.weights.architecture import text_part
+from mlxmath.weights.dtypes import FLOAT8, FLOATING, Array, convert
+from mlxmath.weights.tensors import BLOCK_BYTES, TensorRef, row_major
 
 MODES = ("affine", "mxfp4", "nvfp4", "mxfp8")
 _MXFP4 = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
 _MXFP8 = {"group_size": 32, "bits": 8, "mode": "mxfp8"}
 _NVFP4 = {"group_size": 16, "bits": 4, "mode": "nvfp4"}
-_PACKED = {
-    "nvfp4-pack-quantized": _NVFP4, "mxfp4-pack-quantized": _MXFP4,
-    "pack-quantized": {"group_size": 32, "bits": 4, "mode": "affine"},
+_KNOWN: dict[str, tuple[Literal["packed", "scaled"], dict[str, Any] | None]] = {
+    "mxfp4": ("packed", _MXFP4), "mxfp8": ("packed", _MXFP8), "fbgemm_fp8": ("scaled", None),
+    "modelopt NVFP4": ("packed", _NVFP4), "modelopt FP8": ("scaled", None),
+    "compressed-tensors (nvfp4-pack-quantized)": ("packed", _NVFP4),
+    "compressed-tensors (mxfp4-pack-quantized)": ("packed", _MXFP4),
+    "compressed-tensors (pack-quantized)": ("packed", {"group_size": 32, "bits": 4, "mode": "affine"}),
 }  # fmt: skip
-"""Formats of compressed-tensors that mlx_lm reads in some models."""
+"""Methods whose settings are always the same: how they are read, and "quantization" of the converted config.json."""
 _BLOCK = 128
 """Rows and columns of a block, where config.json does not say."""
 _SCALES = ("_scale_inv", "_scale")
@@ -52,8 +58,7 @@ def stored(config: Mapping[str, Any]) -> Stored:
         InputError: by a method, or with settings, that neither mlx_lm nor this program can read.
     """
     ours = config.get("quantization")
-    inner = config.get("text_config")
-    found = config.get("quantization_config") or (inner.get("quantization_config") if isinstance(inner, dict) else None)
+    found = config.get("quantization_config") or text_part(config).get("quantization_config")
     if ours:
         return Stored("MLX", "packed", _settings(ours))
     if not found:
@@ -65,30 +70,21 @@ def stored(config: Mapping[str, Any]) -> Stored:
         return Stored("MLX", "packed", _settings(found))
     if method == "modelopt":
         nested = found.get("quantization")
-        settings = nested if isinstance(nested, dict) else found
-        method = f"modelopt {settings.get('quant_algo', '')}"
-        if method == "modelopt NVFP4":
-            return Stored(method, "packed", _NVFP4)
-        if method == "modelopt FP8":
-            return Stored(method, "scaled")
+        method = f"modelopt {(nested if isinstance(nested, dict) else found).get('quant_algo', '')}"
     if method == "compressed-tensors":
         form = str(found.get("format"))
         method = f"compressed-tensors ({form})"
-        if form in _PACKED:
-            return Stored(method, "packed", _PACKED[form])
         if form in ("float-quantized", "naive-quantized", "int-quantized") and (groups := _groups(found)) is not None:
             return Stored(method, "scaled", None, groups)
         if form == "dense":
             return Stored()
-    if method in ("mxfp4", "mxfp8"):
-        return Stored(method, "packed", _MXFP4 if method == "mxfp4" else _MXFP8)
+    if method in _KNOWN:
+        return Stored(method, *_KNOWN[method])
     if method == "fp8":
         block = found.get("weight_block_size") or (_BLOCK, _BLOCK)
         if len(block) == 2 and all(type(n) is int and n > 0 for n in block):
             powers = found.get("scale_fmt") == "ue8m0" and list(block) == [32, 32]
             return Stored(method, "packed", _MXFP8) if powers else Stored(method, "scaled", None, (block[0], block[1]))
-    if method == "fbgemm_fp8":
-        return Stored(method, "scaled")
     if method == "awq" and found.get("bits", 4) == 4 and str(found.get("version", "gemm")).lower() == "gemm":
         return Stored(method, "rearranged", {"group_size": found.get("group_size", 128), "bits": 4, "mode": "affine"})
     if method == "bitnet":
@@ -108,8 +104,9 @@ def unreadable(method: str, settings: Mapping[str, Any] | None = None, why: str 
 
 def _settings(found: Any) -> dict[str, Any]:
     """MLX's own settings, checked."""
-    tables = [found, *found.values()] if isinstance(found, dict) else [None]
-    for table in tables:
+    if not isinstance(found, dict):
+        raise InputError("config.json: its quantization is no table of settings; download the model again.")
+    for table in (found, *found.values()):
         if isinstance(table, dict) and not (
             type(table.get("bits", found.get("bits"))) is int
             and type(table.get("group_size", found.get("group_size"))) is int
@@ -119,8 +116,6 @@ def _settings(found: Any) -> dict[str, Any]:
                 f"config.json: its quantization {str(table)[:120]} is none of MLX's; expected bits, group_size and one "
                 f"of the modes {', '.join(MODES)}."
             )
-    if not isinstance(found, dict):
-        raise InputError("config.json: its quantization is no table of settings; download the model again.")
     return dict(found)
 
 
@@ -136,6 +131,67 @@ def _groups(found: Mapping[str, Any]) -> tuple[int, int] | None:
         sizes.add(tuple(block) if table.get("strategy") in ("block", "group") else (_BLOCK, _BLOCK))
     size = sizes.pop() if sizes else (_BLOCK, _BLOCK)
     return size if not sizes and len(size) == 2 and all(type(n) is int and n > 0 for n in size) else None
+
+
+@dataclass(frozen=True)
+class ScaledTensor(TensorRef):
+    """A weight (..., M, N) of 8 bits an element, whose blocks of `block` rows and columns have each a scale.
+
+    It is read as what it stands for, value times scale in float32, rounded to `dtype`.
+
+    Attributes:
+        weight: its elements: float8 or int8.
+        scale: (..., M / block rows, N / block columns), rounded up.
+        block: rows and columns.
+    """
+
+    weight: TensorRef
+    scale: TensorRef
+    block: tuple[int, int]
+
+    @classmethod
+    def of(cls, weight: TensorRef, scale: TensorRef, block: tuple[int, int], dtype: str) -> "ScaledTensor":
+        """
+        Args:
+            weight: (..., M, N).
+            scale: (..., M / rows, N / columns), rounded up.
+            block: rows and columns.
+            dtype: what it is read as, if no other type is asked for.
+        """
+        shape = weight.shape
+        return cls(weight.path, weight.name, dtype, shape, row_major(shape), weight.offset, weight, scale, block)
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """See `TensorRef.place`."""
+        return (*self.weight.place, *self.scale.place)
+
+    @property
+    def contiguous(self) -> bool:
+        """Its elements do not lie in a file."""
+        return False
+
+    def _values(self, multiple: int) -> Iterator[Array]:
+        *_, num_rows, num_columns = self.shape
+        kind = "float8_e8m0fnu" if self.scale.dtype == "uint8" else self.scale.dtype
+        scale = convert(self.scale.read(), kind, "float32")[0].reshape(-1, *self.scale.shape[-2:])
+        row = 0
+        for block in self.weight.blocks(multiple=math.lcm(num_columns, multiple), block_bytes=BLOCK_BYTES // 4):
+            values = convert(block, self.weight.dtype, "float32")[0].reshape(-1, num_columns)
+            rows = np.arange(row, row + len(values))
+            of_rows = scale[rows // num_rows % len(scale), rows % num_rows // self.block[0]]
+            values *= np.repeat(of_rows, self.block[1], axis=1)[:, :num_columns]
+            row += len(values)
+            yield values.reshape(-1)
+
+    def blocks(self, *, multiple: int = 1, block_bytes: int = BLOCK_BYTES) -> Iterator[Array]:  # noqa: ARG002
+        """See `TensorRef.blocks`."""
+        return self.blocks_as(self.dtype, multiple=multiple)
+
+    def blocks_as(self, dtype: str, *, multiple: int = 1) -> Iterator[Array]:
+        """See `TensorRef.blocks_as`."""
+        for values in self._values(multiple):
+            yield self._converted(values, "float32", dtype)
 
 
 def unscaled(tensors: Mapping[str, TensorRef], block: tuple[int, int], dtype: str) -> tuple[dict[str, TensorRef], int]:
@@ -196,8 +252,7 @@ def _strides(scale: TensorRef, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def natural_dtype(config: Mapping[str, Any]) -> str:
     """The floating type that the model is meant to have, as config.json says; bfloat16 if it does not."""
-    inner = config.get("text_config")
-    for table in (config, inner if isinstance(inner, dict) else {}):
+    for table in (config, text_part(config)):
         for key in ("dtype", "torch_dtype"):
             if table.get(key) in FLOATING - {"float64"}:
                 return str(table[key])

@@ -9,11 +9,12 @@ Su et al. 2021, arXiv:2104.09864; YaRN: Peng et al. 2023, arXiv:2309.00071; the 
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from mlxmath.weights.architecture import Architecture, another_model
 from mlxmath.weights.dtypes import Array
 
 Angles = npt.NDArray[np.float64]
@@ -24,6 +25,16 @@ _BASES = ("rope_theta", "rotary_emb_base", "rope_base")
 """Names of the base of all layers, or of those of the first kind."""
 _TOLERANCE = 1e-3
 """Of angles, relative."""
+MAX_PHASE = 2.0
+"""Radians, at `PHASE_AT` tokens, that a rotary embedding may be off."""
+PHASE_AT = 1024
+
+
+class Limit(NamedTuple):
+    """Up to how many tokens the model is the original one."""
+
+    tokens: int
+    reason: str
 
 
 def kind_of(rope: Mapping[str, Any]) -> str:
@@ -96,9 +107,9 @@ def built_otherwise(model: Any, config: Mapping[str, Any]) -> str | None:
     plain: list[tuple[Mapping[str, Any], float]] = [({}, base) for base in _other_bases(model, config)]
     seen: set[int] = set()
     found = False
-    for module in _embeddings(model):
-        answer = _angles_of(module)
-        if answer is None:
+    for _, module in model.named_modules():
+        is_one = re.search(r"rope$|rotary|^rope", type(module).__name__, re.IGNORECASE)
+        if not is_one or (answer := _angles_of(module)) is None:
             continue
         found, (turned, is_interleaved) = True, answer
         if len(turned) > 1 and config.get("rope_interleave") not in (None, is_interleaved):
@@ -144,12 +155,6 @@ def _other_bases(model: Any, config: Mapping[str, Any]) -> list[float]:
     ]
 
 
-def _embeddings(model: Any) -> Iterator[Any]:
-    for _, module in model.named_modules():
-        if re.search(r"rope$|rotary|^rope", type(module).__name__, re.IGNORECASE):
-            yield module
-
-
 def _angles_of(module: Any) -> tuple[Angles, bool] | None:
     """What an embedding turns the second token by, and whether neighbours are a pair; None if it cannot be asked."""
     import mlx.core as mx
@@ -185,3 +190,109 @@ def _is_number(value: Any) -> bool:
 
 def _named(meant: list[tuple[Mapping[str, Any], float]]) -> str:
     return ", ".join(dict.fromkeys(f"{kind_of(rope)} at a base of {base:g}" for rope, base in meant))
+
+
+def say_rope(config: dict[str, Any], arch: Architecture, notes: list[str], limits: list[Limit]) -> None:
+    """Say `rope_parameters` in the older names, and hold what mlx_lm makes of it against what it means."""
+    parameters = config.get("rope_parameters")
+    local: dict[str, Any] | None = None
+    if isinstance(parameters, dict) and any(isinstance(value, dict) for value in parameters.values()):
+        if arch.reads("rope_parameters"):
+            return
+        whole, local = parameters.get("full_attention"), parameters.get("sliding_attention")
+        whole = whole if isinstance(whole, dict) else local if isinstance(local, dict) else {}
+    else:
+        whole = parameters if isinstance(parameters, dict) else {}
+    rope = dict(whole)
+    scaling = config.get("rope_scaling")
+    if isinstance(scaling, dict):
+        rope = {**scaling, **rope, "rope_type": kind_of(scaling) if "rope_type" not in rope else kind_of(rope)}
+    kind = kind_of(rope)
+    for names in (_BASES, ("partial_rotary_factor", "rotary_pct")):
+        for name in names:
+            setting = names[0]
+            if rope.get(setting) is not None and (name == setting or arch.reads(name)):
+                config[name] = rope[setting]  # over what stands outside, as in transformers
+    if isinstance(local, dict) and local is not whole:
+        _say_local(config, arch, whole, local)
+    factor = config.get("partial_rotary_factor")
+    if arch.fields.get("rotary_dim") and config.get("rotary_dim") is None and config.get("head_dim"):
+        config["rotary_dim"] = int(config["head_dim"] * (1 if factor is None else factor))
+    turning = ("partial_rotary_factor", "rotary_pct", "rotary_dim", "rope_parameters")
+    if factor not in (None, 1, 1.0) and not arch.reads(*turning):
+        raise another_model(arch, f"turns all of a head's dimensions, whatever partial_rotary_factor says ({factor})")
+    if kind == "default":
+        return
+    if kind in ("yarn", "llama3", "longrope") and not rope.get("original_max_position_embeddings"):
+        original = config.get("original_max_position_embeddings") or config.get("max_position_embeddings")
+        rope["original_max_position_embeddings"] = original
+    if not arch.reads("rope_scaling", "rope_parameters"):
+        if kind != "dynamic":
+            raise another_model(arch, f"has no {kind!r} scaling of the rotary embedding")
+        limits.append(Limit(int(config["max_position_embeddings"]), "mlx_lm's model has no dynamic rotary scaling"))
+    if kind == "yarn":
+        _say_yarn(config, arch, rope, notes)
+    if kind == "longrope":
+        _say_longrope(config, arch, rope, limits)
+    if whole is parameters and arch.reads("rope_parameters"):
+        config["rope_parameters"] = dict(rope)
+    config["rope_scaling"] = {**rope, "type": kind, "rope_type": kind}
+
+
+def _say_local(config: dict[str, Any], arch: Architecture, whole: Mapping[str, Any], local: Mapping[str, Any]) -> None:
+    """The rotary embedding of the layers with a window."""
+    theta = local.get("rope_theta")
+    if arch.reads("rope_local_base_freq"):
+        if config.get("rope_local_base_freq") is None:
+            config["rope_local_base_freq"] = theta
+    elif theta != whole.get("rope_theta"):
+        raise another_model(arch, "has one rotary base for layers with and without a window")
+    if kind_of(local) != "default" and not (kind_of(local) == kind_of(whole) and _scales_all(arch)):
+        raise another_model(arch, f"does not scale the rotary embedding of layers with a window ({kind_of(local)!r})")
+
+
+def _scales_all(arch: Architecture) -> bool:
+    return not arch.reads("rope_local_base_freq") and "layer_types" not in arch.source
+
+
+def _say_yarn(config: Mapping[str, Any], arch: Architecture, rope: dict[str, Any], notes: list[str]) -> None:
+    """YaRN (Peng et al. 2023, arXiv:2309.00071): mlx_lm knows neither `attention_factor` nor `truncate`."""
+    scale = math.log(rope["factor"]) * 0.1
+    wanted = rope.get("attention_factor")
+    if wanted is not None and scale > 0:  # mlx_lm: (mscale s + 1) / (mscale_all_dim s + 1) with s = 0.1 ln factor
+        over = float(rope.get("mscale_all_dim") or 0) * scale + 1
+        if not math.isclose((float(rope.get("mscale") or 1) * scale + 1) / over, wanted, rel_tol=1e-6):
+            rope["mscale"] = (wanted * over - 1) / scale
+            rope.setdefault("mscale_all_dim", 0)
+    if rope.get("truncate", True):
+        return
+    head = config.get("qk_rope_head_dim") or config.get("head_dim")
+    head = int(head or config["hidden_size"] // config["num_attention_heads"])
+    dims = int(head * float(config.get("partial_rotary_factor") or 1))
+    base = float(config["rope_theta"])
+    off = float(np.abs(angles(rope, base, dims) - angles(rope, base, dims, truncate=False)).max())
+    if off * PHASE_AT > MAX_PHASE:
+        raise another_model(
+            arch, f"rounds the range of YaRN, which `truncate: false` forbids ({off * PHASE_AT:.0f} radians)"
+        )
+    if off:
+        notes.append(
+            f"mlx_lm rounds the range of YaRN where config.json says `truncate: false`: rotary angles are off by up to "
+            f"{off * PHASE_AT:.2f} radians at {PHASE_AT:,} tokens"
+        )
+
+
+def _say_longrope(config: Mapping[str, Any], arch: Architecture, rope: dict[str, Any], limits: list[Limit]) -> None:
+    """LongRoPE has factors for short and for long texts; mlx_lm takes the long ones always. So the short ones are given
+    for both: texts for training are short."""
+    original = int(rope["original_max_position_embeddings"])
+    whole = int(config.get("max_position_embeddings") or original)
+    wanted = rope.get("attention_factor")
+    usual = math.sqrt(1 + math.log(max(whole / original, 1)) / math.log(original))
+    if wanted is not None and not math.isclose(wanted, usual, rel_tol=1e-3):
+        raise another_model(
+            arch, f"computes LongRoPE's attention_factor as {usual:.4f} where config.json says {wanted}"
+        )
+    if rope.get("short_factor") != rope.get("long_factor"):
+        rope["long_factor"] = rope["short_factor"]
+        limits.append(Limit(original, "LongRoPE with its factors for short texts only (mlx_lm has one set of them)"))

@@ -8,16 +8,17 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import RawIOBase
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from mlxmath.errors import MlxmathError
 from mlxmath.weights.dtypes import BY_CODE, DTYPES, Array
-from mlxmath.weights.tensors import TensorRef, place_tensor, row_major
+from mlxmath.weights.tensors import TensorRef, pieces, place_tensor, row_major
 
 MAX_HEADER_BYTES = 100_000_000
 Declared = tuple[str, str, tuple[int, ...]]
@@ -74,7 +75,7 @@ def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> TensorRe
             f"{path} is truncated: tensor {name!r} ends at byte {start + offsets[1]}, the file at {size}. "
             "Download it again."
         )
-    dtype = BY_CODE[code].name if code in BY_CODE else code
+    dtype = BY_CODE.get(code, code)
     dims = tuple(shape)
     region = (start + offsets[0], offsets[1] - offsets[0])
     reference = place_tensor(path, name, dtype, dims, row_major(dims), element=0, storage=region)
@@ -85,15 +86,17 @@ def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> TensorRe
     return reference
 
 
+def _num_bytes(tensor: Declared) -> int:
+    return DTYPES[tensor[1]].itemsize * math.prod(tensor[2])
+
+
 def _head(tensors: Sequence[Declared]) -> tuple[bytes, int]:
     """What stands in a file before the tensors' bytes, and how many these are."""
     header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
     position = 0
     for name, dtype, shape in tensors:
-        size = DTYPES[dtype].itemsize * math.prod(shape)
-        offsets = [position, position + size]
-        header[name] = {"dtype": DTYPES[dtype].code, "shape": list(shape), "data_offsets": offsets}
-        position += size
+        start, position = position, position + _num_bytes((name, dtype, shape))
+        header[name] = {"dtype": DTYPES[dtype].code, "shape": list(shape), "data_offsets": [start, position]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text, position
@@ -122,7 +125,9 @@ class SafetensorsWriter:
         head, num_bytes = _head(tensors)
         self._file = path.open("wb", buffering=0)
         self._hash = hashlib.sha256()
-        self._contents = ContentDigests(tensors)
+        self._names = [name for name, _, _ in tensors]
+        self._contents = _content_hashes(tensors)
+        self._ends = list(accumulate((_num_bytes(tensor) for tensor in tensors), initial=len(head)))[1:]
         self._beside = ThreadPoolExecutor(1)  # hashing takes as long as writing
         self._path = path
         self._expected = len(head) + num_bytes
@@ -130,9 +135,13 @@ class SafetensorsWriter:
         self._write(head)
 
     def write(self, block: Array) -> None:
-        """Append the bytes of a contiguous array."""
+        """Append the bytes of a contiguous array, all of one tensor."""
+        if not block.size:
+            return
         data = memoryview(block.reshape(-1).view("u1").data)
-        digested = self._beside.submit(self._contents.update, data)
+        number = bisect_right(self._ends, self.num_bytes)
+        assert self.num_bytes + len(data) <= self._ends[number], "more bytes than the tensor has"
+        digested = self._beside.submit(self._contents[self._names[number]].update, data)
         self._write(data)
         digested.result()
 
@@ -151,7 +160,7 @@ class SafetensorsWriter:
     @property
     def digests(self) -> dict[str, str]:
         """Name of each tensor -> hex SHA-256 of its type, shape and bytes."""
-        return self._contents.digests
+        return {name: content.hexdigest() for name, content in self._contents.items()}
 
     def __enter__(self) -> "SafetensorsWriter":
         return self
@@ -162,40 +171,9 @@ class SafetensorsWriter:
         assert kind is not None or self.num_bytes == self._expected, f"{self._path} was not written whole"
 
 
-class ContentDigests:
-    """Hashes tensors one after the other, from their bytes in any portions."""
-
-    def __init__(self, tensors: Sequence[Declared]) -> None:
-        """
-        Args:
-            tensors: (name, dtype, shape) of each.
-        """
-        self.digests: dict[str, str] = {}
-        self._coming = [(name, dtype, shape) for name, dtype, shape in reversed(tensors)]
-        self._name, self._left = "", 0
-        self._hash = hashlib.sha256()
-        self._next()
-
-    def update(self, data: memoryview) -> None:
-        """Take the next bytes."""
-        while len(data):
-            assert self._name, "more bytes than the tensors have"
-            part = data[: self._left]
-            self._hash.update(part)
-            self._left -= len(part)
-            data = data[len(part) :]
-            self._next()
-
-    def _next(self) -> None:
-        while not self._left:
-            if self._name:
-                self.digests[self._name] = self._hash.hexdigest()
-            if not self._coming:
-                self._name = ""
-                return
-            self._name, dtype, shape = self._coming.pop()
-            self._left = DTYPES[dtype].itemsize * math.prod(shape)
-            self._hash = hashlib.sha256(json.dumps([dtype, list(shape)]).encode())
+def _content_hashes(tensors: Sequence[Declared]) -> dict[str, Any]:
+    """Name of each tensor -> SHA-256 of its type and shape, to be continued with its bytes."""
+    return {name: hashlib.sha256(json.dumps([dtype, list(shape)]).encode()) for name, dtype, shape in tensors}
 
 
 def digest_file(path: Path, tensors: Mapping[str, TensorRef]) -> tuple[str, dict[str, str]]:
@@ -206,32 +184,9 @@ def digest_file(path: Path, tensors: Mapping[str, TensorRef]) -> tuple[str, dict
     """
     ordered = sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.num_bytes))
     whole = hashlib.sha256()
-    contents = ContentDigests([(tensor.name, tensor.dtype, tensor.shape) for tensor in ordered])
-    at = 0
-    try:
-        with path.open("rb", buffering=0) as file:
-            for tensor in ordered:
-                if tensor.offset < at:
-                    raise MlxmathError(f"{path}: tensor {tensor.name!r} lies inside another; the file is damaged.")
-                for start, end, wanted in (
-                    (at, tensor.offset, False), (tensor.offset, tensor.offset + tensor.num_bytes, True)
-                ):  # fmt: skip
-                    for data in _read(file, path, end - start):
-                        whole.update(data)
-                        if wanted:
-                            contents.update(data)
-                at = tensor.offset + tensor.num_bytes
-            while rest := file.read(1 << 20):
-                whole.update(rest)
-    except OSError as error:
-        raise MlxmathError(f"cannot read {path}: {error.strerror or error}") from error
-    return whole.hexdigest(), contents.digests
-
-
-def _read(file: RawIOBase, path: Path, num_bytes: int) -> Iterator[memoryview]:
-    while num_bytes:
-        data = file.read(min(num_bytes, 1 << 20))
-        if not data:
-            raise MlxmathError(f"{path} ends early; the file is truncated.")
-        num_bytes -= len(data)
-        yield memoryview(data)
+    contents = _content_hashes([(tensor.name, tensor.dtype, tensor.shape) for tensor in ordered])
+    for name, data in pieces(path, {tensor.name: (tensor.offset, tensor.num_bytes) for tensor in ordered}):
+        whole.update(data)
+        if name is not None:
+            contents[name].update(data)
+    return whole.hexdigest(), {name: content.hexdigest() for name, content in contents.items()}

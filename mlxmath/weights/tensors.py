@@ -1,7 +1,7 @@
 """Where a tensor lies in a file, and reading it without holding more of the file than needed."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from io import RawIOBase
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlxmath.errors import MlxmathError
-from mlxmath.weights.dtypes import DTYPES, FLOAT8, Array, convert, widen, widen8
+from mlxmath.weights.dtypes import DTYPES, Array, convert
 
 BLOCK_BYTES = 1 << 20
 MAX_DIMENSIONS = 32
@@ -150,74 +150,6 @@ class TensorRef:
             rest = rest[count:]
 
 
-@dataclass(frozen=True)
-class ScaledTensor(TensorRef):
-    """A weight (..., M, N) of 8 bits an element, whose blocks of `block` rows and columns have each a scale.
-
-    It is read as what it stands for, value times scale in float32, rounded to `dtype`.
-
-    Attributes:
-        weight: its elements: float8 or int8.
-        scale: (..., M / block rows, N / block columns), rounded up.
-        block: rows and columns.
-    """
-
-    weight: TensorRef
-    scale: TensorRef
-    block: tuple[int, int]
-
-    @classmethod
-    def of(cls, weight: TensorRef, scale: TensorRef, block: tuple[int, int], dtype: str) -> "ScaledTensor":
-        """
-        Args:
-            weight: (..., M, N).
-            scale: (..., M / rows, N / columns), rounded up.
-            block: rows and columns.
-            dtype: what it is read as, if no other type is asked for.
-        """
-        shape = weight.shape
-        return cls(weight.path, weight.name, dtype, shape, row_major(shape), weight.offset, weight, scale, block)
-
-    @property
-    def place(self) -> tuple[Any, ...]:
-        """See `TensorRef.place`."""
-        return (*self.weight.place, *self.scale.place)
-
-    @property
-    def contiguous(self) -> bool:
-        """Its elements do not lie in a file."""
-        return False
-
-    def _values(self, multiple: int) -> Iterator[Array]:
-        *_, num_rows, num_columns = self.shape
-        kind = DTYPES[self.scale.dtype].numpy
-        scale = self.scale.read().reshape(-1, *self.scale.shape[-2:])
-        if self.scale.dtype == "bfloat16":
-            scale = widen(scale)
-        elif self.scale.dtype in FLOAT8 or kind == np.uint8:
-            scale = widen8(scale, self.scale.dtype if self.scale.dtype in FLOAT8 else "float8_e8m0fnu")
-        scale = scale.astype(np.float32, copy=False)
-        row = 0
-        for block in self.weight.blocks(multiple=math.lcm(num_columns, multiple), block_bytes=BLOCK_BYTES // 4):
-            stored = self.weight.dtype
-            values = widen8(block, stored) if stored in FLOAT8 else block.astype(np.float32)
-            values = values.reshape(-1, num_columns)
-            rows = np.arange(row, row + len(values))
-            of_rows = scale[rows // num_rows % len(scale), rows % num_rows // self.block[0]]
-            values *= np.repeat(of_rows, self.block[1], axis=1)[:, :num_columns]
-            row += len(values)
-            yield values.reshape(-1)
-
-    def blocks(self, *, multiple: int = 1, block_bytes: int = BLOCK_BYTES) -> Iterator[Array]:  # noqa: ARG002
-        """See `TensorRef.blocks`."""
-        return self.blocks_as(self.dtype, multiple=multiple)
-
-    def blocks_as(self, dtype: str, *, multiple: int = 1) -> Iterator[Array]:
-        """See `TensorRef.blocks_as`."""
-        for values in self._values(multiple):
-            yield self._converted(values, "float32", dtype)
-
-
 def _pieces(view: Array, per_block: int) -> Iterator[Array]:
     """Row-major flat copies of at most `per_block` elements; the last dimension is cut only when it is longer."""
     if view.size <= per_block:
@@ -238,6 +170,40 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     for size in reversed(shape[1:]):
         strides.append(strides[-1] * size)
     return tuple(reversed(strides))[: len(shape)]
+
+
+def pieces(path: Path, spans: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str | None, memoryview]]:
+    """All bytes of a file in order, cut where the spans begin and end.
+
+    Args:
+        path: the file.
+        spans: name -> start and size in bytes.
+
+    Yields:
+        The name of the span, None between them, and up to `BLOCK_BYTES` of it, valid until the next are asked for.
+
+    Raises:
+        MlxmathError: the file cannot be read, it ends inside a span, or one span lies inside another.
+    """
+    buffer = memoryview(bytearray(BLOCK_BYTES))
+    position = 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            for name, (start, size) in sorted(spans.items(), key=lambda item: item[1]):
+                if start < position:
+                    raise MlxmathError(f"{path}: {name!r} lies inside another tensor; the file is damaged.")
+                for inside, rest in ((None, start - position), (name, size)):
+                    while rest:
+                        count = file.readinto(buffer[:rest])
+                        if not count:
+                            raise MlxmathError(f"{path} ends early; the file is truncated.")
+                        yield inside, buffer[:count]
+                        rest -= count
+                position = start + size
+            while count := file.readinto(buffer):
+                yield None, buffer[:count]
+    except OSError as error:
+        raise MlxmathError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def place_tensor(
@@ -286,3 +252,13 @@ def place_tensor(
             f"into a storage of {num_bytes}; the file is damaged."
         )
     return TensorRef(path, name, dtype, shape, stride, start + element * itemsize)
+
+
+def same_values(first: TensorRef, second: TensorRef) -> bool:
+    """Whether two tensors are equal bit for bit; without reading them where both are one region of one file."""
+    if first.place == second.place:
+        return True
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    pairs = zip(first.blocks(), second.blocks(), strict=True)
+    return all(np.array_equal(a.view(np.uint8), b.view(np.uint8)) for a, b in pairs)

@@ -20,7 +20,7 @@ from mlxmath.weights.convert import ensure_model
 from mlxmath.weights.dtypes import convert
 from mlxmath.weights.layout import Layout
 from mlxmath.weights.safetensor import open_safetensors
-from mlxmath.weights.torchbin import open_torch
+from mlxmath.weights.torch_bin import open_torch
 
 DTYPES = [
     torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8,
@@ -73,7 +73,7 @@ def test_every_tensor(tmp_path: Path, zipped: bool, protocol: int) -> None:
     for name, tensor in tensors.items():
         reference = file.tensors[name]
         assert (reference.dtype, reference.shape) == (str(tensor.dtype)[6:], tuple(tensor.shape)), name
-        assert file.read(name).tobytes() == bits_of(tensor), name
+        assert file.tensors[name].read().tobytes() == bits_of(tensor), name
     assert file.tensors["float32.plain"].place == file.tensors["float32.tied"].place
 
 
@@ -126,7 +126,7 @@ def test_module_and_wrapped_state_dicts(tmp_path: Path, zipped: bool) -> None:
         file = open_torch(save(checkpoint, tmp_path / "b.bin", zipped))
         assert list(file.tensors) == list(state)
         for name, tensor in state.items():
-            assert file.read(name).tobytes() == bits_of(tensor)
+            assert file.tensors[name].read().tobytes() == bits_of(tensor)
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.complex128])
@@ -219,7 +219,7 @@ def test_damage_never_crashes(tmp_path: Path, zipped: bool) -> None:
         file = open_torch(path)
         for name, reference in file.tensors.items():
             if reference.num_bytes < 1 << 20:
-                file.read(name)
+                file.tensors[name].read()
 
     for _ in range(150):
         path.write_bytes(data[: rng.randrange(len(data) - 1)])

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from mlxmath.weights.tensors import row_major
-from mlxmath.weights.torchbin import MAGIC_NUMBER
-from mlxmath.weights.torchtypes import STORAGE_DTYPES
+from mlxmath.weights.torch_bin import MAGIC_NUMBER
+from mlxmath.weights.torch_pickle import STORAGE_DTYPES
 
 KINDS = {dtype: kind for kind, dtype in STORAGE_DTYPES.items() if kind != "UntypedStorage"}
 
@@ -64,12 +64,14 @@ def state_dict(entries: dict[str, bytes]) -> bytes:
     return b"\x80\x02}(" + b"".join(text(key) + value for key, value in entries.items()) + b"u."
 
 
-def zip_file(pickled: bytes, storages: dict[str, bytes], *, compression: int = zipfile.ZIP_STORED) -> bytes:
+def zip_file(
+    pickled: bytes, storages: dict[str, bytes], *, compression: int = zipfile.ZIP_STORED, byteorder: str = "little"
+) -> bytes:
     """The layout of PyTorch 1.6 and later."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as archive:
         archive.writestr("model/data.pkl", pickled)
-        archive.writestr("model/byteorder", "little")
+        archive.writestr("model/byteorder", byteorder)
         for key, data in storages.items():
             archive.writestr(f"model/data/{key}", data)
         archive.writestr("model/version", "3\n")
@@ -128,12 +130,16 @@ def llama_arrays(seed: int = 0, dtype: str = "float16", **changes: Any) -> dict[
     return {label: (rng.standard_normal(shape) * 0.1).astype(dtype) for label, shape in shapes.items()}
 
 
-def llama_folder(folder: Path, *, shards: int = 1, seed: int = 0, **changes: Any) -> Path:
-    """A model folder with .bin weights (and their index, if several) and a token of a tokenizer."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(LLAMA | changes))
+def llama_folder(
+    folder: Path, *, shards: int = 1, seed: int = 0, arrays: dict[str, np.ndarray] | None = None, **changes: Any
+) -> Path:
+    """A model folder with .bin weights (and their index, if several) and a token of a tokenizer; `...` leaves a setting
+    of `LLAMA` out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {name: value for name, value in (LLAMA | changes).items() if value is not ...}
+    (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text("{}")
-    arrays = llama_arrays(seed, **changes)
+    arrays = llama_arrays(seed, **changes) if arrays is None else arrays
     if shards == 1:
         (folder / "pytorch_model.bin").write_bytes(torch_bin(arrays))
         return folder

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from mlxmath.weights.hub import fetch
 from mlxmath.weights.manifest import Manifest, read_fingerprint, read_manifest, verify
 from mlxmath.weights.safetensor import SafetensorsWriter, open_safetensors
 from tests.models import architectures
-from tests.weights.handmade import LLAMA, llama_arrays, llama_folder, torch_bin
+from tests.weights.handmade import LLAMA, llama_arrays, llama_folder, state_dict, tensor, torch_bin, zip_file
 
 
 @pytest.fixture
@@ -96,16 +97,14 @@ def test_dtype(tmp_path: Path, out: Path, dtype: str) -> None:
 
 
 def test_values_beyond_float16(tmp_path: Path, out: Path) -> None:
-    model = llama_folder(tmp_path / "source")
     arrays = llama_arrays(dtype="float32")
     arrays["model.norm.weight"][3] = 1e6
-    (model / "pytorch_model.bin").write_bytes(torch_bin(arrays))
+    model = llama_folder(tmp_path / "source", arrays=arrays)
     with pytest.raises(MlxmathError, match=r"'model\.norm\.weight' has values beyond the range of float16"):
         ensure_model(settings(model, out, dtype="float16"))
     assert nothing_left(out)
     arrays["model.norm.weight"][3] = np.inf  # what is infinite already may stay so
-    (model / "pytorch_model.bin").write_bytes(torch_bin(arrays))
-    ensure_model(settings(model, out, dtype="float16"))
+    ensure_model(settings(llama_folder(model, arrays=arrays), out, dtype="float16"))
 
 
 def test_float64_becomes_float32(tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,16 +121,11 @@ class TestHead:
     def test_head(self, tmp_path: Path, out: Path, tied: bool | None, equal: bool) -> None:
         from mlx_lm.utils import load_model
 
-        model = llama_folder(tmp_path / "source")
-        config = json.loads((model / "config.json").read_text()) | {"tie_word_embeddings": tied}
-        if tied is None:
-            del config["tie_word_embeddings"]
-        (model / "config.json").write_text(json.dumps(config))
         arrays = llama_arrays()
         if equal:
             arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"]
-        (model / "pytorch_model.bin").write_bytes(torch_bin(arrays))
-        ensure_model(settings(model, out))
+        tie = ... if tied is None else tied
+        ensure_model(settings(llama_folder(tmp_path / "source", arrays=arrays, tie_word_embeddings=tie), out))
         is_tied = equal and tied is not False
         assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is is_tied
         assert ("lm_head.weight" in open_safetensors(out / "model.safetensors")) is not is_tied
@@ -139,26 +133,12 @@ class TestHead:
         assert ("lm_head" in loaded) is not is_tied
 
     def test_no_head(self, tmp_path: Path, out: Path) -> None:
-        model = llama_folder(
-            tmp_path / "source", model_type="qwen3", head_dim=16, max_position_embeddings=128, rope_theta=1e4
-        )
-        config = json.loads((model / "config.json").read_text())
-        del config["tie_word_embeddings"]
-        (model / "config.json").write_text(json.dumps(config))
-        arrays = llama_arrays()
-        del arrays["lm_head.weight"]
+        arrays = {name: array for name, array in llama_arrays().items() if name != "lm_head.weight"}
         norms = {f"model.layers.{i}.self_attn.{x}_norm.weight": np.ones(16, np.float16) for i in (0, 1) for x in "qk"}
-        (model / "pytorch_model.bin").write_bytes(torch_bin(arrays | norms))
-        ensure_model(settings(model, out))
+        config = {"model_type": "qwen3", "head_dim": 16, "max_position_embeddings": 128, "rope_theta": 1e4}
+        source = llama_folder(tmp_path / "source", arrays=arrays | norms, tie_word_embeddings=..., **config)
+        ensure_model(settings(source, out))
         assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is True
-
-
-def test_rotary_frequencies_are_left_out(tmp_path: Path, out: Path) -> None:
-    model = llama_folder(tmp_path / "source")
-    arrays = llama_arrays() | {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32)}
-    (model / "pytorch_model.bin").write_bytes(torch_bin(arrays))
-    ensure_model(settings(model, out))
-    assert set(open_safetensors(out / "model.safetensors")) == set(llama_arrays())
 
 
 class TestQuantize:
@@ -220,7 +200,6 @@ class TestQuantize:
             "model_type": "qwen2_moe", "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 64,
             "shared_expert_intermediate_size": 64, "num_hidden_layers": 1, "intermediate_size": 64,
         }  # fmt: skip
-        model = llama_folder(tmp_path / "source", **changes)
         arrays = llama_arrays(**changes)
         rng = np.random.default_rng(1)
         for label in [label for label in arrays if ".mlp." in label]:
@@ -233,7 +212,7 @@ class TestQuantize:
         for name in "qkv":
             rows = arrays[at + f"self_attn.{name}_proj.weight"].shape[0]
             arrays[at + f"self_attn.{name}_proj.bias"] = rng.random(rows).astype(np.float16)
-        (model / "pytorch_model.bin").write_bytes(torch_bin(arrays))
+        model = llama_folder(tmp_path / "source", arrays=arrays, **changes)
         ensure_model(settings(model, out.with_name("plain")))
         theirs, config = load_model(out.with_name("plain"))
         theirs, _ = quantize_model(theirs, config, 32, 4)
@@ -259,12 +238,11 @@ class TestNames:
 
     @pytest.mark.parametrize("quantize", [None, 4])
     def test_all_that_does_not_fit_is_named_at_once(self, tmp_path: Path, out: Path, quantize: int | None) -> None:
-        model = llama_folder(tmp_path / "source")
         arrays = llama_arrays()
         del arrays["model.norm.weight"], arrays["model.layers.1.mlp.up_proj.weight"]
         arrays["model.layers.0.mlp.gate_proj.weight"] = np.ones((64, 64), np.float16)
         arrays["model.layers.0.mlp.router.weight"] = np.ones((4, 64), np.float16)
-        (model / "pytorch_model.bin").write_bytes(torch_bin(arrays))
+        model = llama_folder(tmp_path / "source", arrays=arrays)
         with pytest.raises(MlxmathError) as caught:
             ensure_model(settings(model, out, quantize=quantize))
         said = str(caught.value)
@@ -293,18 +271,16 @@ class TestNames:
         plain = ensure_model(settings(model, out.with_name("plain")))
         capsys.readouterr()
         arrays = {wrapped(name): array for name, array in llama_arrays().items()}
-        (model / "pytorch_model.bin").write_bytes(torch_bin(arrays))
-        assert ensure_model(settings(model, out)).fingerprint == plain.fingerprint
+        assert ensure_model(settings(llama_folder(model, arrays=arrays), out)).fingerprint == plain.fingerprint
         first = next(name for name in arrays if name not in llama_arrays())
         assert f"names lose what a wrapper gave them: {first} is " in capsys.readouterr().err
         assert set(open_safetensors(out / "model.safetensors")) == set(llama_arrays())
 
     def test_buffers_are_left_out(self, tmp_path: Path, out: Path) -> None:
-        model = llama_folder(tmp_path / "source")
         at = "model.layers.0.self_attn."
-        more = {at + "rotary_emb.cos_cached": np.ones((1, 4), np.float32), at + "masked_bias": np.ones((), np.float32)}
-        (model / "pytorch_model.bin").write_bytes(torch_bin(llama_arrays() | more))
-        ensure_model(settings(model, out))
+        names = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "masked_bias")
+        more = {at + name: np.ones((1, 4), np.float32) for name in names}
+        ensure_model(settings(llama_folder(tmp_path / "source", arrays=llama_arrays() | more), out))
         assert set(open_safetensors(out / "model.safetensors")) == set(llama_arrays())
 
     @pytest.mark.parametrize(
@@ -351,14 +327,20 @@ class TestDamagedSource:
         assert "\n" not in str(caught.value)
         assert nothing_left(out)
 
-    def test_missing_shard(self, model: Path, out: Path) -> None:
-        (model / "pytorch_model-00002-of-00002.bin").unlink()
-        self.fails(model, out, r"lacks 1 of the 2 weight files .*: pytorch_model-00002-of-00002\.bin")
-
-    def test_missing_shard_without_an_index(self, model: Path, out: Path) -> None:
-        (model / "pytorch_model.bin.index.json").unlink()
-        (model / "pytorch_model-00001-of-00002.bin").unlink()
-        self.fails(model, out, "00002-of-00002.bin counts otherwise")
+    @pytest.mark.parametrize(
+        ("patterns", "message"),
+        [
+            ("*-00002-of-00002.bin", r"lacks 1 of the 2 weight files .*: pytorch_model-00002-of-00002\.bin"),
+            ("*.index.json *-00001-*", "00002-of-00002.bin counts otherwise"),
+            ("config.json", r"config\.json does not exist"),
+            ("pytorch*", "holds no weights"),
+        ],
+        ids=["a shard", "index and a shard", "config.json", "weights"],
+    )
+    def test_missing(self, model: Path, out: Path, patterns: str, message: str) -> None:
+        for path in (path for pattern in patterns.split() for path in model.glob(pattern)):
+            path.unlink()
+        self.fails(model, out, message)
 
     def test_absent_tensor(self, model: Path, out: Path) -> None:
         edit_index(model, model__other="pytorch_model-00001-of-00002.bin")
@@ -375,16 +357,47 @@ class TestDamagedSource:
         edit_index(model, model__other=name)
         self.fails(model, out, "outside the folder")
 
-    @pytest.mark.parametrize("index", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 1}}'])
-    def test_damaged_index(self, model: Path, out: Path, index: str) -> None:
-        (model / "pytorch_model.bin.index.json").write_text(index)
-        self.fails(model, out, r"pytorch_model\.bin\.index\.json")
-
     @pytest.mark.parametrize("part", [0.1, 0.5, 0.99])
     def test_truncated_file(self, model: Path, out: Path, part: float) -> None:
         path = model / "pytorch_model-00002-of-00002.bin"
         path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
         self.fails(model, out, r"pytorch_model-00002-of-00002\.bin")
+
+    @pytest.mark.parametrize("part", ["first", "last", "pickle"])
+    def test_a_bit_is_another(self, model: Path, out: Path, part: str) -> None:
+        """The archive's checksums tell."""
+        path = model / "pytorch_model-00001-of-00002.bin"
+        data = bytearray(path.read_bytes())
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if "/data/" in name]
+        name = {"first": names[0], "last": names[-1], "pickle": "model/data.pkl"}[part]
+        at = data.index(name.encode()) + len(name) + (60 if part == "pickle" else 8)
+        data[at] ^= 1
+        path.write_bytes(data)
+        self.fails(
+            model, out, rf"00001-of-00002\.bin is damaged: the checksum \(CRC-32\) of its entry .*{name[6:]} is not"
+        )
+
+    def test_checksums_that_were_not_written(self, tmp_path: Path, out: Path) -> None:
+        """As by torch.serialization.set_crc32_options(False), which leaves zeros."""
+        model = llama_folder(tmp_path / "source")
+        data = bytearray((model / "pytorch_model.bin").read_bytes())
+        for found in re.finditer(rb"PK(?:\x01\x02|\x03\x04)", bytes(data)):
+            at = found.start() + (16 if found[0][2] == 1 else 14)
+            data[at : at + 4] = bytes(4)
+        (model / "pytorch_model.bin").write_bytes(data)
+        ensure_model(settings(model, out))
+        assert open_safetensors(out / "model.safetensors").keys() == llama_arrays().keys()
+
+    @pytest.mark.parametrize("names", [1, 12])
+    def test_a_small_file_that_stands_for_much(self, tmp_path: Path, out: Path, names: int) -> None:
+        """Strides of zero repeat one number."""
+        model = llama_folder(tmp_path / "source")
+        shape = (1 << 27, 1) if names == 1 else (1 << 20, 3)
+        entries = {f"{i}.weight": tensor("0", "float32", 1, shape, (0, 0)) for i in range(names)}
+        (model / "pytorch_model.bin").write_bytes(zip_file(state_dict(entries), {"0": bytes(4)}))
+        said = "536.87 MB" if names == 1 else "150.99 MB"
+        self.fails(model, out, rf"pytorch_model\.bin: the weights would take {said}.*'0\.weight' of shape .*\(0, 0\)")
 
     def test_wrong_hash_in_the_hub_cache(self, model: Path, out: Path) -> None:
         path = model / "pytorch_model-00002-of-00002.bin"
@@ -394,28 +407,21 @@ class TestDamagedSource:
         path.symlink_to(blob)
         self.fails(model, out, r"pytorch_model-00002-of-00002\.bin is damaged: its SHA-256 is .* Delete .*blobs")
 
-    def test_no_config(self, model: Path, out: Path) -> None:
-        (model / "config.json").unlink()
-        self.fails(model, out, r"config\.json does not exist")
-
     @pytest.mark.parametrize(
-        ("config", "message"),
+        ("name", "content", "message"),
         [
-            ("{", "not readable JSON"),
-            ("[]", "no model_type"),
-            ('{"model_type": 3}', "no model_type"),
-            ('{"model_type": "orca"}', "no model of type 'orca'"),
-            ('{"model_type": "../x"}', r"no model of type '\.\./x'"),
+            ("config.json", "{", "not readable JSON"),
+            ("config.json", "[]", "no model_type"),
+            ("config.json", '{"model_type": 3}', "no model_type"),
+            ("config.json", '{"model_type": "orca"}', "no model of type 'orca'"),
+            ("config.json", '{"model_type": "../x"}', r"no model of type '\.\./x'"),
+            *(("pytorch_model.bin.index.json", text, r"pytorch_model\.bin\.index\.json") for text in
+              ("", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 1}}')),
         ],
-    )
-    def test_config(self, model: Path, out: Path, config: str, message: str) -> None:
-        (model / "config.json").write_text(config)
+    )  # fmt: skip
+    def test_damaged_json(self, model: Path, out: Path, name: str, content: str, message: str) -> None:
+        (model / name).write_text(content)
         self.fails(model, out, message)
-
-    def test_no_weights(self, model: Path, out: Path) -> None:
-        for path in model.glob("pytorch*"):
-            path.unlink()
-        self.fails(model, out, "holds no weights")
 
 
 class TestFullDisk:

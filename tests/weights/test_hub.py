@@ -152,7 +152,7 @@ NEEDED = {
 
 def test_download_of_what_is_needed(server: Hub, cache: Path) -> None:
     source = fetch(REPO)
-    assert (source.kind, source.name, source.revision) == ("hub", REPO, COMMIT)
+    assert (source.name, source.revision) == (REPO, COMMIT)
     assert {p.name for p in source.folder.iterdir()} == NEEDED == set(server.asked)
 
 

@@ -17,7 +17,6 @@ from mlxmath.errors import InputError
 from mlxmath.models.load import load_model
 from mlxmath.weights.convert import ensure_model
 from mlxmath.weights.dtypes import widen8
-from mlxmath.weights.layout import stored_quantization
 from mlxmath.weights.manifest import Manifest
 from mlxmath.weights.safetensor import SafetensorsWriter, open_safetensors
 from tests.weights.handmade import LLAMA, llama_arrays
@@ -179,7 +178,6 @@ class TestFloat8:
     )  # fmt: skip
     def test_dequantized(self, tmp_path: Path, block: Any, suffix: str, form: Any, quantization: Any) -> None:
         source, exact = self.source(tmp_path / "source", block, suffix, quantization, form)
-        assert stored_quantization(json.loads((source / "config.json").read_text())) is None
         manifest = convert(source, dtype="float32")
         assert (manifest.dtype, manifest.quantization) == ("float32", None)
         found = open_safetensors(tmp_path / "out" / "model.safetensors")
@@ -267,9 +265,6 @@ class TestMxfp4:
         ours = load_model(tmp_path / "out", "float32").model
         theirs.set_dtype(mx.float32)
         np.testing.assert_allclose(np.array(ours(TOKENS)), np.array(theirs(TOKENS)), rtol=1e-4, atol=1e-5)
-
-    def test_what_plan_is_told(self) -> None:
-        assert stored_quantization(self.CONFIG) == {"group_size": 32, "bits": 4, "mode": "mxfp4"}
 
     def test_no_other_form(self, tmp_path: Path) -> None:
         refused(self.source(tmp_path / "source"), "quantized already (mxfp4", quantize=4)
