@@ -1,23 +1,19 @@
-# make demo | make test | make test-all | make lint: each makes the environment first if it is not there.
+# make demo | make test | make test-all | make lint | make package: each makes the environment first if it is not there.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+comma  := ,
 
 # Which MLX: Metal comes with the plain install on a Mac; CUDA where there is an NVIDIA driver; else the CPU.
 ifeq ($(shell uname -sm),Darwin arm64)
-  EXTRAS ?= dev
+  MLX :=
 else
   CUDA := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA[A-Za-z ]*Version: *\([0-9]*\).*/\1/p' | head -n 1)
-  ifeq ($(CUDA),)
-    EXTRAS ?= cpu,dev
-  else ifeq ($(CUDA),12)
-    EXTRAS ?= cuda12,dev
-  else
-    EXTRAS ?= cuda13,dev
-  endif
+  MLX := $(if $(CUDA),$(if $(filter 12,$(CUDA)),cuda12,cuda13),cpu)
 endif
+EXTRAS ?= $(if $(MLX),$(MLX)$(comma))dev
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all lint package clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m mlxmath.demo
@@ -34,6 +30,12 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# sdist and wheel into dist/, and the wheel tried without this clone; EMPTY=1: with dependencies installed anew, too
+package: $(VENV)/ready
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python tools/check_package.py $(if $(EMPTY),--empty '$(MLX)')
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"mlxmath needs Python 3.11 or newer, found {sys.version.split()[0]}; set PYTHON=...")'
