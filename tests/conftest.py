@@ -5,6 +5,7 @@ cores run tests already.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ preload()
 
 from collections.abc import Iterator  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
+from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import mlx.core as mx  # noqa: E402
@@ -24,6 +26,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from mlxmath.runtime.console import shown  # noqa: E402
+from tests.helpers import succeed  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -86,3 +89,19 @@ def make_tiny_llama(**changes: Any) -> Any:
 @pytest.fixture
 def tiny_llama() -> Any:
     return make_tiny_llama()
+
+
+@pytest.fixture(scope="session")
+def debug_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder after `train --debug`, one for all tests; not to be changed."""
+    folder = tmp_path_factory.mktemp("debug")
+    succeed(folder, "train", "--debug")
+    return folder
+
+
+@pytest.fixture
+def prepared(debug_run: Path, tmp_path: Path) -> Path:
+    """A folder with the converted model and the cache, without adapters."""
+    for name in ("mlx_model", "cache"):
+        shutil.copytree(debug_run / name, tmp_path / name)
+    return tmp_path

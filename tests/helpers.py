@@ -6,16 +6,19 @@ where that matters: to be killed, to be timed, to be seen at a terminal.
 
 import contextlib
 import importlib
+import json
 import os
 import pty
 import re
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 from click.testing import CliRunner
+from safetensors.numpy import load_file
 
 REPOSITORY = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {
@@ -90,3 +93,24 @@ def in_terminal(folder: Path, *arguments: str) -> tuple[int, str]:
             written += part
     os.close(ours)
     return process.wait(timeout=60), re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.decode()).replace("\r\n", "\n")
+
+
+def adapters(folder: Path) -> dict[str, bytes]:
+    """The weights that a run in `folder` left."""
+    return {name: array.tobytes() for name, array in load_file(folder / "adapters" / "adapters.safetensors").items()}
+
+
+def events(folder: Path) -> list[dict]:
+    """What a run in `folder` told programs."""
+    return [json.loads(line) for line in (folder / "adapters" / "events.jsonl").read_text().splitlines()]
+
+
+def wait_for_step(folder: Path, step: int, seconds: float = 60) -> None:
+    """Wait until a run in `folder` has done a step."""
+    path = folder / "adapters" / "events.jsonl"
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if path.exists() and any(f'"step": {n},' in path.read_text() for n in range(step, step + 50)):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached")

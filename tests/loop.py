@@ -5,15 +5,22 @@ from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
+import mlx.core as mx
+import mlx.nn as nn
 import mlx.optimizers as optim
 
-from mlxmath.config.schema import RunConfig, TrainingConfig
-from mlxmath.data.batching import StepBatch
+from mlxmath.config.schema import LoraConfig, RunConfig, TrainingConfig
+from mlxmath.data.batching import BatchSampler, Shape, StepBatch
+from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.lora.inject import inject
 from mlxmath.training.checkpoint import Position
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.events import StepReport
+from mlxmath.training.gradients import Gradients, choose_gradients
+from mlxmath.training.sft import sft_loss
 from mlxmath.training.trainer import Trainer
 from mlxmath.training.workers import Workers
+from tests.conftest import FakeRows, make_tiny_llama
 
 Hook = Callable[[StepReport], str | None]
 
@@ -53,3 +60,25 @@ def fit(
         for hook in hooks:
             trainer.end(hook(step))
     return trainer.ending, trainer.position
+
+
+def windows_of(rows: FakeRows, batch_size: int = 2, accumulation: int = 4, start: int = 0) -> list[StepBatch]:
+    config = TrainingConfig(batch_size=batch_size, grad_accumulation_steps=accumulation, batching="pad")
+    return list(BatchSampler(rows, config, 1, Shape(32)).epoch(0, start))
+
+
+def gradients_of(model: nn.Module) -> Gradients:
+    return choose_gradients(model, sft_loss, PortableKernels(), compiled=False)
+
+
+def adapted(dropout: float = 0.0) -> nn.Module:
+    model = make_tiny_llama()
+    mx.random.seed(5)
+    inject(model, LoraConfig(rank=4, dropout=dropout))
+    return model
+
+
+def adamw(model: nn.Module) -> optim.Optimizer:
+    optimizer = optim.AdamW(1e-2, bias_correction=True)
+    optimizer.init(model.trainable_parameters())
+    return optimizer

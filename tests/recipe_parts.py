@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from tests.data.test_chat import LLAMA3, ZEPHYR
+from tests.data.chat_templates import LLAMA3, ZEPHYR
 from tests.data.tokenizers_for_tests import byte_level, modern_split, sentencepiece_bpe
 
 _SIZES = {

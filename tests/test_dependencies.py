@@ -1,4 +1,4 @@
-"""What is imported is declared in pyproject.toml, and what is declared is imported."""
+"""What is imported is declared in pyproject.toml, and what is declared is imported; tests do not import each other."""
 
 import ast
 import re
@@ -48,3 +48,18 @@ def test_imports_are_the_declared_dependencies() -> None:
 def test_mlx_on_a_mac_is_new_enough() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert "mlx>=0.32.4; sys_platform == 'darwin'" in project["dependencies"]
+
+
+def test_no_test_imports_from_another_test() -> None:
+    """What they share stands in conftest.py, or in modules that are no tests."""
+    found = []
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module or ''}.{name}" for name in names]
+            for name in names:
+                parts = name.split(".")
+                if parts[0] == "tests" and any(part.startswith("test_") for part in parts[1:]):
+                    found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {name}")
+    assert not found

@@ -17,7 +17,6 @@ from click.testing import CliRunner, Result
 
 from mlxmath.commands.distill import main
 from mlxmath.grading import grade
-from tests.commands.test_train import debug_run  # noqa: F401 (a fixture)
 from tests.distillation.scripted import KEY, Request, Script, completion, scripted, solution, sum_of
 from tests.helpers import ENVIRONMENT, command, run, start, succeed
 
@@ -247,7 +246,7 @@ def test_what_is_there_is_judged_by_the_golds_of_today(tmp_path: Path, monkeypat
 
 
 @pytest.fixture(scope="module")
-def local(debug_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def local(debug_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the bundled model and an adapter that solves some of its problems."""
     folder = tmp_path_factory.mktemp("local")
     for name in ("mlx_model", "adapters"):

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.test_train import debug_run, prepared  # noqa: F401 (fixtures)
 from tests.helpers import run, spawn, succeed
 
 
@@ -38,7 +37,7 @@ GOOD = {"problem": "What is 1 + 1?", "solution": "1 + 1 = 2.\n#### 2"}
     ],
 )
 def test_bad_options(
-    prepared: Path, arguments: tuple[str, ...], code: int, message: str | None  # noqa: F811
+    prepared: Path, arguments: tuple[str, ...], code: int, message: str | None
 ) -> None:  # fmt: skip
     if message is None:
         (prepared / "file").write_text("")
@@ -61,7 +60,7 @@ def test_bad_options(
     ],
 )
 def test_bad_data(
-    prepared: Path, records: list[dict], arguments: tuple[str, ...], message: str  # noqa: F811
+    prepared: Path, records: list[dict], arguments: tuple[str, ...], message: str
 ) -> None:  # fmt: skip
     result = run(prepared, "train", "--debug", "--dataset", rows(prepared, *records), *arguments)
     assert result.returncode in (1, 2), result.stderr
@@ -69,7 +68,7 @@ def test_bad_data(
     assert not (prepared / "adapters").exists()
 
 
-def test_a_malformed_line_is_named(prepared: Path) -> None:  # noqa: F811
+def test_a_malformed_line_is_named(prepared: Path) -> None:
     (prepared / "rows.jsonl").write_text(json.dumps(GOOD) + "\n{not json\n")
     result = run(prepared, "train", "--debug", "--dataset", "rows.jsonl")
     assert result.returncode != 0 and "rows.jsonl:2" in result.stderr and "Traceback" not in result.stderr
@@ -83,7 +82,7 @@ def test_an_unreachable_hub(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "foreign"])
-def test_a_corrupt_cache_is_named_and_rebuilt(prepared: Path, damage: str) -> None:  # noqa: F811
+def test_a_corrupt_cache_is_named_and_rebuilt(prepared: Path, damage: str) -> None:
     (path,) = (prepared / "cache").glob("*.pkl")
     good = path.read_bytes()
     if damage == "flip":
@@ -98,7 +97,7 @@ def test_a_corrupt_cache_is_named_and_rebuilt(prepared: Path, damage: str) -> No
     assert not (prepared / "executed").exists()
 
 
-def test_an_adapter_folder_that_cannot_be_written(prepared: Path) -> None:  # noqa: F811
+def test_an_adapter_folder_that_cannot_be_written(prepared: Path) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may write anywhere")
     (prepared / "locked").mkdir(mode=0o500)
@@ -125,7 +124,7 @@ def test_no_space_for_the_model(small_disk: Path) -> None:
     assert list(small_disk.iterdir()) == []
 
 
-def test_no_space_for_a_checkpoint_loses_nothing(prepared: Path, small_disk: Path) -> None:  # noqa: F811
+def test_no_space_for_a_checkpoint_loses_nothing(prepared: Path, small_disk: Path) -> None:
     """Checkpoints fit until something else fills the disk; then the run goes on, and its end says so."""
     adapters = small_disk / "adapters"
     arguments = ("--debug", "--adapter-path", str(adapters))

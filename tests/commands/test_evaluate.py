@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -14,15 +13,15 @@ import mlx.core as mx
 import pytest
 from click.testing import CliRunner
 
+from benchmarks.common import ring_hostfile
 from mlxmath.commands.evaluate import main
-from tests.commands.test_train import debug_run  # noqa: F401 (a fixture)
 from tests.helpers import ENVIRONMENT, command, run, start, succeed
 
 QUICK = ("--limit", "24", "--max-tokens", "40")
 
 
 @pytest.fixture
-def folder(debug_run: Path, tmp_path: Path) -> Path:  # noqa: F811
+def folder(debug_run: Path, tmp_path: Path) -> Path:
     """The converted model, an adapter, and another adapter of half its strength."""
     for name in ("mlx_model", "adapters"):
         shutil.copytree(debug_run / name, tmp_path / name, ignore=shutil.ignore_patterns("checkpoints"))
@@ -137,13 +136,7 @@ def test_majority_ensemble_and_formulas_and_their_effect(folder: Path) -> None:
 
 def together(folder: Path, *arguments: str) -> list[tuple[str, str]]:
     """Standard output and standard error of a command on two ranks."""
-    ports = []
-    for _ in range(2):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            ports.append(probe.getsockname()[1])
-    hosts = folder / "hosts.json"
-    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]))
+    hosts = ring_hostfile(folder, 2)
     processes = [
         subprocess.Popen(
             command(*arguments), cwd=folder, env=ENVIRONMENT | {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)},
@@ -206,7 +199,7 @@ def test_there_must_be_processes_to_spread_a_model_over(folder: Path) -> None:
     ],
 )
 def test_bad_input(
-    debug_run: Path,  # noqa: F811
+    debug_run: Path,
     monkeypatch: pytest.MonkeyPatch,
     arguments: tuple[str, ...],
     code: int,

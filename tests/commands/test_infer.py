@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.test_train import debug_run  # noqa: F401 (a fixture)
 from tests.helpers import run, succeed
 
 QUESTION = ("--prompt", "What is 12 + 7?")
@@ -16,28 +15,28 @@ def answer(folder: Path, *arguments: str, stdin: str = "") -> dict:
     return json.loads(succeed(folder, "infer", "--json", "--max-new-tokens", "24", *arguments, stdin=stdin).stdout)
 
 
-def test_it_answers_and_differs_from_the_base(debug_run: Path) -> None:  # noqa: F811
+def test_it_answers_and_differs_from_the_base(debug_run: Path) -> None:
     tuned = answer(debug_run, *QUESTION, "--temperature", "0")
     base = answer(debug_run, *QUESTION, "--temperature", "0", "--no-adapter")
     assert tuned["text"] and tuned["text"] != base["text"]
     assert (tuned["adapter"], base["adapter"]) == ("adapters", None)
 
 
-def test_greedy_repeats_itself_and_seeds_decide_samples(debug_run: Path) -> None:  # noqa: F811
+def test_greedy_repeats_itself_and_seeds_decide_samples(debug_run: Path) -> None:
     greedy = [answer(debug_run, *QUESTION, "--temperature", "0", "--seed", seed)["tokens"] for seed in ("1", "2")]
     assert greedy[0] == greedy[1]
     sampled = [answer(debug_run, *QUESTION, "--temperature", "2", "--seed", s)["tokens"] for s in ("1", "1", "2")]
     assert sampled[0] == sampled[1] != sampled[2]
 
 
-def test_text_goes_to_stdout_alone_and_the_prompt_may_come_from_stdin(debug_run: Path) -> None:  # noqa: F811
+def test_text_goes_to_stdout_alone_and_the_prompt_may_come_from_stdin(debug_run: Path) -> None:
     options = ("--temperature", "0", "--max-new-tokens", "24")
     streamed = succeed(debug_run, "infer", *options, stdin="What is 12 + 7?\n")
     assert streamed.stdout == answer(debug_run, *QUESTION, "--temperature", "0")["text"] + "\n"
     assert "tok/s" in streamed.stderr
 
 
-def test_the_template_is_the_trainings_and_raw_leaves_it_out(debug_run: Path) -> None:  # noqa: F811
+def test_the_template_is_the_trainings_and_raw_leaves_it_out(debug_run: Path) -> None:
     from mlxmath.data.templates import get_template, joined
 
     templated = answer(debug_run, *QUESTION, "--temperature", "0")
@@ -49,7 +48,7 @@ def test_the_template_is_the_trainings_and_raw_leaves_it_out(debug_run: Path) ->
     assert bare["prompt_tokens"] < raw["prompt_tokens"]
 
 
-def test_the_chat_template_beside_the_adapter_prompts_as_training_did(debug_run: Path) -> None:  # noqa: F811
+def test_the_chat_template_beside_the_adapter_prompts_as_training_did(debug_run: Path) -> None:
     from mlxmath.data.render import encode_prompt, load_tokenizer
     from mlxmath.data.templates import get_template
 
@@ -63,7 +62,7 @@ def test_the_chat_template_beside_the_adapter_prompts_as_training_did(debug_run:
 
 
 def test_an_answer_is_that_of_the_measurement_unless_something_else_is_asked_for(
-    debug_run: Path,  # noqa: F811
+    debug_run: Path,
     tmp_path: Path,
 ) -> None:
     found = [json.loads(succeed(debug_run, "infer", "--json", *QUESTION, *more).stdout) for more in (
@@ -77,7 +76,7 @@ def test_an_answer_is_that_of_the_measurement_unless_something_else_is_asked_for
 
 
 def test_a_base_is_asked_in_its_chat_template_and_one_without_in_the_settings(
-    debug_run: Path,  # noqa: F811
+    debug_run: Path,
     tmp_path: Path,
 ) -> None:
     shutil.copytree(debug_run / "mlx_model", tmp_path / "mlx_model")
@@ -103,7 +102,7 @@ def test_a_base_is_asked_in_its_chat_template_and_one_without_in_the_settings(
         (("--backend", "metal"), 2, "--backend metal"),
     ],
 )
-def test_bad_input(debug_run: Path, arguments: tuple[str, ...], code: int, message: str) -> None:  # noqa: F811
+def test_bad_input(debug_run: Path, arguments: tuple[str, ...], code: int, message: str) -> None:
     if arguments == ("--backend", "metal"):
         from mlxmath.runtime.device import MetalBackend
 
@@ -115,7 +114,7 @@ def test_bad_input(debug_run: Path, arguments: tuple[str, ...], code: int, messa
     assert result.stderr.strip().splitlines()[-1].startswith("error: ")
 
 
-def test_an_adapter_of_another_rank_or_base_is_refused(debug_run: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_an_adapter_of_another_rank_or_base_is_refused(debug_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(debug_run, folder)
     path = folder / "adapters" / "adapter_config.json"

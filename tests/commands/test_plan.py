@@ -15,7 +15,6 @@ from mlxmath.models.memory import MemoryPlan
 from mlxmath.runtime.device import DeviceInfo
 from mlxmath.training import footprint
 from mlxmath.training.plan import Objective, parse_size, planned, remedies
-from tests.commands.test_train import debug_run, prepared  # noqa: F401 (fixtures)
 from tests.helpers import run, succeed
 
 SMALL: dict[str, Any] = {
@@ -137,7 +136,7 @@ def test_remedies_help_and_are_allowed() -> None:
     assert not any("--quantize" in change for change, _ in remedies(resolve([]).config, stored, device, 640))
 
 
-def test_train_refuses_what_cannot_fit_unless_told_otherwise(prepared: Path) -> None:  # noqa: F811
+def test_train_refuses_what_cannot_fit_unless_told_otherwise(prepared: Path) -> None:
     refused = run(prepared, "train", "--debug", "--memory-limit-gb", "0.001")
     assert refused.returncode == 2 and "takes about" in refused.stderr and "--allow-overcommit" in refused.stderr
     assert not (prepared / "adapters").exists()

@@ -4,56 +4,17 @@ import json
 import shlex
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
-from safetensors.numpy import load_file
 
-from tests.helpers import run, start, succeed
+from tests.helpers import adapters, events, run, start, succeed, wait_for_step
 
 DEMO_MODEL = Path(__file__).parents[2] / "mlxmath" / "demo" / "model"
 QUICK = (
     "--debug", "--num-examples", "40", "--max-seq-len", "128", "--save-every", "3", "--lora-dropout", "0.1",
     "--num-epochs", "8",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def debug_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder after `train --debug`, one for all modules that import this; not to be changed."""
-    folder = tmp_path_factory.getbasetemp() / "debug-run"
-    if not folder.exists():
-        made = tmp_path_factory.mktemp("debug")
-        succeed(made, "train", "--debug")
-        made.rename(folder)
-    return folder
-
-
-@pytest.fixture
-def prepared(debug_run: Path, tmp_path: Path) -> Path:
-    """A folder with the converted model and the cache, without adapters."""
-    for name in ("mlx_model", "cache"):
-        shutil.copytree(debug_run / name, tmp_path / name)
-    return tmp_path
-
-
-def adapters(folder: Path) -> dict[str, bytes]:
-    return {name: array.tobytes() for name, array in load_file(folder / "adapters" / "adapters.safetensors").items()}
-
-
-def events(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "adapters" / "events.jsonl").read_text().splitlines()]
-
-
-def wait_for_step(folder: Path, step: int, seconds: float = 60) -> None:
-    path = folder / "adapters" / "events.jsonl"
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if path.exists() and any(f'"step": {n},' in path.read_text() for n in range(step, step + 50)):
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"step {step} was not reached")
 
 
 def test_debug_leaves_model_cache_and_a_described_adapter(debug_run: Path) -> None:

@@ -11,7 +11,7 @@ from mlxmath.config.schema import DataConfig
 from mlxmath.data.local import AbsentError
 from mlxmath.data.sources import load_problems
 from mlxmath.errors import InputError, MlxmathError
-from tests.data.test_sources import ROWS, write_parquet
+from tests.data.files import ROWS, write_parquet
 
 NAME = "owner/repository"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

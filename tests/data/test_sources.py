@@ -13,26 +13,13 @@ from mlxmath.config.schema import DataConfig
 from mlxmath.data.forms import BARE_ANSWER
 from mlxmath.data.sources import load_problems
 from mlxmath.errors import InputError, MlxmathError
+from tests.data.files import ROWS, write_lines, write_parquet
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
-ROWS = [{"problem": f"q{i}", "solution": f"s{i}", "answer": str(i)} for i in range(5)]
 
 
 def config(dataset: Path | str, **changes: Any) -> DataConfig:
     return DataConfig(dataset=str(dataset), **changes)
-
-
-def write_lines(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    return path
 
 
 def test_demo() -> None:

@@ -15,7 +15,7 @@ from mlxmath.generation.decode import Decoder
 from mlxmath.generation.engine import Sampling, generate_batch
 from mlxmath.generation.neighbours import way_of
 from tests.conftest import make_tiny_llama
-from tests.generation.test_engine import EOS, PROMPTS, tokenizer
+from tests.generation.words import EOS, PROMPTS, tokenizer
 
 __all__ = ["tokenizer"]
 

@@ -7,7 +7,6 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
-from mlx_lm.models import gemma2, phi3, qwen2, qwen3
 
 from mlxmath.config.schema import LoraConfig
 from mlxmath.models import linear
@@ -19,39 +18,9 @@ from mlxmath.models.linear import use_numpy
 from mlxmath.models.lm_head import split
 from mlxmath.models.lora.inject import inject
 from tests.conftest import make_tiny_llama
+from tests.models.adapted import adapted
 
-SIZES: dict[str, Any] = {
-    "hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 48, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "vocab_size": 64,
-}  # fmt: skip
 TOKENS = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [9, 8, 7, 6, 5, 4, 3, 2, 1]]
-
-
-def make(family: str) -> nn.Module:
-    mx.random.seed(0)
-    if family == "llama":
-        return make_tiny_llama(num_hidden_layers=3)
-    if family == "qwen2":
-        return qwen2.Model(qwen2.ModelArgs(model_type="qwen2", **SIZES))
-    if family == "qwen3":
-        return qwen3.Model(
-            qwen3.ModelArgs(
-                model_type="qwen3", head_dim=8, rope_theta=1e4, max_position_embeddings=64, tie_word_embeddings=True,
-                **SIZES,
-            )
-        )  # fmt: skip
-    if family == "phi3":
-        return phi3.Model(phi3.ModelArgs(model_type="phi3", max_position_embeddings=64, **SIZES))
-    return gemma2.Model(gemma2.ModelArgs(model_type="gemma2", head_dim=8, **SIZES))
-
-
-def adapted(family: str = "llama", **changes: Any) -> nn.Module:
-    """With adapters whose B is not zero."""
-    model = make(family)
-    inject(model, LoraConfig(**({"rank": 4} | changes)))
-    model.update(tree_map(lambda a: a + 0.05, model.trainable_parameters()))
-    model.train()
-    return model
 
 
 def autodiff(model: nn.Module, cotangent: mx.array) -> tuple[mx.array, dict[str, mx.array]]:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from benchmarks.common import ring_hostfile
 from mlxmath.config.schema import LoraConfig
 from mlxmath.models.load import load_model
 from mlxmath.models.lora.adapter import WEIGHTS, adapter_config, load_adapter, save_config, save_weights
@@ -61,13 +61,8 @@ def make_adapter(folder: Path, model: Path, variant: str, targets: tuple[str, ..
 def together(folder: Path, cases: list[dict[str, Any]], size: int = 2) -> tuple[dict[str, mx.array], dict[str, str]]:
     """Run the cases on several processes: logits, and what was refused, by the case's number."""
     (folder / "cases.json").write_text(json.dumps(cases))
-    sockets = [socket.socket() for _ in range(size)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    (folder / "hosts.json").write_text(json.dumps([[f"127.0.0.1:{each.getsockname()[1]}"] for each in sockets]))
-    for each in sockets:
-        each.close()
-    environment = {**os.environ, "MLX_HOSTFILE": str(folder / "hosts.json"), "PYTHONPATH": str(REPOSITORY)}
+    hosts = ring_hostfile(folder, size)
+    environment = {**os.environ, "MLX_HOSTFILE": str(hosts), "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-m", "tests.models.sharded_rank", str(folder)]
     processes = [
         subprocess.Popen(command, cwd=REPOSITORY, env=environment | {"MLX_RANK": str(rank)}) for rank in range(size)

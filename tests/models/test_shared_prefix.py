@@ -13,8 +13,8 @@ from mlxmath.generation.decode import Decoder
 from mlxmath.generation.engine import Sampling, generate_batch
 from mlxmath.models.shared_prefix import GROWTH, Groups, cannot_share_prefixes
 from tests.conftest import make_tiny_llama
-from tests.generation.test_engine import tokenizer
-from tests.models.test_blockwise import adapted, make
+from tests.generation.words import tokenizer
+from tests.models.adapted import adapted, make
 
 __all__ = ["tokenizer"]
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13], [60, 61, 62, 1, 2]]

@@ -16,7 +16,7 @@ from mlxmath.models.lora.inject import inject
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.sft import sft_loss
 from tests.models import architectures
-from tests.models.test_blockwise import adapted
+from tests.models.adapted import adapted
 
 TOKENS = np.random.default_rng(2).integers(architectures.FIRST_PIECE, architectures.VOCAB_SIZE, (2, 19))
 """More than a window of `architectures` has."""

@@ -10,32 +10,22 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import llama
 
-from mlxmath.config.schema import LoraConfig
 from mlxmath.data.batching import Batch, Shape, make_batch, make_packed
 from mlxmath.models import segments, trust
 from mlxmath.models.blocks import kinds_of
 from mlxmath.models.blockwise import Blockwise
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import PortableKernels
-from mlxmath.models.lora.inject import inject
 from mlxmath.training.gradients import AutodiffGradients, Gradients, choose_gradients
 from mlxmath.training.sft import sft_loss
 from tests.conftest import FakeRows, make_tiny_llama
 from tests.models import architectures
-from tests.models.test_blockwise import adapted
-
-LENGTHS = (23, 14, 6)
+from tests.models.adapted import LENGTHS, adapted, random_adapters, rows
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trust, "_known", {})
-
-
-def rows(vocab_size: int) -> FakeRows:
-    rng = np.random.default_rng(5)
-    tokens = [rng.integers(4, vocab_size, length) for length in LENGTHS]
-    return FakeRows(tokens, [np.ones(length, np.uint8) for length in LENGTHS])
 
 
 def chosen(model: nn.Module, **changes: Any) -> Gradients:
@@ -67,14 +57,6 @@ def assert_right(
     for name, array in expected.items():
         error, size = (np.abs(np.array(each)).max() for each in (found[name] - array, array))
         assert error <= 1e-3 * size, (name, error / size)
-
-
-def random_adapters(model: nn.Module, **changes: Any) -> nn.Module:
-    mx.random.seed(1)
-    inject(model, LoraConfig(**({"rank": 4} | changes)))
-    model.update(tree_map(lambda a: a + 0.1 * mx.random.normal(a.shape), model.trainable_parameters()))
-    model.train()
-    return model
 
 
 class Branched(llama.MLP):

@@ -5,12 +5,11 @@ import shutil
 from pathlib import Path
 
 from mlxmath.grading import grade
-from tests.commands.test_train import debug_run  # noqa: F401 (a fixture)
 from tests.helpers import succeed
 from tests.parity.serving import free_port, serving
 
 
-def test_a_served_model_teaches_and_its_solutions_train(debug_run: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_served_model_teaches_and_its_solutions_train(debug_run: Path, tmp_path: Path) -> None:
     for name in ("mlx_model", "adapters"):
         shutil.copytree(debug_run / name, tmp_path / name, ignore=shutil.ignore_patterns("checkpoints"))
     port = free_port()

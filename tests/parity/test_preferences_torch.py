@@ -23,7 +23,7 @@ from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.reward_model import RewardGradients, bradley_terry_loss
 from mlxmath.training.workers import Workers
 from tests.conftest import FakeRows
-from tests.parity.test_training_torch import both_models, our_name
+from tests.parity.both_models import both_models, our_name
 
 torch = pytest.importorskip("torch")
 TARGETS = ("q_proj", "o_proj", "down_proj")

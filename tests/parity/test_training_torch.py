@@ -4,18 +4,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxmath.config.schema import LoraConfig, TrainingConfig
+from mlxmath.config.schema import TrainingConfig
 from mlxmath.data.batching import BatchSampler, Shape, StepBatch
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import PortableKernels
-from mlxmath.models.load import load_model
-from mlxmath.models.lora.inject import adapter_arrays, inject
+from mlxmath.models.lora.inject import adapter_arrays
 from mlxmath.training.accumulate import accumulate
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.gradients import choose_gradients
@@ -23,44 +21,9 @@ from mlxmath.training.sft import sft_loss
 from mlxmath.training.workers import Workers
 from tests.conftest import FakeRows
 from tests.loop import fit
+from tests.parity.both_models import both_models, our_name, torch
 
-torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
-transformers = pytest.importorskip("transformers")
-
-RANK, ALPHA, LR, DECAY, CLIP = 4, 12.0, 5e-3, 0.05, 0.5
-
-
-def both_models(folder: Path, targets: tuple[str, ...]) -> tuple[Any, Any]:
-    """The same tiny Llama with the same LoRA values (B not zero) in torch + peft and in mlx."""
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=64, max_position_embeddings=64, tie_word_embeddings=False,
-    )  # fmt: skip
-    base = transformers.LlamaForCausalLM(config).float()
-    base.save_pretrained(folder)
-    ours = load_model(folder, "float32").model
-    inject(ours, LoraConfig(rank=RANK, alpha=ALPHA, targets=targets))
-    theirs = peft.get_peft_model(
-        base, peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(targets), lora_dropout=0.0)
-    )
-    values = {}
-    for name, parameter in theirs.named_parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.05)
-            values[our_name(name)] = mx.array(parameter.detach().numpy().T)
-    ours.load_weights(list(values.items()), strict=False)
-    return ours, theirs
-
-
-def our_name(peft_name: str) -> str:
-    """`base_model.model.model.layers.0.….lora_A.default.weight` -> `model.layers.0.….lora_a`."""
-    return (
-        peft_name.removeprefix("base_model.model.")
-        .replace("lora_A.default.weight", "lora_a")
-        .replace("lora_B.default.weight", "lora_b")
-    )
+LR, DECAY, CLIP = 5e-3, 0.05, 0.5
 
 
 def torch_loss_sum(model: Any, rows: FakeRows, ids: tuple[int, ...]) -> Any:

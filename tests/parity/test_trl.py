@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlxmath.config.methods import GrpoConfig
-from tests.training.test_grpo_loss import BATCH_SIZE, LENGTH, LENGTHS, LOSSES, ROWS, TRUNCATED, case, ours
+from tests.training.grpo_case import BATCH_SIZE, LENGTH, LENGTHS, LOSSES, ROWS, TRUNCATED, case, ours
 
 torch = pytest.importorskip("torch", reason="the parity extra is not installed")
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import ring_hostfile
 from tests.helpers import ENVIRONMENT, command
 
 
@@ -16,19 +17,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def hostfile(folder: Path, size: int) -> Path:
-    """A file with `size` free ports, in MLX's form."""
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(size)]
-    path = folder / "hosts.json"
-    path.write_text(json.dumps([[f"127.0.0.1:{probe.getsockname()[1]}"] for probe in probes]))
-    for probe in probes:
-        probe.close()
-    return path
-
-
 def start_ranks(folder: Path, size: int, *arguments: str) -> list["subprocess.Popen[str]"]:
     """Start a command as `size` ranks (1: without a launcher's variables); output goes to rank-N.log."""
-    hosts = hostfile(folder, size)
+    hosts = ring_hostfile(folder, size)
     found = []
     for rank in range(size):
         own = {} if size == 1 else {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)}

@@ -11,8 +11,7 @@ from mlxmath.training.accumulate import StepSums, over_ranks
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.workers import Workers
 from tests.conftest import FakeRows
-from tests.loop import fit
-from tests.training.test_fit import adamw, adapted, gradients_of, windows_of
+from tests.loop import adamw, adapted, fit, gradients_of, windows_of
 
 STOPPED, OUT_OF_MEMORY = 1, 2
 

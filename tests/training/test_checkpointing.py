@@ -12,7 +12,7 @@ from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.sft import sft_loss
 from tests.conftest import make_tiny_llama
-from tests.models.test_trust import random_adapters, rows
+from tests.models.adapted import random_adapters, rows
 
 
 @pytest.mark.parametrize("compiled", [False, True])

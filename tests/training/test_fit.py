@@ -12,31 +12,19 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxmath.config.schema import LoraConfig, TrainingConfig
+from mlxmath.config.schema import TrainingConfig
 from mlxmath.data.batching import Batch, BatchSampler, Shape, StepBatch
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.models.kernels.portable import PortableKernels
-from mlxmath.models.lora.inject import adapter_arrays, inject
+from mlxmath.models.lora.inject import adapter_arrays
 from mlxmath.training.accumulate import accumulate
 from mlxmath.training.checkpoint import Position, check_settings, newest_checkpoint, restore, save_checkpoint
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.events import StepReport
-from mlxmath.training.gradients import Gradients, choose_gradients
 from mlxmath.training.schedule import learning_rates
-from mlxmath.training.sft import sft_loss
 from mlxmath.training.trainer import MAX_BAD_STEPS, apply_gradients, global_norm
 from mlxmath.training.workers import Workers
 from tests.conftest import FakeRows, make_tiny_llama
-from tests.loop import fit
-
-
-def windows_of(rows: FakeRows, batch_size: int = 2, accumulation: int = 4, start: int = 0) -> list[StepBatch]:
-    config = TrainingConfig(batch_size=batch_size, grad_accumulation_steps=accumulation, batching="pad")
-    return list(BatchSampler(rows, config, 1, Shape(32)).epoch(0, start))
-
-
-def gradients_of(model: nn.Module) -> Gradients:
-    return choose_gradients(model, sft_loss, PortableKernels(), compiled=False)
+from tests.loop import adamw, adapted, fit, gradients_of, windows_of
 
 
 def workers_of(model: nn.Module, count: int = 1) -> Workers:
@@ -64,22 +52,9 @@ def changed(model: nn.Module, change: Callable[[mx.array, Batch], mx.array], cou
     return Workers(model, lambda each: Changed(each, change), count)
 
 
-def adapted(dropout: float = 0.0) -> nn.Module:
-    model = make_tiny_llama()
-    mx.random.seed(5)
-    inject(model, LoraConfig(rank=4, dropout=dropout))
-    return model
-
-
 def run(model: nn.Module, windows: list[StepBatch], optimizer: optim.Optimizer, **more: Any) -> tuple[str, Position]:
     settings: dict[str, Any] = {"max_grad_norm": 1.0, "deadline": Deadline(1e9), "stop": StopRequest()} | more
     return fit(workers_of(model), windows, optimizer, lambda _: 1e-2, **settings)
-
-
-def adamw(model: nn.Module) -> optim.Optimizer:
-    optimizer = optim.AdamW(1e-2, bias_correction=True)
-    optimizer.init(model.trainable_parameters())
-    return optimizer
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])

@@ -31,7 +31,7 @@ from mlxmath.training.grpo.rollouts import Rollouts
 from mlxmath.training.grpo.sampling import CompletionSampler, Prompt
 from mlxmath.training.workers import Workers
 from tests.conftest import make_tiny_llama
-from tests.generation.test_engine import tokenizer
+from tests.generation.words import tokenizer
 
 __all__ = ["tokenizer"]
 PROMPTS = [Prompt(i, f"q{i}", "1", tuple(range(1 + i, 5 + 2 * i))) for i in range(6)]

@@ -14,7 +14,7 @@ from mlxmath.config.methods import GrpoConfig
 from mlxmath.generation.engine import Sampling, generate_batch, stream
 from mlxmath.training.grpo.sampling import Prompt, roll_out
 from tests.conftest import make_tiny_llama
-from tests.generation.test_engine import EOS, PROMPTS, model, tokenizer
+from tests.generation.words import EOS, PROMPTS, model, tokenizer
 
 Model = Any
 

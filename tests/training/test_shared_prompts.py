@@ -22,7 +22,7 @@ from mlxmath.training.grpo.batches import RolloutRows, RolloutSampler, Trajector
 from mlxmath.training.grpo.loss import Reference, grpo_loss, target_logprobs
 from mlxmath.training.workers import Workers
 from tests.conftest import make_tiny_llama
-from tests.models.test_blockwise import adapted
+from tests.models.adapted import adapted
 
 CONFIG = GrpoConfig(importance_sampling_level="sequence", temperature=0.9)
 TRAINING = TrainingConfig(batch_size=32)

@@ -35,9 +35,8 @@ from mlxmath.training.held_out import ACCURACY, LOSS, HeldOut, held_out_rows, me
 from mlxmath.training.sft import sft_loss
 from mlxmath.training.validation import BEST, CLOSING_S, SHARE, Measurement, Validation
 from mlxmath.training.workers import Workers
-from tests.commands.test_train import adapters, debug_run, events, prepared, wait_for_step  # noqa: F401 (fixtures)
 from tests.conftest import FakeRows, make_tiny_llama
-from tests.helpers import run, start, succeed
+from tests.helpers import adapters, events, run, start, succeed, wait_for_step
 from tests.loop import fit
 
 LORA = LoraConfig(rank=4, dropout=0.5)
@@ -563,7 +562,7 @@ def best_adapters(folder: Path) -> bytes:
     return (folder / "adapters" / "best" / "adapters.safetensors").read_bytes()
 
 
-def test_killed_and_resumed_equals_uninterrupted_with_validation(prepared: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_killed_and_resumed_equals_uninterrupted_with_validation(prepared: Path, tmp_path: Path) -> None:
     straight = tmp_path / "straight"
     straight.mkdir()
     for name in ("mlx_model", "cache"):
@@ -592,7 +591,7 @@ def test_killed_and_resumed_equals_uninterrupted_with_validation(prepared: Path,
     succeed(prepared, "infer", "--adapter-path", "adapters/best", *asked)
 
 
-def test_another_dataset_leaves_training_as_it_was_and_early_stopping_ends_it(prepared: Path) -> None:  # noqa: F811
+def test_another_dataset_leaves_training_as_it_was_and_early_stopping_ends_it(prepared: Path) -> None:
     plain = ("--debug", "--lora-dropout", "0.1", "--num-epochs", "3")
     succeed(prepared, "train", *plain)
     before = adapters(prepared)
@@ -625,7 +624,7 @@ def test_another_dataset_leaves_training_as_it_was_and_early_stopping_ends_it(pr
         (("--validation-dataset", "same.jsonl", "--dataset", "same.jsonl"), "is the training data itself"),
     ],
 )
-def test_bad_requests(prepared: Path, arguments: tuple[str, ...], message: str) -> None:  # noqa: F811
+def test_bad_requests(prepared: Path, arguments: tuple[str, ...], message: str) -> None:
     (prepared / "same.jsonl").write_text(json.dumps({"problem": "What is 1 + 1?", "solution": "2"}) + "\n")
     result = run(prepared, "train", "--debug", *arguments)
     assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr

@@ -1,0 +1,62 @@
+"""Small models with adapters whose B is not zero, and rows for them."""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_map
+from mlx_lm.models import gemma2, phi3, qwen2, qwen3
+
+from mlxmath.config.schema import LoraConfig
+from mlxmath.models.lora.inject import inject
+from tests.conftest import FakeRows, make_tiny_llama
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 48, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "vocab_size": 64,
+}  # fmt: skip
+
+
+def make(family: str) -> nn.Module:
+    mx.random.seed(0)
+    if family == "llama":
+        return make_tiny_llama(num_hidden_layers=3)
+    if family == "qwen2":
+        return qwen2.Model(qwen2.ModelArgs(model_type="qwen2", **SIZES))
+    if family == "qwen3":
+        return qwen3.Model(
+            qwen3.ModelArgs(
+                model_type="qwen3", head_dim=8, rope_theta=1e4, max_position_embeddings=64, tie_word_embeddings=True,
+                **SIZES,
+            )
+        )  # fmt: skip
+    if family == "phi3":
+        return phi3.Model(phi3.ModelArgs(model_type="phi3", max_position_embeddings=64, **SIZES))
+    return gemma2.Model(gemma2.ModelArgs(model_type="gemma2", head_dim=8, **SIZES))
+
+
+def adapted(family: str = "llama", **changes: Any) -> nn.Module:
+    """With adapters whose B is not zero."""
+    model = make(family)
+    inject(model, LoraConfig(**({"rank": 4} | changes)))
+    model.update(tree_map(lambda a: a + 0.05, model.trainable_parameters()))
+    model.train()
+    return model
+
+
+LENGTHS = (23, 14, 6)
+
+
+def rows(vocab_size: int) -> FakeRows:
+    rng = np.random.default_rng(5)
+    tokens = [rng.integers(4, vocab_size, length) for length in LENGTHS]
+    return FakeRows(tokens, [np.ones(length, np.uint8) for length in LENGTHS])
+
+
+def random_adapters(model: nn.Module, **changes: Any) -> nn.Module:
+    mx.random.seed(1)
+    inject(model, LoraConfig(**({"rank": 4} | changes)))
+    model.update(tree_map(lambda a: a + 0.1 * mx.random.normal(a.shape), model.trainable_parameters()))
+    model.train()
+    return model
