@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from mlxmath.evaluation.card import markdown
+from mlxmath.evaluation.latex import formula, to_html
+from mlxmath.evaluation.report import card, page, view_of
 from mlxmath.evaluation.score import collect, results
-from mlxmath.evaluation.web.latex import formula, to_html
-from mlxmath.evaluation.web.page import page
 from tests.evaluation.make import sample, settings
 
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -69,7 +68,7 @@ def test_a_hostile_name_or_answer_is_escaped_everywhere() -> None:
 def build(made: list, *labels: str, **changes: Any) -> str:
     chosen = settings(*labels, **changes)
     scored = collect(made, labels, chosen["samples"])
-    return page(results(scored, chosen), scored, datetime(2026, 1, 2, tzinfo=UTC))
+    return page(view_of(results(scored, chosen), scored, datetime(2026, 1, 2, tzinfo=UTC)))
 
 
 def test_how_this_was_measured_names_everything() -> None:
@@ -87,8 +86,8 @@ def test_how_this_was_measured_names_everything() -> None:
         "asked_in": "tutor",
     }
     scored = collect(made, ("base", "tuned"), 1)
-    found = results(scored, chosen)
-    text = page(found, scored, datetime(2026, 1, 2, tzinfo=UTC))
+    view = view_of(results(scored, chosen), scored, datetime(2026, 1, 2, tzinfo=UTC))
+    text = page(view)
     for told in (
         "templates chat (base), tutor (tuned)",
         "at most 1,234 tokens",
@@ -99,10 +98,10 @@ def test_how_this_was_measured_names_everything() -> None:
     ):
         assert told in text
     assert "ab12" not in text and "cd34" not in text
-    card = markdown(found)
+    text_of_card = card(view)
     for told in ("templates chat (base), tutor (tuned)", "at most 1,234 tokens", "answers cut off: base 2, tuned 0"):
-        assert told in card
-    assert "100.0 % of 4" in card and "100.0 % of 4" in text  # soundness with the answers that it is of
+        assert told in text_of_card
+    assert "100.0 % of 4" in text_of_card and "100.0 % of 4" in text  # soundness with the answers that it is of
 
 
 @pytest.fixture(scope="module")
