@@ -15,7 +15,7 @@ from mlxmath.errors import InputError, MlxmathError
 from mlxmath.evaluation.ask import Entry, Share, ask_all, make_entry
 from mlxmath.evaluation.benchmarks import LoadedBenchmark, load_benchmark
 from mlxmath.evaluation.contestants import Contestant, with_templates
-from mlxmath.evaluation.formulas import Retriever
+from mlxmath.evaluation.prompts import Retriever
 from mlxmath.evaluation.report import write_report
 from mlxmath.evaluation.samples import (
     SAMPLES,
@@ -153,9 +153,8 @@ def describe(
 
 def folder_of(record: Mapping[str, Any], settings: EvaluationConfig) -> Path:
     """The run's folder, of a name that its settings decide if none is given."""
-    whole = fingerprint(identity(record))[:8]
-    name = settings.run_name or f"{'-'.join(b['name'] for b in record['benchmarks'])}-{whole}"
-    return Path(settings.results_path) / name
+    usual = f"{'-'.join(b['name'] for b in record['benchmarks'])}-{fingerprint(identity(record))[:8]}"
+    return Path(settings.results_path) / (settings.run_name or usual)
 
 
 def agree(ranks: Ranks, entries: Sequence[Entry], record: Mapping[str, Any]) -> None:

@@ -8,9 +8,7 @@ import pytest
 from mlxmath.data.render import encode_prompt, load_tokenizer
 from mlxmath.data.templates import get_template, joined
 from mlxmath.errors import InputError
-from mlxmath.evaluation.formulas import Formula, Retriever
-from mlxmath.evaluation.prompts import Prompts
-from mlxmath.evaluation.shots import SHOTS
+from mlxmath.evaluation.prompts import SHOTS, Formula, Prompts, Retriever
 from mlxmath.grading import faithfulness, grade
 
 MODEL = Path(__file__).parents[2] / "mlxmath" / "demo" / "model"
