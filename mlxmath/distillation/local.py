@@ -41,7 +41,7 @@ class LocalTeacher:
     @property
     def identity(self) -> dict[str, Any]:
         """Everything about it that its answers depend on; end tokens where its files name others than its tokenizer."""
-        from mlxmath.generation.ending import load_generation_tokenizer
+        from mlxmath.generation.model import load_generation_tokenizer
 
         tokenizer = load_generation_tokenizer(self._contestant.model, self._template)
         known = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(self._template.stop or tokenizer.eos_token)}
@@ -66,13 +66,8 @@ class LocalTeacher:
         seed = settings.seed or 0
         backend, device = open_backend(self._runtime, seed)  # before anything imports mlx
 
-        from mlxmath.generation.engine import (
-            Completion,
-            Sampling,
-            generate_batch,
-            load_generation_tokenizer,
-            seed_of,
-        )
+        from mlxmath.generation.engine import Completion, Sampling, generate_batch, seed_of
+        from mlxmath.generation.model import load_generation_tokenizer
         from mlxmath.generation.slots import choose_slots
         from mlxmath.models.load import load_model
         from mlxmath.models.lora.adapter import load_adapter

@@ -19,7 +19,8 @@ from mlxmath.evaluation.contestants import Contestant
 from mlxmath.evaluation.progress import Progress
 from mlxmath.evaluation.prompts import Prompts, Retriever
 from mlxmath.evaluation.samples import Sample, fingerprint, write_sample
-from mlxmath.generation.engine import Completion, Sampling, generate_batch, load_generation_tokenizer, seed_of
+from mlxmath.generation.engine import Completion, Sampling, generate_batch, seed_of
+from mlxmath.generation.model import load_generation_tokenizer
 from mlxmath.generation.neighbours import way_of
 from mlxmath.generation.slots import choose_slots
 from mlxmath.grading import grade

@@ -12,8 +12,8 @@ from mlxmath.config.schema import DistillationConfig, RunConfig, RuntimeConfig
 from mlxmath.data.templates import get_template, template_of
 from mlxmath.distillation.local import LocalTeacher
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.generation.ending import cut, load_generation_tokenizer, stop_strings
-from mlxmath.generation.engine import Completion, Sampling, generate_batch, stream
+from mlxmath.generation.engine import Completion, Sampling, cut, generate_batch, stop_strings, stream
+from mlxmath.generation.model import load_generation_tokenizer
 from mlxmath.training.grpo.prompts import load_prompts
 from tests.conftest import make_tiny_llama
 from tests.helpers import run, succeed

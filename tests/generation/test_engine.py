@@ -121,7 +121,7 @@ def test_bad_values_name_their_option(values: dict[str, Any], option: str) -> No
 
 def test_an_unreadable_tokenizer_is_one_clear_error(tmp_path: Path) -> None:
     from mlxmath.errors import MlxmathError
-    from mlxmath.generation.engine import load_generation_tokenizer
+    from mlxmath.generation.model import load_generation_tokenizer
 
     with pytest.raises(MlxmathError, match=f"the tokenizer in {tmp_path} does not load"):
         load_generation_tokenizer(tmp_path)
