@@ -10,7 +10,7 @@ from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
 
 from mlxmath.config.schema import DistillationConfig, RunConfig, RuntimeConfig
 from mlxmath.data.templates import get_template, template_of
-from mlxmath.distillation.local import LocalTeacher
+from mlxmath.distillation.teacher import LocalTeacher
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.generation.engine import Completion, Sampling, cut, generate_batch, stop_strings, stream
 from mlxmath.generation.model import load_generation_tokenizer
