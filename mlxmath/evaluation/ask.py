@@ -148,6 +148,7 @@ def ask_all(
                         )  # fmt: skip
             finally:
                 progress.close()
+            del loaded  # else it would be in memory beside the next one
     return decoding
 
 

@@ -1,7 +1,6 @@
 """An evaluation from its settings to the last answer, over all ranks; rank 0's folder holds everything."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -89,11 +88,10 @@ def evaluate(
     fingerprints = {entry.contestant.label: entry.fingerprint for entry in entries}
     if not answer(ask, folder, ranks, fingerprints, is_spread=sharding is not None):
         return None
-    labels, numbers = list(fingerprints), range(settings.samples)
-    put_together(
-        folder, fingerprints, [(label, item.id, n) for label in labels for b in benchmarks for item in b.items
-                               for n in numbers]
-    )  # fmt: skip
+    keys = [
+        (x, item.id, n) for x in fingerprints for b in benchmarks for item in b.items for n in range(settings.samples)
+    ]
+    put_together(folder, fingerprints, keys)
     return write_report(folder) | {"folder": str(folder)}
 
 
@@ -183,8 +181,12 @@ def answer(ask: Ask, folder: Path, ranks: Ranks, fingerprints: Mapping[str, str]
         Whether this rank has all answers in `folder`: rank 0 has.
     """
     if is_spread and not ranks.first:
-        with _scratch_of(ranks, fingerprints) as (done, path):
-            ask(done, path, Share())
+        with TemporaryDirectory() as place:  # rank 0's answers so far, and a file for those that it keeps
+            path = Path(place) / SAMPLES
+            path.write_text(ranks.gather("answers so far", "")[0])
+            found, _ = read_samples(Path(place), fingerprints)
+            ranks.begin()
+            ask({sample.key: sample for sample in found}, path, Share())
         return False
     folder.mkdir(parents=True, exist_ok=True)
     found, left_out = read_samples(folder, fingerprints)
@@ -220,19 +222,6 @@ def put_together(folder: Path, fingerprints: Mapping[str, str], keys: Sequence[t
     save_samples(folder / SAMPLES, sorted(found, key=lambda sample: order[sample.key]))
     for part in folder.glob("samples.rank-*.jsonl"):
         part.unlink()
-
-
-@contextmanager
-def _scratch_of(
-    ranks: Ranks, fingerprints: Mapping[str, str]
-) -> Iterator[tuple[dict[tuple[str, str, int], Sample], Path]]:
-    """For the other ranks of a model that is spread: rank 0's answers so far, and a file for those that it keeps."""
-    with TemporaryDirectory() as place:
-        path = Path(place) / SAMPLES
-        path.write_text(ranks.gather("answers so far", "")[0])
-        done = {sample.key: sample for sample in read_samples(Path(place), fingerprints)[0]}
-        ranks.begin()
-        yield done, path
 
 
 def _voters(settings: EvaluationConfig, contestants: Sequence[Contestant]) -> list[str]:
