@@ -16,8 +16,8 @@ from mlxmath.generation.decode import Decoder, Prefix, prefilled_prefix
 from mlxmath.generation.neighbours import way_of
 from mlxmath.generation.sampling import Sampling as Sampling
 from mlxmath.generation.sampling import draw, uniforms
+from mlxmath.models.checks import check_ids
 from mlxmath.models.shared_prefix import cannot_share_prefixes
-from mlxmath.models.vocabulary import check_ids
 
 _LEAST_SHARED = 8
 """A shared prefix shorter than this is not worth a pass of its own."""

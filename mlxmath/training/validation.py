@@ -28,7 +28,7 @@ from mlxmath.runtime.files import atomic_folder, disk_errors, link_or_copy
 from mlxmath.training.checkpoint import Checkpoint, Ending, Position
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.gradients import Gradients
-from mlxmath.training.pace import MARKS
+from mlxmath.training.schedule import MARKS
 from mlxmath.training.workers import Workers
 
 BEST = "best"
