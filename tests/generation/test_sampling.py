@@ -22,10 +22,11 @@ def expected(temperature: float) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("device", ["cpu", "other"])
 def test_a_token_is_where_its_number_falls(temperature: float, device: str) -> None:
     logits = mx.array(LOGITS)
-    if device == "cpu":
-        tokens, logprobs = draw(logits, NUMBERS, Sampling(temperature=temperature), logprobs=True)
-    else:
-        tokens, logprobs = sampling._draw_mlx(logits, mx.array(NUMBERS.astype(np.float32)), temperature)
+    tokens, logprobs = (
+        draw(logits, NUMBERS, Sampling(temperature=temperature), logprobs=True)
+        if device == "cpu"
+        else sampling._draw_mlx(logits, mx.array(NUMBERS.astype(np.float32)), temperature)
+    )
     wanted, values = expected(temperature)
     np.testing.assert_array_equal(np.array(tokens), wanted)
     np.testing.assert_allclose(np.array(logprobs), values, atol=1e-5)
