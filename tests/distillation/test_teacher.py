@@ -41,7 +41,9 @@ def answer(request: Any, body: dict[str, Any], _: int) -> None:
     request.reply(completion(solution(*sum_of(body))))
 
 
-def refused(act: Any, count: int, said: str, found: dict[int, Answer | str] | None = None, **changes: Any) -> Script:
+def run_that_fails(
+    act: Any, count: int, said: str, found: dict[int, Answer | str] | None = None, **changes: Any
+) -> Script:
     """The endpoint, after it has ended a run with an error."""
     with scripted(act) as server, pytest.raises(MlxmathError, match=said):
         ask(server, count, found, **changes)
@@ -106,7 +108,7 @@ def test_retry_after_holds_everyone() -> None:
 
 
 def test_a_wait_of_hours_ends_the_run() -> None:
-    refused(lambda request, body, n: request.reply({}, 429, Retry_After="90000"), 3, "it asks to wait 90,000 s")
+    run_that_fails(lambda request, body, n: request.reply({}, 429, Retry_After="90000"), 3, "it asks to wait 90,000 s")
 
 
 def test_requests_a_minute_are_spaced_evenly() -> None:
@@ -118,10 +120,12 @@ def test_requests_a_minute_are_spaced_evenly() -> None:
 
 
 def test_a_wrong_key_ends_the_run_at_once_and_a_dead_endpoint_soon() -> None:
-    server = refused(lambda request, body, n: request.reply({"error": "who?"}, 401), 100,
+    server = run_that_fails(lambda request, body, n: request.reply({"error": "who?"}, 401), 100,
                      r"HTTP 401: who\?; name the environment variable")  # fmt: skip
     assert server.seen.total() <= 4
-    dead = refused(lambda request, body, n: request.reply({}, 500), 100, "10 questions in a row got no", retries=0)
+    dead = run_that_fails(
+        lambda request, body, n: request.reply({}, 500), 100, "10 questions in a row got no", retries=0
+    )
     assert dead.seen.total() < 30
 
 
@@ -140,7 +144,7 @@ def test_answers_under_way_are_kept_when_the_run_ends() -> None:
             answer(request, body, attempt)
 
     found: dict[int, Answer | str] = {}
-    assert refused(act, 50, "401", found, concurrency=3).answered.total() == len(found) == 2
+    assert run_that_fails(act, 50, "401", found, concurrency=3).answered.total() == len(found) == 2
 
 
 def test_the_end_of_a_run_waits_for_no_pause() -> None:
@@ -154,7 +158,7 @@ def test_the_end_of_a_run_waits_for_no_pause() -> None:
             request.reply({}, 401)
 
     start = time.monotonic()
-    refused(act, 2, "401", concurrency=2)
+    run_that_fails(act, 2, "401", concurrency=2)
     assert time.monotonic() - start < 5
 
 
@@ -163,7 +167,7 @@ def test_an_error_in_what_takes_the_answers_ends_the_run() -> None:
         def __setitem__(self, *_: object) -> None:
             raise MlxmathError("the disk is full")
 
-    assert refused(answer, 50, "the disk is full", Full(), concurrency=2).seen.total() <= 4
+    assert run_that_fails(answer, 50, "the disk is full", Full(), concurrency=2).seen.total() <= 4
 
 
 def test_a_notebook_which_runs_a_loop_of_its_own_can_ask() -> None:
