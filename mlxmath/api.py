@@ -3,18 +3,22 @@
 Settings are keyword arguments with the names of the command's options, `_` for `-` (`learning_rate=1e-4,
 lora_rank=16`); `recipe`, `config` and `set` as there. Nothing is printed unless `verbose`. A wrong setting is an
 `InputError`, any other failure a `MlxmathError`, whose text says what was expected, what was found and what to do.
+
+After a call MLX's default device and memory limits are what they were before, whatever happened; `load` alone leaves
+them as its model needs them.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxmath.config.load import TRAINED_FROM, Resolved, settings_from
-from mlxmath.config.schema import RunConfig
+from mlxmath.config.load import TRAINED_FROM, Resolved, in_keywords, settings_from
+from mlxmath.config.schema import RunConfig, RuntimeConfig
+from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.console import shown
 
 if TYPE_CHECKING:
@@ -47,10 +51,12 @@ def load(
         MlxmathError: there is no such model or adapter, or it is damaged.
     """
     from mlxmath.generation.model import open_model
+    from mlxmath.runtime.device import open_backend
 
-    with _shown(verbose):
+    with _called(verbose):
         folder, config = _converted(model, settings)
-        return open_model(folder, _device(config).compute_dtype, None if adapter is None else Path(adapter))
+        _, device = open_backend(config.runtime, 0)
+        return open_model(folder, device.compute_dtype, None if adapter is None else Path(adapter))
 
 
 def generate(
@@ -68,12 +74,13 @@ def generate(
         seed: of what is drawn.
     """
     from mlxmath.generation.engine import Sampling
+    from mlxmath.runtime.device import opened_backend
 
-    opened = load(model) if isinstance(model, str | Path) else model
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
-    if isinstance(problems, str):
-        return opened.generate([problems], sampling)[0]
-    return opened.generate(problems, sampling)
+    with opened_backend(RuntimeConfig(), seed) if isinstance(model, str | Path) else nullcontext():
+        opened = load(model) if isinstance(model, str | Path) else model
+        found = opened.generate([problems] if isinstance(problems, str) else problems, sampling)
+        return found[0] if isinstance(problems, str) else found
 
 
 def sft(
@@ -97,7 +104,7 @@ def sft(
     """
     from mlxmath.training.sft import sft as train
 
-    with _shown(verbose):
+    with _called(verbose):
         return train(_settings((), data, settings), callback=callback)
 
 
@@ -118,7 +125,7 @@ def dpo(
     """
     from mlxmath.training.dpo import dpo as train
 
-    with _shown(verbose):
+    with _called(verbose):
         return train(_settings(("dpo",), data, settings), callback=callback)
 
 
@@ -139,7 +146,7 @@ def reward_model(
     """
     from mlxmath.training.reward_model import reward_model as train
 
-    with _shown(verbose):
+    with _called(verbose):
         return train(_settings(("reward_model",), data, settings), callback=callback)
 
 
@@ -166,7 +173,7 @@ def grpo(
     from mlxmath.training.grpo.rewards import weights_of
     from mlxmath.training.grpo.train import grpo as train
 
-    with _shown(verbose):
+    with _called(verbose):
         if rewards is not None:
             weights, functions = weights_of(rewards)
             settings = settings | {"reward_weights": weights}
@@ -224,7 +231,7 @@ def evaluate(
 
     names = [benchmark] if isinstance(benchmark, str) else list(benchmark or ())
     folders = [adapters] if isinstance(adapters, str | Path) else list(adapters)
-    with _shown(verbose):
+    with _called(verbose):
         if names:
             settings = settings | {"benchmark": ",".join(names)}
         folder, config = _converted(model, settings, "evaluation")
@@ -251,7 +258,7 @@ def convert(model: str | Path, *, verbose: bool = False, **settings: Any) -> Pat
     """
     from mlxmath.weights.convert import ensure_model
 
-    with _shown(verbose):
+    with _called(verbose):
         config = settings_from(("model",), model=str(model), **settings).config
         ensure_model(config.model, exact=True)
     return Path(config.model.mlx_path)
@@ -276,7 +283,7 @@ def distill(
     """
     from mlxmath.distillation.distill import distill as run
 
-    with _shown(verbose):
+    with _called(verbose):
         config = settings_from(("distillation", "data", "runtime"), **settings).config
         path = None if rank_only is None else Path(rank_only).expanduser()
         return run(config, rank_only=path, resume=resume, overwrite=overwrite)
@@ -299,7 +306,7 @@ def plan(
     """
     from mlxmath.training.plan import parse_size, plan_run
 
-    with _shown(verbose):
+    with _called(verbose):
         own = () if method == "train" else (method.replace("-", "_"),)
         config = settings_from((*TRAINED_FROM, *own), **settings).config
         return plan_run(config, method, None if memory is None else parse_size(memory))
@@ -318,7 +325,6 @@ def _written(rows: Sequence[Mapping[str, Any]], cache: Path) -> str:
     """Rows as a file in the cache, named by what they hold: a resumed run finds the same."""
     import hashlib
 
-    from mlxmath.errors import InputError
     from mlxmath.runtime.files import atomic_write
 
     try:
@@ -347,11 +353,12 @@ def _converted(model: str | Path, settings: dict[str, Any], *sections: str) -> t
     return Path(config.model.mlx_path), config
 
 
-def _shown(verbose: bool) -> AbstractContextManager[object]:
-    return shown() if verbose else nullcontext()
-
-
-def _device(config: RunConfig) -> Any:
-    from mlxmath.runtime.device import open_backend
-
-    return open_backend(config.runtime, 0)[1]
+@contextmanager
+def _called(verbose: bool) -> Iterator[None]:
+    """A call from Python: what is said is shown if asked for, and errors name arguments, not options."""
+    with shown() if verbose else nullcontext():
+        try:
+            yield
+        except MlxmathError as error:
+            error.args = (in_keywords(str(error)),)
+            raise

@@ -1,6 +1,7 @@
 """The trainer's loop as a method's page drives it, on parts of a test's own."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,7 +36,7 @@ def fit(
     """
     run: Any = SimpleNamespace(
         config=RunConfig(training=TrainingConfig(max_grad_norm=max_grad_norm)), model=workers.model, checkpoint=None,
-        ranks=workers.ranks, batching=SimpleNamespace(num_workers=1),
+        ranks=workers.ranks, batching=SimpleNamespace(num_workers=1), closing=ExitStack(),
     )  # fmt: skip
     gradients: Any = None
     trainer: Any = Trainer(run, lambda _: gradients)

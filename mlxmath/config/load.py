@@ -49,7 +49,7 @@ class Layer(NamedTuple):
     """Settings from one place."""
 
     name: str
-    """For people: "option", "argument", "--set", "my.toml"."""
+    """For people: "option", "argument", "--set" (in Python "set="), "my.toml"."""
     values: Values
     text: str = ""
     """The file that they were read from, to tell lines."""
@@ -61,8 +61,8 @@ class Layer(NamedTuple):
         if self.name == "argument":
             return f"{'.'.join(map(str, (keyword(name), *rest)))}= (argument)"
         key = ".".join(map(str, (name, *rest)))
-        if self.name == "--set":
-            return f"--set {key}"
+        if self.name in ("--set", "set="):
+            return f"{self.name} {key}"
         line = line_of(self.text, (*name.split("."), *rest))
         return f"{self.name}, line {line}: {key}" if line else f"{self.name}: {key}"
 
@@ -133,19 +133,20 @@ def settings_from(
         InputError: a name or a value is wrong.
     """
     layers = []
+    named = str if origin == "option" else in_keywords
     try:
         if debug and recipe is not None:
             raise InputError("--debug is a recipe itself; give it or --recipe, not both.")
         if debug:
-            layers.append(recipe_layer("debug", "--debug"))
+            layers.append(recipe_layer("debug", named("--debug")))
         if recipe is not None:
             layers.append(recipe_layer(recipe))
         if config is not None:
             layers.append(file_layer(Path(config).expanduser()))
-        layers.append(set_layer(set))
+        layers.append(set_layer(set, named("--set")))
         return resolve([*layers, Layer(origin, full_names(sections, settings))])
     except InputError as error:
-        raise InputError(str(error) if origin == "option" else in_keywords(str(error))) from None
+        raise InputError(named(str(error))) from None
 
 
 def full_names(sections: Sequence[str], settings: Values) -> dict[str, Any]:
@@ -162,8 +163,15 @@ def full_names(sections: Sequence[str], settings: Values) -> dict[str, Any]:
 
 
 def in_keywords(text: str) -> str:
-    """An error that names options, for people who gave keyword arguments: `lora_rank=` for `--lora-rank`."""
-    return re.sub(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*)", lambda option: option[1].replace("-", "_") + "=", text)
+    """A text that names options, for people who gave keyword arguments: lora_rank= for --lora-rank.
+
+    What stands in backticks is a command, and stays.
+    """
+
+    def renamed(found: re.Match[str]) -> str:
+        return found[1].replace("-", "_") + "=" if found[1] else found[0]
+
+    return re.sub(r"`[^`]*`|(?<![\w-])--([a-z]+(?:-[a-z]+)*)", renamed, text)
 
 
 def file_layer(path: Path, name: str | None = None, option: str = "--config") -> Layer:
@@ -202,8 +210,8 @@ def recipe_layer(name: str, label: str | None = None) -> Layer:
     return file_layer(recipe_path(name), label or f"recipe {name}", "--recipe")
 
 
-def set_layer(assignments: Iterable[str]) -> Layer:
-    """The settings of `--set section.field=value`: a TOML value, or text as it is.
+def set_layer(assignments: Iterable[str], label: str = "--set") -> Layer:
+    """The settings of `--set section.field=value`: a TOML value, or text as it is; called `label` in origins.
 
     Raises:
         InputError: there is no `=`.
@@ -220,7 +228,7 @@ def set_layer(assignments: Iterable[str]) -> Layer:
         is_text = name in SETTINGS and plain_type(SETTINGS[name].annotation) is str
         is_value = len(found) == 1 and (isinstance(found["value"], str) or not is_text)
         values[name] = found["value"] if is_value else text
-    return Layer("--set", values)
+    return Layer(label, values)
 
 
 def resolve(layers: Sequence[tuple[str, Values] | Layer]) -> Resolved:

@@ -5,19 +5,18 @@ was asked; lines of another fingerprint do not count. How many samples and which
 run to run: what is there is used.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.runtime.files import atomic_json, disk_errors, read_json, read_record
+from mlxmath.runtime.files import disk_errors, locked, read_record, sealed_json, unsealed_json
 
 SETTINGS, RESPONSES = "settings.json", "responses.jsonl"
 _FORMAT = 1
@@ -64,37 +63,30 @@ def open_responses(
         overwrite: remove them.
 
     Raises:
-        InputError: another process has them open, or the folder holds answers to other settings, or to these and
-            neither `resume` nor `overwrite` is given. Nothing was changed.
+        InputError: another process is distilling into the folder, or it holds answers to other settings, or to these
+            and neither `resume` nor `overwrite` is given. Nothing was changed.
     """
     path = folder / RESPONSES
-    with disk_errors(path):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab", buffering=0)
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{folder}: another process is distilling into it; wait for it or choose another --output-path."
-            ) from None
+    with locked(folder, "--output-path", "mlxmath distill"), ExitStack() as opened:
         with disk_errors(path):
+            file = opened.enter_context(path.open("ab", buffering=0))
             if overwrite or not ((folder / SETTINGS).exists() or file.tell()):
                 file.truncate(0)
-                atomic_json(folder / SETTINGS, {"format": _FORMAT, "identity": dict(identity)})
+                sealed_json(folder / SETTINGS, {"format": _FORMAT, "identity": dict(identity)})
             else:
                 _check(folder, identity, resume=resume)
-            reader = path.open("rb")
-        with reader:
-            responses = Responses(file, reader, path, identify(identity))
-            yield responses
-            responses.sync()
+            reader = opened.enter_context(path.open("rb"))
+        responses = Responses(file, reader, path, identify(identity))
+        yield responses
+        responses.sync()
 
 
 def _check(folder: Path, identity: Mapping[str, Any], *, resume: bool) -> None:
     path = folder / SETTINGS
-    found = read_json(path) if path.exists() else None
-    there = found.get("identity") if isinstance(found, dict) else None
+    try:
+        there: Any = unsealed_json(path, ("format", "identity")).get("identity")
+    except MlxmathError:
+        there = None
     if not isinstance(there, dict):
         raise MlxmathError(f"{path} is damaged or gone; choose another --output-path, or start anew with --overwrite.")
     if name := next((name for name in {**identity, **there} if there.get(name) != identity.get(name)), None):

@@ -189,51 +189,50 @@ class LocalTeacher:
             on_outcome: called with each answer as it is whole.
             on_step: called after each decoding step.
         """
-        from mlxmath.runtime.device import open_backend
+        from mlxmath.runtime.device import opened_backend
 
         settings, contestant, seed = self._settings, self._contestant, self._settings.seed or 0
-        backend, device = open_backend(self._runtime, seed)  # before anything imports mlx
+        with opened_backend(self._runtime, seed) as (backend, device):  # before anything imports mlx
+            from mlxmath.data.chat import ChatTemplate
+            from mlxmath.data.render import encode_prompt
+            from mlxmath.data.templates import joined
+            from mlxmath.generation.engine import Completion, Sampling, generate_batch, seed_of
+            from mlxmath.generation.model import load_generation_tokenizer
+            from mlxmath.generation.slots import choose_slots
+            from mlxmath.models.load import load_model
+            from mlxmath.models.lora.adapter import load_adapter
+            from mlxmath.weights.manifest import read_fingerprint
 
-        from mlxmath.data.chat import ChatTemplate
-        from mlxmath.data.render import encode_prompt
-        from mlxmath.data.templates import joined
-        from mlxmath.generation.engine import Completion, Sampling, generate_batch, seed_of
-        from mlxmath.generation.model import load_generation_tokenizer
-        from mlxmath.generation.slots import choose_slots
-        from mlxmath.models.load import load_model
-        from mlxmath.models.lora.adapter import load_adapter
-        from mlxmath.weights.manifest import read_fingerprint
+            loaded = load_model(contestant.model, device.compute_dtype)
+            if contestant.adapter is not None:
+                load_adapter(loaded.model, contestant.adapter, read_fingerprint(contestant.model))
+            is_chat = isinstance(self._template, ChatTemplate)  # a template for training has its own instruction
+            instruction = settings.instruction if is_chat else ""
+            asked = {t.question.key: self._template.prompt(prompt(t.question.text, instruction)) for t in tasks}
+            ids = {key: encode_prompt(self._tokenizer, text) for key, text in asked.items()}
+            opened = {key for key, text in asked.items() if joined(text).rstrip().endswith(_OPENED)}
+            longest = max(map(len, ids.values())) + settings.max_tokens
+            held_bytes, asked_for = backend.memory().active_bytes, settings.concurrency
+            slots, reason = choose_slots(loaded.config, device, held_bytes=held_bytes, longest=longest, asked=asked_for)
+            say(f"{settings.teacher}: {slots} at a time ({reason}), template {self._template.name}")
+            last = time.monotonic()
 
-        loaded = load_model(contestant.model, device.compute_dtype)
-        if contestant.adapter is not None:
-            load_adapter(loaded.model, contestant.adapter, read_fingerprint(contestant.model))
-        is_chat = isinstance(self._template, ChatTemplate)  # a template for training has its own instruction
-        instruction = settings.instruction if is_chat else ""
-        asked = {t.question.key: self._template.prompt(prompt(t.question.text, instruction)) for t in tasks}
-        ids = {key: encode_prompt(self._tokenizer, text) for key, text in asked.items()}
-        opened = {key for key, text in asked.items() if joined(text).rstrip().endswith(_OPENED)}
-        longest = max(map(len, ids.values())) + settings.max_tokens
-        held_bytes, asked_for = backend.memory().active_bytes, settings.concurrency
-        slots, reason = choose_slots(loaded.config, device, held_bytes=held_bytes, longest=longest, asked=asked_for)
-        say(f"{settings.teacher}: {slots} at a time ({reason}), template {self._template.name}")
-        last = time.monotonic()
+            def on_done(index: int, completion: Completion) -> None:
+                nonlocal last
+                now, task, text = time.monotonic(), tasks[index], completion.text
+                if task.question.key in opened and _OPENED not in text:
+                    text = f"{_OPENED}\n{text.lstrip()}"
+                num_tokens = completion.num_prompt_tokens, len(completion.tokens)
+                on_outcome(task, Answer(with_thinking(text), completion.finish_reason, *num_tokens, now - last))
+                last = now
 
-        def on_done(index: int, completion: Completion) -> None:
-            nonlocal last
-            now, task, text = time.monotonic(), tasks[index], completion.text
-            if task.question.key in opened and _OPENED not in text:
-                text = f"{_OPENED}\n{text.lstrip()}"
-            num_tokens = completion.num_prompt_tokens, len(completion.tokens)
-            on_outcome(task, Answer(with_thinking(text), completion.finish_reason, *num_tokens, now - last))
-            last = now
-
-        generate_batch(
-            loaded.model,
-            load_generation_tokenizer(contestant.model, self._template),
-            [ids[task.question.key] for task in tasks],
-            Sampling(settings.max_tokens, settings.temperature, settings.top_p, seed),
-            seeds=[seed_of(seed, *task.key) for task in tasks],
-            concurrency=slots,
-            on_done=on_done,
-            on_step=on_step,
-        )
+            generate_batch(
+                loaded.model,
+                load_generation_tokenizer(contestant.model, self._template),
+                [ids[task.question.key] for task in tasks],
+                Sampling(settings.max_tokens, settings.temperature, settings.top_p, seed),
+                seeds=[seed_of(seed, *task.key) for task in tasks],
+                concurrency=slots,
+                on_done=on_done,
+                on_step=on_step,
+            )

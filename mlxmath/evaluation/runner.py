@@ -1,6 +1,7 @@
 """An evaluation from its settings to the last answer, over all ranks; rank 0's folder holds everything."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,7 +29,8 @@ from mlxmath.evaluation.samples import (
 )
 from mlxmath.models.lora.sharding import Sharding
 from mlxmath.runtime.console import say
-from mlxmath.runtime.device import DeviceInfo, open_backend
+from mlxmath.runtime.device import DeviceInfo, opened_backend
+from mlxmath.runtime.files import locked
 from mlxmath.runtime.ranks import Ranks
 
 Ask = Callable[[Mapping[tuple[str, str, int], Sample], Path, Share], None]
@@ -65,34 +67,34 @@ def evaluate(
     Returns:
         What results.json holds, and its folder under "folder"; None on ranks other than 0.
     """
-    backend, device = open_backend(config.runtime, seed, ranks.num_on_host)
-    settings = config.evaluation
-    benchmarks = load_benchmarks(settings)
-    shared = get_template(template or "", template_file) if template or template_file else None
-    usual = get_template(config.data.template, config.data.template_file)
-    contestants = with_templates(contestants, settings.template_for, shared, usual)
-    retriever = Retriever.load(settings.retrieve, settings.retrieve_count) if settings.retrieve else None
-    entries = [make_entry(c, benchmarks, settings, retriever, seed) for c in contestants]
-    record = describe(entries, benchmarks, settings, seed=seed, device=device)
-    folder = folder_of(record, settings)
-    agree(ranks, entries, record)
-    if ranks.first:
-        claim(folder, record, resume=resume, overwrite=overwrite)
-    ranks.vote("claimed")
-
-    def ask(done: Mapping[tuple[str, str, int], Sample], path: Path, share: Share) -> None:
-        decoding = ask_all(entries, benchmarks, settings, seed, done, path, backend, device, share, sharding)
+    with ExitStack() as opened:
+        backend, device = opened.enter_context(opened_backend(config.runtime, seed, ranks.num_on_host))
+        settings = config.evaluation
+        benchmarks = load_benchmarks(settings)
+        shared = get_template(template or "", template_file) if template or template_file else None
+        usual = get_template(config.data.template, config.data.template_file)
+        contestants = with_templates(contestants, settings.template_for, shared, usual)
+        retriever = Retriever.load(settings.retrieve, settings.retrieve_count) if settings.retrieve else None
+        entries = [make_entry(c, benchmarks, settings, retriever, seed) for c in contestants]
+        record = describe(entries, benchmarks, settings, seed=seed, device=device)
+        folder = folder_of(record, settings)
+        agree(ranks, entries, record)
         if ranks.first:
-            note_decoding(folder, decoding)
+            opened.enter_context(locked(folder, "--run-name", "mlxmath evaluate"))
+            claim(folder, record, resume=resume, overwrite=overwrite)
+        ranks.vote("claimed")
 
-    fingerprints = {entry.contestant.label: entry.fingerprint for entry in entries}
-    if not answer(ask, folder, ranks, fingerprints, is_spread=sharding is not None):
-        return None
-    keys = [
-        (x, item.id, n) for x in fingerprints for b in benchmarks for item in b.items for n in range(settings.samples)
-    ]
-    put_together(folder, fingerprints, keys)
-    return write_report(folder) | {"folder": str(folder)}
+        def ask(done: Mapping[tuple[str, str, int], Sample], path: Path, share: Share) -> None:
+            decoding = ask_all(entries, benchmarks, settings, seed, done, path, backend, device, share, sharding)
+            if ranks.first:
+                note_decoding(folder, decoding)
+
+        fingerprints = {entry.contestant.label: entry.fingerprint for entry in entries}
+        if not answer(ask, folder, ranks, fingerprints, is_spread=sharding is not None):
+            return None
+        ids, numbers = [item.id for benchmark in benchmarks for item in benchmark.items], range(settings.samples)
+        put_together(folder, fingerprints, [(label, i, n) for label in fingerprints for i in ids for n in numbers])
+        return write_report(folder) | {"folder": str(folder)}
 
 
 def load_benchmarks(settings: EvaluationConfig) -> list[LoadedBenchmark]:

@@ -1,9 +1,11 @@
-"""Files that are either whole or absent: temporary name, fsync, rename; paths that stay inside their folder; JSON that
-others may have written.
+"""Files that are either whole or absent: temporary name, fsync, rename; folders that one process at a time writes to;
+paths that stay inside their folder; JSON that others may have written.
 """
 
 import contextlib
+import fcntl
 import hashlib
+import io
 import json
 import os
 import re
@@ -13,7 +15,7 @@ import socket
 import time
 import types
 import typing
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -21,9 +23,12 @@ from typing import Any, BinaryIO, TypeVar
 
 import psutil
 
-from mlxmath.errors import MlxmathError
+from mlxmath.errors import InputError, MlxmathError
+from mlxmath.runtime.console import warn
 
 T = TypeVar("T")
+_LOCK = ".lock"
+_SUM = "checksum"
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})\.(?P<pid>\d+)\.[^.]+\.(?P<kind>tmp|old)")
 """Names of temporary files and folders: that of what they become, the host and the process that write them, something
 random."""
@@ -62,6 +67,58 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def locked(folder: Path, option: str, command: str) -> Iterator[None]:
+    """Keep a folder to this process (and this thread): nobody else can lock it meanwhile.
+
+    The lock is the system's (flock on `folder/.lock`): it ends with its process, however that ends, so a file that a
+    killed one left behind locks nothing. Where the file system has no locks, a warning says so.
+
+    Args:
+        folder: made if it is not there.
+        option: what names the folder, for the error.
+        command: who holds it, for others' errors.
+
+    Raises:
+        InputError: somebody holds it; the error says who.
+        MlxmathError: the folder cannot be written.
+    """
+    is_new = not folder.exists()
+    with _locked_file(folder / _LOCK, option) as file:
+        with contextlib.suppress(OSError):  # a full disk is told where it matters
+            file.truncate(0)
+            file.write(f"`{command}`, process {os.getpid()} on {socket.gethostname()}".encode())
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                (folder / _LOCK).unlink()
+                if is_new:
+                    folder.rmdir()  # if nothing came of it
+
+
+def _locked_file(path: Path, option: str) -> io.FileIO:
+    while True:
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("ab+", buffering=0)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with file:
+                file.seek(0)
+                holder = file.read(200).decode("utf-8", "replace") or "another process"
+            raise InputError(
+                f"{option}: {path.parent} is in use by {holder}; wait until it ends, or choose another folder."
+            ) from None
+        except OSError as error:
+            warn(f"{path.parent} cannot be locked ({error.strerror}): let no other process write to it meanwhile")
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                return file
+        file.close()  # the one who held it has removed it since
+
+
+@contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path`; on success it replaces `path`, on any error it is removed.
 
@@ -86,6 +143,34 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 def atomic_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON in one step."""
     atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sealed_json(path: Path, value: dict[str, Any]) -> None:
+    """Write an object as JSON with a checksum over all of it, for `unsealed_json`."""
+    atomic_json(path, value | {_SUM: _checksum(value)})
+
+
+def unsealed_json(path: Path, unsealed: Sequence[str]) -> dict[str, Any]:
+    """Read what `sealed_json` wrote.
+
+    Args:
+        path: the file.
+        unsealed: names of which an object without a checksum may have no others: 0.1.0 wrote none.
+
+    Raises:
+        MlxmathError: the file is absent or damaged.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict) or (
+        value.pop(_SUM) != _checksum(value) if _SUM in value else not value.keys() <= set(unsealed)
+    ):
+        raise MlxmathError(f"{path} is damaged")
+    return value
+
+
+def _checksum(value: dict[str, Any]) -> str:
+    read_back = json.loads(json.dumps(value))  # keys are text then
+    return hashlib.sha256(json.dumps(read_back, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

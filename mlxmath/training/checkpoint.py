@@ -1,8 +1,8 @@
 """Checkpoints that continue a run bit for bit: adapters, optimizer, random state and position.
 
 `checkpoints/step-N/` holds adapters.safetensors, optimizer.safetensors (with the random state), what the parts of the
-run add (the best adapters so far) and state.json, which also has the files' SHA-256 and the settings that must not
-change. It is written whole or not at all.
+run add (the best adapters so far) and state.json, which also has the files' SHA-256, the settings that must not change
+and a checksum over itself. It is written whole or not at all.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from mlxmath.errors import InputError, MlxmathError
 from mlxmath.models.lora.adapter import WEIGHTS, load_weights, save_arrays, save_weights
 from mlxmath.models.lora.inject import adapter_arrays
 from mlxmath.runtime.console import say, warn
-from mlxmath.runtime.files import atomic_folder, atomic_json, link_or_copy, read_json, remove_folder, sha256
+from mlxmath.runtime.files import atomic_folder, fits, link_or_copy, remove_folder, sealed_json, sha256, unsealed_json
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.deadline import Deadline
 from mlxmath.weights.manifest import same_weights
@@ -125,10 +125,8 @@ def save_checkpoint(
                 else:
                     link_or_copy(file, temporary / name)
         digests = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
-        atomic_json(
-            temporary / _STATE,
-            {"position": asdict(position), "settings": settings, "state": state, "sha256": digests},
-        )
+        found = {"position": asdict(position), "settings": settings, "state": state, "sha256": digests}
+        sealed_json(temporary / _STATE, found)
     for old in _by_step(folder)[:-keep]:
         remove_folder(old)
     return path
@@ -138,12 +136,14 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest whole checkpoint under `folder`; damaged ones are named and passed over."""
     for path in reversed(_by_step(folder)):
         try:
-            state = read_json(path / _STATE)
+            state = unsealed_json(path / _STATE, ("position", "settings", "state", "sha256"))
             for name, digest in state["sha256"].items():
                 if sha256(path / name) != digest:
                     raise MlxmathError(f"{path / name} is damaged")
+            if not fits(state["position"], Position):
+                raise MlxmathError(f"{path / _STATE} is damaged")
             return Checkpoint(path, Position(**state["position"]), state["settings"], state.get("state", {}))
-        except (MlxmathError, OSError, KeyError, TypeError) as error:
+        except (MlxmathError, OSError, AttributeError, KeyError, TypeError) as error:
             warn(f"checkpoint {path} is not usable ({error}); trying the one before")
     return None
 

@@ -56,37 +56,37 @@ def dpo(settings: Resolved, ranks: Ranks | None = None, callback: Callback | Non
     config = settings.config
     check_pairs(settings)
     needs_reference, from_base = config.dpo.loss_type != "orpo", not config.training.init_adapter
-    run = Run("dpo", settings, ranks or Ranks(), keep_start=needs_reference)
-    data = run.read(load_pairs)
-    run.load_base()
-    reference = frozen(run.model) if needs_reference and from_base else None
-    run.add_adapters()
-    if needs_reference and not from_base:
-        reference = frozen(run.model)
-    known = ReferenceLogprobs(run.ranks)
-    policy_of = run.gradients(partial(dpo_loss, config=config.dpo))
+    with Run("dpo", settings, ranks or Ranks(), keep_start=needs_reference) as run:
+        data = run.read(load_pairs)
+        run.load_base()
+        reference = frozen(run.model) if needs_reference and from_base else None
+        run.add_adapters()
+        if needs_reference and not from_base:
+            reference = frozen(run.model)
+        known = ReferenceLogprobs(run.ranks)
+        policy_of = run.gradients(partial(dpo_loss, config=config.dpo))
 
-    def gradients_of(model: nn.Module) -> Gradients:
-        policy = policy_of(model)
-        if reference is None:
-            return policy
-        logprobs = choose_gradients(replica(reference), completion_logprobs, run.kernels, compiled=False)
-        return WithReference(policy, logprobs, known)
+        def gradients_of(model: nn.Module) -> Gradients:
+            policy = policy_of(model)
+            if reference is None:
+                return policy
+            logprobs = choose_gradients(replica(reference), completion_logprobs, run.kernels, compiled=False)
+            return WithReference(policy, logprobs, known)
 
-    trainer = Trainer(run, gradients_of)
-    batches, held_out = trainer.sample(data)
-    log = RunLogger(METRICS, unit="pairs", rows="pairs", callback=callback)
-    with trainer.running(batches, held_out, log, parts=[known]):
-        for batch in trainer.steps():
-            sums = trainer.loss_and_grads(batch)
-            if sums is None:
-                break
-            step = trainer.update(sums)
-            known.share()  # with all ranks, and so with the checkpoint
-            log.step(step)
-            trainer.validate_if_due()
-            trainer.save_if_due()
-    return trainer.result
+        trainer = Trainer(run, gradients_of)
+        batches, held_out = trainer.sample(data)
+        log = RunLogger(METRICS, unit="pairs", rows="pairs", callback=callback)
+        with trainer.running(batches, held_out, log, parts=[known]):
+            for batch in trainer.steps():
+                sums = trainer.loss_and_grads(batch)
+                if sums is None:
+                    break
+                step = trainer.update(sums)
+                known.share()  # with all ranks, and so with the checkpoint
+                log.step(step)
+                trainer.validate_if_due()
+                trainer.save_if_due()
+        return trainer.result
 
 
 def dpo_loss(outputs_NX: mx.array, batch: Batch, head: LossHead, *, config: DpoConfig) -> mx.array:

@@ -57,24 +57,24 @@ def plan_run(config: "RunConfig", objective: "Objective" = "train", memory_bytes
         MlxmathError: the model is not known.
     """
     from mlxmath.models.checks import refuse_untrainable
-    from mlxmath.runtime.device import open_backend
+    from mlxmath.runtime.device import opened_backend
     from mlxmath.runtime.files import read_json
     from mlxmath.weights.hub import fetch
 
-    _, device = open_backend(config.runtime, seed=0)
-    if memory_bytes is not None:
-        device = replace(device, memory_bytes=memory_bytes)
-    held = converted(config.model)
-    source = fetch(config.model.model, config.model.revision, config_only=True) if held is None else None
-    folder = source.folder if source else Path(config.model.mlx_path).expanduser()
-    model_config = read_json(folder / "config.json")
-    refuse_untrainable(model_config)
-    longest = config.data.max_seq_len
-    lines, fits = describe(config, model_config, device, objective)
-    plan, _ = planned(config, model_config, device, longest, objective)
-    changes = [] if fits else remedies(config, model_config, device, longest, objective)
-    name = source.name if source else f"{config.model.mlx_path} ({held})"
-    return RunPlan(name, plan, device.memory_bytes, lines, changes)
+    with opened_backend(config.runtime, seed=0) as (_, device):
+        if memory_bytes is not None:
+            device = replace(device, memory_bytes=memory_bytes)
+        held = converted(config.model)
+        source = fetch(config.model.model, config.model.revision, config_only=True) if held is None else None
+        folder = source.folder if source else Path(config.model.mlx_path).expanduser()
+        model_config = read_json(folder / "config.json")
+        refuse_untrainable(model_config)
+        longest = config.data.max_seq_len
+        lines, fits = describe(config, model_config, device, objective)
+        plan, _ = planned(config, model_config, device, longest, objective)
+        changes = [] if fits else remedies(config, model_config, device, longest, objective)
+        name = source.name if source else f"{config.model.mlx_path} ({held})"
+        return RunPlan(name, plan, device.memory_bytes, lines, changes)
 
 
 def converted(config: "ModelConfig") -> str | None:

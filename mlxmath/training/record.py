@@ -2,6 +2,8 @@
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +21,7 @@ from mlxmath.models.lora.adapter import CONFIG, WEIGHTS, save_config
 from mlxmath.models.lora.inject import Injected
 from mlxmath.runtime.console import say, warn
 from mlxmath.runtime.device import DeviceInfo
-from mlxmath.runtime.files import atomic_json, atomic_write, disk_errors, read_json, remove_leftovers
+from mlxmath.runtime.files import atomic_json, atomic_write, disk_errors, locked, read_json, remove_leftovers
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.checkpoint import FOLDER, HOLD_OUT, Checkpoint, newest_checkpoint
 from mlxmath.training.curves import CURVES_PLOT, LOSS_PLOT
@@ -31,6 +33,8 @@ RUN = "run.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 _OF_ONE_HOST = ("adapter_path", "init_adapter", "resume", "validation_dataset", "save_every", "keep_checkpoints")
 """Settings of [training] that may differ between the ranks of a run: paths, and what rank 0 alone does."""
+EARLIER_WEIGHTS = "adapters.earlier.safetensors"
+"""What a resumed run that begins anew leaves of the adapters that it found, all of whose checkpoints are damaged."""
 _OURS = (WEIGHTS, CONFIG, EVENTS, LOSS_PLOT, CURVES_PLOT, RUN, FOLDER, BEST, CHAT_TEMPLATE)
 
 
@@ -63,31 +67,45 @@ def check_initial_adapter(training: TrainingConfig) -> None:
         )
 
 
-def claim(config: RunConfig) -> Checkpoint | None:
-    """Check that `--adapter-path` is this run's to write to. Nothing is changed yet.
+@contextmanager
+def claimed(config: RunConfig, method: str) -> Iterator[Checkpoint | None]:
+    """`--adapter-path`, for this run alone to write to. Nothing in it is changed yet.
 
-    Returns:
-        The checkpoint to continue from, with `--resume` and if there is one.
+    Args:
+        config: of the run.
+        method: what trains it.
+
+    Yields:
+        The checkpoint to continue from, with `--resume` and if there is one that is whole. A run that was ended before
+        its first one, or all of whose are damaged, begins anew.
 
     Raises:
-        InputError: the folder holds another run (not the demo's) and neither --resume nor --overwrite was given.
+        InputError: another process writes to the folder, or it holds another run (not the demo's) and neither --resume
+            nor --overwrite was given.
     """
     folder = Path(config.training.adapter_path)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--adapter-path: {folder} is a file; expected a folder.")
+    with locked(folder, "--adapter-path", f"mlxmath {method}"):
+        yield _found(config, folder)
+
+
+def _found(config: RunConfig, folder: Path) -> Checkpoint | None:
+    """The checkpoint to continue from; see `claimed`."""
     if config.training.resume:
         _clean(folder)
         if checkpoint := newest_checkpoint(folder):
             say(f"resuming {checkpoint.path} (step {checkpoint.position.step})")
             return checkpoint
-        say(f"--resume: {folder} holds no checkpoint; starting from the beginning")
-    if any((folder / name).exists() for name in (WEIGHTS, FOLDER)) and not (
-        config.model.overwrite or _is_demo_run(folder)
-    ):
+    may_begin = config.model.overwrite or (config.training.resume and (folder / FOLDER).exists())
+    if any((folder / name).exists() for name in (WEIGHTS, FOLDER)) and not (may_begin or _is_demo_run(folder)):
+        without = ", and no checkpoint to go on from" if config.training.resume else ""
         raise InputError(
-            f"--adapter-path: {folder} holds the adapters of another run. Use --resume to continue it, --overwrite to "
-            "replace it, or another --adapter-path."
+            f"--adapter-path: {folder} holds the adapters of another run{without}. Use --resume to continue it, "
+            "--overwrite to replace it, or another --adapter-path."
         )
+    if config.training.resume:
+        say(f"--resume: {folder} holds no whole checkpoint; starting from the beginning")
     return None
 
 
@@ -116,7 +134,7 @@ def fixed_settings(
     }
 
 
-def start(folder: Path, adapter: dict[str, Any], chat_template: str, *, anew: bool) -> None:
+def start(folder: Path, adapter: dict[str, Any], chat_template: str, *, anew: bool, resumed: bool = False) -> None:
     """Write what is known of the adapter before it is trained: its configuration and how it is prompted.
 
     Args:
@@ -124,10 +142,14 @@ def start(folder: Path, adapter: dict[str, Any], chat_template: str, *, anew: bo
         adapter: adapter_config.json.
         chat_template: Jinja, for chat servers.
         anew: remove what an earlier run left there.
+        resumed: set its adapters aside.
     """
     _clean(folder)
     if anew:
         with disk_errors(folder):
+            if resumed and (folder / WEIGHTS).exists():
+                (folder / WEIGHTS).replace(folder / EARLIER_WEIGHTS)
+                warn(f"the adapters that were in {folder} are in {EARLIER_WEIGHTS} now")
             for name in _OURS:
                 path = folder / name
                 if path.is_dir():

@@ -57,25 +57,25 @@ def reward_model(settings: Resolved, ranks: Ranks | None = None, callback: Callb
         MlxmathError: the model or the data cannot be had, do not fit into the memory, or are damaged.
     """
     check_pairs(settings)
-    run = Run("reward-model", settings, ranks or Ranks())
-    data = run.read(partial(load_pairs, scored=True))
-    run.load_base()
-    run.add_adapters(**{REWARD_MODEL: True})
-    add_score_head(run.model)
-    scores_of = run.gradients(partial(bradley_terry_loss, config=settings.config.reward_model))
-    trainer = Trainer(run, lambda model: RewardGradients(model, scores_of))
-    batches, held_out = trainer.sample(data)
-    log = RunLogger(REWARDS, unit="pairs", rows="pairs", callback=callback)
-    with trainer.running(batches, held_out, log):
-        for batch in trainer.steps():
-            sums = trainer.loss_and_grads(batch)
-            if sums is None:
-                break
-            step = trainer.update(sums)
-            log.step(step)
-            trainer.validate_if_due()
-            trainer.save_if_due()
-    return trainer.result
+    with Run("reward-model", settings, ranks or Ranks()) as run:
+        data = run.read(partial(load_pairs, scored=True))
+        run.load_base()
+        run.add_adapters(**{REWARD_MODEL: True})
+        add_score_head(run.model)
+        scores_of = run.gradients(partial(bradley_terry_loss, config=settings.config.reward_model))
+        trainer = Trainer(run, lambda model: RewardGradients(model, scores_of))
+        batches, held_out = trainer.sample(data)
+        log = RunLogger(REWARDS, unit="pairs", rows="pairs", callback=callback)
+        with trainer.running(batches, held_out, log):
+            for batch in trainer.steps():
+                sums = trainer.loss_and_grads(batch)
+                if sums is None:
+                    break
+                step = trainer.update(sums)
+                log.step(step)
+                trainer.validate_if_due()
+                trainer.save_if_due()
+        return trainer.result
 
 
 def bradley_terry_loss(outputs_NX: mx.array, batch: Batch, head: LossHead, *, config: RewardModelConfig) -> mx.array:
@@ -201,7 +201,7 @@ class RewardModel:
         self._template = template.for_tokenizer(tokenizer).verbatim()
         self._tokenizer, self._model = tokenizer, base
         self._training, self._max_tokens, self._shape = training, max_tokens, shape
-        self._workers = Workers(base, lambda each: choose_gradients(each, scores, kernels, compiled=False), num_workers)
+        self.workers = Workers(base, lambda each: choose_gradients(each, scores, kernels, compiled=False), num_workers)
 
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
         """The score of each completion; one that was cut off is scored without an end."""
@@ -209,7 +209,7 @@ class RewardModel:
         offsets = np.cumsum([0, *map(len, tokens)])
         flat = np.concatenate(tokens)
         rows = LastTokens(TokenRows(flat, np.zeros(len(flat), np.uint8), offsets))
-        sampler = BatchSampler(rows, self._training, self._max_tokens, self._shape, self._workers.count)
+        sampler = BatchSampler(rows, self._training, self._max_tokens, self._shape, self.workers.count)
         step = sampler.step(np.arange(len(rows)), 0, 0)
 
         def work(gradients: Gradients, share: tuple[int, ...]) -> dict[int, float]:
@@ -220,7 +220,7 @@ class RewardModel:
                 found |= zip(batch.row_ids, values, strict=False)
             return found
 
-        parts = self._workers.run(work, step.shares(self._workers.count))
+        parts = self.workers.run(work, step.shares(self.workers.count))
         by_row = {row: value for part in parts for row, value in part.items()}
         return [by_row[row] for row in range(len(samples))]
 

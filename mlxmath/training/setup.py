@@ -1,8 +1,9 @@
 """What every method does before its first step: device, folder, data, base, adapters."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,7 +22,7 @@ from mlxmath.models.lora.inject import inject, open_blocks
 from mlxmath.models.memory import Batching
 from mlxmath.models.tuning import tune_for_training
 from mlxmath.runtime.console import say, warn
-from mlxmath.runtime.device import open_backend
+from mlxmath.runtime.device import opened_backend
 from mlxmath.runtime.files import read_json, sha256
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.training import record
@@ -68,6 +69,8 @@ D = TypeVar("D", bound=Data)
 class Run:
     """A run up to its first step, the same on all ranks. Nothing is written but the converted model and the cache.
 
+    Inside `with` the device is open, and the adapter folder is nobody else's.
+
     Args:
         method: what trains it.
         settings: its settings, with where each came from.
@@ -75,9 +78,11 @@ class Run:
         keep_start: the model at the start is needed later on too, so that it must be there again on a resume.
 
     Raises:
-        InputError: a setting is wrong, or has no use here; the adapter folder holds another run.
+        InputError: a setting is wrong, or has no use here; the adapter folder holds another run, or is in use.
     """
 
+    closing: ExitStack
+    """What ends with the run."""
     model: nn.Module
     """The base, then with adapters."""
     adapter_config: dict[str, Any]
@@ -86,23 +91,36 @@ class Run:
     """None for a model that cannot be built without its weights."""
 
     def __init__(self, method: Method, settings: Resolved, ranks: Ranks, *, keep_start: bool = False) -> None:
-        self.method, self.ranks, self.keep_start = method, ranks, keep_start
+        self.method, self.settings, self.ranks, self.keep_start = method, settings, ranks, keep_start
         self._section = None if method == "train" else method.replace("-", "_")
         self.sections = (*TRAINED_FROM, self._section) if self._section else TRAINED_FROM
         for other in settings.others(self.sections):
+            names = [name for name, origin in settings.origin.items() if origin != "default"]
+            where = next(settings.where(name) for name in names if name.startswith(f"{other}."))
             raise InputError(
-                f"the settings of [{other}] have no use in this run, which would ignore them. Leave them out, or use "
-                f"`mlxmath {_COMMANDS.get(other, other)}`; `mlxmath train --dry-run` shows where they are set."
+                f"{where}: the settings of [{other}] have no use in this run, which would ignore them. Leave them out, "
+                f"or use `mlxmath {_COMMANDS.get(other, other)}`."
             )
         config = settings.config
         if method != "train":
             record.check_initial_adapter(config.training)
-        self.backend, self.device = open_backend(config.runtime, config.training.seed, ranks.num_on_host)
         self.folder, self.model_folder = Path(config.training.adapter_path), Path(config.model.mlx_path)
         self.template = get_template(config.data.template, config.data.template_file)
-        self.checkpoint = share_checkpoint(record.claim(config) if ranks.first else None, ranks)
-        self.settings = with_recorded_targets(settings, self.checkpoint)
-        self.config: RunConfig = self.settings.config
+
+    def __enter__(self) -> Self:
+        config, ranks = self.settings.config, self.ranks
+        with ExitStack() as opened:
+            device = opened_backend(config.runtime, config.training.seed, ranks.num_on_host)
+            self.backend, self.device = opened.enter_context(device)
+            found = opened.enter_context(record.claimed(config, self.method)) if ranks.first else None
+            self.checkpoint = share_checkpoint(found, ranks)
+            self.settings = with_recorded_targets(self.settings, self.checkpoint)
+            self.config: RunConfig = self.settings.config
+            self.closing = opened.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.closing.close()
 
     def read(self, load: Callable[[RunConfig, Path], D], fixed: Mapping[str, Any] | None = None) -> D:
         """Convert the model if need be, and load the data, given the settings and the model folder.

@@ -30,23 +30,23 @@ def sft(settings: Resolved, ranks: Ranks | None = None, callback: Callback | Non
         InputError: a setting is wrong, or has no use here.
         MlxmathError: the model or the data cannot be had, do not fit into the memory, or are damaged.
     """
-    run = Run("train", settings, ranks or Ranks())  # device, output folder, the checkpoint to go on from
-    data = run.read(load_rows)  # model converted; rows tokenized, cached, split by problem
-    run.load_base()
-    run.add_adapters()
-    trainer = Trainer(run, run.gradients(sft_loss))
-    batches, held_out = trainer.sample(data)
-    log = RunLogger(callback=callback)
-    with trainer.running(batches, held_out, log):
-        for batch in trainer.steps():  # until the last step, the deadline, a signal
-            sums = trainer.loss_and_grads(batch)  # micro-batches summed, on all workers and ranks
-            if sums is None:
-                break
-            step = trainer.update(sums)  # divided once, checked finite, clipped
-            log.step(step)
-            trainer.validate_if_due()
-            trainer.save_if_due()
-    return trainer.result
+    with Run("train", settings, ranks or Ranks()) as run:  # device, output folder, the checkpoint to go on from
+        data = run.read(load_rows)  # model converted; rows tokenized, cached, split by problem
+        run.load_base()
+        run.add_adapters()
+        trainer = Trainer(run, run.gradients(sft_loss))
+        batches, held_out = trainer.sample(data)
+        log = RunLogger(callback=callback)
+        with trainer.running(batches, held_out, log):
+            for batch in trainer.steps():  # until the last step, the deadline, a signal
+                sums = trainer.loss_and_grads(batch)  # micro-batches summed, on all workers and ranks
+                if sums is None:
+                    break
+                step = trainer.update(sums)  # divided once, checked finite, clipped
+                log.step(step)
+                trainer.validate_if_due()
+                trainer.save_if_due()
+        return trainer.result
 
 
 def sft_loss(outputs_NX: mx.array, batch: Batch, head: LossHead) -> mx.array:

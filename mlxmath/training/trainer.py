@@ -123,6 +123,7 @@ class Trainer:
             self.position = run.checkpoint.position
         share_state(run.model, self.optimizer, run.ranks)
         self.workers = Workers(run.model, gradients_of, run.batching.num_workers, run.ranks)
+        run.closing.callback(self.workers.close)
         self.stop, self.deadline = StopRequest(), Deadline(self.config.max_training_time_hours * 3600)
         self.ending: Ending | None = None
         self.loss: float | None = None
@@ -181,25 +182,24 @@ class Trainer:
             run.folder, self.model, self.optimizer, run.fixed, config, self.deadline, parts=self._parts,
             is_marked=self.pace.is_checkpoint,
         )  # fmt: skip
-        try:
-            with self.stop.listening():
-                if ranks.first:
-                    self._begin_files()
-                with log if ranks.first else nullcontext():
-                    self._begin()
-                    yield
-                    self._close()
+        with self.stop.listening():
             if ranks.first:
-                self._finish()
-        finally:
-            self.workers.close()
+                self._begin_files()
+            with log if ranks.first else nullcontext():
+                self._begin()
+                yield
+                self._close()
+        if ranks.first:
+            self._finish()
 
     def _begin_files(self) -> None:
         """Write what is known of the run before it begins."""
         run, config = self.run, self.run.config
         tokenizer = load_tokenizer(run.model_folder, config.model.trust_remote_code)
         chat = run.template.for_tokenizer(tokenizer).chat_template(bos=adds_bos(tokenizer))
-        record.start(run.folder, run.adapter_config, chat, anew=run.checkpoint is None)
+        record.start(
+            run.folder, run.adapter_config, chat, anew=run.checkpoint is None, resumed=run.config.training.resume
+        )
         exact = record.absolute_settings(config)
         exact |= {"model.revision": run.manifest.revision} if run.manifest.revision else {}
         exact = {name: value for name, value in exact.items() if name.split(".")[0] in run.sections}

@@ -240,7 +240,7 @@ def test_arguments_are_the_options_with_underscores(tmp_path: Path) -> None:
     assert (config.model.mlx_path, config.grpo.temperature) == (str(tmp_path), 2.0)
     assert (config.grpo.reward_weights, config.training.max_steps) == ({"format": 1.0}, 80)
     names = ("lora.rank", "lora.alpha", "training.max_steps", "data.split")
-    assert [origin[name] for name in names] == ["argument", "--set", "recipe demo-grpo", "default"]
+    assert [origin[name] for name in names] == ["argument", "set=", "recipe demo-grpo", "default"]
     typed = {"recipe": "demo", "lora_rank": 4, "lora_targets": "q_proj,k_proj", "filters": "a = b; c = d"}
     listed = typed | {"lora_targets": ["q_proj", "k_proj"], "filters": ("a = b", "c = d")}
     assert settings_from(**typed).config == options(**listed).config
@@ -277,7 +277,7 @@ def test_errors_of_arguments_name_the_argument(given: dict[str, Any], message: s
 
 
 def test_names_in_errors_are_of_the_door_that_was_used() -> None:
-    text = "--lora-rank 3--4 of a--b: give '--seed' or (--max-steps), not -- or --2"
-    assert in_keywords(text) == "lora_rank= 3--4 of a--b: give 'seed=' or (max_steps=), not -- or --2"
+    text = "--lora-rank 3--4 of a--b: give '--seed' or (--max-steps), not -- or --2; `x --set`"
+    assert in_keywords(text) == "lora_rank= 3--4 of a--b: give 'seed=' or (max_steps=), not -- or --2; `x --set`"
     with pytest.raises(InputError, match=r"^--warmup-ratio \(option\): give --warmup-steps or --warmup-ratio"):
         options(warmup_steps=3, warmup_ratio=0.5)

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import resource
 from collections import Counter
 from pathlib import Path
@@ -80,7 +81,7 @@ def test_two_processes_do_not_write_into_one_folder(overwrite: bool, tmp_path: P
         process.start()
         process.join()
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-    assert "another process is distilling into it" in said.get()
+    assert f"{tmp_path} is in use by `mlxmath distill`, process {os.getpid()} on " in said.get()
 
 
 def test_a_folder_belongs_to_its_settings(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import mlx.optimizers as optim
 import pytest
 
 from mlxmath.config.schema import LoraConfig, RunConfig, TrainingConfig
-from mlxmath.errors import InputError, MlxmathError
+from mlxmath.errors import MlxmathError
 from mlxmath.models.lora.inject import inject
 from mlxmath.runtime import files
 from mlxmath.runtime.files import atomic_write, this_host
@@ -154,9 +154,8 @@ def test_the_next_run_removes_them(tmp_path: Path, dead_pid: int, resume: bool) 
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"half")
     if resume:
-        config = RunConfig(training=TrainingConfig(adapter_path=str(folder), resume=True))
-        with pytest.raises(InputError, match="holds the adapters of another run"):
-            run.claim(config)  # it holds no whole checkpoint
+        with run.claimed(RunConfig(training=TrainingConfig(adapter_path=str(folder), resume=True)), "train") as found:
+            assert found is None
     else:
         run.start(folder, {"adapter": 1}, "template", anew=False)
     assert not list(folder.rglob(".*"))

@@ -94,6 +94,7 @@ def load_sharded(
         mx.eval(block.parameters())
         check_finite(folder, dict(tree_flatten(block.parameters(), f".layers.{number}")))
     mx.eval(loaded.model.parameters())
+    check_finite(folder, {name: a for name, a in tree_flatten(loaded.model.parameters()) if ".layers." not in name})
     loaded.model.eval()
     return loaded, record
 

@@ -49,38 +49,41 @@ def grpo(
     rewards = Rewards(config.reward_weights, functions or {})
     for path in rewards.models.values():
         read_reward_model(path)
-    run = Run("grpo", settings, ranks or Ranks(), keep_start=True)
-    data = run.read(load_prompts, fixed={"grpo.reward_weights": rewards.identity})
-    run.fixed[ENDS] = data.ends
-    run.load_base()
-    bases = {name: replica(run.model) for name in rewards.models}
-    run.add_adapters()
-    for name, path in rewards.models.items():
-        scorer = RewardModel(
-            bases[name], path, run.manifest.identity, data.tokenizer, settings.config.training,
-            max_tokens=run.batching.tokens, shape=run.shape, kernels=run.kernels,
-            num_workers=run.batching.num_workers,
-        )  # fmt: skip
-        rewards.use(name, scorer)
-    reference = None
-    if config.beta:
-        logprobs = partial(target_logprobs, temperature=config.temperature)
-        reference = Reference(run.model, choose_gradients(run.model, logprobs, run.kernels, compiled=False), run.ranks)
+    with Run("grpo", settings, ranks or Ranks(), keep_start=True) as run:
+        data = run.read(load_prompts, fixed={"grpo.reward_weights": rewards.identity})
+        run.fixed[ENDS] = data.ends
+        run.load_base()
+        bases = {name: replica(run.model) for name in rewards.models}
+        run.add_adapters()
+        for name, path in rewards.models.items():
+            scorer = RewardModel(
+                bases[name], path, run.manifest.identity, data.tokenizer, settings.config.training,
+                max_tokens=run.batching.tokens, shape=run.shape, kernels=run.kernels,
+                num_workers=run.batching.num_workers,
+            )  # fmt: skip
+            run.closing.callback(scorer.workers.close)
+            rewards.use(name, scorer)
+        reference = None
+        if config.beta:
+            logprobs = partial(target_logprobs, temperature=config.temperature)
+            reference = Reference(
+                run.model, choose_gradients(run.model, logprobs, run.kernels, compiled=False), run.ranks
+            )
 
-    trainer = Trainer(run, run.gradients(partial(grpo_loss, config=config)))
-    log = RolloutLogger(callback)
-    rollouts, held_out = sample(trainer, data, rewards, reference, log)
-    with trainer.running(rollouts, held_out, log, parts=[rollouts]):
-        for batch in trainer.steps():  # of each rollout one or more: drawn, rewarded, compared within groups
-            sums = trainer.loss_and_grads(batch)
-            if sums is None:
-                break
-            step = trainer.update(sums)
-            rollouts.step_done()
-            log.step(step)
-            trainer.validate_if_due()
-            trainer.save_if_due()
-    return trainer.result
+        trainer = Trainer(run, run.gradients(partial(grpo_loss, config=config)))
+        log = RolloutLogger(callback)
+        rollouts, held_out = sample(trainer, data, rewards, reference, log)
+        with trainer.running(rollouts, held_out, log, parts=[rollouts]):
+            for batch in trainer.steps():  # of each rollout one or more: drawn, rewarded, compared within groups
+                sums = trainer.loss_and_grads(batch)
+                if sums is None:
+                    break
+                step = trainer.update(sums)
+                rollouts.step_done()
+                log.step(step)
+                trainer.validate_if_due()
+                trainer.save_if_due()
+        return trainer.result
 
 
 def sample(
