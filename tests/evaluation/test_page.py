@@ -58,8 +58,9 @@ def test_hostile_formulas_are_harmless(text: str) -> None:
 def test_a_hostile_name_or_answer_is_escaped_everywhere() -> None:
     made = [sample(HOSTILE, i, HOSTILE, question=HOSTILE, gold=HOSTILE, response=HOSTILE, subject=f"{HOSTILE}{i}",
                    level=HOSTILE, solution=HOSTILE) for i in range(3)]  # fmt: skip
-    text = page(view_of(*scored_with(made, settings(HOSTILE)), NOW))
-    assert text.count("<script>") == 1 and "<img" not in text
+    view = view_of(*scored_with(made, settings(HOSTILE)), NOW)
+    text = page(view)
+    assert text.count("<script>") == 1 and "<img" not in text and "<" not in card(view)
     assert re.search(r"default-src 'none'; style-src 'sha256-[\w+/=]+'; script-src 'sha256-", text)
 
 
