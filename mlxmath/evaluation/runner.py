@@ -193,9 +193,8 @@ def answer(ask: Ask, folder: Path, ranks: Ranks, fingerprints: Mapping[str, str]
     folder.mkdir(parents=True, exist_ok=True)
     found, left_out = read_samples(folder, fingerprints)
     if found or left_out:
-        say(
-            f"{folder}: {len(found):,} answers are there already" + (f"; {left_out} lines left out" if left_out else "")
-        )
+        damaged = f"; {left_out} lines left out" if left_out else ""
+        say(f"{folder}: {len(found):,} answers are there already{damaged}")
     share = Share() if is_spread else Share(ranks.rank, ranks.size)
     path = folder / (SAMPLES if share.world == 1 else f"samples.rank-{share.rank}.jsonl")
     if share.world == 1:

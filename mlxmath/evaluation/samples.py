@@ -162,11 +162,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """
     if not (folder / SETTINGS).is_file():
         raise InputError(f"{folder} holds no evaluation: {SETTINGS} is missing; name a folder of `mlxmath evaluate`.")
-    settings: Any = read_json(folder / SETTINGS)
+    settings: dict[str, Any] = read_json(folder / SETTINGS)
     if not _is_whole(settings):
         raise MlxmathError(f"{folder / SETTINGS} is damaged or of another version; run `mlxmath evaluate` again.")
-    found: dict[str, Any] = settings
-    return found
+    return settings
 
 
 def _is_whole(settings: Any) -> bool:
