@@ -30,10 +30,10 @@ from mlxmath.training.checkpoint import Checkpoint, Position
 from mlxmath.training.dpo import ReferenceLogprobs, WithReference, completion_logprobs, dpo_loss, frozen
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.grpo.rewards import Sample
+from mlxmath.training.held_out import mean_loss
 from mlxmath.training.pairs import REWARDS
 from mlxmath.training.reward_model import RewardGradients, RewardModel, bradley_terry_loss, scores, with_score
 from mlxmath.training.trainer import apply_gradients
-from mlxmath.training.validation import mean_loss
 from mlxmath.training.workers import Workers, replica
 from tests.conftest import FakeRows, make_tiny_llama
 

@@ -19,10 +19,10 @@ from mlxmath.training.grpo.prompts import Prompts, load_prompts
 from mlxmath.training.grpo.rewards import Rewards
 from mlxmath.training.grpo.rollouts import Rollouts
 from mlxmath.training.grpo.sampling import CompletionSampler, right_answers
+from mlxmath.training.held_out import ACCURACY, HeldOut, seeded_order
 from mlxmath.training.reward_model import RewardModel
 from mlxmath.training.setup import Run
 from mlxmath.training.trainer import Trainer, TrainResult
-from mlxmath.training.validation import ACCURACY, HeldOut, seeded_order
 from mlxmath.training.workers import replica
 
 
