@@ -113,7 +113,7 @@ WHO: dict[str, Callable[[Job], Draw]] = {
 
 
 def _ours(job: Job) -> tuple[Any, Any]:
-    from mlxmath.generation.engine import load_generation_tokenizer
+    from mlxmath.generation.model import load_generation_tokenizer
     from mlxmath.models.load import load_model
     from mlxmath.runtime.device import BACKENDS
 

@@ -81,7 +81,6 @@ def pipeline(
     configs = configure(stages, folder, chosen, overwrite=overwrite)
 
     from mlxmath.distillation.distill import distill
-    from mlxmath.evaluation.card import markdown
     from mlxmath.evaluation.contestants import Contestant
     from mlxmath.evaluation.runner import evaluate
     from mlxmath.runtime.ranks import Ranks
@@ -120,7 +119,7 @@ def pipeline(
     results = run("evaluate", lambda: evaluate(config, contestants, Ranks(), resume=True, overwrite=overwrite))
     if results is not None:
         say("\n" + ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in took.items()))
-        click.echo(markdown(results))
+        click.echo((Path(results["folder"]) / "model_card.md").read_text(encoding="utf-8"))
 
 
 def configure(

@@ -13,7 +13,7 @@ import numpy as np
 
 from mlxmath import __version__
 from mlxmath.config.methods import DistillationConfig
-from mlxmath.distillation.filter import NOT_BEST, REPEATED, Judged, choose, judge, pair
+from mlxmath.distillation.filter import NOT_BEST, REPEATED, choose, judge, pair
 from mlxmath.distillation.questions import Task
 from mlxmath.distillation.responses import Response
 from mlxmath.runtime.files import atomic_file, atomic_write
@@ -67,19 +67,6 @@ class DistillResult:
             f"problems; {self.num_correct:,} of {self.num_judged:,} right; {self.num_pairs:,} pairs",
         ]
 
-    def _add(self, one: Judged) -> None:
-        self.num_judged += 1
-        self.num_correct += one.correct
-        if one.reason is not None:
-            self.reasons[one.reason] += 1
-            self.spread["rejected"].append(len(one.solution))
-            return
-        self.num_kept += 1
-        found = {"characters": len(one.solution), "tokens": one.response.completion_tokens}
-        for name, value in (found | {name: getattr(one, name) for name in _MEASURES}).items():
-            if value is not None:
-                self.spread[name].append(float(value))
-
 
 def write_dataset(
     folder: Path,
@@ -111,11 +98,21 @@ def write_dataset(
                 if found := pair(own):
                     result.num_pairs += 1
                     pairs.write(_line(found))
+                result.num_judged += len(own)
                 for one in own:
-                    result._add(one)
+                    result.num_correct += one.correct
                     (kept if one.reason is None else rejected).write(_line(one.row()))
+                    if one.reason is None:
+                        result.num_kept += 1
+                        measured = {name: getattr(one, name) for name in _MEASURES}
+                        measured |= {"characters": len(one.solution), "tokens": one.response.completion_tokens}
+                    else:
+                        result.reasons[one.reason] += 1
+                        measured = {"rejected": len(one.solution)}
+                    for name, value in measured.items():
+                        result.spread[name] += [] if value is None else [float(value)]
+        result.reasons.update([NOT_ANSWERED] * len(unanswered))
         for task, why in unanswered:
-            result.reasons[NOT_ANSWERED] += 1
             question = task.question
             row = {"id": question.id, "sample": task.sample, "problem": question.text, "answer": question.gold}
             rejected.write(_line(row | {"reason": NOT_ANSWERED, "detail": why}))
@@ -186,13 +183,8 @@ def _plot(result: DistillResult, path: Path) -> None:
 
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
-    axes.hist(
-        [result.spread["characters"], result.spread["rejected"]],
-        bins=40,
-        stacked=True,
-        color=["#2563eb", "#d1d5db"],
-        label=["kept", "rejected"],
-    )
+    spread = [result.spread["characters"], result.spread["rejected"]]
+    axes.hist(spread, bins=40, stacked=True, color=["#2563eb", "#d1d5db"], label=["kept", "rejected"])
     axes.set(xlabel="characters", ylabel="solutions")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

@@ -1,9 +1,7 @@
 """Distillation from top to bottom: load questions, ask for what is missing, judge all answers, write the dataset."""
 
-import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mlxmath.config.methods import DistillationConfig
 from mlxmath.config.schema import RunConfig
@@ -11,13 +9,9 @@ from mlxmath.distillation.dataset import DistillResult, write_card, write_datase
 from mlxmath.distillation.filter import FILTER
 from mlxmath.distillation.questions import Task, load_questions, load_solutions
 from mlxmath.distillation.responses import Response, Responses, open_responses
-from mlxmath.distillation.teacher import Answer
+from mlxmath.distillation.teacher import Answer, Teacher, open_teacher
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.console import Progress, duration, say, warn
-
-if TYPE_CHECKING:
-    from mlxmath.distillation.endpoint import Endpoint
-    from mlxmath.distillation.local import LocalTeacher
 
 
 def distill(
@@ -43,7 +37,7 @@ def distill(
     if rank_only:
         return _rank(config, rank_only, overwrite=overwrite)
 
-    teacher = _open_teacher(config)
+    teacher = open_teacher(settings, config.runtime)
     questions = load_questions(config.data)
     left_out = ", ".join(f"{count:,} {reason}" for reason, count in questions.left_out.items() if count)
     say(
@@ -100,18 +94,8 @@ def _rank(config: RunConfig, path: Path, *, overwrite: bool) -> DistillResult:
     return result
 
 
-def _open_teacher(config: RunConfig) -> "Endpoint | LocalTeacher":
-    if config.distillation.teacher_url is not None:
-        from mlxmath.distillation.endpoint import Endpoint
-
-        return Endpoint(config.distillation)
-    from mlxmath.distillation.local import LocalTeacher
-
-    return LocalTeacher(config.distillation, config.runtime)
-
-
 def _ask(
-    teacher: "Endpoint | LocalTeacher",
+    teacher: Teacher,
     tasks: list[Task],
     num_tasks: int,
     responses: Responses,
@@ -143,13 +127,11 @@ def _ask(
         )  # fmt: skip
         progress.update(1, state())
 
-    start = time.monotonic()
     try:
         teacher.ask(tasks, on_outcome, lambda _: progress.update(0, state()))
     finally:
         progress.close()
-        spent = duration(time.monotonic() - start)
-        say(f"distill: {progress.done:,} of {num_tasks:,} answered, {state()}, {spent}")
+        say(f"distill: {progress.done:,} of {num_tasks:,} answered, {state()}, {duration(progress.elapsed_s)}")
     return failed
 
 

@@ -97,9 +97,8 @@ class Endpoint:
 
     def client(self) -> httpx2.AsyncClient:
         """What sends requests: each over its own connection, through no proxy to this machine, on to no other host."""
-        headers = {"User-Agent": "mlxmath", "Accept": "application/json", "Content-Type": "application/json"}
-        if self._key is not None:
-            headers["Authorization"] = f"Bearer {self._key}"
+        key = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
+        headers = {"User-Agent": "mlxmath", "Accept": "application/json", "Content-Type": "application/json", **key}
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
         try:
             return httpx2.AsyncClient(
@@ -155,12 +154,9 @@ class Endpoint:
         if status in _TRIED_AGAIN or status >= 500:
             return TryAgain(reason, retry_after(wait, time.time()))
         if status < 400:
-            return MlxmathError(
-                f"--teacher-url {self.url}: it sends requests on to another address ({reason}); name that one."
-            )
-        if status in _HINTS:
-            return MlxmathError(f"--teacher-url {self.url}: {reason}; {_HINTS[status]}.")
-        return Refused(reason)
+            reason = f"it sends requests on to another address ({reason})"
+        hint = _HINTS.get(status, "name that one" if status < 400 else None)
+        return MlxmathError(f"--teacher-url {self.url}: {reason}; {hint}.") if hint else Refused(reason)
 
     def _hide(self, text: str) -> str:
         """The text without the key, however it is spelt: in JSON's escapes, or a URL's."""
@@ -287,13 +283,8 @@ def _interrupts(handle: Callable[[], object]) -> Iterator[None]:
 
 def retry_after(value: str | None, now: float) -> float | None:
     """Seconds that a Retry-After header (a number or a date) asks to wait; None if it says nothing."""
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - now
-        except (ValueError, OverflowError):
-            return None
-    return seconds if 0 <= seconds < float("inf") else None
+    for read in (float, lambda date: parsedate_to_datetime(date).timestamp() - now):
+        with suppress(ValueError, OverflowError):
+            seconds = read(value or "")
+            return seconds if 0 <= seconds < math.inf else None
+    return None

@@ -72,34 +72,32 @@ def judge(responses: Sequence[Response], settings: DistillationConfig) -> list[J
         found = faithfulness(rationale, response.problem, grade.extracted)
         if not found.equations and rationale is not text:  # all of the work is in the thinking
             found = faithfulness(text, response.problem, grade.extracted)
-        validity, provenance, liveness = (
-            None if measure is None else round(measure, 4)
-            for measure in (found.validity, found.provenance, found.liveness)
-        )
         one = Judged(
             response, (rationale if settings.thinking == "drop" else text).strip(), grade.correct, grade.extracted,
-            validity, provenance, found.support, liveness, doubt(text).reasons,
+            _rounded(found.validity), _rounded(found.provenance), found.support, _rounded(found.liveness),
+            doubt(text).reasons,
         )  # fmt: skip
         reason, detail = _rejection(one, grade, settings)
         judged.append(replace(one, reason=reason, detail=detail))
     return judged
 
 
+def _rounded(measure: float | None) -> float | None:
+    return None if measure is None else round(measure, 4)
+
+
 def choose(judged: Sequence[Judged], keep: str) -> list[Judged]:
     """Of the accepted ones of each problem keep the best, or all that differ; order stays."""
-    problems: dict[str, list[Judged]] = defaultdict(list)
-    for one in sorted(judged, key=lambda one: one.rank):
-        problems[one.response.key].append(one)
+    solutions: dict[str, set[str]] = defaultdict(set)
     rejected: dict[int, str] = {}
-    for ranked in problems.values():
-        seen: set[str] = set()
-        for one in ranked:
-            if one.reason is None and seen and keep == "best":
-                rejected[id(one)] = NOT_BEST
-            elif one.reason is None and one.solution in seen:
-                rejected[id(one)] = REPEATED
-            seen.add(one.solution)
-    return [replace(one, reason=rejected[id(one)]) if id(one) in rejected else one for one in judged]
+    for one in sorted(judged, key=lambda one: one.rank):
+        seen = solutions[one.response.key]
+        if one.reason is None and seen and keep == "best":
+            rejected[id(one)] = NOT_BEST
+        elif one.reason is None and one.solution in seen:
+            rejected[id(one)] = REPEATED
+        seen.add(one.solution)
+    return [replace(one, reason=rejected.get(id(one), one.reason)) for one in judged]
 
 
 def pair(judged: Sequence[Judged]) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlxmath.config.schema import DataConfig
@@ -43,8 +43,8 @@ class Questions:
     """The questions of a dataset, and the rows that are none."""
 
     name: str
-    items: list[Question] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
+    items: list[Question]
+    left_out: Counter[str]
     """Rows, by reason."""
 
     def tasks(self, samples: int) -> list[Task]:
@@ -72,23 +72,19 @@ def load_questions(config: DataConfig) -> Questions:
     """
     mixture = Mixture(config, solutions_required=False)
     mixture.choose()
-    questions = Questions(", ".join(f"{source.rows.name} ({source.split})" for source in mixture.sources))
-    for report in mixture.reports:
-        questions.left_out.update(report.left_out)
-    seen: set[str] = set()
+    name = ", ".join(f"{source.rows.name} ({source.split})" for source in mixture.sources)
+    left_out = sum((Counter(report.left_out) for report in mixture.reports), Counter[str]())
+    questions: dict[str, Question] = {}
     for problem in mixture:
         answer, key = gold(problem), question_key(problem.question)
-        if answer is None or key in seen:
-            questions.left_out[WITHOUT_GOLD if answer is None else "repeated"] += 1
+        if answer is None or key in questions:
+            left_out[WITHOUT_GOLD if answer is None else "repeated"] += 1
         else:
-            seen.add(key)
-            questions.items.append(Question(key, problem.id, problem.question, answer))
-    if not questions.items:
-        reasons = ", ".join(f"{n:,} {reason}" for reason, n in questions.left_out.items()) or "it is empty"
-        raise MlxmathError(
-            f"{questions.name}: no problem with a gold answer ({reasons}); name its column with --answer-column."
-        )
-    return questions
+            questions[key] = Question(key, problem.id, problem.question, answer)
+    if not questions:
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in left_out.items()) or "it is empty"
+        raise MlxmathError(f"{name}: no problem with a gold answer ({reasons}); name its column with --answer-column.")
+    return Questions(name, list(questions.values()), left_out)
 
 
 def load_solutions(path: Path, config: DataConfig) -> tuple[str, list[list[Response]]]:

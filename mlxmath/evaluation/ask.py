@@ -1,9 +1,10 @@
 """Puts the problems to a contestant, grades the answers and writes each as it comes."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,11 +16,11 @@ from mlxmath.data.render import load_tokenizer
 from mlxmath.data.templates import Template
 from mlxmath.evaluation.benchmarks import Item, LoadedBenchmark
 from mlxmath.evaluation.contestants import Contestant
-from mlxmath.evaluation.formulas import Retriever
 from mlxmath.evaluation.progress import Progress
-from mlxmath.evaluation.prompts import Prompts
+from mlxmath.evaluation.prompts import Prompts, Retriever
 from mlxmath.evaluation.samples import Sample, fingerprint, write_sample
-from mlxmath.generation.engine import Completion, Sampling, generate_batch, load_generation_tokenizer, seed_of
+from mlxmath.generation.engine import Completion, Sampling, generate_batch, seed_of
+from mlxmath.generation.model import load_generation_tokenizer
 from mlxmath.generation.neighbours import way_of
 from mlxmath.generation.slots import choose_slots
 from mlxmath.grading import grade
@@ -65,24 +66,20 @@ def make_entry(
         MlxmathError: its model or adapter is missing, or its tokenizer does not load.
     """
     assert contestant.template is not None
-    identity = contestant.identity()
-    if not contestant.formulas:
-        retriever = None
+    identity, retriever = contestant.identity(), retriever if contestant.formulas else None
     prompts = Prompts(load_tokenizer(contestant.model), contestant.template, settings.shots, retriever)
     tokenizer = load_generation_tokenizer(contestant.model, contestant.template)
     ids = {
         item.id: prompts.encode(item.question, benchmark.kind) for benchmark in benchmarks for item in benchmark.items
     }
-    sampling = {"temperature": settings.temperature, "top_p": settings.top_p}
-    if settings.temperature > 0:
-        sampling["seed"] = seed
+    seeded = {"seed": seed} if settings.temperature > 0 else {}
     settled = {
         "template": prompts.template.definition,
         "end_tokens": sorted(tokenizer.eos_token_ids),
         "shots": settings.shots,
         "retrieve": settings.retrieve if contestant.formulas else None,
         "max_tokens": settings.max_tokens,
-        "sampling": sampling,
+        "sampling": {"temperature": settings.temperature, "top_p": settings.top_p, **seeded},
         "prompts": fingerprint(ids),
     }
     num_formulas = {
@@ -130,33 +127,29 @@ def ask_all(
     """
     decoding: dict[str, str] = {}
     models = _Models(device.compute_dtype, sharding)
+    everything = ((b, item, n) for b in benchmarks for item in b.items for n in range(settings.samples))
+    tasks = list(islice(everything, share.rank, None, share.world))
     with path.open("ab") as file:
         for entry in entries:
-            tasks = list(_tasks(benchmarks, settings, share))
-            waiting = [task for task in tasks if (entry.contestant.label, task[1].id, task[2]) not in done]
+            label = entry.contestant.label
+            there = [done.get((label, item.id, n)) for _, item, n in tasks]
+            waiting = [task for task, sample in zip(tasks, there, strict=True) if sample is None]
             if not waiting:
                 continue
             loaded = models.load(entry.contestant)
-            right = [done[key].correct for _, item, n in tasks if (key := (entry.contestant.label, item.id, n)) in done]
-            progress = Progress(entry.contestant.label, len(tasks), len(right), sum(right))
+            right = [sample.correct for sample in there if sample]
+            progress = Progress(label, len(tasks), len(right), sum(right))
             try:
                 for benchmark in benchmarks:
-                    chosen = [(item, n) for owner, item, n in waiting if owner is benchmark]
-                    if chosen:
-                        decoding[entry.contestant.label] = _ask(
+                    if chosen := [(item, n) for owner, item, n in waiting if owner is benchmark]:
+                        decoding[label] = _ask(
                             entry, loaded, benchmark, chosen, settings, seed, file, backend, device, progress,
                             sharding is not None,
                         )  # fmt: skip
             finally:
                 progress.close()
+            del loaded  # else it would be in memory beside the next one
     return decoding
-
-
-def _tasks(
-    benchmarks: Sequence[LoadedBenchmark], settings: EvaluationConfig, share: Share
-) -> Iterator[tuple[LoadedBenchmark, Item, int]]:
-    everything = ((b, item, n) for b in benchmarks for item in b.items for n in range(settings.samples))
-    return (task for i, task in enumerate(everything) if i % share.world == share.rank)
 
 
 class _Models:
@@ -171,15 +164,13 @@ class _Models:
         if self._sharding:
             group = mx.distributed.init()
             return load_sharded(model, self._dtype, self._sharding, group, adapter, read_fingerprint(model))[0]
-        held, self._held = self._held, None
-        if held is not None and held[0] == model and held[1] in (None, adapter):
-            _, there, loaded = held
-        else:
-            held = there = None  # frees the memory before the next model is loaded
-            loaded = load_model(model, self._dtype)
-        if adapter != there and adapter is not None:
+        if self._held is None or self._held[0] != model or self._held[1] not in (None, adapter):
+            self._held = None  # frees the memory before the next model is loaded
+            self._held = model, None, load_model(model, self._dtype)
+        _, there, loaded = self._held
+        if adapter is not None and adapter != there:
             load_adapter(loaded.model, adapter, read_fingerprint(model))
-        self._held = (model, adapter, loaded)
+            self._held = model, adapter, loaded
         return loaded
 
 
@@ -199,9 +190,8 @@ def _ask(
     ids = [entry.prompts[item.id] for item, _ in chosen]
     max_tokens = settings.max_tokens or benchmark.max_tokens
     longest = max(map(len, ids)) + max_tokens
-    slots, reason = choose_slots(loaded.config, device, held_bytes=backend.memory().active_bytes, longest=longest)
-    if settings.concurrency is not None:
-        slots, reason = settings.concurrency, "asked for"
+    held_bytes, asked = backend.memory().active_bytes, settings.concurrency
+    slots, reason = choose_slots(loaded.config, device, held_bytes=held_bytes, longest=longest, asked=asked)
     if is_sharded:  # all processes decode the same batches
         slots = int(mx.distributed.all_min(mx.array(slots)).item())
     loaded.model.eval()

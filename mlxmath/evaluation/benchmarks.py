@@ -65,7 +65,11 @@ def load_benchmark(spec: str, limit: int | None = None) -> LoadedBenchmark:
     dataset = known(name)
     if dataset and dataset.test_split:
         name, max_tokens, kind = dataset.name, dataset.max_tokens, dataset.kind
-        loaded = _open_file(spec, file, dataset) if file else _open(dataset)
+        if file:
+            loaded = _open_file(spec, file, dataset)
+        else:
+            source = SourceConfig(dataset=name, split=dataset.test_split)
+            loaded = load_problems(source, solutions_required=False)
     elif not file and is_file_name(spec):
         name, max_tokens, kind = Path(spec).stem, _FILE_MAX_TOKENS, "word"
         loaded = _open_file(spec, spec, None)
@@ -74,15 +78,22 @@ def load_benchmark(spec: str, limit: int | None = None) -> LoadedBenchmark:
             f"--benchmark: there is no {name!r}, but {', '.join(BENCHMARKS)}, any {READABLE} file, and "
             f"NAME=FILE{near(name, BENCHMARKS)}"
         )
-    items, left_out = _items(name, loaded)
+    numbered = list(loaded.numbered())
+    items = [
+        Item(
+            name, f"{name}/{index}", problem.question, answer,
+            (problem.difficulty or "").removeprefix("Level ") or None, problem.subject, problem.solution,
+        )
+        for index, problem in numbered
+        if (answer := gold(problem)) is not None
+    ]  # fmt: skip
+    without = len(numbered) - len(items)
+    left_out = Counter({WITHOUT_GOLD: without} if without else {})
+    left_out.update(loaded.skipped)
     if not items:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()) or "it is empty"
         raise InputError(f"--benchmark {spec}: no row has a problem and a gold answer ({reasons}).")
     return LoadedBenchmark(name, tuple(_choose(items, limit)), loaded.revision, max_tokens, kind, left_out)
-
-
-def _open(dataset: Dataset) -> LoadedProblems:
-    return load_problems(SourceConfig(dataset=dataset.name, split=dataset.test_split), solutions_required=False)
 
 
 def _open_file(spec: str, file: str, dataset: Dataset | None) -> LoadedProblems:
@@ -96,23 +107,6 @@ def _open_file(spec: str, file: str, dataset: Dataset | None) -> LoadedProblems:
         ) from None
 
 
-def _items(name: str, loaded: LoadedProblems) -> tuple[list[Item], Counter[str]]:
-    """What can be asked, and the rows that cannot, by reason."""
-    items, left_out = [], Counter[str]()
-    for index, problem in loaded.numbered():
-        answer = gold(problem)
-        if answer is None:
-            left_out[WITHOUT_GOLD] += 1
-            continue
-        level = problem.difficulty.removeprefix("Level ") if problem.difficulty else None
-        items.append(Item(name, f"{name}/{index}", problem.question, answer, level, problem.subject, problem.solution))
-    left_out.update(loaded.skipped)
-    return items, left_out
-
-
 def _choose(items: list[Item], limit: int | None) -> list[Item]:
-    if limit is None or limit >= len(items):
-        return items
-    kept = sorted(items, key=lambda item: hashlib.sha256(item.id.encode()).digest())[:limit]
-    chosen = {item.id for item in kept}
-    return [item for item in items if item.id in chosen]
+    chosen = set(sorted(items, key=lambda item: hashlib.sha256(item.id.encode()).digest())[:limit])
+    return [item for item in items if item in chosen]

@@ -1,5 +1,6 @@
 """What is compared: models, with or without an adapter, and what identifies them."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,10 +41,9 @@ class Contestant:
             raise MlxmathError(
                 f"{self.model} is not a model folder: config.json is missing. Make one with `mlxmath convert`."
             )
-        model: str | None = read_fingerprint(self.model)
-        if model is None:  # made by something else: its configuration, and its weights by name and size
-            sizes = [f"{file.name}:{file.stat().st_size}" for file in sorted(self.model.glob("*.safetensors"))]
-            model = f"{sha256(self.model / 'config.json')[:16]}:{','.join(sizes)}"
+        sizes = [f"{file.name}:{file.stat().st_size}" for file in sorted(self.model.glob("*.safetensors"))]
+        # of a model that something else made: its configuration, and its weights by name and size
+        model = read_fingerprint(self.model) or f"{sha256(self.model / 'config.json')[:16]}:{','.join(sizes)}"
         if self.adapter is None:
             return {"model": model, "adapter": None}
         for name in (CONFIG, WEIGHTS):
@@ -69,29 +69,22 @@ def choose_contestants(
     Raises:
         InputError: the same one is given twice.
     """
-    found = [Contestant("base", model)] if base else []
-    for adapter in adapters:
-        label = "tuned" if len(adapters) == 1 else adapter.name
-        found.append(Contestant(label, model, adapter))
-    for spec in against:
-        folder, _, adapter_name = spec.partition(":")
-        adapter_folder = Path(adapter_name).expanduser() if adapter_name else None
-        label = Path(folder).name + (f" + {adapter_folder.name}" if adapter_folder else "")
-        found.append(Contestant(label, Path(folder).expanduser(), adapter_folder))
-    seen: set[tuple[Path, Path | None]] = set()
-    labels: dict[str, int] = {}
-    unique = []
-    for contestant in found:
-        folders = (contestant.model, contestant.adapter)
-        if folders in seen:
-            named = f"{contestant.model}{f' with {contestant.adapter}' if contestant.adapter else ''}"
+    given: list[tuple[str, Path, Path | None]] = [("base", model, None)] if base else []
+    given += [("tuned" if len(adapters) == 1 else adapter.name, model, adapter) for adapter in adapters]
+    for name, _, adapter_name in (spec.partition(":") for spec in against):
+        other = Path(adapter_name).expanduser() if adapter_name else None
+        label = Path(name).name + (f" + {other.name}" if other else "")
+        given.append((label, Path(name).expanduser(), other))
+    labels = Counter[str]()
+    found: dict[tuple[Path, Path | None], Contestant] = {}
+    for label, folder, adapter in given:
+        if (folder, adapter) in found:
+            named = f"{folder}{f' with {adapter}' if adapter else ''}"
             raise InputError(f"--compare: {named} is given twice; leave one out.")
-        seen.add(folders)
-        labels[contestant.label] = labels.get(contestant.label, 0) + 1
-        number = labels[contestant.label]
-        label = contestant.label if number == 1 else f"{contestant.label} ({number})"
-        unique.append(Contestant(label, contestant.model, contestant.adapter))
-    return unique
+        labels[label] += 1
+        number = f" ({labels[label]})" if labels[label] > 1 else ""
+        found[folder, adapter] = Contestant(f"{label}{number}", folder, adapter)
+    return list(found.values())
 
 
 def with_templates(
@@ -145,8 +138,6 @@ def with_templates(
 def with_formulas(contestants: Sequence[Contestant], *, beside: bool) -> list[Contestant]:
     """The contestants with formulas in their prompts; with `beside` each of them next to itself without."""
     if not beside:
-        return [replace(contestant, formulas=True) for contestant in contestants]
-    found = []
-    for one in contestants:
-        found += [one, replace(one, label=f"{one.label}{_FORMULAS}", formulas=True, against=one.label)]
-    return found
+        return [replace(one, formulas=True) for one in contestants]
+    with_them = [replace(one, label=f"{one.label}{_FORMULAS}", formulas=True, against=one.label) for one in contestants]
+    return [each for pair in zip(contestants, with_them, strict=True) for each in pair]

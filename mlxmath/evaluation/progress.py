@@ -30,13 +30,7 @@ class Progress:
         self._before, self._clock = done, clock
         self._num_ended = self._tokens_ended = self._num_under_way = self._ended_now = self._longest = 0
         self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT)
-        self._start = clock()
         self._progress = console.Progress(label, total, done, "answers", clock)
-
-    @property
-    def seconds(self) -> float:
-        """Since the beginning."""
-        return self._clock() - self._start
 
     def limit(self, max_tokens: int) -> None:
         """From now on no answer is longer."""
@@ -78,7 +72,7 @@ class Progress:
         mean = self._tokens_ended / self._num_ended if self._num_ended else 0.0
         expected = min(self._longest, max(2 * age, mean))
         each = (self._tokens_ended + num * expected) / max(1, self._num_ended + num)
-        seconds, tokens = self.seconds, self.tokens
+        seconds, tokens = self._progress.elapsed_s, self.tokens
         if not to_begin and len(self._recent) > 1:
             seconds = self._recent[-1][0] - self._recent[0][0]
             tokens = sum(count for _, count in self._recent) - self._recent[0][1]
@@ -86,10 +80,10 @@ class Progress:
 
     def _state(self) -> str:
         right = f"{100 * self.right / self.done:.1f} % right" if self.done else "nothing finished"
-        return f"{right}, {self.tokens / max(self.seconds, 1e-9):,.0f} tok/s"
+        return f"{right}, {self.tokens / max(self._progress.elapsed_s, 1e-9):,.0f} tok/s"
 
     def close(self) -> None:
         """Remove the bar; say how it ended."""
         self._progress.close()
         if self.done > self._before:
-            say(f"{self.label}: {self.done:,} answers, {self._state()}, {duration(self.seconds)}")
+            say(f"{self.label}: {self.done:,} answers, {self._state()}, {duration(self._progress.elapsed_s)}")

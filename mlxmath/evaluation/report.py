@@ -1,19 +1,34 @@
-"""An evaluation's report out of its samples: results.json, report.html, charts and the model card's table."""
+"""An evaluation's report out of its samples: one view of the results, shown on the terminal, a page, a model card."""
 
-from collections.abc import Sequence
+import base64
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich.console import Console
+from rich.table import Column, Table
+
 from mlxmath.errors import MlxmathError
-from mlxmath.evaluation import card, terminal
+from mlxmath.evaluation import wording
+from mlxmath.evaluation.latex import answer_to_html, to_html
 from mlxmath.evaluation.plots import write_plots
 from mlxmath.evaluation.samples import SAMPLES, Sample, read_samples, read_settings, save_samples
-from mlxmath.evaluation.score import collect, results
-from mlxmath.evaluation.web.page import write_page
+from mlxmath.evaluation.score import CATEGORIES, OUTCOMES, Scored, collect, outcome, results
+from mlxmath.evaluation.wording import SOUNDNESS, each, interval, p_value, percent, points, sentence, soundness
 from mlxmath.grading import grade_many
 from mlxmath.runtime.console import say
 from mlxmath.runtime.files import atomic_json, atomic_write
+
+_FOLDER = Path(__file__).with_name("page")
+_MOST_SHOWN = 20_000
+"""Characters of an answer on the page."""
+_NUM_BINS = 30
 
 
 def write_report(folder: Path, *, regrade: bool = False) -> dict[str, Any]:
@@ -39,11 +54,12 @@ def write_report(folder: Path, *, regrade: bool = False) -> dict[str, Any]:
             f"{folder} holds no problem that every model has answered; go on with `mlxmath evaluate --resume`."
         )
     found = results(scored, settings)
+    view = view_of(found, scored, datetime.now(UTC))
     atomic_json(folder / "results.json", found)
-    atomic_write(folder / "model_card.md", card.markdown(found))
+    atomic_write(folder / "model_card.md", card(view))
     write_plots(found, folder)
-    write_page(folder / "report.html", found, scored)
-    terminal.show(found)
+    atomic_write(folder / "report.html", page(view))
+    show(view)
     say(f"report: {folder / 'report.html'}")
     return found
 
@@ -56,3 +72,188 @@ def _graded(samples: Sequence[Sample]) -> list[Sample]:
         replace(s, correct=g.correct, extracted=g.extracted, rule=g.rule, truncated=g.truncated)
         for s, g in zip(samples, grades, strict=True)
     ]
+
+
+def view_of(results: Mapping[str, Any], scored: Scored, now: datetime) -> dict[str, Any]:
+    """What is shown anywhere: results.json, and beside it each table in words, how it was measured, each problem."""
+    settings, contestants, comparisons = results["settings"], results["contestants"], results["comparisons"]
+    names = [benchmark["name"] for benchmark in settings["benchmarks"]]
+    cut_off = ", ".join(f"{label} {found['cut_off']:,}" for label, found in contestants.items())
+    asked_in, limits, shots = wording.asked_in(settings), wording.limits(settings), settings["shots"]
+    drawn = f"at temperature {settings['temperature']:g}, seed {settings['seed']}" if settings["temperature"] else ""
+    how = {
+        "problems": f"{results['num_problems']:,} of {', '.join(names)}",
+        "prompt": f"{asked_in}; {f'{shots} worked examples' if shots else 'zero-shot'}",
+        "answers": f"{settings['samples']} a problem {drawn}" if drawn else "greedy, one a problem",
+        "longest answer": limits,
+        "cut off there": cut_off,
+        "decoded": each(settings.get("decoding", {}), "{0} {1}", "; "),
+        "formulas": settings["retrieve"] and f"retrieved from {settings['retrieve']}",
+        "device": f"{settings['device']['name']}, {settings['device']['dtype']}",
+        "made": f"{now:%Y-%m-%d %H:%M} UTC with mlxmath {settings['mlxmath']}",
+    }
+    for one in settings["contestants"]:
+        adapter = one.get("adapter_folder", one.get("adapter"))
+        how[one["label"]] = (
+            f"{one.get('folder', one.get('model'))}{f' with {adapter}' if adapter else ''}, "
+            f"template {wording.templates(settings)[one['label']]}"
+        )
+    told = [
+        f"{', '.join(names)} ({results['num_problems']:,} problems)",
+        f"{shots}-shot" if shots else "zero-shot",
+        settings["retrieve"] and f"formulas from {settings['retrieve']}",
+        asked_in,
+        f"{settings['samples']} samples {drawn}" if drawn else "greedy",
+        limits,
+        f"answers cut off: {cut_off}",
+        f"mlxmath {settings['mlxmath']}",
+    ]
+    several = {label: found for label, found in contestants.items() if "pass_at" in found}
+    series = [
+        (f"{label} {name}@k", found[f"{name}_at"], i, name == "maj")
+        for i, (label, found) in enumerate(several.items())
+        for name in ("pass", "maj")
+    ]
+    tokens = {
+        label: [sample.completion_tokens for answer in own.values() for sample in answer.samples]
+        for label, own in scored.answers.items()
+    }
+    longest = max(map(max, tokens.values()))
+    compared = [*comparisons, *results["votes"]]
+
+    def category(sample: Sample) -> str:
+        return scored.measures[sample.key].category
+
+    return {
+        **results,
+        "ensemble": results.get("ensemble"),
+        "names": ", ".join(names),
+        "how": how,
+        "how_in_brief": [text for text in told if text],
+        "reach": max([0.02, *(max(abs(c["low"]), abs(c["high"])) for c in compared)]),
+        "differences": [
+            [f"{c['other']} − {c['base']}", points(c["difference"]), p_value(c["p_value"]),
+             *(f"{c['outcomes'][name]:,}" for name in OUTCOMES)]
+            for c in compared
+        ],
+        "by_group": [
+            {grouping: [
+                [value, points(c["difference"]), f"{points(c['low'])} to {points(c['high'])}", p_value(c["p_value"]),
+                 c["fixed"], c["broken"]] for value, c in values.items()
+            ] for grouping, values in comparison["by"].items()}
+            for comparison in comparisons
+        ],
+        "series": series,
+        "shares_heads": ["", *(f"k = {k}" for _, values, *_ in series[:1] for k in values)],
+        "shares": [[name, *map(percent, values.values())] for name, values, *_ in series],
+        "soundness": [[label, *soundness(found)] for label, found in contestants.items()],
+        "longest": longest,
+        "lengths": {label: (_bins(counts, longest), median_high(counts)) for label, counts in tokens.items()},
+        "speeds": [
+            [label, f"{found['tokens']['mean']:,.0f}", f"{found['tokens']['total']:,}", f"{found['prompt_tokens']:,}",
+             f"{found['seconds']:,.1f} s",
+             "–" if found["tokens_per_second"] is None else f"{found['tokens_per_second']:,.0f}"]
+            for label, found in contestants.items()
+        ],
+        "problems": [
+            (i, answers := {label: own[i] for label, own in scored.answers.items()},
+             sorted({category(sample) for answer in answers.values() for sample in answer.samples}))
+            for i in scored.problems
+        ],
+        "category": category,
+    }  # fmt: skip
+
+
+def _bins(counts: Sequence[int], longest: int) -> list[int]:
+    """How many lie in each of equal parts from 0 to `longest`."""
+    found = Counter(min(_NUM_BINS - 1, count * _NUM_BINS // max(1, longest)) for count in counts)
+    return [found[i] for i in range(_NUM_BINS)]
+
+
+def page(view: Mapping[str, Any]) -> str:
+    """report.html: one file, no network, readable on a phone and in the dark."""
+    style, script = ((_FOLDER / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    return _environment(autoescape=True).get_template("report.html").render(view, style=style, script=script)
+
+
+def card(view: Mapping[str, Any]) -> str:
+    """model_card.md: a table of all contestants, a sentence for each comparison, and how it was measured."""
+    contestants = view["contestants"]
+    names = [benchmark["name"] for benchmark in view["settings"]["benchmarks"]]
+    if len(names) == 1 or any("benchmark" not in found["by"] for found in contestants.values()):
+        names = []
+    rows = [
+        [label, *(percent(found["by"]["benchmark"][name]["value"]) for name in names),
+         percent(found["accuracy"]["value"]), interval(found["accuracy"]), *soundness(found),
+         f"{found['tokens']['mean']:.0f}"]
+        for label, found in contestants.items()
+    ]  # fmt: skip
+    if ensemble := view["ensemble"]:
+        accuracy, gaps = ensemble["accuracy"], ["–"] * (len(SOUNDNESS) + 1)
+        rows.append(["ensemble", *["–"] * len(names), percent(accuracy["value"]), interval(accuracy), *gaps])
+    heads = ["model", *names, "accuracy", "95 % interval", *SOUNDNESS, "tokens"]
+    return _environment().get_template("model_card.md").render(view, heads=heads, rows=rows)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _environment(*, autoescape: bool = False) -> Environment:
+    found = Environment(
+        loader=FileSystemLoader(_FOLDER), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True, autoescape=autoescape,
+    )  # fmt: skip
+    found.filters |= {
+        "percent": percent, "points": points, "interval": interval, "commas": "{:,}".format, "tex": to_html,
+        "answer": answer_to_html, "csp": _csp, "cell": _cell,
+    }  # fmt: skip
+    found.globals |= {
+        "verdict": wording.verdict, "evidence": wording.evidence, "sentence": sentence, "outcome": outcome,
+        "categories": CATEGORIES, "outcomes": list(OUTCOMES), "soundness_heads": list(SOUNDNESS),
+        "most_shown": _MOST_SHOWN,
+    }  # fmt: skip
+    return found
+
+
+def _csp(text: str) -> str:
+    """What a content security policy calls a script or a style by."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def show(view: Mapping[str, Any]) -> None:
+    """Print accuracy, soundness, comparisons and, where there are several answers, what voting brings, on stderr."""
+    console, contestants = Console(stderr=True), view["contestants"]
+    templates, several = wording.templates(view["settings"]), bool(view["series"])
+    rows = [
+        [label, templates[label], percent(found["accuracy"]["value"]), interval(found["accuracy"]),
+         *([percent(found["majority"]["value"])] if several else ()), str(found["cut_off"]),
+         f"{found['tokens']['mean']:,.0f}",
+         "-" if found["tokens_per_second"] is None else f"{found['tokens_per_second']:,.0f}"]
+        for label, found in contestants.items()
+    ]  # fmt: skip
+    if ensemble := view["ensemble"]:
+        row = ["ensemble", "-", percent(ensemble["accuracy"]["value"]), interval(ensemble["accuracy"])]
+        rows.append([*row, *["-"] * (len(rows[0]) - len(row))])
+    heads = ("accuracy", "95 % interval", *(("majority",) if several else ()), "cut off", "tokens", "tok/s")
+    console.print(_table(f"{view['num_problems']:,} problems", ("model", "template"), heads, rows))
+    console.print(_table("soundness, in how many answers", ("model",), SOUNDNESS, view["soundness"]))
+    for comparison in view["comparisons"]:
+        console.print(sentence(comparison), highlight=False)
+        names = comparison["base"], comparison["other"]
+        for grouping, values in comparison["by"].items():
+            rows = [
+                [value, *(percent(contestants[name]["by"][grouping][value]["value"]) for name in names),
+                 points(found["difference"]), str(found["fixed"]), str(found["broken"])]
+                for value, found in values.items()
+            ]  # fmt: skip
+            console.print(_table(f"by {grouping}", (grouping,), (*names, "difference", "fixed", "broken"), rows))
+    for vote in view["votes"]:
+        console.print(sentence(vote), highlight=False)
+
+
+def _table(title: str, texts: Sequence[str], figures: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(*texts, *(Column(name, justify="right") for name in figures), title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    return table

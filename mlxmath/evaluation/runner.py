@@ -1,7 +1,7 @@
 """An evaluation from its settings to the last answer, over all ranks; rank 0's folder holds everything."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +15,7 @@ from mlxmath.errors import InputError, MlxmathError
 from mlxmath.evaluation.ask import Entry, Share, ask_all, make_entry
 from mlxmath.evaluation.benchmarks import LoadedBenchmark, load_benchmark
 from mlxmath.evaluation.contestants import Contestant, with_templates
-from mlxmath.evaluation.formulas import Retriever
+from mlxmath.evaluation.prompts import Retriever
 from mlxmath.evaluation.report import write_report
 from mlxmath.evaluation.samples import (
     SAMPLES,
@@ -92,11 +92,8 @@ def evaluate(
         fingerprints = {entry.contestant.label: entry.fingerprint for entry in entries}
         if not answer(ask, folder, ranks, fingerprints, is_spread=sharding is not None):
             return None
-        labels, numbers = list(fingerprints), range(settings.samples)
-        put_together(
-            folder, fingerprints, [(label, item.id, n) for label in labels for b in benchmarks for item in b.items
-                                   for n in numbers]
-        )  # fmt: skip
+        ids, numbers = [item.id for benchmark in benchmarks for item in benchmark.items], range(settings.samples)
+        put_together(folder, fingerprints, [(label, i, n) for label in fingerprints for i in ids for n in numbers])
         return write_report(folder) | {"folder": str(folder)}
 
 
@@ -156,9 +153,8 @@ def describe(
 
 def folder_of(record: Mapping[str, Any], settings: EvaluationConfig) -> Path:
     """The run's folder, of a name that its settings decide if none is given."""
-    whole = fingerprint(identity(record))[:8]
-    name = settings.run_name or f"{'-'.join(b['name'] for b in record['benchmarks'])}-{whole}"
-    return Path(settings.results_path) / name
+    usual = f"{'-'.join(b['name'] for b in record['benchmarks'])}-{fingerprint(identity(record))[:8]}"
+    return Path(settings.results_path) / (settings.run_name or usual)
 
 
 def agree(ranks: Ranks, entries: Sequence[Entry], record: Mapping[str, Any]) -> None:
@@ -187,15 +183,18 @@ def answer(ask: Ask, folder: Path, ranks: Ranks, fingerprints: Mapping[str, str]
         Whether this rank has all answers in `folder`: rank 0 has.
     """
     if is_spread and not ranks.first:
-        with _scratch_of(ranks, fingerprints) as (done, path):
-            ask(done, path, Share())
+        with TemporaryDirectory() as place:  # rank 0's answers so far, and a file for those that it keeps
+            path = Path(place) / SAMPLES
+            path.write_text(ranks.gather("answers so far", "")[0])
+            found, _ = read_samples(Path(place), fingerprints)
+            ranks.begin()
+            ask({sample.key: sample for sample in found}, path, Share())
         return False
     folder.mkdir(parents=True, exist_ok=True)
     found, left_out = read_samples(folder, fingerprints)
     if found or left_out:
-        say(
-            f"{folder}: {len(found):,} answers are there already" + (f"; {left_out} lines left out" if left_out else "")
-        )
+        damaged = f"; {left_out} lines left out" if left_out else ""
+        say(f"{folder}: {len(found):,} answers are there already{damaged}")
     share = Share() if is_spread else Share(ranks.rank, ranks.size)
     path = folder / (SAMPLES if share.world == 1 else f"samples.rank-{share.rank}.jsonl")
     if share.world == 1:
@@ -224,19 +223,6 @@ def put_together(folder: Path, fingerprints: Mapping[str, str], keys: Sequence[t
     save_samples(folder / SAMPLES, sorted(found, key=lambda sample: order[sample.key]))
     for part in folder.glob("samples.rank-*.jsonl"):
         part.unlink()
-
-
-@contextmanager
-def _scratch_of(
-    ranks: Ranks, fingerprints: Mapping[str, str]
-) -> Iterator[tuple[dict[tuple[str, str, int], Sample], Path]]:
-    """For the other ranks of a model that is spread: rank 0's answers so far, and a file for those that it keeps."""
-    with TemporaryDirectory() as place:
-        path = Path(place) / SAMPLES
-        path.write_text(ranks.gather("answers so far", "")[0])
-        done = {sample.key: sample for sample in read_samples(Path(place), fingerprints)[0]}
-        ranks.begin()
-        yield done, path
 
 
 def _voters(settings: EvaluationConfig, contestants: Sequence[Contestant]) -> list[str]:

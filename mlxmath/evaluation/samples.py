@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.runtime.files import atomic_file, atomic_json, fits, read_json, read_record
+from mlxmath.runtime.files import atomic_file, atomic_json, read_json, read_record
 
 SETTINGS, SAMPLES = "settings.json", "samples.jsonl"
 _FORMAT = 3
@@ -162,55 +162,32 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """
     if not (folder / SETTINGS).is_file():
         raise InputError(f"{folder} holds no evaluation: {SETTINGS} is missing; name a folder of `mlxmath evaluate`.")
-    settings: Any = read_json(folder / SETTINGS)
+    settings: dict[str, Any] = read_json(folder / SETTINGS)
     if not _is_whole(settings):
         raise MlxmathError(f"{folder / SETTINGS} is damaged or of another version; run `mlxmath evaluate` again.")
-    found: dict[str, Any] = settings
-    return found
+    return settings
 
 
 def _is_whole(settings: Any) -> bool:
     """Whether settings.json holds what a report needs."""
     return bool(
-        fits(settings, _Settings)
+        _holds(settings, format=int, contestants=list, benchmarks=list, device=dict, samples=int, shots=int,
+               temperature=float | int, seed=int, template=str, retrieve=str | None, mlxmath=str)
         and settings["format"] in _REPORTED
         and settings["contestants"]
-        and all(fits(contestant, _Contestant) for contestant in settings["contestants"])
-        and all(fits(benchmark, _Benchmark) for benchmark in settings["benchmarks"])
-        and fits(settings["device"], _Device)
+        and all(_holds(one, label=str, fingerprint=str, against=str | None) for one in settings["contestants"])
+        and all(_holds(one, name=str) for one in settings["benchmarks"])
+        and _holds(settings["device"], name=str, dtype=str)
         and {c["against"] for c in settings["contestants"]} <= {None, *(c["label"] for c in settings["contestants"])}
+    )  # fmt: skip
+
+
+def _holds(value: Any, **kinds: Any) -> bool:
+    """Whether a JSON value is an object with these types under these names, and maybe others."""
+    return isinstance(value, dict) and all(
+        name in value and isinstance(value[name], kind) and not isinstance(value[name], bool)
+        for name, kind in kinds.items()
     )
-
-
-class _Settings:
-    """What a report needs of settings.json."""
-
-    format: int
-    contestants: list  # type: ignore[type-arg]
-    benchmarks: list  # type: ignore[type-arg]
-    device: dict  # type: ignore[type-arg]
-    samples: int
-    shots: int
-    temperature: float
-    seed: int
-    template: str
-    retrieve: str | None
-    mlxmath: str
-
-
-class _Contestant:
-    label: str
-    fingerprint: str
-    against: str | None
-
-
-class _Benchmark:
-    name: str
-
-
-class _Device:
-    name: str
-    dtype: str
 
 
 _PLACES = ("format", "fingerprint", "folder", "adapter_folder", "asked_in", "decoding")

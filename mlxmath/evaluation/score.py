@@ -4,13 +4,13 @@ A problem with several samples counts with the fraction that is right; its verdi
 the majority's answer. Intervals are 95 %.
 """
 
+from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import Any
 
-from mlxmath.evaluation.measures import CATEGORIES, FAITHFULNESS, Measures, measure
 from mlxmath.evaluation.samples import Sample
 from mlxmath.evaluation.stats import (
     adjusted_difference,
@@ -19,10 +19,18 @@ from mlxmath.evaluation.stats import (
     mcnemar_exact,
     paired_interval,
     pass_at_k,
+    vote,
     wilson_interval,
 )
-from mlxmath.evaluation.vote import ballots, elected
+from mlxmath.grading import Faithfulness, cluster, doubt, faithfulness
 
+CATEGORIES = {
+    "right": "right", "wrong": "wrong answer", "slip": "arithmetic slip", "none": "no answer", "truncated": "cut off",
+    "loop": "doubt loop",
+}  # fmt: skip
+"""How an answer ended. A wrong one is a slip if an equation in it is false; a loop ends in recursive doubt."""
+FAITHFULNESS = ("validity", "provenance", "support", "liveness")
+"""F1 to F4 of `mlxmath.grading.faithfulness`."""
 ENSEMBLE = "ensemble"
 OUTCOMES = ("fixed", "broken", "both right", "both wrong")
 _FEW = 12
@@ -46,6 +54,31 @@ class Answers:
         """Of the samples that are right."""
         return fmean(sample.correct for sample in self.samples)
 
+    @property
+    def most_said(self) -> list[tuple[str, int]]:
+        """The commonest final answers, each with its number."""
+        return Counter("no answer" if s.extracted is None else s.extracted for s in self.samples).most_common(6)
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What kind of answer it is, one of `CATEGORIES`, and how soundly it was reached."""
+
+    category: str
+    found: Faithfulness
+    doubt: bool
+
+
+def measure(sample: Sample) -> Measures:
+    """Measure a graded response."""
+    found = faithfulness(sample.response, sample.question, sample.extracted)
+    loops = doubt(sample.response).flagged
+    kinds = {
+        "right": sample.correct, "loop": loops, "truncated": sample.truncated, "none": sample.extracted is None,
+        "slip": found.num_false > 0,
+    }  # fmt: skip
+    return Measures(next((kind for kind, applies in kinds.items() if applies), "wrong"), found, loops)
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -65,9 +98,9 @@ def collect(samples: Sequence[Sample], labels: Sequence[str], num_samples: int) 
     complete = set.intersection(
         *({i for i, found in own.items() if len(found) == num_samples} for own in by_problem.values())
     )
-    problems = sorted(complete, key=_order)
+    problems = sorted(complete, key=lambda i: (i.rpartition("/")[0], int(i.rpartition("/")[2])))
     answers = {
-        label: {i: _answers(sorted(own[i], key=lambda sample: sample.sample)) for i in problems}
+        label: {i: _elected(sorted(own[i], key=lambda sample: sample.sample)) for i in problems}
         for label, own in by_problem.items()
     }
     measures = {
@@ -76,41 +109,38 @@ def collect(samples: Sequence[Sample], labels: Sequence[str], num_samples: int) 
     return Scored(answers, measures, problems)
 
 
-def _order(problem: str) -> tuple[str, int]:
-    name, _, number = problem.rpartition("/")
-    return name, int(number)
+def ballots(samples: Sequence[Sample]) -> list[int | None]:
+    """For each sample a number that those with an equal final answer share; None abstains: no answer, or cut off."""
+    return cluster([None if sample.truncated else sample.extracted for sample in samples])
 
 
-def _answers(samples: Sequence[Sample]) -> Answers:
+def _elected(samples: Sequence[Sample], weights: Sequence[float] | None = None) -> Answers:
+    """The verdict on samples: that on the answer that most agree on (Wang et al. 2022), wrong if nobody answered."""
     if len(samples) == 1:
         return Answers(tuple(samples), samples[0].correct, samples[0])
-    winner = elected(samples)
-    return Answers(tuple(samples), winner is not None and winner.correct, winner or samples[0])
+    winner = vote(ballots(samples), weights)
+    shown = samples[winner if isinstance(winner, int) else 0]
+    return Answers(tuple(samples), winner is not None and shown.correct, shown)
 
 
 def results(scored: Scored, settings: Mapping[str, Any]) -> dict[str, Any]:
     """results.json: settings, each contestant's figures, comparisons of two of them each, what voting brings."""
-    labels = list(scored.answers)
-    ensemble = vote(scored, settings)
-    groups = groupings(scored)
+    answers, groups = scored.answers, groupings(scored)
     against = {contestant["label"]: contestant["against"] for contestant in settings["contestants"]}
+    several = settings["samples"] > 1
     found: dict[str, Any] = {
         "settings": dict(settings),
         "num_problems": len(scored.problems),
-        "contestants": {label: figures(scored, label, groups) for label in labels},
-        "comparisons": [compare(scored.answers, against[x], x, groups) for x in labels if against[x]],
-        "votes": [compare(*alone_and_agreed(x, scored.answers[x]), groups) for x in labels if settings["samples"] > 1],
+        "contestants": {label: figures(scored, label, groups) for label in answers},
+        "comparisons": [compare(answers, against[x], x, groups) for x in answers if against[x]],
+        "votes": [compare(*alone_and_agreed(x, answers[x]), groups) for x in answers if several],
     }
-    if ensemble is not None:
-        weights, answers = ensemble
-        verdicts = [answers[i].right for i in scored.problems]
-        best = max((x for x in labels if x in weights), key=lambda x: found["contestants"][x]["accuracy"]["value"])
-        found["ensemble"] = {
-            "vote": settings["vote"],
-            "weights": weights,
-            "accuracy": proportion(verdicts),
-        }
-        found["votes"].append(compare(scored.answers | {ENSEMBLE: answers}, best, ENSEMBLE, groups))
+    if settings.get("vote"):
+        weights, voted = ensemble(scored, settings)
+        best = max((x for x in answers if x in weights), key=lambda x: found["contestants"][x]["accuracy"]["value"])
+        accuracy = proportion([voted[i].right for i in scored.problems])
+        found["ensemble"] = {"vote": settings["vote"], "weights": weights, "accuracy": accuracy}
+        found["votes"].append(compare(answers | {ENSEMBLE: voted}, best, ENSEMBLE, groups))
     return found
 
 
@@ -129,10 +159,8 @@ def alone_and_agreed(label: str, answers: Mapping[str, Answers]) -> tuple[dict[s
 def proportion(scores: Sequence[float]) -> dict[str, float]:
     """The mean of problems' scores with its interval: Wilson's where each is right or wrong, else adjusted."""
     total, right = len(scores), sum(scores)
-    if all(score in (0, 1) for score in scores):
-        interval = wilson_interval(round(right), total)
-    else:
-        interval = adjusted_mean(scores)
+    is_plain = all(score in (0, 1) for score in scores)
+    interval = wilson_interval(round(right), total) if is_plain else adjusted_mean(scores)
     return {"value": right / total, "low": interval.low, "high": interval.high, "right": right, "total": total}
 
 
@@ -144,6 +172,9 @@ def figures(scored: Scored, label: str, groups: Mapping[str, Mapping[str, list[s
     tokens = [sample.completion_tokens for sample in samples]
     seconds = sum(sample.seconds for sample in samples)
     num_samples = len(next(iter(answers.values())).samples)
+    sound = {
+        name: [float(value) for m in measures if (value := getattr(m.found, name)) is not None] for name in FAITHFULNESS
+    }
     found: dict[str, Any] = {
         "accuracy": proportion([answer.fraction for answer in answers.values()]),
         "categories": dict.fromkeys(CATEGORIES, 0) | Counter(m.category for m in measures),
@@ -152,10 +183,10 @@ def figures(scored: Scored, label: str, groups: Mapping[str, Mapping[str, list[s
         "seconds": seconds,
         "tokens_per_second": sum(tokens) / seconds if seconds else None,
         "cut_off": sum(sample.finish_reason == "length" for sample in samples),
-        "faithfulness": {name: _mean([getattr(m, name) for m in measures]) for name in FAITHFULNESS},
+        "faithfulness": {name: fmean(values) if values else None for name, values in sound.items()},
         "doubt": fmean(m.doubt for m in measures),
-        "measured": {name: sum(getattr(m, name) is not None for m in measures) for name in (*FAITHFULNESS, "doubt")},
-        "equations": sum(m.num_equations for m in measures),
+        "measured": {name: len(values) for name, values in sound.items()} | {"doubt": len(measures)},
+        "equations": sum(one.verdict != "abstain" for m in measures for one in m.found.equations),
         "formulas": fmean(sample.formulas for sample in samples),
         "by": {
             grouping: {value: proportion([answers[i].fraction for i in ids]) for value, ids in values.items()}
@@ -172,11 +203,6 @@ def figures(scored: Scored, label: str, groups: Mapping[str, Mapping[str, list[s
         }
         found["majority"] = proportion([answer.right for answer in answers.values()])
     return found
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
 
 
 def compare(
@@ -231,62 +257,45 @@ def outcome(before: bool, after: bool) -> str:
 
 def groupings(scored: Scored) -> dict[str, dict[str, list[str]]]:
     """Problem ids by benchmark, level, subject and length of the question; those that divide nothing are left out."""
-    first = next(iter(scored.answers.values()))
-    lengths = {i: len(first[i].shown.question.split()) for i in scored.problems}
-    ordered = sorted(lengths.values())
-    cuts = [ordered[len(ordered) * part // 3] for part in (1, 2)]
-
-    def length(problem: str) -> str:
-        if lengths[problem] < cuts[0]:
-            return f"short (< {cuts[0]} words)"
-        return f"medium (< {cuts[1]} words)" if lengths[problem] < cuts[1] else f"long (≥ {cuts[1]} words)"
-
-    keys: dict[str, Callable[[str], str | None]] = {
-        "benchmark": lambda i: first[i].shown.benchmark,
-        "level": lambda i: first[i].shown.level,
-        "subject": lambda i: first[i].shown.subject,
-        "length": length,
-    }
+    shown = {i: answers.shown for i, answers in next(iter(scored.answers.values())).items()}
+    lengths = {i: len(sample.question.split()) for i, sample in shown.items()}
+    cuts = [sorted(lengths.values())[len(lengths) * part // 3] for part in (1, 2)]
+    words = (f"short (< {cuts[0]} words)", f"medium (< {cuts[1]} words)", f"long (≥ {cuts[1]} words)")
     found: dict[str, dict[str, list[str]]] = {}
-    for name, key in keys.items():
-        values: dict[str, list[str]] = defaultdict(list)
-        for problem in scored.problems:
-            if (value := key(problem)) is not None:
-                values[value].append(problem)
-        if 1 < len(values) <= _FEW:
-            by_length = name == "length"
-            order = sorted(values, key=lambda v: min(lengths[i] for i in values[v]) if by_length else 0)
-            found[name] = {value: values[value] for value in (order if by_length else sorted(order))}
+    for name in ("benchmark", "level", "subject", "length"):
+        values: dict[str, list[str]] = {word: [] for word in words} if name == "length" else defaultdict(list)
+        for i, sample in shown.items():
+            value = words[bisect_right(cuts, lengths[i])] if name == "length" else getattr(sample, name)
+            if value is not None:
+                values[value].append(i)
+        kept = {value: values[value] for value in (values if name == "length" else sorted(values)) if values[value]}
+        if 1 < len(kept) <= _FEW:
+            found[name] = kept
     return found
 
 
-def vote(scored: Scored, settings: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, Answers]] | None:
-    """The voters' weights and the ensemble's answers, None without a vote.
+def ensemble(scored: Scored, settings: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, Answers]]:
+    """The voters' weights and what they answer together.
 
     Without given weights each voter's is its accuracy; on a problem, its accuracy on the other problems, so that a
     problem's own gold answer has no part in its vote.
     """
-    if not settings.get("vote"):
-        return None
-    voters: list[str] = settings["voters"]
-    total = len(scored.problems)
-    sums = {label: sum(answer.fraction for answer in scored.answers[label].values()) for label in voters}
-    weights = dict.fromkeys(voters, 1.0)
-    if settings["vote"] == "weighted":
-        given = settings.get("weights") or [sums[label] / total for label in voters]
-        weights = dict(zip(voters, given, strict=True))
+    own = {label: scored.answers[label] for label in settings["voters"]}
+    sums = {label: sum(answer.fraction for answer in answers.values()) for label, answers in own.items()}
+    total, given = len(scored.problems), settings.get("weights")
+    is_measured = settings["vote"] == "weighted" and not given
+    weights = {label: sums[label] / total for label in own} if is_measured else dict.fromkeys(own, 1.0)
+    if settings["vote"] == "weighted" and given:
+        weights = dict(zip(own, given, strict=True))
     found = {}
     for problem in scored.problems:
         samples: list[Sample] = []
         each: list[float] = []
-        for label in voters:
-            answer = scored.answers[label][problem]
-            weight = weights[label]
-            if settings["vote"] == "weighted" and not settings.get("weights"):
+        for label, answers in own.items():
+            answer, weight = answers[problem], weights[label]
+            if is_measured:
                 weight = (sums[label] - answer.fraction) / max(1, total - 1)
             samples += answer.samples
             each += [weight] * len(answer.samples)
-        winner = elected(samples, each)
-        shown = winner or samples[0]
-        found[problem] = Answers((shown,), winner is not None and winner.correct, shown)
+        found[problem] = replace(voted := _elected(samples, each), samples=(voted.shown,))
     return weights, found

@@ -144,11 +144,17 @@ def vote(answers: Sequence[Hashable | None], weights: Sequence[float] | None = N
     None is no answer and gets no vote; the result is None if there is no answer at all. Equal answers must compare
     equal: map them to one representative before (`mlxmath.grading.cluster`).
     """
+    totals = _totals(answers, weights or [1.0] * len(answers))
+    return max(totals, key=lambda answer: totals[answer], default=None)
+
+
+def _totals(answers: Sequence[Hashable | None], weights: Sequence[float]) -> dict[Hashable, float]:
+    """The weight of each answer, in the order in which they were given first."""
     totals: dict[Hashable, float] = {}
-    for answer, weight in zip(answers, weights or [1.0] * len(answers), strict=True):
+    for answer, weight in zip(answers, weights, strict=True):
         if answer is not None:
             totals[answer] = totals.get(answer, 0.0) + weight
-    return max(totals, key=lambda answer: totals[answer], default=None)
+    return totals
 
 
 def maj_at_k(
@@ -174,21 +180,13 @@ def maj_at_k(
     else:
         rng = np.random.default_rng(seed)
         subsets = [rng.choice(num_samples, k, replace=False).tolist() for _ in range(num_draws)]
-    is_right = {answer: right for answer, right in zip(answers, correct, strict=True) if answer is not None}
-    return sum(_vote_score(subset, answers, is_right, votes) for subset in subsets) / len(subsets)
+    is_right = dict(zip(answers, correct, strict=True))
 
+    def score(subset: Sequence[int]) -> float:
+        """Share of right answers among those with the most votes."""
+        totals = _totals([answers[i] for i in subset], [votes[i] for i in subset])
+        most = max(totals.values(), default=0.0)
+        winners = [answer for answer, total in totals.items() if math.isclose(total, most)]
+        return sum(is_right[answer] for answer in winners) / max(1, len(winners))
 
-def _vote_score(
-    subset: Sequence[int], answers: Sequence[Hashable | None], is_right: dict[Hashable, bool], votes: Sequence[float]
-) -> float:
-    """Share of right answers among those with the most votes."""
-    totals: dict[Hashable, float] = {}
-    for i in subset:
-        answer = answers[i]
-        if answer is not None:
-            totals[answer] = totals.get(answer, 0.0) + votes[i]
-    if not totals:
-        return 0.0
-    most = max(totals.values())
-    winners = [answer for answer, total in totals.items() if math.isclose(total, most)]
-    return sum(is_right[answer] for answer in winners) / len(winners)
+    return sum(map(score, subsets)) / len(subsets)

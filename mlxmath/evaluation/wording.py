@@ -3,7 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mlxmath.evaluation.measures import FAITHFULNESS
+from mlxmath.evaluation.score import FAITHFULNESS
+
+SOUNDNESS = ("true", "grounded", "supported", "used", "doubt", "equations")
+"""What `soundness` tells: F1 to F4 of `mlxmath.grading.faithfulness`, the share of answers in recursive doubt, each
+with the number of answers in which there was something to measure; and the equations in all of them."""
 
 
 def percent(value: float | None) -> str:
@@ -27,11 +31,6 @@ def p_value(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
-SOUNDNESS = ("true", "grounded", "supported", "used", "doubt", "equations")
-"""What `soundness` tells: F1 to F4 of `mlxmath.grading.faithfulness`, the share of answers in recursive doubt, each
-with the number of answers in which there was something to measure; and the equations in all of them."""
-
-
 def soundness(found: Mapping[str, Any]) -> list[str]:
     """A contestant's figures under the headings of `SOUNDNESS`."""
     shares = found["faithfulness"] | {"doubt": found["doubt"]}
@@ -50,25 +49,20 @@ def templates(settings: Mapping[str, Any]) -> dict[str, str]:
 def asked_in(settings: Mapping[str, Any]) -> str:
     """The template, or each contestant's."""
     names = templates(settings)
-    if len(set(names.values())) == 1:
-        return f"template {next(iter(names.values()))}"
-    return "templates " + ", ".join(f"{name} ({label})" for label, name in names.items())
+    return f"template{'s' * (len(set(names.values())) > 1)} {each(names)}"
 
 
 def limits(settings: Mapping[str, Any]) -> str | None:
     """The longest answer that was allowed, in tokens, by benchmark if they differ; None where nobody noted it."""
     most = {one["name"]: one.get("max_tokens") for one in settings["benchmarks"]}
-    if None in most.values():
-        return None
-    if len(set(most.values())) == 1:
-        return f"at most {next(iter(most.values())):,} tokens"
-    return "at most " + ", ".join(f"{count:,} tokens ({name})" for name, count in most.items())
+    return None if None in most.values() else f"at most {each({n: f'{count:,} tokens' for n, count in most.items()})}"
 
 
-def cut_off(results: Mapping[str, Any]) -> str:
-    """How many answers of each contestant ended at the limit."""
-    counts = ", ".join(f"{label} {found['cut_off']:,}" for label, found in results["contestants"].items())
-    return f"answers cut off: {counts}"
+def each(values: Mapping[str, str], form: str = "{1} ({0})", between: str = ", ") -> str:
+    """The one value that all share, or every name with its own."""
+    if len(set(values.values())) == 1:
+        return next(iter(values.values()))
+    return between.join(form.format(*pair) for pair in values.items())
 
 
 def verdict(comparison: Mapping[str, Any]) -> str:
@@ -79,11 +73,6 @@ def verdict(comparison: Mapping[str, Any]) -> str:
     return f"no difference between {other} and {base} is shown"
 
 
-def sentence(comparison: Mapping[str, Any]) -> str:
-    """The verdict with its figures."""
-    return f"{verdict(comparison)}: {evidence(comparison)}"
-
-
 def evidence(comparison: Mapping[str, Any]) -> str:
     """The figures behind a verdict."""
     return (
@@ -92,3 +81,8 @@ def evidence(comparison: Mapping[str, Any]) -> str:
         f"{p_value(comparison['p_value'])}), "
         f"{comparison['fixed']} fixed, {comparison['broken']} broken of {comparison['total']}"
     )
+
+
+def sentence(comparison: Mapping[str, Any]) -> str:
+    """The verdict with its figures."""
+    return f"{verdict(comparison)}: {evidence(comparison)}"

@@ -116,11 +116,8 @@ class Decoder:
 
     def add(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> None:
         """Let sequences join behind those that are there already."""
-        if self._even:
-            assert not len(self) and len(set(map(len, prompts))) == 1
-            self._add([tuple(prompt) for prompt in prompts], seeds)
-            return
-        for part in _parts(prompts):
+        assert not self._even or (not len(self) and len(set(map(len, prompts))) == 1)
+        for part in [range(len(prompts))] if self._even else _parts(prompts):
             self._add([tuple(prompts[i]) for i in part], [seeds[i] for i in part])
 
     def _add(self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int]) -> None:
@@ -133,7 +130,7 @@ class Decoder:
             caches.filter(numbers)
         seeds_B, counts_B = np.array(seeds, np.uint64), np.zeros(len(seeds), np.uint64)
         tokens_B, logprobs_B = self._next(mx.array([p[-1] for p in prompts]), caches, seeds_B, counts_B)
-        if not len(self):
+        if self._caches is None:
             self._caches, self._tokens_B, self._logprobs_B = caches, tokens_B, logprobs_B
         else:
             self._caches.extend(caches)
@@ -185,8 +182,7 @@ class Decoder:
             cache = [layers[0].merge(list(layers)) for layers in zip(*single, strict=True)]
         inputs = [prompt[len(self._prefix.tokens) : -1] for prompt in prompts]
         lengths = [len(tokens) for tokens in inputs]
-        step = max(2, PREFILL_TOKENS // len(prompts))
-        width = max(lengths)
+        step, width = max(2, PREFILL_TOKENS // len(prompts)), max(lengths)
         if min(lengths) < width and width % step == 1:
             width += 1  # a padded batch of single tokens looks like a decoding step to caches of windowed layers
         padding = [width - length for length in lengths]

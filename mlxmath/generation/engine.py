@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -13,16 +13,16 @@ from mlx_lm.generate import stream_generate
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlxmath.generation.decode import Decoder, Prefix, prefilled_prefix
-from mlxmath.generation.ending import completes_stop, cut, load_generation_tokenizer, stop_strings
 from mlxmath.generation.neighbours import way_of
-from mlxmath.generation.sampling import Sampling, draw, uniforms
+from mlxmath.generation.sampling import Sampling as Sampling
+from mlxmath.generation.sampling import draw, uniforms
 from mlxmath.models.checks import check_ids
 from mlxmath.models.shared_prefix import cannot_share_prefixes
 
-__all__ = ["Completion", "Sampling", "generate_batch", "load_generation_tokenizer", "seed_of", "stream"]
-
 _LEAST_SHARED = 8
 """A shared prefix shorter than this is not worth a pass of its own."""
+_SPARE = 16
+"""Tokens beyond the characters of the longest stop string that are looked at: some have no text of their own."""
 _REFILLS = 2
 """Finished sequences are replaced once this fraction of the slots is free: taking one in copies the others' caches."""
 
@@ -53,9 +53,7 @@ def stream(
     model.eval()
     check_ids(model, max(prompt, default=0), "the prompt")
     tokens: list[int] = []
-    text = ""
-    reason = "length"
-    stops, num_shown = stop_strings(tokenizer), 0
+    text, reason, num_shown, stops = "", "length", 0, stop_strings(tokenizer)
     held_back = max(map(len, stops), default=1) - 1
     seeds_B, numbers = np.array([seed_of(sampling.seed, 0)], np.uint64), itertools.count()
 
@@ -67,10 +65,8 @@ def stream(
     ):
         if response.finish_reason != "stop":
             tokens.append(response.token)
-        reason = response.finish_reason or reason
         text, has_stopped = cut(text + response.text, stops)
-        if has_stopped:
-            reason = "stop"
+        reason = "stop" if has_stopped else response.finish_reason or reason
         done = has_stopped or response.finish_reason is not None
         if new := text[num_shown : len(text) if done else max(num_shown, len(text) - held_back)]:
             num_shown += len(new)
@@ -100,7 +96,7 @@ def generate_batch(
 
     Args:
         model: the model, put into evaluation mode.
-        tokenizer: decodes, and knows where an answer ends; see `load_generation_tokenizer`.
+        tokenizer: decodes, and knows where an answer ends; see `mlxmath.generation.model.load_generation_tokenizer`.
         prompts: token ids, each at least one.
         sampling: the same for all.
         seeds: one for each prompt, below 2**64 (unset: made from `sampling.seed` and the position). What is drawn for a
@@ -186,3 +182,20 @@ def _shared_prefix(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Prefix
     if first == last or num_shared < _LEAST_SHARED:
         return Prefix()
     return prefilled_prefix(model, first[:num_shared])
+
+
+def stop_strings(tokenizer: TokenizerWrapper) -> tuple[str, ...]:
+    """Texts before the first of which an answer is cut; see `mlxmath.generation.model.load_generation_tokenizer`."""
+    return getattr(tokenizer, "_stop_strings", ())
+
+
+def cut(text: str, stops: Iterable[str]) -> tuple[str, bool]:
+    """The text before the first stop string in it, and whether there is one."""
+    places = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return (text[: min(places)], True) if places else (text, False)
+
+
+def completes_stop(tokenizer: TokenizerWrapper, tokens: Sequence[int], stops: Sequence[str]) -> bool:
+    """Whether one of the stop strings lies in a text whose last token is new."""
+    recent = tokens[-max(map(len, stops)) - _SPARE :]
+    return cut(tokenizer.decode(recent), stops)[1] and cut(tokenizer.decode(tokens), stops)[1]

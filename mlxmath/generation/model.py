@@ -1,4 +1,7 @@
-"""A model ready to answer: weights, adapter, tokenizer, and the template that it is asked in."""
+"""A model ready to answer: weights, adapter, tokenizer, and the template that it is asked in.
+
+Its answers end at the end tokens that its files and its template name, and at the template's stop strings.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,14 +10,17 @@ from typing import Any
 
 import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
 
 from mlxmath.data.render import encode_prompt
 from mlxmath.data.templates import Template, get_template, own_template, recorded_template
-from mlxmath.generation.ending import end_as, load_generation_tokenizer
+from mlxmath.errors import MlxmathError
 from mlxmath.generation.engine import Completion, Sampling, generate_batch, stream
 from mlxmath.models.load import load_model
 from mlxmath.models.lora.adapter import CONFIG, load_adapter
+from mlxmath.runtime.files import read_json
 from mlxmath.weights.manifest import read_fingerprint
+from mlxmath.weights.tokenizer import keep_cuts
 
 
 @dataclass(frozen=True)
@@ -73,3 +79,51 @@ def open_model(
     chosen = chosen.for_tokenizer(tokenizer)
     end_as(tokenizer, chosen)
     return LanguageModel(model, tokenizer, chosen, folder, adapter)
+
+
+def load_generation_tokenizer(folder: Path, template: Template | None = None) -> TokenizerWrapper:
+    """The tokenizer in `folder`, which knows where an answer ends, with mlx_lm's streaming decoder.
+
+    Its end tokens are its own, those of config.json and generation_config.json (`eos_token_id`, a number or a list),
+    and the template's; its stop strings are the template's.
+
+    Args:
+        folder: of the model.
+        template: that the model is asked in (None: none).
+
+    Raises:
+        MlxmathError: the tokenizer does not load, or a file names an end token that is none.
+    """
+    named = {token for name in ("config.json", "generation_config.json") for token in _end_tokens(folder / name)}
+    try:
+        tokenizer = mlx_lm_load_tokenizer(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise MlxmathError(f"the tokenizer in {folder} does not load: {str(error).splitlines()[0]}") from error
+    keep_cuts(tokenizer, folder)
+    tokenizer.eos_token_ids |= named
+    if template is not None:
+        end_as(tokenizer, template)
+    return tokenizer
+
+
+def end_as(tokenizer: TokenizerWrapper, template: Template) -> None:
+    """Let answers end where they do in a template, too."""
+    template = template.for_tokenizer(tokenizer)
+    if template.stop:
+        tokenizer.add_eos_token(template.stop)
+    tokenizer._stop_strings = template.stop_strings
+
+
+def _end_tokens(path: Path) -> set[int]:
+    """What a model's file names as `eos_token_id`."""
+    if not path.is_file():
+        return set()
+    record: Any = read_json(path)
+    found = record.get("eos_token_id") if isinstance(record, dict) else record
+    numbers = [] if found is None else found if isinstance(found, list) else [found]
+    if not isinstance(record, dict) or not all(type(number) is int and number >= 0 for number in numbers):
+        raise MlxmathError(
+            f"{path}: eos_token_id: expected the number of a token or a list of such numbers, found "
+            f"{str(found)[:60]!r}; correct it, or take the model's folder from its source again."
+        )
+    return set(numbers)

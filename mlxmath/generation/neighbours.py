@@ -47,8 +47,8 @@ def way_of(model: nn.Module) -> Way:
     Args:
         model: in evaluation mode.
     """
-    dtypes = sorted({str(array.dtype) for _, array in tree_flatten(model.parameters())})
-    kind = type(model), repr(getattr(model, "args", None)), *dtypes
+    dtypes = {str(array.dtype) for _, array in tree_flatten(model.parameters())}
+    kind = type(model), repr(getattr(model, "args", None)), *sorted(dtypes)
     if kind not in _TRIED:
         _TRIED[kind], why = _try(model)
         if why:
@@ -59,27 +59,25 @@ def way_of(model: nn.Module) -> Way:
 
 def _try(model: nn.Module) -> tuple[Way, str]:
     """The way, and why it is not "together"."""
-    vocab_size = model(mx.zeros((1, 1), mx.int32)).shape[-1]
-    rng = np.random.default_rng(0)
+
+    def said(error: float) -> str:
+        return "its layers cannot be batched so" if error == np.inf else f"off by {100 * error:.2g} %"
+
+    logits = model(mx.zeros((1, 1), mx.int32))
+    vocab_size, is_float32, rng = logits.shape[-1], logits.dtype == mx.float32, np.random.default_rng(0)
     texts = [rng.integers(vocab_size, size=length + _NEW).tolist() for length in _LENGTHS]
     even = [text[-min(_LENGTHS) - _NEW :] for text in [*texts, texts[1]]]
-    is_float32 = model(mx.zeros((1, 1), mx.int32)).dtype == mx.float32
-    surely, at_most = _FLOAT32 if is_float32 else _LOWER
-    outliers = 0 if is_float32 else 1
-    noise = _error(_Noting(model, even, even=True), even, outliers)
+    surely, at_most, outliers = (*_FLOAT32, 0) if is_float32 else (*_LOWER, 1)
+    noise = _error(model, even, outliers, even=True)
     if not noise <= at_most:
-        return "alone", f"in a batch this model gives other log-probabilities ({_said(noise)})"
-    padded = _error(_Noting(model, texts), texts, outliers)
+        return "alone", f"in a batch this model gives other log-probabilities ({said(noise)})"
+    padded = _error(model, texts, outliers)
     if not padded <= max(surely, min(at_most, _TIMES * noise)):
         return (
             "in equal lengths",
-            f"in a batch of different lengths this model gives other log-probabilities ({_said(padded)})",
+            f"in a batch of different lengths this model gives other log-probabilities ({said(padded)})",
         )
     return "together", ""
-
-
-def _said(error: float) -> str:
-    return "its layers cannot be batched so" if error == np.inf else f"off by {100 * error:.2g} %"
 
 
 class _Noting(Decoder):
@@ -93,65 +91,58 @@ class _Noting(Decoder):
 
     def __init__(self, model: nn.Module, texts: Sequence[list[int]], *, even: bool = False) -> None:
         super().__init__(model, Sampling(_NEW), even=even)
-        self.model, self._texts = model, texts
+        self._texts = texts
         self.logits: dict[int, list[NDArray[np.float32]]] = defaultdict(list)
 
     def _next(
         self, tokens_B: mx.array, caches: Any, seeds_B: NDArray[np.uint64], counts_B: NDArray[np.uint64]
     ) -> tuple[mx.array, mx.array]:
         logits_BV = np.array(self._model(tokens_B[:, None], cache=caches.layers)[:, -1].astype(mx.float32))
-        written = []
-        for logits_V, seed, count in zip(logits_BV, seeds_B.tolist(), counts_B.tolist(), strict=True):
+        for logits_V, seed in zip(logits_BV, seeds_B.tolist(), strict=True):
             self.logits[seed].append(logits_V)
-            written.append(self._texts[seed][count - _NEW])
+        written = [
+            self._texts[seed][count - _NEW] for seed, count in zip(seeds_B.tolist(), counts_B.tolist(), strict=True)
+        ]
         return mx.array(written, mx.int32), mx.zeros(len(written))
 
     def run(self) -> None:
         """Let texts join and leave as answers do."""
         prompts = [text[:-_NEW] for text in self._texts]
-        if self._even:
-            self.add(prompts, range(len(prompts)))
-        else:
-            self.add(prompts[:2], [0, 1])
-            self.step()
-            self.add(prompts[2:], [2])
+        num_first = len(prompts) if self._even else 2
+        self.add(prompts[:num_first], range(num_first))
         self.step()
+        if not self._even:
+            self.add(prompts[2:], [2])
+            self.step()
         self.keep(range(1, len(prompts)))
         while self._counts_B.min() < _NEW:
             self.step()
 
 
-def _error(noting: _Noting, texts: Sequence[list[int]], outliers: int) -> float:
+def _error(model: nn.Module, texts: Sequence[list[int]], outliers: int, *, even: bool = False) -> float:
     """How far logits are from those of the texts alone, relative to their spread; infinity where there are none.
 
     The worst token's of all texts, but for `outliers` of each: experts that were chosen by a rounding are no fault.
     """
+    noting = _Noting(model, texts, even=even)
     try:
         noting.run()
     except (AttributeError, AssertionError, IndexError, KeyError, NotImplementedError, TypeError, ValueError):
         return np.inf
     worst = 0.0
     for number, text in enumerate(texts):
-        pairs = zip(noting.logits[number], _alone(noting.model, text), strict=False)
+        pairs = zip(noting.logits[number], _alone(model, text), strict=False)
         with np.errstate(all="ignore"):
-            errors = [float(_spread(ours - theirs) / _spread(theirs)) for ours, theirs in pairs]
+            errors = [float((ours - theirs).std() / theirs.std()) for ours, theirs in pairs]
         if not np.isfinite(errors).all():
             return np.inf
         worst = max(worst, sorted(errors)[-1 - outliers])
     return worst
 
 
-def _spread(values_V: NDArray[np.float32]) -> np.float32:
-    return np.sqrt(np.square(values_V - values_V.mean()).mean())
-
-
 def _alone(model: nn.Module, text: Sequence[int]) -> list[NDArray[np.float32]]:
     """The logits of the tokens that are written, as mlx_lm's generation computes them."""
     cache = make_prompt_cache(model)
-    *before, last = text[:-_NEW]
-    model(mx.array([before]), cache=cache)
-    found = []
-    for token in [last, *text[-_NEW:]]:
-        logits_BLV = model(mx.array([[token]]), cache=cache)
-        found.append(np.array(logits_BLV[0, -1].astype(mx.float32)))
-    return found
+    model(mx.array([text[: -_NEW - 1]]), cache=cache)
+    logits = (model(mx.array([[token]]), cache=cache) for token in text[-_NEW - 1 :])
+    return [np.array(logits_BLV[0, -1].astype(mx.float32)) for logits_BLV in logits]

@@ -29,12 +29,13 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise InputError(f"--max-new-tokens: expected at least 1, found {self.max_new_tokens}")
-        if self.temperature < 0:
-            raise InputError(f"--temperature: expected 0 or more, found {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"--top-p: expected more than 0 and at most 1, found {self.top_p}")
+        for option, found, is_right, expected in (
+            ("--max-new-tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1"),
+            ("--temperature", self.temperature, not self.temperature < 0, "0 or more"),
+            ("--top-p", self.top_p, 0 < self.top_p <= 1, "more than 0 and at most 1"),
+        ):
+            if not is_right:
+                raise InputError(f"{option}: expected {expected}, found {found}")
 
 
 def uniforms(seeds_B: NDArray[np.uint64], numbers_B: NDArray[np.uint64]) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm.utils import load as mlx_lm_load
 
-from mlxmath.generation.engine import load_generation_tokenizer
+from mlxmath.generation.model import load_generation_tokenizer
 from mlxmath.models.load import load_model
 from mlxmath.models.lora.adapter import load_adapter
 from tests.helpers import run, succeed

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from mlxmath.config.schema import ModelConfig
 from mlxmath.data.codec import load_tokenizer
 from mlxmath.data.render import encode_prompt
-from mlxmath.generation.ending import load_generation_tokenizer
+from mlxmath.generation.model import load_generation_tokenizer
 from mlxmath.weights.convert import ensure_model
 from mlxmath.weights.tokenizer import keep_cuts, name_plain_class
 from tests.models import architectures

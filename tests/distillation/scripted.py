@@ -17,12 +17,8 @@ SUM = re.compile(r"What is (\d+) \+ (\d+)\?")
 
 def completion(text: str | None, reason: str = "stop", **message: Any) -> dict[str, Any]:
     """A chat completion's JSON."""
-    return {
-        "choices": [
-            {"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": text, **message}}
-        ],
-        "usage": {"prompt_tokens": 10, "completion_tokens": 20},
-    }
+    choice = {"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": text, **message}}
+    return {"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 20}}
 
 
 class Script(ThreadingHTTPServer):
@@ -77,8 +73,7 @@ class Request(BaseHTTPRequestHandler):
     def reply(self, value: Any, status: int = 200, **headers: str) -> None:
         content = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        for name, text in headers.items():
+        for name, text in ({"Content_Length": str(len(content))} | headers).items():
             self.send_header(name.replace("_", "-"), text)
         self.end_headers()
         self.wfile.write(content)
@@ -87,16 +82,13 @@ class Request(BaseHTTPRequestHandler):
                 self.server.answered[self.body] += 1
 
     def cut(self, value: Any) -> None:
-        """Send half of a reply."""
+        """Send half of a reply, and hang up."""
         content = json.dumps(value).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content[: len(content) // 2])
-        self.wfile.flush()
-        self.connection.shutdown(socket.SHUT_RDWR)
+        self.reply(content[: len(content) // 2], Content_Length=str(len(content)))
+        self.hang_up()
 
     def hang_up(self) -> None:
+        self.wfile.flush()
         self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, *_: Any) -> None:

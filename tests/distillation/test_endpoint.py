@@ -8,6 +8,8 @@ import ssl
 import subprocess
 import threading
 import time
+from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 
 from mlxmath.config.methods import DistillationConfig
 from mlxmath.distillation.endpoint import Endpoint, retry_after
-from mlxmath.distillation.teacher import Answer, Refused, TryAgain, with_thinking
+from mlxmath.distillation.teacher import Answer, Refused, TryAgain
 from mlxmath.errors import InputError, MlxmathError
 from tests.distillation.scripted import KEY, Script, completion, scripted
 
@@ -48,6 +50,9 @@ def ask(server: Script | str, seed: int | None = None, **changes: Any) -> Answer
         (completion("why</think>4"), "<think>\nwhy</think>4"),
         (completion(None, "length", reasoning_content="2 + "), "<think>\n2 +\n"),
         (completion(None, "length"), ""),
+        (completion(" 4 "), "4"),
+        (completion("", reasoning="why"), "<think>\nwhy\n</think>\n\n"),
+        (completion("4", "length", reasoning="why"), "<think>\nwhy\n</think>\n\n4"),
         (
             completion([{"type": "thinking", "thinking": [{"type": "text", "text": "why"}]},
                         {"type": "text", "text": "4"}]),
@@ -57,8 +62,7 @@ def ask(server: Script | str, seed: int | None = None, **changes: Any) -> Answer
 )  # fmt: skip
 def test_reasoning_stands_before_the_answer(reply: dict[str, Any], expected: str) -> None:
     with scripted(lambda request, body, n: request.reply(reply)) as server:
-        answer = ask(server)
-    assert answer == Answer(expected, reply["choices"][0]["finish_reason"], 10, 20)
+        assert ask(server) == Answer(expected, reply["choices"][0]["finish_reason"], 10, 20)
 
 
 def test_the_request_holds_what_was_set_and_the_key_only_in_its_header() -> None:
@@ -103,10 +107,18 @@ def test_statuses(status: int, kind: type[Exception]) -> None:
         assert caught.value.retry_after_s == 3
 
 
+def write(content: bytes, request: Any) -> None:
+    request.wfile.write(content)
+
+
 @pytest.mark.parametrize(
     ("act", "said"),
     [
         (lambda request: request.hang_up(), "connection: "),
+        *(
+            (partial(write, b"HTTP/1.1 200 OK\r\nContent-Length: " + length + b"\r\n\r\n{}"), "connection: ")
+            for length in (b"abc", "\u00b2".encode("latin-1"), b"-1", b"", b"5\r\nContent-Length: 7", b"9" * 5000)
+        ),
         (lambda request: request.cut(completion("4" * 100)), "connection: "),
         (lambda request: request.reply(b'{"choices": ['), "the reply is not JSON"),
         (lambda request: request.reply(b"<html>"), "the reply is not JSON"),
@@ -117,7 +129,7 @@ def test_statuses(status: int, kind: type[Exception]) -> None:
         (lambda request: request.reply({"choices": [{"message": None}]}), "the reply holds no answer"),
         (lambda request: request.reply({"error": {"message": f"{KEY}!"}}), r"the reply holds no answer: \[key\]!"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_answer_is_asked_again(act: Any, said: str) -> None:
     with (
         scripted(lambda request, body, n: act(request)) as server,
@@ -144,35 +156,28 @@ def test_the_key_does_not_come_back_however_it_is_spelt(spelt: str) -> None:
             )
 
     with scripted(act) as server:
-        answer = ask(server, 1).text
-        errors = []
+        assert ask(server, 1).text == f"https://h/v1?key=[key]&{'x' * 170} [key]"
         for seed in (2, 3):
-            with pytest.raises((Refused, TryAgain)) as caught:
+            with pytest.raises((Refused, TryAgain), match=r"https://h/v1\?key=\[key\]&xxx") as caught:
                 ask(server, seed)
-            errors.append(str(caught.value))
-    assert answer == f"https://h/v1?key=[key]&{'x' * 170} [key]"
-    for error in errors:
-        assert "https://h/v1?key=[key]&xxx" in error and KEY[:6] not in error and spelt[:6] not in error
+            assert KEY[:6] not in str(caught.value) and spelt[:6] not in str(caught.value)
 
 
 def test_nothing_that_a_terminal_obeys_is_said() -> None:
     hostile = "\x1b]0;pwned\x07\x1b[2J\r\u202e\ud800 plain é\n"
     with (
         scripted(lambda request, body, n: request.reply({"error": {"message": hostile}}, 400)) as server,
-        pytest.raises(Refused) as caught,
+        pytest.raises(Refused, match=r"^HTTP 400: \]0;pwned \[2J plain é$"),
     ):
         ask(server)
-    assert str(caught.value) == "HTTP 400: ]0;pwned [2J plain é"
 
 
-def send(request: Any, *pieces: bytes, over: threading.Event | None = None) -> None:
-    """Write raw bytes; with `over`, one piece each 20 ms until it is set, the last one again and again."""
-    waiting, piece = list(pieces), b""
-    while waiting or (over and not over.is_set()):
-        piece = waiting.pop(0) if waiting else piece
+def trickle(request: Any, *pieces: bytes, over: threading.Event) -> None:
+    """Write a piece each 20 ms until it is over, the last one again and again."""
+    for piece in chain(pieces, repeat(pieces[-1])):
         request.wfile.write(piece)
-        if over:
-            over.wait(0.02)
+        if over.wait(0.02):
+            break
 
 
 SLOW: dict[str, tuple[type[Exception], str, tuple[bytes, ...]]] = {
@@ -190,7 +195,7 @@ SLOW: dict[str, tuple[type[Exception], str, tuple[bytes, ...]]] = {
 def test_the_time_limit_bounds_every_part_of_a_reply(name: str) -> None:
     kind, said, pieces = SLOW[name]
     over = threading.Event()
-    with scripted(lambda request, body, n: send(request, *pieces, over=over)) as server:
+    with scripted(lambda request, body, n: trickle(request, *pieces, over=over)) as server:
         start = time.monotonic()
         with pytest.raises(kind, match=said):
             ask(server, timeout_s=0.4)
@@ -199,24 +204,12 @@ def test_the_time_limit_bounds_every_part_of_a_reply(name: str) -> None:
 
 
 def test_continue_without_end_and_without_pause_is_bounded_too() -> None:
-    def flood(request: Any, body: dict[str, Any], attempt: int) -> None:
-        while True:
-            request.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
-
-    with scripted(flood) as server, pytest.raises(TryAgain, match=r"no answer within 0\.3 s|connection: "):
-        ask(server, timeout_s=0.3)
-
-
-@pytest.mark.parametrize(
-    "length", [b"abc", "\u00b2".encode("latin-1"), b"-1", b"", b"5\r\nContent-Length: 7", b"9" * 5000]
-)
-def test_an_odd_content_length_is_a_broken_connection(length: bytes) -> None:
-    reply = b"HTTP/1.1 200 OK\r\nContent-Length: " + length + b"\r\n\r\n{}"
+    flood = repeat(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
     with (
-        scripted(lambda request, body, n: send(request, reply)) as server,
-        pytest.raises(TryAgain, match="connection: "),
+        scripted(lambda request, body, n: request.wfile.writelines(flood)) as server,
+        pytest.raises(TryAgain, match=r"no answer within 0\.3 s|connection: "),
     ):
-        ask(server)
+        ask(server, timeout_s=0.3)
 
 
 @pytest.mark.parametrize("headers", [{}, {"Content_Encoding": "gzip"}])
@@ -232,9 +225,9 @@ def test_a_reply_without_measure_is_not_held(headers: dict[str, str], monkeypatc
 
 def test_nobody_there_is_asked_again() -> None:
     with scripted(lambda request, body, n: None) as server:
-        gone = server.url
+        pass
     with pytest.raises(TryAgain, match="connection: "):
-        ask(gone)
+        ask(server)
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl, which makes a certificate")
@@ -270,8 +263,7 @@ def test_a_host_that_cannot_be_is_refused(host: str) -> None:
 def test_odd_counts_of_tokens_are_none() -> None:
     odd = completion("4") | {"usage": {"prompt_tokens": True, "completion_tokens": -1}}
     with scripted(lambda request, body, n: request.reply(odd)) as server:
-        answer = ask(server)
-    assert [(n, type(n)) for n in (answer.prompt_tokens, answer.completion_tokens)] == [(0, int), (0, int)]
+        assert repr(ask(server)) == repr(Answer("4", "stop", 0, 0))
 
 
 def test_retry_after_as_a_number_and_as_a_date() -> None:
@@ -280,13 +272,6 @@ def test_retry_after_as_a_number_and_as_a_date() -> None:
     hostile = (None, "soon", "-1", "nan", "inf", "", "Thu, 01 Jan 99999 00:00:00 GMT", "Thu, 99 Xyz 1970 99:99:99")
     assert [retry_after(text, 100.0) for text in hostile] == [None] * len(hostile)
     assert retry_after("Thu, 01 Jan 1970 00:01:40 GMT", 200.0) is None
-
-
-def test_open_thinking_stays_open_only_where_it_was_cut() -> None:
-    assert with_thinking("", "because", finished=False) == "<think>\nbecause\n"
-    assert with_thinking("", "because") == "<think>\nbecause\n</think>\n\n"
-    assert with_thinking("4", "because", finished=False) == "<think>\nbecause\n</think>\n\n4"
-    assert with_thinking(" 4 ") == "4"
 
 
 def test_a_key_on_its_way_unencrypted_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

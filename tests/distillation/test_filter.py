@@ -57,41 +57,28 @@ def test_the_verdict_is_the_graders_on_real_responses() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected", "lenient"),
+    ("text", "expected", "changes", "then"),
     [
-        ("", "empty", None),
-        ("<think>5 + 4 = 9, then it is", "truncated", None),
-        ("I cannot tell how many there are.", "no answer", None),
-        ("He has 5 + 4 = 9. The answer is \\boxed{9}.", "wrong answer", None),
-        (LOOP, "recursive doubt", {"allow_doubt": True}),
-        ("First 5 + 4 = 10. Then 9 - 2 = 7. So \\boxed{7}.", "false equations", {"min_validity": 0.5}),
-        ("\\boxed{7}", "too short", {"min_characters": 5}),
+        ("", "empty", {}, "empty"),
+        ("<think>5 + 4 = 9, then it is", "truncated", {}, "truncated"),
+        ("I cannot tell how many there are.", "no answer", {}, "no answer"),
+        ("He has 5 + 4 = 9. The answer is \\boxed{9}.", "wrong answer", {}, "wrong answer"),
+        (LOOP, "recursive doubt", {"allow_doubt": True}, None),
+        ("First 5 + 4 = 10. Then 9 - 2 = 7. So \\boxed{7}.", "false equations", {"min_validity": 0.5}, None),
+        ("\\boxed{7}", "too short", {"min_characters": 5}, None),
+        ("We know 3 + 4 = 7 at once, so \\boxed{7} it is.", None, {"min_provenance": 1.0}, "numbers from nowhere"),
+        ("Aside: 2 * 4 = 8. Then 5 + 2 = 7. So \\boxed{7}.", None, {"min_liveness": 1.0}, "answer not computed"),
+        ("It is obvious that he has \\boxed{7} apples.", None, {"require_support": True}, "answer not supported"),
+        (GOOD, None, {"max_characters": 30}, "too long"),
+        (GOOD, None, {"finish": "length"}, "truncated"),
+        (GOOD, None, {"finish": "max_tokens"}, "truncated"),
+        (GOOD, None, {"finish": "content_filter"}, "broken off"),
     ],
 )
-def test_each_rejection_has_its_reason(text: str, expected: str, lenient: dict[str, Any] | None) -> None:
-    assert reason(text) == expected
-    if lenient is not None:
-        assert reason(text, **lenient) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "expected", "strict"),
-    [
-        ("We know 3 + 4 = 7 at once, so \\boxed{7} it is.", "numbers from nowhere", {"min_provenance": 1.0}),
-        ("Aside: 2 * 4 = 8. Then 5 + 2 = 7. So \\boxed{7}.", "answer not computed", {"min_liveness": 1.0}),
-        ("It is obvious that he has \\boxed{7} apples.", "answer not supported", {"require_support": True}),
-        (GOOD, "too long", {"max_characters": 30}),
-    ],
-)
-def test_each_threshold_rejects_what_it_names(text: str, expected: str, strict: dict[str, Any]) -> None:
-    assert reason(text) is None
-    assert reason(text, **strict) == expected
-
-
-def test_how_the_teacher_ended_counts() -> None:
-    assert reason(GOOD) is None
-    assert reason(GOOD, "length") == reason(GOOD, "max_tokens") == "truncated"
-    assert reason(GOOD, "content_filter") == "broken off"
+def test_each_rejection_has_its_reason(
+    text: str, expected: str | None, changes: dict[str, Any], then: str | None
+) -> None:
+    assert (reason(text), reason(text, **changes)) == (expected, then)
 
 
 def test_thinking_may_err_and_the_answer_may_not() -> None:

@@ -41,6 +41,15 @@ def answer(request: Any, body: dict[str, Any], _: int) -> None:
     request.reply(completion(solution(*sum_of(body))))
 
 
+def run_that_fails(
+    act: Any, count: int, said: str, found: dict[int, Answer | str] | None = None, **changes: Any
+) -> Script:
+    """The endpoint, after it has ended a run with an error."""
+    with scripted(act) as server, pytest.raises(MlxmathError, match=said):
+        ask(server, count, found, **changes)
+    return server
+
+
 def test_each_question_is_asked_once_and_no_more_than_asked_for_at_once() -> None:
     pairs = threading.Barrier(2, timeout=60)
 
@@ -52,19 +61,15 @@ def test_each_question_is_asked_once_and_no_more_than_asked_for_at_once() -> Non
         found = ask(server, 30)
         assert set(server.seen.values()) == {1} and 2 <= server.most_at_once <= 4
     assert sorted(found) == list(range(30))
-    for i, one in found.items():
-        assert isinstance(one, Answer) and one.attempts == 1 and f"{i + 1}}}" in one.text
+    assert all(isinstance(one, Answer) and one.attempts == 1 and f"{i + 1}}}" in one.text for i, one in found.items())
 
 
 def test_failures_are_asked_again_so_often_and_then_reported() -> None:
     def act(request: Any, body: dict[str, Any], attempt: int) -> None:
         a, _ = sum_of(body)
-        if a == 3:
-            request.reply({"error": "full"}, 500)
-        elif a == 5:
-            request.reply({"error": "unsuitable"}, 400)
-        elif a % 2 and attempt < 3:
-            request.reply({}, 503)
+        errors = {3: ({"error": "full"}, 500), 5: ({"error": "unsuitable"}, 400)}
+        if failure := errors.get(a, ({}, 503) if a % 2 and attempt < 3 else None):
+            request.reply(*failure)
         else:
             answer(request, body, attempt)
 
@@ -103,11 +108,7 @@ def test_retry_after_holds_everyone() -> None:
 
 
 def test_a_wait_of_hours_ends_the_run() -> None:
-    with (
-        scripted(lambda request, body, n: request.reply({}, 429, Retry_After="90000")) as server,
-        pytest.raises(MlxmathError, match="it asks to wait 90,000 s"),
-    ):
-        ask(server, 3)
+    run_that_fails(lambda request, body, n: request.reply({}, 429, Retry_After="90000"), 3, "it asks to wait 90,000 s")
 
 
 def test_requests_a_minute_are_spaced_evenly() -> None:
@@ -119,14 +120,13 @@ def test_requests_a_minute_are_spaced_evenly() -> None:
 
 
 def test_a_wrong_key_ends_the_run_at_once_and_a_dead_endpoint_soon() -> None:
-    with scripted(lambda request, body, n: request.reply({"error": "who?"}, 401)) as server:
-        with pytest.raises(MlxmathError, match="HTTP 401: who\\?; name the environment variable"):
-            ask(server, 100)
-        assert server.seen.total() <= 4
-    with scripted(lambda request, body, n: request.reply({}, 500)) as server:
-        with pytest.raises(MlxmathError, match="10 questions in a row got no answer"):
-            ask(server, 100, retries=0)
-        assert server.seen.total() < 30
+    server = run_that_fails(lambda request, body, n: request.reply({"error": "who?"}, 401), 100,
+                     r"HTTP 401: who\?; name the environment variable")  # fmt: skip
+    assert server.seen.total() <= 4
+    dead = run_that_fails(
+        lambda request, body, n: request.reply({}, 500), 100, "10 questions in a row got no", retries=0
+    )
+    assert dead.seen.total() < 30
 
 
 def test_answers_under_way_are_kept_when_the_run_ends() -> None:
@@ -144,9 +144,7 @@ def test_answers_under_way_are_kept_when_the_run_ends() -> None:
             answer(request, body, attempt)
 
     found: dict[int, Answer | str] = {}
-    with scripted(act) as server, pytest.raises(MlxmathError, match="401"):
-        ask(server, 50, found, concurrency=3)
-    assert len(found) == server.answered.total() == 2
+    assert run_that_fails(act, 50, "401", found, concurrency=3).answered.total() == len(found) == 2
 
 
 def test_the_end_of_a_run_waits_for_no_pause() -> None:
@@ -160,27 +158,24 @@ def test_the_end_of_a_run_waits_for_no_pause() -> None:
             request.reply({}, 401)
 
     start = time.monotonic()
-    with scripted(act) as server, pytest.raises(MlxmathError, match="401"):
-        ask(server, 2, concurrency=2)
+    run_that_fails(act, 2, "401", concurrency=2)
     assert time.monotonic() - start < 5
 
 
 def test_an_error_in_what_takes_the_answers_ends_the_run() -> None:
-    def full(task: Task, outcome: Answer | str) -> None:
-        raise MlxmathError("the disk is full")
+    class Full(dict):  # type: ignore[type-arg]
+        def __setitem__(self, *_: object) -> None:
+            raise MlxmathError("the disk is full")
 
-    with scripted(answer) as server, pytest.raises(MlxmathError, match="the disk is full"):
-        teacher = Endpoint(DistillationConfig(teacher_url=server.url, teacher_model="m", concurrency=2))
-        teacher.ask(tasks(50), full)
-    assert server.seen.total() <= 4
+    assert run_that_fails(answer, 50, "the disk is full", Full(), concurrency=2).seen.total() <= 4
 
 
 def test_a_notebook_which_runs_a_loop_of_its_own_can_ask() -> None:
-    async def cell(server: Script) -> int:
-        return len(ask(server, 5))
+    async def cell() -> int:
+        with scripted(answer) as server:
+            return len(ask(server, 5))
 
-    with scripted(answer) as server:
-        assert asyncio.run(cell(server)) == 5
+    assert asyncio.run(cell()) == 5
 
 
 def test_a_signal_is_heard_whichever_thread_it_reaches() -> None:

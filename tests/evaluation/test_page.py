@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from mlxmath.evaluation.card import markdown
-from mlxmath.evaluation.score import collect, results
-from mlxmath.evaluation.web.latex import formula, to_html
-from mlxmath.evaluation.web.page import page
+from mlxmath.evaluation.latex import formula, to_html
+from mlxmath.evaluation.report import card, page, view_of
+from mlxmath.evaluation.score import Scored, collect, results
 from tests.evaluation.make import sample, settings
 
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -47,29 +47,26 @@ def test_formulas_become_mathml(text: str, element: str) -> None:
     assert element in to_html(text) and "<math" in to_html(text)
 
 
-def test_hostile_formulas_are_harmless() -> None:
-    for text in (
-        "\\text{<script>x</script>}",
-        "\\href{javascript:x}{y}",
-        "\\style{x:y}{z}",
-        '\\class{" onclick="x}{y}',
-    ):
-        found = formula(text) or ""
-        assert "<script" not in found and "href" not in found and "onclick=" not in found and "style=" not in found
+@pytest.mark.parametrize(
+    "text",
+    ["\\text{<script>x</script>}", "\\href{javascript:x}{y}", "\\style{x:y}{z}", '\\class{" onclick="x}{y}'],
+)
+def test_hostile_formulas_are_harmless(text: str) -> None:
+    assert not re.search("<script|href|onclick=|style=", formula(text) or "")
 
 
 def test_a_hostile_name_or_answer_is_escaped_everywhere() -> None:
     made = [sample(HOSTILE, i, HOSTILE, question=HOSTILE, gold=HOSTILE, response=HOSTILE, subject=f"{HOSTILE}{i}",
                    level=HOSTILE, solution=HOSTILE) for i in range(3)]  # fmt: skip
-    text = build(made, HOSTILE)
-    assert text.count("<script>") == 1 and "<img" not in text
+    view = view_of(*scored_with(made, settings(HOSTILE)), NOW)
+    text = page(view)
+    assert text.count("<script>") == 1 and "<img" not in text and "<" not in card(view)
     assert re.search(r"default-src 'none'; style-src 'sha256-[\w+/=]+'; script-src 'sha256-", text)
 
 
-def build(made: list, *labels: str, **changes: Any) -> str:
-    chosen = settings(*labels, **changes)
-    scored = collect(made, labels, chosen["samples"])
-    return page(results(scored, chosen), scored, datetime(2026, 1, 2, tzinfo=UTC))
+def scored_with(made: list, chosen: dict) -> tuple[dict, Scored]:
+    scored = collect(made, [one["label"] for one in chosen["contestants"]], chosen["samples"])
+    return results(scored, chosen), scored
 
 
 def test_how_this_was_measured_names_everything() -> None:
@@ -77,32 +74,19 @@ def test_how_this_was_measured_names_everything() -> None:
             for label, cut in (("base", 2), ("tuned", 0)) for i in range(4)]  # fmt: skip
     chosen = settings("base", "tuned", decoding={"base": "64 at a time", "tuned": "1 at a time"})
     chosen["benchmarks"] = [{"name": "b", "max_tokens": 1234}]
-    first, second = chosen["contestants"]
-    first |= {"folder": "models/qwen", "model": "ab12", "adapter_folder": None, "asked_in": "chat"}
-    second |= {
-        "folder": "models/qwen",
-        "model": "ab12",
-        "adapter": "cd34",
-        "adapter_folder": "runs/a",
-        "asked_in": "tutor",
-    }
-    scored = collect(made, ("base", "tuned"), 1)
-    found = results(scored, chosen)
-    text = page(found, scored, datetime(2026, 1, 2, tzinfo=UTC))
-    for told in (
-        "templates chat (base), tutor (tuned)",
-        "at most 1,234 tokens",
-        "base 2, tuned 0",
+    shared = {"folder": "models/qwen", "model": "ab12"}
+    chosen["contestants"][0] |= {**shared, "adapter_folder": None, "asked_in": "chat"}
+    chosen["contestants"][1] |= {**shared, "adapter": "cd34", "adapter_folder": "runs/a", "asked_in": "tutor"}
+    view = view_of(*scored_with(made, chosen), NOW)
+    told = ["templates chat (base), tutor (tuned)", "at most 1,234 tokens", "base 2, tuned 0", "100.0 % of 4"]
+    assert [text for text in told if text not in card(view)] == []  # the last: soundness with the answers that it is of
+    told += [
         "base 64 at a time; tuned 1 at a time",
         "models/qwen, template chat",
         "models/qwen with runs/a, template tutor",
-    ):
-        assert told in text
-    assert "ab12" not in text and "cd34" not in text
-    card = markdown(found)
-    for told in ("templates chat (base), tutor (tuned)", "at most 1,234 tokens", "answers cut off: base 2, tuned 0"):
-        assert told in card
-    assert "100.0 % of 4" in card and "100.0 % of 4" in text  # soundness with the answers that it is of
+    ]
+    assert [text for text in told if text not in page(view)] == []
+    assert "ab12" not in page(view) and "cd34" not in page(view)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +101,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
             text = f"{text} {HOSTILE}" if i == 39 else text
             made.append(sample(label, i, "1", correct=right, response=text, **shared))
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(build(made, "base", "tuned"))
+    path.write_text(page(view_of(*scored_with(made, settings("base", "tuned")), NOW)))
     return path
 
 

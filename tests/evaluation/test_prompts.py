@@ -8,9 +8,7 @@ import pytest
 from mlxmath.data.render import encode_prompt, load_tokenizer
 from mlxmath.data.templates import get_template, joined
 from mlxmath.errors import InputError
-from mlxmath.evaluation.formulas import Formula, Retriever
-from mlxmath.evaluation.prompts import Prompts
-from mlxmath.evaluation.shots import SHOTS
+from mlxmath.evaluation.prompts import SHOTS, Formula, Prompts, Retriever
 from mlxmath.grading import faithfulness, grade
 
 MODEL = Path(__file__).parents[2] / "mlxmath" / "demo" / "model"
@@ -29,11 +27,9 @@ def test_zero_shot_is_the_training_prompt_and_shots_are_training_rows() -> None:
 
 
 def test_the_worked_examples_are_right() -> None:
-    for kind, pairs in SHOTS.items():
-        for question, solution in pairs:
-            stated = grade(solution, "0")
-            assert stated.rule == ("####" if kind == "word" else "boxed"), question
-            assert faithfulness(solution, question).num_false == 0, question
+    for kind, question, solution in ((kind, *pair) for kind, pairs in SHOTS.items() for pair in pairs):
+        assert grade(solution, "0").rule == ("####" if kind == "word" else "boxed"), question
+        assert faithfulness(solution, question).num_false == 0, question
     assert [grade(s, "0").extracted for _, s in SHOTS["word"]] == ["16", "55", "20", "4", "20", "16", "75", "9"]
 
 
@@ -61,33 +57,23 @@ def test_the_bundled_formulas() -> None:
     assert best.name == "Pythagorean theorem"
 
 
-@pytest.mark.parametrize("text", ["not json\n", '{"name": "n"}\n', "[1]\n", '{"formula": 3}\n', ""])
-def test_bad_formula_files(tmp_path: Path, text: str) -> None:
-    (tmp_path / "f.jsonl").write_text(text)
-    with pytest.raises(InputError, match="--retrieve"):
-        Retriever.load(str(tmp_path / "f.jsonl"), 3)
-
-
-def test_bad_settings_of_prompts() -> None:
-    tokenizer = load_tokenizer(MODEL)
+def test_more_examples_than_there_are() -> None:
     with pytest.raises(InputError, match="--shots"):
-        Prompts(tokenizer, get_template("tutor"), num_shots=99)
+        Prompts(load_tokenizer(MODEL), get_template("tutor"), num_shots=99)
 
 
-def test_a_file_that_holds_no_formulas_says_where(tmp_path: Path) -> None:
-    path = tmp_path / "formulas.jsonl"
-    good = '{"name": "a\u2028b", "formula": "x"}'
-    for bad in (
-        "5",
-        '["a"]',
-        '{"name": 1, "formula": "x"}',
-        '{"name": "a"}',
-        "[" * 100_000,
-        '{"name": "a", "for',
-        "\xff",
-    ):
-        path.write_bytes(f"{good}\n\n{bad}\n".encode("latin-1" if bad == "\xff" else "utf-8", "replace"))
-        with pytest.raises(InputError, match=r"formulas\.jsonl:3: expected"):
-            Retriever.load(str(path), 3)
-    path.write_text(f"{good}\n", encoding="utf-8")
+@pytest.mark.parametrize(
+    "bad",
+    ["5", '["a"]', '{"name": 1, "formula": "x"}', '{"name": "a"}', "[" * 100_000, '{"name": "a", "for', "\xff",
+     "not json", '{"formula": 3}'],
+)  # fmt: skip
+def test_a_file_that_holds_no_formulas_says_where(tmp_path: Path, bad: str) -> None:
+    path, good = tmp_path / "formulas.jsonl", '{"name": "a\u2028b", "formula": "x"}\n'
+    path.write_bytes(f"{good}\n{bad}\n".encode("latin-1" if bad == "\xff" else "utf-8", "replace"))
+    with pytest.raises(InputError, match=r"formulas\.jsonl:3: expected"):
+        Retriever.load(str(path), 3)
+    path.write_text("\n")
+    with pytest.raises(InputError, match="holds no formula"):
+        Retriever.load(str(path), 3)
+    path.write_text(good, encoding="utf-8")
     assert [formula.name for formula in Retriever.load(str(path), 3).formulas] == ["a\u2028b"]

@@ -16,8 +16,7 @@ def test_two_models_on_the_same_problems() -> None:
     base = [sample("base", i, "1" if i < 4 else "2") for i in range(10)]  # right: 0 to 3
     tuned = [sample("tuned", i, "2" if i == 0 else "1" if i < 8 else None) for i in range(10)]  # right: 1 to 7
     found = run([*tuned, *base], "base", "tuned")
-    assert found["contestants"]["base"]["accuracy"]["value"] == pytest.approx(0.4)
-    assert found["contestants"]["tuned"]["accuracy"]["value"] == pytest.approx(0.7)
+    assert [one["accuracy"]["value"] for one in found["contestants"].values()] == pytest.approx([0.4, 0.7])
     assert found["contestants"]["tuned"]["categories"] == {
         "right": 7, "wrong": 1, "slip": 0, "none": 2, "truncated": 0, "loop": 0,
     }  # fmt: skip
@@ -31,12 +30,11 @@ def test_two_models_on_the_same_problems() -> None:
 
 
 def test_each_is_compared_with_the_one_that_it_names() -> None:
-    labels = ("base", "first", "second")
-    right = dict(zip(labels, (1, 3, 4), strict=True))
-    made = [sample(label, i, "1" if i < right[label] else "2") for label in labels for i in range(5)]
-    chosen = settings(*labels)
+    right = {"base": 1, "first": 3, "second": 4}
+    made = [sample(label, i, "1" if i < count else "2") for label, count in right.items() for i in range(5)]
+    chosen = settings(*right)
     chosen["contestants"][2]["against"] = "first"
-    found = results(collect(made, labels, 1), chosen)["comparisons"]
+    found = results(collect(made, list(right), 1), chosen)["comparisons"]
     assert [(c["base"], c["other"], c["fixed"]) for c in found] == [("base", "first", 2), ("first", "second", 1)]
 
 
@@ -72,12 +70,7 @@ def test_several_samples_count_by_their_fraction_and_vote() -> None:
 
 def test_the_ensemble_weighs_each_voter_by_the_other_problems() -> None:
     labels = ("a", "b", "c")
-    right = {"a": [1, 1, 1, 1], "b": [0, 0, 0, 0], "c": [0, 0, 0, 0]}
-    made = [
-        sample(label, i, "1" if right[label][i] else "9", correct=bool(right[label][i]))
-        for label in labels
-        for i in range(4)
-    ]
+    made = [sample(label, i, "1" if label == "a" else "9") for label in labels for i in range(4)]
     weighted = run(made, *labels, vote="weighted", voters=list(labels))
     assert weighted["ensemble"]["weights"] == {"a": 1.0, "b": 0.0, "c": 0.0}
     assert weighted["ensemble"]["accuracy"]["value"] == 1.0

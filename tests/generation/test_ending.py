@@ -10,10 +10,10 @@ from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
 
 from mlxmath.config.schema import DistillationConfig, RunConfig, RuntimeConfig
 from mlxmath.data.templates import get_template, template_of
-from mlxmath.distillation.local import LocalTeacher
+from mlxmath.distillation.teacher import LocalTeacher
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.generation.ending import cut, load_generation_tokenizer, stop_strings
-from mlxmath.generation.engine import Completion, Sampling, generate_batch, stream
+from mlxmath.generation.engine import Completion, Sampling, cut, generate_batch, stop_strings, stream
+from mlxmath.generation.model import load_generation_tokenizer
 from mlxmath.training.grpo.prompts import load_prompts
 from tests.conftest import make_tiny_llama
 from tests.helpers import run, succeed
@@ -53,18 +53,23 @@ def test_end_tokens_are_those_of_all_files(folder: Path, config: Any, generation
     assert ends >= mlx_lm_load_tokenizer(folder, eos_token_ids=theirs).eos_token_ids
 
 
-@pytest.mark.parametrize("wrong", ["65", [1, "65"], -1, [1, None], 1.5, True, {"a": 1}])
-def test_a_damaged_end_token_is_one_clear_error(folder: Path, wrong: Any) -> None:
-    write(folder, "generation_config.json", wrong)
-    with pytest.raises(MlxmathError, match=r"generation_config\.json: eos_token_id: expected the number of a token"):
+WRONG = ["65", [1, "65"], -1, [1, None], 1.5, True, {"a": 1}]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        *(("generation_config.json", json.dumps({"eos_token_id": wrong}), "eos_token_id: expected the number of a")
+          for wrong in WRONG),
+        ("generation_config.json", "{", "generation_config"),
+        ("generation_config.json", "[1]", "generation_config"),
+        ("tokenizer.json", "{", "the tokenizer in .* does not load"),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_is_one_clear_error(folder: Path, name: str, text: str, said: str) -> None:
+    (folder / name).write_text(text)
+    with pytest.raises(MlxmathError, match=said):
         load_generation_tokenizer(folder)
-
-
-def test_a_damaged_file_is_one_clear_error(folder: Path) -> None:
-    for text in ("{", "[1]"):
-        (folder / "generation_config.json").write_text(text)
-        with pytest.raises(MlxmathError, match=r"generation_config\.json"):
-            load_generation_tokenizer(folder)
 
 
 @pytest.fixture
@@ -126,13 +131,14 @@ def test_an_answer_is_cut_at_the_first_stop_string_and_ends_there(folder: Path, 
 
 
 def test_a_template_without_stop_strings_is_written_down_as_before(folder: Path) -> None:
+    path = folder / "one.toml"
     assert "stop" not in get_template("tutor").definition
-    (folder / "one.toml").write_text('prompt = "{question}"\nstop = "Q:"')
-    assert template_of(str(folder / "one.toml"), "--template").stop_strings == ("Q:",)
+    path.write_text('prompt = "{question}"\nstop = "Q:"')
+    assert template_of(str(path), "--template").stop_strings == ("Q:",)
     for wrong in ('""', '["a", ""]', "5", "[1]"):
-        (folder / "one.toml").write_text(f'prompt = "{{question}}"\nstop = {wrong}')
+        path.write_text(f'prompt = "{{question}}"\nstop = {wrong}')
         with pytest.raises(InputError, match=r"one\.toml: stop"):
-            template_of(str(folder / "one.toml"), "--template")
+            template_of(str(path), "--template")
 
 
 def test_a_converted_model_ends_where_its_source_does(tmp_path: Path) -> None:

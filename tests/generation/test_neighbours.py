@@ -1,6 +1,7 @@
 """An answer does not depend on what is decoded beside it, whatever the architecture: batch, alone and mlx_lm agree."""
 
 import importlib
+from itertools import takewhile
 from typing import Any
 
 import mlx.core as mx
@@ -44,12 +45,8 @@ def make(model_type: str) -> Any:
 
 
 def mlx_lms(model: Any, prompt: list[int], count: int) -> list[int]:
-    found = []
-    for token, _ in generate_step(mx.array(prompt), model, max_tokens=count):
-        if token == EOS:
-            break
-        found.append(token)
-    return found
+    drawn = (int(token) for token, _ in generate_step(mx.array(prompt), model, max_tokens=count))
+    return list(takewhile(lambda token: token != EOS, drawn))
 
 
 @pytest.mark.parametrize(

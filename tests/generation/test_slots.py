@@ -23,9 +23,8 @@ def test_a_token_of_a_known_model() -> None:
 
 
 def test_memory_limits_the_slots() -> None:
-    longest = 4096
+    longest, held = 4096, 11 * 10**9
     each = int(28_672 * longest * 30 / 28) + 12 * 151936
-    held = 11 * 10**9
     assert choose_slots(QWEN_1_5B, DEVICE, held_bytes=held, longest=longest)[0] == int(0.8 * 5e9 / each) == 31
     few, reason = choose_slots(QWEN_1_5B, DEVICE, held_bytes=16 * 10**9, longest=longest)
     assert few == 1 and "fit" in reason

@@ -19,8 +19,8 @@ from mlxmath.data.split import held_out, num_problems, warn_of_shared
 from mlxmath.data.templates import get_template
 from mlxmath.errors import InputError
 from mlxmath.evaluation.samples import fingerprint
-from mlxmath.generation.ending import stop_strings
-from mlxmath.generation.engine import load_generation_tokenizer
+from mlxmath.generation.engine import stop_strings
+from mlxmath.generation.model import load_generation_tokenizer
 from mlxmath.runtime.console import counted, say
 from mlxmath.training.grpo.sampling import Prompt
 

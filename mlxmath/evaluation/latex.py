@@ -19,17 +19,18 @@ _MATH = re.compile(
     re.DOTALL,
 )
 _LONGEST = 2000
-_NAME = re.compile(r"[a-z]+")
 _ELEMENTS = frozenset(
-    _NAME.findall(
+    re.findall(
+        r"\w+",
         "math mrow mi mo mn mtext mspace msup msub msubsup mfrac msqrt mroot mover munder munderover mtable mtr mtd "
-        "mstyle mpadded mphantom mmultiscripts mprescripts none merror ms"
+        "mstyle mpadded mphantom mmultiscripts mprescripts none merror ms",
     )
 )
 _ATTRIBUTES = frozenset(
-    _NAME.findall(
+    re.findall(
+        r"\w+",
         "display displaystyle scriptlevel mathvariant stretchy fence separator form accent accentunder linethickness "
-        "width height depth lspace rspace minsize maxsize symmetric largeop movablelimits columnspan rowspan"
+        "width height depth lspace rspace minsize maxsize symmetric largeop movablelimits columnspan rowspan",
     )
 )
 _VALUE = re.compile(r"[-\w.%# ]{0,40}")
@@ -39,15 +40,16 @@ def to_html(text: str) -> str:
     """Escaped text with its formulas as MathML; a formula that cannot be read stays as its source."""
     parts, end = [], 0
     for match in _MATH.finditer(text):
-        parts.append(html.escape(text[end : match.start()]))
-        groups = match.groupdict()
-        is_display = any(groups[name] is not None for name in ("display", "bracket", "environment"))
-        names = ("display", "bracket", "paren", "environment", "inline", "boxed")
-        source = next(groups[name] for name in names if groups[name] is not None)
-        parts.append(formula(source, is_display) or f'<code class="tex">{html.escape(match[0])}</code>')
+        kind, source = next((k, found) for k, found in match.groupdict().items() if found is not None)
+        made = formula(source, kind in ("display", "bracket", "environment"))
+        parts += [html.escape(text[end : match.start()]), made or f'<code class="tex">{html.escape(match[0])}</code>']
         end = match.end()
-    parts.append(html.escape(text[end:]))
-    return "".join(parts)
+    return "".join([*parts, html.escape(text[end:])])
+
+
+def answer_to_html(text: str) -> str:
+    """A final answer: a formula if it looks like one, else text."""
+    return (formula(text.strip().strip("$")) if set(text) & set("\\^_") else None) or html.escape(text)
 
 
 @lru_cache(maxsize=4096)
@@ -68,9 +70,7 @@ def _clean(element: ElementTree.Element) -> ElementTree.Element:
     """A copy of known elements and attributes only; an unknown element becomes a row of its children."""
     name = element.tag.rpartition("}")[2]
     found = ElementTree.Element(name if name in _ELEMENTS else "mrow")
-    for key, value in element.attrib.items():
-        if key in _ATTRIBUTES and _VALUE.fullmatch(value):
-            found.set(key, value)
+    found.attrib |= {k: v for k, v in element.attrib.items() if k in _ATTRIBUTES and _VALUE.fullmatch(v)}
     if name == "menclose":
         found.set("class", "boxed")
     if name == "math":
@@ -78,6 +78,5 @@ def _clean(element: ElementTree.Element) -> ElementTree.Element:
     if name == "mtd" and element.get("columnalign") in ("left", "right"):
         found.set("class", element.attrib["columnalign"])
     found.text = html.unescape(element.text) if element.text else None
-    for child in element:
-        found.append(_clean(child))
+    found.extend(map(_clean, element))
     return found
