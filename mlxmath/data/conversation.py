@@ -6,12 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlxmath.data.problem import Message
-from mlxmath.data.values import SkippedRowError, text_of
+from mlxmath.data.problem import Message, SkippedRowError, text_of
 from mlxmath.runtime.files import parse_json
-
-CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog")
-"""Columns that hold a whole conversation."""
 
 _ROLES = {
     role: canonical

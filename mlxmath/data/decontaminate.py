@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxmath.config.schema import DataConfig, SourceConfig
+from mlxmath.data.columns import near
 from mlxmath.data.datasets import DATASETS, known
 from mlxmath.data.dedup import Hashes, Words, normalise
-from mlxmath.data.local import is_file_name
-from mlxmath.data.names import near
+from mlxmath.data.rows import is_file_name
 from mlxmath.data.sources import load_problems
 from mlxmath.errors import InputError
 from mlxmath.runtime.console import say

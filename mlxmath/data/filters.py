@@ -5,8 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mlxmath.data.columns import Columns
-from mlxmath.data.names import near
+from mlxmath.data.columns import Columns, near
 from mlxmath.data.problem import Problem
 from mlxmath.errors import InputError
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from mlxmath.config.load import Resolved
 from mlxmath.config.schema import RunConfig
-from mlxmath.data.batching import BatchSampler, Rows
+from mlxmath.data.batch import Rows
+from mlxmath.data.batching import BatchSampler
 from mlxmath.data.cache import TokenRows
 from mlxmath.data.pairs import Pairs, PairSampler
 from mlxmath.data.prepare import prepare_held_out, prepare_rows

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.data.batching import Batch, BatchSampler, Ids, PairTargets, Rows, Shape, StepBatch, make_batch, make_packed
+from mlxmath.data.batch import Batch, PairTargets, Rows, Shape, make_batch, make_packed
+from mlxmath.data.batching import BatchSampler, Ids, StepBatch
 
 
 class LastTokens:

@@ -25,18 +25,25 @@ _DELIMITERS = ",;\t"
 
 
 @dataclass(frozen=True)
-class Contents:
-    """The rows of one file, before their columns have a meaning."""
+class Rows:
+    """An opened dataset, before its columns have a meaning."""
 
+    name: str
+    """For people."""
     columns: tuple[str, ...]
     """Of any of its rows."""
-    forms: tuple[tuple[str, ...], ...]
-    """The different sets of columns that its rows have."""
     read: Callable[[tuple[str, ...]], Iterator[Row]]
-    """Reads the rows; of nested columns in tables only those named."""
+    """Reads the rows; of nested or large columns only those named are needed."""
+    forms: tuple[tuple[str, ...], ...] = ()
+    """The different sets of columns that its rows have, where rows need not have all."""
     num_rows: int | None = None
     place: Callable[[int], str] = lambda index: f"row {index + 1:,}"
     """Where a row stands (numbered from 0), for people."""
+    split: str = "train"
+    revision: str = ""
+    """Identifies the exact data."""
+    streamed: bool = False
+    """Read from the network, row by row: as few as possible."""
 
 
 def kind_of(path: Path) -> str | None:
@@ -48,23 +55,19 @@ def kind_of(path: Path) -> str | None:
     return suffix if suffix in SUFFIXES else None
 
 
-def read_contents(path: Path) -> Contents:
+def read_file(path: Path) -> Rows:
     """Open a file whose name has a `kind_of`.
 
     Raises:
         MlxmathError: it is damaged.
     """
     kind = kind_of(path)
-    if kind == ".parquet":
-        return _parquet(path)
-    if kind == ".arrow":
-        return _arrow(path)
-    if kind in (".csv", ".tsv"):
-        return _texts(path, _cells)
-    return _texts(path, _json_rows if kind == ".json" else _json_lines)
+    if kind in TABLES:
+        return _parquet(path) if kind == ".parquet" else _arrow(path)
+    return _texts(path, {".csv": _cells, ".tsv": _cells, ".json": _json_rows}.get(str(kind), _json_lines))
 
 
-def _texts(path: Path, numbered: Callable[[Path], Iterator[tuple[str, Row]]]) -> Contents:
+def _texts(path: Path, numbered: Callable[[Path], Iterator[tuple[str, Row]]]) -> Rows:
     """A file of text is read once through for its columns: any row may be the first that has one."""
     forms: dict[tuple[str, ...], None] = {}
     try:
@@ -78,7 +81,7 @@ def _texts(path: Path, numbered: Callable[[Path], Iterator[tuple[str, Row]]]) ->
         return next(itertools.islice(numbered(path), index, None))[0]
 
     columns = tuple(dict.fromkeys(name for form in forms for name in form))
-    return Contents(columns, tuple(forms), lambda _: (row for _, row in numbered(path)), place=place)
+    return Rows(path.name, columns, lambda _: (row for _, row in numbered(path)), tuple(forms), place=place)
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -190,7 +193,7 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _parquet(path: Path) -> Contents:
+def _parquet(path: Path) -> Rows:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -209,10 +212,10 @@ def _parquet(path: Path) -> Contents:
         except (pa.ArrowException, OSError) as error:
             raise MlxmathError(f"{path} is damaged: {error}") from None
 
-    return Contents(tuple(schema.names), (tuple(schema.names),), read, num_rows)
+    return Rows(path.name, tuple(schema.names), read, (tuple(schema.names),), num_rows)
 
 
-def _arrow(path: Path) -> Contents:
+def _arrow(path: Path) -> Rows:
     """Arrow's stream format, in which `datasets` saves to disk, or its file format."""
     import pyarrow as pa
 
@@ -239,7 +242,7 @@ def _arrow(path: Path) -> Contents:
         for batch in itertools.islice(batches(), 1, None):
             yield from batch.select(wanted).to_pylist()
 
-    return Contents(tuple(schema.names), (tuple(schema.names),), read, num_rows)
+    return Rows(path.name, tuple(schema.names), read, (tuple(schema.names),), num_rows)
 
 
 def _wanted(schema: Any, used: tuple[str, ...]) -> list[str]:

@@ -8,7 +8,8 @@ from typing import Any
 from mlxmath.config.methods import DistillationConfig
 from mlxmath.config.schema import RuntimeConfig
 from mlxmath.data.chat import ChatTemplate
-from mlxmath.data.render import encode_prompt, load_tokenizer
+from mlxmath.data.codec import load_tokenizer
+from mlxmath.data.render import encode_prompt
 from mlxmath.data.templates import get_template, joined, own_template
 from mlxmath.distillation.questions import Task
 from mlxmath.distillation.teacher import Answer, OnOutcome, prompt, with_thinking

@@ -5,7 +5,7 @@ Shapes: N target positions, B = 2 P rows (chosen, rejected, chosen, …), P pair
 
 import mlx.core as mx
 
-from mlxmath.data.batching import Batch, PairTargets
+from mlxmath.data.batch import Batch, PairTargets
 
 REWARDS = ("chosen_reward", "rejected_reward", "margin", "accuracy")
 """What `reward_sums` sums. The accuracy counts pairs whose margin, chosen less rejected, is above 0."""

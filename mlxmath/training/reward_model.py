@@ -15,7 +15,7 @@ import mlx.nn as nn
 
 from mlxmath.config.load import Resolved
 from mlxmath.config.methods import RewardModelConfig
-from mlxmath.data.batching import Batch, PairTargets
+from mlxmath.data.batch import Batch, PairTargets
 from mlxmath.data.load import check_pairs, load_pairs
 from mlxmath.models.linear_ce import LossHead
 from mlxmath.models.lora.adapter import REWARD_MODEL

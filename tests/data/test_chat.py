@@ -8,8 +8,7 @@ import pytest
 
 from mlxmath.data.chat import ChatTemplate
 from mlxmath.data.codec import codec_of
-from mlxmath.data.columns import SkippedRowError
-from mlxmath.data.problem import Message, Problem
+from mlxmath.data.problem import Message, Problem, SkippedRowError
 from mlxmath.data.render import encode_prompt, render
 from mlxmath.data.templates import Definition, Segment, get_template, joined
 from mlxmath.errors import InputError

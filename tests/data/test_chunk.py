@@ -3,15 +3,14 @@
 import numpy as np
 import pytest
 
-from mlxmath.data.chunk import Overflow, fit_rows, targets_per_row
-from mlxmath.data.render import Rendered
+from mlxmath.data.render import Overflow, Rendered, fit_rows, targets_per_row
 
 
 def laid_out(rows: list[tuple[list[int], list[int]]]) -> Rendered:
     tokens = [t for row, _ in rows for t in row]
     masks = [m for _, mask in rows for m in mask]
-    lengths = [len(row) for row, _ in rows]
-    return Rendered(np.array(tokens, np.uint32), np.array(masks, np.uint8), np.cumsum([0, *lengths]))
+    offsets = np.cumsum([0, *(len(row) for row, _ in rows)])
+    return Rendered(np.array(tokens, np.uint32), np.array(masks, np.uint8), offsets, np.arange(len(rows)))
 
 
 def listed(rows: Rendered) -> list[tuple[list[int], list[int]]]:

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from mlxmath.data.chat import DATE, ChatTemplate
-from mlxmath.data.columns import find_columns, make_problem
+from mlxmath.data.chat import ChatTemplate
+from mlxmath.data.chat_format import DATE
+from mlxmath.data.columns import find_columns
+from mlxmath.data.forms import make_problem
 from mlxmath.data.gold import gold
-from mlxmath.data.problem import Message, Problem
+from mlxmath.data.problem import Message, Problem, SkippedRowError
 from mlxmath.data.render import encode_prompt, render
 from mlxmath.data.templates import Definition, get_template, joined
-from mlxmath.data.values import SkippedRowError
 from mlxmath.errors import InputError
 from tests.data.tokenizers_for_tests import BUILDERS
 
@@ -404,7 +405,7 @@ def test_a_date_in_the_template_is_always_the_same_one() -> None:
 
 def test_several_templates() -> None:
     named = {"default": PLAIN, "tool_use": WITH_TOOLS}
-    assert template_with(named).source == PLAIN
-    assert template_with({"only": PLAIN}).source == PLAIN
+    assert template_with(named).format.source == PLAIN
+    assert template_with({"only": PLAIN}).format.source == PLAIN
     with pytest.raises(InputError, match="first, second and none called default"):
         template_with({"first": PLAIN, "second": PLAIN}).prompt(Q)

@@ -9,8 +9,7 @@ import jinja2
 import pytest
 
 from mlxmath.data.codec import codec_of
-from mlxmath.data.columns import SkippedRowError
-from mlxmath.data.problem import Message, Problem
+from mlxmath.data.problem import Message, Problem, SkippedRowError
 from mlxmath.data.render import encode_prompt, render
 from mlxmath.data.templates import (
     TEMPLATE_FOLDER,

@@ -11,8 +11,8 @@ from mlxmath.data import sources
 from mlxmath.data.datasets import DATASETS, known
 from mlxmath.data.decontaminate import open_benchmarks
 from mlxmath.data.dedup import normalise
-from mlxmath.data.local import AbsentError, Rows
 from mlxmath.data.problem import Problem
+from mlxmath.data.rows import AbsentError, Rows
 from mlxmath.data.sources import load_problems
 from mlxmath.distillation.questions import load_questions
 from mlxmath.errors import InputError
@@ -284,8 +284,9 @@ class Hub:
         rows = self.rows[source.dataset]
         streamed = options.get("shuffle_seed") is not None
         return Rows(
-            source.dataset, source.split or "train", "main@1", tuple(rows[0]), lambda _: iter(rows), None, streamed
-        )
+            source.dataset, tuple(rows[0]), lambda _: iter(rows), split=source.split or "train", revision="main@1",
+            streamed=streamed,
+        )  # fmt: skip
 
 
 def test_known_names(monkeypatch: pytest.MonkeyPatch) -> None:

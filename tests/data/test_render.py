@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlxmath.data.codec import Pair, codec_of, load_tokenizer
-from mlxmath.data.render import _render_whole, _render_words, adds_bos, encode_prompt, render
+from mlxmath.data.render import adds_bos, encode_prompt, render
 from mlxmath.data.templates import Segment, Text, get_template, joined
 from mlxmath.errors import InputError, MlxmathError
 from tests.data.tokenizers_for_tests import BUILDERS, byte_level, modern_split, sentencepiece_bpe
@@ -201,51 +201,3 @@ def test_tokenizer_without_end_of_text(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     with pytest.raises(MlxmathError, match="names no end-of-text token"):
         load_tokenizer(tmp_path)
-
-
-WORD_BY_WORD = ("byte level", "byte level with prefix space", "llama 3 split")
-
-
-@pytest.mark.parametrize("name", WORD_BY_WORD)
-def test_word_by_word_gives_the_same_ids(name: str) -> None:
-    tokenizer = built(name)
-    codec = codec_of(tokenizer)
-    assert codec.words is not None
-    rng = random.Random(1)
-    parts = [
-        "\n", "\n\n", " ", "  ", "</s>", "<s>", "<think>", "ab", "Sold ", "12", "$", "=", "é", "中", ":\n", "{x}", "'s",
-        "'", "\t", "\r\n", "7", "-", "S", "\u00a0", ".", "_", "\\", "\u3000", "e\u0301", "\x01", "\x05",
-    ]  # fmt: skip
-    texts = [
-        text("".join(rng.choices(parts, k=rng.randint(0, 12))), "".join(rng.choices(parts, k=rng.randint(0, 12))))
-        for _ in range(3000)
-    ]
-    texts += [
-        text(f"How many are {i} + {2 * i}?\n\nSolution:\n", f"It is {3 * i}. So\n#### {3 * i}") for i in range(500)
-    ]
-    whole, num_failed = _render_whole(tokenizer, texts, False)
-    mixed, also_failed = render(tokenizer, texts)
-    assert num_failed == also_failed == 0
-    for expected, found in zip(whole, mixed, strict=True):
-        np.testing.assert_array_equal(expected, found)
-    quick = _render_words(tokenizer, texts, range(len(texts)), False)
-    assert set(quick.sources.tolist()) >= set(range(3000, 3500)), "ordinary texts go the quick way"
-    assert len(quick.sources) > 1000
-
-
-def test_words_are_forgotten_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = built("byte level")
-    codec_of(tokenizer).words.forget()
-    monkeypatch.setattr("mlxmath.data.words.MOST_PIECES", 300)
-    for start in range(0, 3000, 500):
-        texts = [text(f"w{i} and v{i}\n", f"is u{i}") for i in range(start, start + 500)]
-        for expected, found in zip(
-            _render_whole(tokenizer, texts, True)[0], render(tokenizer, texts, True)[0], strict=True
-        ):
-            np.testing.assert_array_equal(expected, found)
-    assert len(codec_of(tokenizer).words._numbers) < 3000
-
-
-@pytest.mark.parametrize("name", sorted(set(BUILDERS) - set(WORD_BY_WORD)))
-def test_tokenizers_whose_pieces_span_words_read_whole_texts(name: str) -> None:
-    assert codec_of(built(name)).words is None

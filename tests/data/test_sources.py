@@ -170,7 +170,7 @@ def test_folder_with_splits(tmp_path: Path) -> None:
     write_parquet(tmp_path / "data" / "train-00000-of-00002.parquet", ROWS[:2])
     write_parquet(tmp_path / "data" / "train-00001-of-00002.parquet", ROWS[2:])
     problems = load_problems(config(tmp_path))
-    assert ([p.question for p in problems], problems.split, problems.num_rows) == (
+    assert ([p.question for p in problems], problems.split, problems.rows.num_rows) == (
         ["q0", "q1", "q2", "q3", "q4"], "train", 5,
     )  # fmt: skip
     assert len(list(load_problems(config(tmp_path, split="test")))) == 1
@@ -213,7 +213,7 @@ def test_what_datasets_saves_to_disk(tmp_path: Path) -> None:
     for name in ("one", "two"):
         problems = load_problems(config(tmp_path / name))
         assert [(p.question, p.solution) for p in problems] == [("q", "a")] * 3
-        assert problems.num_rows == 3
+        assert problems.rows.num_rows == 3
     assert len(list(load_problems(config(tmp_path / "two", split="test")))) == 1
     (tmp_path / "three" / "train").mkdir(parents=True)
     write_lines(tmp_path / "three" / "train" / "part-1.jsonl", ROWS[:2])

@@ -11,7 +11,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxmath.config.schema import LoraConfig, TrainingConfig
-from mlxmath.data.batching import BatchSampler, Shape, StepBatch
+from mlxmath.data.batch import Shape
+from mlxmath.data.batching import BatchSampler, StepBatch
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.load import load_model

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlxmath.config.methods import GrpoConfig
-from mlxmath.data.batching import Batch, RolloutTargets
+from mlxmath.data.batch import Batch, RolloutTargets
 from mlxmath.models import linear_ce
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import PortableKernels

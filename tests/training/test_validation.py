@@ -19,7 +19,8 @@ import pytest
 
 from mlxmath.config.schema import DataConfig, LoraConfig, TrainingConfig
 from mlxmath.data import prepare
-from mlxmath.data.batching import Batch, BatchSampler, Shape, StepBatch
+from mlxmath.data.batch import Batch, Shape
+from mlxmath.data.batching import BatchSampler, StepBatch
 from mlxmath.data.cache import TokenRows
 from mlxmath.data.split import hold_out
 from mlxmath.errors import InputError, MlxmathError

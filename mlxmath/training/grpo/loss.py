@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxmath.config.methods import GrpoConfig
-from mlxmath.data.batching import Batch, RolloutTargets
+from mlxmath.data.batch import Batch, RolloutTargets
 from mlxmath.models.linear_ce import LossHead
 
 Floats = NDArray[np.float64]

@@ -4,7 +4,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxmath.data.batching import RolloutTargets, StepBatch
+from mlxmath.data.batch import RolloutTargets
+from mlxmath.data.batching import StepBatch
 from mlxmath.models.lora.inject import adapter_arrays
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.gradients import Gradients

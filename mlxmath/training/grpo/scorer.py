@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.data.batching import BatchSampler, Shape
+from mlxmath.data.batch import Shape
+from mlxmath.data.batching import BatchSampler
 from mlxmath.data.cache import TokenRows
 from mlxmath.data.pairs import LastTokens
 from mlxmath.data.problem import Problem
