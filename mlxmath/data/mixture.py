@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from mlxmath.config.schema import DataConfig
 from mlxmath.config.section import DEMO
-from mlxmath.data.decontaminate import open_benchmarks
-from mlxmath.data.dedup import mix, text_hash
+from mlxmath.data.dedup import mix, open_benchmark, text_hash
 from mlxmath.data.filters import check_fields, parse_filter
 from mlxmath.data.problem import Problem
 from mlxmath.data.sources import LoadedProblems, load_problems
@@ -64,7 +63,7 @@ class Mixture:
             if loaded.source.balance:
                 check_fields([loaded.source.balance], loaded.fields, loaded.rows.name, "--balance")
         only_demo = all(loaded.source.dataset == DEMO for loaded in self.sources)
-        self._benchmarks = [] if only_demo else open_benchmarks(config.decontaminate)
+        self._benchmarks = [] if only_demo else [open_benchmark(name) for name in config.decontaminate]
         self.reports: list[SourceReport] = []
         self.ranks: NDArray[np.int32] | None = None
         """Of each problem, in the order of iteration: the lower the earlier in training; None: any order."""

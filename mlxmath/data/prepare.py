@@ -52,7 +52,7 @@ def prepare_rows(
         config: which rows, and how they become tokens.
         model_folder: a folder with the model's tokenizer.
         trust_remote_code: let the tokenizer run code from its repository.
-        pairs: of a chosen and a rejected completion; each makes two rows (see `mlxmath.data.pairs`).
+        pairs: of a chosen and a rejected completion; each makes two rows (see `mlxmath.data.batching`).
 
     Raises:
         InputError: no such dataset, column, split, template or tokenizer.

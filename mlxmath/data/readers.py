@@ -63,7 +63,7 @@ def read_file(path: Path) -> Rows:
     """
     kind = kind_of(path)
     if kind in TABLES:
-        return _parquet(path) if kind == ".parquet" else _arrow(path)
+        return _table(path)
     return _texts(path, {".csv": _cells, ".tsv": _cells, ".json": _json_rows}.get(str(kind), _json_lines))
 
 
@@ -193,60 +193,43 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _parquet(path: Path) -> Rows:
+def _table(path: Path) -> Rows:
+    """A Parquet file, or one of Arrow's file or stream format (in which `datasets` saves to disk)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            num_rows = file.metadata.num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise MlxmathError(f"{path} is not a readable parquet file: {error}") from None
+    is_parquet = kind_of(path) == ".parquet"
 
-    def read(used: tuple[str, ...]) -> Iterator[Row]:
+    def opened(used: tuple[str, ...]) -> Iterator[Any]:
+        """The schema, and the batches of rows with the columns used and the plain ones beside them."""
+
+        def wanted(schema: pa.Schema) -> list[str]:
+            return [field.name for field in schema if field.name in used or not pa.types.is_nested(field.type)]
+
         try:
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(1000, columns=_wanted(schema, used)):
-                    yield from batch.to_pylist()
-        except (pa.ArrowException, OSError) as error:
-            raise MlxmathError(f"{path} is damaged: {error}") from None
-
-    return Rows(path.name, tuple(schema.names), read, (tuple(schema.names),), num_rows)
-
-
-def _arrow(path: Path) -> Rows:
-    """Arrow's stream format, in which `datasets` saves to disk, or its file format."""
-    import pyarrow as pa
-
-    def batches() -> Iterator[Any]:
-        try:
+            if is_parquet:
+                with pq.ParquetFile(path) as file:
+                    yield file.schema_arrow
+                    yield from file.iter_batches(1000, columns=wanted(file.schema_arrow))
+                return
             with pa.memory_map(str(path)) as source:
                 try:
-                    yield (opened := pa.ipc.open_file(source)).schema
-                    yield from (opened.get_batch(index) for index in range(opened.num_record_batches))
-                    return
+                    file = pa.ipc.open_file(source)
+                    batches = map(file.get_batch, range(file.num_record_batches))
                 except pa.ArrowInvalid:
                     source.seek(0)
-                yield (stream := pa.ipc.open_stream(source)).schema
-                yield from stream
+                    file = batches = pa.ipc.open_stream(source)
+                yield file.schema
+                yield from (batch.select(wanted(file.schema)) for batch in batches)
         except (pa.ArrowException, OSError) as error:
-            raise MlxmathError(f"{path} is not a readable Arrow file: {error}") from None
-
-    found = batches()
-    schema = next(found)
-    num_rows = sum(batch.num_rows for batch in found)
+            kind = "parquet" if is_parquet else "Arrow"
+            raise MlxmathError(f"{path} is not a readable {kind} file: {error}") from None
 
     def read(used: tuple[str, ...]) -> Iterator[Row]:
-        wanted = _wanted(schema, used)
-        for batch in itertools.islice(batches(), 1, None):
-            yield from batch.select(wanted).to_pylist()
+        for batch in itertools.islice(opened(used), 1, None):
+            yield from batch.to_pylist()
 
+    found = opened(())
+    schema = next(found)
+    num_rows = pq.read_metadata(path).num_rows if is_parquet else sum(batch.num_rows for batch in found)
     return Rows(path.name, tuple(schema.names), read, (tuple(schema.names),), num_rows)
-
-
-def _wanted(schema: Any, used: tuple[str, ...]) -> list[str]:
-    """The columns used, and the plain ones beside them."""
-    import pyarrow as pa
-
-    return [field.name for field in schema if field.name in used or not pa.types.is_nested(field.type)]

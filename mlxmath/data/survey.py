@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxmath.data.decontaminate import Benchmark
-from mlxmath.data.dedup import NearDuplicates, Words, normalise, text_hash
+from mlxmath.data.dedup import Benchmark, NearDuplicates, Words, normalise, text_hash
 from mlxmath.data.filters import Filter, number, value_of
 from mlxmath.data.problem import Problem
 from mlxmath.data.sources import LoadedProblems

@@ -20,6 +20,7 @@ from mlxmath.data.problem import Message, Problem, SkippedRowError
 from mlxmath.data.render import Rendered, fit_rows, render
 from mlxmath.data.templates import Template, Text
 from mlxmath.errors import MlxmathError
+from mlxmath.runtime.blas import num_usable_cores
 
 BATCH_ROWS = 1000
 BATCH_CHARACTERS = 1_000_000
@@ -68,8 +69,8 @@ def tokenize(
 
     `problems` counts those of the batch, `not_encodable` those whose solution the tokenizer cannot write after their
     prompt, `skipped: …` those that the template cannot render. The order is that of the problems. A few batches are
-    done by threads (the tokenizer's own code is parallel); many by several processes. Of `pairs` both
-    problems come in the same batch, and only the last answer is a target.
+    done by threads (the tokenizer's own code is parallel); many by several processes. Of `pairs` both problems come in
+    the same batch, and only the last answer is a target.
     """
     batches = _batches(problems, template, pairs)
     head = list(islice(batches, PROCESSES_FROM))
@@ -78,11 +79,9 @@ def tokenize(
         with _frozen_garbage(), ThreadPoolExecutor(NUM_THREADS) as threads:
             yield from _in_order(threads, lambda batch: _tokenize(batch, config, tokenizer), head, NUM_THREADS + 1)
         return
-    count = min(MOST_PROCESSES, _num_cores())
+    count = min(MOST_PROCESSES, cores := num_usable_cores())
     try:
-        with ProcessPoolExecutor(
-            count, get_context("spawn"), _open, (tokenizer, config, count < _num_cores())
-        ) as processes:
+        with ProcessPoolExecutor(count, get_context("spawn"), _open, (tokenizer, config, count < cores)) as processes:
             yield from _in_order(processes, _work, chain(head, batches), count + 2)
     except BrokenProcessPool:
         raise MlxmathError(
@@ -136,10 +135,6 @@ def _batches(problems: Iterable[Problem], template: Template, pairs: bool) -> It
             batch = Batch()
     if batch.num_problems:
         yield batch
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _opened: list[tuple[DataConfig, Any]] = []

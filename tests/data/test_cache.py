@@ -37,6 +37,11 @@ def save(rows: TokenRows, path: Path) -> None:
         writer.ranks, writer.questions = rows.ranks, rows.questions
 
 
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "x.pkl"
+
+
 def assert_equal(found: TokenRows, expected: TokenRows) -> None:
     assert len(found) == len(expected)
     assert found.tokens.dtype == expected.tokens.dtype
@@ -113,15 +118,6 @@ def test_questions_are_of_problems_and_found_for_rows(tmp_path: Path) -> None:
     assert TokenRows.load(tmp_path / "again.pkl").questions.tolist() == found[0].questions.tolist()
 
 
-@pytest.mark.parametrize("sources", [[0, 1], [0, 2, 1], [-1, 0, 1]])
-def test_sources_must_be_in_order(tmp_path: Path, sources: list[int]) -> None:
-    with write_rows(tmp_path / "x.pkl", np.dtype(np.uint16)) as writer:
-        writer.add(Rendered(np.ones(3, np.uint32), np.ones(3, np.uint8), np.arange(4), np.arange(3)), 3)
-        writer._sources = [np.array(sources, np.int64)]
-    with pytest.raises(CacheError, match="sources are out of order"):
-        TokenRows.load(tmp_path / "x.pkl")
-
-
 def test_token_type() -> None:
     assert token_dtype(65_535) == np.uint16
     assert token_dtype(65_536) == np.uint32
@@ -134,8 +130,7 @@ def test_fingerprint_depends_on_every_value() -> None:
 
 
 @pytest.mark.parametrize("verified_before", [True, False])
-def test_any_flipped_byte_is_found(tmp_path: Path, verified_before: bool) -> None:
-    path = tmp_path / "x.pkl"
+def test_any_flipped_byte_is_found(path: Path, verified_before: bool) -> None:
     rows = make_rows()
     save(rows, path)
     whole = path.read_bytes()
@@ -155,8 +150,7 @@ def test_any_flipped_byte_is_found(tmp_path: Path, verified_before: bool) -> Non
     assert padding < 25
 
 
-def test_every_truncation_is_found(tmp_path: Path) -> None:
-    path = tmp_path / "x.pkl"
+def test_every_truncation_is_found(path: Path) -> None:
     save(make_rows(5), path)
     whole = path.read_bytes()
     for length in [*range(0, 260, 3), *range(260, len(whole), 17), len(whole) - 1]:
@@ -165,8 +159,7 @@ def test_every_truncation_is_found(tmp_path: Path) -> None:
             TokenRows.load(path)
 
 
-def test_contents_are_not_read_again_once_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "x.pkl"
+def test_contents_are_not_read_again_once_verified(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(make_rows(), path)
 
     def refuse(*_: Any) -> None:
@@ -184,8 +177,7 @@ def test_contents_are_not_read_again_once_verified(tmp_path: Path, monkeypatch: 
         TokenRows.load(path)
 
 
-def test_folder_that_cannot_be_written_still_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "x.pkl"
+def test_folder_that_cannot_be_written_still_loads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = make_rows()
     save(rows, path)
     path.with_suffix(".verified").unlink()
@@ -309,14 +301,25 @@ def test_places_outside_the_file_are_refused(tmp_path: Path) -> None:
             TokenRows.load(tmp_path / "x.pkl")
 
 
-@pytest.mark.parametrize("offsets", [[0, 5, 3, 10], [1, 5, 10], [0, 5, 9], [0, 5, 5, 10], [0, -5, 10], [0, 5, 1 << 40]])
-def test_row_boundaries_must_be_in_order(tmp_path: Path, offsets: list[int]) -> None:
-    rows = TokenRows(np.zeros(10, np.uint16), np.ones(10, np.uint8), np.array(offsets, np.int64))
-    with write_rows(tmp_path / "x.pkl", np.dtype(np.uint16)) as writer:
-        writer.add(Rendered(rows.tokens.astype(np.uint32), rows.mask, rows.offsets, np.arange(len(rows))), len(rows))
-        writer._offsets = [rows.offsets]
-    with pytest.raises(CacheError, match="row boundaries"):
-        TokenRows.load(tmp_path / "x.pkl")
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        *(
+            ({"_offsets": offsets}, "row boundaries")
+            for offsets in ([0, 5, 3, 10], [1, 5, 10], [0, 5, 9], [0, 5, 5, 10], [0, -5, 10], [0, 5, 1 << 40])
+        ),
+        *(({"_sources": sources}, "sources are out of order") for sources in ([0], [0, 2, 1], [1, 0], [-1, 0])),
+    ],
+)
+def test_rows_must_be_in_order(path: Path, changes: dict[str, list[int]], reason: str) -> None:
+    with write_rows(path, np.dtype(np.uint16)) as writer:
+        writer.add(Rendered(np.zeros(10, np.uint32), np.ones(10, np.uint8), np.array([0, 5, 10]), np.arange(2)), 2)
+        for name, values in changes.items():
+            setattr(writer, name, [np.array(values, np.int64)])
+        if "_offsets" in changes:
+            writer._sources = [np.arange(len(changes["_offsets"]) - 1)]
+    with pytest.raises(CacheError, match=reason):
+        TokenRows.load(path)
 
 
 def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
@@ -332,8 +335,7 @@ def save_often(path: Path, seed: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_two_processes_write_the_same_file_while_a_third_reads(tmp_path: Path) -> None:
-    path = tmp_path / "x.pkl"
+def test_two_processes_write_the_same_file_while_a_third_reads(tmp_path: Path, path: Path) -> None:
     rows = make_rows(seed=4)
     save(rows, path)
     context = multiprocessing.get_context("spawn")
@@ -351,8 +353,7 @@ def test_two_processes_write_the_same_file_while_a_third_reads(tmp_path: Path) -
     assert {p.name for p in tmp_path.iterdir()} == {"x.pkl", "x.verified"}
 
 
-def test_rows_loaded_before_a_rebuild_stay_whole(tmp_path: Path) -> None:
-    path = tmp_path / "x.pkl"
+def test_rows_loaded_before_a_rebuild_stay_whole(path: Path) -> None:
     save(make_rows(seed=1), path)
     old = TokenRows.load(path)
     thread = threading.Thread(target=save, args=(make_rows(seed=2), path))

@@ -12,7 +12,7 @@ from mlxmath.data.problem import Message, Problem, SkippedRowError
 from mlxmath.data.render import encode_prompt, render
 from mlxmath.data.templates import Definition, Segment, get_template, joined
 from mlxmath.errors import InputError
-from tests.data.tokenizers_for_tests import BUILDERS
+from tests.data.material import BUILDERS
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] + '\n' + m['content'] }}<|im_end|>\n{% endfor %}"

@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mlxmath.config.schema import DataConfig, SourceConfig
-from mlxmath.data.decontaminate import fingerprint_benchmark, open_benchmarks
-from mlxmath.data.dedup import normalise
+from mlxmath.data.dedup import NearDuplicates, fingerprint_benchmark, normalise, open_benchmark, words
+from mlxmath.data.filters import check_fields, parse_filter
 from mlxmath.data.mixture import Mixture
+from mlxmath.data.problem import Problem
 from mlxmath.errors import InputError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -228,7 +230,7 @@ def test_bundled_hashes_are_those_of_the_benchmarks() -> None:
     for name, path, key in (("gsm8k", "gsm8k", "question"), ("math500", "math500", "problem")):
         lines = (SHARED / path / "test.jsonl").read_text().splitlines()
         made = fingerprint_benchmark(name, "", [json.loads(line)[key] for line in lines])
-        (bundled,) = open_benchmarks([name])
+        bundled = open_benchmark(name)
         assert (bundled.texts == made.texts).all() and (bundled.ngrams == made.ngrams).all()
 
 
@@ -253,11 +255,11 @@ def test_benchmarks_by_name_and_file(tmp_path: Path) -> None:
         [question(1), question(2), "What is  3+3", f"First: {question(1)[:90]} and so on", "What is 3 + 4?"]
     )
     assert benchmark.holds(asked).tolist() == [True, False, True, True, False]
-    assert [b.name for b in open_benchmarks(["gsm8k", "MATH-500"])] == ["gsm8k", "math500"]
+    assert [open_benchmark(name).name for name in ("gsm8k", "MATH-500")] == ["gsm8k", "math500"]
     with pytest.raises(InputError, match="--decontaminate: no benchmark 'gms8k', but .*; did you mean 'gsm8k'"):
-        open_benchmarks(["gms8k"])
+        open_benchmark("gms8k")
     with pytest.raises(InputError, match="--decontaminate .*: .*does not exist"):
-        open_benchmarks([str(tmp_path / "absent.jsonl")])
+        open_benchmark(str(tmp_path / "absent.jsonl"))
 
 
 def test_every_setting_and_file_is_in_the_key(tmp_path: Path) -> None:
@@ -282,3 +284,130 @@ def test_a_filter_may_name_the_column_that_is_the_solution(tmp_path: Path) -> No
     mixture = Mixture(config)
     mixture.choose()
     assert [problem.question for problem in mixture] == ["1 + 1?"]
+
+
+PROBLEM = Problem(
+    "0", "abc", "5", "<think>x</think>\n\ny", difficulty="Very Hard", subject="Algebra",
+    meta={"input_quality": "Excellent", "correct": True, "level": "Level 3", "score": 0.5, "response": "a </think> b"},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("difficulty in easy, medium", False),
+        ("difficulty in easy, very hard", True),
+        ("difficulty not in easy", True),
+        ("input_quality = excellent", True),
+        ("input_quality != EXCELLENT", False),
+        ("response contains </THINK>", True),
+        ("response not contains </think>", False),
+        (r"response matches </think>\s*\S", True),
+        (r"solution matches </think>\s*$", False),
+        ("length <= 22", True),
+        ("length < 22", False),
+        ("length >= 22", True),
+        ("length > 22", False),
+        ("correct = true", True),
+        ("correct = false", False),
+        ("level <= 3", True),
+        ("level > 3", False),
+        ("score = .5", True),
+        ("answer = 5.0", True),
+        ("subject in 'algebra', \"geometry\"", True),
+        ("source = x", False),
+        ("source != x", True),
+        ("source > 1", False),
+        ("source not contains x", True),
+    ],
+)
+def test_conditions(text: str, expected: bool) -> None:
+    assert parse_filter(text)(PROBLEM) is expected
+
+
+@pytest.mark.parametrize("text", ["difficulty", "difficulty easy", "= 3", "", "level ~ 3"])
+def test_no_condition(text: str) -> None:
+    with pytest.raises(InputError, match="is no condition; write FIELD OPERATOR VALUE"):
+        parse_filter(text)
+
+
+def test_wrong_values() -> None:
+    with pytest.raises(InputError, match="compares with 'three', which is not a number"):
+        parse_filter("level <= three")
+    with pytest.raises(InputError, match=r"'\(' is not a regular expression"):
+        parse_filter("solution matches (")
+
+
+def test_unknown_field_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="--filters: x has no field 'dificulty', but .*; did you mean 'difficulty'"):
+        check_fields(["dificulty"], ["score"], "x")
+    check_fields(["score", "length"], ["score"], "x")
+
+
+LONG = "Natalia sold clips to 48 of her friends in April and then she sold half as many clips in May. How many in all?"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("She has 1,000 Apples!", ["she", "has", "1000", "apples"]),
+        ("1{,}000 and 1\\,000 and 1,\\!000", ["1000", "and", "1000", "and", "1000"]),
+        ("1 000 000 or 1\u2009000", ["1000000", "or", "1000"]),
+        ("$5.50, 5.500 and 007", ["5.5", "5.5", "and", "7"]),
+        ("1000.00 0.0 .5", ["1000", "0", "5"]),
+        ("four boys, twenty girls", ["4", "boys", "20", "girls"]),
+        ("x  =\n\n 3\\quad y", ["x", "3", "y"]),
+        ("1,2,3 and (1,200,300)", ["1", "2", "3", "and", "1200300"]),
+        ("ﬁve²", ["5", "2"]),
+        ("", []),
+    ],
+)
+def test_words(text: str, expected: list[str]) -> None:
+    assert words(text) == expected
+
+
+def test_the_text_s_hash_ignores_spacing() -> None:
+    a, b, c = normalise(["some thing 12", "Something,12", "something 13"]).texts
+    assert a == b != c
+
+
+def test_ngrams_stay_within_a_question() -> None:
+    hashed = normalise(["a b c d", "e", "c d e f"])
+    ngrams, owner = hashed.ngrams(3)
+    assert owner.tolist() == [0, 0, 2, 2]
+    assert len(set(ngrams.tolist())) == 4
+    again, _ = normalise(["x a b c"]).ngrams(3)
+    assert again[1] == ngrams[0], "the same words, the same hash"
+    assert len(normalise(["a"]).ngrams(3)[0]) == 0
+
+
+def test_hashes_do_not_depend_on_the_process() -> None:
+    program = "from mlxmath.data.dedup import normalise as n; print(n(['Half of 1,000 é']).texts[0])"
+    outputs = {
+        subprocess.run([sys.executable, "-c", program], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True,
+                       check=True, cwd=__file__.partition("/tests/")[0]).stdout
+        for seed in ("0", "1")
+    }  # fmt: skip
+    assert outputs == {f"{normalise(['Half of 1,000 é']).texts[0]}\n"}
+
+
+def test_near_duplicates() -> None:
+    near = NearDuplicates()
+    questions = [
+        LONG,
+        LONG.replace("friends", "good friends").upper(),  # one word more
+        LONG.replace("48", "52"),  # another problem
+        "What is 2 + 2?",
+        "what is 2+2",
+        "Something else altogether, about 48 apples and their price in a shop at the end of the road.",
+    ]
+    assert near.find(normalise(questions)).tolist() == [False, True, False, False, True, False]
+    assert near.find(normalise([questions[2], ""])).tolist() == [True, False]
+
+
+def test_signatures_estimate_the_jaccard_similarity() -> None:
+    vocabulary = [f"w{chr(97 + i // 26)}{chr(97 + i % 26)}x" for i in range(400)]
+    a, b = " ".join(vocabulary[:300]), " ".join(vocabulary[100:400])
+    signatures = NearDuplicates().signatures(normalise([a, b]))
+    exact = 198 / (298 + 298 - 198)
+    assert abs(np.mean(signatures[0] == signatures[1]) - exact) < 3 * np.sqrt(exact * (1 - exact) / 64)

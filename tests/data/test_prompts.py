@@ -21,7 +21,7 @@ from mlxmath.data.templates import (
     recorded_template,
 )
 from mlxmath.errors import InputError
-from tests.data.tokenizers_for_tests import BUILDERS
+from tests.data.material import BUILDERS
 
 TUTOR = (
     "You are a helpful math tutor. Solve the problem step by step and give the final answer at the end.\n\n"

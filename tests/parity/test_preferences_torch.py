@@ -12,8 +12,7 @@ from mlx.utils import tree_flatten
 from mlxmath.config.methods import DpoConfig, RewardModelConfig
 from mlxmath.config.schema import TrainingConfig
 from mlxmath.data.batch import Shape
-from mlxmath.data.batching import StepBatch
-from mlxmath.data.pairs import Pairs, PairSampler
+from mlxmath.data.batching import Pairs, PairSampler, StepBatch
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.load import load_model

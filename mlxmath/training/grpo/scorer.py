@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from mlxmath.config.schema import TrainingConfig
 from mlxmath.data.batch import Shape
-from mlxmath.data.batching import BatchSampler
+from mlxmath.data.batching import BatchSampler, LastTokens
 from mlxmath.data.cache import TokenRows
-from mlxmath.data.pairs import LastTokens
 from mlxmath.data.problem import Problem
 from mlxmath.data.render import encode_prompt
 from mlxmath.data.templates import get_template, recorded_template
