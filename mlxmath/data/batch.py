@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxmath.models.row_caches import SharedPrompts
+from mlxmath.models.layouts import SharedPrompts
 
 
 class Rows(Protocol):
