@@ -91,7 +91,7 @@ class TextCodec:
         self.prefix = _prefix(tokenizer)
         """What the tokenizer puts before every text: its beginning-of-text token, or nothing."""
         self.control, self.control_pattern = control_tokens(tokenizer)
-        """The control tokens by their spelling, and what finds them."""
+        """The control tokens by their spelling, and what splits a text at them."""
         self._original = tokenizer
 
     def encode(self, text: str, led: bool = False) -> list[int]:  # noqa: ARG002

@@ -126,36 +126,27 @@ def _parts(codec: TextCodec, text: Text) -> list[Part]:
     if not _is_whole(text):
         run = Run(False, tuple(segment.text for segment in text))
         return [(codec.prefix, (False,)), (run, tuple(segment.is_target for segment in text))]
+    items: list[tuple[Any, bool]] = [
+        (codec.control[part] if i % 2 else part, segment.is_target)
+        for segment in text
+        for i, part in enumerate(codec.control_pattern.split(segment.text) if segment.is_control else [segment.text])
+    ]
+    groups = [list(group) for _, group in itertools.groupby(items, key=lambda item: isinstance(item[0], Control))]
     parts: list[Part] = []
-    pending: list[tuple[str, bool]] = []
-    previous: Control | None = None
-
-    def flush(following: Control | None) -> None:
-        """Put the text since the last control token in, neighbours of one kind together."""
-        merged = [
-            ("".join(part for part, _ in group), flag)
-            for flag, group in itertools.groupby(pending, key=lambda part: part[1])
+    for before, group, after in zip([[], *groups], groups, [*groups[1:], []], strict=False):
+        if isinstance(group[0][0], Control):
+            parts += [([control.id], (flag,)) for control, flag in group]
+            continue
+        runs = [  # neighbours of one kind together
+            ("".join(part for part, _ in same), flag)
+            for flag, same in itertools.groupby(group, key=lambda item: item[1])
         ]
-        pending.clear()
-        if merged and previous and previous.strips_right:
-            merged[0] = (merged[0][0].lstrip(), merged[0][1])
-        if merged and following and following.strips_left:
-            merged[-1] = (merged[-1][0].rstrip(), merged[-1][1])
-        merged = [part for part in merged if part[0]]
-        if merged:
-            run = Run(previous is not None, tuple(part for part, _ in merged))
-            parts.append((run, tuple(flag for _, flag in merged)))
-
-    for segment in text:
-        start = 0
-        for match in codec.control_pattern.finditer(segment.text) if segment.is_control else ():
-            pending.append((segment.text[start : match.start()], segment.is_target))
-            found = codec.control[match[0]]
-            flush(found)
-            parts.append(([found.id], (segment.is_target,)))
-            previous, start = found, match.end()
-        pending.append((segment.text[start:], segment.is_target))
-    flush(None)
+        if before and before[-1][0].strips_right:
+            runs[0] = (runs[0][0].lstrip(), runs[0][1])
+        if after and after[0][0].strips_left:
+            runs[-1] = (runs[-1][0].rstrip(), runs[-1][1])
+        if texts := tuple(part for part, _ in runs if part):
+            parts.append((Run(bool(before), texts), tuple(flag for part, flag in runs if part)))
     return parts
 
 
