@@ -209,10 +209,8 @@ def _prefix(tokenizer: Any) -> list[int]:
     """The ids that the tokenizer itself puts before a text."""
     bare: list[int] = tokenizer.encode("a", add_special_tokens=False)
     whole: list[int] = tokenizer.encode("a", add_special_tokens=True)
-    for start in range(len(whole) - len(bare) + 1):
-        if whole[start : start + len(bare)] == bare:
-            return whole[:start]
-    return []
+    starts = range(len(whole) - len(bare) + 1)
+    return next((whole[:start] for start in starts if whole[start : start + len(bare)] == bare), [])
 
 
 def _continue(codec: TextCodec, prompt: str, completion: str, led: bool) -> IdPair | None:

@@ -1,6 +1,7 @@
 """Rows in files, and small tokenizers of every kind in use, trained on the spot."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ _CORPUS = [
 ]
 
 
-def write_lines(path: Path, rows: list[Any]) -> Path:
-    """A file of JSON lines."""
+def write_lines(path: Path, rows: Iterable[Any]) -> str:
+    """The name of a file of these JSON lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+    return str(path)
 
 
 def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -17,6 +17,7 @@ from mlxmath.data.filters import check_fields, parse_filter
 from mlxmath.data.mixture import Mixture
 from mlxmath.data.problem import Problem
 from mlxmath.errors import InputError
+from tests.data.material import write_lines
 
 REPOSITORY = Path(__file__).parents[2]
 SHARED = REPOSITORY.parent / "shared" / "data"
@@ -30,11 +31,6 @@ WORDS = [
 def question(i: int) -> str:
     rng = random.Random(i)
     return f"Problem {i}: " + " ".join(rng.choice(WORDS) for _ in range(20))
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def rows(start: int, count: int, **columns: Any) -> list[dict[str, Any]]:
@@ -52,7 +48,7 @@ def solutions(mixture: Mixture) -> list[str]:
 
 
 def test_a_single_source_keeps_its_order(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", rows(0, 50))
+    path = write_lines(tmp_path / "a.jsonl", rows(0, 50))
     mixture = chosen(DataConfig(dataset=path))
     assert solutions(mixture) == [f"s{i}" for i in range(50)]
     assert solutions(mixture) == solutions(mixture), "each iteration starts anew"
@@ -64,7 +60,7 @@ def test_a_single_source_keeps_its_order(tmp_path: Path) -> None:
 
 def sources(tmp_path: Path, *settings: dict[str, Any], size: int = 100) -> tuple[SourceConfig, ...]:
     return tuple(
-        SourceConfig(dataset=write(tmp_path / f"{n}.jsonl", rows(1000 * n, size)), **values)
+        SourceConfig(dataset=write_lines(tmp_path / f"{n}.jsonl", rows(1000 * n, size)), **values)
         for n, values in enumerate(settings)
     )
 
@@ -130,7 +126,7 @@ def test_a_count_that_cannot_be_had_is_said(tmp_path: Path, capsys: pytest.Captu
 
 def levels(tmp_path: Path) -> str:
     names = ["easy"] * 40 + ["Medium"] * 20 + ["hard"] * 30 + ["very hard"] * 5 + [None] * 5
-    return write(tmp_path / "a.jsonl", [r | {"difficulty": d} for r, d in zip(rows(0, 100), names, strict=True)])
+    return write_lines(tmp_path / "a.jsonl", [r | {"difficulty": d} for r, d in zip(rows(0, 100), names, strict=True)])
 
 
 def test_balance(tmp_path: Path) -> None:
@@ -163,7 +159,7 @@ def test_repeated_problems(tmp_path: Path) -> None:
         {"problem": "What is 1000 + 3?", "solution": "x"},
     ]
     b = [{"problem": "WHAT IS 1000 + 2", "solution": "third"}, {"problem": "new", "solution": "x"}]
-    of = tuple(SourceConfig(dataset=write(tmp_path / f"{n}.jsonl", r)) for n, r in enumerate((a, b)))
+    of = tuple(SourceConfig(dataset=write_lines(tmp_path / f"{n}.jsonl", r)) for n, r in enumerate((a, b)))
     exact = chosen(DataConfig(sources=of))
     assert (counts(exact), [report.repeated for report in exact.reports]) == ([3, 1], [1, 1])
     assert counts(chosen(DataConfig(sources=of, deduplicate="off"))) == [4, 2]
@@ -173,7 +169,7 @@ def test_near_identical_problems(tmp_path: Path) -> None:
     base = rows(0, 30)
     close = [row | {"problem": row["problem"] + " please"} for row in base[:10]]
     other = [row | {"problem": row["problem"].replace("Problem", "Problem 7 and")} for row in base[:10]]
-    path = write(tmp_path / "a.jsonl", base + close + close + other)
+    path = write_lines(tmp_path / "a.jsonl", base + close + close + other)
     assert counts(chosen(DataConfig(dataset=path))) == [50]
     near = chosen(DataConfig(dataset=path, deduplicate="near"))
     assert counts(near) == [40], "other numbers are other problems"
@@ -182,12 +178,12 @@ def test_near_identical_problems(tmp_path: Path) -> None:
 
 def test_curriculum(tmp_path: Path) -> None:
     names = ["hard", "easy", "very hard", "medium", "easy"]
-    path = write(tmp_path / "a.jsonl", [r | {"difficulty": d} for r, d in zip(rows(0, 5), names, strict=True)])
+    path = write_lines(tmp_path / "a.jsonl", [r | {"difficulty": d} for r, d in zip(rows(0, 5), names, strict=True)])
     mixture = chosen(DataConfig(dataset=path, curriculum="easy-to-hard"))
     assert mixture.ranks.tolist() == [600, 0, 800, 400, 0]
     assert mixture.reports[0].order == "difficulty"
     texts = [row | {"solution": "x" * n} for row, n in zip(rows(0, 4), (30, 5, 20, 5), strict=True)]
-    mixture = chosen(DataConfig(dataset=write(tmp_path / "b.jsonl", texts), curriculum="easy-to-hard"))
+    mixture = chosen(DataConfig(dataset=write_lines(tmp_path / "b.jsonl", texts), curriculum="easy-to-hard"))
     assert (mixture.ranks.tolist(), mixture.reports[0].order) == ([750, 0, 500, 0], "solution length")
     assert chosen(DataConfig(dataset=path)).ranks is None
 
@@ -212,7 +208,7 @@ def test_planted_test_questions_are_found(tmp_path: Path) -> None:
         {"problem": variants[i % 4](text), "solution": f"planted{i}"} for i, text in enumerate(planted)
     ]
     rng.shuffle(data)
-    mixture = chosen(DataConfig(dataset=write(tmp_path / "a.jsonl", data), decontaminate=("gsm8k",)))
+    mixture = chosen(DataConfig(dataset=write_lines(tmp_path / "a.jsonl", data), decontaminate=("gsm8k",)))
     assert mixture.reports[0].contaminated == {"gsm8k": 200}
     assert not [s for s in solutions(mixture) if s.startswith("planted")]
     assert len(mixture) == 9800
@@ -235,12 +231,12 @@ def test_bundled_hashes_are_those_of_the_benchmarks() -> None:
 
 
 def test_a_source_that_is_the_benchmark_is_kept_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    benchmark = write(tmp_path / "bench.jsonl", rows(0, 10))
-    training = write(tmp_path / "train.jsonl", rows(4, 8))
+    benchmark = write_lines(tmp_path / "bench.jsonl", rows(0, 10))
+    training = write_lines(tmp_path / "train.jsonl", rows(4, 8))
     mixture = chosen(DataConfig(dataset=training, decontaminate=benchmark))
     assert (mixture.reports[0].is_benchmark, len(mixture), mixture.reports[0].contaminated) == (benchmark, 8, {})
     assert "so they are kept" in capsys.readouterr().err
-    mixture = chosen(DataConfig(dataset=write(tmp_path / "train.jsonl", rows(4, 20)), decontaminate=benchmark))
+    mixture = chosen(DataConfig(dataset=write_lines(tmp_path / "train.jsonl", rows(4, 20)), decontaminate=benchmark))
     assert (mixture.reports[0].is_benchmark, len(mixture), mixture.reports[0].contaminated) == (
         None,
         14,
@@ -263,7 +259,7 @@ def test_benchmarks_by_name_and_file(tmp_path: Path) -> None:
 
 
 def test_every_setting_and_file_is_in_the_key(tmp_path: Path) -> None:
-    path, benchmark = write(tmp_path / "a.jsonl", rows(0, 5)), write(tmp_path / "b.jsonl", rows(50, 5))
+    path, benchmark = write_lines(tmp_path / "a.jsonl", rows(0, 5)), write_lines(tmp_path / "b.jsonl", rows(50, 5))
     changes: list[dict[str, Any]] = [
         {}, {"filters": "length > 1"}, {"balance": "solution"}, {"num_examples": 3}, {"mixture_seed": 1},
         {"deduplicate": "near"}, {"decontaminate": benchmark}, {"curriculum": "easy-to-hard"},
@@ -273,7 +269,7 @@ def test_every_setting_and_file_is_in_the_key(tmp_path: Path) -> None:
     ]  # fmt: skip
     keys = {json.dumps(Mixture(DataConfig(**{"dataset": path, **change})).key, sort_keys=True) for change in changes}
     assert len(keys) == len(changes)
-    write(tmp_path / "a.jsonl", rows(0, 6))
+    write_lines(tmp_path / "a.jsonl", rows(0, 6))
     assert json.dumps(Mixture(DataConfig(dataset=path)).key, sort_keys=True) not in keys
 
 

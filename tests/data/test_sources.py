@@ -185,11 +185,11 @@ def test_tables_of_text_and_compressed_files(tmp_path: Path) -> None:
         assert [(p.question, p.solution, p.answer) for p in load_problems(config(tmp_path / name))] == expected
     assert [p.question for p in load_problems(config(tmp_path / "a.tsv"))] == ["q,"]
     whole = write_lines(tmp_path / "a.jsonl", ROWS)
-    (tmp_path / "z.jsonl.gz").write_bytes(gzip.compress(whole.read_bytes()))
+    (tmp_path / "z.jsonl.gz").write_bytes(gzip.compress(Path(whole).read_bytes()))
     (tmp_path / "z.json.bz2").write_bytes(bz2.compress(json.dumps(ROWS).encode()))
     for name in ("z.jsonl.gz", "z.json.bz2"):
         assert list(load_problems(config(tmp_path / name))) == list(load_problems(config(whole)))
-    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(whole.read_bytes())[:-9])
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(Path(whole).read_bytes())[:-9])
     with pytest.raises(MlxmathError, match=r"cut\.jsonl\.gz cannot be read to its end: Truncated"):
         list(load_problems(config(tmp_path / "cut.jsonl.gz")))
 
