@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from mlxmath.config.schema import ModelConfig
 from mlxmath.data.codec import Pair, codec_of, load_tokenizer
 from mlxmath.data.render import adds_bos, encode_prompt, render
-from mlxmath.data.templates import Segment, Text, get_template, joined
+from mlxmath.data.templates import TEMPLATES, Segment, Text, get_template, joined
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.generation.ending import load_generation_tokenizer
 from mlxmath.weights.convert import ensure_model
@@ -30,6 +30,7 @@ PROMPTS = [
     "x",
     "ends in a space ",
     "\n\n",
+    *(joined(get_template(name).prompt("Natalia sold 5 clips.")) for name in TEMPLATES if name != "chat"),
 ]
 COMPLETIONS = [
     "Natalia sold 5 clips.", "\n\nfoo", " lead", "  two", "\n", "5+3", "é中😀", "</s> end <s>", "<|im_end|>x", "#### 5",
