@@ -79,7 +79,7 @@ def pays_until(
 
 
 class Lengths:
-    """`mlxmath.data.batches.Rows` as far as a plan looks at them."""
+    """`mlxmath.data.batch.Rows` as far as a plan looks at them."""
 
     def __init__(self, lengths: Sequence[int]) -> None:
         self.lengths: NDArray[np.int64] = np.array(lengths, np.int64)
@@ -97,7 +97,8 @@ def shares_of(
 ) -> list[Shares]:
     """How `mlxmath train` divides each step's rows between n ranks of one worker each."""
     from mlxmath.config.schema import TrainingConfig
-    from mlxmath.data.batching import BatchSampler, Shape
+    from mlxmath.data.batch import Shape
+    from mlxmath.data.batching import BatchSampler
 
     config = TrainingConfig(batch_size=batch, grad_accumulation_steps=1, num_epochs=epochs, seed=seed)
     plan = BatchSampler(Lengths(lengths), config, max_tokens, Shape(multiple), n)

@@ -9,7 +9,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from tests.data.chat_templates import LLAMA3, ZEPHYR
-from tests.data.tokenizers_for_tests import byte_level, modern_split, sentencepiece_bpe
+from tests.data.material import byte_level, modern_split, sentencepiece_bpe
 
 _SIZES = {
     "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128, "num_attention_heads": 4,

@@ -82,7 +82,7 @@ def make_rows(vocabulary: int) -> list[tuple[Any, Any]]:
 
 
 class Rows:
-    """`mlxmath.data.batches.Rows` out of a list."""
+    """`mlxmath.data.batch.Rows` out of a list."""
 
     def __init__(self, rows: list[tuple[Any, Any]]) -> None:
         import numpy as np
@@ -101,7 +101,7 @@ class Rows:
 def objectives(width: int) -> dict[str, tuple[Any, Any]]:
     """By name: the objective, and what makes its batch of rows and the padding's multiple. `width`: hidden states'."""
     from mlxmath.config.methods import DpoConfig, GrpoConfig, RewardModelConfig
-    from mlxmath.data.batching import Shape, make_batch, make_packed
+    from mlxmath.data.batch import Shape, make_batch, make_packed
     from mlxmath.training.dpo import dpo_loss
     from mlxmath.training.grpo.loss import grpo_loss
     from mlxmath.training.reward_model import bradley_terry_loss
@@ -141,7 +141,7 @@ def drawn(rows: list[Any], multiple: int) -> Any:
     import numpy as np
 
     from mlxmath.config.schema import TrainingConfig
-    from mlxmath.data.batching import Shape
+    from mlxmath.data.batch import Shape
     from mlxmath.training.grpo.batches import RolloutRows, RolloutSampler, Trajectory
 
     rng = np.random.default_rng(4)
@@ -165,8 +165,8 @@ def paired(rows: list[Any], multiple: int, *, width: int, scored: bool = False) 
     import numpy as np
 
     from mlxmath.config.schema import TrainingConfig
-    from mlxmath.data.batching import Shape
-    from mlxmath.data.pairs import Pairs, PairSampler
+    from mlxmath.data.batch import Shape
+    from mlxmath.data.batching import Pairs, PairSampler
 
     rng = np.random.default_rng(4)
     pairs = Pairs(Rows(rows[: len(rows) // 2 * 2]), scored=scored)

@@ -101,7 +101,7 @@ def _batch(rows: int, width: int, vocabulary: int) -> Any:
     import mlx.core as mx
     import numpy as np
 
-    from mlxmath.data.batching import Batch
+    from mlxmath.data.batch import Batch
 
     rng = np.random.default_rng(0)
     is_target = np.tile(np.arange(width) >= width // 3, rows)

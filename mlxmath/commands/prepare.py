@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 )
 def main(show: int, **values: Any) -> None:
     """Tokenize a dataset into the cache and say what became of it."""
-    from mlxmath.data.prepare import prepare_rows, statistics, tokenizer_folder
-    from mlxmath.data.summary import plot_lengths
+    from mlxmath.data.prepare import prepare_rows, tokenizer_folder
+    from mlxmath.data.summary import plot_lengths, statistics
 
     resolved = settings_from(("model", "data"), origin="option", **values)
     for line in resolved.lines(("data",)):

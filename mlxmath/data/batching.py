@@ -1,94 +1,25 @@
-"""Rows into steps: the micro-batches of one optimizer step, in a seeded order that any machine repeats.
+"""Micro-batches into steps: those of one optimizer step, in a seeded order that any machine repeats.
 
-Shapes: B rows, L positions (padded to a bucket width, so that few shapes occur), N target positions; of pairs B = 2 P
-rows (chosen, rejected, chosen, …).
+Shapes: P pairs, a chosen and a rejected completion of one prompt, that stay together in every micro-batch: B = 2 P of
+its rows (chosen, rejected, chosen, …); N target positions.
 """
 
-from collections.abc import Iterable, Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, groupby
-from typing import NamedTuple, Protocol
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.models.layouts import SharedPrompts
+from mlxmath.data.batch import Batch, PairTargets, Rows, Shape, make_batch, make_packed
 
 LOOK_AHEAD_STEPS = 64
 """Windows whose rows are sorted by length together. More save padding; fewer mix the lengths better."""
 
 Ids = NDArray[np.int64]
-
-
-class Rows(Protocol):
-    """Tokenized rows, as `mlxmath.data.cache.TokenRows` holds them."""
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each row."""
-
-    def row(self, index: int) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-        """Tokens (L,) and loss mask (L,) of a row."""
-
-    def __len__(self) -> int: ...
-
-
-class PairTargets(NamedTuple):
-    """What losses on pairs need of a micro-batch beside its targets."""
-
-    rows_N: mx.array
-    """The row that a target is in."""
-    counts_B: mx.array
-    """Targets of each row."""
-    numbers_P: mx.array
-    """Of the pairs."""
-    reference_B: mx.array | None = None
-    """Summed log-probability of each row under the reference model."""
-    score_D: mx.array | None = None
-    """The reward model's score head."""
-
-
-class RolloutTargets(NamedTuple):
-    """What GRPO needs of each target position (N,), beside the token."""
-
-    advantages_N: mx.array
-    old_logprobs_N: mx.array
-    """When it was drawn."""
-    reference_logprobs_N: mx.array
-    """Under the model to stay close to; anything where beta is 0."""
-    rows_N: mx.array
-    """The row of the micro-batch that it is in."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A micro-batch. The hidden state at flat position `positions[n]` (of B · L) predicts `targets[n]`."""
-
-    inputs_BL: mx.array
-    positions_N: mx.array
-    targets_N: mx.array
-    weights_N: mx.array
-    """1 for a target; 0 for an entry that only fills up a fixed shape."""
-    row_ids: tuple[int, ...]
-    num_tokens: int
-    """Real tokens, padding not counted."""
-    num_targets: int
-    extra: PairTargets | RolloutTargets | None = None
-    """What the loss needs beside these."""
-    texts_BL: mx.array | None = None
-    """In packed rows, the number of the text that a position belongs to: attention stays within a text."""
-    prompts: SharedPrompts | None = None
-    """What the rows go on from, if they are not whole texts."""
-    parts: tuple["Batch", ...] = ()
-    """With prompts: the same rows in batches of fewer, in order, with the same prompts."""
-
-
-def packed_mask(texts_BL: mx.array) -> mx.array:
-    """(B, 1, L, L): True where attention is allowed, which is backwards within a text."""
-    same_BLL = texts_BL[:, :, None] == texts_BL[:, None, :]
-    return mx.tril(same_BLL)[:, None]
 
 
 @dataclass(frozen=True)
@@ -123,13 +54,7 @@ class StepBatch:
     def shares(self, count: int) -> list[tuple[int, ...]]:
         """The micro-batches' numbers in at most `count` parts of about the same number of padded tokens."""
         sizes = [self.sampler.size(ids) for ids in self.micro_batches]
-        shares: list[list[int]] = [[] for _ in range(min(count, len(sizes)))]
-        loads = [0] * len(shares)
-        for index in sorted(range(len(sizes)), key=lambda index: (-sizes[index], index)):  # the largest first
-            least = loads.index(min(loads))
-            shares[least].append(index)
-            loads[least] += sizes[index]
-        return [tuple(share) for share in shares]
+        return [tuple(share) for share in _spread(sizes, min(count, len(sizes)))]
 
     def finer(self) -> "StepBatch | None":
         """The same step in micro-batches of half the size, to which the plan keeps from now on; None at one row."""
@@ -138,71 +63,6 @@ class StepBatch:
             return None
         self.sampler.max_rows = largest // 2
         return self.sampler.step(np.array(self.row_ids), self.epoch, self.index)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """How batches are brought to few shapes.
-
-    Attributes:
-        multiple: rows are padded to a multiple of this many positions.
-        target_steps: the number of targets is filled up to a multiple of B · L / target_steps (0: not at all), for
-            devices that compile one graph a shape.
-    """
-
-    multiple: int
-    target_steps: int = 0
-
-    def width(self, length: int) -> int:
-        """Positions for a row of `length` tokens (its last token is no input)."""
-        return max(1, -(-(length - 1) // self.multiple)) * self.multiple
-
-
-def make_batch(rows: Rows, ids: tuple[int, ...], shape: Shape) -> Batch:
-    """Pad rows to a common width. A row's first token is never a target, its last token never an input."""
-    taken = [rows.row(index) for index in ids]
-    width = shape.width(max(len(tokens) for tokens, _ in taken))
-    inputs = np.zeros((len(ids), width), np.int32)
-    for i, (tokens, _) in enumerate(taken):
-        inputs[i, : len(tokens) - 1] = tokens[:-1]
-    return _batch(taken, ids, inputs, [i * width for i in range(len(ids))], shape)
-
-
-def make_packed(rows: Rows, ids: tuple[int, ...], shape: Shape) -> Batch:
-    """Lay rows end to end in one (the targets are those of `make_batch`)."""
-    taken = [rows.row(index) for index in ids]
-    starts = np.cumsum([0, *(len(tokens) - 1 for tokens, _ in taken)])
-    inputs = np.zeros((1, shape.width(int(starts[-1]) + 1)), np.int32)
-    texts = np.full_like(inputs, len(ids))  # padding is a text of its own
-    for i, (tokens, _) in enumerate(taken):
-        inputs[0, starts[i] : starts[i + 1]] = tokens[:-1]
-        texts[0, starts[i] : starts[i + 1]] = i
-    return replace(_batch(taken, ids, inputs, starts[:-1].tolist(), shape), texts_BL=mx.array(texts))
-
-
-def _batch(
-    taken: list[tuple[NDArray[np.integer], NDArray[np.integer]]],
-    ids: tuple[int, ...],
-    inputs: NDArray[np.int32],
-    starts: list[int],
-    shape: Shape,
-) -> Batch:
-    """The batch of rows that begin at the flat positions `starts`."""
-    heres = [np.flatnonzero(mask[1:]) for _, mask in taken]
-    positions = [here + start for here, start in zip(heres, starts, strict=True)]
-    targets = [tokens[1:][here].astype(np.int64) for (tokens, _), here in zip(taken, heres, strict=True)]
-    count = sum(map(len, heres))
-    step = max(1, inputs.size // shape.target_steps) if shape.target_steps else 1
-    fill = np.zeros(-count % step, np.int64)
-    return Batch(
-        mx.array(inputs),
-        mx.array(np.concatenate([*positions, fill]).astype(np.int32)),
-        mx.array(np.concatenate([*targets, fill]).astype(np.int32)),
-        mx.array((np.arange(count + len(fill)) < count).astype(np.float32)),
-        ids,
-        num_tokens=sum(len(tokens) for tokens, _ in taken),
-        num_targets=count,
-    )
 
 
 class BatchSampler:
@@ -318,16 +178,13 @@ class BatchSampler:
         count = max(-(-int(lengths.sum()) // self.max_tokens), -(-len(ids) // self.max_rows))
         while True:
             count = min(len(ids), -(-count // self._num_workers) * self._num_workers)
-            packs: list[list[int]] = [[] for _ in range(count)]
-            filled = [0] * count
-            for index in np.argsort(-lengths, kind="stable"):
-                emptiest = filled.index(min(filled))
-                packs[emptiest].append(int(ids[index]))
-                filled[emptiest] += int(lengths[index])
-            fits = all(len(p) == 1 or (n <= self.max_tokens and len(p) <= self.max_rows)
-                       for p, n in zip(packs, filled, strict=True))  # fmt: skip
-            if fits or count == len(ids):
-                return [tuple(pack) for pack in packs]
+            packs = _spread(lengths.tolist(), count)
+            fits = (
+                len(pack) == 1 or (lengths[pack].sum() <= self.max_tokens and len(pack) <= self.max_rows)
+                for pack in packs
+            )
+            if count == len(ids) or all(fits):
+                return [tuple(ids[pack].tolist()) for pack in packs]
             count += 1
 
     def size(self, ids: tuple[int, ...]) -> int:
@@ -344,11 +201,96 @@ def _cut(ids: Ids, size: int) -> list[Ids]:
     return [ids[i : i + size] for i in range(0, len(ids), size)]
 
 
-def fill(steps: Iterable[StepBatch]) -> float:
-    """The share of processed positions that hold a token, over `steps`."""
-    real = padded = 0
-    for step in steps:
-        for ids in step.micro_batches:
-            real += int((step.sampler.rows.lengths[list(ids)] - 1).sum())
-            padded += step.sampler.size(ids)
-    return real / padded
+def _spread(sizes: Sequence[int], count: int) -> list[list[int]]:
+    """The numbers of things of these sizes in `count` parts: the largest first, each to the emptiest part."""
+    parts: list[list[int]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+        emptiest = loads.index(min(loads))
+        parts[emptiest].append(index)
+        loads[emptiest] += sizes[index]
+    return parts
+
+
+class LastTokens:
+    """Rows whose only target is a token put after the last one, so that the last one is an input."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self.lengths: NDArray[np.int64] = rows.lengths + 1
+
+    def row(self, index: int) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+        """Tokens and mask of a row."""
+        tokens, _ = self._rows.row(index)
+        return np.append(tokens, 0), (np.arange(len(tokens) + 1) == len(tokens)).astype(np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+class Pairs:
+    """P pairs as the rows of a step plan.
+
+    Args:
+        rows: 2 P rows, those of a pair one after the other.
+        first_id: the number of the first pair, for those that need a number of their own among several datasets.
+        packed: a pair is as long as both rows laid end to end, not as the longer one.
+        scored: what counts of a row is the hidden state at its last token, not the log-probabilities of its targets.
+    """
+
+    def __init__(self, rows: Rows, *, first_id: int = 0, packed: bool = False, scored: bool = False) -> None:
+        self.rows: Rows = LastTokens(rows) if scored else rows
+        ids = getattr(rows, "ids", None)
+        self.ids: Ids = np.arange(len(rows) // 2) if ids is None else ids[::2] // 2
+        self.numbers = self.ids + first_id
+        first, second = self.rows.lengths[::2], self.rows.lengths[1::2]
+        self._longer = np.maximum(first, second)
+        self.lengths: NDArray[np.int64] = first + second - 1 if packed else self._longer
+        ranks = getattr(rows, "ranks", None)
+        self.ranks: NDArray[np.int32] | None = None if ranks is None else ranks[::2]
+
+    def row(self, index: int) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+        """Tokens and mask of one of the 2 P rows."""
+        return self.rows.row(index)
+
+    def unpacked(self) -> "Pairs":
+        """The same pairs, as long as the longer of their rows."""
+        twin = copy.copy(self)
+        twin.lengths = self._longer
+        return twin
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+@dataclass(frozen=True)
+class PairStep(StepBatch):
+    """The micro-batches of an optimizer step on pairs, which are what its loss is the mean over."""
+
+    def batch(self, index: int) -> Batch:
+        """A micro-batch, padded; `num_targets` are its pairs."""
+        pairs = self.sampler.rows
+        assert isinstance(pairs, Pairs)
+        ids = self.micro_batches[index]
+        both = tuple(side for pair in ids for side in (2 * pair, 2 * pair + 1))
+        batch = (make_packed if self.sampler.is_packed else make_batch)(pairs.rows, both, self.sampler.shape)
+        counts = np.array([int(pairs.row(side)[1][1:].sum()) for side in both], np.int32)
+        rows = np.zeros(batch.targets_N.size, np.int32)
+        rows[: batch.num_targets] = np.repeat(np.arange(len(both), dtype=np.int32), counts)
+        extra = PairTargets(mx.array(rows), mx.array(counts), mx.array(pairs.numbers[list(ids)]))
+        return replace(batch, row_ids=ids, num_targets=len(ids), extra=extra)
+
+
+class PairSampler(BatchSampler):
+    """A step holds `batch_size · grad_accumulation_steps` pairs; all else as in `BatchSampler`."""
+
+    def __init__(
+        self, pairs: Pairs, config: TrainingConfig, max_tokens: int, shape: Shape, num_workers: int = 1
+    ) -> None:
+        rows_each = 1 if config.batching == "pack" else 2
+        super().__init__(pairs, config, max(1, max_tokens // rows_each), shape, num_workers)
+
+    def step(self, ids: Ids, epoch: int, index: int) -> StepBatch:
+        """See `BatchSampler`."""
+        plain = super().step(ids, epoch, index)
+        return PairStep(self, plain.micro_batches, epoch, index)

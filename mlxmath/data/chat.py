@@ -5,19 +5,19 @@ of their own. So a problem never meets Jinja, and `<|im_end|>` in it is ten char
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
+from mlxmath.data.chat_format import DATE, MARKER, STRFTIME_NOW, ChatFormat, marker, numbers_of
 from mlxmath.data.conversation import join_neighbours, with_reasoning
-from mlxmath.data.problem import Message, Problem
+from mlxmath.data.problem import Message, Problem, SkippedRowError
 from mlxmath.data.templates import (
     JINJA_CONTENT,
-    Definition,
     Segment,
+    Template,
     Text,
     completion,
     fill,
@@ -25,65 +25,31 @@ from mlxmath.data.templates import (
     joined,
     not_opened_twice,
 )
-from mlxmath.data.values import SkippedRowError
 from mlxmath.errors import InputError
-
-DATE = "26 Jul 2024"
-"""What a template that writes today's date is told, so that every day gives the same rows (Llama's own default)."""
-STRFTIME_NOW = f"{{%- macro strftime_now(format) -%}}{DATE}{{%- endmacro -%}}"
-
-_CALL_ENDS = ("<|eom_id|>", "<|call|>")
-"""What ends a turn that calls a tool in the templates of Llama 3.1 and gpt-oss."""
-THINKING_FIELDS = ("reasoning_content", "thinking", "reasoning")
-_MARKER = re.compile("\ue000([0-9]+)\ue001")
-
-
-def marker(number: int) -> str:
-    """Stands for a text while the template is rendered."""
-    return f"\ue000{number}\ue001"
 
 
 @dataclass(frozen=True)
-class ChatTemplate:
+class ChatTemplate(Template):
     """The tokenizer's chat template; the loss counts every assistant turn with the token that ends it."""
 
-    name: str
-    spec: Definition
     tokenizer: Any = None
-    _layouts: dict[tuple[str, ...], "Layout | Exception"] = field(default_factory=dict, compare=False, repr=False)
+
+    keeps_system: ClassVar[bool] = True
 
     @property
     def definition(self) -> dict[str, Any]:
         """See `Template.definition`."""
-        own = {} if self.tokenizer is None else {"tokenizer": self.source}
-        return self.spec.record | own
+        return super().definition | ({} if self.tokenizer is None else {"tokenizer": self.format.source})
 
     @cached_property
-    def source(self) -> str:
-        """The tokenizer's Jinja text; of several named ones the default or the only one.
-
-        Raises:
-            InputError: there are several and none is the default.
-        """
-        template = self.tokenizer.chat_template
-        if not isinstance(template, dict):
-            return str(template)
-        if "default" not in template and len(template) != 1:
-            raise InputError(
-                f"--template {self.name}: the tokenizer {self.tokenizer.name_or_path} has the chat templates "
-                f"{', '.join(template)} and none called default; keep the one to use in its chat_template.jinja."
-            )
-        return str(template.get("default") or next(iter(template.values())))
-
-    @cached_property
-    def _dated(self) -> str:
-        """The Jinja text with a fixed date in it (a function is no argument: those are made plain data)."""
-        return (STRFTIME_NOW if "strftime_now" in self.source else "") + self.source
+    def format(self) -> ChatFormat:
+        """What the tokenizer's chat template writes."""
+        return ChatFormat(self.tokenizer, self.name)
 
     @property
-    def keeps_system(self) -> bool:
-        """True."""
-        return True
+    def stop(self) -> str | None:
+        """The control token that ends a turn (of a base model, this need not be its end-of-text token)."""
+        return self.format.stop
 
     def for_tokenizer(self, tokenizer: Any) -> "ChatTemplate":
         """The template bound to a tokenizer.
@@ -99,11 +65,7 @@ class ChatTemplate:
                 f"--template {self.name}: the tokenizer {tokenizer.name_or_path} has no chat template; choose "
                 "another template, for example instruction."
             )
-        return ChatTemplate(self.name, self.spec, tokenizer)
-
-    def verbatim(self) -> "ChatTemplate":
-        """See `Template.verbatim`."""
-        return ChatTemplate(self.name, self.spec.verbatim(), self.tokenizer)
+        return replace(self, tokenizer=tokenizer)
 
     def prompt(self, question: str, examples: Sequence[tuple[str, str]] = ()) -> Text:
         """See `Template.prompt`; questions and solutions given as `examples` are earlier turns."""
@@ -124,8 +86,8 @@ class ChatTemplate:
         if turns[-1].role != "assistant":
             raise SkippedRowError("conversation that does not end with an answer")
         thinks = any(turn.reasoning for turn in turns)
-        if problem.tools or any(turn.calls for turn in turns) or (thinks and self.thinking_field):
-            return render_turns(self, turns, problem.tools)
+        if problem.tools or any(turn.calls for turn in turns) or (thinks and self.format.thinking_field):
+            return render_turns(self.format, turns, problem.tools)
         context = self._context(turns[:-1])
         answer = turns[-1].content
         if not problem.messages:
@@ -133,10 +95,10 @@ class ChatTemplate:
         elif turns[-1].reasoning:
             answer = with_reasoning(turns[-1])
         answer = not_opened_twice(answer, joined(context))
-        layout = self._layout(tuple(turn.role for turn in turns), generate=False)
+        layout = self.format.layout(tuple(turn.role for turn in turns), generate=False)
         if layout.trimmed[-1]:
             answer = answer.strip()
-        end = self.end_of_turn.search(layout.pieces[-1])
+        end = self.format.end_of_turn.search(layout.pieces[-1])
         closed = layout.pieces[-1][: end.end()] if end else self.tokenizer.eos_token
         begun = self._begins_answer(tuple(turn.role for turn in turns))
         return tuple(
@@ -147,21 +109,10 @@ class ChatTemplate:
 
     def _begins_answer(self, roles: tuple[str, ...]) -> str:
         """Control tokens that the template writes before an answer and leaves to the model (gpt-oss: the channel)."""
-        asked, whole = self._layout(roles[:-1], generate=True), self._layout(roles, generate=False)
+        asked, whole = self.format.layout(roles[:-1], generate=True), self.format.layout(roles, generate=False)
         before = whole.pieces[-2]
         more = before[len(asked.pieces[-1]) :] if before.startswith(asked.pieces[-1]) else ""
-        return more if self.end_of_turn.search(more) else ""
-
-    @property
-    def stop(self) -> str | None:
-        """The control token that ends a turn (of a base model, this need not be its end-of-text token)."""
-        end = self.end_of_turn.search(self._layout(("user", "assistant"), generate=False).pieces[-1])
-        return end[0] if end else None
-
-    @property
-    def stop_strings(self) -> tuple[str, ...]:
-        """See `Template.stop_strings`."""
-        return self.spec.stop or ()
+        return more if self.format.end_of_turn.search(more) else ""
 
     def _turns(self, problem: Problem) -> list[Message]:
         """The conversation to be rendered: the row's own, or one of a question and a solution."""
@@ -179,36 +130,28 @@ class ChatTemplate:
             SkippedRowError: an assistant opens the conversation, which the chat template does not take.
         """
         roles = [turn.role for turn in turns if turn.role != "system"]
-        if roles[0] == "assistant" and not self._takes("assistant", "user", "assistant"):
+        if roles[0] == "assistant" and not self.format.takes("assistant", "user", "assistant"):
             raise SkippedRowError("conversation that an assistant opens, which the chat template does not take")
         pairs = set(pairwise(roles))
         joined = [
             role
             for role, probe in (("user", "user user assistant"), ("assistant", "user assistant assistant"))
-            if (role, role) in pairs and not self._takes(*probe.split())
+            if (role, role) in pairs and not self.format.takes(*probe.split())
         ]
         return join_neighbours(turns, *joined)
-
-    def _takes(self, *roles: str) -> bool:
-        """Whether the chat template writes turns of these roles, each apart."""
-        try:
-            self._layout(roles, generate=False)
-        except (InputError, SkippedRowError):
-            return False
-        return True
 
     def _system(self) -> list[Message]:
         return [] if self.spec.system is None else [Message("system", self.spec.system)]
 
     def _context(self, turns: Sequence[Message]) -> Text:
         """The turns, answers among them being targets, and the beginning of the next answer."""
-        layout = self._layout(tuple(turn.role for turn in turns), generate=True)
+        layout = self.format.layout(tuple(turn.role for turn in turns), generate=True)
         if layout.folds_system:
             turns = [Message("user", f"{turns[0].content}\n\n{turns[1].content}"), *turns[2:]]
         segments: list[Segment] = []
         after_answer = False
         for index, piece in enumerate(layout.pieces):
-            end = self.end_of_turn.search(piece) if after_answer else None
+            end = self.format.end_of_turn.search(piece) if after_answer else None
             cut = end.end() if end else 0
             segments += [Segment(piece[:cut], True, True), Segment(piece[cut:], False, True)]
             if index < len(turns):
@@ -217,116 +160,17 @@ class ChatTemplate:
                 segments.append(Segment(text, after_answer))
         return tuple(segment for segment in segments if segment.text)
 
-    @cached_property
-    def thinking_field(self) -> str | None:
-        """The name by which the chat template takes a message's reasoning, if it writes it before the answer."""
-        question, answer = {"role": "user", "content": "q"}, {"role": "assistant", "content": marker(1)}
-        for name in THINKING_FIELDS:
-            text = self.written([question, {**answer, name: marker(0)}])
-            if text is not None and [int(number) for number in _MARKER.findall(text)] == [0, 1]:
-                return name
-        return None
-
-    def written(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None, *, generate: bool = False
-    ) -> str | None:
-        """What the chat template makes of messages; None if it refuses them."""
-        import jinja2
-
-        try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    list(messages), tools=tools, tokenize=False, chat_template=self._dated,
-                    add_generation_prompt=generate, date_string=DATE,
-                )
-            )  # fmt: skip
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError):
-            return None
-
-    @cached_property
-    def end_of_turn(self) -> re.Pattern[str]:
-        """Finds the first control token."""
-        special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        special.add(self.tokenizer.eos_token)
-        return re.compile("|".join(re.escape(text) for text in sorted(special, key=len, reverse=True)))
-
-    @cached_property
-    def ends_a_call(self) -> re.Pattern[str]:
-        """Finds a token that ends a turn; control tokens inside a call do not."""
-        ends = {self.stop or self.tokenizer.eos_token, self.tokenizer.eos_token, *_CALL_ENDS}
-        return re.compile("|".join(map(re.escape, ends)))
-
-    def _layout(self, roles: tuple[str, ...], *, generate: bool) -> "Layout":
-        """What the template writes around messages of these roles; the same for all texts, so it is kept."""
-        key = (*roles, "generate" if generate else "")
-        if key not in self._layouts:
-            try:
-                self._layouts[key] = self._find_layout(roles, generate)
-            except (InputError, SkippedRowError) as error:
-                self._layouts[key] = error
-        layout = self._layouts[key]
-        if isinstance(layout, Exception):
-            raise layout
-        return layout
-
-    def _find_layout(self, roles: tuple[str, ...], generate: bool) -> "Layout":
-        """See `_layout`.
-
-        Raises:
-            InputError: the template refuses even a question and its answer.
-            SkippedRowError: it refuses turns that only some conversations have.
-        """
-        import jinja2
-
-        try:
-            pieces = self._pieces(roles, generate)
-        except (jinja2.TemplateError, _LostMessageError) as error:
-            if roles[:2] == ("system", "user"):  # some templates know no system message: it goes to the user's
-                without = self._find_layout(roles[1:], generate)
-                return Layout(without.pieces, without.trimmed, folds_system=True)
-            if roles != ("user", "assistant")[: len(roles)]:
-                raise SkippedRowError("conversation whose turns the chat template refuses or leaves out") from None
-            raise InputError(
-                f"--template {self.name}: the tokenizer's chat template refuses the turns {', '.join(roles)}: {error}"
-            ) from None
-        trimmed = [self._pieces(roles, generate, padded=index) == pieces for index in range(len(roles))]
-        return Layout(pieces, tuple(trimmed))
-
-    def _pieces(self, roles: tuple[str, ...], generate: bool, padded: int | None = None) -> tuple[str, ...]:
-        """What stands before, between and after the messages' texts.
-
-        Args:
-            roles: of the messages.
-            generate: end with the beginning of an answer.
-            padded: the text of this message has spaces around it (they are in the pieces unless the template trims).
-        """
-        marks = [marker(index) for index in range(len(roles))]
-        if padded is not None:
-            marks[padded] = f" {marks[padded]} "
-        text = self.tokenizer.apply_chat_template(
-            [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)],
-            tokenize=False,
-            chat_template=self._dated,
-            add_generation_prompt=generate,
-            date_string=DATE,
-        )
-        found = [int(number) for number in _MARKER.findall(text)]
-        if found != [*range(len(roles))]:
-            lost = next((roles[index] for index in range(len(roles)) if found.count(index) != 1), "its order")
-            raise _LostMessageError(f"it does not keep {lost}")
-        return tuple(_MARKER.split(text)[::2])
-
     def chat_template(self, *, bos: bool) -> str:  # noqa: ARG002
         """The tokenizer's chat template after what this template adds to it: its prompt, its system message, a date."""
         header = ""
-        if "date_string" in self.source:
+        if "date_string" in self.format.source:
             header += f"{{%- set date_string = '{DATE}' -%}}"
-        if "strftime_now" in self.source:
+        if "strftime_now" in self.format.source:
             header += STRFTIME_NOW
         system = self.spec.system
         if system is None and self.spec.prompt == "{question}":
-            return header + self.source
-        folded = system is not None and self._layout(("system", "user"), generate=True).folds_system
+            return header + self.format.source
+        folded = system is not None and self.format.layout(("system", "user"), generate=True).folds_system
         first = json.dumps(f"{system}\n\n", ensure_ascii=False) if folded else "''"
         own = json.dumps(system, ensure_ascii=False) if system is not None and not folded else None
         added = f"[{{'role': 'system', 'content': {own}}}] if messages[0]['role'] != 'system' else []" if own else "[]"
@@ -336,27 +180,11 @@ class ChatTemplate:
             f"{{%- set ns.turns = ns.turns + [{{'role': 'user', 'content': ns.first + {jinja_fill(self.spec.prompt)}}}]"
             " -%}{%- set ns.first = '' -%}{%- else -%}"
             f"{{%- set ns.turns = ns.turns + [{{'role': m['role'], 'content': {JINJA_CONTENT}}}] -%}}"
-            "{%- endif -%}{%- endfor -%}{%- set messages = ns.turns -%}" + self.source
+            "{%- endif -%}{%- endfor -%}{%- set messages = ns.turns -%}" + self.format.source
         )
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What a chat template writes around messages of given roles."""
-
-    pieces: tuple[str, ...]
-    """One more than there are messages."""
-    trimmed: tuple[bool, ...]
-    """Of each message: whether spaces around its text are removed."""
-    folds_system: bool = False
-    """The system message is put before the first user message, in its turn."""
-
-
-class _LostMessageError(Exception):
-    """The chat template leaves a message out, repeats or reorders it."""
-
-
-def render_turns(template: ChatTemplate, turns: Sequence[Message], tools: str) -> Text:
+def render_turns(chat: ChatFormat, turns: Sequence[Message], tools: str) -> Text:
     """A conversation with tool calls or reasoning, rendered as a whole; each answer that counts is a target.
 
     An answer begins where the template begins one (what it writes with `add_generation_prompt`), and ends with the
@@ -371,8 +199,8 @@ def render_turns(template: ChatTemplate, turns: Sequence[Message], tools: str) -
     last_user = max(index for index, turn in enumerate(turns) if turn.role == "user")
     for index, turn in enumerate(turns):
         message: dict[str, Any] = {"role": turn.role, "content": ""}
-        if turn.reasoning and template.thinking_field and index > last_user:
-            message[template.thinking_field] = marker(len(texts))
+        if turn.reasoning and chat.thinking_field and index > last_user:
+            message[chat.thinking_field] = marker(len(texts))
             texts.append(turn.reasoning.strip())
         if turn.content or not turn.calls:
             message["content"] = marker(len(texts))
@@ -380,17 +208,17 @@ def render_turns(template: ChatTemplate, turns: Sequence[Message], tools: str) -
         if turn.calls:
             message["tool_calls"] = json.loads(turn.calls)
         messages.append(message)
-    if template.end_of_turn.search("".join(turn.calls for turn in turns) + tools):
+    if chat.end_of_turn.search("".join(turn.calls for turn in turns) + tools):
         raise SkippedRowError("tools or calls that spell a control token")
     given = json.loads(tools) if tools else None
-    whole = template.written(messages, given)
+    whole = chat.written(messages, given)
     names = [call["function"]["name"] for turn in turns if turn.calls for call in json.loads(turn.calls)]
     if whole is None or not all(name in whole for name in names):
         raise SkippedRowError("conversation with tools, which the chat template does not know")
-    if [int(number) for number in _MARKER.findall(whole)] != [*range(len(texts))]:
+    if numbers_of(whole) != [*range(len(texts))]:
         raise SkippedRowError("conversation of which the chat template leaves something out")
     targets = [
-        _answer_span(template, whole, messages, given, index)
+        _answer_span(chat, whole, messages, given, index)
         for index, turn in enumerate(turns)
         if turn.role == "assistant" and turn.is_target
     ]
@@ -398,21 +226,21 @@ def render_turns(template: ChatTemplate, turns: Sequence[Message], tools: str) -
 
 
 def _answer_span(
-    template: ChatTemplate, whole: str, messages: Sequence[Mapping[str, Any]], tools: Any, index: int
+    chat: ChatFormat, whole: str, messages: Sequence[Mapping[str, Any]], tools: Any, index: int
 ) -> tuple[int, int]:
     """Where the answer of message `index` stands in the whole conversation, with the token that ends it."""
-    before = template.written(messages[:index], tools, generate=True)
+    before = chat.written(messages[:index], tools, generate=True)
     if before is None or not whole.startswith(before):
         raise SkippedRowError("conversation whose answers do not begin as the chat template begins one")
-    inside = [m.end() for m in _MARKER.finditer(whole) if m[0] in messages[index].values()]
+    inside = [m.end() for m in MARKER.finditer(whole) if m[0] in messages[index].values()]
     start = max([len(before), *inside])
     if messages[index].get("tool_calls"):
         following = next((whole.find(m["content"]) for m in messages[index + 1 :] if m["content"]), len(whole))
         name = messages[index]["tool_calls"][-1]["function"]["name"]
         start = max(start, whole.find(name, start, following))
-        end = template.ends_a_call.search(whole, start)
+        end = chat.ends_a_call.search(whole, start)
     else:
-        end = template.end_of_turn.search(whole, start)
+        end = chat.end_of_turn.search(whole, start)
     return len(before), end.end() if end else len(whole)
 
 
@@ -423,13 +251,13 @@ def _segments(whole: str, texts: Sequence[str], targets: Sequence[tuple[int, int
             0,
             len(whole),
             *(cut for span in targets for cut in span),
-            *(cut for m in _MARKER.finditer(whole) for cut in m.span()),
+            *(cut for m in MARKER.finditer(whole) for cut in m.span()),
         }
     )
     segments = []
     for start, end in pairwise(cuts):
         part = whole[start:end]
         is_target = any(low <= start and end <= high for low, high in targets)
-        found = _MARKER.fullmatch(part)
+        found = MARKER.fullmatch(part)
         segments.append(Segment(texts[int(found[1])], is_target) if found else Segment(part, is_target, True))
     return tuple(segment for segment in segments if segment.text)

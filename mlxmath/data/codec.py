@@ -6,17 +6,14 @@ tokenizer adds, and the end-of-text token of a training row, are put there as id
 
 import copy
 import os
-import re
 import secrets
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from mlxmath.data.control import Control, control_tokens, without_control_tokens
-from mlxmath.data.words import WordMemory, find_cuts
+from mlxmath.data.control import control_tokens, without_control_tokens
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.console import warn
 from mlxmath.weights.tokenizer import keep_cuts
@@ -44,51 +41,6 @@ class Run(NamedTuple):
     led: bool
     """Whether a control token stands before it."""
     texts: tuple[str, ...]
-
-
-class TextCodec(Protocol):
-    """A tokenizer without its control tokens."""
-
-    prefix: list[int]
-    """What the tokenizer puts before every text: its beginning-of-text token, or nothing."""
-    control: Mapping[str, Control]
-    """The control tokens by their spelling."""
-    control_pattern: re.Pattern[str]
-    """Finds a control token's spelling."""
-
-    def encode(self, text: str, led: bool = False) -> list[int]:
-        """Ids of `text` without `prefix`: alone, or after a control token."""
-
-    def decode(self, ids: list[int]) -> str:
-        """The text of `ids`, control tokens shown."""
-
-    @property
-    def words(self) -> WordMemory | None:
-        """A memory of the ids of words, if texts can be tokenized word by word; much faster."""
-
-    def encode_pairs(self, pairs: Sequence[Pair]) -> list[IdPair | None]:
-        """For each pair: `encode(prompt)` and the ids that continue it with the completion.
-
-        None where the tokenizer cannot write the completion after those ids.
-        """
-
-
-def encode_runs(codec: TextCodec, runs: Sequence[Run]) -> list[list[list[int]] | None]:
-    """The ids of each part of each run; None for a run of which the tokenizer cannot write a part after the one before.
-
-    The first part's ids are `codec.encode(text, led)`, whatever follows.
-    """
-    texts_of = [run.texts if len(run.texts) > 1 else (*run.texts, "") for run in runs]
-    pairs_of = [[Pair(*pair, run.led) for pair in pairwise(texts)] for run, texts in zip(runs, texts_of, strict=True)]
-    different = list(dict.fromkeys(pair for pairs in pairs_of for pair in pairs))  # a chat template repeats itself
-    ids_of = dict(zip(different, codec.encode_pairs(different), strict=True))
-    result: list[list[list[int]] | None] = []
-    for run, pairs in zip(runs, pairs_of, strict=True):
-        found = [ids_of[pair] for pair in pairs]
-        whole = [ids for ids in found if ids is not None]
-        parts = [whole[0][0], *(after for _, after in whole)] if len(whole) == len(found) else None
-        result.append(parts and parts[: len(run.texts)])
-    return result
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
@@ -132,77 +84,35 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in TOKENIZER_FILES[:3]) or any(folder.glob("*.tiktoken"))
 
 
-_codecs: "WeakKeyDictionary[Any, tuple[int, TextCodec]]" = WeakKeyDictionary()
-
-
-def codec_of(tokenizer: Any) -> TextCodec:
-    """The codec of a `transformers` tokenizer (or of mlx_lm's wrapper around one); made once a tokenizer."""
-    inner = getattr(tokenizer, "_tokenizer", None)
-    if hasattr(inner, "convert_tokens_to_ids"):  # mlx_lm's wrapper
-        tokenizer = inner
-    size, codec = _codecs.get(tokenizer, (-1, None))
-    if codec is None or size != len(tokenizer):
-        backend = getattr(tokenizer, "backend_tokenizer", None) if getattr(tokenizer, "is_fast", False) else None
-        codec = SlowCodec(tokenizer) if backend is None else FastCodec(tokenizer, backend)
-        _codecs[tokenizer] = (len(tokenizer), codec)
-    return codec
-
-
-def _prefix(tokenizer: Any) -> list[int]:
-    """The ids that the tokenizer itself puts before a text."""
-    bare: list[int] = tokenizer.encode("a", add_special_tokens=False)
-    whole: list[int] = tokenizer.encode("a", add_special_tokens=True)
-    for start in range(len(whole) - len(bare) + 1):
-        if whole[start : start + len(bare)] == bare:
-            return whole[:start]
-    return []
-
-
-def _continue(codec: TextCodec, prompt: str, completion: str, led: bool) -> IdPair | None:
-    """One pair, by every way there is; the first whose text is the whole text."""
-    prompt_ids, whole_ids = codec.encode(prompt, led), codec.encode(prompt + completion, led)
-    if whole_ids[: len(prompt_ids)] == prompt_ids:
-        return prompt_ids, whole_ids[len(prompt_ids) :]
-    whole = codec.decode(whole_ids)  # of a tokenizer that changes some characters, this is all that can be asked
-    for anchor in _ANCHORS:
-        before, after = codec.encode(anchor), codec.encode(anchor + completion)
-        ids = after[len(before) :]
-        if after[: len(before)] == before and codec.decode(prompt_ids + ids) == whole:
-            return prompt_ids, ids
-    return None
-
-
-def _same(found: str, text: str) -> bool:
-    """Whether texts agree but for spaces at the very beginning, with which some tokenizers take liberties."""
-    return found == text or found.lstrip(" ") == text.lstrip(" ")
-
-
-class SlowCodec:
-    """A tokenizer written in Python: text by text."""
-
-    words = None
+class TextCodec:
+    """A tokenizer without its control tokens, text by text: for those written in Python."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.prefix = _prefix(tokenizer)
+        """What the tokenizer puts before every text: its beginning-of-text token, or nothing."""
         self.control, self.control_pattern = control_tokens(tokenizer)
-        self._tokenizer = tokenizer
+        """The control tokens by their spelling, and what splits a text at them."""
+        self._original = tokenizer
 
     def encode(self, text: str, led: bool = False) -> list[int]:  # noqa: ARG002
-        """See `TextCodec.encode`; these tokenizers read each text between control tokens alone."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        """Ids of `text` without `prefix`: alone, or after a control token (to these tokenizers the same)."""
+        ids: list[int] = self._original.encode(text, add_special_tokens=False, split_special_tokens=True)
         return ids
 
     def decode(self, ids: list[int]) -> str:
         """The text of `ids`, control tokens shown."""
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text: str = self._original.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
 
     def encode_pairs(self, pairs: Sequence[Pair]) -> list[IdPair | None]:
-        """See `TextCodec.encode_pairs`."""
+        """For each pair: `encode(prompt)` and the ids that continue it with the completion.
+
+        None where the tokenizer cannot write the completion after those ids.
+        """
         return [_continue(self, *pair) for pair in pairs]
 
 
-class FastCodec:
+class FastCodec(TextCodec):
     """A tokenizer of the `tokenizers` library: batches on all cores, each pair in one pass.
 
     A private added token is put between prompt and completion. Added tokens are cut out of a text before anything else
@@ -215,8 +125,7 @@ class FastCodec:
         from tokenizers import AddedToken
 
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        self.prefix = _prefix(tokenizer)
-        self.control, self.control_pattern = control_tokens(tokenizer)
+        super().__init__(tokenizer)
         self._plain = without_control_tokens(backend)
         self._marked = copy.deepcopy(self._plain)
         self._marked.encode_special_tokens = True
@@ -242,36 +151,12 @@ class FastCodec:
     def encode_pairs(self, pairs: Sequence[Pair]) -> list[IdPair | None]:
         """See `TextCodec.encode_pairs`."""
         split = self._split(pairs, self._anchor, self._anchor_ids)
-        texts = self._original.decode_batch(
-            [ids[0] + ids[1] if ids else [] for ids in split], skip_special_tokens=False
+        good = self._readable(
+            [ids[0] + ids[1] if ids else [] for ids in split], [pair.prompt + pair.completion for pair in pairs]
         )
         return [
-            ids if ids and _same(text, pair.prompt + pair.completion) else _continue(self, *pair)
-            for ids, text, pair in zip(split, texts, pairs, strict=True)
+            ids if ids and fine else _continue(self, *pair) for ids, fine, pair in zip(split, good, pairs, strict=True)
         ]
-
-    @cached_property
-    def words(self) -> WordMemory | None:
-        """See `TextCodec.words`."""
-        tokens = self._original.get_added_tokens_decoder().values()
-        control = {token.content for token in tokens if token.special}
-        added = [token.content for token in tokens if not token.special]
-        vocabulary = {*self._plain.get_vocab(with_added_tokens=False), *added} - control
-        cuts = find_cuts(self._plain.model, vocabulary, self._encode_all)
-        if cuts is None or any(" " in token or "\n" in token for token in added):
-            return None
-        return WordMemory(cuts, added, self._encode_all, self._encode_after, self._readable)
-
-    def _encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        return [e.ids for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
-
-    def _encode_after(self, texts: Sequence[str]) -> list[list[int] | None]:
-        """Ids of texts that continue another; None where the anchor does not do."""
-        before = self.encode("a")
-        split = self._split([Pair("a", text) for text in texts], self._anchor, self._anchor_ids)
-        continued = [before + ids[1] if ids else [] for ids in split]
-        good = self._readable(continued, [f"a{text}" for text in texts])
-        return [ids[1] if ids and fine else None for ids, fine in zip(split, good, strict=True)]
 
     def _readable(self, ids: Sequence[list[int]], texts: Sequence[str]) -> list[bool]:
         decoded = self._original.decode_batch(list(ids), skip_special_tokens=False)
@@ -293,16 +178,72 @@ class FastCodec:
     def _choose_anchor(self) -> tuple[str, list[int]]:
         """The first anchor after which most probes continue a line exactly; no anchor if all do without."""
         pairs = [Pair("Solution:\n", probe) for probe in _PROBES]
-        scores: list[tuple[int, str, list[int]]] = []
+        scores: list[tuple[int, tuple[str, list[int]]]] = []
         for anchor in ("", *_ANCHORS):
-            with_nothing = self._split([Pair("a", "")], anchor, [])[0]
-            assert with_nothing is not None
-            anchor_ids = with_nothing[1]
+            ((_, anchor_ids),) = filter(None, self._split([Pair("a", "")], anchor, []))
             split = self._split(pairs, anchor, anchor_ids)
             good = [
-                ids and _same(self.decode(ids[0] + ids[1]), pair.prompt + pair.completion)
-                for ids, pair in zip(split, pairs, strict=True)
+                ids and _same(self.decode(ids[0] + ids[1]), p + c) for ids, (p, c, _) in zip(split, pairs, strict=True)
             ]
-            scores.append((sum(map(bool, good)), anchor, anchor_ids))
-        _, anchor, anchor_ids = max(scores, key=lambda score: score[0])  # the first of the best
-        return anchor, anchor_ids
+            scores.append((sum(map(bool, good)), (anchor, anchor_ids)))
+        return max(scores, key=lambda score: score[0])[1]  # the first of the best
+
+
+_codecs: "WeakKeyDictionary[Any, tuple[int, TextCodec]]" = WeakKeyDictionary()
+
+
+def codec_of(tokenizer: Any) -> TextCodec:
+    """The codec of a `transformers` tokenizer (or of mlx_lm's wrapper around one); made once a tokenizer."""
+    inner = getattr(tokenizer, "_tokenizer", None)
+    if hasattr(inner, "convert_tokens_to_ids"):  # mlx_lm's wrapper
+        tokenizer = inner
+    size, codec = _codecs.get(tokenizer, (-1, None))
+    if codec is None or size != len(tokenizer):
+        backend = getattr(tokenizer, "backend_tokenizer", None) if getattr(tokenizer, "is_fast", False) else None
+        codec = TextCodec(tokenizer) if backend is None else FastCodec(tokenizer, backend)
+        _codecs[tokenizer] = (len(tokenizer), codec)
+    return codec
+
+
+def _prefix(tokenizer: Any) -> list[int]:
+    """The ids that the tokenizer itself puts before a text."""
+    bare: list[int] = tokenizer.encode("a", add_special_tokens=False)
+    whole: list[int] = tokenizer.encode("a", add_special_tokens=True)
+    starts = range(len(whole) - len(bare) + 1)
+    return next((whole[:start] for start in starts if whole[start : start + len(bare)] == bare), [])
+
+
+def _continue(codec: TextCodec, prompt: str, completion: str, led: bool) -> IdPair | None:
+    """One pair, by every way there is; the first whose text is the whole text."""
+    prompt_ids, whole_ids = codec.encode(prompt, led), codec.encode(prompt + completion, led)
+    if whole_ids[: len(prompt_ids)] == prompt_ids:
+        return prompt_ids, whole_ids[len(prompt_ids) :]
+    whole = codec.decode(whole_ids)  # of a tokenizer that changes some characters, this is all that can be asked
+    for anchor in _ANCHORS:
+        before, after = codec.encode(anchor), codec.encode(anchor + completion)
+        ids = after[len(before) :]
+        if after[: len(before)] == before and codec.decode(prompt_ids + ids) == whole:
+            return prompt_ids, ids
+    return None
+
+
+def _same(found: str, text: str) -> bool:
+    """Whether texts agree but for spaces at the very beginning, with which some tokenizers take liberties."""
+    return found == text or found.lstrip(" ") == text.lstrip(" ")
+
+
+def encode_runs(codec: TextCodec, runs: Sequence[Run]) -> list[list[list[int]] | None]:
+    """The ids of each part of each run; None for a run of which the tokenizer cannot write a part after the one before.
+
+    The first part's ids are `codec.encode(text, led)`, whatever follows.
+    """
+    texts_of = [run.texts if len(run.texts) > 1 else (*run.texts, "") for run in runs]
+    pairs_of = [[Pair(*pair, run.led) for pair in pairwise(texts)] for run, texts in zip(runs, texts_of, strict=True)]
+    different = list(dict.fromkeys(pair for pairs in pairs_of for pair in pairs))  # a chat template repeats itself
+    ids_of = dict(zip(different, codec.encode_pairs(different), strict=True))
+    result: list[list[list[int]] | None] = []
+    for run, pairs in zip(runs, pairs_of, strict=True):
+        found = [ids for ids in map(ids_of.get, pairs) if ids is not None]
+        is_whole = len(found) == len(pairs)
+        result.append([found[0][0], *(after for _, after in found)][: len(run.texts)] if is_whole else None)
+    return result

@@ -1,53 +1,76 @@
-"""Finds a dataset's problem and solution columns and turns its rows into `Problem`s."""
+"""The names that columns of datasets usually have, and what each tells about them; which column is which part."""
 
+import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from functools import cache
 
-from mlxmath.data.answers import answer_among, inside
-from mlxmath.data.conversation import (
-    CONVERSATIONS,
-    are_messages,
-    conversation,
-    question_of,
-    tools_of,
-    turns_of,
-    with_reasoning,
-)
-from mlxmath.data.gold import is_marked, stated
-from mlxmath.data.names import (
-    ANSWERS,
-    CHOSEN,
-    CHOSEN_OPTIONS,
-    CONTEXTS,
-    DIFFICULTIES,
-    HOLDERS,
-    IDS,
-    OPTIONS,
-    QUESTIONS,
-    REASONINGS,
-    REJECTED,
-    SOLUTIONS,
-    SOURCES,
-    SUBJECTS,
-    SYSTEMS,
-    TEXT,
-    TOOLS,
-    WORKED,
-    canonical,
-    first_of,
-    near,
-)  # fmt: skip
-from mlxmath.data.options import chosen_of, with_options
-from mlxmath.data.problem import Message, Problem
-from mlxmath.data.values import SkippedRowError, text_of
 from mlxmath.errors import InputError
 
-__all__ = ["Columns", "SkippedRowError", "find_columns", "make_problem", "number_text", "text_of"]
+QUESTIONS = (
+    "problem", "question", "prompt", "instruction", "query", "input", "problem_statement", "problem_text",
+    "question_text", "input_text", "inputs",
+)  # fmt: skip
+"""Columns known to hold the problem; of several the first is taken."""
+WORKED = (
+    "solution", "generated_solution", "worked_solution", "completion", "response", "output", "generation", "rationale",
+    "explanation", "chain_of_thought", "cot", "reasoning", "output_text", "target_text", "targets",
+)  # fmt: skip
+SOLUTIONS = (*WORKED, "answer", "target")
+"""Columns known to hold what a model learns to write: an answer column does only where no worked solution is."""
+TEXT = "text"
+"""A column of whole texts, which are learned as they are."""
+CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog")
+"""Columns that hold a whole conversation."""
+CONTEXTS = ("input", "context")
+"""Columns that belong to an instruction or a question: Alpaca's and Dolly's."""
+SYSTEMS = ("system", "system_prompt")
+REASONINGS = ("reasoning_content", "thinking", "reasoning")
+TOOLS = "tools"
+ANSWERS = (
+    "answer", "final_answer", "expected_answer", "ground_truth", "reference_answer", "gold_answer", "correct_answer",
+    "gold", "target", "reward_model", "true_answer", "answer_number", "numerical_answer", "answer_key",
+)  # fmt: skip
+HOLDERS = ("verification_info", "extra_info", "metadata", "info")
+"""Columns of objects (or JSON) among whose entries the answer may be."""
+INSIDE_HOLDER = ("ground_truth", "answer", "final_answer", "expected_answer", "reference_answer")
+"""The entries of such an object that are the answer."""
+INSIDE_ANSWER = (*INSIDE_HOLDER, "value", "text")
+"""The entries that are the answer in an answer column's object: verl's `reward_model`, TriviaQA's, SQuAD's."""
+CHOSEN_OPTIONS = ("correct", "correct_option", "correct_choice", "answer_index", "answer_idx", "label")
+"""Columns that hold the right one of the options, where there are any."""
+OPTIONS = ("options", "choices")
+"""Columns that hold the answers among which a question lets choose."""
+CHOSEN = ("chosen", "chosen_response", "preferred", "accepted")
+REJECTED = ("rejected", "rejected_response", "dispreferred", "non_preferred")
+"""Columns that hold the completions of a pair."""
+IDS = ("id", "uuid", "unique_id", "problem_id")
+DIFFICULTIES = ("difficulty", "level")
+SUBJECTS = ("subject", "type", "problem_type", "task_category", "category", "kind")
+SOURCES = ("source", "data_source")
 
-_ANSWER_MARK = "####"
-_CALCULATOR = re.compile(r"<<[^<>\n]*>>")
+_WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[\s-]+")
+
+
+@cache
+def canonical(name: str) -> str:
+    """A column's name in lower case with underscores: final_answer for "Final Answer" and "finalAnswer"."""
+    return _WORDS.sub("_", name.strip()).lower()
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """`; did you mean …?` with the known name nearest to `name`, or nothing."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.4)
+    return f"; did you mean {by_lower[found[0]]!r}?" if found else ""
+
+
+def first_of(names: Iterable[str], available: Sequence[str], *taken: str | None) -> str | None:
+    """The first of `names` that is available, in whatever spelling (`canonical`), and not taken."""
+    spelled = {canonical(name): name for name in reversed(available)} | {name: name for name in available}
+    found = (spelled[name] for name in names if name in spelled)
+    return next((name for name in found if name not in taken), None)
 
 
 @dataclass(frozen=True)
@@ -138,12 +161,8 @@ def find_columns(
     Raises:
         InputError: a column asked for is absent, or none has a usual name.
     """
-    asked = {"--question-column": question, "--solution-column": solution, "--answer-column": answer}
-    for option, name in asked.items():
-        if name is not None and name not in available:
-            raise InputError(
-                f"{option}: {where} has no column {name!r}, but {', '.join(available)}{near(name, available)}"
-            )
+    asked = {"question": question, "solution": solution, "answer": answer}
+    _check_asked(asked, available, where)
     if question is None and solution is None:
         question = first_of(QUESTIONS, available)
         solution = first_of(SOLUTIONS, available, question) if question else None
@@ -157,12 +176,12 @@ def find_columns(
         is_whole = canonical(question) in CONVERSATIONS or (canonical(question) == TEXT and solution_required)
         solution = question if is_whole else first_of(SOLUTIONS, available, question)
     if question is None or (solution is None and solution_required):
-        missing = "problem" if question is None else "solution"
+        part, missing = ("question", "problem") if question is None else ("solution", "solution")
         if first_of(CHOSEN, available) and first_of(REJECTED, available):
             raise InputError(f"{where}: pairs of completions ({', '.join(available)}) are for `mlxmath dpo`.")
         raise InputError(
             f"{where}: no column for the {missing} among {', '.join(available) or 'none'}; "
-            f"name it with --{'question' if question is None else 'solution'}-column."
+            f"name it with --{part}-column."
         )
     if not solution_required and solution not in (None, *asked.values()) and not _may_be_worked(question, solution):
         solution = None
@@ -194,89 +213,38 @@ def _may_be_worked(question: str, solution: str | None) -> bool:
     )
 
 
-def make_problem(row: Mapping[str, Any], columns: Columns, index: int, *, solution_required: bool = True) -> Problem:
-    """The `Problem` of one row.
+def find_pair_columns(available: Sequence[str], question: str | None = None, *, where: str) -> Columns:
+    """Decide which column is the prompt of the pairs.
 
-    Calculator marks (`<<48/2=24>>`) are removed from a solution that ends in `#### x`. Where no column tells the
-    answer, it is the one that the solution marks with `####` or `\\boxed{}` (`mlxmath.data.gold` reads words too).
+    Args:
+        available: the dataset's columns.
+        question: the column asked for with `--question-column`.
+        where: the dataset's name, for errors.
 
     Raises:
-        SkippedRowError: the problem or the solution is empty or is not text.
+        InputError: `chosen`, `rejected` or the column asked for is absent.
     """
-    question, solution, messages = _parts(row, columns, solution_required)
-    if not question.strip():
-        raise SkippedRowError("empty problem")
-    ends_in_call = bool(messages) and bool(messages[-1].calls)
-    if not solution.strip() and solution_required and not columns.is_text and not ends_in_call:
-        raise SkippedRowError("empty solution")
-    answer = answer_among(row, columns.answer, columns.holder, columns.options)
-    if _ANSWER_MARK in solution:
-        solution = _CALCULATOR.sub("", solution)
-    if answer is None and is_marked(solution):
-        answer = stated(solution)
-    identifier = row.get(columns.id) if columns.id is not None else None
-    return Problem(
-        id=str(index if identifier is None else identifier),
-        question=question,
-        answer=answer,
-        solution=solution if solution.strip() else None,
-        meta={k: v for k, v in row.items() if k not in columns.core and isinstance(v, str | int | float)},
-        messages=messages,
-        tools=tools_of(row.get(columns.tools)) if columns.tools and messages else "",
-        is_text=columns.is_text,
-        difficulty=_plain(row, columns.difficulty),
-        subject=_plain(row, columns.subject),
-        source=_plain(row, columns.source),
+    chosen, rejected = first_of(CHOSEN, available), first_of(REJECTED, available)
+    absent = [names[0] for names, found in ((CHOSEN, chosen), (REJECTED, rejected)) if found is None]
+    if absent or chosen is None:
+        raise InputError(
+            f"{where}: no column {' and no column '.join(map(repr, absent))} among {', '.join(available) or 'none'}; "
+            "expected rows with prompt, chosen and rejected."
+        )
+    _check_asked({"question": question}, available, where)
+    return Columns(
+        question or first_of(("prompt", *QUESTIONS), available) or chosen,
+        chosen,
+        id=first_of((*IDS, "prompt_id"), available),
+        system=first_of(SYSTEMS, available),
+        rejected=rejected,
     )
 
 
-def _parts(row: Mapping[str, Any], columns: Columns, solution_required: bool) -> tuple[str, str, tuple[Message, ...]]:
-    """A row's question and solution, and the conversation that they are of, if it is more than these two."""
-    system = (text_of(row.get(columns.system), "system message") or "") if columns.system else ""
-    asked = row.get(columns.question)
-    solved = None if columns.solution is None else row.get(columns.solution)
-    if columns.is_text:
-        return text_of(asked, "text") or "", "", ()
-    if columns.is_conversation or are_messages(asked) or are_messages(solved):
-        turns = turns_of(asked) if columns.is_conversation else (
-            *_turns(asked, "user", "problem"), *_turns(solved, "assistant", "solution"),
-        )  # fmt: skip
-        if not solution_required:
-            if turns and turns[-1].role == "user":  # it is to be answered
-                turns = (*turns, Message("assistant", ""))
-            if sum(turn.role == "assistant" for turn in turns) > 1:
-                raise SkippedRowError("conversation of several turns, not one question")
-        turns = conversation(turns, system)
-        return question_of(turns), with_reasoning(turns[-1]), turns
-    question = text_of(asked, "problem") or ""
-    if columns.context and (context := text_of(row.get(columns.context), "context") or "").strip():
-        parts = (question, context) if canonical(columns.question) == "instruction" else (context, question)
-        question = "\n\n".join(part for part in parts if part.strip())
-    if columns.options and question.strip():
-        question = with_options(question, row.get(columns.options))
-        solved = chosen_of(solved, row.get(columns.options))
-    if columns.solution and canonical(columns.solution) in ANSWERS:
-        solved = inside(solved)
-    solution = text_of(solved, "solution") or ""
-    if columns.reasoning and solution.strip():
-        thought = text_of(row.get(columns.reasoning), "reasoning") or ""
-        solution = with_reasoning(Message("assistant", solution, thought))
-    if system.strip() and question.strip():
-        return question, solution, (
-            Message("system", system), Message("user", question), Message("assistant", solution),
-        )  # fmt: skip
-    return question, solution, ()
-
-
-def _turns(value: Any, role: str, what: str) -> tuple[Message, ...]:
-    return turns_of(value) if are_messages(value) else (Message(role, text_of(value, what) or ""),)
-
-
-def number_text(value: float) -> str:
-    """A number as people write it: 145 for 145.0, no exponent."""
-    return str(int(value)) if float(value).is_integer() else repr(value)
-
-
-def _plain(row: Mapping[str, Any], column: str | None) -> str | None:
-    value = None if column is None else row.get(column)
-    return str(value) if isinstance(value, str | int | float) and value != "" else None
+def _check_asked(asked: Mapping[str, str | None], available: Sequence[str], where: str) -> None:
+    """Refuse columns asked for that are not there."""
+    for part, name in asked.items():
+        if name is not None and name not in available:
+            raise InputError(
+                f"--{part}-column: {where} has no column {name!r}, but {', '.join(available)}{near(name, available)}"
+            )

@@ -17,7 +17,7 @@ class Control(NamedTuple):
 
 
 def control_tokens(tokenizer: Any) -> tuple[Mapping[str, Control], re.Pattern[str]]:
-    """The tokenizer's control tokens, and what finds them."""
+    """The tokenizer's control tokens, and what splits a text into texts and, between them, control tokens."""
     named = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
     found = {name: Control(token_id) for name, token_id in named}
     found |= {
@@ -25,7 +25,7 @@ def control_tokens(tokenizer: Any) -> tuple[Mapping[str, Control], re.Pattern[st
         for token_id, token in tokenizer.added_tokens_decoder.items()
         if token.special
     }
-    return found, re.compile("|".join(re.escape(name) for name in sorted(found, key=len, reverse=True)))
+    return found, re.compile(f"({'|'.join(re.escape(name) for name in sorted(found, key=len, reverse=True))})")
 
 
 def without_control_tokens(backend: Any) -> Any:

@@ -6,12 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlxmath.data.problem import Message
-from mlxmath.data.values import SkippedRowError, text_of
+from mlxmath.data.problem import Message, SkippedRowError, text_of
 from mlxmath.runtime.files import parse_json
-
-CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog")
-"""Columns that hold a whole conversation."""
 
 _ROLES = {
     role: canonical
@@ -72,7 +68,7 @@ def _turns(turn: Any) -> tuple[Message, ...]:
     if not isinstance(turn, Mapping) or turn.get("role") or turn.get("from"):
         return (_turn(turn),)
     said = [(_ROLES.get(name.casefold()) or _PAIRS.get(name.casefold()), text) for name, text in turn.items()]
-    found = [Message(role, content_of(text)) for role, text in said if role in ("user", "assistant") and text]
+    found = [Message(role, _parts_of(text)[0]) for role, text in said if role in ("user", "assistant") and text]
     found.sort(key=lambda message: message.role != "user")
     is_either = {message.role for message in found} == {"user", "assistant"} or len(turn) == 1  # not a user's name
     return tuple(found) if found and is_either else (_turn(turn),)
@@ -97,17 +93,12 @@ def _turn(turn: Any) -> Message:
     )  # fmt: skip
 
 
-def content_of(value: Any) -> str:
-    """A message's text: as it is, or the text of its parts.
+def _parts_of(value: Any) -> tuple[str, str]:
+    """A message's text, as it is or of its parts, and the reasoning among these.
 
     Raises:
         SkippedRowError: a part is an image, a sound or the like.
     """
-    return _parts_of(value)[0]
-
-
-def _parts_of(value: Any) -> tuple[str, str]:
-    """A message's text, and the reasoning among its parts."""
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, list):

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mlxmath.config.section import DEMO
-from mlxmath.data.columns import Columns, SkippedRowError, make_problem, number_text
-from mlxmath.data.problem import Problem
+from mlxmath.data.columns import Columns
+from mlxmath.data.forms import make_problem, number_text
+from mlxmath.data.problem import Problem, SkippedRowError
 
 Row = Mapping[str, Any]
 Kind = Literal["word", "competition"]

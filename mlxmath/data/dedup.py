@@ -1,4 +1,11 @@
-"""When two problems are the same: normalised words, their hashes, n-grams of them, and MinHash.
+"""When two problems are the same: normalised words, their hashes, n-grams of them, and MinHash; and which occur in a
+benchmark: by normalised text, or by any 13 words in a row.
+
+The criterion for benchmarks is that of GPT-3's paper (Brown et al. 2020, appendix C). The hashes of GSM8K's test and of
+MATH-500 come with the package (`benchmarks/*.npz`), so that the same rows are left out on every machine, with or
+without a network:
+
+    python -m mlxmath.data.dedup gsm8k=gsm8k/test.jsonl math500=test.jsonl       writes them anew
 
 Everything is hashed with BLAKE2 and integer arithmetic, so that all machines and all values of PYTHONHASHSEED agree.
 
@@ -7,13 +14,25 @@ Shapes: Q questions, W words in all of them together, H hash functions.
 
 import hashlib
 import re
+import sys
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mlxmath.config.schema import DataConfig, SourceConfig
+from mlxmath.data.columns import near
+from mlxmath.data.datasets import DATASETS, known
+from mlxmath.data.rows import is_file_name
+from mlxmath.data.sources import load_problems
+from mlxmath.errors import InputError
+from mlxmath.runtime.console import say
+from mlxmath.runtime.files import atomic_file
 
 Hashes = NDArray[np.uint64]
 
@@ -50,10 +69,12 @@ def _number(word: str) -> str:
     return (whole.lstrip("0") or "0") + (f".{decimals}" if decimals else "")
 
 
-@cache
-def word_hash(word: str) -> int:
+def text_hash(text: str) -> int:
     """64 bits of BLAKE2b."""
-    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+word_hash = cache(text_hash)
 
 
 class Words(NamedTuple):
@@ -93,11 +114,6 @@ def normalise(questions: Sequence[str]) -> Words:
     )
 
 
-def text_hash(text: str) -> int:
-    """64 bits of BLAKE2b, of a text that is not worth remembering."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-
-
 def mix(numbers: Hashes) -> Hashes:
     """SplitMix64's output function (Steele, Lea, Flood 2014): every bit of the result depends on every bit given."""
     mixed = numbers + np.uint64(0x9E3779B97F4A7C15)
@@ -106,6 +122,9 @@ def mix(numbers: Hashes) -> Hashes:
     return mixed ^ (mixed >> np.uint64(31))
 
 
+NGRAM = 13
+"""So many words in a row make two questions the same problem of a benchmark."""
+FOLDER = Path(__file__).parent / "benchmarks"
 NUM_HASHES, BANDS = 64, 16
 SHINGLE = 3
 SIMILAR = 0.8
@@ -145,13 +164,82 @@ class NearDuplicates:
     def signatures(self, questions: Words) -> NDArray[np.uint32]:
         """(Q, H) the least hash of a question's shingles under each hash function."""
         shingles, owner = questions.ngrams(SHINGLE)
-        result = np.empty((len(questions.texts), NUM_HASHES), np.uint32)
-        result[:] = (mix(questions.texts[:, None] ^ self._factors) >> np.uint64(32)).astype(
-            np.uint32
-        )  # too short: itself
+        of_texts = mix(questions.texts[:, None] ^ self._factors)  # a question too short for shingles is one itself
+        result = (of_texts >> np.uint64(32)).astype(np.uint32)
         if len(shingles):
             starts = np.flatnonzero(np.diff(owner, prepend=-1))
             for h, factor in enumerate(self._factors):
                 hashed = ((shingles * factor) >> np.uint64(32)).astype(np.uint32)
                 result[owner[starts], h] = np.minimum.reduceat(hashed, starts)
         return result
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The hashes of a benchmark's questions."""
+
+    name: str
+    revision: str
+    texts: Hashes
+    """Ascending, of the normalised questions."""
+    ngrams: Hashes
+    """Ascending, of all runs of 13 words in them."""
+
+    def holds(self, questions: Words) -> NDArray[np.bool_]:
+        """(Q,) whether each question occurs in the benchmark."""
+        found = _is_among(questions.texts, self.texts)
+        ngrams, owner = questions.ngrams(NGRAM)
+        found[owner[_is_among(ngrams, self.ngrams)]] = True
+        return found
+
+
+def fingerprint_benchmark(name: str, revision: str, questions: Sequence[str]) -> Benchmark:
+    """The benchmark with these questions."""
+    hashed = normalise(questions)
+    return Benchmark(name, revision, np.unique(hashed.texts), np.unique(hashed.ngrams(NGRAM)[0]))
+
+
+def open_benchmark(name: str) -> Benchmark:
+    """A benchmark that `--decontaminate` names.
+
+    Raises:
+        InputError: there is none of that name.
+        MlxmathError: its questions cannot be had.
+    """
+    dataset = known(name)
+    name = dataset.name if dataset else name
+    bundled = FOLDER / f"{name}.npz"
+    if dataset and bundled.exists():
+        with np.load(bundled, allow_pickle=False) as file:
+            return Benchmark(name, str(file["revision"]), file["texts"], file["ngrams"])
+    if dataset is None and not is_file_name(name) and "/" not in name:
+        names = ", ".join(DATASETS)
+        raise InputError(f"--decontaminate: no benchmark {name!r}, but {names}, or a file{near(name, DATASETS)}")
+    split = dataset.test_split if dataset else None
+    try:
+        loaded = load_problems(SourceConfig(dataset=name, split=split), solutions_required=False)
+    except InputError as error:
+        raise InputError(f"--decontaminate {name}: {error}") from None
+    return fingerprint_benchmark(name, loaded.revision, [problem.question for problem in loaded])
+
+
+def _is_among(values: Hashes, ascending: Hashes) -> NDArray[np.bool_]:
+    if not len(ascending):
+        return np.zeros(len(values), bool)
+    places = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
+    return ascending[places] == values
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write the hashes of NAME=FILE … into the package."""
+    for argument in arguments:
+        name, _, file = argument.partition("=")
+        loaded = load_problems(DataConfig(dataset=file), solutions_required=False)
+        benchmark = fingerprint_benchmark(name, loaded.revision, [problem.question for problem in loaded])
+        with atomic_file(FOLDER / f"{name}.npz") as out:
+            np.savez(out, revision=np.array(benchmark.revision), texts=benchmark.texts, ngrams=benchmark.ngrams)
+        say(f"{name}: {len(benchmark.texts):,} questions, {len(benchmark.ngrams):,} runs of {NGRAM} words")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -4,9 +4,9 @@ import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import ge, gt, le, lt
 
-from mlxmath.data.columns import Columns
-from mlxmath.data.names import near
+from mlxmath.data.columns import Columns, near
 from mlxmath.data.problem import Problem
 from mlxmath.errors import InputError
 
@@ -18,6 +18,7 @@ _PATTERN = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _OPERATORS = "= != < <= > >= in, not in, contains, not contains, matches"
+_COMPARISONS: dict[str, Callable[[float, float], bool]] = {"<": lt, "<=": le, ">": gt, ">=": ge}
 _LAST_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?=\D*$)")
 
 Value = str | float | bool | None
@@ -92,12 +93,12 @@ def number(value: Value) -> float | None:
 
 def _condition(text: str, operator: str, wanted: str) -> Callable[[Value], bool]:
     negated = operator.startswith("not ") or operator == "!="
-    if operator in ("<", "<=", ">", ">="):
+    if compare := _COMPARISONS.get(operator):
         try:
             limit = float(wanted.replace(",", ""))
         except ValueError:
             raise InputError(f"--filters: {text!r} compares with {wanted!r}, which is not a number.") from None
-        return lambda value: _compare(number(value), operator, limit)
+        return lambda value: (found := number(value)) is not None and compare(found, limit)
     if operator == "matches":
         try:
             pattern = re.compile(wanted, re.DOTALL)
@@ -110,12 +111,6 @@ def _condition(text: str, operator: str, wanted: str) -> Callable[[Value], bool]
     options = [wanted] if operator in ("=", "!=") else wanted.split(",")
     allowed = {_folded(option.strip().strip("'\"")) for option in options}
     return lambda value: (value is not None and _folded(value) in allowed) != negated
-
-
-def _compare(value: float | None, operator: str, limit: float) -> bool:
-    if value is None:
-        return False
-    return {"<": value < limit, "<=": value <= limit, ">": value > limit, ">=": value >= limit}[operator]
 
 
 def _folded(value: Value) -> str | float:

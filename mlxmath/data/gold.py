@@ -3,12 +3,19 @@ r"""The gold answer of a problem: one rule for reinforcement learning, distillat
 A gold answer is *stated*: by the dataset's answer column, or by the solution after `####`, in its last `\boxed{}`, in a
 line such as "A: …" or "The answer is …", or as a solution that is nothing but an answer. What merely stands last in a
 solution is none: "all real numbers x > 3" is not 3, and a reward or a score against it would be noise.
+
+The answer of a row's columns may stand inside an object, or be the place of one of the options that a question lets
+choose from; the options belong to the question.
 """
 
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from mlxmath.data.problem import Problem
+from mlxmath.data.columns import INSIDE_ANSWER, INSIDE_HOLDER
+from mlxmath.data.problem import Problem, SkippedRowError, text_of
 from mlxmath.grading.extract import Rule, after_thinking, extract
+from mlxmath.runtime.files import parse_json
 
 WITHOUT_GOLD = "without a gold answer"
 """Why a problem is left out where a gold answer is needed."""
@@ -80,3 +87,71 @@ def _stands_alone(number: str, text: str) -> bool:
         start = text.rfind(number)
         fits = not _BOUND_BEFORE.search(text[text.rfind("\n", 0, start) + 1 : max(start, 0)])
     return fits and not _BOUND_AFTER.match(text, start + len(number))
+
+
+def answer_among(row: Mapping[str, Any], answer: str | None, holder: str | None, options: str | None) -> str | None:
+    """The answer of a row; None where there is none, or no single text (several answers, true or false).
+
+    Args:
+        row: of a dataset.
+        answer: the column that is the answer.
+        holder: a column of objects of which an entry may be the answer.
+        options: the column of the options to choose from.
+    """
+    value = inside(row.get(answer)) if answer else None
+    if holder:
+        value = inside(found := row.get(holder), INSIDE_HOLDER)
+        value = None if value is found else value
+    try:
+        return text_of(chosen_of(value, row.get(options)) if options else value, "answer")
+    except SkippedRowError:
+        return None
+
+
+def inside(value: Any, names: Sequence[str] = INSIDE_ANSWER) -> Any:
+    """The answer in an object, also one written as JSON; anything else as it is."""
+    entries = value
+    if isinstance(value, str) and value.startswith("{") and any(f'"{name}"' in value for name in names):
+        try:
+            entries = parse_json(value)
+        except ValueError:
+            return value
+    if isinstance(entries, Mapping):
+        return next((entries[name] for name in names if entries.get(name) is not None), value)
+    return value
+
+
+def options_of(value: Any) -> list[tuple[str, str]]:
+    """The options with their labels: of a list of texts ("21" or "A)21"), ARC's {"label": [...], "text": [...]}, or
+    {"A": "21", ...}.
+
+    Raises:
+        SkippedRowError: one is no text.
+    """
+    if isinstance(value, Mapping):
+        texts, labels = value.get("text"), value.get("label")
+        are_lists = isinstance(texts, list) and isinstance(labels, list)
+        both = zip(labels, texts, strict=False) if are_lists else value.items()  # type: ignore[arg-type]
+        return [(_text(label), _text(text)) for label, text in both if text is not None]
+    lettered = [(chr(ord("A") + place), text) for place, text in enumerate(value if isinstance(value, list) else ())]
+    return [(label, re.sub(rf"^\(?{label}[).:]\s*", "", _text(text))) for label, text in lettered]
+
+
+def with_options(question: str, value: Any) -> str:
+    """A question with its options, each in a line of its own; a text of options (MathQA's) as it is."""
+    if isinstance(value, str):
+        return f"{question}\nOptions: {value.strip()}" if value.strip() else question
+    return "\n".join([question, *(f"{label}) {text}" for label, text in options_of(value))])
+
+
+def chosen_of(answer: Any, value: Any) -> Any:
+    """An answer that is an option's place, counted from 0, as that option's label; any other as it is."""
+    if not isinstance(answer, int) or isinstance(answer, bool) or not isinstance(value, list | Mapping):
+        return answer
+    options = options_of(value)
+    is_place = 0 <= answer < len(options) and all(str(answer) not in option for option in options)
+    return options[answer][0] if is_place else answer
+
+
+def _text(value: Any) -> str:
+    return (text_of(value, "option") or "").strip()

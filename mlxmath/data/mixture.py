@@ -5,8 +5,10 @@ give these rows out in the order of the sources. So the memory does not grow wit
 depends on nothing but the data, the settings and the seed.
 """
 
+import itertools
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,14 +17,16 @@ from numpy.typing import NDArray
 
 from mlxmath.config.schema import DataConfig
 from mlxmath.config.section import DEMO
-from mlxmath.data.decontaminate import open_benchmarks
-from mlxmath.data.dedup import text_hash
-from mlxmath.data.draw import Ids, draw, ranks_of, sizes
+from mlxmath.data.dedup import mix, open_benchmark, text_hash
 from mlxmath.data.filters import check_fields, parse_filter
 from mlxmath.data.problem import Problem
 from mlxmath.data.sources import LoadedProblems, load_problems
-from mlxmath.data.survey import Seen, SourceReport, survey_source
+from mlxmath.data.survey import Candidate, Seen, SourceReport, Survey, survey_source
 from mlxmath.runtime.console import warn
+
+Ids = NDArray[np.int64]
+RANKS = 1000
+"""Steps of a curriculum's scale: a row's rank is the share of its source's rows that are easier, in thousandths."""
 
 
 class Mixture:
@@ -59,13 +63,13 @@ class Mixture:
             if loaded.source.balance:
                 check_fields([loaded.source.balance], loaded.fields, loaded.rows.name, "--balance")
         only_demo = all(loaded.source.dataset == DEMO for loaded in self.sources)
-        self._benchmarks = [] if only_demo else open_benchmarks(config.decontaminate)
+        self._benchmarks = [] if only_demo else [open_benchmark(name) for name in config.decontaminate]
         self.reports: list[SourceReport] = []
         self.ranks: NDArray[np.int32] | None = None
         """Of each problem, in the order of iteration: the lower the earlier in training; None: any order."""
         self.questions: NDArray[np.uint64] = np.zeros(0, np.uint64)
         """Hash of each problem's normalised question, in the order of iteration."""
-        self._chosen: list[tuple[LoadedProblems, Ids, list[Problem] | None]] = []
+        self._chosen: list[tuple[LoadedProblems, list[Candidate]]] = []
 
     @property
     def _plain(self) -> bool:
@@ -92,21 +96,17 @@ class Mixture:
         }
 
     def __len__(self) -> int:
-        return sum(len(ids) for _, ids, _ in self._chosen)
+        return sum(len(chosen) for _, chosen in self._chosen)
 
     def __iter__(self) -> Iterator[Problem]:
-        for loaded, ids, held in self._chosen:
-            if held is not None:
-                yield from (held[i] for i in ids)
-                continue
-            wanted = iter(ids.tolist())
-            next_id = next(wanted, None)
-            for place, problem in enumerate(loaded):
-                if place == next_id:
-                    yield problem
-                    next_id = next(wanted, None)
-                if next_id is None:
-                    break
+        for loaded, chosen in self._chosen:
+            problems, number = iter(loaded), 0
+            for candidate in chosen:
+                if candidate.held is not None:
+                    yield candidate.held
+                    continue
+                yield next(itertools.islice(problems, candidate.place - number, None))
+                number = candidate.place + 1
 
     def choose(self) -> None:
         """Read the sources and decide which problems are taken; `reports` and `ranks` say what came of it."""
@@ -117,7 +117,7 @@ class Mixture:
             limit = config.num_examples if self._plain else (loaded.source.count if loaded.rows.streamed else None)
             surveys.append(survey_source(index, loaded, filters, self._benchmarks, seen, limit, plain=self._plain))
         self._chosen, self.reports = [], []
-        ranks, questions = [], []
+        ranks, questions = list[NDArray[np.int32]](), list[int]()
         for index, (survey, size) in enumerate(zip(surveys, sizes(surveys, config), strict=True)):
             chosen = draw(survey, size, text_hash(f"{config.mixture_seed} {index}"))
             report = survey.report
@@ -125,14 +125,82 @@ class Mixture:
             if report.asked and report.taken < min(report.asked, config.num_examples or report.asked):
                 warn(f"{report.name}: {report.asked:,} rows were asked for, {report.taken:,} could be had")
             self.reports.append(report)
-            ids = chosen if survey.held is not None else np.array(survey.ids, np.int64)[chosen]
-            self._chosen.append((survey.loaded, ids, survey.held))
-            questions.append(np.array(survey.questions, np.uint64)[chosen])
+            self._chosen.append((survey.loaded, chosen))
+            questions += [candidate.question for candidate in chosen]
             if config.curriculum != "none":
-                ranks.append(ranks_of(survey, chosen))
+                ranks.append(ranks_of(report, chosen))
         self.ranks = np.concatenate(ranks) if ranks else None
-        self.questions = np.concatenate(questions)
+        self.questions = np.array(questions, np.uint64)
 
     def report(self) -> str:
         """The reports as JSON."""
         return json.dumps([asdict(report) for report in self.reports], ensure_ascii=False)
+
+
+def sizes(surveys: Sequence[Survey], config: DataConfig) -> list[int]:
+    """How many problems each source gives.
+
+    A count is taken as it is; the weights share out what `num_examples` leaves, or as much as lets no source run out.
+    Where all is more than `num_examples`, every source is cut in proportion.
+    """
+    most = [survey.most() for survey in surveys]
+    result = [min(most_i, survey.loaded.source.count or most_i) for most_i, survey in zip(most, surveys, strict=True)]
+    weights = [survey.loaded.source.weight or 0.0 for survey in surveys]
+    if any(weights):
+        fixed = sum(size for size, weight in zip(result, weights, strict=True) if not weight)
+        total = min(m * sum(weights) / w for m, w in zip(most, weights, strict=True) if w)
+        if config.num_examples is not None:
+            total = min(total, max(0, config.num_examples - fixed))
+        shares = _apportion(weights, int(total))
+        result = [share if weight else size for share, size, weight in zip(shares, result, weights, strict=True)]
+    if config.num_examples is not None and sum(result) > config.num_examples:
+        result = _apportion(result, config.num_examples)
+    return result
+
+
+def _apportion(shares: Sequence[float], total: int) -> list[int]:
+    """`total` in whole parts, as near to proportional as can be: largest remainders, the first of equal ones."""
+    exact = [share * total / sum(shares) for share in shares]
+    parts = [int(part) for part in exact]
+    by_remainder = sorted(range(len(parts)), key=lambda i: parts[i] - exact[i])
+    for i in by_remainder[: total - sum(parts)]:
+        parts[i] += 1
+    return parts
+
+
+def draw(survey: Survey, size: int, seed: int) -> list[Candidate]:
+    """Which problems are taken, in their order: those with the least seeded hash (in each bucket)."""
+    count, buckets = len(survey.candidates), survey.buckets
+    if size >= count or survey.plain:
+        chosen = np.arange(min(size, count))
+    else:
+        order = np.argsort(mix(np.arange(count, dtype=np.uint64) ^ np.uint64(seed)), kind="stable")
+        chosen = np.sort(_balanced(buckets, order, size) if buckets else order[:size])
+    if buckets:
+        left, taken = Counter(buckets), Counter(buckets[i] for i in chosen)
+        survey.report.buckets = {name: (left[name], taken[name]) for name in sorted(left)}
+    return [survey.candidates[i] for i in chosen]
+
+
+def _balanced(buckets: Sequence[str], order: Ids, size: int) -> Ids:
+    """Equally many of each bucket; what a short one lacks comes from the others."""
+    counts = Counter(buckets)
+    quotas: dict[str, int] = {}
+    rest, names = size, sorted(counts, key=lambda name: (counts[name], name))
+    for i, name in enumerate(names):
+        quotas[name] = min(counts[name], rest // (len(names) - i))
+        rest -= quotas[name]
+    chosen = []
+    for i in order.tolist():
+        if quotas[buckets[i]]:
+            quotas[buckets[i]] -= 1
+            chosen.append(i)
+    return np.array(chosen, np.int64)
+
+
+def ranks_of(report: SourceReport, chosen: Sequence[Candidate]) -> NDArray[np.int32]:
+    """(P,) where each problem stands between the easiest (0) and the hardest of its source."""
+    by_difficulty = all(candidate.difficulty is not None for candidate in chosen)
+    report.order = "difficulty" if by_difficulty else "solution length"
+    values = np.array([found.difficulty if by_difficulty else found.length for found in chosen], np.float64)
+    return (RANKS * np.searchsorted(np.sort(values), values) // max(1, len(values))).astype(np.int32)

@@ -1,36 +1,41 @@
 """A dataset into tokens, once; training finds them in the cache."""
 
+import hashlib
+import json
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from mlxmath.config.schema import DataConfig, ModelConfig
 from mlxmath.config.section import DEMO
+from mlxmath.data.cache import CacheError, TokenRows
+from mlxmath.data.cache_writer import RowWriter, fingerprint, token_dtype, write_rows
+from mlxmath.data.codec import TOKENIZER_FILES, has_tokenizer, load_tokenizer
+from mlxmath.data.mixture import Mixture
+from mlxmath.data.render import encode_prompt
+from mlxmath.data.rows import is_file_name
+from mlxmath.data.summary import MIXTURE
+from mlxmath.data.templates import Template, get_template
+from mlxmath.data.tokenize import SKIPPED, tokenize, tokenize_pairs
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.runtime.console import Progress, counted, duration, say, size, warn
-from mlxmath.runtime.files import sha256
+from mlxmath.runtime.console import Progress, duration, say, size, warn
+from mlxmath.runtime.files import atomic_json, read_json, sha256
+from mlxmath.weights.hub import is_source
+from mlxmath.weights.manifest import FILE_NAME, read_manifest
 
-if TYPE_CHECKING:
-    from mlxmath.data.cache import RowWriter, Stats, TokenRows
-    from mlxmath.data.mixture import Mixture
-    from mlxmath.data.templates import Template
+_NOTES = "prepared.json"
+"""In the cache folder: what rows the settings of earlier runs came to."""
 
 
 def tokenizer_folder(config: ModelConfig) -> Path:
     """The folder with the tokenizer of `config.model`: `config.mlx_path`, which is made if need be."""
-    from mlxmath.data.codec import has_tokenizer
-    from mlxmath.weights.hub import is_source
-    from mlxmath.weights.manifest import FILE_NAME, read_manifest
-
     folder = Path(config.mlx_path).expanduser()
-    usable = has_tokenizer(folder)
-    if usable and (folder / FILE_NAME).exists():
-        try:
-            usable = is_source(config.model, read_manifest(folder).source)
-        except MlxmathError:
-            usable = False
-    if not usable:
+    try:
+        usable = not (folder / FILE_NAME).exists() or is_source(config.model, read_manifest(folder).source)
+    except MlxmathError:
+        usable = False
+    if not (usable and has_tokenizer(folder)):
         from mlxmath.weights.convert import ensure_model
 
         ensure_model(config)
@@ -40,25 +45,19 @@ def tokenizer_folder(config: ModelConfig) -> Path:
 
 def prepare_rows(
     config: DataConfig, model_folder: Path, *, trust_remote_code: bool = False, pairs: bool = False
-) -> "TokenRows":
+) -> TokenRows:
     """The tokenized dataset, from the cache if it is there, else made and put there.
 
     Args:
         config: which rows, and how they become tokens.
         model_folder: a folder with the model's tokenizer.
         trust_remote_code: let the tokenizer run code from its repository.
-        pairs: of a chosen and a rejected completion; each makes two rows (see `mlxmath.data.pairs`).
+        pairs: of a chosen and a rejected completion; each makes two rows (see `mlxmath.data.batching`).
 
     Raises:
         InputError: no such dataset, column, split, template or tokenizer.
         MlxmathError: the data cannot be read, or no row of it can be trained on.
     """
-    from mlxmath.data.cache import CacheError, TokenRows, fingerprint, token_dtype, write_rows
-    from mlxmath.data.codec import load_tokenizer
-    from mlxmath.data.mixture import Mixture
-    from mlxmath.data.prepared import note
-    from mlxmath.data.templates import get_template
-
     template = get_template(config.template, config.template_file)
     mixture = Mixture(config, pairs=pairs)
     tokenizer = load_tokenizer(model_folder, trust_remote_code)
@@ -98,7 +97,7 @@ def prepare_rows(
 
 def prepare_held_out(
     config: DataConfig, name: str, model_folder: Path, *, trust_remote_code: bool = False, pairs: bool = False
-) -> "TokenRows":
+) -> TokenRows:
     """The rows of `--validation-dataset`, made as those of the training data are.
 
     Args:
@@ -122,8 +121,6 @@ def prepare_held_out(
 
 def held_out_config(config: DataConfig, name: str) -> tuple[DataConfig, str]:
     """The settings that read `--validation-dataset`, and what to try if they cannot."""
-    from mlxmath.data.local import is_file_name
-
     changes: dict[str, Any] = {
         "dataset": name, "split": None, "num_examples": None, "sources": (), "filters": (), "balance": None,
         "solutions": "own", "deduplicate": "off", "decontaminate": (), "curriculum": "none",
@@ -141,13 +138,9 @@ def held_out_config(config: DataConfig, name: str) -> tuple[DataConfig, str]:
 
 
 def _write_all(
-    mixture: "Mixture", template: "Template", config: DataConfig, tokenizer: Any, writer: "RowWriter", *, pairs: bool
+    mixture: Mixture, template: Template, config: DataConfig, tokenizer: Any, writer: RowWriter, *, pairs: bool
 ) -> None:
     """Choose, render, fit and write all problems, batch by batch."""
-    from mlxmath.data.pair_tokens import tokenize_pairs
-    from mlxmath.data.summary import MIXTURE
-    from mlxmath.data.tokenize import SKIPPED, tokenize
-
     mixture.choose()
     counts: Counter[str] = Counter()
     with Progress("tokenizing", len(mixture), unit="rows") as progress:
@@ -158,9 +151,7 @@ def _write_all(
     if not counts["output_rows"]:
         left_out = Counter[str]()
         for report in mixture.reports:
-            left_out.update({f"unusable: {reason}": n for reason, n in report.skipped.items()})
-            left_out.update({f"does not meet '{reason}'": n for reason, n in report.filtered.items()})
-            left_out.update({f"occurs in {name}": n for name, n in report.contaminated.items()})
+            left_out.update({f"unusable: {n}" if n in report.skipped else n: c for n, c in report.left_out.items()})
         left_out.update({name: n for name, n in counts.items() if name.startswith(SKIPPED)})
         what = ", ".join(f"{n:,} {reason}" for reason, n in left_out.items()) or f"{counts['problems']} rows were read"
         names = ", ".join(report.name for report in mixture.reports)
@@ -176,52 +167,48 @@ def _write_all(
     writer.stats.update({**counts, **settings})
 
 
-def statistics(rows: "TokenRows") -> list[str]:
-    """What became of the dataset, one line a fact."""
-    import numpy as np
-
-    from mlxmath.data.summary import length_histogram, mixture_lines
-    from mlxmath.data.tokenize import SKIPPED, SYSTEM_LEFT_OUT
-
-    stats = rows.stats
-    lines = [
-        *mixture_lines(stats),
-        f"{counted(_number(stats, 'problems'), 'problem')} became {counted(len(rows), 'row')} of "
-        f"{counted(len(rows.tokens), 'token')}, "
-        f"{rows.num_targets:,} of them targets",
-    ]
-    if overlong := _number(stats, "overlong_rows"):
-        fate = {"chunk": "split into chunks", "truncate": "cut", "drop": "left out"}[str(stats["overflow"])]
-        lost = f"; {_number(stats, 'lost_target_tokens'):,} targets lost" if stats["lost_target_tokens"] else ""
-        lines.append(f"{overlong:,} were longer than {stats['max_seq_len']} tokens and were {fate}{lost}")
-    if empty := _number(stats, "rows_without_target"):
-        lines.append(f"{empty:,} rows or chunks without a target were left out")
-    if failed := _number(stats, "not_encodable"):
-        lines.append(f"{counted(failed, 'problem')} left out: the tokenizer cannot write the solution after the prompt")
-    for name in stats:
-        if name.startswith(SKIPPED):
-            lines.append(f"{counted(_number(stats, name), 'problem')} left out: {name.removeprefix(SKIPPED)}")
-    if left_out := _number(stats, SYSTEM_LEFT_OUT):
-        lines.append(
-            f"{counted(left_out, 'problem')} with a system message, which the template leaves out; "
-            "--template chat keeps it"
-        )
-    low, median, high, most = np.percentile(rows.lengths, [0, 50, 95, 100])
-    mean = rows.lengths.mean()
-    lines.append(f"tokens a row: min {low:.0f}, median {median:.0f}, mean {mean:.1f}, 95 % {high:.0f}, max {most:.0f}")
-    return [*lines, *length_histogram(rows.lengths)]
-
-
 def _tokenizer_identity(tokenizer: Any, folder: Path) -> list[Any]:
     """What decides how text becomes ids: the vocabulary's files, the control tokens, and how a probe comes out."""
-    from mlxmath.data.codec import TOKENIZER_FILES
-    from mlxmath.data.render import encode_prompt
-
     paths = [folder / name for name in TOKENIZER_FILES] + sorted(folder.glob("*.tiktoken"))
     hashes = [[path.name, sha256(path)] for path in paths if path.is_file()]
     probe = encode_prompt(tokenizer, " Tom's 3.5 \n\n  <s> </s> <think>\\frac{1}{2} é中\n")
     return [hashes, tokenizer.eos_token_id, len(tokenizer), probe]
 
 
-def _number(stats: "Stats", name: str) -> int:
-    return int(stats.get(name, 0))
+class Prepared(NamedTuple):
+    """What a cache holds."""
+
+    rows: int
+    tokens: int
+
+
+def prepared(config: DataConfig, model_folder: Path, *, pairs: bool = False) -> Prepared | None:
+    """What `prepare_rows` with these settings came to the last time. Neither the data nor the tokenizer is opened."""
+    try:
+        return Prepared(
+            **read_json(Path(config.cache_dir).expanduser() / _NOTES)[_key(config, model_folder, pairs=pairs)]
+        )
+    except (MlxmathError, OSError, KeyError, TypeError):
+        return None
+
+
+def note(config: DataConfig, model_folder: Path, rows: TokenRows, *, pairs: bool) -> None:
+    """Write down for `prepared` what rows there are."""
+    path = Path(config.cache_dir).expanduser() / _NOTES
+    try:
+        notes = read_json(path) if path.exists() else {}
+        notes[_key(config, model_folder, pairs=pairs)] = {"rows": len(rows), "tokens": len(rows.tokens)}
+        atomic_json(path, notes)
+    except (MlxmathError, TypeError) as error:
+        warn(f"{path} is not up to date, which only `mlxmath plan` notices: {error}")
+
+
+def _key(config: DataConfig, model_folder: Path, *, pairs: bool) -> str:
+    """The settings, and the size and time of what is a file."""
+    names = [name for name in (config.dataset, config.template_file) if name and is_file_name(str(name))]
+    files = [path.stat() for path in map(Path, map(str, names)) if path.exists()]
+    facts = [
+        config.model_dump(mode="json", exclude={"cache_dir"}), str(model_folder.resolve()), pairs,
+        [[found.st_size, found.st_mtime_ns] for found in files],
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -25,18 +25,25 @@ _DELIMITERS = ",;\t"
 
 
 @dataclass(frozen=True)
-class Contents:
-    """The rows of one file, before their columns have a meaning."""
+class Rows:
+    """An opened dataset, before its columns have a meaning."""
 
+    name: str
+    """For people."""
     columns: tuple[str, ...]
     """Of any of its rows."""
-    forms: tuple[tuple[str, ...], ...]
-    """The different sets of columns that its rows have."""
     read: Callable[[tuple[str, ...]], Iterator[Row]]
-    """Reads the rows; of nested columns in tables only those named."""
+    """Reads the rows; of nested or large columns only those named are needed."""
+    forms: tuple[tuple[str, ...], ...] = ()
+    """The different sets of columns that its rows have, where rows need not have all."""
     num_rows: int | None = None
     place: Callable[[int], str] = lambda index: f"row {index + 1:,}"
     """Where a row stands (numbered from 0), for people."""
+    split: str = "train"
+    revision: str = ""
+    """Identifies the exact data."""
+    streamed: bool = False
+    """Read from the network, row by row: as few as possible."""
 
 
 def kind_of(path: Path) -> str | None:
@@ -48,23 +55,19 @@ def kind_of(path: Path) -> str | None:
     return suffix if suffix in SUFFIXES else None
 
 
-def read_contents(path: Path) -> Contents:
+def read_file(path: Path) -> Rows:
     """Open a file whose name has a `kind_of`.
 
     Raises:
         MlxmathError: it is damaged.
     """
     kind = kind_of(path)
-    if kind == ".parquet":
-        return _parquet(path)
-    if kind == ".arrow":
-        return _arrow(path)
-    if kind in (".csv", ".tsv"):
-        return _texts(path, _cells)
-    return _texts(path, _json_rows if kind == ".json" else _json_lines)
+    if kind in TABLES:
+        return _table(path)
+    return _texts(path, {".csv": _cells, ".tsv": _cells, ".json": _json_rows}.get(str(kind), _json_lines))
 
 
-def _texts(path: Path, numbered: Callable[[Path], Iterator[tuple[str, Row]]]) -> Contents:
+def _texts(path: Path, numbered: Callable[[Path], Iterator[tuple[str, Row]]]) -> Rows:
     """A file of text is read once through for its columns: any row may be the first that has one."""
     forms: dict[tuple[str, ...], None] = {}
     try:
@@ -78,7 +81,7 @@ def _texts(path: Path, numbered: Callable[[Path], Iterator[tuple[str, Row]]]) ->
         return next(itertools.islice(numbered(path), index, None))[0]
 
     columns = tuple(dict.fromkeys(name for form in forms for name in form))
-    return Contents(columns, tuple(forms), lambda _: (row for _, row in numbered(path)), place=place)
+    return Rows(path.name, columns, lambda _: (row for _, row in numbered(path)), tuple(forms), place=place)
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -190,60 +193,43 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _parquet(path: Path) -> Contents:
+def _table(path: Path) -> Rows:
+    """A Parquet file, or one of Arrow's file or stream format (in which `datasets` saves to disk)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            num_rows = file.metadata.num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise MlxmathError(f"{path} is not a readable parquet file: {error}") from None
+    is_parquet = kind_of(path) == ".parquet"
 
-    def read(used: tuple[str, ...]) -> Iterator[Row]:
+    def opened(used: tuple[str, ...]) -> Iterator[Any]:
+        """The schema, and the batches of rows with the columns used and the plain ones beside them."""
+
+        def wanted(schema: pa.Schema) -> list[str]:
+            return [field.name for field in schema if field.name in used or not pa.types.is_nested(field.type)]
+
         try:
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(1000, columns=_wanted(schema, used)):
-                    yield from batch.to_pylist()
-        except (pa.ArrowException, OSError) as error:
-            raise MlxmathError(f"{path} is damaged: {error}") from None
-
-    return Contents(tuple(schema.names), (tuple(schema.names),), read, num_rows)
-
-
-def _arrow(path: Path) -> Contents:
-    """Arrow's stream format, in which `datasets` saves to disk, or its file format."""
-    import pyarrow as pa
-
-    def batches() -> Iterator[Any]:
-        try:
+            if is_parquet:
+                with pq.ParquetFile(path) as file:
+                    yield file.schema_arrow
+                    yield from file.iter_batches(1000, columns=wanted(file.schema_arrow))
+                return
             with pa.memory_map(str(path)) as source:
                 try:
-                    yield (opened := pa.ipc.open_file(source)).schema
-                    yield from (opened.get_batch(index) for index in range(opened.num_record_batches))
-                    return
+                    file = pa.ipc.open_file(source)
+                    batches = map(file.get_batch, range(file.num_record_batches))
                 except pa.ArrowInvalid:
                     source.seek(0)
-                yield (stream := pa.ipc.open_stream(source)).schema
-                yield from stream
+                    file = batches = pa.ipc.open_stream(source)
+                yield file.schema
+                yield from (batch.select(wanted(file.schema)) for batch in batches)
         except (pa.ArrowException, OSError) as error:
-            raise MlxmathError(f"{path} is not a readable Arrow file: {error}") from None
-
-    found = batches()
-    schema = next(found)
-    num_rows = sum(batch.num_rows for batch in found)
+            kind = "parquet" if is_parquet else "Arrow"
+            raise MlxmathError(f"{path} is not a readable {kind} file: {error}") from None
 
     def read(used: tuple[str, ...]) -> Iterator[Row]:
-        wanted = _wanted(schema, used)
-        for batch in itertools.islice(batches(), 1, None):
-            yield from batch.select(wanted).to_pylist()
+        for batch in itertools.islice(opened(used), 1, None):
+            yield from batch.to_pylist()
 
-    return Contents(tuple(schema.names), (tuple(schema.names),), read, num_rows)
-
-
-def _wanted(schema: Any, used: tuple[str, ...]) -> list[str]:
-    """The columns used, and the plain ones beside them."""
-    import pyarrow as pa
-
-    return [field.name for field in schema if field.name in used or not pa.types.is_nested(field.type)]
+    found = opened(())
+    schema = next(found)
+    num_rows = pq.read_metadata(path).num_rows if is_parquet else sum(batch.num_rows for batch in found)
+    return Rows(path.name, tuple(schema.names), read, (tuple(schema.names),), num_rows)

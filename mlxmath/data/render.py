@@ -11,21 +11,18 @@ Shapes: N tokens in all rows together, R rows, P parts.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxmath.data.codec import Run, codec_of, encode_runs, has_tokenizer, load_tokenizer
+from mlxmath.data.codec import Run, TextCodec, codec_of, encode_runs
 from mlxmath.data.control import Control
 from mlxmath.data.templates import Segment, Text
 
-__all__ = ["Rendered", "adds_bos", "encode_prompt", "has_tokenizer", "load_tokenizer", "render"]
-
-LEAST_PAIRS = 200
-"""Texts from which finding out how the tokenizer cuts them pays off."""
-
+Overflow = Literal["chunk", "truncate", "drop"]
 Part = tuple[list[int] | Run, tuple[bool, ...]]
 """Ids, or a run of texts, and which of its parts are targets."""
 
@@ -39,8 +36,13 @@ class Rendered(NamedTuple):
     """(N,) 1 where the token is a target. A row's first token never is: nothing precedes it."""
     offsets: NDArray[np.int64]
     """(R + 1,)"""
-    sources: NDArray[np.int64] | None = None
-    """(R,) ascending: rows with the same number are parts of one text. None: each row is a whole one."""
+    sources: NDArray[np.int64]
+    """(R,) ascending, the text of each row: rows with the same number are parts of one."""
+
+    def taken(self, starts: NDArray[np.int64], lengths: NDArray[np.int64], sources: NDArray[np.int64]) -> "Rendered":
+        """The spans [start, start + length) of the tokens as rows."""
+        taken = spans(starts, lengths)
+        return Rendered(self.tokens[taken], self.mask[taken], offsets_of(lengths), sources)
 
 
 def encode_prompt(tokenizer: Any, prompt: str | Text) -> list[int]:
@@ -52,7 +54,7 @@ def encode_prompt(tokenizer: Any, prompt: str | Text) -> list[int]:
     """
     codec = codec_of(tokenizer)
     ids: list[int] = []
-    for content, _ in _parts(tokenizer, (Segment(prompt, False),) if isinstance(prompt, str) else prompt):
+    for content, _ in _parts(codec, (Segment(prompt, False),) if isinstance(prompt, str) else prompt):
         if not isinstance(content, Run):
             ids += content
         elif found := encode_runs(codec, [content])[0]:
@@ -68,7 +70,7 @@ def adds_bos(tokenizer: Any) -> bool:
 
 
 def render(tokenizer: Any, texts: Sequence[Text], train_on_prompt: bool = False) -> tuple[Rendered, int]:
-    """Tokenize texts: word by word where that gives the same ids, else whole, on all cores where the tokenizer can.
+    """Tokenize texts, on all cores where the tokenizer can.
 
     Args:
         tokenizer: of `transformers`, or mlx_lm's wrapper around one.
@@ -80,56 +82,27 @@ def render(tokenizer: Any, texts: Sequence[Text], train_on_prompt: bool = False)
         write a segment after the ids of the one before.
     """
     codec = codec_of(tokenizer)
-    pairs = [i for i, text in enumerate(texts) if _is_pair(text)]
-    if len(pairs) < LEAST_PAIRS or codec.words is None:
-        return _render_whole(tokenizer, texts, train_on_prompt)
-    quick = _render_words(tokenizer, texts, pairs, train_on_prompt)
-    assert quick.sources is not None
-    rest = sorted(set(range(len(texts))) - set(quick.sources.tolist()))
-    if not rest:
-        return quick, 0
-    slow, num_failed = _render_whole(tokenizer, [texts[i] for i in rest], train_on_prompt)
-    assert slow.sources is not None
-    return _merge(quick, slow._replace(sources=np.array(rest, np.int64)[slow.sources])), num_failed
-
-
-def _is_pair(text: Text) -> bool:
-    """Whether a text is plain: what is given, and what is to be written."""
-    return len(text) == 2 and not (text[0].is_target or text[0].is_control or text[1].is_control) and text[1].is_target
-
-
-def _render_words(tokenizer: Any, texts: Sequence[Text], pairs: Sequence[int], train_on_prompt: bool) -> Rendered:
-    """The rows of those of the texts `pairs` that can be tokenized word by word."""
-    codec = codec_of(tokenizer)
-    assert codec.words is not None
-    encoded = codec.words.encode([segment.text for i in pairs for segment in texts[i]], [False, True] * len(pairs))
-    good = ~encoded.refused.reshape(-1, 2).any(1)
-    ends = np.cumsum(encoded.lengths)
-    pool = np.concatenate([np.array([*codec.prefix, tokenizer.eos_token_id], np.uint32), encoded.tokens])
-    starts = np.zeros((len(pairs), 4), np.int64)  # of prefix, prompt, completion, end-of-text in the pool
-    lengths = np.full((len(pairs), 4), (len(codec.prefix), 0, 0, 1), np.int64)
-    starts[:, 1:3] = (ends - encoded.lengths).reshape(-1, 2) + len(codec.prefix) + 1
-    lengths[:, 1:3] = encoded.lengths.reshape(-1, 2)
-    starts[:, 3] = len(codec.prefix)
-    starts, lengths = starts[good], lengths[good]
-    offsets = np.concatenate([np.zeros(1, np.int64), lengths.sum(1).cumsum()])
-    is_target = np.array([train_on_prompt, train_on_prompt, True, True], np.uint8)
-    mask = np.repeat(np.tile(is_target, len(lengths)), lengths.ravel())
+    end: Part = ([tokenizer.eos_token_id], (True,))
+    rows = [[*_parts(codec, text), *([] if _is_whole(text) else [end])] for text in texts]
+    runs = [content for parts in rows for content, _ in parts if isinstance(content, Run)]
+    encoded = iter(encode_runs(codec, runs))
+    ids: list[list[int]] = []
+    targets: list[bool] = []
+    num_parts = [0]
+    kept: list[int] = []
+    for number, parts in enumerate(rows):
+        pieces = [next(encoded) if isinstance(content, Run) else [content] for content, _ in parts]
+        if None not in pieces:
+            ids += itertools.chain.from_iterable(filter(None, pieces))
+            targets += itertools.chain.from_iterable(flags for _, flags in parts)
+            num_parts.append(len(ids))
+            kept.append(number)
+    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+    offsets = offsets_of(lengths)[num_parts]
+    tokens = np.fromiter(itertools.chain.from_iterable(ids), np.uint32, int(offsets[-1]))
+    mask = np.repeat(np.array(targets, np.uint8) | np.uint8(train_on_prompt), lengths)
     mask[offsets[:-1]] = 0
-    return Rendered(pool[spans(starts.ravel(), lengths.ravel())], mask, offsets, np.array(pairs, np.int64)[good])
-
-
-def _merge(first: Rendered, second: Rendered) -> Rendered:
-    """All rows, ascending by their source."""
-    assert first.sources is not None and second.sources is not None
-    sources = np.concatenate([first.sources, second.sources])
-    order = np.argsort(sources, kind="stable")
-    starts = np.concatenate([first.offsets[:-1], second.offsets[:-1] + len(first.tokens)])[order]
-    lengths = np.concatenate([np.diff(first.offsets), np.diff(second.offsets)])[order]
-    taken = spans(starts, lengths)
-    tokens = np.concatenate([first.tokens, second.tokens])[taken]
-    mask = np.concatenate([first.mask, second.mask])[taken]
-    return Rendered(tokens, mask, np.concatenate([np.zeros(1, np.int64), lengths.cumsum()]), sources[order])
+    return Rendered(tokens, mask, offsets, np.array(kept, np.int64)), len(texts) - len(kept)
 
 
 def spans(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -138,71 +111,100 @@ def spans(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.i
     return np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
 
 
-def _render_whole(tokenizer: Any, texts: Sequence[Text], train_on_prompt: bool) -> tuple[Rendered, int]:
-    """See `render`; each text is given to the tokenizer as it is."""
-    codec = codec_of(tokenizer)
-    end: Part = ([tokenizer.eos_token_id], (True,))
-    rows = [
-        [*parts, end] if not any(segment.is_control for segment in text) else parts
-        for text in texts
-        for parts in (_parts(tokenizer, text),)
-    ]
-    runs = [content for parts in rows for content, _ in parts if isinstance(content, Run)]
-    encoded = iter(encode_runs(codec, runs))
-    ids: list[list[int]] = []
-    targets: list[bool] = []
-    num_parts = [0]
-    kept: list[int] = []
-    for number, parts in enumerate(rows):
-        pieces = [(next(encoded) if isinstance(content, Run) else [content], flags) for content, flags in parts]
-        if all(found is not None for found, _ in pieces):
-            ids += [part for found, _ in pieces for part in found or ()]
-            targets += [flag for _, flags in pieces for flag in flags]
-            num_parts.append(len(ids))
-            kept.append(number)
-    part_ends = np.concatenate([np.zeros(1, np.int64), np.fromiter(map(len, ids), np.int64, len(ids)).cumsum()])
-    offsets = part_ends[num_parts]
-    tokens = np.fromiter(itertools.chain.from_iterable(ids), np.uint32, int(part_ends[-1]))
-    is_target = np.array(targets, np.uint8) | np.uint8(train_on_prompt)
-    mask = np.repeat(is_target, np.diff(part_ends))
-    mask[offsets[:-1]] = 0
-    return Rendered(tokens, mask, offsets, np.array(kept, np.int64)), len(texts) - len(kept)
+def offsets_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(R + 1,) where rows of these lengths (R,) begin and end, laid end to end."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
 
 
-def _parts(tokenizer: Any, text: Text) -> list[Part]:
+def _is_whole(text: Text) -> bool:
+    """Whether a text has its own beginning- and end-of-text tokens: that of a chat template."""
+    return any(segment.is_control for segment in text)
+
+
+def _parts(codec: TextCodec, text: Text) -> list[Part]:
     """The control tokens of a text as ids, and the runs of text between them."""
-    codec = codec_of(tokenizer)
-    if not any(segment.is_control for segment in text):
+    if not _is_whole(text):
         run = Run(False, tuple(segment.text for segment in text))
         return [(codec.prefix, (False,)), (run, tuple(segment.is_target for segment in text))]
+    items: list[tuple[Any, bool]] = [
+        (codec.control[part] if i % 2 else part, segment.is_target)
+        for segment in text
+        for i, part in enumerate(codec.control_pattern.split(segment.text) if segment.is_control else [segment.text])
+    ]
+    groups = [list(group) for _, group in itertools.groupby(items, key=lambda item: isinstance(item[0], Control))]
     parts: list[Part] = []
-    pending: list[tuple[str, bool]] = []
-    previous: Control | None = None
-
-    def flush(following: Control | None) -> None:
-        """Put the text since the last control token in, neighbours of one kind together."""
-        merged = [
-            ("".join(part for part, _ in group), flag)
-            for flag, group in itertools.groupby(pending, key=lambda part: part[1])
+    for before, group, after in zip([[], *groups], groups, [*groups[1:], []], strict=False):
+        if isinstance(group[0][0], Control):
+            parts += [([control.id], (flag,)) for control, flag in group]
+            continue
+        runs = [  # neighbours of one kind together
+            ("".join(part for part, _ in same), flag)
+            for flag, same in itertools.groupby(group, key=lambda item: item[1])
         ]
-        pending.clear()
-        if merged and previous and previous.strips_right:
-            merged[0] = (merged[0][0].lstrip(), merged[0][1])
-        if merged and following and following.strips_left:
-            merged[-1] = (merged[-1][0].rstrip(), merged[-1][1])
-        merged = [part for part in merged if part[0]]
-        if merged:
-            run = Run(previous is not None, tuple(part for part, _ in merged))
-            parts.append((run, tuple(flag for _, flag in merged)))
-
-    for segment in text:
-        start = 0
-        for match in codec.control_pattern.finditer(segment.text) if segment.is_control else ():
-            pending.append((segment.text[start : match.start()], segment.is_target))
-            found = codec.control[match[0]]
-            flush(found)
-            parts.append(([found.id], (segment.is_target,)))
-            previous, start = found, match.end()
-        pending.append((segment.text[start:], segment.is_target))
-    flush(None)
+        if before and before[-1][0].strips_right:
+            runs[0] = (runs[0][0].lstrip(), runs[0][1])
+        if after and after[0][0].strips_left:
+            runs[-1] = (runs[-1][0].rstrip(), runs[-1][1])
+        if texts := tuple(part for part, _ in runs if part):
+            parts.append((Run(bool(before), texts), tuple(flag for part, flag in runs if part)))
     return parts
+
+
+def fit_rows(rows: Rendered, max_seq_len: int, overflow: Overflow) -> tuple[Rendered, Counter[str]]:
+    """Split, cut or leave out the rows longer than `max_seq_len`; leave out what has no target.
+
+    `chunk`: the first chunk holds tokens 0 … L-1 of its row; each further one begins with the last token of the one
+    before, as context only, and holds the next L-1. So every target is predicted exactly once, and none is lost.
+    `truncate` keeps the first L tokens of a row, `drop` nothing of it.
+
+    Args:
+        rows: R rows of at least one token.
+        max_seq_len: L, at least 2.
+        overflow: what becomes of longer rows.
+
+    Returns:
+        The rows that remain (C of them; `sources` tells whose chunks they are), and counts: `rows` and `overlong_rows`
+        before; `output_rows`, `tokens` and `target_tokens` after; `dropped_rows` (over-long, left out),
+        `rows_without_target` (rows or chunks left out for want of a target), `lost_target_tokens`.
+    """
+    lengths = np.diff(rows.offsets)
+    overlong = lengths > max_seq_len
+    step = max_seq_len - 1
+    num_chunks = np.ones_like(lengths)
+    if overflow == "chunk":
+        num_chunks[overlong] += -(-(lengths[overlong] - max_seq_len) // step)
+    elif overflow == "drop":
+        num_chunks[overlong] = 0
+    row_of_chunk = np.repeat(np.arange(len(lengths)), num_chunks)  # (C,)
+    first_chunk = np.cumsum(num_chunks) - num_chunks
+    start_in_row = (np.arange(len(row_of_chunk)) - first_chunk[row_of_chunk]) * step
+    chunk_lengths = np.minimum(lengths[row_of_chunk] - start_in_row, max_seq_len)
+    kept = rows.taken(rows.offsets[row_of_chunk] + start_in_row, chunk_lengths, rows.sources[row_of_chunk])
+    kept.mask[kept.offsets[:-1]] = 0
+    targets = targets_per_row(kept.mask, kept.offsets)
+    empty = targets == 0
+    if empty.any():
+        kept = kept.taken(kept.offsets[:-1][~empty], chunk_lengths[~empty], kept.sources[~empty])
+    num_before = _count(rows.mask) - _count(rows.mask[rows.offsets[:-1]])
+    counts = Counter(
+        rows=len(lengths),
+        overlong_rows=_count(overlong),
+        output_rows=len(kept.offsets) - 1,
+        dropped_rows=_count(overlong) if overflow == "drop" else 0,
+        rows_without_target=_count(empty),
+        tokens=len(kept.tokens),
+        target_tokens=int(targets.sum()),
+        lost_target_tokens=num_before - int(targets.sum()),
+    )
+    return kept, counts
+
+
+def targets_per_row(mask: NDArray[np.uint8], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(R,) targets of each row, from the mask (N,) and the offsets (R + 1,) of rows that are not empty."""
+    if len(offsets) == 1:
+        return np.zeros(0, np.int64)
+    return np.add.reduceat(mask, offsets[:-1], dtype=np.int64)
+
+
+def _count(flags: NDArray[np.generic]) -> int:
+    return int(np.count_nonzero(flags))

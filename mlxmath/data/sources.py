@@ -1,23 +1,20 @@
 """Datasets as `Problem`s: the bundled demo, known datasets, local files and folders, dataset repositories."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from mlxmath.config.schema import DataConfig, SourceConfig
 from mlxmath.config.section import DEMO
-from mlxmath.data.columns import Columns, SkippedRowError, find_columns, make_problem
-from mlxmath.data.conversation import CONVERSATIONS
+from mlxmath.data.columns import CONVERSATIONS, Columns, find_columns, find_pair_columns
 from mlxmath.data.datasets import GENERATIONS, Dataset, known, recognise
-from mlxmath.data.filters import FIELDS
-from mlxmath.data.forms import Forms
-from mlxmath.data.hub import open_repository
-from mlxmath.data.local import AbsentError, Rows, chain, is_file_name, open_file, open_path
-from mlxmath.data.preferences import find_pair_columns, make_pair
-from mlxmath.data.problem import Problem
-from mlxmath.data.readers import Row
+from mlxmath.data.filters import FIELDS, parse_filter
+from mlxmath.data.forms import Forms, make_pair, make_problem
+from mlxmath.data.problem import Problem, SkippedRowError
+from mlxmath.data.readers import Row, Rows
+from mlxmath.data.rows import AbsentError, chain, is_file_name, open_file, open_path, open_repository
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.console import warn
 
@@ -55,13 +52,6 @@ class LoadedProblems:
         return self.rows.split
 
     @property
-    def num_rows(self) -> int | None:
-        """Most rows that there can be, where it is known."""
-        several = self.source.solutions == "all" and self.dataset is not None and self.dataset.generations is not None
-        known = [n for n in (None if several else self.rows.num_rows, self.num_examples) if n is not None]
-        return min(known) if known else None
-
-    @property
     def fields(self) -> tuple[str, ...]:
         """The columns that filters may name, beside the fields that every problem has."""
         extra = ("correct",) if self.dataset and self.dataset.generations else ()
@@ -74,12 +64,9 @@ class LoadedProblems:
     @property
     def unused(self) -> tuple[str, ...]:
         """The columns that play no part, not even in a filter."""
-        from mlxmath.data.filters import parse_filter
-
-        dataset = self.dataset
         read = {*self.columns.used, *(parse_filter(text).field for text in self.source.filters), self.source.balance}
-        if dataset is not None:
-            read |= {*dataset.signature, *dataset.nested}
+        if self.dataset is not None:
+            read |= {*self.dataset.signature, *self.dataset.nested}
         if self.forms is not None:
             read |= self.forms.named(self.rows.forms)
         return tuple(name for name in self.rows.columns if name not in read)
@@ -102,37 +89,34 @@ class LoadedProblems:
         self.skipped.clear()
         self.first_skipped.clear()
         found = 0
-        nested = self.dataset.nested if self.dataset else ()
-        if self.dataset and self.dataset.generations and self.source.solutions != "own":
-            nested = (*nested, GENERATIONS)
         others = CONVERSATIONS if self.forms and self.dataset is None else ()
-        for index, row in enumerate(self.rows.read((*self.columns.used, *nested, *others))):
-            for problem in self._problems(row, index):
+        if self.dataset:
+            others = (*self.dataset.nested, *([GENERATIONS] if self.source.solutions != "own" else ()))
+        for index, row in enumerate(self.rows.read((*self.columns.used, *others))):
+            try:
+                problems = self._problems(row, index)
+            except SkippedRowError as reason:
+                self.skipped[str(reason)] += 1
+                self.first_skipped.setdefault(str(reason), index)
+                continue
+            for problem in problems:
                 yield index, problem
                 found += 1
                 if found == self.num_examples:
                     return
 
-    def _problems(self, row: Row, index: int) -> Iterable[Problem]:
+    def _problems(self, row: Row, index: int) -> Sequence[Problem]:
         """The problems of a row: one, or one a generation."""
-        try:
-            problem = self._problem(row, index)
-        except SkippedRowError as reason:
-            return self._skip(str(reason), index)
+        problem = self._problem(row, index)
         if self.source.solutions == "own":
             return (problem,)
         assert self.dataset is not None and self.dataset.generations is not None
         solutions = self.dataset.generations(row)
         if not solutions:
-            return self._skip("no verified generation", index)
+            raise SkippedRowError("no verified generation")
         if self.source.solutions != "all":
             solutions = [min(solutions, key=len) if self.source.solutions == "shortest" else solutions[0]]
-        return tuple(replace(problem, solution=solution) for solution in solutions)
-
-    def _skip(self, reason: str, index: int) -> tuple[()]:
-        self.skipped[reason] += 1
-        self.first_skipped.setdefault(reason, index)
-        return ()
+        return [replace(problem, solution=solution) for solution in solutions]
 
     def _problem(self, row: Row, index: int) -> Problem:
         """The problem of a row, by the dataset's columns or, where they are empty, by the row's own.
@@ -197,7 +181,10 @@ def load_problems(
         if source.fallback is None or (isinstance(error, InputError) and not isinstance(error, AbsentError)):
             raise
         warn(f"{source.dataset} cannot be had, {source.fallback} is used instead ({error})")
-        instead_of, source = source.dataset, fallback_of(source)
+        kept = source.model_dump(
+            include={"count", "weight", "filters", "balance"}
+        )  # as many rows, by the same conditions
+        instead_of, source = source.dataset, SourceConfig(dataset=source.fallback, **kept)
         rows, dataset = _open(source, first, mixture_seed)
     if pairs:
         columns, dataset = find_pair_columns(rows.columns, source.question_column, where=rows.name), None
@@ -227,30 +214,15 @@ def problems_of(rows: Rows, dataset: Dataset | None, *, solutions_required: bool
     return LoadedProblems(rows, columns, source, dataset, None, solutions_required)
 
 
-def fallback_of(source: SourceConfig) -> SourceConfig:
-    """What is read in place of `source`: as many rows, by the same conditions, of the other dataset."""
-    return SourceConfig(
-        dataset=source.fallback or "",
-        count=source.count,
-        weight=source.weight,
-        filters=source.filters,
-        balance=source.balance,
-    )
-
-
 def _without_foreign_fields(loaded: LoadedProblems) -> SourceConfig:
     """A fall-back's source without conditions on fields of the dataset that it stands in for; each is named."""
-    from mlxmath.data.filters import parse_filter
-
     source, known_fields = loaded.source, (*FIELDS, *loaded.fields)
-    kept = tuple(text for text in source.filters if parse_filter(text).field in known_fields)
+    foreign = [text for text in source.filters if parse_filter(text).field not in known_fields]
     balance = source.balance if source.balance in known_fields else None
-    for text in (
-        *(t for t in source.filters if t not in kept),
-        *([source.balance] if balance != source.balance else ()),
-    ):
+    for text in [*foreign, *([source.balance] if balance != source.balance else ())]:
         warn(f"{loaded.rows.name} has no such field: {text!r} does not apply to it")
-    return source.model_copy(update={"filters": kept, "balance": balance})
+    filters = tuple(text for text in source.filters if text not in foreign)
+    return source.model_copy(update={"filters": filters, "balance": balance})
 
 
 def _open(source: SourceConfig, first: int | None, seed: int) -> tuple[Rows, Dataset | None]:
@@ -260,7 +232,7 @@ def _open(source: SourceConfig, first: int | None, seed: int) -> tuple[Rows, Dat
     if dataset is not None and name not in (dataset.name, dataset.repository.lower()) and Path(source.dataset).exists():
         dataset = None  # what lies here under that very name comes before another spelling of a known one
     if dataset is not None and dataset.repository == DEMO:
-        return _open_demo(source), dataset
+        return _open_demo(source.split or "train"), dataset
     if dataset is None and is_file_name(source.dataset):
         path = Path(source.dataset).expanduser()
         for option, value in (("--dataset-config", source.config), ("--dataset-revision", source.revision)):
@@ -269,19 +241,16 @@ def _open(source: SourceConfig, first: int | None, seed: int) -> tuple[Rows, Dat
         return open_path(path, source.split), None
     if dataset is None:
         return open_repository(source, first=first), None
-    shuffle_seed = seed if dataset.streamed else None
+    asked = {
+        "dataset": dataset.repository,
+        "split": source.split or dataset.split,
+        "revision": source.revision or dataset.revision,
+    }
     parts = [
         open_repository(
-            source.model_copy(
-                update={
-                    "dataset": dataset.repository,
-                    "config": config,
-                    "split": source.split or dataset.split,
-                    "revision": source.revision or dataset.revision,
-                }
-            ),
+            source.model_copy(update={**asked, "config": config}),
             first=first,
-            shuffle_seed=shuffle_seed,
+            shuffle_seed=seed if dataset.streamed else None,
         )
         for config in ([source.config] if source.config else dataset.configs or (None,))
     ]
@@ -302,9 +271,7 @@ def _columns(
     return dataset.columns, dataset
 
 
-def _open_demo(source: SourceConfig) -> Rows:
-    split = source.split or "train"
+def _open_demo(split: str) -> Rows:
     if split not in DEMO_SPLITS:
         raise InputError(f"--split: {DEMO} has no split {split!r}, but {', '.join(DEMO_SPLITS)}.")
-    rows = open_file(DEMO_PROBLEMS / f"{split}.jsonl", split)
-    return replace(rows, name=DEMO)
+    return replace(open_file(DEMO_PROBLEMS / f"{split}.jsonl", split), name=DEMO)

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxmath.data.cache import TokenRows
+from mlxmath.data.tokenize import SKIPPED, SYSTEM_LEFT_OUT
 from mlxmath.runtime.console import counted
 from mlxmath.runtime.files import atomic_file
 
@@ -18,6 +21,39 @@ NUM_BINS = 12
 BAR_WIDTH = 40
 MOST_SHOWN = 10
 """So many problems that occur in a benchmark are named."""
+
+
+def statistics(rows: TokenRows) -> list[str]:
+    """What became of the dataset, one line a fact."""
+    stats: Mapping[str, Any] = defaultdict(int, rows.stats)
+    lines = [
+        *mixture_lines(stats),
+        f"{counted(stats['problems'], 'problem')} became {counted(len(rows), 'row')} of "
+        f"{counted(len(rows.tokens), 'token')}, "
+        f"{rows.num_targets:,} of them targets",
+    ]
+    if overlong := stats["overlong_rows"]:
+        fate = {"chunk": "split into chunks", "truncate": "cut", "drop": "left out"}[str(stats["overflow"])]
+        lost = f"; {stats['lost_target_tokens']:,} targets lost" if stats["lost_target_tokens"] else ""
+        lines.append(f"{overlong:,} were longer than {stats['max_seq_len']} tokens and were {fate}{lost}")
+    if empty := stats["rows_without_target"]:
+        lines.append(f"{empty:,} rows or chunks without a target were left out")
+    if failed := stats["not_encodable"]:
+        lines.append(f"{counted(failed, 'problem')} left out: the tokenizer cannot write the solution after the prompt")
+    lines += [
+        f"{counted(stats[name], 'problem')} left out: {name.removeprefix(SKIPPED)}"
+        for name in rows.stats
+        if name.startswith(SKIPPED)
+    ]
+    if left_out := stats[SYSTEM_LEFT_OUT]:
+        lines.append(
+            f"{counted(left_out, 'problem')} with a system message, which the template leaves out; "
+            "--template chat keeps it"
+        )
+    low, median, high, most = np.percentile(rows.lengths, [0, 50, 95, 100])
+    mean = rows.lengths.mean()
+    lines.append(f"tokens a row: min {low:.0f}, median {median:.0f}, mean {mean:.1f}, 95 % {high:.0f}, max {most:.0f}")
+    return [*lines, *length_histogram(rows.lengths)]
 
 
 def mixture_lines(stats: Mapping[str, Any]) -> list[str]:

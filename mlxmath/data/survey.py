@@ -4,13 +4,12 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxmath.data.decontaminate import Benchmark
-from mlxmath.data.dedup import NearDuplicates, Words, normalise, text_hash
+from mlxmath.data.dedup import Benchmark, NearDuplicates, Words, normalise, text_hash
 from mlxmath.data.filters import Filter, number, value_of
 from mlxmath.data.problem import Problem
 from mlxmath.data.sources import LoadedProblems
@@ -66,77 +65,65 @@ class SourceReport:
         }
 
 
+class Candidate(NamedTuple):
+    """A problem that could be taken."""
+
+    place: int
+    """In the source's iteration."""
+    question: int
+    """Hash of the normalised question."""
+    benchmark: str | None
+    """In which it occurs."""
+    difficulty: float | None
+    length: int
+    """Characters of the solution."""
+    bucket: str
+    """Value of the field to balance over; empty without one."""
+    held: Problem | None
+    """The problem itself, of a stream."""
+
+
 @dataclass
 class Survey:
-    """The problems of a source that could be taken: P of them."""
+    """The problems of a source that could be taken."""
 
     report: SourceReport
     loaded: LoadedProblems
     plain: bool
     """Whether the first problems are to be taken, not some of them."""
-    held: list[Problem] | None
-    """(P) the problems themselves, of a stream."""
-    ids: list[int] = field(default_factory=list)
-    """(P) places in the source's iteration."""
-    difficulty: list[float | None] = field(default_factory=list)
-    """(P)"""
-    lengths: list[int] = field(default_factory=list)
-    """(P) characters of the solutions."""
-    questions: list[int] = field(default_factory=list)
-    """(P) hashes of the normalised questions."""
-    buckets: list[str] = field(default_factory=list)
-    """(P) values of the field to balance over; empty without one."""
-    occurs_in: list[str | None] = field(default_factory=list)
-    """(P) a benchmark; `settle` leaves these out."""
-    names_in: dict[str, list[str]] = field(default_factory=dict)
-    """Identifiers of problems that occur in a benchmark."""
+    candidates: list[Candidate] = field(default_factory=list)
 
-    def add(self, place: int, problem: Problem, question: int, benchmark: str | None) -> None:
-        """Note a problem that could be taken, its question's hash, and the benchmark that it occurs in."""
-        self.questions.append(question)
-        self.ids.append(place)
-        self.occurs_in.append(benchmark)
-        if benchmark is not None and len(names := self.names_in.setdefault(benchmark, [])) < MOST_NAMED:
-            names.append(problem.id)
-        self.difficulty.append(difficulty(problem))
-        self.lengths.append(len(problem.solution or ""))
-        if self.loaded.source.balance is not None:
-            self.buckets.append(str(value_of(problem, self.loaded.source.balance)).strip().casefold())
-        if self.held is not None:
-            self.held.append(problem)
+    @property
+    def buckets(self) -> list[str]:
+        """Of each candidate, the value of the field to balance over; empty without one."""
+        return [] if self.loaded.source.balance is None else [candidate.bucket for candidate in self.candidates]
 
-    def settle(self, limit: int | None) -> None:
-        """Leave out what occurs in a benchmark, and what follows the first `limit`.
+    def settle(self, limit: int | None, names_in: dict[str, list[str]]) -> None:
+        """Leave out what occurs in a benchmark (`names_in`: so it is called), and what follows the first `limit`.
 
         Where most problems do, the source is the benchmark itself or was made from it (as gsm-hard was from GSM8K's
         test), and was named on purpose: they are kept, with a warning.
         """
-        counts = Counter(name for name in self.occurs_in if name is not None)
-        if 2 * counts.total() > len(self.ids):
+        counts = Counter(found.benchmark for found in self.candidates if found.benchmark is not None)
+        if 2 * counts.total() > len(self.candidates):
             self.report.is_benchmark = counts.most_common(1)[0][0]
             warn(
-                f"{self.report.name}: {counts.total():,} of {len(self.ids):,} problems occur in "
+                f"{self.report.name}: {counts.total():,} of {len(self.candidates):,} problems occur in "
                 f"{' or '.join(sorted(counts))}. It is that benchmark or made from it, so they are kept, and a score "
                 "on that benchmark will say nothing about a model trained on them."
             )
-            kept = list(range(len(self.ids)))
         else:
             self.report.contaminated = dict(sorted(counts.items()))
-            self.report.contaminated_ids = dict(sorted(self.names_in.items()))
-            kept = [i for i, name in enumerate(self.occurs_in) if name is None]
-        columns: tuple[list[Any] | None, ...] = (
-            self.ids, self.difficulty, self.lengths, self.questions, self.buckets, self.held,
-        )  # fmt: skip
-        for values in columns:
-            if values:
-                values[:] = [values[i] for i in kept[:limit]]
-        self.report.left = len(self.ids)
+            self.report.contaminated_ids = dict(sorted(names_in.items()))
+            self.candidates = [found for found in self.candidates if found.benchmark is None]
+        self.candidates = self.candidates[:limit]
+        self.report.left = len(self.candidates)
 
     def most(self) -> int:
         """Problems that it can give: without a count, a balanced source gives each bucket as many as the least has."""
-        if not self.buckets or self.loaded.source.count is not None:
-            return len(self.ids)
         counts = Counter(self.buckets)
+        if not counts or self.loaded.source.count is not None:
+            return len(self.candidates)
         return len(counts) * min(counts.values())
 
 
@@ -185,8 +172,9 @@ def survey_source(
     """Read a source and find the problems that could be taken, the first `limit` of them if there is one."""
     source = loaded.source
     report = SourceReport(loaded.rows.name, loaded.split, loaded.revision, loaded.instead_of, asked=source.count)
-    survey = Survey(report, loaded, plain, [] if loaded.rows.streamed and limit is not None else None)
-    filtered: Counter[str] = Counter()
+    survey = Survey(report, loaded, plain)
+    is_held = loaded.rows.streamed and limit is not None
+    filtered, names_in = Counter[str](), dict[str, list[str]]()
     problems = iter(enumerate(loaded))
     num_clean = 0
     while (limit is None or num_clean < limit) and (batch := list(itertools.islice(problems, BATCH))):
@@ -205,15 +193,22 @@ def survey_source(
         for benchmark in reversed(benchmarks):
             for i in np.flatnonzero(benchmark.holds(words)).tolist():
                 occurs_in[i] = benchmark.name
-        repeated = seen.repeated(index, [problem for _, problem in kept], words).tolist()
-        report.repeated += sum(repeated)
-        for (place, problem), question, again, name in zip(
-            kept, words.texts.tolist(), repeated, occurs_in, strict=True
-        ):
-            if not again:
-                survey.add(place, problem, question, name)
-                num_clean += name is None
-    survey.settle(limit)
+        repeated = seen.repeated(index, [problem for _, problem in kept], words)
+        report.repeated += int(repeated.sum())
+        fresh = itertools.compress(zip(kept, words.texts.tolist(), occurs_in, strict=True), ~repeated)
+        for (place, problem), question, name in fresh:
+            if name is None:
+                num_clean += 1
+            elif len(names := names_in.setdefault(name, [])) < MOST_NAMED:
+                names.append(problem.id)
+            bucket = "" if source.balance is None else str(value_of(problem, source.balance)).strip().casefold()
+            survey.candidates.append(
+                Candidate(
+                    place, question, name, difficulty(problem), len(problem.solution or ""), bucket,
+                    problem if is_held else None,
+                )
+            )  # fmt: skip
+    survey.settle(limit, names_in)
     report.filtered, report.skipped = dict(filtered), dict(loaded.skipped)
     report.first_skipped = {reason: loaded.rows.place(index) for reason, index in loaded.first_skipped.items()}
     report.read += sum(report.skipped.values())

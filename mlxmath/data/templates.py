@@ -18,16 +18,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from pydantic import field_validator
 
 from mlxmath.config.load import TEMPLATES
 from mlxmath.config.section import Section, check_section, no_such
 from mlxmath.config.toml import read_toml
-from mlxmath.data.columns import SkippedRowError
 from mlxmath.data.gold import gold
-from mlxmath.data.problem import Problem
+from mlxmath.data.problem import Problem, SkippedRowError
 from mlxmath.errors import InputError
 
 TEMPLATE_FOLDER = Path(__file__).parent / "prompt_templates"
@@ -56,54 +55,6 @@ class Segment(NamedTuple):
 Text = tuple[Segment, ...]
 
 
-class Template(Protocol):
-    """How problems become text."""
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-
-    @property
-    def definition(self) -> dict[str, Any]:
-        """Everything that the texts depend on; goes into adapter_config.json and into the cache's name."""
-
-    @property
-    def stop(self) -> str | None:
-        """A control token that ends an answer, besides the tokenizer's end-of-text token."""
-
-    @property
-    def keeps_system(self) -> bool:
-        """Whether a conversation's system message becomes part of its text."""
-
-    @property
-    def stop_strings(self) -> tuple[str, ...]:
-        """Texts that end an answer: it is cut before the first one."""
-
-    def for_tokenizer(self, tokenizer: Any) -> "Template":
-        """The template that renders for this tokenizer; only a chat template is another one."""
-
-    def verbatim(self) -> "Template":
-        """The template with the same prompts that writes solutions word for word."""
-
-    def prompt(self, question: str) -> Text:
-        """What the model is given: the text up to the place where it is to write."""
-
-    def render(self, problem: Problem) -> Text:
-        """A training text. It begins with `prompt(problem.question)` if the problem is one question and its solution.
-
-        Raises:
-            SkippedRowError: the problem lacks what the template needs.
-        """
-
-    def chat_template(self, *, bos: bool) -> str:
-        """A Jinja chat template that gives these texts.
-
-        Args:
-            bos: begin with the tokenizer's `bos_token`; give `mlxmath.data.render.adds_bos(tokenizer)`. (Tokenizers add
-                none to a text that comes from a chat template.)
-        """
-
-
 class Definition(Section):
     """The contents of a template's file."""
 
@@ -119,15 +70,6 @@ class Definition(Section):
     def _one_or_several(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
-    @property
-    def record(self) -> dict[str, Any]:
-        """The definition as JSON has it, without its description."""
-        return self.model_dump(mode="json", exclude={"description"}, exclude_none=True)
-
-    def verbatim(self) -> "Definition":
-        """The same with nothing but the solution in the completion."""
-        return self.model_copy(update={"completion": "{solution}"})
-
 
 def joined(text: Text) -> str:
     """The segments as one string."""
@@ -135,45 +77,48 @@ def joined(text: Text) -> str:
 
 
 @dataclass(frozen=True)
-class PlainTemplate:
-    """A prompt with a place for the problem, followed by a completion."""
+class Template:
+    """How problems become text: a prompt with a place for the problem, followed by a completion."""
 
     name: str
     spec: Definition
 
+    keeps_system: ClassVar[bool] = False
+    """Whether a conversation's system message becomes part of its text (here an instruction is part of the prompt)."""
+
     @property
     def definition(self) -> dict[str, Any]:
-        """See `Template.definition`."""
-        return self.spec.record
+        """Everything that the texts depend on; goes into adapter_config.json and into the cache's name."""
+        return self.spec.model_dump(mode="json", exclude={"description"}, exclude_none=True)
 
     @property
-    def stop(self) -> None:
-        """None."""
-
-    @property
-    def keeps_system(self) -> bool:
-        """False: the one instruction that the model is tuned on is part of the prompt."""
-        return False
+    def stop(self) -> str | None:
+        """A control token that ends an answer, besides the tokenizer's end-of-text token."""
+        return None
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """See `Template.stop_strings`."""
+        """Texts that end an answer: it is cut before the first one."""
         return self.spec.stop or ()
 
-    def for_tokenizer(self, tokenizer: Any) -> Self:  # noqa: ARG002
-        """Itself."""
+    def for_tokenizer(self, tokenizer: Any) -> "Template":  # noqa: ARG002
+        """The template that renders for this tokenizer; only a chat template is another one."""
         return self
 
     def verbatim(self) -> Self:
-        """See `Template.verbatim`."""
-        return replace(self, spec=self.spec.verbatim())
+        """The template with the same prompts that writes solutions word for word."""
+        return replace(self, spec=self.spec.model_copy(update={"completion": "{solution}"}))
 
     def prompt(self, question: str) -> Text:
-        """See `Template.prompt`."""
+        """What the model is given: the text up to the place where it is to write."""
         return (Segment(fill(self.spec.prompt, {"question": question}), False),)
 
     def render(self, problem: Problem) -> Text:
-        """See `Template.render`."""
+        """A training text. It begins with `prompt(problem.question)` if the problem is one question and its solution.
+
+        Raises:
+            SkippedRowError: the problem lacks what the template needs.
+        """
         if problem.is_text:
             return (Segment(problem.question, True),)
         if problem.tools or sum(message.role == "assistant" for message in problem.messages) > 1:
@@ -182,11 +127,15 @@ class PlainTemplate:
         return prompt, Segment(completion(self.spec.completion, problem, after=prompt.text), True)
 
     def chat_template(self, *, bos: bool) -> str:
-        """See `Template.chat_template`.
+        """A Jinja chat template that gives these texts.
 
         The last user message becomes exactly `prompt(content)`; earlier turns become earlier problems with their
         solutions, each solution closed by the end-of-text token; an assistant message at the end gives the training
         text. System messages are left out: the model was tuned on one fixed instruction, which is part of the prompt.
+
+        Args:
+            bos: begin with the tokenizer's `bos_token`; give `mlxmath.data.render.adds_bos(tokenizer)`. (Tokenizers add
+                none to a text that comes from a chat template.)
         """
         return (
             ("{{ bos_token }}" if bos else "")
@@ -223,15 +172,13 @@ def completion(pattern: str, problem: Problem, *, after: str) -> str:
     Raises:
         SkippedRowError: the problem has no solution or answer where the pattern wants one.
     """
-    places = _PLACE.findall(pattern)
     values = {"question": problem.question, "solution": problem.solution}
-    if "answer" in places:
+    if "{answer}" in pattern:
         values["answer"] = gold(problem)
-    for place in places:
+    for place in _PLACE.findall(pattern):
         if values[place] is None:
             raise SkippedRowError(f"no {place}, which the template needs")
-    text = fill(pattern, {place: value for place, value in values.items() if value is not None})
-    return not_opened_twice(text, after)
+    return not_opened_twice(fill(pattern, {place: str(value) for place, value in values.items()}), after)
 
 
 def not_opened_twice(text: str, after: str) -> str:
@@ -310,7 +257,7 @@ def _named(name: str) -> Template:
 def _make(name: str, spec: Definition) -> Template:
     from mlxmath.data.chat import ChatTemplate
 
-    return ChatTemplate(name, spec) if spec.chat else PlainTemplate(name, spec)
+    return (ChatTemplate if spec.chat else Template)(name, spec)
 
 
 def _checked(spec: Definition, where: Path) -> Definition:

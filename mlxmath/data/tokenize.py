@@ -1,4 +1,4 @@
-"""Problems into rows of tokens, batch by batch, on all cores."""
+"""Problems and pairs of completions into rows of tokens, batch by batch, on all cores."""
 
 import gc
 import os
@@ -7,21 +7,20 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from multiprocessing import get_context
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from mlxmath.config.schema import DataConfig
-from mlxmath.data.chunk import fit_rows
 from mlxmath.data.codec import codec_of
-from mlxmath.data.columns import SkippedRowError
-from mlxmath.data.problem import Problem
-from mlxmath.data.render import Rendered, render
-from mlxmath.data.templates import Text
+from mlxmath.data.problem import Message, Problem, SkippedRowError
+from mlxmath.data.render import Rendered, fit_rows, render
+from mlxmath.data.templates import Template, Text
 from mlxmath.errors import MlxmathError
+from mlxmath.runtime.blas import num_usable_cores
 
 BATCH_ROWS = 1000
 BATCH_CHARACTERS = 1_000_000
@@ -32,19 +31,9 @@ MOST_PROCESSES = 4
 """Each takes about 0.35 GB; where there are more cores, each uses several."""
 SKIPPED = "skipped: "
 SYSTEM_LEFT_OUT = "system_left_out"
+TOO_LONG = f"{SKIPPED}pair with a completion that is too long, or that cannot be written after its prompt"
 
 Result = tuple[Rendered, Counter[str]]
-
-
-class Renderer(Protocol):
-    """What makes texts of problems: a template."""
-
-    @property
-    def keeps_system(self) -> bool:
-        """See `mlxmath.data.templates.Template`."""
-
-    def render(self, problem: Problem) -> Text:
-        """See `mlxmath.data.templates.Template`."""
 
 
 @dataclass
@@ -58,14 +47,14 @@ class Batch:
     num_characters: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
 
-    def add(self, problem: Problem, template: Renderer) -> None:
-        """Render a problem."""
+    def add(self, problem: Problem, template: Template, only_last: bool) -> None:
+        """Render a problem; `only_last`: of its answers only the last is a target."""
         try:
             text = template.render(problem)
         except SkippedRowError as reason:
             self.skipped[f"{SKIPPED}{reason}"] += 1
         else:
-            self.texts.append(text)
+            self.texts.append(_last_answer(text) if only_last else text)
             self.numbers.append(self.num_problems)
             self.num_characters += sum(len(segment.text) for segment in text)
             if not template.keeps_system and problem.messages and problem.messages[0].role == "system":
@@ -73,25 +62,26 @@ class Batch:
         self.num_problems += 1
 
 
-def tokenize(problems: Iterable[Problem], template: Renderer, config: DataConfig, tokenizer: Any) -> Iterator[Result]:
+def tokenize(
+    problems: Iterable[Problem], template: Template, config: DataConfig, tokenizer: Any, *, pairs: bool = False
+) -> Iterator[Result]:
     """Rows of the right length, batch by batch, with `fit_rows`'s counts and more; `sources` are the problems' numbers.
 
     `problems` counts those of the batch, `not_encodable` those whose solution the tokenizer cannot write after their
     prompt, `skipped: …` those that the template cannot render. The order is that of the problems. A few batches are
-    done by threads (the tokenizer's own code is parallel); many by several processes.
+    done by threads (the tokenizer's own code is parallel); many by several processes. Of `pairs` both problems come in
+    the same batch, and only the last answer is a target.
     """
-    batches = _batches(problems, template)
+    batches = _batches(problems, template, pairs)
     head = list(islice(batches, PROCESSES_FROM))
     if len(head) < PROCESSES_FROM:
         codec_of(tokenizer)  # made here, once, not by two threads
         with _frozen_garbage(), ThreadPoolExecutor(NUM_THREADS) as threads:
             yield from _in_order(threads, lambda batch: _tokenize(batch, config, tokenizer), head, NUM_THREADS + 1)
         return
-    count = min(MOST_PROCESSES, _num_cores())
+    count = min(MOST_PROCESSES, cores := num_usable_cores())
     try:
-        with ProcessPoolExecutor(
-            count, get_context("spawn"), _open, (tokenizer, config, count < _num_cores())
-        ) as processes:
+        with ProcessPoolExecutor(count, get_context("spawn"), _open, (tokenizer, config, count < cores)) as processes:
             yield from _in_order(processes, _work, chain(head, batches), count + 2)
     except BrokenProcessPool:
         raise MlxmathError(
@@ -128,27 +118,23 @@ def _in_order(
 
 def _tokenize(batch: Batch, config: DataConfig, tokenizer: Any) -> Result:
     rendered, num_failed = render(tokenizer, batch.texts, config.train_on_prompt)
-    assert rendered.sources is not None
     rendered = rendered._replace(sources=np.array(batch.numbers, np.int64)[rendered.sources])
     rows, counts = fit_rows(rendered, config.max_seq_len, config.overflow)
     counts.update(batch.skipped, problems=batch.num_problems, not_encodable=num_failed)
     return rows, counts
 
 
-def _batches(problems: Iterable[Problem], template: Renderer) -> Iterator[Batch]:
+def _batches(problems: Iterable[Problem], template: Template, pairs: bool) -> Iterator[Batch]:
     """Texts, in batches large enough for all cores and small enough for the memory."""
     batch = Batch()
     for problem in problems:
-        batch.add(problem, template)
-        if batch.num_problems >= BATCH_ROWS or batch.num_characters >= BATCH_CHARACTERS:
+        batch.add(problem, template, pairs)
+        is_full = batch.num_problems >= BATCH_ROWS or batch.num_characters >= BATCH_CHARACTERS
+        if is_full and not (pairs and batch.num_problems % 2):
             yield batch
             batch = Batch()
     if batch.num_problems:
         yield batch
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _opened: list[tuple[DataConfig, Any]] = []
@@ -165,3 +151,43 @@ def _open(tokenizer: Any, config: DataConfig, parallel: bool) -> None:
 def _work(batch: Batch) -> Result:
     config, tokenizer = _opened[0]
     return _tokenize(batch, config, tokenizer)
+
+
+def tokenize_pairs(
+    pairs: Iterable[Problem], template: Template, config: DataConfig, tokenizer: Any
+) -> Iterator[Result]:
+    """Rows 2 p and 2 p + 1 are the completions of a pair, whose number both have as their source; see `tokenize`.
+
+    Of a pair either both rows come out or none. Completions are what the pair says, word for word, whatever the
+    template would make of a solution; of a conversation only the last answer is a target.
+
+    Args:
+        pairs: problems with `rejected`.
+        template: makes prompts.
+        config: the longest row; a pair with a longer one is left out.
+        tokenizer: of `transformers`, or mlx_lm's wrapper around one.
+    """
+    config = config.model_copy(update={"overflow": "drop", "train_on_prompt": False})
+    for rows, counts in tokenize(_sides(pairs), template.verbatim(), config, tokenizer, pairs=True):
+        pair = rows.sources // 2
+        is_whole = np.bincount(pair)[pair] == 2
+        num_pairs, num_whole = counts["problems"] // 2, int(is_whole.sum()) // 2
+        found = Counter({name: n // 2 for name, n in counts.items() if name.startswith(SKIPPED)})
+        if too_long := num_pairs - num_whole - found.total():
+            found[TOO_LONG] = too_long
+        found.update(problems=num_pairs, output_rows=2 * num_whole)
+        yield rows.taken(rows.offsets[:-1][is_whole], np.diff(rows.offsets)[is_whole], pair[is_whole]), found
+
+
+def _sides(pairs: Iterable[Problem]) -> Iterator[Problem]:
+    for pair in pairs:
+        assert pair.rejected is not None
+        other = (*pair.messages[:-1], Message("assistant", pair.rejected)) if pair.messages else ()
+        yield pair
+        yield replace(pair, solution=pair.rejected, messages=other)
+
+
+def _last_answer(text: Text) -> Text:
+    """The text with nothing but its last answer as a target."""
+    first = next((i + 1 for i in reversed(range(len(text))) if not text[i].is_target), 0)
+    return *(segment._replace(is_target=False) for segment in text[:first]), *text[first:]

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxmath.config.schema import DataConfig
-from mlxmath.data.columns import SkippedRowError, find_columns, make_problem
+from mlxmath.data.columns import find_columns
+from mlxmath.data.forms import make_problem
 from mlxmath.data.gold import WITHOUT_GOLD, gold
-from mlxmath.data.local import open_file
 from mlxmath.data.mixture import Mixture
+from mlxmath.data.problem import SkippedRowError
+from mlxmath.data.rows import open_file
 from mlxmath.distillation.responses import Response
 from mlxmath.errors import InputError, MlxmathError
 

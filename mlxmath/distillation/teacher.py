@@ -152,7 +152,7 @@ class LocalTeacher:
             InputError: no such template.
             MlxmathError: the folders hold no model or adapter.
         """
-        from mlxmath.data.render import load_tokenizer
+        from mlxmath.data.codec import load_tokenizer
         from mlxmath.data.templates import get_template, own_template
         from mlxmath.evaluation.contestants import choose_contestants
 

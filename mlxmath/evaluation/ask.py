@@ -12,7 +12,7 @@ import mlx.core as mx
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlxmath.config.methods import EvaluationConfig
-from mlxmath.data.render import load_tokenizer
+from mlxmath.data.codec import load_tokenizer
 from mlxmath.data.templates import Template
 from mlxmath.evaluation.benchmarks import Item, LoadedBenchmark
 from mlxmath.evaluation.contestants import Contestant

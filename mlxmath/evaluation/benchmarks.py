@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlxmath.config.schema import SourceConfig
+from mlxmath.data.columns import near
 from mlxmath.data.datasets import BENCHMARKS, Dataset, Kind, known
 from mlxmath.data.gold import WITHOUT_GOLD, gold
-from mlxmath.data.local import is_file_name, open_file
-from mlxmath.data.names import near
 from mlxmath.data.readers import READABLE
+from mlxmath.data.rows import is_file_name, open_file
 from mlxmath.data.sources import LoadedProblems, load_problems, problems_of
 from mlxmath.errors import InputError
 

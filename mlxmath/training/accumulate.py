@@ -11,7 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_unflatten
 
-from mlxmath.data.batching import Batch, StepBatch
+from mlxmath.data.batch import Batch
+from mlxmath.data.batching import StepBatch
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.gradients import Gradients
 from mlxmath.training.workers import Workers

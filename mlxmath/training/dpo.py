@@ -16,7 +16,7 @@ import numpy as np
 
 from mlxmath.config.load import Resolved
 from mlxmath.config.methods import DpoConfig
-from mlxmath.data.batching import Batch
+from mlxmath.data.batch import Batch
 from mlxmath.data.load import check_pairs, load_pairs
 from mlxmath.errors import MlxmathError
 from mlxmath.models.linear_ce import LossHead

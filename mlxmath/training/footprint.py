@@ -20,7 +20,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxmath.config.schema import LoraConfig, RunConfig
-from mlxmath.data.batching import Batch
+from mlxmath.data.batch import Batch
 from mlxmath.errors import MlxmathError
 from mlxmath.models.blocks import kinds_of
 from mlxmath.models.kernels.select import kernels_for

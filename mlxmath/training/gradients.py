@@ -17,7 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from mlxmath.data.batching import Batch, packed_mask
+from mlxmath.data.batch import Batch, packed_mask
 from mlxmath.models.blocks import only
 from mlxmath.models.blockwise import Blockwise
 from mlxmath.models.kernels.portable import Kernels

@@ -1,11 +1,11 @@
-"""Sums over the rows and the pairs of a micro-batch of `mlxmath.data.pairs`.
+"""Sums over the rows and the pairs of a micro-batch of `mlxmath.data.batching`.
 
 Shapes: N target positions, B = 2 P rows (chosen, rejected, chosen, …), P pairs.
 """
 
 import mlx.core as mx
 
-from mlxmath.data.batching import Batch, PairTargets
+from mlxmath.data.batch import Batch, PairTargets
 
 REWARDS = ("chosen_reward", "rejected_reward", "margin", "accuracy")
 """What `reward_sums` sums. The accuracy counts pairs whose margin, chosen less rejected, is above 0."""

@@ -100,7 +100,7 @@ def describe(
     config: "RunConfig", model_config: Mapping[str, Any], device: "DeviceInfo", objective: "Objective" = "train"
 ) -> tuple[list[str], bool]:
     """What a run takes, in memory and in time, a line a fact; and whether it fits."""
-    from mlxmath.data.prepared import prepared
+    from mlxmath.data.prepare import prepared
     from mlxmath.models.memory import ModelShape
     from mlxmath.models.speed import time_lines
 

@@ -14,8 +14,8 @@ from mlxmath.config.load import Resolved
 from mlxmath.config.schema import RunConfig, TrainingConfig
 from mlxmath.config.section import DEMO
 from mlxmath.data.datasets import known
-from mlxmath.data.local import is_file_name
-from mlxmath.data.split import RULE
+from mlxmath.data.load import RULE
+from mlxmath.data.rows import is_file_name
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.models.lora.adapter import CONFIG, WEIGHTS, save_config
 from mlxmath.models.lora.inject import Injected

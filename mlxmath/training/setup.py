@@ -11,7 +11,7 @@ import mlx.nn as nn
 from mlxmath import __version__
 from mlxmath.config.load import TRAINED_FROM, Resolved
 from mlxmath.config.schema import RunConfig
-from mlxmath.data.batching import Shape
+from mlxmath.data.batch import Shape
 from mlxmath.data.templates import get_template
 from mlxmath.errors import InputError
 from mlxmath.models.checks import check_ids, refuse_untrainable

@@ -6,7 +6,7 @@ Shapes: N target positions, X hidden width or vocabulary (see `LossHead`).
 import mlx.core as mx
 
 from mlxmath.config.load import Resolved
-from mlxmath.data.batching import Batch
+from mlxmath.data.batch import Batch
 from mlxmath.data.load import load_rows
 from mlxmath.models.linear_ce import LossHead
 from mlxmath.runtime.ranks import Ranks

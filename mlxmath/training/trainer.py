@@ -30,8 +30,9 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlxmath.config.load import RUN_FILE
 from mlxmath.data.batching import BatchSampler, StepBatch
+from mlxmath.data.codec import load_tokenizer
 from mlxmath.data.load import TrainingData
-from mlxmath.data.render import adds_bos, load_tokenizer
+from mlxmath.data.render import adds_bos
 from mlxmath.errors import MlxmathError
 from mlxmath.runtime.console import duration, fail, say, size, warn
 from mlxmath.runtime.files import atomic_write

@@ -14,7 +14,7 @@ from mlxmath.commands import distill, dpo, grpo, reward_model, train
 from mlxmath.config.schema import ModelConfig
 from mlxmath.training.checkpoint import Position, Saver
 from mlxmath.weights.convert import ensure_model
-from tests.data.files import write_lines
+from tests.data.material import write_lines
 
 PROBLEMS = Path(__file__).parents[2] / "mlxmath" / "demo" / "problems" / "train.jsonl"
 MODEL = ("--model", "demo", "--dtype", "float32", "--max-seq-len", "128", "--template", "plain")

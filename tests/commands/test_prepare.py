@@ -17,9 +17,11 @@ from click.testing import CliRunner
 from mlxmath.commands.prepare import main, show_rows
 from mlxmath.config.schema import DataConfig, ModelConfig
 from mlxmath.data.cache import TokenRows
-from mlxmath.data.prepare import prepare_rows, statistics, tokenizer_folder
-from mlxmath.data.render import encode_prompt, load_tokenizer
+from mlxmath.data.codec import load_tokenizer
+from mlxmath.data.prepare import prepare_rows, tokenizer_folder
+from mlxmath.data.render import encode_prompt
 from mlxmath.data.sources import load_problems
+from mlxmath.data.summary import statistics
 from mlxmath.data.templates import get_template, joined
 from mlxmath.errors import InputError, MlxmathError
 

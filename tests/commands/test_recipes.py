@@ -19,7 +19,7 @@ from mlxmath.config.schema import RunConfig
 from mlxmath.config.section import DEMO, Section
 from mlxmath.errors import MlxmathError
 from mlxmath.training import sft
-from tests.data.files import write_lines
+from tests.data.material import write_lines
 from tests.recipe_parts import PARTS, REPOSITORIES, write_model
 
 USUAL = {"q_proj", "v_proj"}

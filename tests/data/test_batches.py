@@ -1,5 +1,6 @@
 """Windows and micro-batches."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.data.batching import BatchSampler, Shape, fill, make_batch, make_packed, packed_mask
+from mlxmath.data.batch import Shape, make_batch, make_packed, packed_mask
+from mlxmath.data.batching import BatchSampler, StepBatch
 from tests.conftest import FakeRows
 
 CONFIG = TrainingConfig(batch_size=2, grad_accumulation_steps=4, num_epochs=2, seed=3)
@@ -17,6 +19,13 @@ CONFIG = TrainingConfig(batch_size=2, grad_accumulation_steps=4, num_epochs=2, s
 
 def plan(rows: FakeRows, max_tokens: int = 64, multiple: int = 16, **changes: object) -> BatchSampler:
     return BatchSampler(rows, CONFIG.model_copy(update=changes), max_tokens, Shape(multiple))
+
+
+def fill(steps: Iterable[StepBatch]) -> float:
+    """The share of processed positions that hold a token."""
+    batches = [(step.sampler, ids) for step in steps for ids in step.micro_batches]
+    real = sum(int((sampler.rows.lengths[list(ids)] - 1).sum()) for sampler, ids in batches)
+    return real / sum(sampler.size(ids) for sampler, ids in batches)
 
 
 def test_a_batch_by_hand() -> None:

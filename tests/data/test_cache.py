@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from mlxmath.data import cache
-from mlxmath.data.cache import CacheError, TokenRows, fingerprint, token_dtype, write_rows
+from mlxmath.data.cache import CacheError, TokenRows
+from mlxmath.data.cache_writer import fingerprint, token_dtype, write_rows
 from mlxmath.data.render import Rendered
 
 
@@ -28,10 +29,23 @@ def make_rows(num_rows: int = 50, dtype: Any = np.uint16, seed: int = 0) -> Toke
     return TokenRows(tokens, mask, offsets, {"rows": num_rows, "rate": 0.5, "overflow": "chunk", "skipped: é": 2})
 
 
+def save(rows: TokenRows, path: Path) -> None:
+    sources = np.arange(len(rows)) if rows.sources is None else rows.sources
+    with write_rows(path, rows.tokens.dtype) as writer:
+        writer.add(Rendered(rows.tokens, rows.mask, rows.offsets, sources), int(sources[-1]) + 1)
+        writer.stats.update(rows.stats)
+        writer.ranks, writer.questions = rows.ranks, rows.questions
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "x.pkl"
+
+
 def assert_equal(found: TokenRows, expected: TokenRows) -> None:
     assert len(found) == len(expected)
     assert found.tokens.dtype == expected.tokens.dtype
-    for name in ("tokens", "mask", "offsets", "lengths", "targets_per_row"):
+    for name in ("tokens", "mask", "offsets", "lengths"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
     assert found.stats == expected.stats
     assert found.num_targets == expected.num_targets
@@ -40,7 +54,7 @@ def assert_equal(found: TokenRows, expected: TokenRows) -> None:
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
 def test_round_trip(tmp_path: Path, dtype: Any) -> None:
     rows = make_rows(dtype=dtype)
-    rows.save(tmp_path / "x.pkl")
+    save(rows, tmp_path / "x.pkl")
     loaded = TokenRows.load(tmp_path / "x.pkl")
     assert_equal(loaded, rows)
     tokens, mask = loaded.row(3)
@@ -61,8 +75,9 @@ def test_batches_are_appended(tmp_path: Path) -> None:
         for start in range(0, 50, 7):
             offsets = rows.offsets[start : start + 8]
             span = slice(offsets[0], offsets[-1])
-            batch = Rendered(rows.tokens[span].astype(np.uint32), rows.mask[span], offsets - offsets[0])
-            writer.add(batch, len(offsets) - 1)
+            number = np.arange(len(offsets) - 1)
+            batch = Rendered(rows.tokens[span].astype(np.uint32), rows.mask[span], offsets - offsets[0], number)
+            writer.add(batch, len(number))
         writer.stats.update(rows.stats)
     assert_equal(TokenRows.load(tmp_path / "x.pkl"), rows)
 
@@ -71,14 +86,14 @@ def test_sources_of_batches_are_numbered_on(tmp_path: Path) -> None:
     batch = Rendered(np.ones(4, np.uint32), np.ones(4, np.uint8), np.arange(5), np.array([0, 0, 2, 3]))
     with write_rows(tmp_path / "x.pkl", np.dtype(np.uint16)) as writer:
         writer.add(batch, 4)
-        writer.add(batch._replace(sources=None), 4)
+        writer.add(batch._replace(sources=np.arange(4)), 4)
         writer.add(batch, 5)
         writer.add(batch, 4)
         writer.ranks = writer.sources.astype(np.int32) // 4
     loaded = TokenRows.load(tmp_path / "x.pkl")
     assert loaded.sources.tolist() == [0, 0, 2, 3, 4, 5, 6, 7, 8, 8, 10, 11, 13, 13, 15, 16]
     assert loaded.ranks.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 3 + [4]
-    loaded.save(tmp_path / "again.pkl")
+    save(loaded, tmp_path / "again.pkl")
     again = TokenRows.load(tmp_path / "again.pkl")
     assert (again.sources.tolist(), again.ranks.tolist()) == (loaded.sources.tolist(), loaded.ranks.tolist())
 
@@ -99,17 +114,8 @@ def test_questions_are_of_problems_and_found_for_rows(tmp_path: Path) -> None:
     assert [rows.questions_of_rows.tolist() for rows in found] == [[7, 7, 2**64 - 1, 7], [1, 1, 3, 4], [0, 0, 2, 3]]
     assert found[0].questions.tolist() == [7, 8, 2**64 - 1, 7, 9]
     assert len({rows.fingerprint for rows in found}) == 1, "it names the rows, not what they are asked"
-    found[0].save(tmp_path / "again.pkl")
+    save(found[0], tmp_path / "again.pkl")
     assert TokenRows.load(tmp_path / "again.pkl").questions.tolist() == found[0].questions.tolist()
-
-
-@pytest.mark.parametrize("sources", [[0, 1], [0, 2, 1], [-1, 0, 1]])
-def test_sources_must_be_in_order(tmp_path: Path, sources: list[int]) -> None:
-    with write_rows(tmp_path / "x.pkl", np.dtype(np.uint16)) as writer:
-        writer.add(Rendered(np.ones(3, np.uint32), np.ones(3, np.uint8), np.arange(4)), 3)
-        writer._sources = [np.array(sources, np.int64)]
-    with pytest.raises(CacheError, match="sources are out of order"):
-        TokenRows.load(tmp_path / "x.pkl")
 
 
 def test_token_type() -> None:
@@ -124,10 +130,9 @@ def test_fingerprint_depends_on_every_value() -> None:
 
 
 @pytest.mark.parametrize("verified_before", [True, False])
-def test_any_flipped_byte_is_found(tmp_path: Path, verified_before: bool) -> None:
-    path = tmp_path / "x.pkl"
+def test_any_flipped_byte_is_found(path: Path, verified_before: bool) -> None:
     rows = make_rows()
-    rows.save(path)
+    save(rows, path)
     whole = path.read_bytes()
     rng = random.Random(1)
     padding = 0
@@ -145,9 +150,8 @@ def test_any_flipped_byte_is_found(tmp_path: Path, verified_before: bool) -> Non
     assert padding < 25
 
 
-def test_every_truncation_is_found(tmp_path: Path) -> None:
-    path = tmp_path / "x.pkl"
-    make_rows(5).save(path)
+def test_every_truncation_is_found(path: Path) -> None:
+    save(make_rows(5), path)
     whole = path.read_bytes()
     for length in [*range(0, 260, 3), *range(260, len(whole), 17), len(whole) - 1]:
         path.write_bytes(whole[:length])
@@ -155,9 +159,8 @@ def test_every_truncation_is_found(tmp_path: Path) -> None:
             TokenRows.load(path)
 
 
-def test_contents_are_not_read_again_once_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "x.pkl"
-    make_rows().save(path)
+def test_contents_are_not_read_again_once_verified(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(make_rows(), path)
 
     def refuse(*_: Any) -> None:
         raise AssertionError("read again")
@@ -174,10 +177,9 @@ def test_contents_are_not_read_again_once_verified(tmp_path: Path, monkeypatch: 
         TokenRows.load(path)
 
 
-def test_folder_that_cannot_be_written_still_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "x.pkl"
+def test_folder_that_cannot_be_written_still_loads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = make_rows()
-    rows.save(path)
+    save(rows, path)
     path.with_suffix(".verified").unlink()
 
     def refuse(path: Path, value: Any) -> None:
@@ -205,20 +207,20 @@ class Malicious:
 def crafted(path: Path, dumped: bytes, version: int = cache.FORMAT_VERSION, edit: Callable[..., Any] = list) -> None:
     """A file with every checksum right and a description of the attacker's choice."""
     rows = make_rows(3)
-    rows.save(path)
+    save(rows, path)
     data = path.read_bytes()
-    fields = list(cache._HEADER.unpack_from(data))
+    fields = list(cache.HEADER.unpack_from(data))
     start = fields[15]
     data = data[:start] + dumped
     fields[1], fields[16] = version, len(dumped)
     fields[17] = hashlib.blake2b(dumped, digest_size=16).digest()
-    header = cache._HEADER.pack(*edit(fields)).ljust(cache._HEADER_BYTES - 16, b"\0")
+    header = cache.HEADER.pack(*edit(fields)).ljust(cache.HEADER_BYTES - 16, b"\0")
     header += hashlib.blake2b(header, digest_size=16).digest()
-    path.write_bytes(header + data[cache._HEADER_BYTES :])
+    path.write_bytes(header + data[cache.HEADER_BYTES :])
 
 
 def description(**changes: Any) -> bytes:
-    arrays = {name: pickle.PickleBuffer(b"") for name in cache._ARRAYS}
+    arrays = {name: pickle.PickleBuffer(b"") for name in cache.ARRAYS}
     return pickle.dumps({"stats": {}, **arrays, **changes}, protocol=5, buffer_callback=lambda _: None)
 
 
@@ -299,33 +301,43 @@ def test_places_outside_the_file_are_refused(tmp_path: Path) -> None:
             TokenRows.load(tmp_path / "x.pkl")
 
 
-@pytest.mark.parametrize("offsets", [[0, 5, 3, 10], [1, 5, 10], [0, 5, 9], [0, 5, 5, 10], [0, -5, 10], [0, 5, 1 << 40]])
-def test_row_boundaries_must_be_in_order(tmp_path: Path, offsets: list[int]) -> None:
-    rows = TokenRows(np.zeros(10, np.uint16), np.ones(10, np.uint8), np.array(offsets, np.int64))
-    with write_rows(tmp_path / "x.pkl", np.dtype(np.uint16)) as writer:
-        writer.add(Rendered(rows.tokens.astype(np.uint32), rows.mask, rows.offsets), len(rows))
-        writer._offsets = [rows.offsets]
-    with pytest.raises(CacheError, match="row boundaries"):
-        TokenRows.load(tmp_path / "x.pkl")
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        *(
+            ({"_offsets": offsets}, "row boundaries")
+            for offsets in ([0, 5, 3, 10], [1, 5, 10], [0, 5, 9], [0, 5, 5, 10], [0, -5, 10], [0, 5, 1 << 40])
+        ),
+        *(({"_sources": sources}, "sources are out of order") for sources in ([0], [0, 2, 1], [1, 0], [-1, 0])),
+    ],
+)
+def test_rows_must_be_in_order(path: Path, changes: dict[str, list[int]], reason: str) -> None:
+    with write_rows(path, np.dtype(np.uint16)) as writer:
+        writer.add(Rendered(np.zeros(10, np.uint32), np.ones(10, np.uint8), np.array([0, 5, 10]), np.arange(2)), 2)
+        for name, values in changes.items():
+            setattr(writer, name, [np.array(values, np.int64)])
+        if "_offsets" in changes:
+            writer._sources = [np.arange(len(changes["_offsets"]) - 1)]
+    with pytest.raises(CacheError, match=reason):
+        TokenRows.load(path)
 
 
 def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(struct.error), write_rows(tmp_path / "x.pkl", np.dtype(np.uint16)) as writer:
-        writer.add(Rendered(np.zeros(1, np.uint32), np.zeros(1, np.uint8), np.array([0, 1])), 1)
+        writer.add(Rendered(np.zeros(1, np.uint32), np.zeros(1, np.uint8), np.array([0, 1]), np.zeros(1, int)), 1)
         raise struct.error
     assert list(tmp_path.iterdir()) == []
 
 
 def save_often(path: Path, seed: int) -> None:
     for _ in range(20):
-        make_rows(seed=seed).save(path)
+        save(make_rows(seed=seed), path)
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_two_processes_write_the_same_file_while_a_third_reads(tmp_path: Path) -> None:
-    path = tmp_path / "x.pkl"
+def test_two_processes_write_the_same_file_while_a_third_reads(tmp_path: Path, path: Path) -> None:
     rows = make_rows(seed=4)
-    rows.save(path)
+    save(rows, path)
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=save_often, args=(path, 4)) for _ in range(2)]
     for writer in writers:
@@ -341,11 +353,10 @@ def test_two_processes_write_the_same_file_while_a_third_reads(tmp_path: Path) -
     assert {p.name for p in tmp_path.iterdir()} == {"x.pkl", "x.verified"}
 
 
-def test_rows_loaded_before_a_rebuild_stay_whole(tmp_path: Path) -> None:
-    path = tmp_path / "x.pkl"
-    make_rows(seed=1).save(path)
+def test_rows_loaded_before_a_rebuild_stay_whole(path: Path) -> None:
+    save(make_rows(seed=1), path)
     old = TokenRows.load(path)
-    thread = threading.Thread(target=make_rows(seed=2).save, args=(path,))
+    thread = threading.Thread(target=save, args=(make_rows(seed=2), path))
     thread.start()
     thread.join()
     assert_equal(old, make_rows(seed=1))

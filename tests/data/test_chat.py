@@ -8,13 +8,12 @@ import pytest
 
 from mlxmath.data.chat import ChatTemplate
 from mlxmath.data.codec import codec_of
-from mlxmath.data.columns import SkippedRowError
-from mlxmath.data.problem import Message, Problem
+from mlxmath.data.problem import Message, Problem, SkippedRowError
 from mlxmath.data.render import encode_prompt, render
 from mlxmath.data.templates import Definition, Segment, get_template, joined
 from mlxmath.errors import InputError
 from tests.data.chat_templates import TEMPLATES
-from tests.data.tokenizers_for_tests import BUILDERS
+from tests.data.material import BUILDERS
 
 CONTROL = ["<|im_start|>", "<|im_end|>", "<|start|>", "<|head|>", "<|eot|>"]
 QUESTION, SOLUTION = "Natalia sold 5 clips.", "\n\nShe sold 5+3 = 8.\n#### 8"

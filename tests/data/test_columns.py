@@ -2,8 +2,9 @@
 
 import pytest
 
-from mlxmath.data.columns import Columns, SkippedRowError, find_columns, make_problem
-from mlxmath.data.problem import Message
+from mlxmath.data.columns import Columns, find_columns
+from mlxmath.data.forms import make_problem
+from mlxmath.data.problem import Message, SkippedRowError
 from mlxmath.errors import InputError
 
 

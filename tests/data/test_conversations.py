@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 
-from mlxmath.data.chat import DATE, ChatTemplate
-from mlxmath.data.columns import find_columns, make_problem
+from mlxmath.data.chat import ChatTemplate
+from mlxmath.data.chat_format import DATE
+from mlxmath.data.columns import find_columns
+from mlxmath.data.forms import make_problem
 from mlxmath.data.gold import gold
-from mlxmath.data.problem import Message, Problem
+from mlxmath.data.problem import Message, Problem, SkippedRowError
 from mlxmath.data.render import encode_prompt, render
 from mlxmath.data.templates import Definition, get_template, joined
-from mlxmath.data.values import SkippedRowError
 from mlxmath.errors import InputError
-from tests.data.tokenizers_for_tests import BUILDERS
+from tests.data.material import BUILDERS
 
 WITH_TOOLS = (
     "{% if tools %}<|im_start|>system\nTools:{% for t in tools %} {{ t | tojson }}{% endfor %}<|im_end|>\n{% endif %}"
@@ -290,6 +291,7 @@ def test_options_belong_to_the_question(columns: dict[str, Any], question: str, 
         {"extra_info": {"index": 3, "answer": "8"}},
         {"answer": {"text": ["8"], "answer_start": [4]}},
         {"answerNumber": 8.0, "metadata": "none"},
+        {"reward_model": {"style": "rule", "ground_truth": "8"}},
     ],
 )
 def test_an_answer_in_other_places(columns: dict[str, Any]) -> None:
@@ -304,7 +306,7 @@ def test_an_answer_in_other_places(columns: dict[str, Any]) -> None:
 def test_a_message_that_names_its_user_has_no_role() -> None:
     with pytest.raises(SkippedRowError, match="messages without a role"):
         problem_of({"messages": [{"user": "alice", "text": Q}, {"user": "bob", "text": A}]})
-    assert problem_of({"user": "alice", "text": Q}).is_text
+    assert problem_of({"user": "alice", "text": Q}).is_text and problem_of({"Text": Q}).is_text
 
 
 def test_an_empty_answer_is_not_learned() -> None:
@@ -346,24 +348,20 @@ def test_reasoning_and_weights_by_their_other_names() -> None:
     assert target == f"<think>\nI add.\n</think>\n\n{A}<|im_end|>"
 
 
-def test_a_text_column_in_capitals() -> None:
-    assert problem_of({"Text": Q}).is_text
-
-
-def test_a_problem_that_is_json_stays_text() -> None:
-    for text in ('[{"x": 1}]', "[{broken}]", '{"value": 3}'):
-        assert problem_of({"problem": text, "solution": A}).question == text
-
-
-def test_what_belongs_to_the_problem() -> None:
-    alpaca = problem_of({"instruction": "Solve it.", "input": Q, "output": A})
-    assert (alpaca.question, alpaca.solution) == (f"Solve it.\n\n{Q}", A)
-    assert problem_of({"instruction": Q, "input": "", "output": A}).question == Q
-    dolly = problem_of({"instruction": "Solve it.", "context": Q, "response": A, "category": "x"})
-    assert dolly.question == f"Solve it.\n\n{Q}"
-    assert problem_of({"question": "How many?", "context": Q, "answer": A}).question == f"{Q}\n\nHow many?"
-    thought = problem_of({"prompt": Q, "thinking": "I add.", "response": A})
-    assert thought.solution == f"<think>\nI add.\n</think>\n\n{A}"
+@pytest.mark.parametrize(
+    ("row", "question", "solution"),
+    [
+        *(({"problem": text, "solution": A}, text, A) for text in ('[{"x": 1}]', "[{broken}]", '{"value": 3}')),
+        ({"instruction": "Solve it.", "input": Q, "output": A}, f"Solve it.\n\n{Q}", A),
+        ({"instruction": Q, "input": "", "output": A}, Q, A),
+        ({"instruction": "Solve it.", "context": Q, "response": A, "category": "x"}, f"Solve it.\n\n{Q}", A),
+        ({"question": "How many?", "context": Q, "answer": A}, f"{Q}\n\nHow many?", A),
+        ({"prompt": Q, "thinking": "I add.", "response": A}, Q, f"<think>\nI add.\n</think>\n\n{A}"),
+    ],
+)
+def test_what_belongs_to_the_problem(row: dict[str, Any], question: str, solution: str) -> None:
+    problem = problem_of(row)
+    assert (problem.question, problem.solution) == (question, solution)
 
 
 def test_a_system_column_and_a_developer_are_the_system_message() -> None:
@@ -378,13 +376,6 @@ def test_a_system_column_and_a_developer_are_the_system_message() -> None:
     assert joined(template_with(PLAIN).render(problem_of({"messages": turns}))).startswith(
         "<|im_start|>system\nBe brief."
     )
-
-
-def test_an_answer_inside_an_object() -> None:
-    row = {"prompt": [{"role": "user", "content": Q}], "reward_model": {"style": "rule", "ground_truth": "8"}}
-    columns = find_columns(list(row), where="rows", solution_required=False)
-    problem = make_problem(row, columns, 0, solution_required=False)
-    assert (problem.question, gold(problem)) == (Q, "8")
 
 
 def test_a_whole_text_is_learned_from_its_first_word_to_its_end() -> None:
@@ -404,7 +395,7 @@ def test_a_date_in_the_template_is_always_the_same_one() -> None:
 
 def test_several_templates() -> None:
     named = {"default": PLAIN, "tool_use": WITH_TOOLS}
-    assert template_with(named).source == PLAIN
-    assert template_with({"only": PLAIN}).source == PLAIN
+    assert template_with(named).format.source == PLAIN
+    assert template_with({"only": PLAIN}).format.source == PLAIN
     with pytest.raises(InputError, match="first, second and none called default"):
         template_with({"first": PLAIN, "second": PLAIN}).prompt(Q)

@@ -1,7 +1,5 @@
 """A gold answer is what a dataset states, for every use of it, and never what merely stands last."""
 
-import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,9 @@ from mlxmath.distillation.questions import load_questions
 from mlxmath.errors import InputError
 from mlxmath.evaluation.benchmarks import load_benchmark
 from mlxmath.training.grpo.prompts import load_prompts
+from tests.data.material import write_lines
 
 DEMO_MODEL = Path(__file__).parents[2] / "mlxmath" / "demo" / "model"
-
-
-def write(path: Path, rows: Iterable[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def run_config(path: str, **data: Any) -> RunConfig:
@@ -104,7 +98,7 @@ FORMS: list[tuple[tuple[str, ...], Any]] = [
 def test_answers_alone_are_enough_for_every_use(tmp_path: Path, columns: tuple[str, ...], answer: Any) -> None:
     texts = ["What is 3 + 4?", "How many days has a week?"]
     empty = {columns[0]: "And how many weeks has it?", columns[1]: None}
-    path = write(tmp_path / "a.jsonl", [*({columns[0]: text, columns[1]: answer} for text in texts), empty])
+    path = write_lines(tmp_path / "a.jsonl", [*({columns[0]: text, columns[1]: answer} for text in texts), empty])
     expected = [(text, str(answer)) for text in texts]
     config = run_config(path)
     assert [(p.question, p.gold.strip("$")) for p in load_prompts(config, DEMO_MODEL).prompts] == [
@@ -129,7 +123,7 @@ def test_what_is_left_out_is_said_with_its_reason(tmp_path: Path, capsys: pytest
         {"problem": "Count " * 200, "solution": "#### 200"},
         {"problem": "", "solution": "#### 2"},
     ]
-    path = write(tmp_path / "a.jsonl", rows)
+    path = write_lines(tmp_path / "a.jsonl", rows)
     (prompt,) = load_prompts(run_config(path), DEMO_MODEL).prompts
     assert (prompt.question, prompt.gold) == ("What is 1 + 1?", "2")
     said = capsys.readouterr().err
@@ -137,7 +131,7 @@ def test_what_is_left_out_is_said_with_its_reason(tmp_path: Path, capsys: pytest
         assert reason in said
     assert [item.gold for item in load_benchmark(path).items] == ["2", "2", "200"]
     assert len(load_prompts(run_config(path, deduplicate="off"), DEMO_MODEL).prompts) == 2
-    write(tmp_path / "a.jsonl", rows[:2])
+    write_lines(tmp_path / "a.jsonl", rows[:2])
     with pytest.raises(InputError, match=r"no problem is left \(2 without a gold answer; .*--answer-column"):
         load_prompts(run_config(path), DEMO_MODEL)
     with pytest.raises(InputError, match=r"gold answer \(2 without a gold answer\)"):
@@ -145,7 +139,7 @@ def test_what_is_left_out_is_said_with_its_reason(tmp_path: Path, capsys: pytest
 
 
 def test_an_answer_column_asked_for_is_taken_word_for_word(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", [{"question": "Solve x - 3 > 0.", "answer": "all real numbers x > 3"}])
+    path = write_lines(tmp_path / "a.jsonl", [{"question": "Solve x - 3 > 0.", "answer": "all real numbers x > 3"}])
     with pytest.raises(InputError, match="1 without a gold answer"):
         load_prompts(run_config(path), DEMO_MODEL)
     (prompt,) = load_prompts(run_config(path, answer_column="answer"), DEMO_MODEL).prompts

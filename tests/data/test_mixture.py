@@ -8,13 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mlxmath.config.schema import DataConfig, SourceConfig
-from mlxmath.data.decontaminate import fingerprint_benchmark, open_benchmarks
-from mlxmath.data.dedup import normalise
+from mlxmath.data.dedup import NearDuplicates, fingerprint_benchmark, normalise, open_benchmark, words
+from mlxmath.data.filters import check_fields, parse_filter
 from mlxmath.data.mixture import Mixture
+from mlxmath.data.problem import Problem
 from mlxmath.errors import InputError
+from tests.data.material import write_lines
 
 REPOSITORY = Path(__file__).parents[2]
 SHARED = REPOSITORY.parent / "shared" / "data"
@@ -28,11 +31,6 @@ WORDS = [
 def question(i: int) -> str:
     rng = random.Random(i)
     return f"Problem {i}: " + " ".join(rng.choice(WORDS) for _ in range(20))
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def rows(start: int, count: int, **columns: Any) -> list[dict[str, Any]]:
@@ -50,7 +48,7 @@ def solutions(mixture: Mixture) -> list[str]:
 
 
 def test_a_single_source_keeps_its_order(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", rows(0, 50))
+    path = write_lines(tmp_path / "a.jsonl", rows(0, 50))
     mixture = chosen(DataConfig(dataset=path))
     assert solutions(mixture) == [f"s{i}" for i in range(50)]
     assert solutions(mixture) == solutions(mixture), "each iteration starts anew"
@@ -62,7 +60,7 @@ def test_a_single_source_keeps_its_order(tmp_path: Path) -> None:
 
 def sources(tmp_path: Path, *settings: dict[str, Any], size: int = 100) -> tuple[SourceConfig, ...]:
     return tuple(
-        SourceConfig(dataset=write(tmp_path / f"{n}.jsonl", rows(1000 * n, size)), **values)
+        SourceConfig(dataset=write_lines(tmp_path / f"{n}.jsonl", rows(1000 * n, size)), **values)
         for n, values in enumerate(settings)
     )
 
@@ -128,7 +126,7 @@ def test_a_count_that_cannot_be_had_is_said(tmp_path: Path, capsys: pytest.Captu
 
 def levels(tmp_path: Path) -> str:
     names = ["easy"] * 40 + ["Medium"] * 20 + ["hard"] * 30 + ["very hard"] * 5 + [None] * 5
-    return write(tmp_path / "a.jsonl", [r | {"difficulty": d} for r, d in zip(rows(0, 100), names, strict=True)])
+    return write_lines(tmp_path / "a.jsonl", [r | {"difficulty": d} for r, d in zip(rows(0, 100), names, strict=True)])
 
 
 def test_balance(tmp_path: Path) -> None:
@@ -161,7 +159,7 @@ def test_repeated_problems(tmp_path: Path) -> None:
         {"problem": "What is 1000 + 3?", "solution": "x"},
     ]
     b = [{"problem": "WHAT IS 1000 + 2", "solution": "third"}, {"problem": "new", "solution": "x"}]
-    of = tuple(SourceConfig(dataset=write(tmp_path / f"{n}.jsonl", r)) for n, r in enumerate((a, b)))
+    of = tuple(SourceConfig(dataset=write_lines(tmp_path / f"{n}.jsonl", r)) for n, r in enumerate((a, b)))
     exact = chosen(DataConfig(sources=of))
     assert (counts(exact), [report.repeated for report in exact.reports]) == ([3, 1], [1, 1])
     assert counts(chosen(DataConfig(sources=of, deduplicate="off"))) == [4, 2]
@@ -171,7 +169,7 @@ def test_near_identical_problems(tmp_path: Path) -> None:
     base = rows(0, 30)
     close = [row | {"problem": row["problem"] + " please"} for row in base[:10]]
     other = [row | {"problem": row["problem"].replace("Problem", "Problem 7 and")} for row in base[:10]]
-    path = write(tmp_path / "a.jsonl", base + close + close + other)
+    path = write_lines(tmp_path / "a.jsonl", base + close + close + other)
     assert counts(chosen(DataConfig(dataset=path))) == [50]
     near = chosen(DataConfig(dataset=path, deduplicate="near"))
     assert counts(near) == [40], "other numbers are other problems"
@@ -180,12 +178,12 @@ def test_near_identical_problems(tmp_path: Path) -> None:
 
 def test_curriculum(tmp_path: Path) -> None:
     names = ["hard", "easy", "very hard", "medium", "easy"]
-    path = write(tmp_path / "a.jsonl", [r | {"difficulty": d} for r, d in zip(rows(0, 5), names, strict=True)])
+    path = write_lines(tmp_path / "a.jsonl", [r | {"difficulty": d} for r, d in zip(rows(0, 5), names, strict=True)])
     mixture = chosen(DataConfig(dataset=path, curriculum="easy-to-hard"))
     assert mixture.ranks.tolist() == [600, 0, 800, 400, 0]
     assert mixture.reports[0].order == "difficulty"
     texts = [row | {"solution": "x" * n} for row, n in zip(rows(0, 4), (30, 5, 20, 5), strict=True)]
-    mixture = chosen(DataConfig(dataset=write(tmp_path / "b.jsonl", texts), curriculum="easy-to-hard"))
+    mixture = chosen(DataConfig(dataset=write_lines(tmp_path / "b.jsonl", texts), curriculum="easy-to-hard"))
     assert (mixture.ranks.tolist(), mixture.reports[0].order) == ([750, 0, 500, 0], "solution length")
     assert chosen(DataConfig(dataset=path)).ranks is None
 
@@ -210,7 +208,7 @@ def test_planted_test_questions_are_found(tmp_path: Path) -> None:
         {"problem": variants[i % 4](text), "solution": f"planted{i}"} for i, text in enumerate(planted)
     ]
     rng.shuffle(data)
-    mixture = chosen(DataConfig(dataset=write(tmp_path / "a.jsonl", data), decontaminate=("gsm8k",)))
+    mixture = chosen(DataConfig(dataset=write_lines(tmp_path / "a.jsonl", data), decontaminate=("gsm8k",)))
     assert mixture.reports[0].contaminated == {"gsm8k": 200}
     assert not [s for s in solutions(mixture) if s.startswith("planted")]
     assert len(mixture) == 9800
@@ -228,17 +226,17 @@ def test_bundled_hashes_are_those_of_the_benchmarks() -> None:
     for name, path, key in (("gsm8k", "gsm8k", "question"), ("math500", "math500", "problem")):
         lines = (SHARED / path / "test.jsonl").read_text().splitlines()
         made = fingerprint_benchmark(name, "", [json.loads(line)[key] for line in lines])
-        (bundled,) = open_benchmarks([name])
+        bundled = open_benchmark(name)
         assert (bundled.texts == made.texts).all() and (bundled.ngrams == made.ngrams).all()
 
 
 def test_a_source_that_is_the_benchmark_is_kept_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    benchmark = write(tmp_path / "bench.jsonl", rows(0, 10))
-    training = write(tmp_path / "train.jsonl", rows(4, 8))
+    benchmark = write_lines(tmp_path / "bench.jsonl", rows(0, 10))
+    training = write_lines(tmp_path / "train.jsonl", rows(4, 8))
     mixture = chosen(DataConfig(dataset=training, decontaminate=benchmark))
     assert (mixture.reports[0].is_benchmark, len(mixture), mixture.reports[0].contaminated) == (benchmark, 8, {})
     assert "so they are kept" in capsys.readouterr().err
-    mixture = chosen(DataConfig(dataset=write(tmp_path / "train.jsonl", rows(4, 20)), decontaminate=benchmark))
+    mixture = chosen(DataConfig(dataset=write_lines(tmp_path / "train.jsonl", rows(4, 20)), decontaminate=benchmark))
     assert (mixture.reports[0].is_benchmark, len(mixture), mixture.reports[0].contaminated) == (
         None,
         14,
@@ -253,15 +251,15 @@ def test_benchmarks_by_name_and_file(tmp_path: Path) -> None:
         [question(1), question(2), "What is  3+3", f"First: {question(1)[:90]} and so on", "What is 3 + 4?"]
     )
     assert benchmark.holds(asked).tolist() == [True, False, True, True, False]
-    assert [b.name for b in open_benchmarks(["gsm8k", "MATH-500"])] == ["gsm8k", "math500"]
+    assert [open_benchmark(name).name for name in ("gsm8k", "MATH-500")] == ["gsm8k", "math500"]
     with pytest.raises(InputError, match="--decontaminate: no benchmark 'gms8k', but .*; did you mean 'gsm8k'"):
-        open_benchmarks(["gms8k"])
+        open_benchmark("gms8k")
     with pytest.raises(InputError, match="--decontaminate .*: .*does not exist"):
-        open_benchmarks([str(tmp_path / "absent.jsonl")])
+        open_benchmark(str(tmp_path / "absent.jsonl"))
 
 
 def test_every_setting_and_file_is_in_the_key(tmp_path: Path) -> None:
-    path, benchmark = write(tmp_path / "a.jsonl", rows(0, 5)), write(tmp_path / "b.jsonl", rows(50, 5))
+    path, benchmark = write_lines(tmp_path / "a.jsonl", rows(0, 5)), write_lines(tmp_path / "b.jsonl", rows(50, 5))
     changes: list[dict[str, Any]] = [
         {}, {"filters": "length > 1"}, {"balance": "solution"}, {"num_examples": 3}, {"mixture_seed": 1},
         {"deduplicate": "near"}, {"decontaminate": benchmark}, {"curriculum": "easy-to-hard"},
@@ -271,7 +269,7 @@ def test_every_setting_and_file_is_in_the_key(tmp_path: Path) -> None:
     ]  # fmt: skip
     keys = {json.dumps(Mixture(DataConfig(**{"dataset": path, **change})).key, sort_keys=True) for change in changes}
     assert len(keys) == len(changes)
-    write(tmp_path / "a.jsonl", rows(0, 6))
+    write_lines(tmp_path / "a.jsonl", rows(0, 6))
     assert json.dumps(Mixture(DataConfig(dataset=path)).key, sort_keys=True) not in keys
 
 
@@ -282,3 +280,130 @@ def test_a_filter_may_name_the_column_that_is_the_solution(tmp_path: Path) -> No
     mixture = Mixture(config)
     mixture.choose()
     assert [problem.question for problem in mixture] == ["1 + 1?"]
+
+
+PROBLEM = Problem(
+    "0", "abc", "5", "<think>x</think>\n\ny", difficulty="Very Hard", subject="Algebra",
+    meta={"input_quality": "Excellent", "correct": True, "level": "Level 3", "score": 0.5, "response": "a </think> b"},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("difficulty in easy, medium", False),
+        ("difficulty in easy, very hard", True),
+        ("difficulty not in easy", True),
+        ("input_quality = excellent", True),
+        ("input_quality != EXCELLENT", False),
+        ("response contains </THINK>", True),
+        ("response not contains </think>", False),
+        (r"response matches </think>\s*\S", True),
+        (r"solution matches </think>\s*$", False),
+        ("length <= 22", True),
+        ("length < 22", False),
+        ("length >= 22", True),
+        ("length > 22", False),
+        ("correct = true", True),
+        ("correct = false", False),
+        ("level <= 3", True),
+        ("level > 3", False),
+        ("score = .5", True),
+        ("answer = 5.0", True),
+        ("subject in 'algebra', \"geometry\"", True),
+        ("source = x", False),
+        ("source != x", True),
+        ("source > 1", False),
+        ("source not contains x", True),
+    ],
+)
+def test_conditions(text: str, expected: bool) -> None:
+    assert parse_filter(text)(PROBLEM) is expected
+
+
+@pytest.mark.parametrize("text", ["difficulty", "difficulty easy", "= 3", "", "level ~ 3"])
+def test_no_condition(text: str) -> None:
+    with pytest.raises(InputError, match="is no condition; write FIELD OPERATOR VALUE"):
+        parse_filter(text)
+
+
+def test_wrong_values() -> None:
+    with pytest.raises(InputError, match="compares with 'three', which is not a number"):
+        parse_filter("level <= three")
+    with pytest.raises(InputError, match=r"'\(' is not a regular expression"):
+        parse_filter("solution matches (")
+
+
+def test_unknown_field_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="--filters: x has no field 'dificulty', but .*; did you mean 'difficulty'"):
+        check_fields(["dificulty"], ["score"], "x")
+    check_fields(["score", "length"], ["score"], "x")
+
+
+LONG = "Natalia sold clips to 48 of her friends in April and then she sold half as many clips in May. How many in all?"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("She has 1,000 Apples!", ["she", "has", "1000", "apples"]),
+        ("1{,}000 and 1\\,000 and 1,\\!000", ["1000", "and", "1000", "and", "1000"]),
+        ("1 000 000 or 1\u2009000", ["1000000", "or", "1000"]),
+        ("$5.50, 5.500 and 007", ["5.5", "5.5", "and", "7"]),
+        ("1000.00 0.0 .5", ["1000", "0", "5"]),
+        ("four boys, twenty girls", ["4", "boys", "20", "girls"]),
+        ("x  =\n\n 3\\quad y", ["x", "3", "y"]),
+        ("1,2,3 and (1,200,300)", ["1", "2", "3", "and", "1200300"]),
+        ("ﬁve²", ["5", "2"]),
+        ("", []),
+    ],
+)
+def test_words(text: str, expected: list[str]) -> None:
+    assert words(text) == expected
+
+
+def test_the_text_s_hash_ignores_spacing() -> None:
+    a, b, c = normalise(["some thing 12", "Something,12", "something 13"]).texts
+    assert a == b != c
+
+
+def test_ngrams_stay_within_a_question() -> None:
+    hashed = normalise(["a b c d", "e", "c d e f"])
+    ngrams, owner = hashed.ngrams(3)
+    assert owner.tolist() == [0, 0, 2, 2]
+    assert len(set(ngrams.tolist())) == 4
+    again, _ = normalise(["x a b c"]).ngrams(3)
+    assert again[1] == ngrams[0], "the same words, the same hash"
+    assert len(normalise(["a"]).ngrams(3)[0]) == 0
+
+
+def test_hashes_do_not_depend_on_the_process() -> None:
+    program = "from mlxmath.data.dedup import normalise as n; print(n(['Half of 1,000 é']).texts[0])"
+    outputs = {
+        subprocess.run([sys.executable, "-c", program], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True,
+                       check=True, cwd=__file__.partition("/tests/")[0]).stdout
+        for seed in ("0", "1")
+    }  # fmt: skip
+    assert outputs == {f"{normalise(['Half of 1,000 é']).texts[0]}\n"}
+
+
+def test_near_duplicates() -> None:
+    near = NearDuplicates()
+    questions = [
+        LONG,
+        LONG.replace("friends", "good friends").upper(),  # one word more
+        LONG.replace("48", "52"),  # another problem
+        "What is 2 + 2?",
+        "what is 2+2",
+        "Something else altogether, about 48 apples and their price in a shop at the end of the road.",
+    ]
+    assert near.find(normalise(questions)).tolist() == [False, True, False, False, True, False]
+    assert near.find(normalise([questions[2], ""])).tolist() == [True, False]
+
+
+def test_signatures_estimate_the_jaccard_similarity() -> None:
+    vocabulary = [f"w{chr(97 + i // 26)}{chr(97 + i % 26)}x" for i in range(400)]
+    a, b = " ".join(vocabulary[:300]), " ".join(vocabulary[100:400])
+    signatures = NearDuplicates().signatures(normalise([a, b]))
+    exact = 198 / (298 + 298 - 198)
+    assert abs(np.mean(signatures[0] == signatures[1]) - exact) < 3 * np.sqrt(exact * (1 - exact) / 64)

@@ -8,14 +8,14 @@ import pytest
 
 from mlxmath.config.schema import DataConfig, TrainingConfig
 from mlxmath.data import tokenize as tokenize_module
-from mlxmath.data.batching import Shape
+from mlxmath.data.batch import Shape
+from mlxmath.data.batching import Pairs, PairSampler
 from mlxmath.data.codec import load_tokenizer
-from mlxmath.data.pair_tokens import TOO_LONG, tokenize_pairs
-from mlxmath.data.pairs import Pairs, PairSampler
+from mlxmath.data.load import hold_out
 from mlxmath.data.problem import Message, Problem
 from mlxmath.data.render import encode_prompt
-from mlxmath.data.split import hold_out
-from mlxmath.data.templates import Definition, PlainTemplate, get_template
+from mlxmath.data.templates import Definition, Template, get_template
+from mlxmath.data.tokenize import TOO_LONG, tokenize_pairs
 from tests.conftest import FakeRows
 
 DEMO_MODEL = Path(__file__).parents[2] / "mlxmath" / "demo" / "model"
@@ -65,7 +65,7 @@ def test_both_rows_come_out_or_none_wherever_batches_end(monkeypatch: pytest.Mon
 
 def test_completions_are_written_word_for_word_and_only_the_last_answer_counts() -> None:
     tokenizer = load_tokenizer(DEMO_MODEL)
-    boxed = PlainTemplate("mine", Definition(prompt="{question}\n", completion="{solution} Answer: {answer}"))
+    boxed = Template("mine", Definition(prompt="{question}\n", completion="{solution} Answer: {answer}"))
     (_, _, chosen), (_, _, rejected) = rows_of(list(tokenize_pairs([pair(1)], boxed, DataConfig(), tokenizer)))
     assert tokenizer.decode(chosen[:-1]) == "1 + 2 = 3" and tokenizer.decode(rejected[:-1]) == "It is 1."
     tokenizer.chat_template = CHATML

@@ -10,7 +10,7 @@ from mlxmath.data.mixture import Mixture
 from mlxmath.data.problem import Message, Problem
 from mlxmath.data.sources import load_problems
 from mlxmath.errors import InputError
-from tests.data.files import write_lines, write_parquet
+from tests.data.material import write_lines, write_parquet
 
 
 def user(text: str) -> dict[str, str]:

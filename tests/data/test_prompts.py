@@ -1,6 +1,5 @@
 """Templates: what stands in their texts, the user's own files, and the chat templates made of them."""
 
-import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,7 @@ from typing import Any
 import jinja2
 import pytest
 
-from mlxmath.data.codec import codec_of
-from mlxmath.data.columns import SkippedRowError
-from mlxmath.data.problem import Message, Problem
-from mlxmath.data.render import encode_prompt, render
+from mlxmath.data.problem import Message, Problem, SkippedRowError
 from mlxmath.data.templates import (
     TEMPLATE_FOLDER,
     TEMPLATES,
@@ -22,7 +18,6 @@ from mlxmath.data.templates import (
     recorded_template,
 )
 from mlxmath.errors import InputError
-from tests.data.tokenizers_for_tests import BUILDERS
 
 TUTOR = (
     "You are a helpful math tutor. Solve the problem step by step and give the final answer at the end.\n\n"
@@ -35,11 +30,6 @@ PLAIN = [name for name in TEMPLATES if name != "chat"]
 def rendered(template: str, messages: list[dict[str, Any]]) -> str:
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False)  # as transformers has it
     return environment.from_string(template).render(messages=messages, bos_token="<s>", eos_token="</s>")
-
-
-@functools.cache
-def built(kind: str) -> Any:
-    return BUILDERS[kind]()
 
 
 def write(path: Path, text: str) -> str:
@@ -72,26 +62,6 @@ def test_problem_goes_in_as_it_is(name: str) -> None:
     assert prompt == Segment(before + NASTY + rest, False)
     assert completion == Segment(NASTY, True)
     assert template.prompt(NASTY) == (prompt,)
-
-
-@pytest.mark.parametrize("kind", BUILDERS)
-@pytest.mark.parametrize("name", PLAIN)
-def test_rows_begin_as_inference_does_and_learn_the_solution_alone(name: str, kind: str) -> None:
-    tokenizer, template = built(kind), get_template(name)
-    codec = codec_of(tokenizer)
-    control = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    for question in ("Natalia sold 5 clips.", "Is </s> <s> or <|im_end|> a token?\n\n"):
-        prompt = encode_prompt(tokenizer, template.prompt(question))
-        for solution in ("She sold 5+3 = 8.", "\n\n  \nfoo", " lead", "</s> end <s>", "5", "é中😀\n"):
-            rendered, num_failed = render(tokenizer, [template.render(Problem("0", question, solution=solution))])
-            tokens, mask = rendered.tokens.tolist(), rendered.mask.tolist()
-            assert num_failed == 0
-            assert tokens[: len(prompt)] == prompt
-            assert mask == [0] * len(prompt) + [1] * (len(tokens) - len(prompt))
-            assert tokens[-1] == tokenizer.eos_token_id
-            assert not control & set(tokens[len(codec.prefix) : -1])
-            written = codec.decode(tokens[:-1])[len(codec.decode(prompt)) :]
-            assert written == solution or (tokenizer.unk_token_id in tokens and not solution.isascii())
 
 
 @pytest.mark.parametrize("name", PLAIN)

@@ -9,10 +9,9 @@ import pytest
 from mlxmath.config.schema import DataConfig, SourceConfig
 from mlxmath.data import sources
 from mlxmath.data.datasets import DATASETS, known
-from mlxmath.data.decontaminate import open_benchmarks
-from mlxmath.data.dedup import normalise
-from mlxmath.data.local import AbsentError, Rows
+from mlxmath.data.dedup import normalise, open_benchmark
 from mlxmath.data.problem import Problem
+from mlxmath.data.rows import AbsentError, Rows
 from mlxmath.data.sources import load_problems
 from mlxmath.distillation.questions import load_questions
 from mlxmath.errors import InputError
@@ -284,8 +283,9 @@ class Hub:
         rows = self.rows[source.dataset]
         streamed = options.get("shuffle_seed") is not None
         return Rows(
-            source.dataset, source.split or "train", "main@1", tuple(rows[0]), lambda _: iter(rows), None, streamed
-        )
+            source.dataset, tuple(rows[0]), lambda _: iter(rows), split=source.split or "train", revision="main@1",
+            streamed=streamed,
+        )  # fmt: skip
 
 
 def test_known_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,7 +357,7 @@ SHARED = Path(__file__).parents[3] / "shared" / "data"
 @pytest.mark.parametrize("name", ["math500", "math-500", "MATH-500", "math_500", "HuggingFaceH4/MATH-500"])
 def test_a_dataset_has_one_name_however_it_is_spelled(name: str) -> None:
     assert known(name) is DATASETS["math500"]
-    assert [benchmark.name for benchmark in open_benchmarks([name])] == ["math500"]
+    assert open_benchmark(name).name == "math500"
 
 
 def test_what_lies_here_comes_before_another_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,7 +398,7 @@ def test_every_use_gets_the_same_text_and_gold(
     assert item.id == f"{name}/0"
     clean = tmp_path / "bench.jsonl"
     write(clean, {"problem": item.question, "solution": "s"})
-    (benchmark,) = open_benchmarks([str(clean)])
+    benchmark = open_benchmark(str(clean))
     assert benchmark.texts.tolist() == normalise([problem.question]).texts.tolist()
 
 
@@ -432,7 +432,7 @@ def test_benchmarks_come_from_the_hub_by_the_same_table(monkeypatch: pytest.Monk
     assert (math.name, len(math.items), math.items[0].level, math.items[0].subject) == ("math", 7, "5", "Algebra")
     assert (math.max_tokens, math.kind) == (2048, "competition")
     assert load_benchmark("aime_2024").items[0].id == "aime24/0"
-    open_benchmarks(["svamp", "gsm-hard"])
+    assert [open_benchmark(name).name for name in ("svamp", "gsm-hard")] == ["svamp", "gsm-hard"]
     asked = {(name, split) for name, _, split, *_ in hub.asked}
     assert asked == {
         ("ChilleD/SVAMP", "test"), ("reasoning-machines/gsm-hard", "train"), ("EleutherAI/hendrycks_math", "test"),

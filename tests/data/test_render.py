@@ -1,18 +1,27 @@
 """The loss mask is exact, and the prompt's ids are those of inference, for every kind of tokenizer."""
 
 import functools
+import json
 import random
 from pathlib import Path
 from typing import Any
 
+import mlx_lm
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer
 
+from mlxmath.config.schema import ModelConfig
 from mlxmath.data.codec import Pair, codec_of, load_tokenizer
-from mlxmath.data.render import _render_whole, _render_words, adds_bos, encode_prompt, render
-from mlxmath.data.templates import Segment, Text, get_template, joined
+from mlxmath.data.render import adds_bos, encode_prompt, render
+from mlxmath.data.templates import TEMPLATES, Segment, Text, get_template, joined
 from mlxmath.errors import InputError, MlxmathError
-from tests.data.tokenizers_for_tests import BUILDERS, byte_level, modern_split, sentencepiece_bpe
+from mlxmath.generation.model import load_generation_tokenizer
+from mlxmath.weights.convert import ensure_model
+from mlxmath.weights.tokenizer import keep_cuts, name_plain_class
+from tests.data.material import BUILDERS, byte_level, modern_split, sentencepiece_bpe
+from tests.models import architectures
 
 DEMO_MODEL = Path(__file__).parents[2] / "mlxmath" / "demo" / "model"
 PROMPTS = [
@@ -21,6 +30,7 @@ PROMPTS = [
     "x",
     "ends in a space ",
     "\n\n",
+    *(joined(get_template(name).prompt("Natalia sold 5 clips.")) for name in TEMPLATES if name != "chat"),
 ]
 COMPLETIONS = [
     "Natalia sold 5 clips.", "\n\nfoo", " lead", "  two", "\n", "5+3", "é中😀", "</s> end <s>", "<|im_end|>x", "#### 5",
@@ -203,49 +213,99 @@ def test_tokenizer_without_end_of_text(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
-WORD_BY_WORD = ("byte level", "byte level with prefix space", "llama 3 split")
+def digits_apart() -> Tokenizer:
+    """A byte-level BPE that cuts numbers into digits, as SmolLM2's and DeepSeek's."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<|endoftext|>", "<s>", "<|im_end|>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    backend.train_from_iterator(["He has 12 pens. He has 2024 pens."] * 20, trainer)
+    return backend
 
 
-@pytest.mark.parametrize("name", WORD_BY_WORD)
-def test_word_by_word_gives_the_same_ids(name: str) -> None:
-    tokenizer = built(name)
-    codec = codec_of(tokenizer)
-    assert codec.words is not None
-    rng = random.Random(1)
-    parts = [
-        "\n", "\n\n", " ", "  ", "</s>", "<s>", "<think>", "ab", "Sold ", "12", "$", "=", "é", "中", ":\n", "{x}", "'s",
-        "'", "\t", "\r\n", "7", "-", "S", "\u00a0", ".", "_", "\\", "\u3000", "e\u0301", "\x01", "\x05",
-    ]  # fmt: skip
-    texts = [
-        text("".join(rng.choices(parts, k=rng.randint(0, 12))), "".join(rng.choices(parts, k=rng.randint(0, 12))))
-        for _ in range(3000)
-    ]
-    texts += [
-        text(f"How many are {i} + {2 * i}?\n\nSolution:\n", f"It is {3 * i}. So\n#### {3 * i}") for i in range(500)
-    ]
-    whole, num_failed = _render_whole(tokenizer, texts, False)
-    mixed, also_failed = render(tokenizer, texts)
-    assert num_failed == also_failed == 0
-    for expected, found in zip(whole, mixed, strict=True):
-        np.testing.assert_array_equal(expected, found)
-    quick = _render_words(tokenizer, texts, range(len(texts)), False)
-    assert set(quick.sources.tolist()) >= set(range(3000, 3500)), "ordinary texts go the quick way"
-    assert len(quick.sources) > 1000
+@pytest.mark.parametrize("name", ["GPT2Tokenizer", "Qwen2Tokenizer", "PreTrainedTokenizerFast"])
+def test_text_is_cut_as_tokenizer_json_says_whatever_class_is_named(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backend = digits_apart()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    settings = {"tokenizer_class": name, "eos_token": "<|endoftext|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    text = "He has 12 pens. He has 2024."
+    tokenizer = load_tokenizer(tmp_path)
+    assert encode_prompt(tokenizer, text) == tokenizer.encode(text) == backend.encode(text).ids
+    (tmp_path / "config.json").write_text("{}")
+    assert encode_prompt(load_generation_tokenizer(tmp_path), text) == backend.encode(text).ids
+    assert (name in capsys.readouterr().err) == (name != "PreTrainedTokenizerFast")
 
 
-def test_words_are_forgotten_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = built("byte level")
-    codec_of(tokenizer).words.forget()
-    monkeypatch.setattr("mlxmath.data.words.MOST_PIECES", 300)
-    for start in range(0, 3000, 500):
-        texts = [text(f"w{i} and v{i}\n", f"is u{i}") for i in range(start, start + 500)]
-        for expected, found in zip(
-            _render_whole(tokenizer, texts, True)[0], render(tokenizer, texts, True)[0], strict=True
-        ):
-            np.testing.assert_array_equal(expected, found)
-    assert len(codec_of(tokenizer).words._numbers) < 3000
+QUESTIONS = (
+    "He has 12 pens. He has 2024.", "Weng earns $12 an hour.\n\nShe worked 50 minutes: 0.2 x 50 = 10.", "  it's\t5% ",
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted(set(BUILDERS) - set(WORD_BY_WORD)))
-def test_tokenizers_whose_pieces_span_words_read_whole_texts(name: str) -> None:
-    assert codec_of(built(name)).words is None
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>", "padding_side": "left"},
+        {"tokenizer_class": "GPT2Tokenizer", "bos_token": "<s>", "eos_token": "<|endoftext|>", "add_bos_token": True},
+        {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "model_max_length": 2048},
+        {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>", "additional_special_tokens": ["<|im_end|>"]},
+    ],
+)  # fmt: skip
+def test_a_converted_folder_gives_the_ids_of_tokenizer_json_to_everyone(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    backend = digits_apart()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{{ 'hi' }}"}))
+    before = AutoTokenizer.from_pretrained(str(tmp_path))
+    assert any(before.encode(q, add_special_tokens=False) != backend.encode(q).ids for q in QUESTIONS)
+    name_plain_class(tmp_path)
+    after = AutoTokenizer.from_pretrained(str(tmp_path))
+    for question in QUESTIONS:
+        assert after.encode(question, add_special_tokens=False) == backend.encode(question).ids
+        assert after.decode(after.encode(question, add_special_tokens=False)) == question
+    for name in ("special_tokens_map", "all_special_ids", "chat_template", "padding_side", "model_max_length"):
+        assert getattr(after, name) == getattr(before, name), name
+    assert after.encode("a") == before.encode("a"), "a beginning of text as before"
+    assert after.model_input_names == before.model_input_names
+    assert keep_cuts(after, tmp_path) is None
+    written = (tmp_path / "tokenizer_config.json").read_bytes()
+    name_plain_class(tmp_path)
+    assert (tmp_path / "tokenizer_config.json").read_bytes() == written
+
+
+def test_a_class_that_changes_nothing_stays(tmp_path: Path) -> None:
+    backend = digits_apart()
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    text = json.dumps({"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>"})
+    (tmp_path / "tokenizer_config.json").write_text(text)
+    name_plain_class(tmp_path)
+    assert (tmp_path / "tokenizer_config.json").read_text() == text
+
+
+def test_convert_writes_the_class_and_the_folder_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = architectures.write("llama", tmp_path / "source")
+    backend = digits_apart()
+    backend.save(str(source / "tokenizer.json"))
+    (source / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>"})
+    )
+    config = ModelConfig(model=str(source), mlx_path=str(tmp_path / "out"))
+    ensure_model(config)
+    assert "names PreTrainedTokenizerFast instead of GPT2Tokenizer" in capsys.readouterr().err
+    ensure_model(config)
+    assert "is valid" in capsys.readouterr().err
+    _, served = mlx_lm.load(str(tmp_path / "out"))
+    for question in QUESTIONS:
+        assert served.encode(question, add_special_tokens=False) == backend.encode(question).ids

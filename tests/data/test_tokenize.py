@@ -9,6 +9,7 @@ from mlxmath.config.schema import DataConfig
 from mlxmath.data import tokenize as module
 from mlxmath.data.codec import load_tokenizer
 from mlxmath.data.problem import Problem
+from mlxmath.data.render import Overflow, Rendered, fit_rows, targets_per_row
 from mlxmath.data.templates import get_template
 from mlxmath.data.tokenize import tokenize
 
@@ -31,3 +32,86 @@ def test_processes_give_what_threads_give(monkeypatch: pytest.MonkeyPatch) -> No
             np.testing.assert_array_equal(array, other)
     assert [counts["problems"] for _, counts in processes] == [8] * 7 + [4]
     assert sum(count for _, counts in processes for name, count in counts.items() if "skipped" in name) == 9
+
+
+def laid_out(rows: list[tuple[list[int], list[int]]]) -> Rendered:
+    tokens = [t for row, _ in rows for t in row]
+    masks = [m for _, mask in rows for m in mask]
+    offsets = np.cumsum([0, *(len(row) for row, _ in rows)])
+    return Rendered(np.array(tokens, np.uint32), np.array(masks, np.uint8), offsets, np.arange(len(rows)))
+
+
+def listed(rows: Rendered) -> list[tuple[list[int], list[int]]]:
+    spans = zip(rows.offsets[:-1], rows.offsets[1:], strict=True)
+    return [(rows.tokens[a:b].tolist(), rows.mask[a:b].tolist()) for a, b in spans]
+
+
+def plain_fit(
+    rows: list[tuple[list[int], list[int]]], longest: int, overflow: str
+) -> list[tuple[list[int], list[int]]]:
+    result = []
+    for tokens, mask in rows:
+        if len(tokens) <= longest or overflow == "truncate":
+            pieces = [(tokens[:longest], mask[:longest])]
+        elif overflow == "drop":
+            pieces = []
+        else:
+            pieces = [(tokens[:longest], mask[:longest])]
+            at = longest
+            while at < len(tokens):
+                pieces.append((tokens[at - 1 : at - 1 + longest], [0, *mask[at : at - 1 + longest]]))
+                at += longest - 1
+        result += [piece for piece in pieces if any(piece[1])]
+    return result
+
+
+def test_by_hand() -> None:
+    rows = laid_out([([10, 11, 12, 13, 14, 15, 16, 17, 18], [0, 0, 0, 1, 1, 1, 1, 1, 1]), ([1, 2], [0, 1])])
+    fitted, counts = fit_rows(rows, 4, "chunk")
+    assert listed(fitted) == [
+        ([10, 11, 12, 13], [0, 0, 0, 1]),
+        ([13, 14, 15, 16], [0, 1, 1, 1]),
+        ([16, 17, 18], [0, 1, 1]),
+        ([1, 2], [0, 1]),
+    ]
+    assert fitted.sources is not None and fitted.sources.tolist() == [0, 0, 0, 1]
+    assert counts == {
+        "rows": 2, "overlong_rows": 1, "output_rows": 4, "tokens": 13, "target_tokens": 7, "dropped_rows": 0,
+        "rows_without_target": 0, "lost_target_tokens": 0,
+    }  # fmt: skip
+    fitted, counts = fit_rows(rows, 4, "truncate")
+    assert listed(fitted) == [([10, 11, 12, 13], [0, 0, 0, 1]), ([1, 2], [0, 1])]
+    assert counts["lost_target_tokens"] == 5
+    fitted, counts = fit_rows(rows, 4, "drop")
+    assert listed(fitted) == [([1, 2], [0, 1])]
+    assert fitted.sources is not None and fitted.sources.tolist() == [1]
+    assert (counts["dropped_rows"], counts["lost_target_tokens"]) == (1, 6)
+
+
+def test_chunk_of_prompt_alone_is_left_out_and_counted() -> None:
+    rows = laid_out([([*range(9)], [0] * 8 + [1])])
+    fitted, counts = fit_rows(rows, 4, "chunk")
+    assert listed(fitted) == [([6, 7, 8], [0, 0, 1])]
+    assert (counts["rows_without_target"], counts["lost_target_tokens"]) == (2, 0)
+
+
+@pytest.mark.parametrize("overflow", ["chunk", "truncate", "drop"])
+@pytest.mark.parametrize("longest", [2, 3, 5, 8, 64])
+def test_equals_a_plain_loop(overflow: Overflow, longest: int) -> None:
+    rng = np.random.default_rng(longest)
+    for _ in range(60):
+        rows = []
+        for _ in range(rng.integers(0, 7)):
+            length = int(rng.integers(1, 30))
+            mask = (np.arange(length) >= rng.integers(0, length + 2)).astype(int)
+            mask[0] = 0
+            rows.append((rng.integers(0, 99, length).tolist(), mask.tolist()))
+        fitted, counts = fit_rows(laid_out(rows), longest, overflow)
+        expected = plain_fit(rows, longest, overflow)
+        assert listed(fitted) == expected
+        assert counts["tokens"] == sum(len(tokens) for tokens, _ in expected)
+        assert counts["target_tokens"] == sum(sum(mask) for _, mask in expected)
+        lost = sum(sum(mask) for _, mask in rows) - counts["target_tokens"]
+        assert counts["lost_target_tokens"] == lost
+        assert overflow != "chunk" or lost == 0
+        assert targets_per_row(fitted.mask, fitted.offsets).tolist() == [sum(mask) for _, mask in expected]

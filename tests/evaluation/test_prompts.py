@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mlxmath.data.render import encode_prompt, load_tokenizer
+from mlxmath.data.codec import load_tokenizer
+from mlxmath.data.render import encode_prompt
 from mlxmath.data.templates import get_template, joined
 from mlxmath.errors import InputError
 from mlxmath.evaluation.prompts import SHOTS, Formula, Prompts, Retriever

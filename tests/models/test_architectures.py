@@ -23,7 +23,7 @@ from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from mlxmath.config.schema import LoraConfig, ModelConfig, RunConfig, RuntimeConfig
-from mlxmath.data.batching import Batch, Shape, make_batch, make_packed
+from mlxmath.data.batch import Batch, Shape, make_batch, make_packed
 from mlxmath.generation.engine import Sampling, generate_batch
 from mlxmath.generation.model import load_generation_tokenizer
 from mlxmath.models.checks import CANNOT_BE_TRAINED

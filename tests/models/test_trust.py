@@ -10,7 +10,7 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import llama
 
-from mlxmath.data.batching import Batch, Shape, make_batch, make_packed
+from mlxmath.data.batch import Batch, Shape, make_batch, make_packed
 from mlxmath.models import segments, trust
 from mlxmath.models.blocks import kinds_of
 from mlxmath.models.blockwise import Blockwise

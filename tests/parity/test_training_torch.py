@@ -10,7 +10,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.data.batching import BatchSampler, Shape, StepBatch
+from mlxmath.data.batch import Shape
+from mlxmath.data.batching import BatchSampler, StepBatch
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.lora.inject import adapter_arrays

@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxmath.config.methods import GrpoConfig
-from mlxmath.data.batching import Batch, RolloutTargets
+from mlxmath.data.batch import Batch, RolloutTargets
 from mlxmath.models.linear_ce import FullLogits
 from mlxmath.training.grpo.loss import group_advantages, grpo_loss, token_weights
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxmath.data.batching import Shape, make_batch
+from mlxmath.data.batch import Shape, make_batch
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.sft import sft_loss

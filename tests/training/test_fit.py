@@ -13,7 +13,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.data.batching import Batch, BatchSampler, Shape, StepBatch
+from mlxmath.data.batch import Batch, Shape
+from mlxmath.data.batching import BatchSampler, StepBatch
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.models.lora.inject import adapter_arrays
 from mlxmath.training.accumulate import accumulate

@@ -11,7 +11,8 @@ import pytest
 
 from mlxmath.config.load import resolve
 from mlxmath.config.schema import RuntimeConfig
-from mlxmath.data.batching import BatchSampler, Shape
+from mlxmath.data.batch import Shape
+from mlxmath.data.batching import BatchSampler
 from mlxmath.models import trust
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.kernels.select import kernels_for

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mlxmath.config.methods import GrpoConfig
 from mlxmath.config.schema import LoraConfig, TrainingConfig
-from mlxmath.data.batching import Shape
+from mlxmath.data.batch import Shape
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.lora.inject import inject
 from mlxmath.training.deadline import Deadline, StopRequest

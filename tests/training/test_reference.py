@@ -11,7 +11,8 @@ import pytest
 from mlx.utils import tree_map
 
 from mlxmath.config.schema import LoraConfig, TrainingConfig
-from mlxmath.data.batching import BatchSampler, Shape
+from mlxmath.data.batch import Shape
+from mlxmath.data.batching import BatchSampler
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.lora.inject import inject

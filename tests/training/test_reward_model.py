@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlxmath.config.methods import RewardModelConfig
-from mlxmath.data.batching import Batch, PairTargets
+from mlxmath.data.batch import Batch, PairTargets
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.linear_ce import FusedHead
 from mlxmath.models.lm_head import Head

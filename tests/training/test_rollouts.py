@@ -16,7 +16,8 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlxmath.config.methods import GrpoConfig
 from mlxmath.config.schema import LoraConfig, TrainingConfig
-from mlxmath.data.batching import Shape, StepBatch
+from mlxmath.data.batch import Shape
+from mlxmath.data.batching import StepBatch
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.lora.inject import inject

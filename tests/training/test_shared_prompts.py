@@ -12,7 +12,7 @@ from mlx_lm.models import mamba
 
 from mlxmath.config.methods import GrpoConfig
 from mlxmath.config.schema import LoraConfig, TrainingConfig
-from mlxmath.data.batching import Shape
+from mlxmath.data.batch import Shape
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.lora.inject import inject

@@ -19,9 +19,10 @@ import pytest
 
 from mlxmath.config.schema import DataConfig, LoraConfig, TrainingConfig
 from mlxmath.data import prepare
-from mlxmath.data.batching import Batch, BatchSampler, Shape, StepBatch
+from mlxmath.data.batch import Batch, Shape
+from mlxmath.data.batching import BatchSampler, StepBatch
 from mlxmath.data.cache import TokenRows
-from mlxmath.data.split import hold_out
+from mlxmath.data.load import hold_out
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.lora.adapter import adapter_config, save_config

@@ -12,7 +12,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxmath.config.schema import LoraConfig, TrainingConfig
-from mlxmath.data.batching import Batch, BatchSampler, Shape
+from mlxmath.data.batch import Batch, Shape
+from mlxmath.data.batching import BatchSampler
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.lora.inject import inject
 from mlxmath.training.accumulate import StepSums, accumulate

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.data.batching import Batch, BatchSampler, Ids, RolloutTargets, Shape, StepBatch, make_batch
+from mlxmath.data.batch import Batch, RolloutTargets, Shape, make_batch
+from mlxmath.data.batching import BatchSampler, Ids, StepBatch
 from mlxmath.models.layouts import SharedPrompts
 
 _PARTS = 16
@@ -45,7 +46,7 @@ class Trajectory:
 
 
 class RolloutRows:
-    """The trajectories of an optimizer step, as `mlxmath.data.batching.Rows`."""
+    """The trajectories of an optimizer step, as `mlxmath.data.batch.Rows`."""
 
     def __init__(self, trajectories: Sequence[Trajectory]) -> None:
         self.trajectories = list(trajectories)

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxmath.config.methods import GrpoConfig
-from mlxmath.data.batching import Batch, RolloutTargets, StepBatch
+from mlxmath.data.batch import Batch, RolloutTargets
+from mlxmath.data.batching import StepBatch
 from mlxmath.models.linear_ce import LossHead
 from mlxmath.models.lora.inject import adapter_arrays
 from mlxmath.runtime.ranks import Ranks

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from mlxmath.config.schema import DataConfig, RunConfig
 from mlxmath.data.gold import WITHOUT_GOLD, gold
+from mlxmath.data.load import held_out, num_problems, warn_of_shared
 from mlxmath.data.mixture import Mixture
 from mlxmath.data.prepare import held_out_config
 from mlxmath.data.render import encode_prompt
-from mlxmath.data.split import held_out, num_problems, warn_of_shared
 from mlxmath.data.templates import get_template
 from mlxmath.errors import InputError
 from mlxmath.evaluation.samples import fingerprint

@@ -10,7 +10,8 @@ import numpy as np
 
 from mlxmath.config.methods import GrpoConfig
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.data.batching import Shape, StepBatch
+from mlxmath.data.batch import Shape
+from mlxmath.data.batching import StepBatch
 from mlxmath.generation.engine import Completion
 from mlxmath.runtime.console import say, warn
 from mlxmath.training.checkpoint import Checkpoint, Ending

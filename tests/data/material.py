@@ -1,5 +1,8 @@
-"""Small tokenizers of every kind in use, trained on the spot."""
+"""Rows in files, and small tokenizers of every kind in use, trained on the spot."""
 
+import json
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -12,6 +15,21 @@ _CORPUS = [
     f"  The  answer is $\\frac{{{n}}}{{2}}$ <b>x</b> </s> é 中\n"
     for n in range(60)
 ]
+
+
+def write_lines(path: Path, rows: Iterable[Any]) -> str:
+    """The name of a file of these JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """A Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
 
 
 def _wrap(backend: Tokenizer, *, bos: bool, eos: bool = False) -> PreTrainedTokenizerFast:
@@ -83,8 +101,6 @@ def sentencepiece_bpe(scheme: str, *, bos: bool = True, eos: bool = False) -> Pr
 
 def _without_byte_added_tokens(spec: str) -> Tokenizer:
     """The bytes are pieces of the model, not control tokens."""
-    import json
-
     value: dict[str, Any] = json.loads(spec)
     value["added_tokens"] = [token for token in value["added_tokens"] if not token["content"].startswith("<0x")]
     return Tokenizer.from_str(json.dumps(value))
