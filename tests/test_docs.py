@@ -123,6 +123,15 @@ def test_no_registry_is_named(page: Path) -> None:
     assert not found
 
 
+def test_files_of_the_map_exist() -> None:
+    """CONTRIBUTING.md says where things are, in mlxmath/ where no other folder is named."""
+    names = re.findall(r"`([\w/.-]+\.(?:py|toml))`", (REPOSITORY / "CONTRIBUTING.md").read_text())
+    files = [str(path.relative_to(REPOSITORY)) for path in REPOSITORY.rglob("*.py") if ".venv" not in path.parts]
+    files.append("pyproject.toml")
+    assert len(names) > 60
+    assert [name for name in names if not any(file == name or file.endswith(f"/{name}") for file in files)] == []
+
+
 @cache
 def texts_of_the_program() -> list[str]:
     """All texts in mlxmath's source, with … for what is put in."""

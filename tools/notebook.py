@@ -28,7 +28,7 @@ def cells_of(script: str) -> list[dict[str, Any]]:
     parts = [part.strip("\n") for part in re.split(r"\n(?=# )", script.split('"""', 2)[2])]
     cells = [_text(f"# Quick start\n\n{docstring}\n\n`pip install mlxmath` first; README.md says more.")]
     for part in parts:
-        comment, code = re.fullmatch(r"((?:# .*\n)*)(.*)", part, re.DOTALL).groups()  # type: ignore[union-attr]
+        comment, code = re.fullmatch(r"((?:# [^\n]*\n)*)(.*)", part, re.DOTALL).groups()  # type: ignore[union-attr]
         if comment:
             cells.append(_text(comment.replace("# ", "").strip()))
         cells.append(
