@@ -11,7 +11,7 @@ rows = [json.loads(line) for line in problems.open()]
 print(len(rows), rows[0])
 
 # Tune the bundled model on them. The recipe says how; `verbose` shows the progress.
-result = mlxmath.sft(rows, model="demo", recipe="demo", max_steps=150, verbose=True)
+result = mlxmath.sft(rows, model="demo", recipe="demo", max_steps=300, verbose=True)
 print(f"{result.ending} after {result.steps} steps, loss {result.loss:.3f}: {result.folder}")
 
 # Ask it.

@@ -42,7 +42,7 @@ def code(cells: list[dict[str, Any]]) -> list[str]:
 
 def shortened(program: str) -> str:
     """The quick start with fewer steps and problems."""
-    short = program.replace("max_steps=150", "max_steps=3").replace("limit=40", "limit=2, max_tokens=16")
+    short = program.replace("max_steps=300", "max_steps=3").replace("limit=40", "limit=2, max_tokens=16")
     assert len(short) == len(program) - 2 + 14
     return short
 

@@ -15,6 +15,7 @@ import functools
 import hashlib
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -107,9 +108,17 @@ def planned_over_measured() -> list[float]:
     return [run["planned_bytes"] / run["peak_bytes"] for run in results("memory.json")["planned"]]
 
 
+def beside_arrays() -> list[float]:
+    """Of the same runs: the bytes that a process holds at most beside MLX's arrays."""
+    return [run["peak_rss_bytes"] - run["peak_bytes"] for run in results("memory.json")["planned"]]
+
+
 DERIVED: dict[str, Callable[[], float]] = {
     "fewest planned": lambda: min(planned_over_measured()),
     "most planned": lambda: max(planned_over_measured()),
+    "least beside": lambda: min(beside_arrays()),
+    "usual beside": lambda: statistics.median(beside_arrays()),
+    "most beside": lambda: max(beside_arrays()),
     "planned runs": lambda: len(planned_over_measured()),
 }
 """Numbers that are calculated from results."""

@@ -7,10 +7,13 @@ from rich.console import Console
 from rich.table import Table
 
 from mlxmath.evaluation.wording import SOUNDNESS, interval, percent, points, sentence, soundness, templates
+from mlxmath.runtime.console import is_shown
 
 
 def show(results: Mapping[str, Any]) -> None:
-    """Print accuracy, soundness, comparisons and, where there are several answers, what voting brings."""
+    """Print accuracy, soundness, comparisons and, with several answers, what voting brings; in a library nothing."""
+    if not is_shown():
+        return
     console = Console(stderr=True)
     table = Table(title=f"{results['num_problems']:,} problems", title_justify="left")
     several = any("majority" in found for found in results["contestants"].values())
