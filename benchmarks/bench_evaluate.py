@@ -32,7 +32,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = options.folder or Path(name)
         if options.folder is None:
-            run_command(folder, "demo", timeout_s=LIMIT_S)
+            run_command(folder, "mlxmath.demo", timeout_s=LIMIT_S)
         asked = ("--compare", "--overwrite", "--run-name", "bench", "--results-path", str(Path(name) / "results"))
         seconds = run_command(folder, "evaluate", *asked, timeout_s=LIMIT_S)
         rows = (Path(name) / "results" / "bench" / "samples.jsonl").read_text(encoding="utf-8").splitlines()

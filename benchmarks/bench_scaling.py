@@ -5,7 +5,8 @@
 `compute`: the steps of one rank on a core of its own, alone and beside others that do the same (a machine with fewer
 cores than ranks is slower by that). `network`: MLX's ring all-reduce between network namespaces whose links have the
 given rates (Mbit/s); the time a message and the bytes a second are fitted to two of them. `runs`: `mlxmath train` of 2
-and 4 ranks in such namespaces, against the model's prediction out of those constants. `figure`: docs/scaling.png.
+and 4 ranks in such namespaces, against the model's prediction out of those constants. `figure`: what docs/scaling.png
+shows (`python tools/figures.py` draws it).
 
 Each part adds to the JSON. The first three need Linux and root.
 """
@@ -44,7 +45,6 @@ def main() -> None:
     parser = command_line(__doc__, "scaling.json")
     parser.add_argument("--only", default=",".join(PARTS), help="some of compute,network,runs,figure (default: all)")
     parser.add_argument("--links", default="100,25", help="rates in Mbit/s (default: 100,25)")
-    parser.add_argument("--figure", type=Path, default=REPOSITORY / "docs" / "scaling.png")
     options = parser.parse_args()
     parts, rates = options.only.split(","), [float(rate) for rate in options.links.split(",")]
     if unknown := set(parts) - set(PARTS):
@@ -75,9 +75,9 @@ def main() -> None:
                     record["runs"].append(measured_run(workload, record, rate, n, work))
                     save_json(options.out, record)
     if "figure" in parts:
-        from benchmarks.scaling_figure import draw
+        from benchmarks.scaling_figure import predict
 
-        record["predicted"] = draw(options.figure, PROBLEMS)
+        record["predicted"] = predict(PROBLEMS)
         save_json(options.out, record)
     show(record)
 

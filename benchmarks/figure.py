@@ -1,10 +1,10 @@
 """Speed against memory of what `bench_train.py` and `bench_grpo.py` measured, as one figure.
 
-It reads benchmarks/results/{train,grpo}.json and writes docs/benchmarks.png.
+It reads benchmarks/results/{train,grpo}.json; `python tools/figures.py` writes docs/benchmarks.png with it.
 """
 
-import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 RESULTS = Path(__file__).parent / "results"
-FIGURE = Path(__file__).parents[1] / "docs" / "benchmarks.png"
 NAMES = {
     "ours": ("mlxmath", "tab:green", "*"), "mlx_lm": ("mlx_lm.lora", "tab:blue", "o"),
     "mlx_lm_lora": ("mlx-lm-lora", "tab:blue", "o"), "unsloth": ("Unsloth MLX", "tab:purple", "s"),
@@ -64,11 +63,8 @@ def draw(axes: Axes, title: str, key: str, unit: str, runs: list[dict[str, Any]]
     axes.legend(each.values(), each.keys(), fontsize=8)
 
 
-def main() -> None:
-    """Draw it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=FIGURE, help="PNG (default: %(default)s)")
-    options = parser.parse_args()
+def draw_all(path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write the figure, with `metadata` in the PNG's fields."""
     found = panels()
     columns = 2
     rows = -(-len(found) // columns)
@@ -76,8 +72,4 @@ def main() -> None:
     for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, found, strict=False):
         draw(axes, *panel)
     figure.suptitle("Up and to the left is better", fontsize=11)
-    figure.savefig(options.out, dpi=110)
-
-
-if __name__ == "__main__":
-    main()
+    figure.savefig(path, dpi=110, metadata=metadata)

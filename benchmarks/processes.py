@@ -83,9 +83,9 @@ def run_process(
 
 
 def run_command(folder: Path, name: str, *arguments: str, timeout_s: float) -> float:
-    """Run `python -m mlxmath.NAME` in a folder; its seconds. Where it fails, this process ends with the reason."""
+    """Run a command (or a module: a name with a dot) in a folder; its seconds. A failure ends this process with why."""
     process = run_process(
-        [sys.executable, "-m", f"mlxmath.{name}", *arguments],
+        [sys.executable, "-m", *([name] if "." in name else ["mlxmath", name]), *arguments],
         timeout_s=timeout_s, folder=folder, environment={"PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip
     if process.failure:

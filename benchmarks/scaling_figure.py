@@ -1,6 +1,7 @@
 """The predictions of `scaling_model.py` for 1 to 64 machines, as a figure and as numbers."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,32 +38,40 @@ def imbalances(data: Path) -> dict[int, dict[int, float]]:
     }
 
 
-def draw(path: Path, data: Path) -> dict[str, Any]:
-    """Write the figure; returns what it shows."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
+def predict(data: Path) -> dict[str, Any]:
+    """Unevenness and speed-ups, by rows a step, case, link and machines (JSON's form: numbers as keys are texts)."""
     uneven = imbalances(data)
-    figure, axes = plt.subplots(1, len(CASES) + 1, figsize=(4.6 * (len(CASES) + 1), 4.2), layout="constrained")
     predicted: dict[str, Any] = {"imbalance": uneven, "cases": {}}
-    for axis, (title, (name, rank, targets, batch, rate)) in zip(axes, CASES.items(), strict=False):
+    for title, (name, rank, targets, batch, rate) in CASES.items():
         num_bytes, compute = message_bytes(name, rank, targets), Compute(1 / rate, 0.0)
         tokens = batch * MEAN_TOKENS
         case: dict[str, Any] = {"message_bytes": num_bytes, "alone_s": tokens / rate, "links": {}}
         for link in LINKS:
-            values = [speed_up(tokens, n, uneven[batch][n], num_bytes, link, compute) for n in MACHINES]
+            values = {n: speed_up(tokens, n, uneven[batch][n], num_bytes, link, compute) for n in MACHINES}
             last = pays_until(tokens, uneven[batch], num_bytes, link, compute)
-            case["links"][link.name] = {"speed_up": dict(zip(MACHINES, values, strict=True)), "pays_until": last}
-            axis.plot(MACHINES, values, marker=".", label=f"{link.name} (to {last})")
+            case["links"][link.name] = {"speed_up": values, "pays_until": last}
         predicted["cases"][title] = case
+    found: dict[str, Any] = json.loads(json.dumps(predicted))
+    return found
+
+
+def draw(path: Path, predicted: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    """Write what `predict` gave as a figure, with `metadata` in the PNG's fields."""
+    from matplotlib.figure import Figure
+
+    cases = predicted["cases"]
+    figure = Figure(figsize=(4.6 * (len(cases) + 1), 4.2), layout="constrained")
+    axes = figure.subplots(1, len(cases) + 1)
+    for axis, (title, case) in zip(axes, cases.items(), strict=False):
+        for name, found in case["links"].items():
+            values = [found["speed_up"][str(n)] for n in MACHINES]
+            axis.plot(MACHINES, values, marker=".", label=f"{name} (to {found['pays_until']})")
         axis.plot(MACHINES, MACHINES, color="0.7", linestyle=":", zorder=0)
         axis.set(title=title.replace(", ", "\n", 1), xlabel="machines", ylabel="speed-up", xscale="log", yscale="log")
         axis.legend(fontsize=7)
     axis = axes[-1]
-    for batch, by_n in uneven.items():
-        axis.plot(list(by_n), list(by_n.values()), marker=".", label=f"{batch} rows a step")
+    for batch, by_n in predicted["imbalance"].items():
+        axis.plot(MACHINES, [by_n[str(n)] for n in MACHINES], marker=".", label=f"{batch} rows a step")
     axis.set(title="the largest share\nover the mean one", xlabel="machines", xscale="log")
     axis.legend(fontsize=7)
     for each in axes:
@@ -70,6 +79,4 @@ def draw(path: Path, data: Path) -> dict[str, Any]:
         each.minorticks_off()
         each.title.set_fontsize(9)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return predicted
+    figure.savefig(path, dpi=110, metadata=metadata)

@@ -45,12 +45,16 @@ def test_tune_compare_and_grade() -> None:
 
 
 def test_nothing_is_printed_unless_asked() -> None:
-    script = f"import mlxmath\nresult = mlxmath.sft({ROWS!r}, verbose=False, **{FEW!r})\nprint(result.ending)\n"
+    script = (
+        f"import mlxmath\nresult = mlxmath.sft({ROWS!r}, verbose=False, **{FEW!r})\nprint(result.ending)\n"
+        "mlxmath.evaluate('demo', adapters=result.folder, limit=2, max_tokens=4, verbose=False)\n"
+    )
     for verbose in (False, True):
         command = [sys.executable, "-c", script.replace("verbose=False", f"verbose={verbose}, overwrite={verbose}")]
         done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
-        assert done.stdout == "finished\n" and ("finished at step 3 of 3" in done.stderr) == verbose, done.stderr
-        assert verbose or done.stderr == ""
+        for text in ("finished at step 3 of 3", "accuracy"):
+            assert (text in done.stderr) == verbose, done.stderr
+        assert done.stdout == "finished\n" and (verbose or done.stderr == "")
 
 
 def test_a_second_run_in_the_process_equals_the_first_and_a_run_of_the_command() -> None:

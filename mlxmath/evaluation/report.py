@@ -22,7 +22,7 @@ from mlxmath.evaluation.samples import SAMPLES, Sample, read_samples, read_setti
 from mlxmath.evaluation.score import CATEGORIES, OUTCOMES, Scored, collect, outcome, results
 from mlxmath.evaluation.wording import SOUNDNESS, each, interval, p_value, percent, points, sentence, soundness
 from mlxmath.grading import grade_many
-from mlxmath.runtime.console import say
+from mlxmath.runtime.console import is_shown, say
 from mlxmath.runtime.files import atomic_json, atomic_write
 
 _FOLDER = Path(__file__).with_name("page")
@@ -222,7 +222,9 @@ def _csp(text: str) -> str:
 
 
 def show(view: Mapping[str, Any]) -> None:
-    """Print accuracy, soundness, comparisons and, where there are several answers, what voting brings, on stderr."""
+    """Print accuracy, soundness, comparisons and, with several answers, what voting brings; in a library nothing."""
+    if not is_shown():
+        return
     console, contestants = Console(stderr=True), view["contestants"]
     templates, several = wording.templates(view["settings"]), bool(view["series"])
     rows = [

@@ -88,6 +88,11 @@ def _drop_unwritten(stream: TextIO) -> None:
             os.close(nowhere)
 
 
+def is_shown() -> bool:
+    """Whether what is said is printed: tables and live views, which `logging` does not carry, are printed only then."""
+    return _stderr.num_uses > 0 and not _stderr.prefix
+
+
 def only_errors(prefix: str) -> None:
     """From now on print nothing but errors, each with `prefix`: this process is not the one that people watch."""
     _stderr.prefix = prefix
@@ -133,7 +138,7 @@ class Progress:
         self._before, self._clock = done, clock
         self._start_s = self._said_s = clock()
         self._bar = None
-        if _stderr.num_uses and not _stderr.prefix and sys.stderr.isatty():
+        if is_shown() and sys.stderr.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(

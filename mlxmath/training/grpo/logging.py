@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlxmath.grading import grade
-from mlxmath.runtime.console import duration, say
+from mlxmath.runtime.console import duration, is_shown, say
 from mlxmath.runtime.device import Backend
 from mlxmath.training.checkpoint import Position
 from mlxmath.training.curves import CURVES_PLOT, plot_rollouts
@@ -242,8 +242,8 @@ def trend(values: "deque[float]") -> str:
 
 
 def terminal() -> Console | None:
-    """Standard error, where it is a terminal."""
-    return Console(stderr=True) if sys.stderr.isatty() else None
+    """Standard error, where it is a terminal and what is said is printed."""
+    return Console(stderr=True) if is_shown() and sys.stderr.isatty() else None
 
 
 def _cut(text: str, length: int) -> str:
