@@ -141,6 +141,8 @@ def translate(config: Mapping[str, Any]) -> Translation:
             _window(part, arch, limits)
             _activation(part, arch, notes)
             _unread(part, arch)
+        except KeyError as error:
+            raise MlxmathError(f"config.json lacks the setting {error}, which others of it need.") from error
         except (TypeError, ValueError, ZeroDivisionError, OverflowError, AttributeError) as error:
             raise MlxmathError(f"config.json holds a setting of the wrong type or size: {error}.") from error
     for limit in limits:

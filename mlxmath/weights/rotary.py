@@ -247,12 +247,9 @@ def _say_local(config: dict[str, Any], arch: Architecture, whole: Mapping[str, A
             config["rope_local_base_freq"] = theta
     elif theta != whole.get("rope_theta"):
         raise another_model(arch, "has one rotary base for layers with and without a window")
-    if kind_of(local) != "default" and not (kind_of(local) == kind_of(whole) and _scales_all(arch)):
+    scales_all = not arch.reads("rope_local_base_freq") and "layer_types" not in arch.source
+    if kind_of(local) != "default" and not (kind_of(local) == kind_of(whole) and scales_all):
         raise another_model(arch, f"does not scale the rotary embedding of layers with a window ({kind_of(local)!r})")
-
-
-def _scales_all(arch: Architecture) -> bool:
-    return not arch.reads("rope_local_base_freq") and "layer_types" not in arch.source
 
 
 def _say_yarn(config: Mapping[str, Any], arch: Architecture, rope: dict[str, Any], notes: list[str]) -> None:

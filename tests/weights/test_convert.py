@@ -293,6 +293,7 @@ class TestNames:
             ({"num_attention_heads": {"a": 1}}, "num_attention_heads"),
             ({"rope_scaling": {"rope_type": "yarn", "factor": "many"}}, "wrong type"),
             ({"rms_norm_eps": None}, "wrong type"),
+            ({"rope_scaling": {"rope_type": "yarn", "original_max_position_embeddings": 64}}, "setting 'factor'"),
         ],
     )
     def test_what_the_weights_do_not_bear_out(self, tmp_path: Path, out: Path, changes: Any, said: str) -> None:
