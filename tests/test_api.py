@@ -69,13 +69,11 @@ def test_what_a_callback_raises_comes_out_and_nothing_is_left_behind() -> None:
         if event["event"] == "step" and event["step"] == 3:
             raise ZeroDivisionError("mine")
 
-    threads, handlers = set(threading.enumerate()), _handlers()
+    threads, handlers, device = _threads(), _handlers(), _device()
     with pytest.raises(ZeroDivisionError, match="mine"):
-        mlxmath.sft(ROWS, callback=stop, **FEW)
-    assert set(threading.enumerate()) <= threads and _handlers() == handlers
-    assert not [
-        path for path in Path("adapters").rglob("*") if path.name.startswith(".") and path.name.endswith(".tmp")
-    ]
+        mlxmath.sft(ROWS, callback=stop, memory_limit_gb=1.0, workers=2, **FEW)
+    assert _threads() <= threads and _handlers() == handlers and _device() == device
+    assert not list(Path("adapters").rglob(".*"))
     result = mlxmath.sft(ROWS, resume=True, **FEW)
     straight = mlxmath.sft(ROWS, adapter_path="straight", **FEW)
     one, other = (load_file(f"{each.folder}/adapters.safetensors") for each in (result, straight))
@@ -86,6 +84,66 @@ def _handlers() -> list[Any]:
     import signal
 
     return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+
+
+def _device() -> tuple[Any, ...]:
+    import mlx.core as mx
+    from threadpoolctl import threadpool_info
+
+    cache = mx.set_cache_limit(0)
+    mx.set_cache_limit(cache)
+    blas = {pool["filepath"]: pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+    return mx.default_device(), mx.get_memory_limit(), cache, blas
+
+
+def _threads() -> set[threading.Thread]:
+    """Without those of the kernels' pool, which is the process's as NumPy's is."""
+    return {thread for thread in threading.enumerate() if not thread.name.startswith("mlxmath")}
+
+
+def test_the_device_is_as_it_was_after_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlxmath.runtime.device as device
+
+    opened = []
+    real = device.Backend.open
+    monkeypatch.setattr(device.Backend, "open", lambda *given, **more: opened.append(given) or real(*given, **more))
+    threads, limit = _threads(), {"memory_limit_gb": 1.0}
+    mlxmath.convert("demo")
+    before = _device()
+    rows = [row | {"answer": row["answer"].split()[-1]} for row in ROWS]
+    for number, call in enumerate((
+        lambda: mlxmath.sft(ROWS, **FEW, **limit),
+        lambda: mlxmath.grpo(
+            rows, rewards=[lambda completions: [1.0] * len(completions)], num_generations=2, max_completion_length=4,
+            adapter_path="drawn", **limit, **FEW,
+        ),
+        lambda: mlxmath.evaluate("demo", limit=1, max_tokens=2, **limit),
+        lambda: mlxmath.distill(
+            teacher="mlx_model", dataset="demo", num_examples=2, samples=1, max_tokens=2, instruction="x", **limit
+        ),
+        lambda: mlxmath.plan(model="demo", **limit),
+        lambda: mlxmath.generate("mlx_model", "1 + 1", max_new_tokens=2),
+    )):  # fmt: skip
+        call()
+        assert len(opened) > number and _device() == before, number
+    with pytest.raises(InputError, match="is not usable|no_such|gone"):
+        mlxmath.sft("gone.jsonl", overwrite=True, **FEW, **limit)
+    assert _device() == before and _threads() <= threads
+
+
+def test_a_trainer_that_cannot_begin_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlxmath.training.workers import Workers
+
+    def used(workers: Any) -> int:
+        workers.run(lambda gradients, share: share, [0, 1])
+        raise ZeroDivisionError("after its workers were made")
+
+    monkeypatch.setattr(Workers, "takes_parts", property(used))
+    monkeypatch.setattr(Workers, "how", property(used))
+    threads = _threads()
+    with pytest.raises(ZeroDivisionError):
+        mlxmath.sft(ROWS, workers=2, **FEW)
+    assert _threads() <= threads and not Path("adapters").exists()
 
 
 def test_it_runs_in_another_thread() -> None:
@@ -134,6 +192,11 @@ def test_pairs() -> None:
         (lambda: mlxmath.sft([{"problem": object()}]), "data=: expected rows of plain values"),
         (lambda: mlxmath.sft("gone.jsonl", model="demo"), "gone.jsonl"),
         (lambda: mlxmath.evaluate("gone", model="demo"), "gone"),
+        (
+            lambda: mlxmath.sft(ROWS, set=["grpo.beta=0.1"], **FEW),
+            r"^set= grpo\.beta: the settings of \[grpo\] have no",
+        ),
+        (lambda: mlxmath.sft(ROWS, adapter_path=__file__, **FEW), r"^adapter_path=: .*test_api\.py is a file"),
     ],
 )
 def test_errors_are_exceptions_that_name_the_argument(call: Any, expected: str) -> None:

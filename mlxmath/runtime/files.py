@@ -98,7 +98,7 @@ def locked(folder: Path, option: str, command: str) -> Iterator[None]:
 
 def _locked_file(path: Path, option: str) -> io.FileIO:
     while True:
-        with disk_errors(path):
+        with disk_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("ab+", buffering=0)
         try:

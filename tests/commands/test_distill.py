@@ -383,7 +383,7 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path, monk
     Path("mine.jsonl").write_text(json.dumps({"problem": "2 + 3?", "solution": solution(2, 3), "answer": "5"}))
     for folder in ("file", "file/folder", "/proc/nowhere"):
         found = invoke("--rank-only", "mine.jsonl", "--output-path", folder, code=1).output
-        assert found.startswith(f"error: cannot write {folder}/responses.jsonl: ") and found.count("\n") == 1
+        assert found.startswith(f"error: cannot write {folder}: ") and found.count("\n") == 1
 
 
 def test_a_second_process_is_turned_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,14 @@
 """`pipeline`: the stages follow each other, each on what the one before made, and go on where they were."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from safetensors.numpy import load_file
 
+import mlxmath
 import mlxmath.training.grpo.train
 from mlxmath.commands.pipeline import DEMO, configure, read_stages
 from mlxmath.config.schema import RunConfig
@@ -22,12 +24,14 @@ distillation.samples = 1
 
 [train]
 recipe = "debug"
+model.model = "base"
 lora.rank = 16
 lora.targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 training.max_steps = 2
 
 [grpo]
 recipe = "demo-grpo"
+model.model = "base"
 data.num_examples = 4
 training.batch_size = 8
 training.grad_accumulation_steps = 1
@@ -48,6 +52,7 @@ def place(tmp_path: Path) -> Path:
     rows = [{"problem": f"What is {i} + {i + 1}?", "answer": str(2 * i + 1)} for i in range(6)]
     (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "stages.toml").write_text(FILE)
+    shutil.copytree(Path(mlxmath.__file__).parent / "demo" / "model", tmp_path / "base")  # a name of its own
     return tmp_path
 
 
@@ -65,7 +70,10 @@ def test_every_stage_is_on_what_the_one_before_made_and_goes_on(place: Path, mon
             assert run(place, "pipeline", *command).returncode == 143
         assert {path.name for path in folder.iterdir()} == {"distilled", "train"}
         tuned = (folder / "train" / "adapters.safetensors").read_bytes()
+        for path in (folder / "train" / "checkpoints").rglob("optimizer.safetensors"):
+            path.write_bytes(b"damaged")
         result = succeed(place, "pipeline", *command)
+        assert f"{folder.name}/train holds no whole checkpoint; starting from the beginning" in result.stderr
         assert sum(server.seen.values()) == 6  # each problem once, over both runs
         assert (folder / "train" / "adapters.safetensors").read_bytes() == tuned
         finished = {path: path.read_bytes() for path in folder.rglob("*.safetensors")}

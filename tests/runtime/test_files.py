@@ -3,18 +3,29 @@
 import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlxmath.config.schema import ModelConfig
-from mlxmath.errors import MlxmathError
+from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime import files
-from mlxmath.runtime.files import atomic_file, atomic_folder, atomic_write, remove_leftovers, this_host
+from mlxmath.runtime.files import (
+    atomic_file,
+    atomic_folder,
+    atomic_write,
+    locked,
+    remove_leftovers,
+    sealed_json,
+    this_host,
+    unsealed_json,
+)
 from mlxmath.weights.convert import ensure_model
 from tests.helpers import ENVIRONMENT
 
@@ -154,3 +165,89 @@ def test_a_name_that_leads_out_of_its_folder_is_refused(tmp_path: Path) -> None:
     for name in ("../x", "/x", "a/../../x", "..\\x", "C:x", ""):
         with pytest.raises(MlxmathError, match="lies outside the folder"):
             files.inside(tmp_path, name)
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from mlxmath.runtime.files import locked
+with locked(Path(sys.argv[1]), "--out", "mlxmath train"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_dies_with_its_holder_however_that_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    expected = rf"^--out: {folder} is in use by `mlxmath train`, process {process.pid} on {socket.gethostname()}; wait"
+    with pytest.raises(InputError, match=expected), locked(folder, "--out", "mlxmath x"):
+        pass
+    process.kill()
+    process.communicate()
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+    for _ in range(2):  # what it left locks nothing
+        with pytest.raises(ZeroDivisionError), locked(folder, "--out", "mlxmath x"):
+            raise ZeroDivisionError
+        assert not list(folder.iterdir())
+
+
+def test_a_folder_in_which_nothing_came_about_goes_again(tmp_path: Path) -> None:
+    with locked(tmp_path / "new", "--out", "mlxmath x"):
+        pass
+    with locked(tmp_path / "kept", "--out", "mlxmath x"):
+        (tmp_path / "kept" / "file").write_text("")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_lock_file_that_its_holder_removes_just_then_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = files.fcntl.flock, []
+
+    def flock(file: Any, how: int) -> None:
+        real(file, how)
+        calls.append(file)
+        if len(calls) == 1:
+            (tmp_path / ".lock").unlink()
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    with locked(tmp_path, "--out", "mlxmath x"):
+        assert len(calls) == 2 and calls[0].closed
+        with pytest.raises(InputError, match="in use"), locked(tmp_path, "--out", "mlxmath x"):
+            pass
+
+
+def test_where_there_are_no_locks_a_note_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    with locked(tmp_path, "--out", "mlxmath x"):
+        assert f"{tmp_path} cannot be locked (No locks available)" in capsys.readouterr().err
+
+
+def test_every_bit_of_a_sealed_file_counts(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    value = {"position": {"step": 3}, "state": {"7": [0.5, None, "é", 2.0]}}
+    sealed_json(path, value)
+    whole = path.read_bytes()
+    assert unsealed_json(path, ()) == value
+    for place in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(MlxmathError, match=r"state\.json is (damaged|not readable JSON)"):
+            unsealed_json(path, ("position", "state"))
+    sealed_json(path, {"state": {7: 1}})
+    assert unsealed_json(path, ()) == {"state": {"7": 1}}
+    for unsealed in ("[1]", '{"position": 1}'):
+        path.write_text(unsealed)
+        with pytest.raises(MlxmathError, match=r"state\.json is damaged"):
+            unsealed_json(path, ("state",))
+    assert unsealed_json(path, ("position", "state")) == {"position": 1}

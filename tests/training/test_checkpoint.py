@@ -1,6 +1,7 @@
 """Checkpoints: how many are kept, what they take in, full disks, what killed processes leave."""
 
 import errno
+import json
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +167,26 @@ def test_the_random_state_is_part_of_it(tmp_path: Path, model: nn.Module) -> Non
     path = save_checkpoint(tmp_path, model, adamw(model), Position(step=1), {})
     saved = mx.load(str(path / "optimizer.safetensors"))
     assert mx.array_equal(saved["random_state"], mx.random.state[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "newest"),
+    [
+        (lambda state: state["position"].update(window=1), 1),
+        (lambda state: state["state"].update(more=1), 1),
+        (lambda state: state.pop("checksum"), 2),  # as 0.1.0 wrote it
+        (lambda state: (state.pop("checksum"), state["position"].update(step="2")), 1),
+        (lambda state: (state.pop("checksum"), state.update(sha256=[])), 1),
+        (lambda state: state.update(checksun=state.pop("checksum")), 1),
+    ],
+)
+def test_a_state_that_is_not_what_was_written_is_passed_over(
+    tmp_path: Path, model: nn.Module, capsys: pytest.CaptureFixture[str], change: Any, newest: int
+) -> None:
+    paths = [save_checkpoint(tmp_path, model, adamw(model), Position(step=step), {}) for step in (1, 2)]
+    state = json.loads((paths[1] / "state.json").read_text())
+    change(state)
+    (paths[1] / "state.json").write_text(json.dumps(state))
+    found = newest_checkpoint(tmp_path)
+    assert found is not None and found.position.step == newest
+    assert (f"checkpoint {paths[1]} is not usable" in capsys.readouterr().err) == (newest == 1)

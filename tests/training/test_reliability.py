@@ -1,0 +1,153 @@
+"""Runs that are ended, damaged, started twice or given poison, on a random model that is not the bundled one."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+import mlxmath
+from mlxmath.errors import InputError, MlxmathError
+from mlxmath.runtime.files import locked
+from mlxmath.training.record import EARLIER_WEIGHTS
+from tests.models.architectures import VOCAB_SIZE, write
+
+SUMS = [(a, b) for a in range(3, 9) for b in (1, 2)]
+ROWS = [{"problem": f"What is {a} + {b}?", "solution": f"#### {a + b}", "answer": str(a + b)} for a, b in SUMS]
+PAIRS = [{"prompt": row["problem"], "chosen": row["solution"], "rejected": "no idea"} for row in ROWS]
+SHORT = {"model": "llama", "max_seq_len": 256, "batch_size": 4, "learning_rate": 1e-3, "max_steps": 3, "save_every": 1}
+DRAWN = {
+    "num_generations": 4,
+    "max_completion_length": 4,
+    "rewards": [lambda completions: [float(sum(map(ord, each))) for each in completions]],
+}
+METHODS: dict[str, Callable[..., Any]] = {
+    "train": lambda **given: mlxmath.sft(ROWS, **SHORT | given),
+    "dpo": lambda **given: mlxmath.dpo(PAIRS, **SHORT | given),
+    "reward-model": lambda **given: mlxmath.reward_model(PAIRS, **SHORT | given),
+    "grpo": lambda **given: mlxmath.grpo(ROWS, **SHORT | DRAWN | given),
+}
+
+
+@pytest.fixture(autouse=True)
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write("llama", tmp_path)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def damage(checkpoint: Path) -> None:
+    with (checkpoint / "optimizer.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x55")
+
+
+def test_a_run_without_a_whole_checkpoint_begins_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    adapters = Path("adapters/adapters.safetensors")
+    METHODS["train"]()
+    straight = adapters.read_bytes()
+
+    (newest, before) = sorted(Path("adapters/checkpoints").iterdir(), reverse=True)
+    damage(newest)
+    METHODS["train"](resume=True, verbose=True)
+    error = capsys.readouterr().err
+    assert f"{newest / 'optimizer.safetensors'} is damaged" in error and f"resuming {before} (step 2)" in error
+    assert adapters.read_bytes() == straight
+
+    for checkpoint in Path("adapters/checkpoints").iterdir():
+        damage(checkpoint)
+    METHODS["train"](resume=True, verbose=True, max_steps=2)
+    assert "holds no whole checkpoint; starting from the beginning" in capsys.readouterr().err
+    assert (adapters.parent / EARLIER_WEIGHTS).read_bytes() == straight != adapters.read_bytes()
+    assert [event["step"] for event in mlxmath_events() if event["event"] == "step"] == [1, 2]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_was_killed_before_its_first_checkpoint_was_whole_begins_anew(method: str) -> None:
+    half = Path("adapters/checkpoints/.step-1.00000000.1.abc.tmp")
+    half.mkdir(parents=True)
+    (half / "adapters.safetensors").write_bytes(b"half")
+    with pytest.raises(InputError, match="holds the adapters of another run. Use resume= to continue it"):
+        METHODS[method](max_steps=1)
+    assert METHODS[method](max_steps=1, resume=True).ending == "finished"
+
+
+def test_adapters_that_are_no_runs_are_not_replaced() -> None:
+    METHODS["train"](max_steps=1)
+    shutil.rmtree("adapters/checkpoints")
+    before = contents(Path("adapters"))
+    with pytest.raises(InputError, match="adapters of another run, and no checkpoint to go on from"):
+        METHODS["train"](max_steps=1, resume=True)
+    assert contents(Path("adapters")) == before
+
+
+def mlxmath_events() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path("adapters/events.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("method", [*METHODS, "evaluate", "distill"])
+def test_what_somebody_writes_to_is_nobody_elses(method: str) -> None:
+    Path("solutions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    calls = METHODS | {
+        "evaluate": lambda **given: mlxmath.evaluate(
+            "solutions.jsonl", model="llama", adapters=(), limit=2, max_tokens=2, results_path=".", run_name="adapters",
+            **given,
+        ),
+        "distill": lambda **given: mlxmath.distill(rank_only="solutions.jsonl", output_path="adapters", **given),
+    }  # fmt: skip
+    folder = Path("adapters")
+    calls[method](**{"max_steps": 1} if method in METHODS else {})
+    assert not (folder / ".lock").exists()
+    before = contents(folder)
+    with locked(folder, "--x", "mlxmath y"), pytest.raises(InputError, match=r"is in use by `mlxmath y`, process \d+"):
+        calls[method](overwrite=True)
+    assert contents(folder) == before
+    calls[method](**{"max_steps": 1} if method in METHODS else {}, overwrite=True)
+
+
+@pytest.mark.parametrize("is_added", [True, False])
+@pytest.mark.parametrize("method", [*METHODS, "generate", "evaluate"])
+def test_a_token_beyond_the_embedding_is_refused(method: str, is_added: bool) -> None:
+    path = Path("llama/tokenizer.json")
+    tokenizer = json.loads(path.read_text())
+    if is_added:
+        added = {"id": VOCAB_SIZE, "content": "What", "special": False}
+        tokenizer["added_tokens"].append(tokenizer["added_tokens"][-1] | added)
+    else:
+        tokenizer["model"]["vocab"]["Wh"] = VOCAB_SIZE
+        tokenizer["model"]["merges"].append(["W", "h"])
+    path.write_text(json.dumps(tokenizer))
+    Path("problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    calls = METHODS | {
+        "generate": lambda: mlxmath.generate("llama", ROWS[0]["problem"], max_new_tokens=2),
+        "evaluate": lambda: mlxmath.evaluate("problems.jsonl", model="llama", adapters=(), max_tokens=2),
+    }
+    with pytest.raises(MlxmathError, match=f"token id {VOCAB_SIZE}, but the embedding ends at {VOCAB_SIZE - 1}"):
+        calls[method]()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
+def test_poisoned_adapters_are_refused(value: float) -> None:
+    METHODS["train"](max_steps=1)
+    path = "adapters/adapters.safetensors"
+    arrays = mx.load(path)
+    mx.eval(arrays)
+    name = sorted(arrays)[-1]
+    arrays[name][0, 0] = value
+    mx.save_safetensors(path, arrays, metadata={"format": "mlx"})
+    for call in (
+        lambda: mlxmath.load("llama", "adapters"),
+        lambda: mlxmath.evaluate("demo", model="llama", limit=1, max_tokens=2),
+        *(lambda m=m: METHODS[m](init_adapter="adapters", adapter_path="next") for m in ("train", "dpo", "grpo")),
+    ):
+        with pytest.raises(
+            MlxmathError, match=rf"adapters.safetensors is damaged or its training diverged: {name} holds"
+        ):
+            call()
+    assert not Path("next").exists()
