@@ -5,8 +5,7 @@
 
 from mlxmath.grading.doubt import Doubt, doubt
 from mlxmath.grading.faithfulness import Faithfulness, faithfulness
-from mlxmath.grading.form import Form, form
-from mlxmath.grading.grade import Grade, cluster, equal, grade, grade_many
+from mlxmath.grading.grade import Form, Grade, cluster, equal, form, grade, grade_many
 
 __all__ = [
     "Doubt",

@@ -1,10 +1,11 @@
 """Recursive doubt: does a response go round in circles instead of on?"""
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 
-from mlxmath.grading.equations import prepare
+from mlxmath.grading.faithfulness import CALCULATOR, prepare
 
 NGRAM = 8
 MAX_REPEATED_NGRAMS = 0.2
@@ -22,8 +23,6 @@ _MIN_TAIL_TOKENS_WITHOUT_WORDS = 32
 _MAX_CHARACTERS = 100_000
 
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|\w+|[^\w\s]")
-_BLANKS = re.compile(r"[ \t]+")
-_CALCULATOR = re.compile(r"<<[^<>]{0,200}>>")
 _MARKER = re.compile(
     r"(?:^|(?<=[.!?:;…\n>*\"”)]))[ \t\"“*(]{0,6}(?:(?:but|and|so|oh|okay|ok|hmm{1,9}|well|no|ah)[, .…]{1,4})?"
     r"(?:wait|hold on|hang on|hmm+|hm|no(?=\s*[,.!…]|\s+wait)|nope|actually|oops|scratch that|on second thought|"
@@ -78,45 +77,42 @@ def doubt(response: str) -> Doubt:
 
     One "Wait" that leads to something new does not flag a text; loops do.
     """
-    text = _CALCULATOR.sub("", response[-_MAX_CHARACTERS:])
+    text = CALCULATOR.sub("", response[-_MAX_CHARACTERS:])
     tokens = [token.lower() for token in _TOKEN.findall(text)]
     markers = [match.start() for match in _MARKER.finditer(text)]
     # An answer sums up its thinking: computations count apart in the two.
     computations = max(map(_max_same_computation, text.split("</think>")))
     ngrams = _repeated_ngrams(text.lower().split())
-    period = _tail_period(tokens)
+    period = _tail_period(tokens) or _tail_period(tokens[:-1])  # a last word may be cut off
     null_doubt = _null_doubt(text, markers)
-    reasons = []
-    if period is not None:
-        reasons.append("repeating tail")
-    if computations >= MAX_COMPUTATIONS:
-        reasons.append("same computation again")
+    stated = [match[1].replace(",", "") for match in _STATED.finditer(text)]
     is_short = len(text.split()) < _SHORT_NGRAMS + NGRAM - 1
-    if ngrams > (_MAX_REPEATED_NGRAMS_SHORT if is_short else MAX_REPEATED_NGRAMS):
-        reasons.append("repeated phrases")
-    if len(markers) >= MIN_MARKERS and null_doubt >= MAX_NULL_DOUBT:
-        reasons.append("doubt without progress")
+    reasons = {
+        "repeating tail": period is not None,
+        "same computation again": computations >= MAX_COMPUTATIONS,
+        "repeated phrases": ngrams > (_MAX_REPEATED_NGRAMS_SHORT if is_short else MAX_REPEATED_NGRAMS),
+        "doubt without progress": len(markers) >= MIN_MARKERS and null_doubt >= MAX_NULL_DOUBT,
+    }
     return Doubt(
         num_markers=len(markers),
         markers_per_1000_tokens=1000 * len(markers) / len(tokens) if tokens else 0.0,
         max_same_computation=computations,
         repeated_ngrams=ngrams,
         tail_period=period,
-        answer_flips=_answer_flips(text),
+        answer_flips=sum(a != b for a, b in pairwise(stated)),
         null_doubt=null_doubt,
-        reasons=tuple(reasons),
+        reasons=tuple(reason for reason, holds in reasons.items() if holds),
     )
 
 
 def _max_same_computation(text: str) -> int:
     """Most occurrences of one computation, `12 * 3 = 36` and `12 x 3 = 36` being the same."""
-    counts: dict[str, int] = {}
-    for line in prepare(text).split("\n"):
-        if "=" not in line:
-            continue
-        for match in _COMPUTATION.finditer(_BLANKS.sub(" ", line[:20_000])):
-            key = re.sub(r"[\s$,]", "", match[0]).replace("x", "*")
-            counts[key] = counts.get(key, 0) + 1
+    counts = Counter(
+        re.sub(r"[\s$,]", "", match[0]).replace("x", "*")
+        for line in prepare(text).split("\n")
+        if "=" in line
+        for match in _COMPUTATION.finditer(re.sub(r"[ \t]+", " ", line[:20_000]))
+    )
     return max(counts.values(), default=0)
 
 
@@ -129,18 +125,11 @@ def _repeated_ngrams(words: list[str]) -> float:
 
 
 def _tail_period(tokens: list[str]) -> int | None:
-    """The shortest period with which the last tokens repeat three times or more, a cut-off last word left out."""
-    return _period(tokens) or _period(tokens[:-1])
-
-
-def _period(tokens: list[str]) -> int | None:
-    last = len(tokens) - 1
+    """The shortest period with which the last tokens repeat three times or more."""
     for period in range(1, min(MAX_PERIOD, len(tokens) // MIN_PERIODS) + 1):
         has_words = any(token.isalpha() for token in tokens[-period:])
-        wanted = max((MIN_PERIODS * period), _MIN_TAIL_TOKENS if has_words else _MIN_TAIL_TOKENS_WITHOUT_WORDS)
-        if wanted > len(tokens):
-            continue
-        if all(tokens[last - i] == tokens[last - i - period] for i in range(wanted - period)):
+        wanted = max(MIN_PERIODS * period, _MIN_TAIL_TOKENS if has_words else _MIN_TAIL_TOKENS_WITHOUT_WORDS)
+        if wanted <= len(tokens) and tokens[-wanted:-period] == tokens[period - wanted :]:
             return period
     return None
 
@@ -160,13 +149,5 @@ def _null_doubt(text: str, markers: list[int]) -> float:
 
 def _content(text: str) -> set[str]:
     """Numbers, and the sides of equations around their signs, as they stand."""
-    found = {number.replace(",", "") for number in _NUMBER.findall(text)}
-    for match in _FORMULA.finditer(text):
-        around = text[max(0, match.start() - 12) : match.end() + 8]
-        found.add(re.sub(r"\s+", "", around))
-    return found
-
-
-def _answer_flips(text: str) -> int:
-    stated = [match[1].replace(",", "") for match in _STATED.finditer(text)]
-    return sum(a != b for a, b in pairwise(stated))
+    around = (text[max(0, match.start() - 12) : match.end() + 8] for match in _FORMULA.finditer(text))
+    return {number.replace(",", "") for number in _NUMBER.findall(text)} | {re.sub(r"\s+", "", side) for side in around}

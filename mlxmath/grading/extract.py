@@ -1,14 +1,24 @@
 """Finds the final answer in a response, in layers from the most explicit sign to the weakest."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from mlxmath.grading.amounts import MATH, first_sentence, is_answer, pick_last
-from mlxmath.grading.boxes import behind_empty_box, last_box
+from mlxmath.grading.amounts import (
+    MATH,
+    NUMBER,
+    REASON,
+    behind_empty_box,
+    first_sentence,
+    is_answer,
+    last_box,
+    pick,
+    pick_last,
+)
 from mlxmath.grading.normal import MAX_CHARACTERS, clean
 from mlxmath.grading.quantity import parse_quantity
-from mlxmath.grading.statements import final_answer_line, judgement, stated_answer, without_denied, without_hope
+from mlxmath.grading.structure import shape
 
 Rule = Literal["####", "boxed", "answer is", "whole", "therefore", "last number"]
 """Which layer found the answer, from the surest to the weakest."""
@@ -23,6 +33,66 @@ _THEREFORE = re.compile(
     re.IGNORECASE,
 )
 
+_TAIL = 6000
+"""So far back, in characters, a text is read for statements in words."""
+
+_ANSWER_WORDS = (
+    r"\b(?:final|correct)?[ \t]*(?:answers?)\b(?![ \t]*(?:choices|options)\b)[^.\n:=$\\]{0,80}?"
+    r"(?:\b(?:is|are|be|was|equals)\b|[:=])[*_]*:?[*_]*"
+)
+_ANSWER_WORDS_ELSEWHERE = (
+    r"(?:答案|答え|答|정답|답)(?:[是为為は은][:：]?|[:：])|\b(?:Antwort|Ответ|respuesta|réponse|resposta|risposta)\b[^.\n:=$\\]{0,60}?"
+    r"(?:\b(?:ist|est|es|é|è)\b|[:=：])[*_]*"
+)
+_ANSWER = re.compile(
+    rf"(?:^[ \t>*_#-]*(?:A|Ans(?:wer)?|Solution|Result)[ \t]*[*_]*[ \t]*[:=][*_]*"
+    rf"|{_ANSWER_WORDS}|{_ANSWER_WORDS_ELSEWHERE})[ \t]*",
+    re.MULTILINE | re.IGNORECASE,
+)
+_CHOICE = re.compile(
+    r"\b(?:correct[ \t]*)?(?:option|choice)\b[^.\n:=$\\]{0,80}?"
+    r"(?:\b(?:is|are|be|was)\b|[:=])[*_]*:?[*_]*[ \t]*",
+    re.IGNORECASE,
+)
+_SOLUTIONS = re.compile(
+    r"\b(?:solutions?|roots?|zeros?|points?|pairs?|coordinates|vertex|cent(?:er|re)|interval|vector|set|domain|ratio)\b"
+    r"[^.\n:=$\\]{0,60}?(?:\b(?:is|are)\b|:)[ \t]*",
+    re.IGNORECASE,
+)
+_LINE = re.compile(
+    r"(?:[ \t]*\n?[ \t]*\n?[ \t]*(?:\$\$[^$]{1,1000}\$\$|\\\[(?:[^\\]|\\(?!\])){1,1000}\\\]))?"
+    r"[^\n]*(?:\n[ \t]*\n?[ \t]*(?=\$|\\\[|\\\()[^\n]*)?"
+)
+"""The rest of a line, with a formula of several lines in it or one on the line after."""
+_CORRECTED = re.compile(
+    r"(?:^|(?<=[.!?\n]))[ \t]*(?:(?:but|and|oh|so)\b,? )?(?:wait|actually|no|sorry|oops|correction|hold on)\b"
+    r"[^\d\n]{0,60}?"
+    r"\b(?:it|that|this|answer|result|total)(?: is| was|['’]s| should be| must be| should have been)\s+"
+    r"(?:actually |really |in fact )?"
+    r"(?P<text>[$\\]?-?[\d$\\(.][^!?\n]{0,80})",
+    re.MULTILINE | re.IGNORECASE,
+)
+_IS_THE_ANSWER = re.compile(
+    r"(?P<text>[^\n,;:!?]{1,60}?)\s(?:is|must be|are)\s(?:therefore |thus |then )?"
+    r"(?:the|our|my)\s(?:final |correct )?answer\b",
+    re.IGNORECASE,
+)
+_DENIED_AMOUNT = rf"(?:\\?\$?[-+]?{NUMBER}(?:\s?\\?%)?\$?|\$[^$\n]{{1,60}}\$)"
+_DENIED = re.compile(
+    r"(?:\bnot|n['’]t|\bcannot|\bnever)\s[^.,;:\n]{1,40}?,?\sbut\s(?:rather |instead |actually )?"
+    rf"|(?:(?:\bnot|n['’]t|\bcannot|\bnever)\s"
+    r"(?:be\s|equal\s(?:to\s)?|really\s|actually\s|simply\s|just\s)?|\b(?:instead of|rather than)\s)"
+    rf"{_DENIED_AMOUNT}(?![\w.]*\d)",
+    re.IGNORECASE,
+)
+_JUDGEMENT = re.compile(
+    r"^(?:also |indeed |therefore |thus |not |in)*"
+    r"(?:correct|right|wrong|valid|reasonable|clear|as follows|below|above|positive|negative)\b[^\d$\\]*$",
+    re.IGNORECASE,
+)
+_FINAL_ANSWER = re.compile(r"\bfinal answer is[ \t]*:?[ \t]*([^\n]+)", re.IGNORECASE)
+_HOPE = re.compile(r"\.?\s{0,5}I hope (?:it|this) (?:is correct|helps).*$", re.IGNORECASE | re.DOTALL)
+
 
 @dataclass(frozen=True)
 class Extracted:
@@ -34,8 +104,7 @@ class Extracted:
 
 def after_thinking(response: str) -> str | None:
     """What follows the last `</think>`; None if a `<think>` is left open."""
-    end = response.rfind("</think>")
-    rest = response if end < 0 else response[end + len("</think>") :]
+    rest = response.rpartition("</think>")[2]
     return None if "<think>" in rest else rest
 
 
@@ -48,30 +117,17 @@ def extract(response: str) -> Extracted | None:
     if stop := _STOP.search(response, 1):
         response = response[: stop.start()]
     response = response.rstrip()
-    if tagged := _tagged(response):
-        return tagged
-    if tagged := _hashes(response):
-        return tagged
+    if found := _tagged(response) or _hashes(response):
+        return found
     if (rest := behind_empty_box(response)) is not None:
         return extract(rest)
-    for layer in (_boxed, _answer_line, _whole, _therefore, _last, _judgement):
-        found = layer(response)
-        if found:
-            return found
-    return None
-
-
-def _tagged(response: str) -> Extracted | None:
-    """The answer inside the last `<answer>` tag."""
-    start = response.rfind("<answer>")
-    inside = response[start + len("<answer>") :].partition("</answer>")[0].strip() if start >= 0 else ""
-    if not inside:
-        return None
-    found = extract(inside.replace("<answer>", " "))
-    if found and found.rule in ("####", "boxed"):
+    if found := _boxed(response):
         return found
-    text = found.text if found else inside
-    return Extracted(text, "answer is") if len(text) <= MAX_CHARACTERS else None
+    tail = _DENIED.sub(" ", response[-_TAIL:])
+    for layer, rule in _LAYERS:
+        if text := layer(tail if rule != "whole" else response.strip()):
+            return Extracted(text, rule)
+    return None
 
 
 def reference(gold: str) -> str:
@@ -80,68 +136,92 @@ def reference(gold: str) -> str:
     return found.text if found else gold.strip()
 
 
+def _tagged(response: str) -> Extracted | None:
+    """The answer inside the last `<answer>` tag."""
+    _, tag, behind = response.rpartition("<answer>")
+    inside = behind.partition("</answer>")[0].strip()
+    if not tag or not inside:
+        return None
+    found = extract(inside)
+    if found and found.rule in ("####", "boxed"):
+        return found
+    text = found.text if found else inside
+    return Extracted(text, "answer is") if len(text) <= MAX_CHARACTERS else None
+
+
 def _hashes(response: str) -> Extracted | None:
     """The last `####` line that states an answer; other such lines are markdown headings."""
-    if "####" not in response:
-        return None
-    lines = list(_HASHES.finditer(response))
-    for match in reversed(lines[-50:]):
+    for match in reversed(list(_HASHES.finditer(response))[-50:] if "####" in response else []):
         text = match[1].strip().strip("*").strip()
         is_end = not response[match.end() :].strip()
         if text and len(text) <= MAX_CHARACTERS and (is_end or _states_answer(text)):
             box = last_box(text)
-            return Extracted(box[0] if box else without_hope(text), "####")
+            return Extracted(box[0] if box else _HOPE.sub("", text), "####")
     return None
 
 
 def _states_answer(text: str) -> bool:
     r"""A number with or without a unit, or one formula: not a heading such as "Step 2: add" or "2. Find the sum"."""
     plain = clean(text).rstrip(" .")
-    if parse_quantity(plain.replace("\\$", "").replace("$", "").strip()):
-        return True
-    match = MATH.fullmatch(plain)
-    return bool(match) or bool(re.fullmatch(r"\(?[A-Z]\)?", plain)) or plain.startswith("\\boxed")
+    is_short = MATH.fullmatch(plain) or re.fullmatch(r"\(?[A-Z]\)?", plain) or plain.startswith("\\boxed")
+    return bool(is_short or parse_quantity(re.sub(r"\\?\$", "", plain).strip()))
 
 
 def _boxed(response: str) -> Extracted | None:
+    """The last box, unless "the final answer is" follows it."""
     box = last_box(response)
     if not box:
         return None
-    text, end = box
-    if final := final_answer_line(response[end:]):
-        return Extracted(final, "answer is")
-    return Extracted(text, "boxed")
+    finals = _FINAL_ANSWER.findall(response[box[1] :][-_TAIL:])
+    final = pick(_HOPE.sub("", finals[-1])) if finals else None
+    return Extracted(final, "answer is") if final else Extracted(box[0], "boxed")
 
 
-def _answer_line(response: str) -> Extracted | None:
-    text = stated_answer(response)
-    return Extracted(text, "answer is") if text else None
+def _stated(tail: str) -> str | None:
+    """What the last "the answer is …" states, unless the text takes it back for another."""
+    for heads in (_ANSWER, _CHOICE):
+        for head in reversed(list(heads.finditer(tail))[-20:]):
+            text = pick(_HOPE.sub("", _line(tail, head.end())))
+            if text and not _JUDGEMENT.match(text):
+                corrections = list(_CORRECTED.finditer(tail[head.end() :]))
+                return (pick(corrections[-1]["text"]) if corrections else None) or text
+    for head in reversed(list(_SOLUTIONS.finditer(tail))[-5:]):
+        text = REASON.sub("", first_sentence(_line(tail, head.end())).strip(" ,{}"))
+        if text and "$" not in text and (shape(text).kind != "scalar" or " to " in text) and is_answer(text):
+            return text
+    answers = list(_IS_THE_ANSWER.finditer(tail))[-3:] if "answer" in tail else []
+    return next(filter(None, (pick_last(match["text"]) for match in reversed(answers))), None)
 
 
-def _whole(response: str) -> Extracted | None:
+def _line(text: str, start: int) -> str:
+    match = _LINE.match(text, start)
+    return match[0] if match else ""
+
+
+def _whole(text: str) -> str | None:
     """A response that is one short line without a sentence: an answer by itself."""
-    text = response.strip()
-    if "\n" in text or len(text) > 200 or not re.search(r"\w", text.replace("\\boxed", "")):
-        return None
-    return Extracted(text, "whole") if is_answer(text) else None
+    is_line = "\n" not in text and len(text) <= 200 and re.search(r"\w", text.replace("\\boxed", ""))
+    return text if is_line and is_answer(text) else None
 
 
-def _therefore(response: str) -> Extracted | None:
-    lines = [line for line in without_denied(response).split("\n") if line.strip()][-2:]
-    tail = "\n".join(lines)
-    matches = list(_THEREFORE.finditer(tail))
-    if not matches:
-        return None
-    sentence = first_sentence(tail[matches[-1].end() :])
-    text = pick_last(sentence)
-    return Extracted(text, "therefore") if text else None
+def _concluded(tail: str) -> str | None:
+    """What the last sentence with "therefore" comes to, in the last two lines."""
+    end = "\n".join([line for line in tail.split("\n") if line.strip()][-2:])
+    matches = list(_THEREFORE.finditer(end))
+    return pick_last(first_sentence(end[matches[-1].end() :])) if matches else None
 
 
-def _last(response: str) -> Extracted | None:
-    text = pick_last(without_denied(response))
-    return Extracted(text, "last number") if text else None
+def _judged(tail: str) -> str | None:
+    """Of a text without any number: "the answer is positive"."""
+    heads = list(_ANSWER.finditer(tail))
+    return pick(tail[heads[-1].end() :].partition("\n")[0]) if heads else None
 
 
-def _judgement(response: str) -> Extracted | None:
-    text = judgement(response)
-    return Extracted(text, "answer is") if text else None
+_LAYERS: tuple[tuple[Callable[[str], str | None], Rule], ...] = (
+    (_stated, "answer is"),
+    (_whole, "whole"),
+    (_concluded, "therefore"),
+    (pick_last, "last number"),
+    (_judged, "answer is"),
+)
+"""In this order behind `####` and boxes; they get the text's end without numbers that it says are not the answer."""

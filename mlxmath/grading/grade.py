@@ -1,12 +1,21 @@
-"""Grades a response against a gold answer."""
+"""Grades a response against a gold answer, and measures how it is written."""
 
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from mlxmath.grading import workers
 from mlxmath.grading.equal import compare, for_algebra
 from mlxmath.grading.extract import Rule, after_thinking, extract, reference
+
+_NUMBERED = re.compile(
+    r"^[ \t]{0,20}(?:[-*#>]{1,6}[ \t]{0,3})?(?:\*\*)?(?:step[ \t]{1,3}\d+|\d{1,2}[.)])(?=\s|:|\*)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_FINAL_LINE = re.compile(r"^\s*(?:####|\\boxed|\**(?:final )?answer\b|A:)", re.IGNORECASE)
+_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\\$(])")
 
 
 @dataclass(frozen=True)
@@ -29,8 +38,7 @@ def grade(response: str, gold: str, *, truncated: bool = False) -> Grade:
     `truncated` says that the generation stopped at its token limit. Answers that only algebra can compare go to
     math_verify in a worker process with a time limit.
     """
-    verdict, question = _decide(response, gold, truncated)
-    return _settle(verdict, question)
+    return _settle(*_decide(response, gold, truncated))
 
 
 def grade_many(pairs: Iterable[tuple[str, str]], *, truncated: Sequence[bool] | None = None) -> list[Grade]:
@@ -38,13 +46,9 @@ def grade_many(pairs: Iterable[tuple[str, str]], *, truncated: Sequence[bool] | 
     pairs = list(pairs)
     flags = [False] * len(pairs) if truncated is None else truncated
     decided = [_decide(response, gold, flag) for (response, gold), flag in zip(pairs, flags, strict=True)]
-    open_at = [i for i, (_, question) in enumerate(decided) if question]
-    grades = [verdict for verdict, _ in decided]
-    if open_at:
-        with ThreadPoolExecutor(workers.pool().size) as threads:
-            for i, settled in zip(open_at, threads.map(lambda i: _settle(*decided[i]), open_at), strict=True):
-                grades[i] = settled
-    return grades
+    with ThreadPoolExecutor(workers.pool().size) as threads:
+        settled = [threads.submit(_settle, *one) if one[1] else None for one in decided]
+        return [waited.result() if waited else verdict for waited, (verdict, _) in zip(settled, decided, strict=True)]
 
 
 def equal(answer: str, gold: str) -> bool:
@@ -68,19 +72,13 @@ def cluster(answers: Sequence[str | None]) -> list[int | None]:
 def _decide(response: str, gold: str, truncated: bool) -> tuple[Grade, tuple[str, str] | None]:
     """The verdict of the exact rules, and the question that they leave open for algebra."""
     rest = after_thinking(response)
-    if rest is None:
-        return Grade(False, None, None, truncated=True), None
-    found = extract(rest)
-    if found is None:
-        return Grade(False, None, None, truncated), None
-    verdict = Grade(False, found.text, found.rule, truncated)
-    if truncated:
-        return verdict, None
+    found = None if rest is None else extract(rest)
+    if not found or truncated:
+        is_cut = truncated or rest is None
+        return Grade(False, found.text if found else None, found.rule if found else None, is_cut), None
     gold = reference(gold)
     same = compare(found.text, gold)
-    if same is None:
-        return verdict, for_algebra(found.text, gold)
-    return replace(verdict, correct=same), None
+    return Grade(bool(same), found.text, found.rule), for_algebra(found.text, gold) if same is None else None
 
 
 def _settle(verdict: Grade, question: tuple[str, str] | None) -> Grade:
@@ -88,3 +86,57 @@ def _settle(verdict: Grade, question: tuple[str, str] | None) -> Grade:
         return verdict
     same = workers.pool().ask(*question)
     return replace(verdict, correct=bool(same), timed_out=same is None)
+
+
+@dataclass(frozen=True)
+class Form:
+    """Measures of form; nothing here looks at whether the answer is right."""
+
+    num_steps: int
+    """Numbered steps; without numbers, lines before the final answer; in one paragraph, sentences with numbers."""
+    num_words: int
+    num_characters: int
+    rule: Rule | None
+    """How the final answer was found."""
+    thinking: Literal["none", "closed", "open"]
+    """No think tags, one well-formed pair (or its end alone, where the prompt opened it), or anything else."""
+    num_words_thinking: int
+
+    @property
+    def has_final_answer(self) -> bool:
+        """Whether the answer stands after `####`, in a box or on an answer line, not just somewhere in the text."""
+        return self.rule in ("####", "boxed", "answer is")
+
+    @property
+    def is_step_by_step(self) -> bool:
+        """At least two steps before the answer."""
+        return self.num_steps >= 2
+
+
+def form(response: str) -> Form:
+    """Measure the form of a response."""
+    visible = after_thinking(response) or ""
+    thought = response.rpartition("</think>")[0]
+    found = extract(visible)
+    return Form(
+        num_steps=_num_steps(visible),
+        num_words=len(response.split()),
+        num_characters=len(response),
+        rule=found.rule if found else None,
+        thinking=_thinking(response),
+        num_words_thinking=len(thought.replace("<think>", " ").split()),
+    )
+
+
+def _num_steps(text: str) -> int:
+    if numbered := len(_NUMBERED.findall(text)):
+        return numbered
+    lines = [line for line in text.split("\n") if line.strip() and not _FINAL_LINE.match(line)]
+    if len(lines) != 1:
+        return len(lines)
+    return max(1, sum(any(sign.isdigit() for sign in sentence) for sentence in _SENTENCE.split(lines[0])))
+
+
+def _thinking(response: str) -> Literal["none", "closed", "open"]:
+    tags = re.findall("</?think>", response)
+    return "closed" if tags in (["<think>", "</think>"], ["</think>"]) else "open" if tags else "none"

@@ -2,13 +2,16 @@
 
 import contextlib
 import json
+import logging
 import os
 import re
 import signal
 import sys
 from collections.abc import Mapping
-from typing import IO, Any
+from itertools import chain
+from typing import Any
 
+from mlxmath.grading.normal import replaced, rules
 from mlxmath.grading.units import read_unit
 
 _MEMORY_BYTES = 4 << 30
@@ -40,18 +43,19 @@ _LONE_NUMBER = re.compile(
 _DEGREE_SIGN = r"(?:\s*\^\s*\{?\s*\\circ(?![A-Za-z])\s*\}?|\s*°)"
 _DEGREES = re.compile(rf"(\d+(?:\.\d+)?){_DEGREE_SIGN}")
 _FUNCTION_OF_ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])|e\^\{i")
-_CIS = re.compile(
-    r"(?:\\(?:operatorname|text|mathrm)\s*\{\s*cis\s*\}|\\?\bcis(?![A-Za-z]))\s*"
-    r"(?P<angle>\\left\([^()]*\\right\)|\([^()]*\)|\{[^{}]*\}|-?(?:[\d.]+\s*)?"
-    rf"(?:\\[dt]?frac\s*\{{[^{{}}]*\}}\s*\{{[^{{}}]*\}}|\\pi(?:/\d+)?|\\theta)?)(?P<degrees>{_DEGREE_SIGN})?"
-)
-_MISREAD = (
-    (re.compile(r"\\gamma(?![A-Za-z])|\\Gamma(?![A-Za-z(])"), r"\\omicron "),
-    (re.compile(r"(?<![\\A-Za-z])([eE])(?=_)"), r"\\hat{\1}"),
-    (re.compile(r"(?<![\\A-Za-z])([A-Za-z])'{2}"), r"\\ddot{\1}"),
-    (re.compile(r"(?<![\\A-Za-z])([A-Za-z])'"), r"\\dot{\1}"),
-    (re.compile(r"(?<![\\A-Za-z])(sin|cos|tan|cot|sec|csc|ln|log|exp)(?![A-Za-z])"), r"\\\1"),
-    (re.compile(r"(?<![\\A-Za-z])sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
+_MISREAD = rules(
+    (
+        r"(?:\\(?:operatorname|text|mathrm)\s*\{\s*cis\s*\}|\\?\bcis(?![A-Za-z]))\s*"
+        r"(?P<angle>\\left\([^()]*\\right\)|\([^()]*\)|\{[^{}]*\}|-?(?:[\d.]+\s*)?"
+        rf"(?:\\[dt]?frac\s*\{{[^{{}}]*\}}\s*\{{[^{{}}]*\}}|\\pi(?:/\d+)?|\\theta)?)(?P<degrees>{_DEGREE_SIGN})?",
+        r"e^{i(\g<angle>\g<degrees>)}",
+    ),
+    (r"\\gamma(?![A-Za-z])|\\Gamma(?![A-Za-z(])", r"\\omicron "),
+    (r"(?<![\\A-Za-z])([eE])(?=_)", r"\\hat{\1}"),
+    (r"(?<![\\A-Za-z])([A-Za-z])'{2}", r"\\ddot{\1}"),
+    (r"(?<![\\A-Za-z])([A-Za-z])'", r"\\dot{\1}"),
+    (r"(?<![\\A-Za-z])(sin|cos|tan|cot|sec|csc|ln|log|exp)(?![A-Za-z])", r"\\\1"),
+    (r"(?<![\\A-Za-z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
 )
 
 
@@ -135,9 +139,7 @@ def legible(text: str) -> str:
     It takes \gamma for a function or Euler's constant, E_0 for nothing, y' for y, sin x for a product, degrees for
     radians, and knows no \operatorname{cis}.
     """
-    text = _CIS.sub(lambda match: f"e^{{i({match['angle']}{match['degrees'] or ''})}}", text)
-    for pattern, plain in _MISREAD:
-        text = pattern.sub(plain, text)
+    text = replaced(text, _MISREAD)
     return _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", text) if _FUNCTION_OF_ANGLE.search(text) else text
 
 
@@ -153,23 +155,6 @@ def _as_variables(letters: re.Match[str]) -> str:
     return letters[1] if is_unit else "".join(x if x in "ie" else f"{{{x}}}" for x in letters[1])
 
 
-def serve(requests: IO[str], replies: IO[str], limit_s: float) -> None:
-    """Answer JSON lines {"answer", "gold"} with true, false, or null after an error, until the input ends."""
-    for line in requests:
-        request = json.loads(line)
-        _alarm(limit_s)
-        verdict: bool | None
-        try:
-            verdict = equivalent(request["answer"], request["gold"])
-        except (RecursionError, MemoryError):
-            verdict = None  # not decided, and so not remembered
-        except Exception:  # sympy raises of all kinds; the pair is then not shown to be equal
-            verdict = False
-        _alarm(0)
-        replies.write(json.dumps(verdict) + "\n")
-        replies.flush()
-
-
 def _alarm(seconds: float) -> None:
     """End this process after so much processor time, whatever it is doing; 0 takes that back."""
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
@@ -177,25 +162,33 @@ def _alarm(seconds: float) -> None:
 
 
 def main() -> None:
-    """Serve standard input; nothing but replies reaches the original standard output."""
-    limit_s = float(sys.argv[1])
+    """Answer JSON lines [answer, gold] with true, false, or null after an error, until the input ends.
+
+    Nothing but replies reaches the original standard output; the first says that the worker is ready.
+    """
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.disable()
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    import logging
-
-    logging.disable()
-    with contextlib.suppress(Exception):
-        equivalent("x+1", "1+x")
-    replies.write("ready\n")
-    replies.flush()
-    serve(sys.stdin, replies, limit_s)
+    limit_s = 0.0  # none for the first question, which imports sympy
+    for line in chain(['["x+1", "1+x"]'], sys.stdin):
+        _alarm(limit_s)
+        verdict: bool | None
+        try:
+            verdict = equivalent(*json.loads(line))
+        except (RecursionError, MemoryError):
+            verdict = None  # not decided, and so not remembered
+        except Exception:  # sympy raises of all kinds; the pair is then not shown to be equal
+            verdict = False
+        _alarm(0)
+        limit_s = float(sys.argv[1])
+        print(json.dumps(verdict), file=replies, flush=True)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ import json
 import os
 import queue
 import re
-import select
+import socket
 import subprocess
 import sys
 import threading
-import time
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 
 TIME_LIMIT_S = 5.0
@@ -26,7 +26,7 @@ _START_LIMIT_S = 60.0
 _MAX_WORKERS = 8
 _MAX_CHARACTERS = 1000
 _MAX_DEPTH = 24
-_LONG_NUMBER = re.compile(r"\d{200}")
+_NOT_TRIED = re.compile(r"\d{200}|\x00")
 _TOKEN = re.compile(r"[\d.]+!*|\\[A-Za-z]+|[A-Za-z]!*|\S")
 _TOWER = 3
 """So many powers on top of each other are a tower."""
@@ -34,13 +34,13 @@ _TOWER = 3
 
 def refuses(text: str) -> bool:
     """Whether an answer is beyond what algebra is tried on: too long, too deeply nested, a tower of powers."""
-    if len(text) > _MAX_CHARACTERS or _LONG_NUMBER.search(text) or "\x00" in text or _num_powers(text) >= _TOWER:
-        return True
-    depth = deepest = 0
-    for sign in text:
-        depth += (sign in "({[") - (sign in ")}]")
-        deepest = max(deepest, depth)
-    return deepest > _MAX_DEPTH
+    depths = accumulate((sign in "({[") - (sign in ")}]") for sign in text)
+    return (
+        len(text) > _MAX_CHARACTERS
+        or bool(_NOT_TRIED.search(text))
+        or _num_powers(text) >= _TOWER
+        or max(depths, default=0) > _MAX_DEPTH
+    )
 
 
 def _num_powers(text: str) -> int:
@@ -68,51 +68,40 @@ class _Failure(Exception):  # noqa: N818
 
 
 class _Worker:
-    """One process, one request at a time."""
+    """One process, one request at a time, over a socket."""
 
     def __init__(self, limit_s: float) -> None:
-        root = str(Path(__file__).parents[2])
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "mlxmath.grading.symbolic", str(limit_s)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "0"},
-        )
-        if self._reply(_START_LIMIT_S) != "ready":
-            raise _Failure
+        paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mlxmath.grading.symbolic", str(limit_s)],
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "0"},
+            )
+        self._lines = self._socket.makefile("rw", encoding="utf-8")
+        self._reply(_START_LIMIT_S)
 
     def ask(self, answer: str, gold: str, limit_s: float) -> bool | None:
-        request = json.dumps({"answer": answer, "gold": gold}) + "\n"
-        try:
-            assert self._process.stdin
-            self._process.stdin.write(request.encode())
-            self._process.stdin.flush()
-        except OSError as error:
-            raise _Failure from error
-        return json.loads(self._reply(limit_s))
+        return self._reply(limit_s, json.dumps([answer, gold]) + "\n")
 
-    def _reply(self, limit_s: float) -> str:
-        """One line; raises when the time is over or the pipe has closed."""
-        assert self._process.stdout
-        stream = self._process.stdout.fileno()
-        end = time.monotonic() + limit_s
-        line = b""
-        while not line.endswith(b"\n"):
-            readable, _, _ = select.select([stream], [], [], max(0.0, end - time.monotonic()))
-            chunk = os.read(stream, 65536) if readable else b""
-            if not chunk:
-                raise _Failure
-            line += chunk
-        return line.decode().strip()
+    def _reply(self, limit_s: float, request: str = "") -> bool | None:
+        """What is answered to a request, or, to none, at the start."""
+        self._socket.settimeout(limit_s)
+        try:
+            self._lines.write(request)
+            self._lines.flush()
+            return json.loads(self._lines.readline())
+        except (OSError, ValueError) as error:  # no time left, or the other end closed
+            raise _Failure from error
 
     def end(self) -> None:
         self._process.kill()
-        for pipe in (self._process.stdin, self._process.stdout):
-            with contextlib.suppress(OSError):  # what is left in its buffer has no reader
-                if pipe:
-                    pipe.close()
+        with contextlib.suppress(OSError):  # what is left in its buffer has no reader
+            self._lines.close()
+        self._socket.close()
         self._process.wait()
 
 
@@ -158,10 +147,7 @@ class Pool:
 
     def close(self) -> None:
         """End all idle workers; the pool can be used again."""
-        workers = []
-        while not self._slots.empty():
-            workers.append(self._slots.get_nowait())
-        for worker in workers:
+        for worker in [self._slots.get_nowait() for _ in range(self._slots.qsize())]:
             if worker:
                 worker.end()
             self._slots.put(None)

@@ -7,8 +7,8 @@ from fractions import Fraction
 import pytest
 
 from mlxmath.grading import faithfulness, form
-from mlxmath.grading.equations import equations
 from mlxmath.grading.expression import NotArithmetic, evaluate
+from mlxmath.grading.faithfulness import equations
 from tests.grading.shared_data import gsm8k
 
 
