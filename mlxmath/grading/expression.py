@@ -37,8 +37,7 @@ _CONSTANTS = {"pi": math.pi, "e": math.e}
 _TIMES = {"*", "\\cdot", "\\times", "\\ast"}
 _OVER = {"/", "\\div"}
 _MOD = {"\\bmod", "\\mod", "mod"}
-_FACTORS = {"(", "[", "{", "e", "pi", "sqrt"}
-"""What multiplies straight behind a factor, as LaTeX commands do."""
+_FACTORS = {"(", "[", "{", "e", "pi", "sqrt"}  # what multiplies straight behind a factor, as LaTeX commands do
 _CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|"}
 
 

@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 
 from mlxmath.grading.expression import NotArithmetic, Value, evaluate
 from mlxmath.grading.normal import as_count
@@ -82,6 +83,7 @@ class Quantity:
     """Significant digits of a decimal number."""
 
 
+@lru_cache(maxsize=4096)
 def parse_quantity(text: str) -> Quantity | None:
     """Read normalized text as a number with an optional percent sign or unit; None if it is anything else."""
     if not text or len(text) > 300:
