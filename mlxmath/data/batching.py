@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.models.row_caches import SharedPrompts
+from mlxmath.models.layouts import SharedPrompts
 
 LOOK_AHEAD_STEPS = 64
 """Windows whose rows are sorted by length together. More save padding; fewer mix the lengths better."""

@@ -16,8 +16,8 @@ from mlxmath.generation.decode import Decoder, Prefix, prefilled_prefix
 from mlxmath.generation.ending import completes_stop, cut, load_generation_tokenizer, stop_strings
 from mlxmath.generation.neighbours import way_of
 from mlxmath.generation.sampling import Sampling, draw, uniforms
+from mlxmath.models.checks import check_ids
 from mlxmath.models.shared_prefix import cannot_share_prefixes
-from mlxmath.models.vocabulary import check_ids
 
 __all__ = ["Completion", "Sampling", "generate_batch", "load_generation_tokenizer", "seed_of", "stream"]
 

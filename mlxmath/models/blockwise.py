@@ -15,7 +15,7 @@ An MLP whose input counts for more than SwiGLU, as that of experts does, is one 
 again in the backward pass. Which it is, and whether the blocks are put together like this at all, is decided by their
 gradients (`mlxmath.models.trust`). What comes before the first block and after the last is the model's own.
 
-`mlxmath.models.segments` has the four that are not a kernel, `mlxmath.models.trained` their gradients.
+`mlxmath.models.segments` has the four that are not a kernel, `mlxmath.models.segments` their gradients.
 
 Shapes: B rows, L positions, D hidden width.
 """
@@ -32,12 +32,11 @@ from mlx.utils import tree_flatten
 from mlxmath.models import segments
 from mlxmath.models.blocks import kinds_of, only, path_of_blocks
 from mlxmath.models.calls import given_to, standing_in, without_dropout
-from mlxmath.models.kernels.base import Kernels
-from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.kernels.portable import Kernels, PortableKernels
 from mlxmath.models.layouts import Attended, Layout, Output, PromptRows, Rows
+from mlxmath.models.linear import left_to_mlx
 from mlxmath.models.lm_head import Split, split
-from mlxmath.models.numpy_linear import left_to_mlx
-from mlxmath.models.trained import Gradients, Replay, Trained, summed, vjp
+from mlxmath.models.segments import Gradients, Replay, Trained, summed, vjp
 from mlxmath.models.trust import ERRORS, Outcome, autodiff, cotangent_of, disagreement, remembered, stand_in, tokens_of
 
 _LONG = 1 << 20

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from mlxmath.errors import MlxmathError
-from mlxmath.models.kernels.base import Kernels
 from mlxmath.models.kernels.cpu import view
+from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.lm_head import Head
 from mlxmath.models.memory import HEAD_CHUNK_BYTES
 

@@ -6,9 +6,12 @@ The parts are the model's own. Its call is left where it calls its output layer,
 it, in whatever shells it sits; and what stands between the output layer and the logits (a scale, a soft cap) is seen
 from what the model makes of given numbers.
 
+A reward model has a score head besides: a vector whose scalar product with a hidden state is a score.
+
 Shapes: B rows, L positions, D hidden width, V vocabulary, N positions.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +20,12 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from mlxmath.errors import MlxmathError
 from mlxmath.models.blocks import path_of_blocks
 from mlxmath.models.calls import given_to, made_by, standing_in, without_dropout
 from mlxmath.models.kernels.cpu import product
+from mlxmath.models.linear import dequantized, left_to_mlx, packed_of, products_of
 from mlxmath.models.memory import QUANTIZED_HEAD_SLICE
-from mlxmath.models.numpy_linear import left_to_mlx
-from mlxmath.models.quantized import dequantized, packed_of, products_of
 
 _LAYERS = nn.Linear | nn.Embedding | nn.QuantizedLinear | nn.QuantizedEmbedding
 _TOKENS = mx.zeros((1, 2), mx.int32)
@@ -225,3 +228,18 @@ def _trains(module: nn.Module) -> bool:
         isinstance(value, mx.array) and module.trainable_parameter_filter(module, key, value)
         for key, value in module.items()
     )
+
+
+def add_score_head(model: nn.Module) -> None:
+    """Give the model a trainable `score`, (1, D) in float32, drawn normally with deviation 1 / √(D + 1).
+
+    Raises:
+        MlxmathError: the model's hidden states cannot be had.
+    """
+    parts = split(model)
+    if isinstance(parts, str):
+        raise MlxmathError(f"a reward model needs hidden states, which this model does not give: {parts}.")
+    width = parts.hidden(mx.array([[0]])).shape[-1]
+    model.score = nn.Linear(width, 1, bias=False)
+    model.score.weight = mx.random.normal((1, width)) / math.sqrt(width + 1)
+    mx.eval(model.score.weight)

@@ -9,9 +9,8 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path
 
 from mlxmath.errors import MlxmathError
-from mlxmath.models.finite import check_finite
-from mlxmath.models.numpy_linear import use_numpy
-from mlxmath.models.quantized import use_products
+from mlxmath.models.checks import check_finite
+from mlxmath.models.linear import use_numpy, use_products
 from mlxmath.runtime.blas import blas_is_missing
 from mlxmath.runtime.files import read_json
 from mlxmath.weights.architecture import probe

@@ -20,7 +20,7 @@ import numpy as np
 from mlx_lm.models.cache import BatchKVCache, KVCache, make_prompt_cache
 from numpy.typing import NDArray
 
-from mlxmath.models.row_caches import SharedPrompts, cannot_share
+from mlxmath.models.layouts import SharedPrompts, cannot_share
 
 GROWTH = 64
 """Positions by which the memory for a row's own keys and values grows, or an eighth of it if that is more."""

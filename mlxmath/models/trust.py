@@ -17,9 +17,9 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mlxmath.models.blocks import few_of, kinds_of, only
 from mlxmath.models.calls import without_dropout
-from mlxmath.models.numpy_linear import left_to_mlx
-from mlxmath.models.row_caches import PackedCache, SharedPrompts, example
-from mlxmath.models.trained import Gradients
+from mlxmath.models.layouts import PackedCache, SharedPrompts, example
+from mlxmath.models.linear import left_to_mlx
+from mlxmath.models.segments import Gradients
 
 NUM_TOKENS = 16
 """On which a way is tried."""

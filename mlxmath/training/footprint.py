@@ -24,15 +24,14 @@ from mlxmath.data.batching import Batch
 from mlxmath.errors import MlxmathError
 from mlxmath.models.blocks import kinds_of
 from mlxmath.models.kernels.select import kernels_for
+from mlxmath.models.linear import left_to_mlx
 from mlxmath.models.linear_ce import LossHead
 from mlxmath.models.load import suit
-from mlxmath.models.lora.embodied import VOCABULARY, embody, own_arrays, unpacked_bytes
 from mlxmath.models.lora.inject import adapter_arrays, inject, open_blocks
 from mlxmath.models.lora.layers import EXPERTS
 from mlxmath.models.lora.targets import first_block
 from mlxmath.models.measured import Counted, Growth, Measured, Parabola
-from mlxmath.models.numpy_linear import left_to_mlx
-from mlxmath.models.skeleton import skeleton, weight_bytes
+from mlxmath.models.skeleton import VOCABULARY, embody, own_arrays, skeleton, unpacked_bytes, weight_bytes
 from mlxmath.models.trust import ERRORS, apart
 from mlxmath.runtime.device import DeviceInfo, machine_memory_bytes
 from mlxmath.training.gradients import AutodiffGradients, BlockwiseGradients, choose_gradients

@@ -20,12 +20,11 @@ from mlx.utils import tree_unflatten
 from mlxmath.data.batching import Batch, packed_mask
 from mlxmath.models.blocks import only
 from mlxmath.models.blockwise import Blockwise
-from mlxmath.models.kernels.base import Kernels
-from mlxmath.models.layouts import ContinuedRows, Layout, PromptRows, Rows
+from mlxmath.models.kernels.portable import Kernels
+from mlxmath.models.layouts import ContinuedRows, Layout, PackedCache, PromptRows, Rows, SharedPrompts, continued
 from mlxmath.models.linear_ce import FullLogits, FusedHead, LossHead
 from mlxmath.models.lm_head import Head, Split, called, split
-from mlxmath.models.row_caches import PackedCache, SharedPrompts, continued
-from mlxmath.models.trained import summed
+from mlxmath.models.segments import summed
 from mlxmath.models.trust import Outcome, Trial
 
 Tree = Any

@@ -6,27 +6,40 @@ Shapes: N target positions, B = 2 P rows (chosen, rejected, chosen, …), P pair
 `LossHead`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+from numpy.typing import NDArray
 
 from mlxmath.config.load import Resolved
 from mlxmath.config.methods import RewardModelConfig
-from mlxmath.data.batching import Batch, PairTargets
+from mlxmath.config.schema import TrainingConfig
+from mlxmath.data.batching import Batch, BatchSampler, PairTargets, Shape
+from mlxmath.data.cache import TokenRows
 from mlxmath.data.load import check_pairs, load_pairs
+from mlxmath.data.pairs import LastTokens
+from mlxmath.data.problem import Problem
+from mlxmath.data.render import encode_prompt
+from mlxmath.data.templates import get_template, recorded_template
+from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.linear_ce import LossHead
-from mlxmath.models.lora.adapter import REWARD_MODEL
-from mlxmath.models.score import add_score_head
+from mlxmath.models.lm_head import add_score_head
+from mlxmath.models.lora.adapter import REWARD_MODEL, load_reward_model
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.events import Callback
-from mlxmath.training.gradients import Gradients, Tree
+from mlxmath.training.gradients import Gradients, Tree, choose_gradients
+from mlxmath.training.grpo.rewards import Sample
 from mlxmath.training.logging import RunLogger
 from mlxmath.training.pairs import REWARDS, pairs_of, reward_sums, row_sums
 from mlxmath.training.setup import Run
 from mlxmath.training.trainer import Trainer, TrainResult
+from mlxmath.training.workers import Workers
 
 
 def reward_model(settings: Resolved, ranks: Ranks | None = None, callback: Callback | None = None) -> TrainResult:
@@ -146,3 +159,76 @@ def with_score(model: nn.Module, batch: Batch) -> Batch:
     rows = mx.arange(batch.targets_N.size)  # of rows that are not pairs, each with one target
     pairs = batch.extra if isinstance(batch.extra, PairTargets) else PairTargets(rows, mx.ones_like(rows), rows)
     return replace(batch, extra=pairs._replace(score_D=model.score.weight[0]))
+
+
+class RewardModel:
+    """A reward model as a reward function; see `mlxmath.training.grpo.rewards`.
+
+    Args:
+        base: a replica of the base, which becomes the reward model.
+        folder: of the reward model.
+        base_fingerprint: of the base.
+        tokenizer: of the base.
+        training: the run's; its batching is used.
+        max_tokens: padded tokens in a micro-batch.
+        shape: of the batches.
+        kernels: the device's.
+        num_workers: micro-batches computed at once.
+
+    Raises:
+        MlxmathError: `folder` holds no reward model, or one of another base.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        folder: Path,
+        base_fingerprint: str,
+        tokenizer: Any,
+        training: TrainingConfig,
+        *,
+        max_tokens: int,
+        shape: Shape,
+        kernels: Kernels,
+        num_workers: int = 1,
+    ) -> None:
+        random_state = mx.array(mx.random.state[0])
+        record = load_reward_model(base, folder, base_fingerprint)
+        mx.random.state[0][:] = random_state
+        base.freeze()
+        base.eval()
+        template = recorded_template(record, folder) or get_template("plain")
+        self._template = template.for_tokenizer(tokenizer).verbatim()
+        self._tokenizer, self._model = tokenizer, base
+        self._training, self._max_tokens, self._shape = training, max_tokens, shape
+        self._workers = Workers(base, lambda each: choose_gradients(each, scores, kernels, compiled=False), num_workers)
+
+    def __call__(self, samples: Sequence[Sample]) -> list[float]:
+        """The score of each completion; one that was cut off is scored without an end."""
+        tokens = [self._tokens(sample) for sample in samples]
+        offsets = np.cumsum([0, *map(len, tokens)])
+        flat = np.concatenate(tokens)
+        rows = LastTokens(TokenRows(flat, np.zeros(len(flat), np.uint8), offsets))
+        sampler = BatchSampler(rows, self._training, self._max_tokens, self._shape, self._workers.count)
+        step = sampler.step(np.arange(len(rows)), 0, 0)
+
+        def work(gradients: Gradients, share: tuple[int, ...]) -> dict[int, float]:
+            found: dict[int, float] = {}
+            for index in share:
+                batch = step.batch(index)
+                values: list[float] = gradients.loss(with_score(self._model, batch)).tolist()
+                found |= zip(batch.row_ids, values, strict=False)
+            return found
+
+        parts = self._workers.run(work, step.shares(self._workers.count))
+        by_row = {row: value for part in parts for row, value in part.items()}
+        return [by_row[row] for row in range(len(samples))]
+
+    def _tokens(self, sample: Sample) -> NDArray[np.uint32]:
+        text = self._template.render(Problem("", sample.question, solution=sample.completion))
+        ids = encode_prompt(self._tokenizer, text)
+        if any(segment.is_control for segment in text):  # it has its end
+            ids = ids[:-1] if sample.truncated else ids
+        elif not sample.truncated:
+            ids = [*ids, self._tokenizer.eos_token_id]
+        return np.array(ids, np.uint32)

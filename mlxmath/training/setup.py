@@ -13,14 +13,13 @@ from mlxmath.config.schema import RunConfig
 from mlxmath.data.batching import Shape
 from mlxmath.data.templates import get_template
 from mlxmath.errors import InputError
+from mlxmath.models.checks import check_ids, refuse_untrainable
 from mlxmath.models.kernels.select import kernels_for
 from mlxmath.models.load import load_model
 from mlxmath.models.lora.adapter import WEIGHTS, adapter_config, load_initial
 from mlxmath.models.lora.inject import inject, open_blocks
 from mlxmath.models.memory import Batching
 from mlxmath.models.tuning import tune_for_training
-from mlxmath.models.unsupported import refuse_untrainable
-from mlxmath.models.vocabulary import check_ids
 from mlxmath.runtime.console import say, warn
 from mlxmath.runtime.device import open_backend
 from mlxmath.runtime.files import read_json, sha256

@@ -41,11 +41,12 @@ from mlxmath.training.checkpoint import Ending, Position, Saver, Stateful, check
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.events import EVENTS, StepReport, read_events
 from mlxmath.training.gradients import Gradients
+from mlxmath.training.held_out import HeldOut, held_out_rows
 from mlxmath.training.logging import RunLogger
 from mlxmath.training.optimizers import make_optimizer
-from mlxmath.training.pace import Pace
+from mlxmath.training.schedule import Pace
 from mlxmath.training.setup import Run
-from mlxmath.training.validation import BEST, Best, HeldOut, Validation, held_out_rows
+from mlxmath.training.validation import BEST, Best, Validation
 from mlxmath.training.workers import Workers
 
 MAX_BAD_STEPS = 5

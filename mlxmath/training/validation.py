@@ -10,16 +10,12 @@ is held out, a fixed seeded part of it is measured on, chosen once, before the f
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-import numpy as np
-
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.data.batching import BatchSampler, StepBatch
 from mlxmath.errors import MlxmathError
 from mlxmath.models.lora.adapter import CONFIG, WEIGHTS, save_arrays
 from mlxmath.models.lora.inject import adapter_arrays
@@ -27,8 +23,8 @@ from mlxmath.runtime.console import duration, say, warn
 from mlxmath.runtime.files import atomic_folder, disk_errors, link_or_copy
 from mlxmath.training.checkpoint import Checkpoint, Ending, Position
 from mlxmath.training.deadline import Deadline, StopRequest
-from mlxmath.training.gradients import Gradients
-from mlxmath.training.pace import MARKS
+from mlxmath.training.held_out import LOSS, HeldOut
+from mlxmath.training.schedule import MARKS
 from mlxmath.training.workers import Workers
 
 BEST = "best"
@@ -43,53 +39,8 @@ the last share."""
 _STEPS_BETWEEN, _PARTS = 25, 8
 """Unless told otherwise, a run whose epochs are long is measured after each of 8 parts, of at least 25 steps."""
 
-Found = tuple[float, int, *tuple[float, ...]]
-"""What is measured, how many items it is the mean of, and means of other things."""
-
 _SAVED_BEST = "best.safetensors"
 _SECTION = "validation"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What is measured on the held-out items, by its name in run.json and in the kept adapters."""
-
-    name: str
-    higher_is_better: bool = False
-
-    def is_better(self, one: float, other: float, by: float = 0.0) -> bool:
-        """Whether `one` is better than `other` by more than `by`; nothing that is not finite is better."""
-        return (one > other + by) if self.higher_is_better else (one < other - by)
-
-    @property
-    def worst(self) -> float:
-        """What everything finite is better than."""
-        return -math.inf if self.higher_is_better else math.inf
-
-
-LOSS = Metric("loss")
-"""Nats an item that counts: a target token, or a pair."""
-ACCURACY = Metric("accuracy", higher_is_better=True)
-"""Share of problems answered rightly."""
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """What a run is measured on, in a seeded order.
-
-    All ranks measure together, and get the same.
-    """
-
-    num_items: int
-    unit: str
-    """What the items are, for people: "sequences", "pairs", "problems"."""
-    measure: Callable[[int, Callable[[], bool]], Found | None]
-    """On the first so many items, given `stopped`; None if `stopped()` came true."""
-    step_items: float
-    """An optimizer step takes about as long as measuring so many items."""
-    at_once: int = 1
-    """Items that are computed together: fewer take as long."""
-    metric: Metric = LOSS
 
 
 @dataclass(frozen=True)
@@ -118,77 +69,6 @@ class Measurement:
     def is_best(self) -> bool:
         """Whether this is the best so far."""
         return self.best is not None and self.best.step == self.step
-
-
-def mean_loss(
-    workers: Workers, steps: Iterable[StepBatch], stopped: Callable[[], bool] = lambda: False
-) -> Found | None:
-    """Mean loss over all target tokens of `steps`, each token counting the same, in evaluation mode.
-
-    Each rank computes a part; all get the same.
-
-    Returns:
-        The mean, the number of target tokens and the means of what the objective reports besides, or None if
-        `stopped()` came true before the last micro-batch.
-    """
-    random_state = mx.array(mx.random.state[0])
-    model, training = workers.model, workers.model.training
-    model.eval()
-
-    def work(gradients: Gradients, share: tuple[tuple[StepBatch, int], ...]) -> list[tuple[int, list[float]]]:
-        found: list[tuple[int, list[float]]] = []
-        for step, index in share:
-            if stopped():
-                break
-            batch = step.batch(index)
-            found.append((batch.num_targets, gradients.loss(batch).reshape(-1).tolist()))
-        return found
-
-    try:
-        micro_batches = [(step, index) for step in steps for index in range(len(step.micro_batches))]
-        shares = [tuple(micro_batches[first :: workers.num_in_all]) for first in range(workers.num_in_all)]
-        own = [one for part in workers.run(work, workers.own(shares)) for one in part]
-    finally:
-        model.train(training)
-        mx.random.state[0][:] = random_state
-    found = [one for part in workers.ranks.gather("validation", own) for one in part]
-    if len(found) < len(micro_batches):
-        return None
-    num_targets = sum(targets for targets, _ in found)
-    columns = zip(*(sums for _, sums in found), strict=True)
-    loss, *metrics = (
-        (math.fsum(column) if all(map(math.isfinite, column)) else math.nan) / num_targets for column in columns
-    )
-    return loss, num_targets, *metrics
-
-
-def seeded_order(num_items: int, seed: int) -> list[int]:
-    """The order in which held-out items are taken."""
-    found: list[int] = np.random.default_rng([seed, 1]).permutation(num_items).tolist()
-    return found
-
-
-def held_out_rows(workers: Workers, sampler: BatchSampler, config: TrainingConfig, unit: str) -> HeldOut:
-    """Held-out rows (or pairs), of which the mean loss is measured.
-
-    Args:
-        workers: compute it.
-        sampler: of all held-out rows; its steps are not used, only how rows share micro-batches.
-        config: batch size and seed.
-        unit: what the rows are.
-    """
-    order = np.array(seeded_order(len(sampler.rows), config.seed), np.int64)
-    per_window = config.batch_size * config.grad_accumulation_steps
-
-    def measure(count: int, stopped: Callable[[], bool]) -> Found | None:
-        chosen = order[:count]
-        by_length = chosen[np.argsort(sampler.rows.lengths[chosen], kind="stable")]
-        size = 64 * per_window
-        parts = [by_length[start : start + size] for start in range(0, count, size)]
-        return mean_loss(workers, [sampler.step(part, 0, index) for index, part in enumerate(parts)], stopped)
-
-    # a backward pass takes no less than a forward one
-    return HeldOut(len(order), unit, measure, step_items=2.0 * per_window, at_once=workers.num_in_all)
 
 
 class Validation:

@@ -25,13 +25,13 @@ from mlx_lm.utils import load_model as mlx_lm_load_model
 from mlxmath.config.schema import LoraConfig, ModelConfig, RunConfig, RuntimeConfig
 from mlxmath.data.batching import Batch, Shape, make_batch, make_packed
 from mlxmath.generation.engine import Sampling, generate_batch, load_generation_tokenizer
+from mlxmath.models.checks import CANNOT_BE_TRAINED
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.kernels.select import kernels_for
+from mlxmath.models.layouts import SharedPrompts
 from mlxmath.models.load import load_model
 from mlxmath.models.lora.adapter import adapter_config, save_config, save_weights
 from mlxmath.models.lora.inject import Injected, adapter_arrays, inject
-from mlxmath.models.row_caches import SharedPrompts
-from mlxmath.models.unsupported import CANNOT_BE_TRAINED
 from mlxmath.runtime.device import open_backend
 from mlxmath.training.gradients import Gradients, choose_gradients
 from mlxmath.training.plan import describe, planned

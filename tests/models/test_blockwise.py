@@ -10,14 +10,14 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import gemma2, phi3, qwen2, qwen3
 
 from mlxmath.config.schema import LoraConfig
-from mlxmath.models import numpy_linear
+from mlxmath.models import linear
 from mlxmath.models.blockwise import Blockwise
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.layouts import Rows
+from mlxmath.models.linear import use_numpy
 from mlxmath.models.lm_head import split
 from mlxmath.models.lora.inject import inject
-from mlxmath.models.numpy_linear import use_numpy
 from tests.conftest import make_tiny_llama
 
 SIZES: dict[str, Any] = {
@@ -109,7 +109,7 @@ def test_numpy_products_and_only_those_that_are_needed(monkeypatch: pytest.Monke
     use_numpy(model)
     blocks = Blockwise(model, CpuKernels(), checkpoint_every)
     counts = []
-    monkeypatch.setattr(numpy_linear.np, "matmul", lambda a, b: counts.append(1) or a @ b)
+    monkeypatch.setattr(linear.np, "matmul", lambda a, b: counts.append(1) or a @ b)
     found, tape = blocks.forward(Rows(mx.array(TOKENS)))
     np.testing.assert_allclose(np.array(found), np.array(hidden), rtol=1e-5, atol=1e-5)
     assert len(counts) == 3 * 7  # blocks, linear layers

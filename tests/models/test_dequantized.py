@@ -5,8 +5,8 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+from mlxmath.models.linear import FEW_ROWS, DequantizedLinear, use_products
 from mlxmath.models.lm_head import Head
-from mlxmath.models.quantized import FEW_ROWS, DequantizedLinear, use_products
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -5,9 +5,9 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-import mlxmath.models.finite as finite
+import mlxmath.models.checks as finite
 from mlxmath.errors import MlxmathError
-from mlxmath.models.finite import check_finite
+from mlxmath.models.checks import check_finite
 from mlxmath.models.load import load_model
 from tests.models.architectures import write
 

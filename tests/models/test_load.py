@@ -13,8 +13,8 @@ from mlx.utils import tree_flatten
 from mlxmath.config.schema import ModelConfig
 from mlxmath.errors import MlxmathError
 from mlxmath.generation.engine import Sampling, generate_batch, stream
+from mlxmath.models.checks import num_embeddings
 from mlxmath.models.load import load_model
-from mlxmath.models.vocabulary import num_embeddings
 from mlxmath.weights.convert import ensure_model
 from tests.conftest import make_tiny_llama
 from tests.weights.handmade import LLAMA, llama_folder

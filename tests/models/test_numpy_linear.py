@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from mlxmath.config.schema import LoraConfig
+from mlxmath.models.linear import NumpyLinear, use_numpy
 from mlxmath.models.load import load_model
 from mlxmath.models.lora.inject import inject
-from mlxmath.models.numpy_linear import NumpyLinear, use_numpy
 from mlxmath.weights.hub import DEMO_FOLDER
 from tests.conftest import make_tiny_llama
 

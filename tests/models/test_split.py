@@ -11,9 +11,8 @@ from mlx.utils import tree_map
 from mlxmath.config.schema import LoraConfig
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.linear_ce import linear_cross_entropy
-from mlxmath.models.lm_head import Split, split
+from mlxmath.models.lm_head import Split, add_score_head, split
 from mlxmath.models.lora.inject import inject
-from mlxmath.models.score import add_score_head
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.sft import sft_loss
 from tests.models import architectures

@@ -109,11 +109,9 @@ def test_a_way_with_right_outputs_and_wrong_gradients_is_not_taken(
 
 
 def test_a_missing_gradient_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlxmath.models import trained
-
     model = random_adapters(make_tiny_llama(), targets=("q_proj", "down_proj"))
-    of = trained.Trained.of
-    monkeypatch.setattr(trained.Trained, "of", lambda block: trained.Trained(of(block).attention, []))
+    of = segments.Trained.of
+    monkeypatch.setattr(segments.Trained, "of", lambda block: segments.Trained(of(block).attention, []))
     assert "not all have a gradient" in chosen(model).how
 
 

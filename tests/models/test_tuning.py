@@ -7,9 +7,9 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlxmath.models import attention, tuning
+from mlxmath.models import tuning
+from mlxmath.models.linear import PACKED, DequantizedLinear, Products, products_of
 from mlxmath.models.lm_head import Head
-from mlxmath.models.quantized import PACKED, DequantizedLinear, Products, products_of
 from tests.conftest import make_tiny_llama
 from tests.models import architectures
 
@@ -95,18 +95,18 @@ def test_the_head_multiplies_as_its_layer_says(monkeypatch: pytest.MonkeyPatch) 
      (64, "float32", "float32")],
 )  # fmt: skip
 def test_why_attention_is_not_fused(width: int, dtype: str, words: str | None) -> None:
-    reason = attention.why_not_fused(width, width, getattr(mx, dtype))
+    reason = tuning.why_not_fused(width, width, getattr(mx, dtype))
     assert reason is None if words is None else words in (reason or "")
 
 
 def test_the_run_says_how_attention_is_computed(tiny_llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert attention.attention_note(tiny_llama) == ""
+    assert tuning.attention_note(tiny_llama) == ""
     monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu, 0))
-    assert "not fused" in attention.attention_note(tiny_llama) and "float32" in attention.attention_note(tiny_llama)
+    assert "not fused" in tuning.attention_note(tiny_llama) and "float32" in tuning.attention_note(tiny_llama)
     tiny_llama.set_dtype(mx.bfloat16)
-    assert "CPU backend" in attention.attention_note(tiny_llama)  # the device's own word
-    monkeypatch.setattr(attention, "_refusal", lambda *_: None)
-    assert attention.attention_note(tiny_llama).startswith("attention fused by cuDNN")
+    assert "CPU backend" in tuning.attention_note(tiny_llama)  # the device's own word
+    monkeypatch.setattr(tuning, "_refusal", lambda *_: None)
+    assert tuning.attention_note(tiny_llama).startswith("attention fused by cuDNN")
     in_a_shell, _ = architectures.make("gemma3")
-    assert "own code" in attention.attention_note(in_a_shell)
+    assert "own code" in tuning.attention_note(in_a_shell)

@@ -15,8 +15,8 @@ from mlxmath.data.batching import Shape, StepBatch
 from mlxmath.data.pairs import Pairs, PairSampler
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.lm_head import add_score_head
 from mlxmath.models.load import load_model
-from mlxmath.models.score import add_score_head
 from mlxmath.training.accumulate import StepSums, accumulate
 from mlxmath.training.dpo import ReferenceLogprobs, WithReference, completion_logprobs, dpo_loss, frozen
 from mlxmath.training.gradients import choose_gradients

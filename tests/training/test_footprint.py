@@ -162,7 +162,7 @@ def test_experts_that_stand_for_all_cost_as_much(monkeypatch: pytest.MonkeyPatch
 
     few, many = kept(4), kept(512)
     assert many.kept.at(256, 256) < 1.2 * few.kept.at(256, 256)
-    monkeypatch.setattr("mlxmath.models.lora.embodied._SHARE", 0)
+    monkeypatch.setattr("mlxmath.models.skeleton._SHARE", 0)
     footprint._measured.cache_clear()
     assert kept(4).kept.at(256, 256) == pytest.approx(few.kept.at(256, 256), rel=0.01), "one row stands for all"
     footprint._measured.cache_clear()

@@ -21,8 +21,9 @@ from mlxmath.models.lora.inject import inject
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.grpo.loss import grpo_loss
+from mlxmath.training.grpo.report import RolloutReport
 from mlxmath.training.grpo.rewards import Rewards, Sample
-from mlxmath.training.grpo.rollouts import RolloutReport, Rollouts
+from mlxmath.training.grpo.rollouts import Rollouts
 from mlxmath.training.grpo.sampling import CompletionSampler, Prompt, right_answers
 from mlxmath.training.workers import Workers
 from tests.conftest import make_tiny_llama

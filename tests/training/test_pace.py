@@ -11,8 +11,7 @@ from mlxmath.config.schema import TrainingConfig
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.checkpoint import Checkpoint, Position
 from mlxmath.training.deadline import Deadline
-from mlxmath.training.pace import MARKS, Pace
-from mlxmath.training.schedule import learning_rates
+from mlxmath.training.schedule import MARKS, Pace, learning_rates
 
 CONFIG = TrainingConfig(learning_rate=1.0, schedule="cosine", warmup_ratio=0.05)
 

@@ -21,20 +21,19 @@ from mlxmath.grading import grade
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.linear_ce import FullLogits
+from mlxmath.models.lm_head import add_score_head
 from mlxmath.models.lora.adapter import CONFIG, WEIGHTS, adapter_config, load_adapter, read_reward_model, save_weights
 from mlxmath.models.lora.inject import adapter_arrays, inject, open_blocks
-from mlxmath.models.score import add_score_head
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.accumulate import accumulate
 from mlxmath.training.checkpoint import Checkpoint, Position
 from mlxmath.training.dpo import ReferenceLogprobs, WithReference, completion_logprobs, dpo_loss, frozen
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.grpo.rewards import Sample
-from mlxmath.training.grpo.scorer import RewardModel
+from mlxmath.training.held_out import mean_loss
 from mlxmath.training.pairs import REWARDS
-from mlxmath.training.reward_model import RewardGradients, bradley_terry_loss, scores, with_score
+from mlxmath.training.reward_model import RewardGradients, RewardModel, bradley_terry_loss, scores, with_score
 from mlxmath.training.trainer import apply_gradients
-from mlxmath.training.validation import mean_loss
 from mlxmath.training.workers import Workers, replica
 from tests.conftest import FakeRows, make_tiny_llama
 

@@ -24,10 +24,10 @@ from mlxmath.training.checkpoint import Checkpoint, Position
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.grpo import rollouts
-from mlxmath.training.grpo.loss import grpo_loss, target_logprobs
-from mlxmath.training.grpo.reference import Reference
+from mlxmath.training.grpo.loss import Reference, grpo_loss, target_logprobs
+from mlxmath.training.grpo.report import RolloutReport, Silence
 from mlxmath.training.grpo.rewards import Scores
-from mlxmath.training.grpo.rollouts import RolloutReport, Rollouts, Silence
+from mlxmath.training.grpo.rollouts import Rollouts
 from mlxmath.training.grpo.sampling import CompletionSampler, Prompt
 from mlxmath.training.workers import Workers
 from tests.conftest import make_tiny_llama

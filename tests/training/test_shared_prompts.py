@@ -19,8 +19,7 @@ from mlxmath.models.lora.inject import inject
 from mlxmath.training.accumulate import accumulate
 from mlxmath.training.gradients import Gradients, choose_gradients
 from mlxmath.training.grpo.batches import RolloutRows, RolloutSampler, Trajectory
-from mlxmath.training.grpo.loss import grpo_loss, target_logprobs
-from mlxmath.training.grpo.reference import Reference
+from mlxmath.training.grpo.loss import Reference, grpo_loss, target_logprobs
 from mlxmath.training.workers import Workers
 from tests.conftest import make_tiny_llama
 from tests.models.test_blockwise import adapted

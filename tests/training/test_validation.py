@@ -31,20 +31,9 @@ from mlxmath.training.checkpoint import Position, newest_checkpoint, save_checkp
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.events import StepReport
 from mlxmath.training.gradients import Gradients, choose_gradients
+from mlxmath.training.held_out import ACCURACY, LOSS, HeldOut, held_out_rows, mean_loss, seeded_order
 from mlxmath.training.sft import sft_loss
-from mlxmath.training.validation import (
-    ACCURACY,
-    BEST,
-    CLOSING_S,
-    LOSS,
-    SHARE,
-    HeldOut,
-    Measurement,
-    Validation,
-    held_out_rows,
-    mean_loss,
-    seeded_order,
-)
+from mlxmath.training.validation import BEST, CLOSING_S, SHARE, Measurement, Validation
 from mlxmath.training.workers import Workers
 from tests.commands.test_train import adapters, debug_run, events, prepared, wait_for_step  # noqa: F401 (fixtures)
 from tests.conftest import FakeRows, make_tiny_llama

@@ -12,10 +12,9 @@ from mlxmath.training.checkpoint import Position
 from mlxmath.training.deadline import Deadline
 from mlxmath.training.events import StepReport
 from mlxmath.training.grpo import logging
-from mlxmath.training.grpo.live import trend
-from mlxmath.training.grpo.logging import RolloutLogger
+from mlxmath.training.grpo.logging import RolloutLogger, trend
 from mlxmath.training.grpo.loss import METRICS
-from mlxmath.training.grpo.rollouts import RolloutReport
+from mlxmath.training.grpo.report import RolloutReport
 
 
 def rollout(number: int, completion: str = "3 + 4 = 7\n#### 7", late: int = 0) -> RolloutReport:

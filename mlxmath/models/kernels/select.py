@@ -1,9 +1,8 @@
 """The kernels of a device."""
 
-from mlxmath.models.kernels.base import Kernels
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.gpu import GpuKernels, works
-from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.kernels.portable import Kernels, PortableKernels
 from mlxmath.runtime.blas import num_usable_cores
 from mlxmath.runtime.console import warn
 from mlxmath.runtime.device import DeviceInfo

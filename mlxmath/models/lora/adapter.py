@@ -10,10 +10,10 @@ import mlx.nn as nn
 
 from mlxmath.config.schema import LoraConfig
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.models.finite import check_finite
+from mlxmath.models.checks import check_finite
+from mlxmath.models.lm_head import add_score_head
 from mlxmath.models.lora.inject import adapter_arrays, open_blocks, put_adapters
 from mlxmath.models.lora.targets import Targets, resolve_keys
-from mlxmath.models.score import add_score_head
 from mlxmath.runtime.files import atomic_file, atomic_json, read_json
 from mlxmath.weights.manifest import same_weights
 

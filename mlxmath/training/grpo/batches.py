@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mlxmath.config.schema import TrainingConfig
 from mlxmath.data.batching import Batch, BatchSampler, Ids, RolloutTargets, Shape, StepBatch, make_batch
-from mlxmath.models.row_caches import SharedPrompts
+from mlxmath.models.layouts import SharedPrompts
 
 _PARTS = 16
 """Parts of a micro-batch: more share prompts more widely, and load the workers less evenly."""

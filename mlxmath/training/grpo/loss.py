@@ -6,15 +6,18 @@ probability now to that at which it was drawn, and the advantage A of its comple
 Shapes: N target positions, R completions, B rows of a micro-batch, X hidden width or vocabulary.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
 from mlxmath.config.methods import GrpoConfig
-from mlxmath.data.batching import Batch, RolloutTargets
+from mlxmath.data.batching import Batch, RolloutTargets, StepBatch
 from mlxmath.models.linear_ce import LossHead
+from mlxmath.models.lora.inject import adapter_arrays
+from mlxmath.runtime.ranks import Ranks
+from mlxmath.training.gradients import Gradients
 
 Floats = NDArray[np.float64]
 
@@ -110,3 +113,38 @@ def grpo_loss(outputs_NX: mx.array, batch: Batch, head: LossHead, *, config: Grp
 def target_logprobs(outputs_NX: mx.array, batch: Batch, head: LossHead, *, temperature: float) -> mx.array:
     """(N,) the log-probability of each target: what is asked of a reference."""
     return head.logprobs(outputs_NX, batch.targets_N, temperature)
+
+
+class Reference:
+    """Log-probabilities under the model as it was at the start: the base, or the adapter that the run started from.
+
+    Args:
+        model: at the start.
+        logprobs: computes `target_logprobs` of a micro-batch.
+        ranks: each computes a part; all get all.
+    """
+
+    def __init__(self, model: Any, logprobs: Gradients, ranks: Ranks | None = None) -> None:
+        self._model, self._logprobs, self._ranks = model, logprobs, ranks or Ranks()
+        self._arrays = {name: mx.array(array) for name, array in adapter_arrays(model).items()}
+        mx.eval(list(self._arrays.values()))
+
+    def __call__(self, step: StepBatch) -> dict[int, list[float]]:
+        """By the row of the step, of each of its targets."""
+        now = adapter_arrays(self._model)
+        self._model.load_weights(list(self._arrays.items()), strict=False)
+        self._model.eval()
+        found: dict[int, list[float]] = {}
+        ranks = self._ranks
+        try:
+            for index, ids in list(enumerate(step.micro_batches))[ranks.rank :: ranks.size]:
+                batch = step.batch(index)
+                values: list[float] = self._logprobs.loss(batch).tolist()
+                assert isinstance(batch.extra, RolloutTargets)
+                rows = batch.extra.rows_N.tolist()[: batch.num_targets]
+                for position, value in zip(rows, values, strict=False):
+                    found.setdefault(ids[position], []).append(value)
+        finally:
+            self._model.load_weights(list(now.items()), strict=False)
+            self._model.train()
+        return {row: values for part in ranks.gather("reference", list(found.items())) for row, values in part}

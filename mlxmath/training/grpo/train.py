@@ -14,16 +14,15 @@ from mlxmath.training.checkpoint import ENDS
 from mlxmath.training.events import Callback
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.grpo.logging import RolloutLogger
-from mlxmath.training.grpo.loss import grpo_loss, target_logprobs
+from mlxmath.training.grpo.loss import Reference, grpo_loss, target_logprobs
 from mlxmath.training.grpo.prompts import Prompts, load_prompts
-from mlxmath.training.grpo.reference import Reference
 from mlxmath.training.grpo.rewards import Rewards
 from mlxmath.training.grpo.rollouts import Rollouts
 from mlxmath.training.grpo.sampling import CompletionSampler, right_answers
-from mlxmath.training.grpo.scorer import RewardModel
+from mlxmath.training.held_out import ACCURACY, HeldOut, seeded_order
+from mlxmath.training.reward_model import RewardModel
 from mlxmath.training.setup import Run
 from mlxmath.training.trainer import Trainer, TrainResult
-from mlxmath.training.validation import ACCURACY, HeldOut, seeded_order
 from mlxmath.training.workers import replica
 
 

@@ -1,18 +1,27 @@
-"""Quantized layers whose weight is dequantized before a product of many rows, where that is faster.
+"""Linear layers whose products are computed otherwise than MLX would.
 
-MLX multiplies by packed weights one row at a time on a CPU: for 256 rows, dequantizing first is some 25 times faster;
-for the single row of a decoding step it is not. On CUDA the forward product of packed weights is a tuned kernel and the
-backward one is not, so there the two directions are measured (`mlxmath.models.tuning`) and chosen separately. The
-dequantized weight lives for one product, in the backward pass too.
+Quantized ones, whose weight is dequantized before a product of many rows, where that is faster. MLX multiplies by
+packed weights one row at a time on a CPU: for 256 rows, dequantizing first is some 25 times faster; for the single row
+of a decoding step it is not. On CUDA the forward product of packed weights is a tuned kernel and the backward one is
+not, so there the two directions are measured (`mlxmath.models.tuning`) and chosen separately. The dequantized weight
+lives for one product, in the backward pass too.
+
+And plain ones in NumPy, for a CPU whose MLX has only the reference BLAS: NumPy's wheels bring a fast one, which MLX
+cannot use; going through it makes a matrix product some twenty times faster.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+
+from mlxmath.models.kernels.cpu import view
 
 FEW_ROWS = 4
 """Rows up to which a CPU's product with packed weights is used."""
@@ -99,3 +108,61 @@ def use_products(model: nn.Module, products: Products = DEQUANTIZED) -> None:
             module.__class__ = DequantizedLinear
         if isinstance(module, DequantizedLinear | nn.QuantizedEmbedding):
             module.products = products
+
+
+@mx.custom_function
+def _now(x: mx.array, weight: mx.array) -> mx.array:
+    x_NI = view(x).reshape(-1, x.shape[-1])
+    return mx.array(np.matmul(x_NI, view(weight).T)).reshape(*x.shape[:-1], weight.shape[0])
+
+
+@mx.custom_function
+def _if_asked_for(x: mx.array, weight: mx.array) -> mx.array:
+    return x @ weight.T
+
+
+def _vjp(primals: Any, cotangent: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
+    x, weight = primals
+    d_NO = cotangent.reshape(-1, weight.shape[0])
+    d_x = mx.array(np.matmul(view(d_NO), view(weight))).reshape(x.shape)
+    return d_x, d_NO.T @ x.reshape(-1, x.shape[-1])  # the second is lazy, and a frozen weight never asks for it
+
+
+_now.vjp(_vjp)
+_if_asked_for.vjp(_vjp)
+
+
+class _Laziness(threading.local):
+    """NumPy computes at once, needed or not. While `on`, products are left to MLX, which computes only what is asked
+    for; gradients still go through NumPy."""
+
+    on = False
+
+
+laziness = _Laziness()
+
+
+@contextmanager
+def left_to_mlx() -> Iterator[None]:
+    """No product is wanted for itself."""
+    was_on, laziness.on = laziness.on, True
+    try:
+        yield
+    finally:
+        laziness.on = was_on
+
+
+class NumpyLinear(nn.Linear):
+    """y = x Wᵀ + b in float32."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Apply the layer."""
+        y = (_if_asked_for if laziness.on else _now)(x, self.weight)
+        return y + self.bias if "bias" in self else y
+
+
+def use_numpy(model: nn.Module) -> None:
+    """Let all plain linear layers of a float32 model compute in NumPy."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = NumpyLinear
