@@ -10,7 +10,6 @@ from typing import Any
 
 import datasets
 import pytest
-from click.testing import CliRunner, Result
 
 import mlxmath.weights.hub as hub
 from mlxmath.commands import infer, recipes, train
@@ -20,6 +19,7 @@ from mlxmath.config.section import DEMO, Section
 from mlxmath.errors import MlxmathError
 from mlxmath.training import sft
 from tests.data.material import write_lines
+from tests.helpers import invoke
 from tests.recipe_parts import PARTS, REPOSITORIES, write_model
 
 USUAL = {"q_proj", "v_proj"}
@@ -40,12 +40,6 @@ SMALLER = {
 """What else is made small. (The others are by their data, and still long enough to get past their warm-up.)"""
 REPEATED = ("deepseek-math-7b-base", "tinyllama-1.1b", DEMO)
 Reads = set[tuple[str, str]]
-
-
-def invoke(command: Any, *arguments: str, code: int = 0) -> Result:
-    result = CliRunner().invoke(command, arguments)
-    assert result.exit_code == code, result.output
-    return result
 
 
 def contents(name: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import adapters, events, run, start, succeed, wait_for_step
+from tests.helpers import adapters, events, kill_at, run, start, succeed, wait_for_step
 
 DEMO_MODEL = Path(__file__).parents[2] / "mlxmath" / "demo" / "model"
 QUICK = (
@@ -57,17 +57,10 @@ def test_same_seed_same_adapters_other_seed_other_adapters(prepared: Path) -> No
 
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(prepared: Path, tmp_path: Path) -> None:
     straight = tmp_path / "straight"
-    straight.mkdir()
-    for name in ("mlx_model", "cache"):
-        shutil.copytree(prepared / name, straight / name)
+    shutil.copytree(prepared, straight)
     succeed(straight, "train", *QUICK)
-
-    for step in (4, 11):  # killed twice, each time after a checkpoint and between two
-        process = start(prepared, "train", *QUICK, *(["--resume"] if step > 4 else []), log=tmp_path / "log")
-        wait_for_step(prepared, step)
-        process.kill()
-        process.wait()
-        assert process.returncode == -signal.SIGKILL
+    kill_at(prepared, 4, "train", *QUICK)  # killed twice, each time after a checkpoint and between two
+    kill_at(prepared, 11, "train", *QUICK, "--resume")
     result = succeed(prepared, "train", *QUICK, "--resume")
     assert "resuming adapters/checkpoints/step-" in result.stderr
     assert adapters(prepared) == adapters(straight)

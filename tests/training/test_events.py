@@ -15,11 +15,10 @@ import pytest
 from mlxmath.runtime.device import MemoryStats
 from mlxmath.training import events
 from mlxmath.training.checkpoint import Position
-from mlxmath.training.curves import plot_loss, plot_pairs, plot_rollouts
 from mlxmath.training.deadline import Deadline
 from mlxmath.training.events import EventLog, StepReport, read_events
-from mlxmath.training.logging import ProgressBar, RunLogger
-from mlxmath.training.validation import Best, Measurement
+from mlxmath.training.held_out import Best, Measurement
+from mlxmath.training.logging import ProgressBar, RunLogger, plot_loss, plot_pairs, plot_rollouts
 
 
 def step_report(step: int, loss: float = 1.0, applied: bool = True) -> StepReport:
