@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from mlxmath.commands.distill import main
 from mlxmath.grading import grade
+from tests.data.material import write_lines
 from tests.distillation.scripted import KEY, Request, Script, completion, scripted, solution, sum_of
 from tests.helpers import ENVIRONMENT, command, invoke, json_lines, run, start, succeed, wait_until
 
@@ -31,9 +32,7 @@ def whole_rows(path: Path) -> list[dict[str, Any]]:
 
 def write_problems(folder: Path, count: int = NUM_PROBLEMS) -> str:
     problems = [{"problem": f"What is {i} + {i + 1}?", "answer": str(2 * i + 1)} for i in range(count)]
-    path = folder / "problems.jsonl"
-    path.write_text("".join(json.dumps(problem) + "\n" for problem in problems))
-    return str(path)
+    return write_lines(folder / "problems.jsonl", problems)
 
 
 def misbehave(request: Request, body: dict[str, Any], attempt: int) -> None:
@@ -221,7 +220,7 @@ def test_what_is_there_is_judged_by_the_golds_of_today(tmp_path: Path, monkeypat
         invoke(main, *given)
         problems = json_lines(tmp_path / "problems.jsonl")
         mended = [problems[0], problems[1] | {"answer": "17"}]
-        Path("problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mended))
+        write_lines(Path("problems.jsonl"), mended)
         invoke(main, *given, "--resume")
         assert server.seen.total() == 2
     kept, rejected = json_lines(Path("distilled/solutions.jsonl")), json_lines(Path("distilled/rejected.jsonl"))
@@ -277,19 +276,19 @@ def test_rank_only_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             (solution(2, 3), "length"),
         ]
     ]  # fmt: skip
-    Path("mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_lines(Path("mine.jsonl"), lines)
     invoke(main, "--rank-only", "mine.jsonl")
     invoke(main, "--rank-only", "mine.jsonl", "--keep", "all")
     assert [row["sample"] for row in json_lines(Path("distilled/solutions.jsonl"))] == [0, 1]
     assert [row["reason"] for row in json_lines(Path("distilled/rejected.jsonl"))] == ["wrong answer", "truncated"]
     assert "| keep | all |" in Path("distilled/card.md").read_text()
-    Path("other.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    write_lines(Path("other.jsonl"), lines[:1])
     assert "choose another --output-path" in invoke(main, "--rank-only", "other.jsonl", code=2).output
     invoke(main, "--rank-only", "other.jsonl", "--overwrite", "--min-characters", "5")
     assert len(json_lines(Path("distilled/solutions.jsonl"))) == 1
     Path("bare.jsonl").write_text(json.dumps({"problem": "1 + 1?", "solution": "\\boxed{2}"}) + "\n")
     assert "no column with the gold answer" in invoke(main, "--rank-only", "bare.jsonl", code=2).output
-    Path("hole.jsonl").write_text(json.dumps(lines[0]) + "\n" + json.dumps(lines[0] | {"answer": None}) + "\n")
+    write_lines(Path("hole.jsonl"), [lines[0], lines[0] | {"answer": None}])
     assert "row 2 of hole.jsonl has no gold answer" in invoke(main, "--rank-only", "hole.jsonl", code=2).output
 
 

@@ -24,18 +24,16 @@ from mlxmath.data.cache import TokenRows
 from mlxmath.data.load import hold_out
 from mlxmath.errors import InputError
 from mlxmath.models.lora.adapter import adapter_config, save_config
-from mlxmath.models.lora.inject import adapter_arrays
 from mlxmath.runtime import files
 from mlxmath.training.accumulate import Workers
 from mlxmath.training.checkpoint import Checkpoint, Position, newest_checkpoint, save_checkpoint
 from mlxmath.training.deadline import Deadline, StopRequest
-from mlxmath.training.events import StepReport
 from mlxmath.training.held_out import ACCURACY, LOSS, HeldOut, Measurement, held_out_rows, mean_loss, seeded_order
 from mlxmath.training.validation import BEST, CLOSING_S, SHARE, Validation
 from tests import loop
 from tests.conftest import FakeRows
 from tests.helpers import adapters, events, kill_at, run, succeed
-from tests.loop import Clock, adamw, fit, gradients_of, workers_of
+from tests.loop import Clock, adamw, gradients_of, workers_of
 
 LORA = LoraConfig(rank=4, dropout=0.5)
 
@@ -137,41 +135,9 @@ def test_measuring_changes_neither_mode_nor_random_state(uneven_rows: FakeRows) 
     assert np.array_equal(before, np.array(mx.random.state[0]))
 
 
-def train(rows: FakeRows, folder: Path, model: nn.Module, validation: "Validation | None" = None) -> Any:
-    losses: list[float] = []
-    mx.random.seed(11)
-
-    def measure(report: StepReport) -> str | None:
-        losses.append(report.loss)
-        return validation.after(report.position) if validation else None
-
-    fit(workers_of(model), windows_of(rows, num_epochs=2), adamw(model), hooks=[measure])
-    return losses, {name: np.array(array) for name, array in adapter_arrays(model).items()}
-
-
 def held_out_of(workers: Workers, rows: FakeRows) -> HeldOut:
     config = TrainingConfig(batch_size=4, grad_accumulation_steps=2)
     return held_out_rows(workers, BatchSampler(rows, config, 256, Shape(32)), config, "sequences")
-
-
-def test_training_is_bit_identical_with_and_without(uneven_rows: FakeRows, tmp_path: Path) -> None:
-    losses, arrays = train(uneven_rows, tmp_path, adapted())
-    model = adapted()
-    measurements: list[Measurement] = []
-    config = TrainingConfig(validation_split=0.1, eval_every=2)
-    save_config(tmp_path, adapter_config(LORA, ("self_attn.q_proj", "self_attn.v_proj")))
-    workers = workers_of(model)
-    validation = Validation(
-        workers, held_out_of(workers, uneven_rows), tmp_path, config, steps_per_epoch=5, total_steps=10,
-        deadline=Deadline(1e9), stop=StopRequest(), listeners=[measurements.append],
-    )  # fmt: skip
-    assert validation.begin(Position()) is None
-    found_losses, found = train(uneven_rows, tmp_path, model, validation)
-    assert not validation.close("finished", Position(10))
-    assert found_losses == losses
-    assert all(np.array_equal(found[name], array) for name, array in arrays.items())
-    assert [m.step for m in measurements] == [0, 2, 4, 6, 8, 10]
-    assert measurements[-1].value < measurements[0].value
 
 
 class Scripted:
