@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from mlxmath.distillation.dataset import DistillResult
     from mlxmath.generation.engine import Completion
     from mlxmath.generation.model import LanguageModel
+    from mlxmath.training.events import TrainResult
     from mlxmath.training.plan import Objective, RunPlan
-    from mlxmath.training.trainer import TrainResult
 
 Callback = Callable[[dict[str, Any]], object]
 """Given each event of a run as it happens: what events.jsonl holds, a dictionary with "event", "step" and figures."""

@@ -10,14 +10,16 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from safetensors.numpy import load_file
 
 REPOSITORY = Path(__file__).parent.parent
@@ -102,15 +104,40 @@ def adapters(folder: Path) -> dict[str, bytes]:
 
 def events(folder: Path) -> list[dict]:
     """What a run in `folder` told programs."""
-    return [json.loads(line) for line in (folder / "adapters" / "events.jsonl").read_text().splitlines()]
+    return json_lines(folder / "adapters" / "events.jsonl")
+
+
+def wait_until(sign: Callable[[], object], what: str = "", seconds: float = 60) -> None:
+    """Wait until there is a sign."""
+    end = time.monotonic() + seconds
+    while not sign():
+        assert time.monotonic() < end, what
+        time.sleep(0.01)
 
 
 def wait_for_step(folder: Path, step: int, seconds: float = 60) -> None:
     """Wait until a run in `folder` has done a step."""
     path = folder / "adapters" / "events.jsonl"
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if path.exists() and any(f'"step": {n},' in path.read_text() for n in range(step, step + 50)):
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"step {step} was not reached")
+    reached = [f'"step": {n},' for n in range(step, step + 50)]
+    is_there = lambda: path.exists() and any(one in path.read_text() for one in reached)  # noqa: E731
+    wait_until(is_there, f"step {step} was not reached", seconds)
+
+
+def kill_at(folder: Path, step: int, *arguments: str) -> None:
+    """Start a run in `folder`, and kill it once it has done a step."""
+    process = start(folder, *arguments, log=folder / "log")
+    wait_for_step(folder, step)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+
+
+def invoke(main: Any, *arguments: str, code: int = 0) -> Result:
+    """A command that ends with `code`, here and now."""
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == code, result.output
+    return result
+
+
+def json_lines(path: Path) -> list[dict]:
+    """The rows of a file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -13,13 +13,13 @@ from mlxmath.config.schema import LoraConfig, RunConfig, TrainingConfig
 from mlxmath.data.batching import BatchSampler, Shape, StepBatch
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.lora.inject import inject
+from mlxmath.training.accumulate import StepSums, Workers, accumulate
 from mlxmath.training.checkpoint import Position
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.events import StepReport
 from mlxmath.training.gradients import Gradients, choose_gradients
 from mlxmath.training.sft import sft_loss
 from mlxmath.training.trainer import Trainer
-from mlxmath.training.workers import Workers
 from tests.conftest import FakeRows, make_tiny_llama
 
 Hook = Callable[[StepReport], str | None]
@@ -29,11 +29,11 @@ def fit(
     workers: Workers,
     batches: Iterable[StepBatch],
     optimizer: optim.Optimizer,
-    learning_rate: Callable[[int], float],
+    learning_rate: Callable[[int], float] = lambda _: 1e-2,
     *,
-    max_grad_norm: float,
-    deadline: Deadline,
-    stop: StopRequest,
+    max_grad_norm: float = 1.0,
+    deadline: Deadline | None = None,
+    stop: StopRequest | None = None,
     hooks: Sequence[Hook] = (),
     position: Position | None = None,
 ) -> tuple[Any, Position]:
@@ -48,7 +48,7 @@ def fit(
     gradients: Any = None
     trainer: Any = Trainer(run, lambda _: gradients)
     trainer.workers, trainer.optimizer, trainer.position = workers, optimizer, position or Position()
-    trainer.deadline, trainer.stop = deadline, stop
+    trainer.deadline, trainer.stop = deadline or Deadline(1e9), StopRequest() if stop is None else stop
     trainer.pace = SimpleNamespace(rate=learning_rate, on_step=lambda _: None)
     trainer._batches, trainer.total_steps = SimpleNamespace(steps=lambda *_: iter(batches)), 1 << 60
     for batch in trainer.steps():
@@ -71,10 +71,21 @@ def gradients_of(model: nn.Module) -> Gradients:
     return choose_gradients(model, sft_loss, PortableKernels(), compiled=False)
 
 
-def adapted(dropout: float = 0.0) -> nn.Module:
+def workers_of(model: nn.Module, count: int = 1) -> Workers:
+    return Workers(model, gradients_of, count)
+
+
+def summed(workers: Workers, window: StepBatch) -> StepSums:
+    """Of a window that nobody stops."""
+    sums = accumulate(workers, window)
+    assert sums is not None
+    return sums
+
+
+def adapted(dropout: float = 0.0, **lora: Any) -> nn.Module:
     model = make_tiny_llama()
     mx.random.seed(5)
-    inject(model, LoraConfig(rank=4, dropout=dropout))
+    inject(model, LoraConfig(rank=4, dropout=dropout, **lora))
     return model
 
 
@@ -82,3 +93,12 @@ def adamw(model: nn.Module) -> optim.Optimizer:
     optimizer = optim.AdamW(1e-2, bias_correction=True)
     optimizer.init(model.trainable_parameters())
     return optimizer
+
+
+class Clock:
+    """Seconds that pass only when told."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now

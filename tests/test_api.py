@@ -136,7 +136,7 @@ def test_the_device_is_as_it_was_after_each_call(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_trainer_that_cannot_begin_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlxmath.training.workers import Workers
+    from mlxmath.training.accumulate import Workers
 
     def used(workers: Any) -> int:
         workers.run(lambda gradients, share: share, [0, 1])

@@ -31,9 +31,8 @@ def run(job: Job) -> Result:
     from mlxmath.runtime.device import BACKENDS
     from mlxmath.training.accumulate import StepSums
     from mlxmath.training.gradients import choose_gradients
-    from mlxmath.training.optimizers import make_optimizer
+    from mlxmath.training.optimizers import apply_gradients, make_optimizer
     from mlxmath.training.sft import sft_loss
-    from mlxmath.training.trainer import apply_gradients
 
     backend = BACKENDS[job["backend"]]()
     device = backend.open(seed=0)

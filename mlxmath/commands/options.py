@@ -17,7 +17,7 @@ from mlxmath.runtime.console import fail, say, shown
 
 if TYPE_CHECKING:
     from mlxmath.runtime.ranks import Ranks
-    from mlxmath.training.trainer import TrainResult
+    from mlxmath.training.events import TrainResult
 
 F = TypeVar("F", bound=Callable[..., Any])
 VERBOSE = "mlxmath.verbose"

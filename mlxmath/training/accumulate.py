@@ -1,25 +1,169 @@
-"""Sums of losses and gradients over the micro-batches of a step, over all workers and ranks."""
+"""Sums of losses and gradients over the micro-batches of a step, over all workers and ranks.
 
+MLX computes element-wise operations on one thread, and a matrix product of a few hundred rows is no faster on two cores
+than two of them on one core each. So on a CPU each worker takes whole micro-batches: a thread, with MLX's own stream
+for it, the products' threads limited to that one. Workers share the weights, which nobody changes meanwhile. On a GPU
+there is one worker, which is the calling thread.
+
+Where several processes train together (`Ranks`), a step is shared out among all workers of all of them.
+"""
+
+import copy
 import functools
 import math
 import operator
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_unflatten
+from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 
-from mlxmath.data.batch import Batch
 from mlxmath.data.batching import StepBatch
+from mlxmath.runtime.blas import limit_threads
 from mlxmath.runtime.ranks import Ranks
-from mlxmath.training.gradients import Gradients
-from mlxmath.training.workers import Workers
+from mlxmath.training.gradients import Gradients, Tree
 
-Tree = Any
+Share = TypeVar("Share")
+Result = TypeVar("Result")
 _DIGIT = 4096
 """Counts travel as two digits of this base: float32 holds integers to 2**24 only."""
+
+
+class Workers:
+    """Computes shares of a window side by side.
+
+    Args:
+        model: its arrays are shared, also those that training replaces later.
+        gradients_of: makes the loss and gradients of a model; called for `model` and for each replica.
+        count: shares at a time.
+        ranks: the processes that train together; each may have another `count`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        gradients_of: Callable[[nn.Module], Gradients],
+        count: int = 1,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.model, self.ranks = model, ranks or Ranks()
+        counts: list[int] = self.ranks.gather("workers", count)
+        self.num_in_all = sum(counts)
+        """Shares at a time on all ranks together."""
+        self._before = sum(counts[: self.ranks.rank])
+        self._replicas = [replica(model) for _ in range(count - 1)]
+        self._gradients = [gradients_of(each) for each in (model, *self._replicas)]
+        # the same threads for the whole run: MLX makes a stream for each, and keeps it when the thread has ended
+        self._threads = [ThreadPoolExecutor(1, "worker", _Stream.end_with_thread) for _ in self._replicas]
+        mx.eval([each.state for each in (model, *self._replicas)])  # a thread cannot evaluate another's graph
+
+    @property
+    def count(self) -> int:
+        """Shares at a time."""
+        return len(self._gradients)
+
+    @functools.cached_property
+    def cannot_share(self) -> str | None:
+        """Why rows cannot go on from prompts that are computed once; None if they can."""
+        return self._on_any_rank(self._gradients[0].cannot_share())
+
+    @functools.cached_property
+    def cannot_pack(self) -> str | None:
+        """Why rows cannot be packed; None if they can."""
+        return self._on_any_rank(self._gradients[0].cannot_pack())
+
+    def _on_any_rank(self, reason: str | None) -> str | None:
+        """The first rank's reason that has one: windows are the same on all."""
+        return next((each for each in self.ranks.gather("gradients", reason) if each), None)
+
+    @property
+    def takes_parts(self) -> bool:
+        """See `Gradients`."""
+        return self._gradients[0].takes_parts
+
+    @property
+    def how(self) -> str:
+        """The way in which gradients are computed and why, for people."""
+        at_once = f", {self.num_in_all} micro-batches at once" if self.num_in_all > 1 else ""
+        return self._gradients[0].how + at_once + (f" on {self.ranks.size} ranks" if self.ranks.size > 1 else "")
+
+    def own(self, shares: Sequence[Share]) -> Sequence[Share]:
+        """Those of `shares`, of which there are at most `num_in_all`, that this rank's workers take."""
+        return shares[self._before : self._before + self.count]
+
+    def close(self) -> None:
+        """End the threads. The workers can no longer be used."""
+        for thread in self._threads:
+            thread.shutdown()
+
+    def run(self, work: Callable[[Gradients, Share], Result], shares: Sequence[Share]) -> list[Result]:
+        """`work(gradients, share)` for each of at most `count` shares, at once; the results must be evaluated.
+
+        Raises:
+            Exception: one that any of them raised, after all have ended.
+        """
+        assert len(shares) <= self.count
+        if not shares:
+            return []
+        for other in self._replicas:
+            other.update(self.model.trainable_parameters())
+            other.train(self.model.training)
+        if not self._threads:
+            return [work(self._gradients[0], shares[0])]
+        with limit_threads(1):
+            futures = [
+                thread.submit(work, gradients, share)
+                for thread, gradients, share in zip(self._threads, self._gradients[1:], shares[1:], strict=False)
+            ]
+            try:
+                first = work(self._gradients[0], shares[0])
+            finally:
+                wait(futures)
+        return [first, *(future.result() for future in futures)]
+
+
+class _Stream:
+    """The calling thread's MLX stream, which ends with this object.
+
+    Left to itself MLX ends it when the thread is already counted as joined. If the process ends just then, it aborts.
+    """
+
+    _of_thread = threading.local()
+
+    @classmethod
+    def end_with_thread(cls) -> None:
+        """End the calling thread's stream as the last thing that the thread does."""
+        cls._of_thread.stream = cls()
+
+    def __del__(self) -> None:
+        mx.clear_streams()
+
+
+def replica(model: nn.Module) -> nn.Module:
+    """Another tree of modules with the same arrays: assigning to one of its parameters leaves `model` alone."""
+    made: dict[int, Any] = {}
+
+    def copied(value: Any) -> Any:
+        if id(value) in made:
+            return made[id(value)]
+        if isinstance(value, nn.Module):
+            made[id(value)] = twin = copy.copy(value)
+            for name, child in value.items():
+                dict.__setitem__(twin, name, copied(child))
+            for name, attribute in vars(value).items():
+                twin.__dict__[name] = set(attribute) if isinstance(attribute, set) else attribute
+            return twin
+        if isinstance(value, list | tuple):
+            return type(value)(map(copied, value))
+        if isinstance(value, dict):
+            return {name: copied(child) for name, child in value.items()}
+        return value
+
+    return copied(model)
 
 
 @dataclass(frozen=True)
@@ -69,9 +213,12 @@ def accumulate(workers: Workers, step: StepBatch, stopped: Callable[[], bool] = 
             grad = tree_map(lambda g: g.astype(mx.float32), grad)  # 16-bit sums would lose small gradients
             if sums is not None:
                 grad = tree_map(mx.add, sums.grad_sum, grad)
-                sums = replace(sums, grad_sum=None)  # so that the addition can take place in its memory
+                sums = replace(sums, grad_sum={})  # so that the addition can take place in its memory
             mx.eval(loss, grad, mx.random.state)  # the only time that the device is waited for
-            sums = _counted(sums, loss, grad, batch)
+            value, *metrics = loss.reshape(-1).tolist()
+            bad_rows = () if math.isfinite(value) else batch.row_ids
+            counted = StepSums(value, {}, batch.num_targets, batch.num_tokens, bad_rows, tuple(metrics))
+            sums = replace(sums + counted if sums else counted, grad_sum=grad)
         return sums
 
     parts = workers.run(work, workers.own(step.shares(workers.num_in_all)))
@@ -79,13 +226,10 @@ def accumulate(workers: Workers, step: StepBatch, stopped: Callable[[], bool] = 
     whole = [part for part in parts if part is not None]
     if len(whole) < len(parts):
         return None
-    return functools.reduce(operator.add, whole) if whole else _nothing(workers.model)
-
-
-def _nothing(model: nn.Module) -> StepSums:
-    """The sums over no rows."""
-    zeros = [(name, mx.zeros(array.shape, mx.float32)) for name, array in tree_flatten(model.trainable_parameters())]
-    return StepSums(0.0, tree_unflatten(zeros), 0, 0, ())
+    if whole:
+        return functools.reduce(operator.add, whole)
+    zeros = tree_map(lambda array: mx.zeros(array.shape, mx.float32), workers.model.trainable_parameters())
+    return StepSums(0.0, zeros, 0, 0, ())
 
 
 def over_ranks(sums: StepSums, ranks: Ranks, num_metrics: int) -> StepSums:
@@ -113,22 +257,6 @@ def over_ranks(sums: StepSums, ranks: Ranks, num_metrics: int) -> StepSums:
     if not math.isfinite(loss):
         bad_rows = tuple(row for rows in ranks.gather("bad rows", sums.bad_rows) for row in rows)
     return StepSums(loss, grad_sum, targets, tokens, bad_rows, tuple(rest[4:]))
-
-
-def _counted(before: StepSums | None, loss: mx.array, grad_sum: Tree, batch: Batch) -> StepSums:
-    """The sums with one more micro-batch, whose gradients are in `grad_sum` already."""
-    value, *metrics = loss.reshape(-1).tolist()
-    bad_rows = () if math.isfinite(value) else batch.row_ids
-    if before is None:
-        return StepSums(value, grad_sum, batch.num_targets, batch.num_tokens, bad_rows, tuple(metrics))
-    return StepSums(
-        before.loss_sum + value,
-        grad_sum,
-        before.num_targets + batch.num_targets,
-        before.num_tokens + batch.num_tokens,
-        before.bad_rows + bad_rows,
-        tuple(map(operator.add, before.metric_sums, metrics)),
-    )
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -8,7 +8,7 @@ and a checksum over itself. It is written whole or not at all.
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -87,14 +87,16 @@ class Checkpoint:
     """What the other parts of the run put there."""
 
 
-class Stateful(Protocol):
-    """A part of a run that goes on where it was."""
+class Part:
+    """A part of a run that goes on where it was; as it stands, one that keeps nothing."""
 
     def state(self) -> dict[str, Any]:
         """What state.json is to hold of it."""
+        return {}
 
     def files(self) -> dict[str, Path | bytes]:
         """What is to be kept with the checkpoint, by name: bytes, or files that are replaced, never edited."""
+        return {}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to where the checkpoint was."""
@@ -107,7 +109,7 @@ def save_checkpoint(
     position: Position,
     settings: dict[str, Any],
     *,
-    parts: Sequence[Stateful] = (),
+    parts: Sequence[Part] = (),
     keep: int = KEEP,
 ) -> Path:
     """Write `folder/checkpoints/step-N` and remove all but the newest `keep`."""
@@ -237,7 +239,7 @@ class Saver:
         settings: dict[str, Any],
         config: TrainingConfig,
         deadline: Deadline,
-        parts: Sequence[Stateful] = (),
+        parts: Sequence[Part] = (),
         is_marked: Callable[[int], bool] = lambda _: False,
     ) -> None:
         self._is_marked = is_marked

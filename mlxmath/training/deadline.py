@@ -63,18 +63,13 @@ class Deadline:
 
 
 class StopRequest:
-    """Whether a signal asked the run to stop; `exit_code` is what a shell expects then (128 + the signal)."""
+    """Whether a signal asked the run to stop, and which."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
     def __bool__(self) -> bool:
         return self.signal is not None
-
-    @property
-    def exit_code(self) -> int:
-        """0 if nothing was asked."""
-        return 0 if self.signal is None else 128 + self.signal
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,14 +20,14 @@ from mlxmath.data.load import check_pairs, load_pairs
 from mlxmath.errors import MlxmathError
 from mlxmath.models.linear_ce import LossHead
 from mlxmath.runtime.ranks import Ranks
-from mlxmath.training.checkpoint import Checkpoint
-from mlxmath.training.events import Callback
+from mlxmath.training.accumulate import replica
+from mlxmath.training.checkpoint import Checkpoint, Part
+from mlxmath.training.events import Callback, TrainResult
 from mlxmath.training.gradients import Gradients, Tree, choose_gradients
 from mlxmath.training.logging import RunLogger
 from mlxmath.training.pairs import REWARDS, pairs_of, reward_sums, row_sums, side_sums
 from mlxmath.training.setup import Run
-from mlxmath.training.trainer import Trainer, TrainResult
-from mlxmath.training.workers import replica
+from mlxmath.training.trainer import Trainer
 
 METRICS = (*REWARDS, "chosen_logprob", "rejected_logprob")
 """What the loss sums over the pairs beside itself. A reward is beta times the log-ratio to the reference (for
@@ -145,7 +144,7 @@ def frozen(model: nn.Module) -> nn.Module:
     return twin
 
 
-class ReferenceLogprobs:
+class ReferenceLogprobs(Part):
     """The log-probabilities of pairs under the reference model.
 
     Those of a training pair are computed once, where it is first wanted, shared with all ranks after the step, and put
@@ -182,10 +181,6 @@ class ReferenceLogprobs:
         for pair, chosen, rejected in found:
             self.known.setdefault(pair, (chosen, rejected))
 
-    def state(self) -> dict[str, Any]:
-        """Nothing: they are in a file."""
-        return {}
-
     def files(self) -> dict[str, Path | bytes]:
         """An array of (pair, chosen, rejected)."""
         rows = np.array([(pair, *both) for pair, both in sorted(self.known.items())], _KIND)
@@ -218,15 +213,8 @@ class WithReference:
 
     def __init__(self, policy: Gradients, reference: Gradients, kept: ReferenceLogprobs) -> None:
         self.how, self.takes_parts = policy.how, policy.takes_parts
+        self.cannot_share, self.cannot_pack = policy.cannot_share, policy.cannot_pack
         self._policy, self._reference, self._kept = policy, reference, kept
-
-    def cannot_share(self) -> str | None:
-        """See `Gradients`."""
-        return self._policy.cannot_share()
-
-    def cannot_pack(self) -> str | None:
-        """See `Gradients`."""
-        return self._policy.cannot_pack()
 
     def loss(self, batch: Batch) -> mx.array:
         """See `Gradients`; of pairs that are not trained on."""

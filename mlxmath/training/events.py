@@ -1,4 +1,4 @@
-"""events.jsonl: what programs, and the curves, learn of a run."""
+"""What programs learn of a run: its result, and events.jsonl, out of which the curves are drawn as well."""
 
 import contextlib
 import json
@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 
 from mlxmath.runtime.console import warn
 from mlxmath.runtime.files import atomic_file, parse_json
-from mlxmath.training.checkpoint import Position
-from mlxmath.training.validation import Measurement
+from mlxmath.training.checkpoint import Ending, Position
+from mlxmath.training.held_out import Best, Measurement
 
 EVENTS = "events.jsonl"
 SMOOTHED = "smoothed_"
@@ -59,6 +60,45 @@ class StepReport:
     def metrics(self) -> tuple[float, ...]:
         """The means of `metric_sums`."""
         return tuple(value / self.num_targets for value in self.metric_sums)
+
+
+COMPLETE: tuple[Ending, ...] = ("finished", "early_stopped")
+"""Endings that leave nothing to resume."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What became of a run; `folder` holds the adapters, curves and checkpoints."""
+
+    ending: Ending
+    folder: Path
+    steps: int
+    """Optimizer steps done, over all resumptions."""
+    seconds: float
+    loss: float | None
+    """Of the last step, in nats a target token (a pair; for GRPO the policy's objective)."""
+    best: Best | None
+    """The best validation, whose adapters are in `folder/best`."""
+    peak_bytes: int
+    signal: int | None = None
+    """The signal that ended it, if one did."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is nothing to resume."""
+        return self.ending in COMPLETE
+
+    @property
+    def exit_code(self) -> int:
+        """What a command exits with: 0; 1 if it diverged or found no signal; 128 + the signal's number."""
+        if self.ending == "stopped":  # the signal may have come to another rank
+            return 128 + (self.signal or SIGTERM)
+        return int(self.ending in ("diverged", "no_signal"))
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """All steps, validations and rollouts, as events.jsonl has them."""
+        return list(read_events(self.folder / EVENTS))
 
 
 class Smoothing:

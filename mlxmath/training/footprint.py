@@ -13,13 +13,12 @@ import json
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
-from functools import cache, cached_property
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxmath.config.schema import LoraConfig, RunConfig
+from mlxmath.config.schema import RunConfig
 from mlxmath.data.batch import Batch
 from mlxmath.errors import MlxmathError
 from mlxmath.models.blocks import kinds_of
@@ -45,61 +44,55 @@ _UNIT = {"cpu": 16, "metal": 16, "cuda": 128}
 _SHORTEST = 32
 """The shortest of four lengths, if the bounds allow it; each other one is twice as long as the one before. Twice that,
 block by block, where what is at hand counts."""
-_LONGEST = 1024
-"""To this length it is seen whether what is kept goes on growing with the pairs of tokens: it does not in chunks."""
-_COUNTS = 0.05
-"""Bytes for the pairs of tokens, relative to those for the tokens, that are worth it."""
-_SHARE = 1 / 8
-"""Of the machine's memory, that the longest row may keep then."""
+_LONGEST, _COUNTS, _SHARE = 1024, 0.05, 1 / 8
+"""To this length it is seen whether what is kept goes on growing with the pairs of tokens (it does not in chunks), if
+the bytes for the pairs are more than so much of those for the tokens, and fit into this share of the machine's memory.
+"""
 _REPEATS = 2
 """Where one array is freed while the next is asked for, block by block, the peak is not always the same."""
 _ACTIVE_EXPERTS = 8
 """Experts that a token may be given to, for `_FLOPS`."""
+KNOWN: dict[tuple[Any, ...], Counted] = {}
+"""What has been measured in this process, by what it depends on."""
 
 
 def measured(model_config: Mapping[str, Any], config: RunConfig, device: DeviceInfo) -> Counted:
     """Count a model's weights and what trains of them, and measure what a micro-batch takes.
 
-    Args:
-        model_config: config.json.
-        config: quantization, what trains, how it is batched and checkpointed.
-        device: MLX's default device is of its backend.
-
-    Returns:
-        `measured` is the reason where the model cannot be tried.
+    `model_config` is config.json. MLX's default device must be of the device's backend. In what is returned, `measured`
+    is the reason where the model cannot be tried.
 
     Raises:
         InputError: a target matches nothing, or what is asked for cannot be trained.
         MlxmathError: config.json describes no model that mlx_lm can build.
     """
-    model, lora, training = config.model, config.lora, config.training
-    text = json.dumps(dict(model_config), sort_keys=True, default=str)
-    return _measured(
-        text, lora.model_dump_json(), model.quantize, model.group_size, training.full, training.grad_checkpoint,
-        training.batching == "pack", device.backend, device.compute_dtype,
+    base, training = config.model, config.training
+    asked = (
+        json.dumps(dict(model_config), sort_keys=True, default=str), config.lora.model_dump_json(), base.quantize,
+        base.group_size, training.full, training.grad_checkpoint, training.batching == "pack", device.backend,
+        device.compute_dtype,
     )  # fmt: skip
+    if asked not in KNOWN:
+        KNOWN[asked] = _measured(json.loads(asked[0]), config, device)
+    return KNOWN[asked]
 
 
-@cache
-def _measured(
-    model_config: str, lora: str, quantize: int | None, group_size: int, full: bool, every: int, packed: bool,
-    backend: str, dtype: str,
-) -> Counted:  # fmt: skip
+def _measured(model_config: dict[str, Any], config: RunConfig, device: DeviceInfo) -> Counted:
     gc.collect()  # what is freed meanwhile would be taken for the trial's
     state = mx.array(mx.random.state[0])
     mx.eval(state)
-    settings = LoraConfig.model_validate_json(lora)
-    model = skeleton(json.loads(model_config), dtype, quantize, group_size)
+    lora, training = config.lora, config.training
+    model = skeleton(model_config, device.compute_dtype, config.model.quantize, config.model.group_size)
     weights = weight_bytes(model)
-    if full:
-        open_blocks(model, settings.num_layers)
+    if training.full:
+        open_blocks(model, lora.num_layers)
     else:
-        inject(model, settings)
+        inject(model, lora)
     trained = sum(array.size for array in adapter_arrays(model).values())
-    device = DeviceInfo(backend, "", machine_memory_bytes(), dtype, "")
     try:
         with apart():
-            found = _Trial(model, settings.num_layers, device, packed=packed).measured(every)
+            trial = _Trial(model, lora.num_layers, device, packed=training.batching == "pack")
+            found = trial.measured(training.grad_checkpoint)
     except (MlxmathError, RuntimeError, *ERRORS) as error:
         return Counted(weights, trained, " ".join(str(error).split())[:200])
     finally:
@@ -109,10 +102,12 @@ def _measured(
 
 
 _Gradients = BlockwiseGradients | AutodiffGradients
+_Sizes = tuple[float, float]
+"""Bytes kept, and how many more are taken at most."""
 
 
-class _Left(Exception):  # noqa: N818 (not an error: the way out)
-    pass
+class _Left(Exception):  # noqa: N818
+    """The way out of a pass."""
 
 
 class _Objective:
@@ -151,22 +146,18 @@ class _Objective:
 
 
 class _Trial:
-    """A model with few weights, and passes over a few of its blocks.
-
-    Args:
-        model: a skeleton, adapters in place or blocks open.
-        num_layers: of which blocks those are.
-        device: which backend, its type.
-        packed: rows are laid end to end.
-    """
+    """A skeleton whose last `num_layers` blocks train, with few weights, and passes over a few of its blocks."""
 
     def __init__(self, model: nn.Module, num_layers: int, device: DeviceInfo, *, packed: bool) -> None:
-        self._model, self._backend, self._packed = model, device.backend, packed
+        self._model, self._unit, self._packed = model, _UNIT[device.backend], packed
         with left_to_mlx():
             self._vocab_size: int = model(mx.zeros((1, 2), mx.int32)).shape[-1]
         self._unpacked_bytes = max(map(unpacked_bytes, model.modules()))
         self._kinds = kinds_of(model.layers)
         self._numbers = range(first_block(model, num_layers), len(model.layers))
+        first = {self._kinds[number]: number for number in reversed(self._numbers)}
+        self._few: dict[Hashable, int] = dict(sorted(first.items(), key=lambda pair: pair[1]))
+        """The first block of each kind, in the model's order."""
         self._frozen = {id(module): set(module._no_grad) for block in model.layers for module in block.modules()}
         embody(model, self._vocab_size)
         suit(model, device.compute_dtype)
@@ -185,10 +176,7 @@ class _Trial:
         again = {number for number in self._numbers if every and number % every == 0}
         parts = [(0, set(self._numbers) - again)] if every != 1 else []
         parts += [(1, again)] if again else []
-        ways = [
-            (self._gradients(checkpointing), Counter(self._kinds[number] for number in numbers))
-            for checkpointing, numbers in parts
-        ]
+        ways = [(self._gradients(each), Counter(self._kinds[n] for n in numbers)) for each, numbers in parts]
         shortest = self._shortest(ways[0][0])
         lengths = [shortest << i for i in range(4)]
         found = [[self._kept(*way, length, whole=way is ways[0]) for way in ways] for length in lengths]
@@ -202,14 +190,9 @@ class _Trial:
 
     def _may_differ(self, kept: Parabola, length: int) -> bool:
         """Whether pairs of tokens count, so that it is seen from longer rows alone if there are chunks, and may be."""
-        passes = len(self._few) * (len(self._few) + 1)
-        flops = 2 * length * sum(map(self._parameters, self._few.values())) / len(self._few) * passes
-        return (
-            kept.pair * length > _COUNTS * kept.token
-            and length <= _LONGEST
-            and flops < _FLOPS
-            and kept.at(length) < _SHARE * machine_memory_bytes()
-        )
+        flops = 2 * length * self._parameters * len(self._few) * (len(self._few) + 1)
+        fits = length <= _LONGEST and flops < _FLOPS and kept.at(length) < _SHARE * machine_memory_bytes()
+        return fits and kept.pair * length > _COUNTS * kept.token
 
     def _of_all(self, every: int) -> Measured:
         gradients = self._gradients(every)
@@ -230,44 +213,35 @@ class _Trial:
 
     def _gradients(self, checkpoint_every: int) -> _Gradients:
         self._compute(self._numbers)
+        compiled = self._kernels.compiles
         gradients = choose_gradients(
-            self._model, self._objective, self._kernels, compiled=self._kernels.compiles,
-            checkpoint_every=checkpoint_every,
-        )  # fmt: skip
+            self._model, self._objective, self._kernels, compiled=compiled, checkpoint_every=checkpoint_every
+        )
         self._packed = self._packed and not gradients.cannot_pack()
         return gradients
 
-    @property
-    def _unit(self) -> int:
-        return _UNIT[self._backend]
-
     def _shortest(self, gradients: _Gradients) -> int:
         """The first length within the bounds; which it is depends on no clock."""
-        kinds = self._few
-        flops = 6 * sum(map(self._parameters, kinds.values())) / len(kinds) * (_REPEATS * len(kinds) + len(kinds) ** 2)
-        kept, _ = self._pass(gradients, list(kinds.values()), self._unit)
+        flops = 6 * self._parameters * (_REPEATS * len(self._few) + len(self._few) ** 2)
+        kept, _ = self._pass(gradients, list(self._few.values()), self._unit)
         most = min(_FLOPS / (15 * flops + 1), _KEPT_BYTES / (8 * kept / self._unit + 1))
         wanted = _SHORTEST * (2 if gradients.takes_parts else 1)
         return self._unit * max(1, min(int(most), max(wanted, self._unit)) // self._unit)
 
-    @cached_property
-    def _few(self) -> dict[Hashable, int]:
-        """The first block of each kind, in the model's order."""
-        first = {self._kinds[number]: number for number in reversed(self._numbers)}
-        return dict(sorted(first.items(), key=lambda pair: pair[1]))
-
-    def _parameters(self, number: int) -> int:
-        """Numbers of a block's weights that a token is multiplied by."""
+    @property
+    def _parameters(self) -> float:
+        """Numbers of a block's weights that a token is multiplied by, the mean over the kinds."""
         return sum(
             array.size if not isinstance(module, EXPERTS) else array[0].size * min(len(array), _ACTIVE_EXPERTS)
+            for number in self._few.values()
             for module in self._model.layers[number].modules()
             for array in own_arrays(module).values()
             if array.ndim > 1
-        )
+        ) / len(self._few)  # fmt: skip
 
     def _kept(
         self, gradients: _Gradients, counts: Counter[Hashable], length: int, *, whole: bool, alone: bool = False
-    ) -> tuple[float, float]:  # fmt: skip
+    ) -> _Sizes:  # fmt: skip
         """Bytes that so many blocks of each kind keep, `whole` with what is kept beside; and what more one takes.
 
         `alone`: without the backward pass, where that can be.
@@ -280,40 +254,40 @@ class _Trial:
         for kind, first in few.items():
             count = counts[kind] - whole
             second = next((n for n in self._numbers if n > first and self._kinds[n] == kind), None)
-            if not count:
-                continue
-            if second is not None:
+            if count and second is not None:
                 more, taken = self._pass(gradients, sorted([*few.values(), second]), length)
                 total += count * (more - base)
                 working = max(working, taken)
-            elif len(few) > 1:
+            elif count and len(few) > 1:
                 less, _ = self._pass(gradients, [n for n in few.values() if n != first], length)
                 total += count * (base - less)
             else:
                 total += count * base
         return total, working
 
-    def _pass(
-        self, gradients: _Gradients, numbers: Sequence[int], length: int, repeats: int = 1
-    ) -> tuple[float, float]:  # fmt: skip
+    def _pass(self, gradients: _Gradients, numbers: Sequence[int], length: int, repeats: int = 1) -> _Sizes:
         """Bytes held at the loss by a row of some blocks, and how many more at most before or after."""
-        batch = _batch(length, self._vocab_size, packed=self._packed)
+        places = mx.arange(length)  # a row of which every position counts; packed, of two texts
+        texts = (places >= length // 2).astype(mx.int32)[None] if self._packed else None
+        batch = Batch(
+            places[None] % min(VOCABULARY, self._vocab_size), places, mx.zeros_like(places), mx.ones(places.shape), (),
+            length, length, texts_BL=texts,
+        )  # fmt: skip
+        mx.eval([array for array in vars(batch).values() if isinstance(array, mx.array)])
         self._compute(numbers)
-        kept = most = 0
-        for _ in range(repeats):
+
+        def peak() -> tuple[int, int]:
             before = mx.get_active_memory()
             mx.reset_peak_memory()
             with suppress(_Left):
                 mx.eval(gradients.of_blocks(numbers)(batch))
             mx.synchronize()
-            most = max(most, mx.get_peak_memory() - before)
-            kept = max(kept, self._objective.held - before)
+            return mx.get_peak_memory() - before, self._objective.held - before
+
+        most, kept = map(max, zip(*(peak() for _ in range(repeats)), strict=True))
         if self._kernels.compiles:
-            self._objective.ballast, before = most, mx.get_active_memory()
-            mx.reset_peak_memory()
-            mx.eval(gradients.of_blocks(numbers)(batch))
-            mx.synchronize()
-            kept = mx.get_peak_memory() - before - 4 * most
+            self._objective.ballast = most
+            kept = peak()[0] - 4 * most
             self._objective.ballast = 0
         return kept, most - kept
 
@@ -323,15 +297,3 @@ class _Trial:
             block.freeze()
             for module in block.modules() if number in numbers else ():
                 module._no_grad = set(self._frozen[id(module)])
-
-
-def _batch(length: int, vocab_size: int, *, packed: bool) -> Batch:
-    """A row of which every position counts; packed, of two texts."""
-    places = mx.arange(length)
-    texts = (places >= length // 2).astype(mx.int32)[None] if packed else None
-    batch = Batch(
-        places[None] % min(VOCABULARY, vocab_size), places, mx.zeros_like(places), mx.ones(places.shape), (), length,
-        length, texts_BL=texts,
-    )  # fmt: skip
-    mx.eval([array for array in vars(batch).values() if isinstance(array, mx.array)])
-    return batch

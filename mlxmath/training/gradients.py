@@ -1,8 +1,8 @@
 """A micro-batch's loss and gradients, by the best way that the model and the device allow.
 
-Block by block with the device's own kernels (the CPU), or by autodiff through the whole model, compiled where that
-makes it faster, with the head split off where the model allows. Each shorter way is taken only where its gradients
-agree with those of autodiff over whole texts (`mlxmath.models.trust`).
+Block by block with the device's own kernels (the CPU), or by autodiff through the whole model, compiled where faster,
+with the head split off where the model allows. Each shorter way is taken only where its gradients agree with those of
+autodiff over whole texts (`mlxmath.models.trust`).
 
 Shapes: B rows, L positions, D hidden width, N target positions, V vocabulary.
 """
@@ -23,7 +23,7 @@ from mlxmath.models.blockwise import Blockwise
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.layouts import ContinuedRows, Layout, PackedCache, PromptRows, Rows, SharedPrompts, continued
 from mlxmath.models.linear_ce import FullLogits, FusedHead, LossHead
-from mlxmath.models.lm_head import Head, Split, called, split
+from mlxmath.models.lm_head import Split, called, split
 from mlxmath.models.segments import summed
 from mlxmath.models.trust import Outcome, Trial
 
@@ -58,25 +58,20 @@ class Gradients(Protocol):
 def choose_gradients(
     model: nn.Module, loss: Loss, kernels: Kernels, *, compiled: bool, checkpoint_every: int = 0
 ) -> "BlockwiseGradients | AutodiffGradients":
-    """The way for `model`, whose adapters are in place.
+    """The way for `model`, which is in training mode and has its adapters.
 
-    Args:
-        model: in training mode.
-        loss: what to minimize.
-        kernels: the device's.
-        compiled: compile the step, if the kernels may be.
-        checkpoint_every: recompute every n-th block in the backward pass instead of keeping its arrays (0: none).
+    `compiled`: compile the step, if `kernels` may be. `checkpoint_every`: recompute every n-th block (0: none).
     """
-    parts = split(model)
-    if isinstance(parts, str):
-        return AutodiffGradients(model, loss, kernels, None, f"full logits, since {parts}", compiled, checkpoint_every)
-    if not kernels.compiles:
-        reason = Blockwise.unsupported(model, kernels, parts)
-        if reason is None:
-            return BlockwiseGradients(model, loss, kernels, parts, checkpoint_every)
+    found = split(model)
+    parts = None if isinstance(found, str) else found
+    if parts is None:
+        how = f"full logits, since {found}"
+    elif kernels.compiles:
+        how = "autodiff, compiled" if compiled else "autodiff"
+    elif reason := Blockwise.unsupported(model, kernels, parts):
         how = f"autodiff, since {reason}"
     else:
-        how = "autodiff, compiled" if compiled else "autodiff"
+        return BlockwiseGradients(model, loss, kernels, parts, checkpoint_every)
     return AutodiffGradients(model, loss, kernels, parts, how, compiled, checkpoint_every)
 
 
@@ -86,7 +81,7 @@ class BlockwiseGradients:
     takes_parts = True
 
     def __init__(self, model: nn.Module, loss: Loss, kernels: Kernels, parts: Split, checkpoint_every: int) -> None:
-        self.how = "block by block, with the device's own kernels"
+        self.how, self.head = "block by block, with the device's own kernels", parts.head
         self._model, self._kernels, self._parts = model, kernels, parts
         self._blocks = Blockwise(model, kernels, checkpoint_every, parts=parts)
         self._loss, self._fused = loss, FusedHead(parts.head, kernels)
@@ -94,23 +89,21 @@ class BlockwiseGradients:
 
     def cannot_share(self) -> str | None:
         """See `Gradients`."""
-        return self._trial.cannot_share(self._of_prompts)
+
+        def of_prompts(blocks: Sequence[int], rows_BL: mx.array, prompts: SharedPrompts, at_N: mx.array) -> Outcome:
+            computed = PromptRows(prompts)
+            return self._few(blocks).trial(ContinuedRows(rows_BL, prompts, computed), at_N, computed)
+
+        return self._trial.cannot_share(of_prompts)
 
     def cannot_pack(self) -> str | None:
         """See `Gradients`."""
-        return self._trial.cannot_pack(
-            lambda blocks, row, mask, positions: self._few(blocks).trial(Rows(row, mask), positions)
-        )
+        return self._trial.cannot_pack(lambda few, row, mask, at_N: self._few(few).trial(Rows(row, mask), at_N))
 
     @property
     def _trial(self) -> Trial:
-        way = "blockwise", type(self._kernels)
-        return Trial(self._model, self._parts.hidden, self._parts.head.vocab_size, way, most=2)
-
-    @property
-    def head(self) -> Head | None:
-        """What makes logits, chunk by chunk."""
-        return self._parts.head
+        parts, way = self._parts, ("blockwise", type(self._kernels))
+        return Trial(self._model, parts.hidden, parts.head.vocab_size, way, most=2)
 
     def of_blocks(self, numbers: Sequence[int]) -> Callable[[Batch], tuple[mx.array, Tree]]:
         """`loss_and_gradients` of the model with these blocks alone; the others pass on what they are given."""
@@ -121,18 +114,11 @@ class BlockwiseGradients:
     def _few(self, blocks: Sequence[int]) -> Blockwise:
         return Blockwise(self._model, self._kernels, parts=self._parts, chosen=blocks)
 
-    def _of_prompts(
-        self, blocks: Sequence[int], rows_BL: mx.array, prompts: SharedPrompts, positions_N: mx.array
-    ) -> Outcome:
-        few, computed = self._few(blocks), PromptRows(prompts)
-        return few.trial(ContinuedRows(rows_BL, prompts, computed), positions_N, computed)
-
     def loss(self, batch: Batch) -> mx.array:
         """See `Gradients`."""
         rows: Layout = Rows(batch.inputs_BL, _mask(batch))
         if batch.prompts is not None:
-            computed = PromptRows(batch.prompts)
-            self._blocks.forward(computed, keep=False)
+            self._blocks.forward(computed := PromptRows(batch.prompts), keep=False)
             rows = ContinuedRows(batch.inputs_BL, batch.prompts, computed)
         hidden_BLD, _ = self._blocks.forward(rows, keep=False)
         return self._loss(hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[batch.positions_N], batch, self._head_alone)
@@ -157,12 +143,10 @@ class BlockwiseGradients:
     def _of_rows(self, batch: Batch, rows: Layout) -> tuple[mx.array, dict[str, mx.array]]:
         """The loss sum, and the gradients by the parameters' names."""
         hidden_BLD, tape = self._blocks.forward(rows)
-        flat_shape = (-1, hidden_BLD.shape[-1])
-        chosen_ND = hidden_BLD.reshape(flat_shape)[batch.positions_N]
+        chosen_ND = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[batch.positions_N]
         mx.eval(chosen_ND)
-        (_, total), d_chosen_ND = mx.value_and_grad(lambda hidden: _loss_first(self._loss(hidden, batch, self._fused)))(
-            chosen_ND
-        )
+        differentiated = mx.value_and_grad(lambda hidden: _loss_first(self._loss(hidden, batch, self._fused)))
+        (_, total), d_chosen_ND = differentiated(chosen_ND)
         d_hidden = mx.zeros((hidden_BLD.size // hidden_BLD.shape[-1], hidden_BLD.shape[-1]), hidden_BLD.dtype)
         d_hidden_BLD = d_hidden.at[batch.positions_N].add(d_chosen_ND).reshape(hidden_BLD.shape)
         mx.async_eval(total, d_hidden_BLD)
@@ -176,31 +160,21 @@ class AutodiffGradients:
     takes_parts = False
 
     def __init__(
-        self,
-        model: nn.Module,
-        loss: Loss,
-        kernels: Kernels,
-        parts: Split | None,
-        how: str,
-        compiled: bool,
+        self, model: nn.Module, loss: Loss, kernels: Kernels, parts: Split | None, how: str, compiled: bool,
         checkpoint_every: int,
-    ) -> None:
-        self.how = how
+    ) -> None:  # fmt: skip
+        self.how, self.head = how, parts.head if parts else None
         self._model, self._loss, self._kernels, self._parts = model, loss, kernels, parts
         self._head: LossHead = FusedHead(parts.head, kernels) if parts else FullLogits()
-        self._extra: Any = None
-        """The type of what the batches have besides."""
+        self._extra: Any = None  # the type of what the batches have besides
         self._forward = parts.hidden if parts else partial(called, model)
-        self._checkpointed = checkpoint_every > 0
+        self._checkpointed, self._compiled = checkpoint_every > 0, compiled
         if checkpoint_every:
             checkpoint_blocks(model, checkpoint_every)
-        step = nn.value_and_grad(model, lambda _, *arrays: _loss_first(self._total(*arrays)))
-        self._eager_step = step
-        self._compiled = compiled
+        self._step = self._eager_step = nn.value_and_grad(model, lambda _, *arrays: _loss_first(self._total(*arrays)))
         if compiled and kernels.compiles:
             state = [model.state, mx.random.state]  # out as well as in: tracing leaves placeholders in the model
-            step = mx.compile(step, inputs=state, outputs=state)
-        self._step = step
+            self._step = mx.compile(self._eager_step, inputs=state, outputs=state)
 
     def loss(self, batch: Batch) -> mx.array:
         """See `Gradients`."""
@@ -214,16 +188,9 @@ class AutodiffGradients:
         (_, total), gradients = step(self._model.trainable_parameters(), *_arrays(batch))
         return total, gradients
 
-    @property
-    def head(self) -> Head | None:
-        """What makes logits, chunk by chunk; None where all are made at once."""
-        return self._parts.head if self._parts else None
-
     def of_blocks(self, numbers: Sequence[int]) -> Callable[[Batch], tuple[mx.array, Tree]]:
         """`loss_and_gradients` of the model with these blocks alone, compiled anew; the others pass on their input."""
-        few = AutodiffGradients(
-            self._model, self._loss, self._kernels, self._parts, self.how, self._compiled, checkpoint_every=0
-        )
+        few = AutodiffGradients(self._model, self._loss, self._kernels, self._parts, self.how, self._compiled, 0)
 
         def of_few(batch: Batch) -> tuple[mx.array, Tree]:
             with only(self._model.layers, numbers):
@@ -233,26 +200,26 @@ class AutodiffGradients:
 
     def cannot_share(self) -> str | None:
         """See `Gradients`."""
+        trial = self._trial
         if self._checkpointed:
             return "blocks are computed again in the backward pass"
-        trial = self._trial
         return trial.cannot_share(
-            lambda blocks, rows, prompts, at: trial.autodiff(blocks, lambda: self._outputs(rows, None, prompts), at)
+            lambda few, rows, prompts, at: trial.autodiff(few, lambda: self._outputs(rows, prompts=prompts), at)
         )
 
     def cannot_pack(self) -> str | None:
         """See `Gradients`."""
         trial = self._trial
-        return trial.cannot_pack(
-            lambda blocks, row, mask, at: trial.autodiff(blocks, lambda: self._outputs(row, mask, None), at)
-        )
+        return trial.cannot_pack(lambda few, row, mask, at: trial.autodiff(few, lambda: self._outputs(row, mask), at))
 
     @property
     def _trial(self) -> Trial:
         vocab_size = self._parts.head.vocab_size if self._parts else None
         return Trial(self._model, self._forward, vocab_size, ("autodiff", self._parts is None, self._checkpointed))
 
-    def _outputs(self, tokens_BL: mx.array, mask: mx.array | None, prompts: SharedPrompts | None) -> mx.array:
+    def _outputs(
+        self, tokens_BL: mx.array, mask: mx.array | None = None, prompts: SharedPrompts | None = None
+    ) -> mx.array:  # fmt: skip
         """Hidden states, or logits where the head is not split off."""
         forward, num_layers = self._forward, len(self._model.layers)
         if prompts is not None:
@@ -260,15 +227,9 @@ class AutodiffGradients:
         return forward(tokens_BL) if mask is None else forward(tokens_BL, cache=[PackedCache(mask)] * num_layers)
 
     def _total(
-        self,
-        inputs_BL: mx.array,
-        positions_N: mx.array,
-        targets_N: mx.array,
-        weights_N: mx.array,
-        extra: dict[str, mx.array],
-        texts_BL: mx.array | None = None,
-        prompts: tuple[mx.array, ...] | None = None,
-    ) -> mx.array:
+        self, inputs_BL: mx.array, positions_N: mx.array, targets_N: mx.array, weights_N: mx.array,
+        extra: dict[str, mx.array], texts_BL: mx.array | None = None, prompts: tuple[mx.array, ...] | None = None,
+    ) -> mx.array:  # fmt: skip
         shared = None if prompts is None else SharedPrompts(*prompts)
         named = self._extra(**extra) if extra else None
         batch = Batch(inputs_BL, positions_N, targets_N, weights_N, (), 0, 0, named, texts_BL, shared)
@@ -283,8 +244,8 @@ def _mask(batch: Batch) -> mx.array | None:
 
 def _arrays(batch: Batch) -> tuple[Any, ...]:
     prompts = None if batch.prompts is None else tuple(batch.prompts)
-    extra = batch.extra._asdict() if batch.extra is not None else {}
-    extra = {name: array for name, array in extra.items() if array is not None}
+    named = batch.extra._asdict().items() if batch.extra is not None else ()
+    extra = {name: array for name, array in named if array is not None}
     arrays = (batch.inputs_BL, batch.positions_N, batch.targets_N, batch.weights_N, extra)
     return (*arrays, batch.texts_BL, prompts) if prompts or batch.texts_BL is not None else arrays
 
@@ -317,8 +278,7 @@ def checkpoint_blocks(model: nn.Module, every: int) -> None:
             def drawing(parameters: Tree, state: mx.array, *args: Any, **kwargs: Any) -> Any:
                 before = mx.array(mx.random.state[0])
                 mx.random.state[0][:] = mx.stop_gradient(state)
-                output = inner(parameters, *args, **kwargs)
-                after = mx.array(mx.random.state[0])
+                output, after = inner(parameters, *args, **kwargs), mx.array(mx.random.state[0])
                 mx.random.state[0][:] = before
                 return output, after
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from mlxmath.config.schema import TrainingConfig
 from mlxmath.data.batching import BatchSampler, StepBatch
+from mlxmath.training.accumulate import Workers
 from mlxmath.training.gradients import Gradients
-from mlxmath.training.workers import Workers
 
 Found = tuple[float, int, *tuple[float, ...]]
 """What is measured, how many items it is the mean of, and means of other things."""
@@ -37,6 +37,34 @@ LOSS = Metric("loss")
 """Nats an item that counts: a target token, or a pair."""
 ACCURACY = Metric("accuracy", higher_is_better=True)
 """Share of problems answered rightly."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """A measured value that was the best when it was measured."""
+
+    step: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured after `step`: of the loss, nats a target token. Not finite if the model's output is not."""
+
+    step: int
+    epoch: int
+    value: float
+    num_targets: int
+    seconds: float
+    best: Best | None
+    """The best so far, this one included."""
+    metrics: tuple[float, ...] = ()
+    """Means of what the objective reports beside the loss."""
+
+    @property
+    def is_best(self) -> bool:
+        """Whether this is the best so far."""
+        return self.best is not None and self.best.step == self.step
 
 
 @dataclass(frozen=True)

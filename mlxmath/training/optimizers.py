@@ -3,18 +3,20 @@
 The loop sets `optimizer.learning_rate` before each step. All state is a tree of arrays, so a checkpoint has all of it.
 """
 
+import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 from numpy.typing import NDArray
 
 from mlxmath.config.schema import TrainingConfig
+from mlxmath.training.accumulate import StepSums
 
 State = dict[str, Any]
 
@@ -61,20 +63,33 @@ def make_optimizer(config: TrainingConfig, model: nn.Module, plus_ratio: float =
 
 
 def _make(name: str, config: TrainingConfig) -> optim.Optimizer:
-    rate = config.learning_rate
-    optimizer: Any
-    if name == "adamw":
-        optimizer = AdamW(rate, bias_correction=True)
-    elif name == "adamw8bit":
-        optimizer = AdamW8bit(rate, bias_correction=True)
-    elif name == "adafactor":
-        optimizer = Adafactor(rate, scale_parameter=False, relative_step=False)
-    elif name == "lion":
-        optimizer = Lion(rate)
-    else:
-        optimizer = Muon(rate, weight_decay=0.0)
+    optimizer = _MAKERS[name](config.learning_rate)
     optimizer.decay = config.weight_decay
     return optimizer
+
+
+def global_norm(tree: Any) -> mx.array:
+    """√Σ g² over all arrays of a tree."""
+    return mx.sqrt(sum(mx.square(array.astype(mx.float32)).sum() for _, array in tree_flatten(tree)))
+
+
+def apply_gradients(
+    model: nn.Module, optimizer: optim.Optimizer, sums: StepSums, learning_rate: float, max_grad_norm: float
+) -> float:
+    """Divide by the step's targets, clip to `max_grad_norm` (as torch's clip_grad_norm_ does) and step.
+
+    Returns:
+        The gradient's norm before clipping. If it is not finite, nothing was changed.
+    """
+    norm = global_norm(sums.grad_sum) / sums.num_targets
+    norm_value: float = norm.item()
+    if not math.isfinite(norm_value):
+        return norm_value
+    factor = min(1.0, max_grad_norm / (norm_value + 1e-6)) / sums.num_targets
+    optimizer.learning_rate = mx.array(learning_rate, mx.float32)
+    optimizer.update(model, tree_map(lambda g: g * factor, sums.grad_sum))
+    mx.eval(model.trainable_parameters(), optimizer.state)
+    return norm_value
 
 
 class ParameterGroups(optim.MultiOptimizer):
@@ -213,6 +228,15 @@ class _Adam8bit(optim.Adam):
 
 class AdamW8bit(_Decoupled, _Adam8bit):
     """AdamW with 8-bit state."""
+
+
+_MAKERS: dict[str, Callable[[float], Any]] = {
+    "adamw": partial(AdamW, bias_correction=True),
+    "adamw8bit": partial(AdamW8bit, bias_correction=True),
+    "adafactor": partial(Adafactor, scale_parameter=False, relative_step=False),
+    "lion": Lion,
+    "muon": partial(Muon, weight_decay=0.0),
+}
 
 
 def dynamic_map(*, signed: bool) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxmath import __version__
-from mlxmath.config.load import Resolved
+from mlxmath.config.load import RUN_FILE, Resolved
 from mlxmath.config.schema import RunConfig, TrainingConfig
 from mlxmath.config.section import DEMO
 from mlxmath.data.datasets import known
@@ -24,9 +24,9 @@ from mlxmath.runtime.device import DeviceInfo
 from mlxmath.runtime.files import atomic_json, atomic_write, disk_errors, locked, read_json, remove_leftovers
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.checkpoint import FOLDER, HOLD_OUT, Checkpoint, newest_checkpoint
-from mlxmath.training.curves import CURVES_PLOT, LOSS_PLOT
 from mlxmath.training.events import EVENTS
 from mlxmath.training.grpo.rewards import MODEL
+from mlxmath.training.logging import CURVES_PLOT, LOSS_PLOT
 from mlxmath.training.validation import BEST
 
 RUN = "run.json"
@@ -159,6 +159,13 @@ def start(folder: Path, adapter: dict[str, Any], chat_template: str, *, anew: bo
             folder.mkdir(parents=True, exist_ok=True)
     save_config(folder, adapter)
     atomic_write(folder / CHAT_TEMPLATE, chat_template)
+
+
+def save_settings(folder: Path, settings: Resolved, sections: tuple[str, ...], revision: str | None) -> None:
+    """Write run.toml: these sections, with the model's revision and absolute paths, so that it repeats the run."""
+    exact = absolute_settings(settings.config) | ({"model.revision": revision} if revision else {})
+    exact = {name: value for name, value in exact.items() if name.split(".")[0] in sections}
+    atomic_write(folder / RUN_FILE, settings.as_toml(sections, exact))
 
 
 class Record:

@@ -32,14 +32,14 @@ from mlxmath.models.linear_ce import LossHead
 from mlxmath.models.lm_head import add_score_head
 from mlxmath.models.lora.adapter import REWARD_MODEL, load_reward_model
 from mlxmath.runtime.ranks import Ranks
-from mlxmath.training.events import Callback
+from mlxmath.training.accumulate import Workers
+from mlxmath.training.events import Callback, TrainResult
 from mlxmath.training.gradients import Gradients, Tree, choose_gradients
 from mlxmath.training.grpo.rewards import Sample
 from mlxmath.training.logging import RunLogger
 from mlxmath.training.pairs import REWARDS, pairs_of, reward_sums, row_sums
 from mlxmath.training.setup import Run
-from mlxmath.training.trainer import Trainer, TrainResult
-from mlxmath.training.workers import Workers
+from mlxmath.training.trainer import Trainer
 
 
 def reward_model(settings: Resolved, ranks: Ranks | None = None, callback: Callback | None = None) -> TrainResult:
@@ -134,14 +134,7 @@ class RewardGradients:
         model.score.unfreeze()
         self._model = model
         self.how, self.takes_parts = self._inner.how, self._inner.takes_parts
-
-    def cannot_share(self) -> str | None:
-        """See `Gradients`."""
-        return self._inner.cannot_share()
-
-    def cannot_pack(self) -> str | None:
-        """See `Gradients`."""
-        return self._inner.cannot_pack()
+        self.cannot_share, self.cannot_pack = self._inner.cannot_share, self._inner.cannot_pack
 
     def loss(self, batch: Batch) -> mx.array:
         """See `Gradients`."""

@@ -11,13 +11,12 @@ one), it is laid anew over those done and those that fit now: nothing is learned
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from mlxmath.config.schema import TrainingConfig
 from mlxmath.runtime.console import duration, say
 from mlxmath.runtime.ranks import Ranks
-from mlxmath.training.checkpoint import Checkpoint, Position
+from mlxmath.training.checkpoint import Checkpoint, Part, Position
 from mlxmath.training.deadline import Deadline
 
 
@@ -103,7 +102,7 @@ _NEARLY = 0.9
 _SECTION = "pace"
 
 
-class Pace:
+class Pace(Part):
     """Counts how fast a run goes, and lays its schedule; see the module. A part of its checkpoints.
 
     All ranks hold the same schedule; rank 0's clock decides.
@@ -230,10 +229,6 @@ class Pace:
         if not self.is_limited:
             return {}
         return {_SECTION: {"schedule": asdict(self._schedule), "step_s": self._step_s}}
-
-    def files(self) -> dict[str, Path | bytes]:
-        """None."""
-        return {}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to where the checkpoint was. The next estimate comes at the next mark, not before."""

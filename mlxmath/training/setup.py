@@ -1,6 +1,6 @@
 """What every method does before its first step: device, folder, data, base, adapters."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, TypeVar
@@ -12,6 +12,9 @@ from mlxmath import __version__
 from mlxmath.config.load import TRAINED_FROM, Resolved
 from mlxmath.config.schema import RunConfig
 from mlxmath.data.batch import Shape
+from mlxmath.data.batching import StepBatch
+from mlxmath.data.codec import load_tokenizer
+from mlxmath.data.render import adds_bos
 from mlxmath.data.templates import get_template
 from mlxmath.errors import InputError
 from mlxmath.models.checks import check_ids, refuse_untrainable
@@ -26,7 +29,7 @@ from mlxmath.runtime.device import opened_backend
 from mlxmath.runtime.files import read_json, sha256
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.training import record
-from mlxmath.training.checkpoint import Checkpoint, share_adapters, share_checkpoint, with_recorded_targets
+from mlxmath.training.checkpoint import Part, share_adapters, share_checkpoint, with_recorded_targets
 from mlxmath.training.gradients import Gradients, Loss, choose_gradients
 from mlxmath.training.plan import batching_of, check_fits
 from mlxmath.weights.convert import ensure_model
@@ -63,10 +66,19 @@ class Data(Protocol):
         """What run.json is to hold of it."""
 
 
+class Batches(Protocol):
+    """Where a run's steps come from."""
+
+    steps_per_epoch: int
+
+    def steps(self, epoch: int, index: int) -> Iterator[StepBatch]:
+        """All from number `index` of `epoch` on."""
+
+
 D = TypeVar("D", bound=Data)
 
 
-class Run:
+class Run(Part):
     """A run up to its first step, the same on all ranks. Nothing is written but the converted model and the cache.
 
     Inside `with` the device is open, and the adapter folder is nobody else's.
@@ -188,15 +200,14 @@ class Run:
         return Batching(*saved["ranks"][self.ranks.rank])
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of it, as JSON can."""
+        """See `Part`; `load_base` restores it."""
         return {_BATCHING: {"asked": self._asked, "ranks": self.batchings}}
 
-    def files(self) -> dict[str, Path | bytes]:
-        """None."""
-        return {}
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Done by `load_base`."""
+    @property
+    def chat_template(self) -> str:
+        """How the model is prompted, in Jinja, for chat servers."""
+        tokenizer = load_tokenizer(self.model_folder, self.config.model.trust_remote_code)
+        return self.template.for_tokenizer(tokenizer).chat_template(bos=adds_bos(tokenizer))
 
     def add_adapters(self, **facts: Any) -> None:
         """Put adapters into the model, or open its blocks, and load what they start from.

@@ -10,10 +10,10 @@ from mlxmath.data.batch import Batch
 from mlxmath.data.load import load_rows
 from mlxmath.models.linear_ce import LossHead
 from mlxmath.runtime.ranks import Ranks
-from mlxmath.training.events import Callback
+from mlxmath.training.events import Callback, TrainResult
 from mlxmath.training.logging import RunLogger
 from mlxmath.training.setup import Run
-from mlxmath.training.trainer import Trainer, TrainResult
+from mlxmath.training.trainer import Trainer
 
 
 def sft(settings: Resolved, ranks: Ranks | None = None, callback: Callback | None = None) -> TrainResult:

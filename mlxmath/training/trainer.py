@@ -16,91 +16,33 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
-from signal import SIGTERM
-from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx.optimizers as optim
-from mlx.utils import tree_flatten, tree_map
 
-from mlxmath.config.load import RUN_FILE
 from mlxmath.data.batching import BatchSampler, StepBatch
-from mlxmath.data.codec import load_tokenizer
 from mlxmath.data.load import TrainingData
-from mlxmath.data.render import adds_bos
 from mlxmath.errors import MlxmathError
 from mlxmath.runtime.console import duration, fail, say, size, warn
-from mlxmath.runtime.files import atomic_write
 from mlxmath.training import record
-from mlxmath.training.accumulate import StepSums, accumulate, is_out_of_memory, over_ranks
-from mlxmath.training.checkpoint import Ending, Position, Saver, Stateful, check_settings, restore, share_state
+from mlxmath.training.accumulate import StepSums, Workers, accumulate, is_out_of_memory, over_ranks
+from mlxmath.training.checkpoint import Ending, Part, Position, Saver, check_settings, restore, share_state
 from mlxmath.training.deadline import Deadline, StopRequest
-from mlxmath.training.events import EVENTS, StepReport, read_events
+from mlxmath.training.events import COMPLETE, StepReport, TrainResult
 from mlxmath.training.gradients import Gradients
 from mlxmath.training.held_out import HeldOut, held_out_rows
 from mlxmath.training.logging import RunLogger
-from mlxmath.training.optimizers import make_optimizer
+from mlxmath.training.optimizers import apply_gradients, make_optimizer
 from mlxmath.training.schedule import Pace
-from mlxmath.training.setup import Run
-from mlxmath.training.validation import BEST, Best, Validation
-from mlxmath.training.workers import Workers
+from mlxmath.training.setup import Batches, Run
+from mlxmath.training.validation import BEST, Validation
 
 MAX_BAD_STEPS = 5
 """Steps in a row without a finite gradient after which a run gives up."""
 _STOPPED, _OUT_OF_MEMORY, _NUM_METRICS = 1, 2, 4
 """What the ranks vote on after their part of a step; the last is the first bit of a number."""
-
-COMPLETE: tuple[Ending, ...] = ("finished", "early_stopped")
-"""Endings that leave nothing to resume."""
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What became of a run; `folder` holds the adapters, curves and checkpoints."""
-
-    ending: Ending
-    folder: Path
-    steps: int
-    """Optimizer steps done, over all resumptions."""
-    seconds: float
-    loss: float | None
-    """Of the last step, in nats a target token (a pair; for GRPO the policy's objective)."""
-    best: Best | None
-    """The best validation, whose adapters are in `folder/best`."""
-    peak_bytes: int
-    signal: int | None = None
-    """The signal that ended it, if one did."""
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether there is nothing to resume."""
-        return self.ending in COMPLETE
-
-    @property
-    def exit_code(self) -> int:
-        """What a command exits with: 0; 1 if it diverged or found no signal; 128 + the signal's number."""
-        if self.ending == "stopped":  # the signal may have come to another rank
-            return 128 + (self.signal or SIGTERM)
-        return int(self.ending in ("diverged", "no_signal"))
-
-    @property
-    def events(self) -> list[dict[str, Any]]:
-        """All steps, validations and rollouts, as events.jsonl has them."""
-        return list(read_events(self.folder / EVENTS))
-
-
-class Batches(Protocol):
-    """Where a run's steps come from."""
-
-    steps_per_epoch: int
-
-    def steps(self, epoch: int, index: int) -> Iterator[StepBatch]:
-        """All from number `index` of `epoch` on."""
 
 
 class Trainer:
@@ -155,7 +97,7 @@ class Trainer:
 
     @contextmanager
     def running(
-        self, batches: Batches, held_out: HeldOut | None, log: RunLogger, parts: Sequence[Stateful] = ()
+        self, batches: Batches, held_out: HeldOut | None, log: RunLogger, parts: Sequence[Part] = ()
     ) -> Iterator[None]:
         """From the first step to the last file; the method's loop stands inside.
 
@@ -175,20 +117,26 @@ class Trainer:
             )
         self.pace = Pace(config, total_steps, self.position, self.deadline, ranks)
         self.validation = Validation(
-            self.workers, held_out, run.folder, config, steps_per_epoch=per_epoch,
-            total_steps=total_steps, deadline=self.deadline, stop=self.stop,
+            self.workers, held_out, run.folder, config, steps_per_epoch=per_epoch, total_steps=total_steps,
+            deadline=self.deadline, stop=self.stop,
             is_marked=lambda step: self.pace.is_limited and self.pace.is_mark(step),
         )  # fmt: skip
-        self._parts: list[Stateful] = [run, self.validation, self.pace, *parts]
+        self._parts: list[Part] = [run, self.validation, self.pace, *parts]
         self._saver = Saver(
-            run.folder, self.model, self.optimizer, run.fixed, config, self.deadline, parts=self._parts,
-            is_marked=self.pace.is_checkpoint,
+            run.folder, self.model, self.optimizer, run.fixed, config, self.deadline, self._parts,
+            self.pace.is_checkpoint,
         )  # fmt: skip
         with self.stop.listening():
             if ranks.first:
                 self._begin_files()
             with log if ranks.first else nullcontext():
-                self._begin()
+                if run.checkpoint:
+                    for part in self._parts:
+                        part.restore(run.checkpoint)
+                run.backend.reset_peak()
+                ranks.begin()
+                self.end(self.validation.begin(self.position))
+                self.pace.begin()
                 yield
                 self._close()
         if ranks.first:
@@ -196,34 +144,16 @@ class Trainer:
 
     def _begin_files(self) -> None:
         """Write what is known of the run before it begins."""
-        run, config = self.run, self.run.config
-        tokenizer = load_tokenizer(run.model_folder, config.model.trust_remote_code)
-        chat = run.template.for_tokenizer(tokenizer).chat_template(bos=adds_bos(tokenizer))
-        record.start(
-            run.folder, run.adapter_config, chat, anew=run.checkpoint is None, resumed=run.config.training.resume
-        )
-        exact = record.absolute_settings(config)
-        exact |= {"model.revision": run.manifest.revision} if run.manifest.revision else {}
-        exact = {name: value for name, value in exact.items() if name.split(".")[0] in run.sections}
-        atomic_write(run.folder / RUN_FILE, run.settings.as_toml(run.sections, exact))
+        run, anew = self.run, self.run.checkpoint is None
+        record.start(run.folder, run.adapter_config, run.chat_template, anew=anew, resumed=self.config.resume)
+        record.save_settings(run.folder, run.settings, run.sections, run.manifest.revision)
         self._record = record.Record(run.folder, run.settings, run.device, run.data.facts, run.injected)
         self._log.begin(run.folder, self.position, self.total_steps, self.deadline, run.backend)
-        begins = "resume" if run.checkpoint else "start"
-        self._log.write(begins, step=self.position.step, total_steps=self.total_steps)
+        self._log.write("start" if anew else "resume", step=self.position.step, total_steps=self.total_steps)
         self.validation.listeners = (
             self._log.validation, lambda _: self._record.update(validation=self.validation.summary()),
         )  # fmt: skip
         self.pace.listener = lambda step, expected: self._log.write("pace", step=step, expected_steps=expected)
-
-    def _begin(self) -> None:
-        """What comes before the first step: the parts' state, and the base's validation."""
-        if self.run.checkpoint:
-            for part in self._parts:
-                part.restore(self.run.checkpoint)
-        self.run.backend.reset_peak()
-        self.ranks.begin()
-        self.end(self.validation.begin(self.position))
-        self.pace.begin()
 
     def steps(self) -> Iterator[StepBatch]:
         """The batches of the steps that are left. After it `ending` says why there are no more."""
@@ -298,11 +228,9 @@ class Trainer:
         self.pace.on_step(self.position.step)
         self.loss = loss
         if not applied:
-            rows = self._batch.row_numbers(sums.bad_rows or self._batch.row_ids)
-            warn(
-                f"step {self.position.step}: {'gradient' if math.isfinite(loss) else 'loss'} is not finite, the step "
-                f"is not applied; rows {', '.join(map(str, rows))}"
-            )
+            what = "gradient" if math.isfinite(loss) else "loss"
+            rows = ", ".join(map(str, self._batch.row_numbers(sums.bad_rows or self._batch.row_ids)))
+            warn(f"step {self.position.step}: {what} is not finite, the step is not applied; rows {rows}")
         return StepReport(
             self.position, loss, norm, rate, sums.num_tokens, sums.num_targets, seconds, applied, sums.metric_sums
         )
@@ -348,10 +276,8 @@ class Trainer:
             f"{size(memory.peak_bytes)}{planned}; adapters, curves and checkpoints are in {folder}"
         )
         if ending == "diverged":
-            fail(
-                f"the last {MAX_BAD_STEPS} steps were not finite; {folder} holds the last good adapters. "
-                f"{self._log.advice}"
-            )
+            bad = f"the last {MAX_BAD_STEPS} steps were not finite; {folder} holds the last good adapters."
+            fail(f"{bad} {self._log.advice}")
             return
         if ending == "no_signal":
             fail(f"GRPO found nothing to learn from: {self.reason}")
@@ -368,27 +294,3 @@ class Trainer:
             self.ending, self.run.folder, self.position.step, self.deadline.elapsed_s, self.loss, self.validation.best,
             self.run.backend.memory().peak_bytes, self.stop.signal,
         )  # fmt: skip
-
-
-def global_norm(tree: Any) -> mx.array:
-    """√Σ g² over all arrays of a tree."""
-    return mx.sqrt(sum(mx.square(array.astype(mx.float32)).sum() for _, array in tree_flatten(tree)))
-
-
-def apply_gradients(
-    model: nn.Module, optimizer: optim.Optimizer, sums: StepSums, learning_rate: float, max_grad_norm: float
-) -> float:
-    """Divide by the step's targets, clip to `max_grad_norm` (as torch's clip_grad_norm_ does) and step.
-
-    Returns:
-        The gradient's norm before clipping. If it is not finite, nothing was changed.
-    """
-    norm = global_norm(sums.grad_sum) / sums.num_targets
-    norm_value: float = norm.item()
-    if not math.isfinite(norm_value):
-        return norm_value
-    factor = min(1.0, max_grad_norm / (norm_value + 1e-6)) / sums.num_targets
-    optimizer.learning_rate = mx.array(learning_rate, mx.float32)
-    optimizer.update(model, tree_map(lambda g: g * factor, sums.grad_sum))
-    mx.eval(model.trainable_parameters(), optimizer.state)
-    return norm_value

@@ -11,7 +11,6 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,11 @@ from mlxmath.models.lora.adapter import CONFIG, WEIGHTS, save_arrays
 from mlxmath.models.lora.inject import adapter_arrays
 from mlxmath.runtime.console import duration, say, warn
 from mlxmath.runtime.files import atomic_folder, disk_errors, link_or_copy
-from mlxmath.training.checkpoint import Checkpoint, Ending, Position
+from mlxmath.training.accumulate import Workers
+from mlxmath.training.checkpoint import Checkpoint, Ending, Part, Position
 from mlxmath.training.deadline import Deadline, StopRequest
-from mlxmath.training.held_out import LOSS, HeldOut
+from mlxmath.training.held_out import LOSS, Best, HeldOut, Measurement
 from mlxmath.training.schedule import MARKS
-from mlxmath.training.workers import Workers
 
 BEST = "best"
 """Folder of the best adapters, in the adapter folder."""
@@ -38,40 +37,10 @@ _TRIAL_SHARE, _TRIAL_S, _LONGEST_TRIAL = 0.005, 2.0, 0.02
 the last share."""
 _STEPS_BETWEEN, _PARTS = 25, 8
 """Unless told otherwise, a run whose epochs are long is measured after each of 8 parts, of at least 25 steps."""
-
-_SAVED_BEST = "best.safetensors"
-_SECTION = "validation"
+_SECTION, _SAVED_BEST = "validation", "best.safetensors"
 
 
-@dataclass(frozen=True)
-class Best:
-    """A measured value that was the best when it was measured."""
-
-    step: int
-    value: float
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What was measured after `step`: of the loss, nats a target token. Not finite if the model's output is not."""
-
-    step: int
-    epoch: int
-    value: float
-    num_targets: int
-    seconds: float
-    best: Best | None
-    """The best so far, this one included."""
-    metrics: tuple[float, ...] = ()
-    """Means of what the objective reports beside the loss."""
-
-    @property
-    def is_best(self) -> bool:
-        """Whether this is the best so far."""
-        return self.best is not None and self.best.step == self.step
-
-
-class Validation:
+class Validation(Part):
     """Measures when it is time to, keeps the best adapters in `best/`, and says when there is no point in going on.
 
     It is time before the first step; after every `eval_every` steps (unset: at each epoch's end, or more often if
@@ -93,35 +62,23 @@ class Validation:
     """
 
     def __init__(
-        self,
-        workers: Workers,
-        held_out: HeldOut | None,
-        folder: Path,
-        config: TrainingConfig,
-        *,
-        steps_per_epoch: int,
-        total_steps: int,
-        deadline: Deadline,
-        stop: StopRequest,
-        is_marked: Callable[[int], bool] = lambda _: False,
-        clock: Callable[[], float] = time.perf_counter,
+        self, workers: Workers, held_out: HeldOut | None, folder: Path, config: TrainingConfig, *,
+        steps_per_epoch: int, total_steps: int, deadline: Deadline, stop: StopRequest,
+        is_marked: Callable[[int], bool] = lambda _: False, clock: Callable[[], float] = time.perf_counter,
         listeners: Sequence[Callable[[Measurement], None]] = (),
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._workers, self._folder, self._ranks = workers, folder, workers.ranks
         self._held_out, self._metric = held_out, held_out.metric if held_out else LOSS
         self._config, self._total_steps = config, total_steps
-        part = max(_STEPS_BETWEEN, math.ceil(total_steps / _PARTS))
-        self._every = config.eval_every or max(1, min(steps_per_epoch, part))
+        often = max(_STEPS_BETWEEN, math.ceil(total_steps / _PARTS))
+        self._every = config.eval_every or max(1, min(steps_per_epoch, often))
         self._deadline, self._stop, self._is_marked, self._clock = deadline, stop, is_marked, clock
         self.listeners = listeners
         self.count = held_out.num_items if held_out else 0
         """Items measured on."""
-        self._is_chosen = False
-        self._seconds = 0.0
-        """That the last measurement took."""
-        self._spent_s = 0.0
-        """That all took, in this process."""
-        self._told = False
+        self._is_chosen = self._told = False
+        self._seconds = self._spent_s = 0.0
+        """That the last measurement took, and all in this process."""
         self.history: list[tuple[int, float]] = []
         """(step, value) of all measurements."""
         self.best: Best | None = None
@@ -149,9 +106,7 @@ class Validation:
 
     def after(self, position: Position) -> Ending | None:
         """Measure if it is time to; tell why the run should end, if it should."""
-        if self._held_out is None:
-            return None
-        if not self._is_due(position) and not self._is_marked(position.step):
+        if self._held_out is None or not (self._is_due(position) or self._is_marked(position.step)):
             return None
         if position.step != self._total_steps and self._is_over(position.step):
             return None
@@ -167,11 +122,9 @@ class Validation:
             return False
         by_signal = ending == "stopped"
         start, asked_before = self._clock(), by_signal or bool(self._stop)
-        reason = None
+        reason = "the time is up" if self._deadline.must_save() else None
         if by_signal and self._seconds > CLOSING_S:
             reason = "a signal ended the run"
-        elif self._deadline.must_save():
-            reason = "the time is up"
         if self._ranks.any("last validation", reason is not None):
             say(f"not measured once more at the end: {reason}, and it takes {duration(self._seconds)}")
             return False
@@ -180,10 +133,10 @@ class Validation:
             late = by_signal and self._clock() - start > 2 * CLOSING_S
             return late or (bool(self._stop) and not asked_before) or self._deadline.must_save()
 
-        if not self._take(position, stopped, counts=self._is_due(position)):
+        is_taken = self._take(position, stopped, counts=self._is_due(position))
+        if not is_taken:
             say("not measured once more at the end: there was no time to finish it")
-            return False
-        return True
+        return is_taken
 
     def _is_due(self, position: Position) -> bool:
         return position.step > 0 and (position.step % self._every == 0 or position.step == self._total_steps)
@@ -194,14 +147,12 @@ class Validation:
     def _is_over(self, step: int) -> bool:
         """Whether this measurement and the last one would take more than all may together."""
         allowed_s = SHARE * self._deadline.limit_s
-        is_over = self._spent_s + 2 * self._seconds > allowed_s
-        is_over = self._ranks.any("validations are over", is_over and self._ranks.first)
+        is_due = self._ranks.first and self._spent_s + 2 * self._seconds > allowed_s
+        is_over = self._ranks.any("validations are over", is_due)
         if is_over and not self._told:
             self._told = True
-            say(
-                f"step {step}: measured next at the end of the run: {duration(self._spent_s)} of the "
-                f"{duration(allowed_s)} for validation ({SHARE:.0%} of the deadline) are used up"
-            )
+            used = f"{duration(self._spent_s)} of the {duration(allowed_s)} for validation"
+            say(f"step {step}: measured next at the end of the run: {used} ({SHARE:.0%} of the deadline) are used up")
         return is_over
 
     def _choose(self, position: Position) -> None:
@@ -223,19 +174,15 @@ class Validation:
                 break
             count = min(all_items, 4 * count)
         item_s = took / count
-        left = max(0, self._total_steps - position.step)
-        steps = min(left, limit_s / max(held_out.step_items * item_s, 1e-9))
+        steps = min(max(0, self._total_steps - position.step), limit_s / max(held_out.step_items * item_s, 1e-9))
         times = 2 + min(steps, MARKS) + steps / self._every
         self._spent_s += self._ranks.gather("trials", self._clock() - start)[0]
         room_s = max(0.0, SHARE * limit_s - self._spent_s)
         self.count = max(1, min(all_items, int(room_s / times / max(item_s, 1e-9))))
-        self._is_chosen = True
-        expected_s = self.count * item_s
-        part = "all" if self.count == all_items else f"{self.count:,} of"
-        say(
-            f"validation on {part} {all_items:,} held-out {held_out.unit}, {duration(expected_s)} each time"
-            + ("" if self.count == all_items else f", so that {SHARE:.0%} of the deadline is enough")
-        )
+        self._is_chosen, is_all = True, self.count == all_items
+        why = "" if is_all else f", so that {SHARE:.0%} of the deadline is enough"
+        part = f"{'all' if is_all else f'{self.count:,} of'} {all_items:,} held-out {held_out.unit}"
+        say(f"validation on {part}, {duration(self.count * item_s)} each time{why}")
 
     def _measure(self, position: Position) -> Ending | None:
         """Measure, unless the run has to end first."""
@@ -261,13 +208,11 @@ class Validation:
             self.num_without_improvement += 1
         if math.isfinite(value) and (self.best is None or self._metric.is_better(value, self.best.value)):
             self._keep(position.step, value)
-        best: Best | None = None
-        for step, other in self.history:
-            if math.isfinite(other) and (best is None or self._metric.is_better(other, best.value)):
-                best = Best(step, other)
-        measurement = Measurement(
-            position.step, position.epoch, value, num_targets, self._seconds, best, tuple(metrics)
-        )
+        of_all = max if self._metric.higher_is_better else min
+        finite = (Best(step, other) for step, other in self.history if math.isfinite(other))
+        best = of_all(finite, key=lambda each: each.value, default=None)
+        step, epoch = position.step, position.epoch
+        measurement = Measurement(step, epoch, value, num_targets, self._seconds, best, tuple(metrics))
         for listener in self.listeners if self._ranks.first else ():
             listener(measurement)
         return True
@@ -278,16 +223,12 @@ class Validation:
 
     def _keep(self, step: int, value: float) -> None:
         """Write `best/`. A disk that is full now may not be at the next one: the run goes on."""
-        if not self._ranks.first:
-            self.best = Best(step, value)
-            return
         metadata = {"format": "mlx", "step": str(step), f"validation_{self._metric.name}": repr(value)}
-        arrays = adapter_arrays(self._workers.model)
-        folder = self._folder / BEST
+        folder, arrays = self._folder / BEST, adapter_arrays(self._workers.model)
         try:
-            if (folder / CONFIG).is_file():
+            if self._ranks.first and (folder / CONFIG).is_file():
                 save_arrays(folder / WEIGHTS, arrays, metadata)
-            else:
+            elif self._ranks.first:
                 with atomic_folder(folder) as temporary:
                     shutil.copyfile(self._folder / CONFIG, temporary / CONFIG)
                     save_arrays(temporary / WEIGHTS, arrays, metadata)
@@ -300,19 +241,20 @@ class Validation:
         """For run.json; None before the first measurement."""
         if not self.history or self._held_out is None:
             return None
+
+        def plain(step: int, value: float) -> dict[str, Any]:
+            return {"step": step, self._metric.name: _finite(value)}
+
         return {
             "measurements": len(self.history),
             "metric": self._metric.name,
             "measured_on": self.count,
             "held_out": self._held_out.num_items,
-            "first": self._plain(*self.history[0]),
-            "last": self._plain(*self.history[-1]),
-            "best": self._plain(self.best.step, self.best.value) if self.best else None,
+            "first": plain(*self.history[0]),
+            "last": plain(*self.history[-1]),
+            "best": plain(self.best.step, self.best.value) if self.best else None,
             "without_improvement": self.num_without_improvement,
         }
-
-    def _plain(self, step: int, value: float) -> dict[str, Any]:
-        return {"step": step, self._metric.name: _finite(value)}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it, as JSON can."""
@@ -343,16 +285,14 @@ class Validation:
         self.num_without_improvement = saved.get("without_improvement", 0)
         if self._held_out is not None and saved.get("measured_on"):
             self.count, self._is_chosen = min(saved["measured_on"], self._held_out.num_items), True
-        if not self._ranks.first:
-            return
         folder = self._folder / BEST
-        if self.best is None:
+        if self._ranks.first and self.best is None:
             with disk_errors(folder):
                 shutil.rmtree(folder, ignore_errors=True)
-            return
-        with atomic_folder(folder) as temporary:
-            shutil.copyfile(self._folder / CONFIG, temporary / CONFIG)
-            link_or_copy(checkpoint.path / _SAVED_BEST, temporary / WEIGHTS)
+        elif self._ranks.first:
+            with atomic_folder(folder) as temporary:
+                shutil.copyfile(self._folder / CONFIG, temporary / CONFIG)
+                link_or_copy(checkpoint.path / _SAVED_BEST, temporary / WEIGHTS)
 
 
 def _finite(value: float) -> float | None:

@@ -13,24 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from mlxmath.commands.distill import main
 from mlxmath.grading import grade
+from tests.data.material import write_lines
 from tests.distillation.scripted import KEY, Request, Script, completion, scripted, solution, sum_of
-from tests.helpers import ENVIRONMENT, command, run, start, succeed
+from tests.helpers import ENVIRONMENT, command, invoke, json_lines, run, start, succeed, wait_until
 
 NUM_PROBLEMS, SAMPLES = 40, 2
-
-
-def invoke(*arguments: str, code: int = 0) -> Result:
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == code, result.output
-    return result
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def whole_rows(path: Path) -> list[dict[str, Any]]:
@@ -41,9 +32,7 @@ def whole_rows(path: Path) -> list[dict[str, Any]]:
 
 def write_problems(folder: Path, count: int = NUM_PROBLEMS) -> str:
     problems = [{"problem": f"What is {i} + {i + 1}?", "answer": str(2 * i + 1)} for i in range(count)]
-    path = folder / "problems.jsonl"
-    path.write_text("".join(json.dumps(problem) + "\n" for problem in problems))
-    return str(path)
+    return write_lines(folder / "problems.jsonl", problems)
 
 
 def misbehave(request: Request, body: dict[str, Any], attempt: int) -> None:
@@ -100,10 +89,7 @@ def test_nothing_is_lost_and_nothing_asked_twice_after_kill_and_resume(
     path = tmp_path / "distilled" / "responses.jsonl"
     with scripted(misbehave) as server:
         process = start(tmp_path, *arguments(server, tmp_path), log=tmp_path / "log")
-        end = time.monotonic() + 60
-        while time.monotonic() < end and len(whole_rows(path)) < 25:
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            time.sleep(0.01)
+        wait_until(lambda: len(whole_rows(path)) >= 25 or process.poll() is not None)
         process.send_signal(signal.SIGKILL)
         process.wait()
         killed = whole_rows(path)
@@ -112,9 +98,9 @@ def test_nothing_is_lost_and_nothing_asked_twice_after_kill_and_resume(
         before = Counter(server.seen)
         with path.open("ab") as file:
             file.write(b'{"fingerprint": "half a li')
-        again = invoke(*arguments(server, tmp_path)[1:], code=2)
+        again = invoke(main, *arguments(server, tmp_path)[1:], code=2)
         assert "use them with --resume" in again.output
-        other = invoke(*arguments(server, tmp_path, "--resume", "--temperature", "0.9")[1:], code=2)
+        other = invoke(main, *arguments(server, tmp_path, "--resume", "--temperature", "0.9")[1:], code=2)
         assert "temperature: '0.7' there, '0.9' here" in other.output
         assert server.seen == before
         resumed = succeed(tmp_path, *arguments(server, tmp_path, "--resume"))
@@ -124,7 +110,7 @@ def test_nothing_is_lost_and_nothing_asked_twice_after_kill_and_resume(
         assert len(asked_later) == NUM_PROBLEMS * SAMPLES - len(killed)
         assert 0 <= server.answered.total() - len(asked_later) - len(killed) <= 8  # under way at the kill
         finished = server.seen.total()
-        invoke(*arguments(server, tmp_path, "--resume")[1:])
+        invoke(main, *arguments(server, tmp_path, "--resume")[1:])
         assert server.seen.total() == finished
 
     found = whole_rows(path)
@@ -140,7 +126,7 @@ def test_nothing_is_lost_and_nothing_asked_twice_after_kill_and_resume(
 
 def check_dataset(folder: Path, responses: list[dict[str, Any]]) -> None:
     """Each response is kept or rejected for a reason, and the verdicts are the grader's."""
-    kept, rejected = rows(folder / "solutions.jsonl"), rows(folder / "rejected.jsonl")
+    kept, rejected = json_lines(folder / "solutions.jsonl"), json_lines(folder / "rejected.jsonl")
     graded = {
         (row["id"], row["sample"]): grade(row["response"], row["answer"], truncated=row["finish_reason"] == "length")
         for row in responses
@@ -180,13 +166,11 @@ def test_ctrl_c_waits_for_what_is_under_way(tmp_path: Path, monkeypatch: pytest.
     path = tmp_path / "distilled" / "responses.jsonl"
     with scripted(slowly) as server:
         process = start(tmp_path, *arguments(server, tmp_path), log=tmp_path / "log")
-        end = time.monotonic() + 60
-        while time.monotonic() < end and len(whole_rows(path)) < 5:
-            time.sleep(0.01)
+        wait_until(lambda: len(whole_rows(path)) >= 5)
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
         assert "waiting for the answers under way" in (tmp_path / "log").read_text()
-        assert len(rows(path)) == server.answered.total() == server.seen.total() < 80
+        assert len(json_lines(path)) == server.answered.total() == server.seen.total() < 80
 
 
 def test_a_second_ctrl_c_waits_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,9 +179,7 @@ def test_a_second_ctrl_c_waits_no_longer(tmp_path: Path, monkeypatch: pytest.Mon
     with scripted(lambda request, body, n: over.wait(60)) as server:
         process = start(tmp_path, *arguments(server, tmp_path, "--timeout-s", "60"), log=tmp_path / "log")
         for sign in (lambda: server.at_once, lambda: "waiting for the answers" in (tmp_path / "log").read_text()):
-            end = time.monotonic() + 60
-            while time.monotonic() < end and not sign():
-                time.sleep(0.01)
+            wait_until(sign)
             process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
         over.set()
@@ -217,14 +199,14 @@ def test_more_samples_and_other_thresholds_use_what_is_there(tmp_path: Path, mon
 
     with scripted(act) as server:
         _, *given = arguments(server, tmp_path)
-        invoke(*given, "--num-examples", "8", "--samples", "1")
-        failed = [row for row in rows(Path("distilled/rejected.jsonl")) if row["reason"] == "not answered"]
+        invoke(main, *given, "--num-examples", "8", "--samples", "1")
+        failed = [row for row in json_lines(Path("distilled/rejected.jsonl")) if row["reason"] == "not answered"]
         assert [(row["id"], row["detail"]) for row in failed] == [("7", "HTTP 400: unsuitable")]
         mended = True
-        result = invoke(*given, "--num-examples", "10", "--keep", "all", "--max-characters", "60", "--resume")
+        result = invoke(main, *given, "--num-examples", "10", "--keep", "all", "--max-characters", "60", "--resume")
         assert server.seen.total() == 8 + 2 + 2 + 9
         assert "distilled: 7 of 20 answers are there already" in result.output
-    kept, rejected = rows(Path("distilled/solutions.jsonl")), rows(Path("distilled/rejected.jsonl"))
+    kept, rejected = json_lines(Path("distilled/solutions.jsonl")), json_lines(Path("distilled/rejected.jsonl"))
     reasons = Counter(row["reason"] for row in rejected)
     assert len(kept) + len(rejected) == 20 and reasons["repeated"] == len(kept) and reasons["too long"] > 0
 
@@ -235,13 +217,13 @@ def test_what_is_there_is_judged_by_the_golds_of_today(tmp_path: Path, monkeypat
     with scripted(act) as server:
         given = ("--dataset", write_problems(tmp_path, 2), "--decontaminate", "none", "--samples", "1")
         given = (*given, "--teacher-url", server.url, "--teacher-model", "m")
-        invoke(*given)
-        problems = rows(tmp_path / "problems.jsonl")
+        invoke(main, *given)
+        problems = json_lines(tmp_path / "problems.jsonl")
         mended = [problems[0], problems[1] | {"answer": "17"}]
-        Path("problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mended))
-        invoke(*given, "--resume")
+        write_lines(Path("problems.jsonl"), mended)
+        invoke(main, *given, "--resume")
         assert server.seen.total() == 2
-    kept, rejected = rows(Path("distilled/solutions.jsonl")), rows(Path("distilled/rejected.jsonl"))
+    kept, rejected = json_lines(Path("distilled/solutions.jsonl")), json_lines(Path("distilled/rejected.jsonl"))
     assert [row["answer"] for row in kept] == ["1"] and [row["answer"] for row in rejected] == ["17"]
 
 
@@ -264,10 +246,7 @@ def test_a_local_teacher_killed_and_resumed_gives_the_same_and_its_output_trains
     succeed(local, *LOCAL, "--output-path", "whole")
     process = start(local, *LOCAL, "--output-path", "killed", log=local / "log")
     path = local / "killed" / "responses.jsonl"
-    end = time.monotonic() + 60
-    while time.monotonic() < end and len(whole_rows(path)) < 3:
-        assert process.poll() is None, (local / "log").read_text()
-        time.sleep(0.005)
+    wait_until(lambda: len(whole_rows(path)) >= 3 or process.poll() is not None)
     process.send_signal(signal.SIGKILL)
     process.wait()
     killed = whole_rows(path)
@@ -276,12 +255,12 @@ def test_a_local_teacher_killed_and_resumed_gives_the_same_and_its_output_trains
     assert f"{len(killed)} of 16 answers are there already" in result.stderr
 
     def texts(folder: str) -> dict[tuple[str, int], str]:
-        return {(row["key"], row["sample"]): row["response"] for row in rows(local / folder / "responses.jsonl")}
+        return {(row["key"], row["sample"]): row["response"] for row in json_lines(local / folder / "responses.jsonl")}
 
     assert texts("killed") == texts("whole") and len(texts("whole")) == 16
     for name in ("solutions.jsonl", "rejected.jsonl"):
-        assert rows(local / "killed" / name) == rows(local / "whole" / name)
-    assert rows(local / "whole" / "solutions.jsonl"), (local / "whole" / "card.md").read_text()
+        assert json_lines(local / "killed" / name) == json_lines(local / "whole" / name)
+    assert json_lines(local / "whole" / "solutions.jsonl"), (local / "whole" / "card.md").read_text()
     trained = succeed(
         local, "train", "--debug", "--dataset", "whole/solutions.jsonl", "--max-steps", "2", "--adapter-path", "student"
     )
@@ -297,20 +276,20 @@ def test_rank_only_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             (solution(2, 3), "length"),
         ]
     ]  # fmt: skip
-    Path("mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    invoke("--rank-only", "mine.jsonl")
-    invoke("--rank-only", "mine.jsonl", "--keep", "all")
-    assert [row["sample"] for row in rows(Path("distilled/solutions.jsonl"))] == [0, 1]
-    assert [row["reason"] for row in rows(Path("distilled/rejected.jsonl"))] == ["wrong answer", "truncated"]
+    write_lines(Path("mine.jsonl"), lines)
+    invoke(main, "--rank-only", "mine.jsonl")
+    invoke(main, "--rank-only", "mine.jsonl", "--keep", "all")
+    assert [row["sample"] for row in json_lines(Path("distilled/solutions.jsonl"))] == [0, 1]
+    assert [row["reason"] for row in json_lines(Path("distilled/rejected.jsonl"))] == ["wrong answer", "truncated"]
     assert "| keep | all |" in Path("distilled/card.md").read_text()
-    Path("other.jsonl").write_text(json.dumps(lines[0]) + "\n")
-    assert "choose another --output-path" in invoke("--rank-only", "other.jsonl", code=2).output
-    invoke("--rank-only", "other.jsonl", "--overwrite", "--min-characters", "5")
-    assert len(rows(Path("distilled/solutions.jsonl"))) == 1
+    write_lines(Path("other.jsonl"), lines[:1])
+    assert "choose another --output-path" in invoke(main, "--rank-only", "other.jsonl", code=2).output
+    invoke(main, "--rank-only", "other.jsonl", "--overwrite", "--min-characters", "5")
+    assert len(json_lines(Path("distilled/solutions.jsonl"))) == 1
     Path("bare.jsonl").write_text(json.dumps({"problem": "1 + 1?", "solution": "\\boxed{2}"}) + "\n")
-    assert "no column with the gold answer" in invoke("--rank-only", "bare.jsonl", code=2).output
-    Path("hole.jsonl").write_text(json.dumps(lines[0]) + "\n" + json.dumps(lines[0] | {"answer": None}) + "\n")
-    assert "row 2 of hole.jsonl has no gold answer" in invoke("--rank-only", "hole.jsonl", code=2).output
+    assert "no column with the gold answer" in invoke(main, "--rank-only", "bare.jsonl", code=2).output
+    write_lines(Path("hole.jsonl"), [lines[0], lines[0] | {"answer": None}])
+    assert "row 2 of hole.jsonl has no gold answer" in invoke(main, "--rank-only", "hole.jsonl", code=2).output
 
 
 @pytest.mark.parametrize(
@@ -346,9 +325,10 @@ def test_no_answer_at_all_is_an_error(tmp_path: Path, monkeypatch: pytest.Monkey
     problems = write_problems(tmp_path, 3)
     with scripted(lambda request, body, n: request.reply({"error": "no"}, 400)) as server:
         arguments = ("--dataset", problems, "--teacher-url", server.url, "--teacher-model", "m", "--samples", "1")
-        found = " ".join(invoke(*arguments, code=1).output.split())
+        found = " ".join(invoke(main, *arguments, code=1).output.split())
     assert (
-        "none of 3 questions got an answer (HTTP 400: no)" in found and len(rows(Path("distilled/rejected.jsonl"))) == 3
+        "none of 3 questions got an answer (HTTP 400: no)" in found
+        and len(json_lines(Path("distilled/rejected.jsonl"))) == 3
     )
 
 
@@ -360,8 +340,8 @@ def test_numbers_longer_than_python_reads_are_judged(
     line = {"problem": "What is 2 + 3?", "solution": solution(2, 3), "answer": "5"}
     long = f"{'9' * 5000} = {'9' * 5000}/1. {line[where]}"
     Path("mine.jsonl").write_text(json.dumps(line | {where: long}))
-    invoke("--rank-only", "mine.jsonl")
-    assert [row[where] for row in rows(Path("distilled/solutions.jsonl"))] == [long]
+    invoke(main, "--rank-only", "mine.jsonl")
+    assert [row[where] for row in json_lines(Path("distilled/solutions.jsonl"))] == [long]
 
 
 def test_what_an_endpoint_says_reaches_the_terminal_as_plain_text(
@@ -371,8 +351,8 @@ def test_what_an_endpoint_says_reaches_the_terminal_as_plain_text(
     hostile = {"error": {"message": "no \x1b]0;pwned\x07\x1b[2J\ud800\u202e"}}
     with scripted(lambda request, body, n: request.reply(hostile, 400)) as server:
         arguments = ("--dataset", write_problems(tmp_path, 1), "--teacher-url", server.url, "--teacher-model", "m")
-        found = invoke(*arguments, "--decontaminate", "none", code=1)
-    said = found.stderr + "".join(row["detail"] for row in rows(Path("distilled/rejected.jsonl")))
+        found = invoke(main, *arguments, "--decontaminate", "none", code=1)
+    said = found.stderr + "".join(row["detail"] for row in json_lines(Path("distilled/rejected.jsonl")))
     assert "pwned" in said and all(c.isprintable() or c == "\n" for c in said)
 
 
@@ -381,7 +361,7 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path, monk
     Path("file").touch()
     Path("mine.jsonl").write_text(json.dumps({"problem": "2 + 3?", "solution": solution(2, 3), "answer": "5"}))
     for folder in ("file", "file/folder", "/proc/nowhere"):
-        found = invoke("--rank-only", "mine.jsonl", "--output-path", folder, code=1).output
+        found = invoke(main, "--rank-only", "mine.jsonl", "--output-path", folder, code=1).output
         assert found.startswith(f"error: cannot write {folder}: ") and found.count("\n") == 1
 
 
@@ -399,8 +379,7 @@ def test_a_second_process_is_turned_away(tmp_path: Path, monkeypatch: pytest.Mon
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         path = tmp_path / "distilled" / "responses.jsonl"
-        while not whole_rows(path):
-            time.sleep(0.01)
+        wait_until(lambda: whole_rows(path))
         for more in ("--resume", "--overwrite", "--temperature=0.9 --overwrite"):
             before = whole_rows(path)
             second = run(tmp_path, *arguments(server, tmp_path, *more.split()))

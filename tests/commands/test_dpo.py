@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 from safetensors.numpy import load_file
 
 from mlxmath.commands import distill, dpo, grpo, reward_model, train
@@ -15,6 +14,7 @@ from mlxmath.config.schema import ModelConfig
 from mlxmath.training.checkpoint import Position, Saver
 from mlxmath.weights.convert import ensure_model
 from tests.data.material import write_lines
+from tests.helpers import invoke, json_lines
 
 PROBLEMS = Path(__file__).parents[2] / "mlxmath" / "demo" / "problems" / "train.jsonl"
 MODEL = ("--model", "demo", "--dtype", "float32", "--max-seq-len", "128", "--template", "plain")
@@ -22,15 +22,8 @@ SMALL = (*MODEL, "--dataset", "pairs.jsonl", "--batch-size", "4", "--grad-accumu
 TUNE = (*SMALL, "--learning-rate", "3e-3", "--num-epochs", "2", "--save-every", "2")
 
 
-def invoke(command: Any, *arguments: str, code: int = 0) -> Result:
-    result = CliRunner().invoke(command.main, arguments)
-    assert result.exit_code == code, result.output
-    return result
-
-
 def events(folder: str, kind: str) -> list[dict[str, Any]]:
-    lines = (Path(folder) / "events.jsonl").read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event["event"] == kind]
+    return [event for event in json_lines(Path(folder) / "events.jsonl") if event["event"] == kind]
 
 
 def arrays(path: str) -> dict[str, bytes]:
@@ -38,7 +31,7 @@ def arrays(path: str) -> dict[str, bytes]:
 
 
 def problems(count: int) -> list[dict[str, str]]:
-    return [json.loads(line) for line in PROBLEMS.read_text().splitlines()[:count]]
+    return json_lines(PROBLEMS)[:count]
 
 
 def wrong_answer(solution: str, answer: str) -> str:
@@ -67,7 +60,7 @@ def place(converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def test_the_margin_rises_and_a_run_leaves_metrics_and_curves(place: Path) -> None:
-    result = invoke(dpo, *TUNE, "--validation-split", "4")
+    result = invoke(dpo.main, *TUNE, "--validation-split", "4")
     assert "4 of 12 pairs are held out" in result.output
     assert "8 pairs, " in result.output and "4 steps of 4 x 1 pairs" in result.output
     assert "chosen reward" in result.output and "accuracy" in result.output
@@ -90,7 +83,7 @@ def test_the_margin_rises_and_a_run_leaves_metrics_and_curves(place: Path) -> No
 
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = (*TUNE, "--lora-dropout", "0.1", "--validation-split", "4", "--eval-every", "3", "--batch-size", "3")
-    invoke(dpo, *run, "--adapter-path", "straight")
+    invoke(dpo.main, *run, "--adapter-path", "straight")
     plain = Saver.after
 
     def die(self: Saver, position: Position) -> None:
@@ -100,9 +93,9 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(place: Path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(Saver, "after", die)
-        invoke(dpo, *run, "--adapter-path", "killed", code=130)
+        invoke(dpo.main, *run, "--adapter-path", "killed", code=130)
     assert not Path("killed/checkpoints/step-5").exists()
-    result = invoke(dpo, *run, "--adapter-path", "killed", "--resume")
+    result = invoke(dpo.main, *run, "--adapter-path", "killed", "--resume")
     assert "resuming killed/checkpoints/step-4" in result.output
     for name in ("adapters.safetensors", "best/adapters.safetensors"):
         assert arrays(f"killed/{name}") == arrays(f"straight/{name}")
@@ -112,22 +105,22 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(place: Path, monkey
             for folder in ("killed", "straight")
         )
         assert found == expected
-    refused = invoke(dpo, *run, "--adapter-path", "killed", "--resume", "--beta", "0.2", code=2)
+    refused = invoke(dpo.main, *run, "--adapter-path", "killed", "--resume", "--beta", "0.2", code=2)
     assert "dpo.beta was 0.1 and is 0.2" in refused.output
 
 
 def test_the_initial_adapter_is_the_reference(place: Path) -> None:
-    invoke(train, *MODEL, "--dataset", "demo", "--num-examples", "8", "--learning-rate", "3e-3")
+    invoke(train.main, *MODEL, "--dataset", "demo", "--num-examples", "8", "--learning-rate", "3e-3")
     tune = (*TUNE, "--init-adapter", "adapters", "--adapter-path", "tuned")
-    invoke(dpo, *tune, "--max-steps", "2")
+    invoke(dpo.main, *tune, "--max-steps", "2")
     first = events("tuned", "step")[0]
     assert (first["margin"], first["chosen_reward"], first["rejected_reward"]) == (0, 0, 0)
     before, after = arrays("adapters/adapters.safetensors"), arrays("tuned/adapters.safetensors")
     assert before.keys() == after.keys() and before != after
-    wrong = invoke(dpo, *SMALL, "--init-adapter", "adapters", code=2)
+    wrong = invoke(dpo.main, *SMALL, "--init-adapter", "adapters", code=2)
     assert "--init-adapter and --adapter-path are both adapters" in wrong.output
     Path("adapters/adapters.safetensors").write_bytes(Path("tuned/adapters.safetensors").read_bytes())
-    other = invoke(dpo, *tune, "--resume", code=2)
+    other = invoke(dpo.main, *tune, "--resume", code=2)
     assert "initial adapter was" in other.output
 
 
@@ -139,9 +132,9 @@ def test_distilled_pairs_tune_and_are_the_right_ones(place: Path) -> None:
         texts = {0: texts[:1], 1: texts[1:3]}.get(number, texts)  # all right, all wrong, some of each
         rows += [{"problem": row["problem"], "solution": text, "answer": row["answer"]} for text in texts]
     write_lines(Path("samples.jsonl"), rows)
-    result = invoke(distill, "--rank-only", "samples.jsonl")
+    result = invoke(distill.main, "--rank-only", "samples.jsonl")
     assert "6 pairs" in result.output and "distilled/pairs.jsonl" in result.output
-    pairs = [json.loads(line) for line in Path("distilled/pairs.jsonl").read_text().splitlines()]
+    pairs = json_lines(Path("distilled/pairs.jsonl"))
     assert len(pairs) == 6
     by_problem = {row["problem"]: row for row in problems(8)}
     for pair in pairs:
@@ -150,7 +143,7 @@ def test_distilled_pairs_tune_and_are_the_right_ones(place: Path) -> None:
         assert pair["rejected"] == wrong_answer(row["solution"], row["answer"]), "the nearest in length"
         assert (pair["answer"], pair["chosen_sample"], pair["rejected_sample"]) == (row["answer"], 0, 1)
     assert "| pairs of a kept and a wrong solution | 6 |" in Path("distilled/card.md").read_text()
-    invoke(dpo, *TUNE, "--dataset", "distilled/pairs.jsonl")
+    invoke(dpo.main, *TUNE, "--dataset", "distilled/pairs.jsonl")
     margins = [event["margin"] for event in events("adapters", "step")]
     assert margins[0] == 0 and margins[-1] > 0.1
 
@@ -166,7 +159,7 @@ def test_a_reward_model_tells_right_from_wrong_and_rewards_completions(place: Pa
         *SMALL, "--batch-size", "8", "--learning-rate", "3e-3", "--validation-split", "24", "--adapter-path", "reward",
         "--lora-targets", "*_proj",
     )  # fmt: skip
-    result = invoke(reward_model, *train_it)
+    result = invoke(reward_model.main, *train_it)
     assert "grpo --reward model:reward" in result.output
     found = events("reward", "validation")
     assert found[-1]["accuracy"] >= 18 / 24 and found[-1]["margin"] > 0
@@ -179,7 +172,7 @@ def test_a_reward_model_tells_right_from_wrong_and_rewards_completions(place: Pa
         *MODEL, "--dataset", "demo", "--num-examples", "4", "--max-completion-length", "10", "--num-generations", "4",
         "--batch-size", "8", "--grad-accumulation-steps", "1", "--max-steps", "2", "--adapter-path", "learned",
     )  # fmt: skip
-    invoke(grpo, *learn, "--reward", "model:reward=0.5", "--reward", "repetition")
+    invoke(grpo.main, *learn, "--reward", "model:reward=0.5", "--reward", "repetition")
     for rollout in events("learned", "rollout"):
         rewards = rollout["rewards"]
         assert rollout["reward"] == pytest.approx(0.5 * rewards["model:reward"] + rewards["repetition"])
@@ -189,7 +182,7 @@ def test_a_reward_model_tells_right_from_wrong_and_rewards_completions(place: Pa
         ("model:learned", "learned holds a plain adapter, not a reward model"),
         ("model:none", "none holds no reward model"),
     ):
-        refused = invoke(grpo, *learn, "--overwrite", "--reward", reward, code=1)
+        refused = invoke(grpo.main, *learn, "--overwrite", "--reward", reward, code=1)
         assert message in refused.output
 
 
@@ -199,19 +192,19 @@ def test_bad_input_is_one_clear_error_or_a_counted_skip(place: Path) -> None:
     rows = [good, long, good | {"chosen": "It is 4."}, good | {"chosen": ""}, good | {"prompt": "Add 5 and 6."}]
     write_lines(Path("mixed.jsonl"), rows)
     short = ("--num-epochs", "1", "--max-steps", "1")
-    result = invoke(dpo, *SMALL, *short, "--dataset", "mixed.jsonl")
+    result = invoke(dpo.main, *SMALL, *short, "--dataset", "mixed.jsonl")
     assert "2 pairs, " in result.output and "1 steps of" in result.output
     assert "left out: 1 pair with a completion that is too long" in result.output
     assert "1 unusable: chosen and rejected are the same" in result.output
     assert "1 unusable: empty chosen completion" in result.output
 
     write_lines(Path("bad.jsonl"), rows[1:3])
-    nothing = invoke(reward_model, *SMALL, *short, "--dataset", "bad.jsonl", "--overwrite", code=1)
+    nothing = invoke(reward_model.main, *SMALL, *short, "--dataset", "bad.jsonl", "--overwrite", code=1)
     assert "no pair is left (1 unusable: chosen and rejected are the same, 1 skipped: pair with" in nothing.output
     write_lines(Path("columns.jsonl"), [{"prompt": "q", "completion": "a"}])
-    missing = invoke(dpo, *SMALL, *short, "--dataset", "columns.jsonl", "--overwrite", code=2)
+    missing = invoke(dpo.main, *SMALL, *short, "--dataset", "columns.jsonl", "--overwrite", code=2)
     assert "columns.jsonl: no column 'chosen' and no column 'rejected' among prompt, completion" in missing.output
-    assert "--dataset: name one with the columns prompt" in invoke(dpo, *MODEL, "--overwrite", code=2).output
+    assert "--dataset: name one with the columns prompt" in invoke(dpo.main, *MODEL, "--overwrite", code=2).output
     for arguments, message in (
         (("--label-smoothing", "0.1", "--loss-type", "ipo"), "--label-smoothing (option): needs --loss-type sigmoid"),
         (("--label-smoothing", "0.5"), "--label-smoothing (option)"),
@@ -221,5 +214,5 @@ def test_bad_input_is_one_clear_error_or_a_counted_skip(place: Path) -> None:
         (("--set", "grpo.beta=0.1"), "the settings of [grpo] have no use in this run"),
         (("--validation-split", "12"), "--validation-split 12 holds out 12 of 12"),
     ):
-        refused = invoke(dpo, *SMALL, *short, "--overwrite", *arguments, code=2)
+        refused = invoke(dpo.main, *SMALL, *short, "--overwrite", *arguments, code=2)
         assert message in refused.output, refused.output

@@ -9,13 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.material import write_lines
 from tests.helpers import run, spawn, succeed
-
-
-def rows(folder: Path, *records: dict) -> str:
-    (folder / "rows.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    return "rows.jsonl"
-
 
 GOOD = {"problem": "What is 1 + 1?", "solution": "1 + 1 = 2.\n#### 2"}
 
@@ -62,7 +57,7 @@ def test_bad_options(
 def test_bad_data(
     prepared: Path, records: list[dict], arguments: tuple[str, ...], message: str
 ) -> None:  # fmt: skip
-    result = run(prepared, "train", "--debug", "--dataset", rows(prepared, *records), *arguments)
+    result = run(prepared, "train", "--debug", "--dataset", write_lines(prepared / "rows.jsonl", records), *arguments)
     assert result.returncode in (1, 2), result.stderr
     assert message in result.stderr and "Traceback" not in result.stderr
     assert not (prepared / "adapters").exists()

@@ -6,16 +6,14 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from click.testing import CliRunner
 
 from benchmarks.common import ring_hostfile
 from mlxmath.commands.evaluate import main
-from tests.helpers import ENVIRONMENT, command, run, start, succeed
+from tests.helpers import ENVIRONMENT, command, invoke, json_lines, run, start, succeed, wait_until
 
 QUICK = ("--limit", "24", "--max-tokens", "40")
 
@@ -38,8 +36,7 @@ def only_run(folder: Path) -> Path:
 
 
 def samples(run_folder: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (run_folder / "samples.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in json_lines(run_folder / "samples.jsonl")]
 
 
 def figures(run_folder: Path) -> dict:
@@ -75,10 +72,7 @@ def test_killed_and_resumed_is_the_same_and_other_settings_do_not_mix(folder: Pa
     sampled = ("--no-adapter", "--limit", "60", "--max-tokens", "60", "--temperature", "0.7", "--concurrency", "4")
     process = start(folder, "evaluate", *sampled, "--run-name", "killed", log=folder / "log")
     path = folder / "evaluation_results" / "killed" / "samples.jsonl"
-    end = time.monotonic() + 90
-    while time.monotonic() < end and not (path.exists() and path.read_bytes().count(b"\n") >= 20):
-        assert process.poll() is None, (folder / "log").read_text()
-        time.sleep(0.02)
+    wait_until(lambda: path.exists() and path.read_bytes().count(b"\n") >= 20, seconds=90)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     written = path.read_bytes()
@@ -206,8 +200,7 @@ def test_bad_input(
     message: str,
 ) -> None:
     monkeypatch.chdir(debug_run)
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == code, result.output
+    result = invoke(main, *arguments, code=code)
     assert message in result.output and "Traceback" not in result.output
     assert not (debug_run / "evaluation_results").exists()
 

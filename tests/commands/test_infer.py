@@ -49,10 +49,6 @@ def test_the_template_is_the_trainings_and_raw_leaves_it_out(debug_run: Path) ->
 
 
 def test_the_chat_template_beside_the_adapter_prompts_as_training_did(debug_run: Path) -> None:
-    pass
-
-
-def test_the_chat_template_beside_the_adapter_prompts_as_training_did(debug_run: Path) -> None:  # noqa: F811
     from mlxmath.data.codec import load_tokenizer
     from mlxmath.data.render import encode_prompt
     from mlxmath.data.templates import get_template

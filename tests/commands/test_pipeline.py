@@ -13,8 +13,9 @@ import mlxmath.training.grpo.train
 from mlxmath.commands.pipeline import DEMO, configure, read_stages
 from mlxmath.config.schema import RunConfig
 from mlxmath.errors import InputError
+from tests.data.material import write_lines
 from tests.distillation.scripted import completion, scripted, solution, sum_of
-from tests.helpers import run, succeed
+from tests.helpers import json_lines, run, succeed
 
 FILE = """
 [distill]
@@ -50,7 +51,7 @@ evaluation.max_tokens = 8
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     rows = [{"problem": f"What is {i} + {i + 1}?", "answer": str(2 * i + 1)} for i in range(6)]
-    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(tmp_path / "problems.jsonl", rows)
     (tmp_path / "stages.toml").write_text(FILE)
     shutil.copytree(Path(mlxmath.__file__).parent / "demo" / "model", tmp_path / "base")  # a name of its own
     return tmp_path
@@ -80,7 +81,7 @@ def test_every_stage_is_on_what_the_one_before_made_and_goes_on(place: Path, mon
         succeed(place, "pipeline", *command)
         assert {path: path.read_bytes() for path in finished} == finished
 
-    solutions = [json.loads(line) for line in (folder / "distilled" / "solutions.jsonl").read_text().splitlines()]
+    solutions = json_lines(folder / "distilled" / "solutions.jsonl")
     assert len(solutions) == 5 and "1 wrong answer" in result.stderr
     record = json.loads((folder / "train" / "run.json").read_text())
     assert record["data"]["training_rows"] == 5 and record["steps"] == 2

@@ -33,9 +33,9 @@ def untried(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise ValueError("not tried")
 
     monkeypatch.setattr(footprint, "_Trial", fail)
-    footprint._measured.cache_clear()
+    footprint.KNOWN.clear()
     yield
-    footprint._measured.cache_clear()
+    footprint.KNOWN.clear()
 
 
 def model(folder: Path) -> str:

@@ -5,14 +5,11 @@ import json
 import os
 import pickle
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from mlxmath.commands.prepare import main, show_rows
 from mlxmath.config.schema import DataConfig, ModelConfig
@@ -24,17 +21,14 @@ from mlxmath.data.sources import load_problems
 from mlxmath.data.summary import statistics
 from mlxmath.data.templates import get_template, joined
 from mlxmath.errors import InputError, MlxmathError
+from tests.data.material import write_lines
+from tests.helpers import invoke
 
 DEMO_MODEL = Path(__file__).parents[2] / "mlxmath" / "demo" / "model"
 
 
 def config(tmp_path: Path, **changes: Any) -> DataConfig:
     return DataConfig(**{"dataset": "demo", "num_examples": 30, "cache_dir": str(tmp_path / "cache"), **changes})
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def files(tmp_path: Path) -> set[str]:
@@ -128,7 +122,7 @@ def test_damaged_cache_is_rebuilt(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_statistics(tmp_path: Path) -> None:
     rows = [{"problem": "Add 1 and 1.", "solution": "1 + 1 = 2\n" * 40}, {"problem": None, "solution": "s"}]
     rows += [{"problem": f"Add {i}.", "solution": "2"} for i in range(3)]
-    path = write_rows(tmp_path / "a.jsonl", rows)
+    path = write_lines(tmp_path / "a.jsonl", rows)
     prepared = prepare_rows(config(tmp_path, dataset=path, max_seq_len=64), DEMO_MODEL)
     text = "\n".join(statistics(prepared))
     assert f"4 problems became {len(prepared)} rows of" in text
@@ -162,10 +156,10 @@ def test_progress_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_nothing_to_train_on(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "a.jsonl", [{"problem": "q", "solution": " "}])
+    path = write_lines(tmp_path / "a.jsonl", [{"problem": "q", "solution": " "}])
     with pytest.raises(MlxmathError, match=r"a\.jsonl: no row with a target is left \(1 unusable: empty solution"):
         prepare_rows(config(tmp_path, dataset=path), DEMO_MODEL)
-    path = write_rows(tmp_path / "b.jsonl", [{"problem": "q " * 50, "solution": "s"}])
+    path = write_lines(tmp_path / "b.jsonl", [{"problem": "q " * 50, "solution": "s"}])
     with pytest.raises(MlxmathError, match="1 rows were read; --max-seq-len 8, --overflow truncate"):
         prepare_rows(config(tmp_path, dataset=path, max_seq_len=8, overflow="truncate"), DEMO_MODEL)
     assert not files(tmp_path)
@@ -189,11 +183,13 @@ def test_shown_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_contaminated_and_unusable_rows_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    benchmark = write_rows(tmp_path / "benchmark.jsonl", [{"problem": f"Known {n}", "solution": "1"} for n in range(2)])
+    benchmark = write_lines(
+        tmp_path / "benchmark.jsonl", [{"problem": f"Known {n}", "solution": "1"} for n in range(2)]
+    )
     rows = [{"problem": f"New {n}", "solution": "2", "note": "x"} for n in range(9)]
     rows[3:3] = [{"problem": "Known 1", "solution": "1"}, {"problem": "Half \ud83d", "solution": "1"}]
     prepared = prepare_rows(
-        config(tmp_path, dataset=write_rows(tmp_path / "a.jsonl", rows), decontaminate=(benchmark,)), DEMO_MODEL
+        config(tmp_path, dataset=write_lines(tmp_path / "a.jsonl", rows), decontaminate=(benchmark,)), DEMO_MODEL
     )
     assert "columns not used: note" in capsys.readouterr().err
     text = "\n".join(statistics(prepared))
@@ -213,29 +209,14 @@ def test_tokenizer_of_another_model_is_not_used(tmp_path: Path) -> None:
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(main, ["--debug", "--show", "1"])
-    assert result.exit_code == 0, result.output
+    result = invoke(main, "--debug", "--show", "1")
     assert re.search(r"data\.num_examples +10 ", result.stderr)
     assert "10 problems became 10 rows" in result.stderr
     assert (tmp_path / "cache" / "token_lengths.png").read_bytes()[:4] == b"\x89PNG"
     assert result.stdout.startswith("--- row 0: ")
     (path,) = (tmp_path / "cache").glob("*.pkl")
     assert len(TokenRows.load(path)) == 10
-    result = CliRunner().invoke(main, ["--debug", "--question-column", "problm"])
-    assert result.exit_code == 2
-    assert "did you mean 'problem'" in result.stderr
-
-
-def test_help_imports_nothing_heavy() -> None:
-    program = (
-        "import sys, mlxmath.commands.prepare as p\n"
-        "try: p.main(['--help'])\n"
-        "except SystemExit: pass\n"
-        "print({'mlx', 'numpy', 'datasets', 'transformers', 'pyarrow'} & set(sys.modules))"
-    )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert result.stdout.rstrip().endswith("set()")
-    assert "--max-seq-len" in result.stdout
+    assert "did you mean 'problem'" in invoke(main, "--debug", "--question-column", "problm", code=2).stderr
 
 
 def test_mixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -244,8 +225,8 @@ def test_mixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     b = [{"question": f"Take {i} from {i}.", "answer": "0\n#### 0"} for i in range(20)]
     settings: dict[str, Any] = {
         "sources": [
-            {"dataset": str(tmp_path / "absent.jsonl"), "fallback": write_rows(tmp_path / "a.jsonl", a), "count": 8},
-            {"dataset": write_rows(tmp_path / "b.jsonl", b), "filters": "question contains 1"},
+            {"dataset": str(tmp_path / "absent.jsonl"), "fallback": write_lines(tmp_path / "a.jsonl", a), "count": 8},
+            {"dataset": write_lines(tmp_path / "b.jsonl", b), "filters": "question contains 1"},
         ],
         "num_examples": None,
         "curriculum": "easy-to-hard",
@@ -272,7 +253,7 @@ def test_ranks_follow_chunks_and_problems_left_out(tmp_path: Path) -> None:
         {"problem": "B.", "solution": "</s>", "level": 1},
         {"problem": "C.", "solution": "2", "level": 2},
     ]
-    path = write_rows(tmp_path / "a.jsonl", data)
+    path = write_lines(tmp_path / "a.jsonl", data)
     settings = {"dataset": path, "max_seq_len": 64, "curriculum": "easy-to-hard"}
     rows = prepare_rows(config(tmp_path, **settings), DEMO_MODEL)
     chunks = len(rows) - 2

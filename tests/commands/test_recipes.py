@@ -10,7 +10,6 @@ from typing import Any
 
 import datasets
 import pytest
-from click.testing import CliRunner, Result
 
 import mlxmath.weights.hub as hub
 from mlxmath.commands import infer, recipes, train
@@ -20,6 +19,7 @@ from mlxmath.config.section import DEMO, Section
 from mlxmath.errors import MlxmathError
 from mlxmath.training import sft
 from tests.data.material import write_lines
+from tests.helpers import invoke
 from tests.recipe_parts import PARTS, REPOSITORIES, write_model
 
 USUAL = {"q_proj", "v_proj"}
@@ -40,12 +40,6 @@ SMALLER = {
 """What else is made small. (The others are by their data, and still long enough to get past their warm-up.)"""
 REPEATED = ("deepseek-math-7b-base", "tinyllama-1.1b", DEMO)
 Reads = set[tuple[str, str]]
-
-
-def invoke(command: Any, *arguments: str, code: int = 0) -> Result:
-    result = CliRunner().invoke(command, arguments)
-    assert result.exit_code == code, result.output
-    return result
 
 
 def contents(name: str) -> dict[str, Any]:
@@ -205,55 +199,61 @@ def test_reinforcement_starts_from_the_sft_adapter_and_is_not_trained_by_train(p
     assert any(array.any() for name, array in before.items() if name.endswith("lora_b"))
 
 
-def test_published_values() -> None:
-    """By hand, from the tables that publish them."""
+LORA = ("lora.rank", "lora.alpha", "lora.dropout", "lora.targets")
+RATES = ("training.learning_rate", "training.schedule", "training.warmup_steps", "training.warmup_ratio")
+STEPS = ("weight_decay", "batch_size", "grad_accumulation_steps", "num_epochs", "grad_checkpoint")
+ONCE = ("training.learning_rate", "grpo.num_generations", "grpo.max_completion_length", "grpo.epsilon", "grpo.beta")
+PUBLISHED: list[tuple[str, tuple[str, ...], tuple[Any, ...]]] = [
+    ("deepseek-math-7b", LORA, (8, 16, 0.0, USUAL)), ("deepseek-math-7b-base", LORA, (16, 32, 0.1, ALL_SEVEN)),
+    ("r1-distill-qwen-1.5b", LORA, (16, 16, 0.0, ALL_SEVEN)), ("tinyllama-1.1b", LORA, (32, 64, 0.1, ALL_SEVEN)),
+    ("mistral-7b", LORA, (32, 64, 0.1, ALL_SEVEN)), ("llama-3.2-3b-sft", LORA, (16, 32, 0.0, ALL_SEVEN)),
+    (GRPO, LORA, (16, 32, 0.0, ALL_SEVEN)), (DEMO, LORA, (16, 16, 0.0, ALL_SEVEN)),
+    ("deepseek-math-7b", RATES, (1e-5, "constant", 0, 0.0)),
+    ("deepseek-math-7b-base", RATES, (1e-5, "constant", 500, 0.0)),
+    ("r1-distill-qwen-1.5b", RATES, (1e-5, "cosine", 0, 0.1)), ("tinyllama-1.1b", RATES, (1e-4, "cosine", 0, 0.05)),
+    ("mistral-7b", RATES, (1e-4, "cosine", 0, 0.05)),
+    ("deepseek-math-7b", STEPS, (0.0, 1, 8, 1, 0)), ("deepseek-math-7b-base", STEPS, (0.0, 4, 4, 3, 0)),
+    ("r1-distill-qwen-1.5b", STEPS, (0.01, 2, 8, 2, 1)), ("tinyllama-1.1b", STEPS, (0.05, 1, 8, 2, 1)),
+    ("mistral-7b", STEPS, (0.05, 1, 8, 2, 1)),
+    (GRPO, ONCE, (1e-6, 8, 512, 0.2, 0.0)), (GRPO, ("grpo.loss_type",), ("dapo",)),
+    ("r1-distill-qwen-1.5b", ("optimizer", "data.max_seq_len", "data.template"), ("adamw8bit", 4096, "r1-think")),
+    ("deepseek-math-7b", ("data.template",), ("tutor",)),
+    ("deepseek-math-7b-base", ("data.template", "eval_every"), ("chain-of-thought", None)),  # at each epoch's end
+    *(
+        (name, ("model.model", "model.quantize"), model)
+        for name, model in {
+            "deepseek-math-7b": ("deepseek-ai/deepseek-math-7b-instruct", None),
+            "deepseek-math-7b-base": ("deepseek-ai/deepseek-math-7b-base", None),
+            "r1-distill-qwen-1.5b": ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 4),
+            "tinyllama-1.1b": ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", 4),
+            "mistral-7b": ("mistralai/Mistral-7B-v0.1", 4),
+            "llama-3.2-3b-sft": ("meta-llama/Llama-3.2-3B-Instruct", None),
+            GRPO: ("meta-llama/Llama-3.2-3B-Instruct", None),
+            DEMO: (DEMO, None),
+        }.items()
+    ),
+]  # fmt: skip
+"""By hand, from the tables that publish them; a name without a section is of [training]."""
+
+
+@pytest.mark.parametrize(("name", "settings", "expected"), PUBLISHED)
+def test_published_values(name: str, settings: tuple[str, ...], expected: tuple[Any, ...]) -> None:
+    config = settings_from(recipe=name).config
+    names = [setting if "." in setting else f"training.{setting}" for setting in settings]
+    found = [getattr(getattr(config, section), field) for section, field in (each.split(".") for each in names)]
+    sets = [set(value or USUAL) if each == "lora.targets" else value for each, value in zip(names, found, strict=True)]
+    assert tuple(sets) == expected
+
+
+def test_published_mixtures() -> None:
     found = {name: settings_from(recipe=name).config for name in RECIPES}
     assert set(found) == {*PARTS, *REINFORCED, DEMO, "debug"}
-    for name, model, quantize, rank, alpha, dropout, targets in (
-        ("deepseek-math-7b", "deepseek-ai/deepseek-math-7b-instruct", None, 8, 16, 0.0, {"q_proj", "v_proj"}),
-        ("deepseek-math-7b-base", "deepseek-ai/deepseek-math-7b-base", None, 16, 32, 0.1, ALL_SEVEN),
-        ("r1-distill-qwen-1.5b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 4, 16, 16, 0.0, ALL_SEVEN),
-        ("tinyllama-1.1b", "TinyLlama/TinyLlama-1.1B-Chat-v1.0", 4, 32, 64, 0.1, ALL_SEVEN),
-        ("mistral-7b", "mistralai/Mistral-7B-v0.1", 4, 32, 64, 0.1, ALL_SEVEN),
-        ("llama-3.2-3b-sft", "meta-llama/Llama-3.2-3B-Instruct", None, 16, 32, 0.0, ALL_SEVEN),
-        (GRPO, "meta-llama/Llama-3.2-3B-Instruct", None, 16, 32, 0.0, ALL_SEVEN),
-        (DEMO, DEMO, None, 16, 16, 0.0, ALL_SEVEN),
-    ):
-        config = found[name]
-        assert (config.model.model, config.model.quantize) == (model, quantize), name
-        lora = config.lora
-        assert (lora.rank, lora.alpha, lora.dropout, set(lora.targets or USUAL)) == (rank, alpha, dropout, targets), (
-            name
-        )
-    for name, rate, schedule, warmup, decay, batch, accumulation, epochs, checkpoint in (
-        ("deepseek-math-7b", 1e-5, "constant", (0, 0.0), 0.0, 1, 8, 1, 0),
-        ("deepseek-math-7b-base", 1e-5, "constant", (500, 0.0), 0.0, 4, 4, 3, 0),
-        ("r1-distill-qwen-1.5b", 1e-5, "cosine", (0, 0.1), 0.01, 2, 8, 2, 1),
-        ("tinyllama-1.1b", 1e-4, "cosine", (0, 0.05), 0.05, 1, 8, 2, 1),
-        ("mistral-7b", 1e-4, "cosine", (0, 0.05), 0.05, 1, 8, 2, 1),
-    ):
-        training = found[name].training
-        assert (training.learning_rate, training.schedule) == (rate, schedule), name
-        assert ((training.warmup_steps, training.warmup_ratio), training.weight_decay) == (warmup, decay), name
-        steps = (training.batch_size, training.grad_accumulation_steps, training.num_epochs)
-        assert (*steps, training.grad_checkpoint) == (batch, accumulation, epochs, checkpoint), name
-    assert found["r1-distill-qwen-1.5b"].training.optimizer == "adamw8bit"
-    assert found["r1-distill-qwen-1.5b"].data.max_seq_len == 4096
-    assert (
-        found["deepseek-math-7b-base"].training.validation_split
-        and not found["deepseek-math-7b-base"].training.eval_every
-    ), "at each epoch's end"
+    assert found["deepseek-math-7b-base"].training.validation_split
     mixtures = {name: [(s.dataset, s.count) for s in found[name].data.mixture] for name in RECIPES}
     assert mixtures["tinyllama-1.1b"] == [("numinamath-qwq", 5000), ("gsm8k", 3000), ("gsm-hard", 1000)]
     assert mixtures["mistral-7b"] == mixtures["tinyllama-1.1b"][:2]
     (magpie,) = found["r1-distill-qwen-1.5b"].data.mixture
     assert (magpie.dataset, magpie.balance, len(magpie.filters)) == ("magpie-reasoning-v2", "difficulty", 4)
-    templates = {name: config.data.template for name, config in found.items()}
-    assert templates["deepseek-math-7b"] == "tutor" and templates["r1-distill-qwen-1.5b"] == "r1-think"
-    assert templates["deepseek-math-7b-base"] == "chain-of-thought"
-    grpo = found[GRPO].grpo
-    assert (grpo.num_generations, grpo.max_completion_length, grpo.epsilon, grpo.beta) == (8, 512, 0.2, 0.0)
-    assert (grpo.loss_type, found[GRPO].training.learning_rate) == ("dapo", 1e-6)
 
 
 def test_the_default_recipe_is_no_recipe() -> None:

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import adapters, events, run, start, succeed, wait_for_step
+from tests.data.material import write_lines
+from tests.helpers import adapters, events, kill_at, run, start, succeed, wait_for_step
 
 DEMO_MODEL = Path(__file__).parents[2] / "mlxmath" / "demo" / "model"
 QUICK = (
     "--debug", "--num-examples", "40", "--max-seq-len", "128", "--save-every", "3", "--lora-dropout", "0.1",
     "--num-epochs", "8",
 )  # fmt: skip
+SUMS = [{"problem": f"What is {n} + 1?", "solution": str(n + 1)} for n in range(9)]
 
 
 def test_debug_leaves_model_cache_and_a_described_adapter(debug_run: Path) -> None:
@@ -57,17 +59,10 @@ def test_same_seed_same_adapters_other_seed_other_adapters(prepared: Path) -> No
 
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(prepared: Path, tmp_path: Path) -> None:
     straight = tmp_path / "straight"
-    straight.mkdir()
-    for name in ("mlx_model", "cache"):
-        shutil.copytree(prepared / name, straight / name)
+    shutil.copytree(prepared, straight)
     succeed(straight, "train", *QUICK)
-
-    for step in (4, 11):  # killed twice, each time after a checkpoint and between two
-        process = start(prepared, "train", *QUICK, *(["--resume"] if step > 4 else []), log=tmp_path / "log")
-        wait_for_step(prepared, step)
-        process.kill()
-        process.wait()
-        assert process.returncode == -signal.SIGKILL
+    kill_at(prepared, 4, "train", *QUICK)  # killed twice, each time after a checkpoint and between two
+    kill_at(prepared, 11, "train", *QUICK, "--resume")
     result = succeed(prepared, "train", *QUICK, "--resume")
     assert "resuming adapters/checkpoints/step-" in result.stderr
     assert adapters(prepared) == adapters(straight)
@@ -128,10 +123,7 @@ def test_the_deadline_ends_a_run_on_time_with_valid_adapters(prepared: Path) -> 
 
 
 def test_another_runs_adapters_are_not_overwritten(prepared: Path) -> None:
-    data = prepared / "mine.jsonl"
-    data.write_text(
-        "".join(json.dumps({"problem": f"What is {n} + 1?", "solution": str(n + 1)}) + "\n" for n in range(9))
-    )
+    write_lines(prepared / "mine.jsonl", SUMS)
     mine = ("--model", "mlx_model", "--dataset", "mine.jsonl", "--max-steps", "2", "--grad-accumulation-steps", "2")
     succeed(prepared, "train", *mine)
     before = adapters(prepared)
@@ -177,9 +169,8 @@ def test_the_command_that_it_ends_with_works_as_printed(prepared: Path) -> None:
 
 
 def test_what_a_run_records_means_the_same_from_another_folder(prepared: Path, tmp_path: Path) -> None:
-    rows = [{"problem": f"What is {n} + 1?", "solution": str(n + 1)} for n in range(9)]
-    for name in ("mine.jsonl", "other.jsonl"):
-        (prepared / name).write_text("".join(json.dumps(row) + "\n" for row in rows[name == "other.jsonl" :]))
+    write_lines(prepared / "mine.jsonl", SUMS)
+    write_lines(prepared / "other.jsonl", SUMS[1:])
     shutil.copytree(DEMO_MODEL, prepared / "base")
     succeed(
         prepared, "train", "--model", "base", "--mlx-path", "converted", "--dataset", "mine.jsonl", "--decontaminate",

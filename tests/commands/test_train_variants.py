@@ -10,7 +10,8 @@ from mlx_lm.utils import load as mlx_lm_load
 from mlxmath.generation.model import load_generation_tokenizer
 from mlxmath.models.load import load_model
 from mlxmath.models.lora.adapter import load_adapter
-from tests.helpers import run, succeed
+from tests.data.material import write_lines
+from tests.helpers import events, run, succeed
 from tests.models.architectures import write
 
 SHORT = ("--debug", "--num-epochs", "3")
@@ -25,8 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def losses_and_rates(folder: Path) -> tuple[list[float], list[float]]:
-    events = [json.loads(line) for line in (folder / "adapters" / "events.jsonl").read_text().splitlines()]
-    steps = [event for event in events if event["event"] == "step"]
+    steps = [event for event in events(folder) if event["event"] == "step"]
     return [event["loss"] for event in steps], [event["learning_rate"] for event in steps]
 
 
@@ -82,7 +82,7 @@ def test_full_of_the_last_blocks_and_its_resumption(folder: Path) -> None:
 def test_a_mixture_says_whether_its_experts_train_and_a_spoilt_adapter_answers_nothing(tmp_path: Path) -> None:
     source = write("gpt_oss", tmp_path / "source")
     rows = [{"question": f"w5 w{9 + i} w7", "solution": f"w{10 + i} w11 w8"} for i in range(16)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(tmp_path / "rows.jsonl", rows)
     options = (
         "--model", source, "--dataset", "rows.jsonl", "--decontaminate", "none", "--lora-rank", "4",
         "--learning-rate", "1e-2",

@@ -17,11 +17,10 @@ from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.lm_head import add_score_head
 from mlxmath.models.load import load_model
-from mlxmath.training.accumulate import StepSums, accumulate
+from mlxmath.training.accumulate import StepSums, Workers, accumulate
 from mlxmath.training.dpo import ReferenceLogprobs, WithReference, completion_logprobs, dpo_loss, frozen
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.reward_model import RewardGradients, bradley_terry_loss
-from mlxmath.training.workers import Workers
 from tests.conftest import FakeRows
 from tests.parity.both_models import both_models, our_name
 

@@ -15,11 +15,10 @@ from mlxmath.data.batching import BatchSampler, StepBatch
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.lora.inject import adapter_arrays
-from mlxmath.training.accumulate import accumulate
+from mlxmath.training.accumulate import Workers, accumulate
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.sft import sft_loss
-from mlxmath.training.workers import Workers
 from tests.conftest import FakeRows
 from tests.loop import fit
 from tests.parity.both_models import both_models, our_name, torch

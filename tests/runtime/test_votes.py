@@ -7,9 +7,8 @@ import pytest
 from mlxmath.errors import MlxmathError
 from mlxmath.models.lora.inject import adapter_arrays
 from mlxmath.runtime.ranks import Ranks
-from mlxmath.training.accumulate import StepSums, over_ranks
+from mlxmath.training.accumulate import StepSums, Workers, over_ranks
 from mlxmath.training.deadline import Deadline, StopRequest
-from mlxmath.training.workers import Workers
 from tests.conftest import FakeRows
 from tests.loop import adamw, adapted, fit, gradients_of, windows_of
 

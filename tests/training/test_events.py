@@ -13,13 +13,11 @@ import numpy as np
 import pytest
 
 from mlxmath.runtime.device import MemoryStats
-from mlxmath.training import events
 from mlxmath.training.checkpoint import Position
-from mlxmath.training.curves import plot_loss, plot_pairs, plot_rollouts
 from mlxmath.training.deadline import Deadline
 from mlxmath.training.events import EventLog, StepReport, read_events
-from mlxmath.training.logging import ProgressBar, RunLogger
-from mlxmath.training.validation import Best, Measurement
+from mlxmath.training.held_out import Best, Measurement
+from mlxmath.training.logging import ProgressBar, RunLogger, plot_loss, plot_pairs, plot_rollouts
 
 
 def step_report(step: int, loss: float = 1.0, applied: bool = True) -> StepReport:
@@ -68,14 +66,6 @@ def test_a_resumed_run_drops_what_is_about_to_happen_again(tmp_path: Path) -> No
     assert found == [(kind, step) for step in range(1, 5) for kind in ("step", "validation")] + [("resume", 4)]
     EventLog(path)
     assert path.read_text() == ""
-
-
-def test_the_log_is_never_read_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = EventLog(tmp_path / "events.jsonl")
-    monkeypatch.setattr(events, "read_events", lambda _: pytest.fail("the log was read"))
-    for step in range(100):
-        log.on_step(step_report(1 + step))
-    assert log._waiting == []
 
 
 def test_a_full_disk_delays_lines_and_loses_none(
@@ -258,19 +248,11 @@ def test_curves_of_any_length(tmp_path: Path, num_steps: int, every: int) -> Non
 def test_validation_is_a_second_curve_and_bad_losses_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from matplotlib.figure import Figure
-
-    drawn: list[Figure] = []
-    save = Figure.savefig
-    monkeypatch.setattr(
-        Figure, "savefig", lambda figure, *args, **more: (drawn.append(figure), save(figure, *args, **more))
-    )
     log = EventLog(tmp_path / "events.jsonl")
     for step, loss in enumerate([3.0, math.nan, 1.0], start=1):
         log.on_step(step_report(step, loss))
         log.on_validation(measurement(step, loss + 1, None))
-    plot_loss(tmp_path / "events.jsonl", tmp_path / "loss.png")
-    lines = {line.get_label(): line.get_xydata().tolist() for line in drawn[0].axes[0].lines}
+    lines = drawn_lines(monkeypatch, lambda: plot_loss(tmp_path / "events.jsonl", tmp_path / "loss.png"))
     assert lines["each step"] == [[1, 3], [3, 1]]
     assert lines["held-out rows"] == [[1, 4], [3, 2]]
     assert lines["lowest: 2.0000 at step 3"] == [[3, 2]]

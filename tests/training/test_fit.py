@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -15,21 +14,16 @@ from mlx.utils import tree_flatten
 from mlxmath.config.schema import TrainingConfig
 from mlxmath.data.batch import Batch, Shape
 from mlxmath.data.batching import BatchSampler, StepBatch
-from mlxmath.errors import InputError, MlxmathError
+from mlxmath.errors import MlxmathError
 from mlxmath.models.lora.inject import adapter_arrays
-from mlxmath.training.accumulate import accumulate
-from mlxmath.training.checkpoint import Position, check_settings, newest_checkpoint, restore, save_checkpoint
+from mlxmath.training.accumulate import Workers
+from mlxmath.training.checkpoint import Position
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.events import StepReport
-from mlxmath.training.schedule import learning_rates
-from mlxmath.training.trainer import MAX_BAD_STEPS, apply_gradients, global_norm
-from mlxmath.training.workers import Workers
+from mlxmath.training.optimizers import apply_gradients, global_norm
+from mlxmath.training.trainer import MAX_BAD_STEPS
 from tests.conftest import FakeRows, make_tiny_llama
-from tests.loop import adamw, adapted, fit, gradients_of, windows_of
-
-
-def workers_of(model: nn.Module, count: int = 1) -> Workers:
-    return Workers(model, gradients_of, count)
+from tests.loop import Clock, adamw, adapted, fit, gradients_of, summed, windows_of, workers_of
 
 
 class Changed:
@@ -54,17 +48,15 @@ def changed(model: nn.Module, change: Callable[[mx.array, Batch], mx.array], cou
 
 
 def run(model: nn.Module, windows: list[StepBatch], optimizer: optim.Optimizer, **more: Any) -> tuple[str, Position]:
-    settings: dict[str, Any] = {"max_grad_norm": 1.0, "deadline": Deadline(1e9), "stop": StopRequest()} | more
-    return fit(workers_of(model), windows, optimizer, lambda _: 1e-2, **settings)
+    return fit(workers_of(model), windows, optimizer, **more)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_accumulated_gradient_is_that_of_one_big_batch(uneven_rows: FakeRows, batch_size: int) -> None:
     model = adapted()
     model.update(nn.utils.tree_map(lambda a: a + 0.01, model.trainable_parameters()))
-    split = accumulate(workers_of(model), windows_of(uneven_rows, batch_size, 24 // batch_size)[0])
-    whole = accumulate(workers_of(model), windows_of(uneven_rows, 24, 1)[0])
-    assert split is not None and whole is not None
+    split = summed(workers_of(model), windows_of(uneven_rows, batch_size, 24 // batch_size)[0])
+    whole = summed(workers_of(model), windows_of(uneven_rows, 24, 1)[0])
     assert (split.num_targets, split.num_tokens) == (whole.num_targets, whole.num_tokens)
     assert split.loss_sum == pytest.approx(whole.loss_sum, rel=1e-6)
     for (_, a), (_, b) in zip(tree_flatten(split.grad_sum), tree_flatten(whole.grad_sum), strict=True):
@@ -82,8 +74,7 @@ def test_loss_by_hand() -> None:
 
 def test_clipping_is_by_the_global_norm(uneven_rows: FakeRows) -> None:
     model = adapted()
-    sums = accumulate(workers_of(model), windows_of(uneven_rows)[0])
-    assert sums is not None
+    sums = summed(workers_of(model), windows_of(uneven_rows)[0])
     flat = np.concatenate([np.array(a).ravel() for _, a in tree_flatten(sums.grad_sum)])
     assert global_norm(sums.grad_sum).item() == pytest.approx(np.linalg.norm(flat), rel=1e-5)
     norm = np.linalg.norm(flat) / sums.num_targets
@@ -121,10 +112,7 @@ def test_a_nan_row_skips_its_window_names_it_and_the_run_goes_on(
         reports.append(report)
         arrays.append({k: np.array(v) for k, v in adapter_arrays(model).items()})
 
-    ending, position = fit(
-        planted, windows, adamw(model), lambda _: 1e-2,
-        max_grad_norm=1.0, deadline=Deadline(1e9), stop=StopRequest(), hooks=[remember],
-    )  # fmt: skip
+    ending, position = fit(planted, windows, adamw(model), hooks=[remember])
     assert (ending, position.num_skipped) == ("finished", 1)
     assert [r.applied for r in reports] == [True, False, True, True, True]
     assert all(np.array_equal(arrays[0][k], arrays[1][k]) for k in arrays[0])
@@ -136,22 +124,10 @@ def test_too_many_bad_windows_end_the_run_on_good_adapters(uneven_rows: FakeRows
     model = adapted()
     before = {k: np.array(v) for k, v in adapter_arrays(model).items()}
 
-    ending, position = fit(
-        changed(model, lambda loss, _: loss * math.inf), windows_of(uneven_rows) * 3, adamw(model),
-        lambda _: 1e-2,
-        max_grad_norm=1.0, deadline=Deadline(1e9), stop=StopRequest(),
-    )  # fmt: skip
+    planted = changed(model, lambda loss, _: loss * math.inf)
+    ending, position = fit(planted, windows_of(uneven_rows) * 3, adamw(model))
     assert (ending, position.step, position.num_skipped) == ("diverged", MAX_BAD_STEPS, MAX_BAD_STEPS)
     assert all(np.array_equal(before[k], np.array(v)) for k, v in adapter_arrays(model).items())
-
-
-class Clock:
-    """Seconds that pass only when told."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_the_deadline_leaves_time_for_a_window_and_the_save(uneven_rows: FakeRows) -> None:
@@ -186,72 +162,11 @@ def test_a_stop_abandons_the_window_and_puts_random_state_back(uneven_rows: Fake
             stop.signal = 2
         return loss
 
-    ending, position = fit(changed(model, count), windows[1:], optimizer, lambda _: 1e-2, max_grad_norm=1.0,
-                           deadline=Deadline(1e9), stop=stop, position=Position(step=1, window=1))  # fmt: skip
+    at = Position(step=1, window=1)
+    ending, position = fit(changed(model, count), windows[1:], optimizer, stop=stop, position=at)
     assert (ending, position.step, position.window, len(calls)) == ("stopped", 1, 1, 3)
     assert np.array_equal(random_state, np.array(mx.random.state[0]))
     assert all(np.array_equal(before[k], np.array(v)) for k, v in adapter_arrays(model).items())
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, uneven_rows: FakeRows, dropout: float) -> None:
-    windows = windows_of(uneven_rows)
-    straight = adapted(dropout)
-    run(straight, windows, adamw(straight))
-
-    first = adapted(dropout)
-    optimizer = adamw(first)
-    _, position = run(first, windows[:2], optimizer)
-    save_checkpoint(tmp_path, first, optimizer, position, {"seed": 0})
-    run(first, windows[2:3], optimizer)  # work that a kill would lose
-
-    mx.random.seed(999)
-    second = adapted(dropout)
-    mx.random.seed(12345)
-    optimizer = adamw(second)
-    checkpoint = newest_checkpoint(tmp_path)
-    assert checkpoint is not None and checkpoint.position == position
-    restore(checkpoint, second, optimizer)
-    run(second, windows_of(uneven_rows, start=position.window), optimizer, position=checkpoint.position)
-    for name, array in adapter_arrays(straight).items():
-        assert np.array_equal(np.array(array), np.array(adapter_arrays(second)[name])), name
-
-
-def test_checkpoints_keep_two_and_pass_over_a_damaged_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = adapted()
-    optimizer = adamw(model)
-    for step in (9, 10, 11):
-        save_checkpoint(tmp_path, model, optimizer, Position(step=step), {})
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-10", "step-11"]
-    damaged = tmp_path / "checkpoints" / "step-11" / "optimizer.safetensors"
-    data = bytearray(damaged.read_bytes())
-    data[-3] ^= 1
-    damaged.write_bytes(data)
-    found = newest_checkpoint(tmp_path)
-    assert found is not None and found.position.step == 10
-    assert "step-11" in capsys.readouterr().err
-
-
-def test_resuming_another_run_names_every_difference(tmp_path: Path) -> None:
-    model = adapted()
-    save_checkpoint(tmp_path, model, adamw(model), Position(step=1), {"lora.rank": 4, "training.seed": 0, "same": 1})
-    checkpoint = newest_checkpoint(tmp_path)
-    assert checkpoint is not None
-    with pytest.raises(InputError, match=r"lora\.rank was 4 and is 8; training\.seed was 0 and is 1"):
-        check_settings(checkpoint, {"lora.rank": 8, "training.seed": 1, "same": 1})
-
-
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [
-        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
-        ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
-        ("cosine", [0.5, 1.0, 1.0, (1 + math.cos(math.pi / 4)) / 2, 0.5, (1 + math.cos(3 * math.pi / 4)) / 2]),
-    ],
-)
-def test_schedules_by_hand(schedule: str, expected: list[float]) -> None:
-    rate = learning_rates(TrainingConfig(learning_rate=1.0, warmup_steps=2, schedule=schedule), total_steps=6)
-    assert [rate(s) for s in range(6)] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("batching", ["bucket", "pad"])
@@ -268,10 +183,7 @@ def test_an_allocator_failure_halves_the_micro_batches_and_changes_nothing_else(
 
         config = TrainingConfig(batch_size=8, grad_accumulation_steps=1, batching=batching)
         plan = BatchSampler(uneven_rows, config, 10_000, Shape(32))
-        _, position = fit(
-            changed(model, allocate), plan.epoch(0), adamw(model), lambda _: 1e-2,
-            max_grad_norm=1.0, deadline=Deadline(1e9), stop=StopRequest(),
-        )  # fmt: skip
+        _, position = fit(changed(model, allocate), plan.epoch(0), adamw(model))
         return model, position, plan
 
     free, free_position, _ = train(limit_rows=8)

@@ -22,13 +22,12 @@ from mlxmath.models.measured import Measured
 from mlxmath.models.skeleton import skeleton
 from mlxmath.runtime.device import open_backend
 from mlxmath.training import footprint
-from mlxmath.training.accumulate import accumulate
+from mlxmath.training.accumulate import Workers
 from mlxmath.training.gradients import choose_gradients
-from mlxmath.training.optimizers import make_optimizer
+from mlxmath.training.optimizers import apply_gradients, make_optimizer
 from mlxmath.training.plan import planned
 from mlxmath.training.sft import sft_loss
-from mlxmath.training.trainer import apply_gradients
-from mlxmath.training.workers import Workers
+from tests.loop import summed
 from tests.models import architectures
 
 WIDER = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 6, "vocab_size": 512}
@@ -95,11 +94,7 @@ def taken(model_config: dict[str, Any], length: int, rows: int, settings: dict[s
     mx.clear_cache()
     mx.reset_peak_memory()
     before = mx.get_active_memory() - plan.steady
-    for window in windows.epoch(0):
-        sums = accumulate(workers, window)
-        assert sums is not None
-        apply_gradients(model, optimizer, sums, 1e-4, 1.0)
-        break
+    apply_gradients(model, optimizer, summed(workers, next(windows.epoch(0))), 1e-4, 1.0)
     return plan.total - plan.weights, mx.get_peak_memory() - before - plan.weights
 
 
@@ -130,18 +125,18 @@ def test_the_same_of_one_graph(model_type: str, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(footprint, "kernels_for", portable)
     monkeypatch.setitem(globals(), "kernels_for", portable)
-    footprint._measured.cache_clear()
+    footprint.KNOWN.clear()
     mx.disable_compile()  # a CPU would call a C++ compiler
     try:
         found = [taken(config_of(model_type), 256, 1, {}) for _ in range(3)]
     finally:
         mx.enable_compile()
-        footprint._measured.cache_clear()
+        footprint.KNOWN.clear()
     assert min(abs(planned / peak - 1) for planned, peak in found) < 0.1, found
 
 
 def test_what_is_tried_on_random_weights_is_forgotten_and_draws_nothing() -> None:
-    footprint._measured.cache_clear()
+    footprint.KNOWN.clear()
     known = dict(trust._known)
     _, device = open_backend(RuntimeConfig(), seed=0)
     state = mx.random.state[0].tolist()
@@ -164,9 +159,9 @@ def test_experts_that_stand_for_all_cost_as_much(monkeypatch: pytest.MonkeyPatch
     few, many = kept(4), kept(512)
     assert many.kept.at(256, 256) < 1.2 * few.kept.at(256, 256)
     monkeypatch.setattr("mlxmath.models.skeleton._SHARE", 0)
-    footprint._measured.cache_clear()
+    footprint.KNOWN.clear()
     assert kept(4).kept.at(256, 256) == pytest.approx(few.kept.at(256, 256), rel=0.01), "one row stands for all"
-    footprint._measured.cache_clear()
+    footprint.KNOWN.clear()
 
 
 def test_a_model_that_cannot_be_tried_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,11 +169,11 @@ def test_a_model_that_cannot_be_tried_says_so(monkeypatch: pytest.MonkeyPatch) -
         raise ValueError("no such mask")
 
     monkeypatch.setattr(footprint, "choose_gradients", fail)
-    footprint._measured.cache_clear()
+    footprint.KNOWN.clear()
     _, device = open_backend(RuntimeConfig(), seed=0)
     config = resolve([]).config
     found = footprint.measured(config_of("llama"), config, device)
     assert found.measured == "no such mask" and found.weights > 0
     plan, batching = planned(config, config_of("llama"), replace(device, num_workers=1), 256)
     assert plan.total > found.weights and batching.tokens == 256
-    footprint._measured.cache_clear()
+    footprint.KNOWN.clear()

@@ -1,6 +1,5 @@
 """The same problems are held out for every method, and none of them is trained on."""
 
-import json
 import re
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -19,6 +18,7 @@ from mlxmath.errors import InputError
 from mlxmath.training.checkpoint import Checkpoint, Position, check_settings
 from mlxmath.training.grpo.prompts import Prompts, load_prompts
 from mlxmath.training.record import fixed_settings
+from tests.data.material import write_lines
 
 DEMO_MODEL = Path(__file__).parents[2] / "mlxmath" / "demo" / "model"
 TOKENIZER = load_tokenizer(DEMO_MODEL)
@@ -34,11 +34,6 @@ def question(number: int, variant: int) -> str:
     """One of four spellings of a problem; the number of apples tells which problem it is."""
     text = f"Tom has {number} apples and buys two more. How many has he now?"
     return (text, text.upper(), text.replace(" and", ",  and"), text.replace("apples", "Apples"))[variant % 4]
-
-
-def write(path: Path, rows: Iterable[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def solutions() -> list[dict[str, Any]]:
@@ -116,13 +111,13 @@ def of_prompts(material: Prompts) -> Sides:
 
 
 def sft(folder: Path, amount: float, **changes: Any) -> Sides:
-    path = write(folder / "solutions.jsonl", solutions())
+    path = write_lines(folder / "solutions.jsonl", solutions())
     return of_rows(load_rows(config(path, folder, amount, **changes), DEMO_MODEL))
 
 
 def chunked(folder: Path, amount: float) -> Sides:
     """A row that is a later chunk holds no question, so that only first chunks can be read; none is on both sides."""
-    path = write(folder / "solutions.jsonl", solutions())
+    path = write_lines(folder / "solutions.jsonl", solutions())
     made = config(path, folder, amount, overflow="chunk", max_seq_len=64)
     material = load_rows(made, DEMO_MODEL)
     sides = [part.rows.sources[part.ids] % NUM for part in (material.train, material.held_out)]  # type: ignore[union-attr]
@@ -130,19 +125,19 @@ def chunked(folder: Path, amount: float) -> Sides:
 
 
 def preferences(folder: Path, amount: float, *, scored: bool, **changes: Any) -> Sides:
-    path = write(folder / "pairs.jsonl", pairs())
+    path = write_lines(folder / "pairs.jsonl", pairs())
     return of_rows(load_pairs(config(path, folder, amount, **changes), DEMO_MODEL, scored=scored))
 
 
 def conversations(folder: Path, amount: float) -> Sides:
-    path = write(folder / "chats.jsonl", chats())
+    path = write_lines(folder / "chats.jsonl", chats())
     template = folder / "chat.toml"
     template.write_text('prompt = "{question}"\nchat = true\n')
     return of_rows(load_rows(config(path, folder, amount, template_file=str(template)), DEMO_MODEL))
 
 
 def grpo(folder: Path, amount: float, **changes: Any) -> Sides:
-    path = write(folder / "solutions.jsonl", solutions())
+    path = write_lines(folder / "solutions.jsonl", solutions())
     return of_prompts(load_prompts(config(path, folder, amount, **changes), DEMO_MODEL))
 
 
@@ -178,9 +173,11 @@ def test_conversations_are_held_out_by_their_first_question(tmp_path: Path) -> N
 
 
 def test_a_mixture_and_another_order_hold_out_the_same(tmp_path: Path) -> None:
-    path = write(tmp_path / "solutions.jsonl", solutions())
-    shuffled = write(tmp_path / "other.jsonl", [*reversed(solutions())][:120])
-    extra = write(tmp_path / "extra.jsonl", [{"problem": question(n, 0), "solution": "s"} for n in range(100, 120)])
+    path = write_lines(tmp_path / "solutions.jsonl", solutions())
+    shuffled = write_lines(tmp_path / "other.jsonl", [*reversed(solutions())][:120])
+    extra = write_lines(
+        tmp_path / "extra.jsonl", [{"problem": question(n, 0), "solution": "s"} for n in range(100, 120)]
+    )
     plain = of_rows(load_rows(config(path, tmp_path, 0.2), DEMO_MODEL))
     mixed = config("", tmp_path, 0.2, sources=({"dataset": extra}, {"dataset": shuffled, "count": 100}))
     trained, held = of_rows(load_rows(mixed, DEMO_MODEL))
@@ -223,8 +220,8 @@ def test_a_run_that_held_out_by_row_is_refused_with_the_reason() -> None:
 def test_problems_of_another_dataset_that_are_trained_on_are_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write(tmp_path / "solutions.jsonl", solutions())
-    other = write(
+    path = write_lines(tmp_path / "solutions.jsonl", solutions())
+    other = write_lines(
         tmp_path / "held.jsonl", [{"problem": question(n, 1), "solution": f"{n}", "answer": "1"} for n in (1, 2, 90)]
     )
     for read in (load_rows, load_prompts):

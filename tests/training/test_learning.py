@@ -18,6 +18,7 @@ from mlxmath.config.schema import LoraConfig, TrainingConfig
 from mlxmath.data.batch import Shape
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.lora.inject import inject
+from mlxmath.training.accumulate import Workers
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.grpo.loss import grpo_loss
@@ -25,7 +26,6 @@ from mlxmath.training.grpo.report import RolloutReport
 from mlxmath.training.grpo.rewards import Rewards, Sample
 from mlxmath.training.grpo.rollouts import Rollouts
 from mlxmath.training.grpo.sampling import CompletionSampler, Prompt, right_answers
-from mlxmath.training.workers import Workers
 from tests.conftest import make_tiny_llama
 from tests.helpers import succeed
 from tests.loop import fit

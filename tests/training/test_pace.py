@@ -1,7 +1,6 @@
 """How many steps the deadline allows, on clocks that pass only when told."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,9 @@ from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.checkpoint import Checkpoint, Position
 from mlxmath.training.deadline import Deadline
 from mlxmath.training.schedule import MARKS, Pace, learning_rates
+from tests.loop import Clock
 
 CONFIG = TrainingConfig(learning_rate=1.0, schedule="cosine", warmup_ratio=0.05)
-
-
-class Clock:
-    """Seconds that pass only when told."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Run:
@@ -63,6 +54,8 @@ def test_where_the_planned_steps_fit_no_rate_depends_on_time(step_s: float) -> N
     planned = learning_rates(CONFIG, 1000)
     assert run.rates == {step: planned(step) for step in range(1000)}
     assert not run.told and not any(run.saved.values()) and not run.pace.is_limited
+    run.pace.restore(Checkpoint(Path(), Position(step=5), {}, {}))  # such a checkpoint holds nothing of it
+    assert run.pace.state() == {} and run.pace.expected_steps == 1000
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
@@ -190,20 +183,10 @@ def test_all_ranks_take_the_first_ones_estimate() -> None:
 
 
 def test_marks_are_spread_over_the_deadline() -> None:
-    run = Run(599, 600.0, config=replace_schedule("constant"))
+    run = Run(599, 600.0, config=CONFIG.model_copy(update={"schedule": "constant"}))
     run.pace.begin()
     marks = []
     while run.step < 590:
         run.go(1.0, until=run.step + 1)
         marks += [run.step] if run.pace.is_mark(run.step) else []
     assert marks == pytest.approx([600 / 7 * n for n in range(1, 7)], abs=2)
-
-
-def replace_schedule(schedule: Any) -> TrainingConfig:
-    return CONFIG.model_copy(update={"schedule": schedule})
-
-
-def test_a_checkpoint_of_a_run_that_fits_says_nothing() -> None:
-    run = Run(10, 1e9)
-    run.pace.restore(Checkpoint(Path(), replace(Position(), step=5), {}, {}))
-    assert run.pace.state() == {} and run.pace.expected_steps == 10

@@ -1,11 +1,11 @@
 """`--batching pack` with a model whose rows cannot be packed: buckets take its place, and a line says why."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.data.material import write_lines
 from tests.helpers import run
 from tests.models import architectures
 
@@ -19,7 +19,7 @@ def test_buckets_take_its_place(tmp_path: Path, method: str, unit: str) -> None:
         else {"question": f"{n} + 9", "answer": f"so #### {n + 9}"}
         for n in range(10, 20)
     ]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(tmp_path / "data.jsonl", rows)
     states = {}
     for batching in ("pack", "bucket"):
         finished = run(

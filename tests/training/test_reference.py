@@ -16,10 +16,10 @@ from mlxmath.data.batching import BatchSampler
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.lora.inject import inject
+from mlxmath.training.accumulate import Workers
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.gradients import AutodiffGradients, choose_gradients
 from mlxmath.training.sft import sft_loss
-from mlxmath.training.workers import Workers
 from tests.conftest import FakeRows, make_tiny_llama
 from tests.loop import fit
 

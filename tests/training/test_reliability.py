@@ -13,6 +13,8 @@ import mlxmath
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.files import locked
 from mlxmath.training.record import EARLIER_WEIGHTS
+from tests.data.material import write_lines
+from tests.helpers import events
 from tests.models.architectures import VOCAB_SIZE, write
 
 SUMS = [(a, b) for a in range(3, 9) for b in (1, 2)]
@@ -65,7 +67,7 @@ def test_a_run_without_a_whole_checkpoint_begins_anew(capsys: pytest.CaptureFixt
     METHODS["train"](resume=True, verbose=True, max_steps=2)
     assert "holds no whole checkpoint; starting from the beginning" in capsys.readouterr().err
     assert (adapters.parent / EARLIER_WEIGHTS).read_bytes() == straight != adapters.read_bytes()
-    assert [event["step"] for event in mlxmath_events() if event["event"] == "step"] == [1, 2]
+    assert [event["step"] for event in events(Path()) if event["event"] == "step"] == [1, 2]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -87,13 +89,9 @@ def test_adapters_that_are_no_runs_are_not_replaced() -> None:
     assert contents(Path("adapters")) == before
 
 
-def mlxmath_events() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path("adapters/events.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.parametrize("method", [*METHODS, "evaluate", "distill"])
 def test_what_somebody_writes_to_is_nobody_elses(method: str) -> None:
-    Path("solutions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    write_lines(Path("solutions.jsonl"), ROWS)
     calls = METHODS | {
         "evaluate": lambda **given: mlxmath.evaluate(
             "solutions.jsonl", model="llama", adapters=(), limit=2, max_tokens=2, results_path=".", run_name="adapters",
@@ -123,7 +121,7 @@ def test_a_token_beyond_the_embedding_is_refused(method: str, is_added: bool) ->
         tokenizer["model"]["vocab"]["Wh"] = VOCAB_SIZE
         tokenizer["model"]["merges"].append(["W", "h"])
     path.write_text(json.dumps(tokenizer))
-    Path("problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    write_lines(Path("problems.jsonl"), ROWS)
     calls = METHODS | {
         "generate": lambda: mlxmath.generate("llama", ROWS[0]["problem"], max_new_tokens=2),
         "evaluate": lambda: mlxmath.evaluate("problems.jsonl", model="llama", adapters=(), max_tokens=2),

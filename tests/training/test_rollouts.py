@@ -21,6 +21,7 @@ from mlxmath.data.batching import StepBatch
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.lora.inject import inject
+from mlxmath.training.accumulate import Workers
 from mlxmath.training.checkpoint import Checkpoint, Position
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.gradients import choose_gradients
@@ -30,7 +31,6 @@ from mlxmath.training.grpo.report import RolloutReport, Silence
 from mlxmath.training.grpo.rewards import Scores
 from mlxmath.training.grpo.rollouts import Rollouts
 from mlxmath.training.grpo.sampling import CompletionSampler, Prompt
-from mlxmath.training.workers import Workers
 from tests.conftest import make_tiny_llama
 from tests.generation.words import tokenizer
 

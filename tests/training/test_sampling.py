@@ -60,11 +60,3 @@ def test_what_is_drawn_does_not_depend_on_the_batch(model: Model, tokenizer: Tok
     later = roll_out(model, tokenizer, asked, config, seed=0, step=6, concurrency=12)
     assert [c.drawn for c in together] != [c.drawn for c in later]
     assert any(together[2 * i].drawn != together[2 * i + 1].drawn for i in range(len(PROMPTS)))
-
-
-def test_greedy_equals_a_single_generation(model: Model, tokenizer: TokenizerWrapper) -> None:
-    found = generate_batch(model, tokenizer, PROMPTS, Sampling(15), logprobs=True)
-    for prompt, completion in zip(PROMPTS, found, strict=True):
-        *_, alone = stream(model, tokenizer, prompt, Sampling(15))
-        assert completion.tokens == alone.tokens and completion.finish_reason == alone.finish_reason
-        assert len(completion.logprobs) == len(completion.drawn) > 0

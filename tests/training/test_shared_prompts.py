@@ -16,12 +16,12 @@ from mlxmath.data.batch import Shape
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.lora.inject import inject
-from mlxmath.training.accumulate import accumulate
+from mlxmath.training.accumulate import Workers
 from mlxmath.training.gradients import Gradients, choose_gradients
 from mlxmath.training.grpo.batches import RolloutRows, RolloutSampler, Trajectory
 from mlxmath.training.grpo.loss import Reference, grpo_loss, target_logprobs
-from mlxmath.training.workers import Workers
 from tests.conftest import make_tiny_llama
+from tests.loop import summed
 from tests.models.adapted import adapted
 
 CONFIG = GrpoConfig(importance_sampling_level="sequence", temperature=0.9)
@@ -46,8 +46,7 @@ def plan(max_tokens: int, **sharing: bool) -> RolloutSampler:
 
 
 def of_window(model: nn.Module, gradients: Gradients, made: RolloutSampler) -> tuple[float, dict[str, np.ndarray]]:
-    sums = accumulate(Workers(model, lambda _: gradients), made.whole(0, 0))
-    assert sums is not None
+    sums = summed(Workers(model, lambda _: gradients), made.whole(0, 0))
     return sums.loss_sum, {name: np.array(array) / sums.num_targets for name, array in tree_flatten(sums.grad_sum)}
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx.optimizers as optim
 import numpy as np
 import pytest
 
@@ -23,39 +22,33 @@ from mlxmath.data.batch import Batch, Shape
 from mlxmath.data.batching import BatchSampler, StepBatch
 from mlxmath.data.cache import TokenRows
 from mlxmath.data.load import hold_out
-from mlxmath.errors import InputError, MlxmathError
-from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.errors import InputError
 from mlxmath.models.lora.adapter import adapter_config, save_config
-from mlxmath.models.lora.inject import adapter_arrays, inject
 from mlxmath.runtime import files
-from mlxmath.training.checkpoint import Position, newest_checkpoint, save_checkpoint
+from mlxmath.training.accumulate import Workers
+from mlxmath.training.checkpoint import Checkpoint, Position, newest_checkpoint, save_checkpoint
 from mlxmath.training.deadline import Deadline, StopRequest
-from mlxmath.training.events import StepReport
-from mlxmath.training.gradients import Gradients, choose_gradients
-from mlxmath.training.held_out import ACCURACY, LOSS, HeldOut, held_out_rows, mean_loss, seeded_order
-from mlxmath.training.sft import sft_loss
-from mlxmath.training.validation import BEST, CLOSING_S, SHARE, Measurement, Validation
-from mlxmath.training.workers import Workers
-from tests.conftest import FakeRows, make_tiny_llama
-from tests.helpers import adapters, events, run, start, succeed, wait_for_step
-from tests.loop import fit
+from mlxmath.training.held_out import ACCURACY, LOSS, HeldOut, Measurement, held_out_rows, mean_loss, seeded_order
+from mlxmath.training.validation import BEST, CLOSING_S, SHARE, Validation
+from tests import loop
+from tests.conftest import FakeRows
+from tests.helpers import adapters, events, kill_at, run, succeed
+from tests.loop import Clock, adamw, gradients_of, workers_of
 
 LORA = LoraConfig(rank=4, dropout=0.5)
 
 
-def adapted(dropout: float = 0.5) -> nn.Module:
-    model = make_tiny_llama()
-    mx.random.seed(5)
-    inject(model, LORA.model_copy(update={"dropout": dropout}))
-    return model
+def adapted() -> nn.Module:
+    return loop.adapted(0.5)
 
 
-def gradients_of(model: nn.Module) -> Gradients:
-    return choose_gradients(model, sft_loss, PortableKernels(), compiled=False)
-
-
-def workers_of(model: nn.Module, count: int = 1) -> Workers:
-    return Workers(model, gradients_of, count)
+def saved(scripted: "Scripted", step: int) -> Checkpoint:
+    """A checkpoint of a run of which nothing but the validation counts."""
+    parts = [scripted.validation]
+    save_checkpoint(scripted.folder, scripted.model, adamw(scripted.model), Position(step=step), {}, parts=parts)
+    found = newest_checkpoint(scripted.folder)
+    assert found is not None
+    return found
 
 
 def windows_of(rows: FakeRows, **changes: Any) -> list[StepBatch]:
@@ -83,20 +76,10 @@ class TestHoldOut:
         assert held_out.lengths.tolist() == [1] * 30
 
     def test_the_choice_is_the_seeds_and_the_same_everywhere(self) -> None:
-        chosen = [hold_out(self.rows(1000), 7, seed)[1] for seed in (0, 0, 1)]
-        assert chosen[0].ids.tolist() == chosen[1].ids.tolist() != chosen[2].ids.tolist()
+        """The rule itself: `test_holdout.py`."""
+        chosen = [hold_out(self.rows(1000), 7, seed)[1] for seed in (0, 0, 1, 2**63 - 1)]
+        assert chosen[0].ids.tolist() == chosen[1].ids.tolist() != chosen[2].ids.tolist() != chosen[3].ids.tolist()
         assert chosen[0].fingerprint == chosen[1].fingerprint != chosen[2].fingerprint
-
-        def mix(number: int) -> int:  # SplitMix64 with Python's integers
-            mask = 2**64 - 1
-            number = (number + 0x9E3779B97F4A7C15) & mask
-            number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) & mask
-            number = ((number ^ (number >> 27)) * 0x94D049BB133111EB) & mask
-            return number ^ (number >> 31)
-
-        for seed in (0, 1, 2**63 - 1):
-            expected = sorted(sorted(range(1000), key=lambda text: mix(text ^ mix(seed)))[:7])
-            assert hold_out(self.rows(1000), 7, seed)[1].ids.tolist() == expected
 
     def test_more_holds_out_the_same_and_more(self) -> None:
         amounts = (0.0001, 3, 0.02, 0.05, 200, 0.5)
@@ -109,12 +92,9 @@ class TestHoldOut:
     def test_at_least_one_and_never_all(self) -> None:
         assert len(hold_out(self.rows(9), 0.001, 0)[1]) == 1
         assert len(hold_out(self.rows(9), 0.9999, 0)[0]) == 1
-        for amount in (9.0, 100.0):
-            with pytest.raises(InputError, match=r"--validation-split .* of 9 problems and leaves none to train on"):
-                hold_out(self.rows(9), amount, 0)
-        for amount in (1.0, 0.5):
-            with pytest.raises(InputError, match="holds out 1 of 1 problems and leaves none to train on"):
-                hold_out(self.rows(1, chunks=4), amount, 0)
+        for rows, amount in ((9, 9.0), (9, 100.0), (1, 1.0), (1, 0.5)):
+            with pytest.raises(InputError, match=f"--validation-split .* of {rows} problems and leaves none to train"):
+                hold_out(self.rows(rows, chunks=4 if rows == 1 else 1), amount, 0)
 
     def test_rows_without_sources_are_texts_of_their_own(self) -> None:
         rows = TokenRows(np.ones(8, np.uint16), np.ones(8, np.uint8), np.arange(9))
@@ -155,46 +135,9 @@ def test_measuring_changes_neither_mode_nor_random_state(uneven_rows: FakeRows) 
     assert np.array_equal(before, np.array(mx.random.state[0]))
 
 
-def train(rows: FakeRows, folder: Path, model: nn.Module, validation: "Validation | None" = None) -> Any:
-    optimizer = optim.AdamW(1e-2, bias_correction=True)
-    optimizer.init(model.trainable_parameters())
-    losses: list[float] = []
-    mx.random.seed(11)
-
-    def measure(report: StepReport) -> str | None:
-        losses.append(report.loss)
-        return validation.after(report.position) if validation else None
-
-    fit(
-        workers_of(model), windows_of(rows, num_epochs=2), optimizer, lambda _: 1e-2, max_grad_norm=1.0,
-        deadline=Deadline(1e9), stop=StopRequest(), hooks=[measure],
-    )  # fmt: skip
-    return losses, {name: np.array(array) for name, array in adapter_arrays(model).items()}
-
-
 def held_out_of(workers: Workers, rows: FakeRows) -> HeldOut:
     config = TrainingConfig(batch_size=4, grad_accumulation_steps=2)
     return held_out_rows(workers, BatchSampler(rows, config, 256, Shape(32)), config, "sequences")
-
-
-def test_training_is_bit_identical_with_and_without(uneven_rows: FakeRows, tmp_path: Path) -> None:
-    losses, arrays = train(uneven_rows, tmp_path, adapted())
-    model = adapted()
-    measurements: list[Measurement] = []
-    config = TrainingConfig(validation_split=0.1, eval_every=2)
-    save_config(tmp_path, adapter_config(LORA, ("self_attn.q_proj", "self_attn.v_proj")))
-    workers = workers_of(model)
-    validation = Validation(
-        workers, held_out_of(workers, uneven_rows), tmp_path, config, steps_per_epoch=5, total_steps=10,
-        deadline=Deadline(1e9), stop=StopRequest(), listeners=[measurements.append],
-    )  # fmt: skip
-    assert validation.begin(Position()) is None
-    found_losses, found = train(uneven_rows, tmp_path, model, validation)
-    assert not validation.close("finished", Position(10))
-    assert found_losses == losses
-    assert all(np.array_equal(found[name], array) for name, array in arrays.items())
-    assert [m.step for m in measurements] == [0, 2, 4, 6, 8, 10]
-    assert measurements[-1].value < measurements[0].value
 
 
 class Scripted:
@@ -202,7 +145,7 @@ class Scripted:
 
     def __init__(
         self, folder: Path, losses: Sequence[float], *, items: int = 1, item_s: float = 0.0, limit_s: float = 1000.0,
-        metric: Any = LOSS, total: int = 10, **changes: Any,
+        metric: Any = LOSS, total: int = 10, steps_per_epoch: int = 4, **changes: Any,
     ) -> None:  # fmt: skip
         self.model = adapted()
         self.folder, self.left = folder, list(losses)
@@ -215,7 +158,7 @@ class Scripted:
         held_out = HeldOut(items, "rows", lambda *given: self.measure(item_s, *given), step_items=2.0, metric=metric)
         self.validation = Validation(
             workers_of(self.model), held_out, folder,
-            TrainingConfig(**{"validation_split": 1, "eval_every": 1} | changes), steps_per_epoch=4,
+            TrainingConfig(**{"validation_split": 1, "eval_every": 1} | changes), steps_per_epoch=steps_per_epoch,
             total_steps=total, deadline=self.deadline, stop=self.stop, is_marked=self.marks.__contains__,
             clock=self.clock, listeners=[self.measurements.append],
         )  # fmt: skip
@@ -247,15 +190,6 @@ class Scripted:
     def kept_step(self) -> float | None:
         path = self.folder / BEST / "adapters.safetensors"
         return float(next(iter(mx.load(str(path)).values())).max()) if path.exists() else None
-
-
-class Clock:
-    """Seconds that pass only when told."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.mark.parametrize(
@@ -300,19 +234,12 @@ def test_when_it_is_measured(tmp_path: Path, eval_every: int | None, expected: l
 
 
 def test_a_long_epoch_is_measured_in_eighths_and_at_marks_in_time(tmp_path: Path) -> None:
-    model = adapted()
-    asked: list[int] = []
-    held_out = HeldOut(3, "rows", lambda count, _: (1.0, count), step_items=2.0)
-    save_config(tmp_path, adapter_config(LORA, ("self_attn.q_proj", "self_attn.v_proj")))
-    validation = Validation(
-        workers_of(model), held_out, tmp_path, TrainingConfig(validation_split=3), steps_per_epoch=1000,
-        total_steps=1000, deadline=Deadline(1e9), stop=StopRequest(), is_marked=lambda step: step == 77,
-        listeners=[lambda m: asked.append(m.step)],
-    )  # fmt: skip
-    validation.begin(Position())
+    scripted = Scripted(tmp_path, [1.0] * 9, total=1000, steps_per_epoch=1000, eval_every=None)
+    scripted.marks.add(77)
+    scripted.validation.begin(Position())
     for step in range(1, 301):
-        validation.after(Position(step=step))
-    assert asked == [0, 77, 125, 250]
+        scripted.step(step)
+    assert [m.step for m in scripted.measurements] == [0, 77, 125, 250]
 
 
 @pytest.mark.parametrize("ending", ["deadline", "stopped", "early_stopped", "diverged", "no_signal"])
@@ -421,11 +348,7 @@ def test_the_part_is_seeded_and_a_resumed_run_keeps_it(tmp_path: Path) -> None:
     assert seeded_order(50, 1) == seeded_order(50, 1) != seeded_order(50, 2)
     first = Scripted(tmp_path, [1.0] * 9, items=4000, item_s=0.5, limit_s=600.0)
     first.validation.begin(Position())
-    optimizer = optim.AdamW(1e-2)
-    optimizer.init(first.model.trainable_parameters())
-    save_checkpoint(tmp_path, first.model, optimizer, Position(step=3), {}, parts=[first.validation])
-    checkpoint = newest_checkpoint(tmp_path)
-    assert checkpoint is not None
+    checkpoint = saved(first, 3)
     second = Scripted(tmp_path, [1.0] * 9, items=4000, item_s=0.005, limit_s=600.0)  # a hundred times as fast
     second.validation.restore(checkpoint)
     second.validation.begin(checkpoint.position)
@@ -476,15 +399,11 @@ def test_a_checkpoint_brings_back_history_patience_and_the_best_of_its_time(tmp_
     first.validation._is_chosen = True
     for step in (1, 2, 3):
         first.step(step)
-    optimizer = optim.AdamW(1e-2)
-    optimizer.init(first.model.trainable_parameters())
-    save_checkpoint(folder, first.model, optimizer, Position(step=3), {}, parts=[first.validation])
+    checkpoint = saved(first, 3)
     first.step(4)
     assert first.kept_step == 4  # which the resumed run knows nothing of
 
     second = Scripted(folder, losses[3:], early_stopping_patience=2)
-    checkpoint = newest_checkpoint(folder)
-    assert checkpoint is not None
     second.validation.restore(checkpoint)
     assert second.kept_step == 2
     assert second.validation.begin(checkpoint.position) is None
@@ -501,12 +420,9 @@ def test_a_checkpoint_brings_back_history_patience_and_the_best_of_its_time(tmp_
 def test_resuming_before_the_first_measurement_forgets_the_best(tmp_path: Path) -> None:
     scripted = Scripted(tmp_path, [1.0, 1.0])
     scripted.validation._is_chosen = True
-    optimizer = optim.AdamW(1e-2)
-    optimizer.init(scripted.model.trainable_parameters())
-    save_checkpoint(tmp_path, scripted.model, optimizer, Position(step=0), {}, parts=[scripted.validation])
+    checkpoint = saved(scripted, 0)
     scripted.step(1)
-    checkpoint = newest_checkpoint(tmp_path)
-    assert scripted.kept_step == 1 and checkpoint is not None
+    assert scripted.kept_step == 1
     scripted.validation.restore(checkpoint)
     assert scripted.kept_step is None and not scripted.validation.history
 
@@ -565,15 +481,10 @@ def best_adapters(folder: Path) -> bytes:
 
 def test_killed_and_resumed_equals_uninterrupted_with_validation(prepared: Path, tmp_path: Path) -> None:
     straight = tmp_path / "straight"
-    straight.mkdir()
-    for name in ("mlx_model", "cache"):
-        shutil.copytree(prepared / name, straight / name)
+    shutil.copytree(prepared, straight)
     succeed(straight, "train", *VALIDATED)
-    for step in (4, 11):
-        process = start(prepared, "train", *VALIDATED, *(["--resume"] if step > 4 else []), log=tmp_path / "log")
-        wait_for_step(prepared, step)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
+    kill_at(prepared, 4, "train", *VALIDATED)
+    kill_at(prepared, 11, "train", *VALIDATED, "--resume")
     succeed(prepared, "train", *VALIDATED, "--resume")
     assert adapters(prepared) == adapters(straight)
     assert best_adapters(prepared) == best_adapters(straight)
@@ -667,16 +578,3 @@ def test_a_missing_split_tells_how_to_name_another(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(prepare, "prepare_rows", absent)
     with pytest.raises(InputError, match="Another split: --validation-dataset org/other:SPLIT"):
         prepare.prepare_held_out(DataConfig(), "org/other", Path())
-
-
-def test_a_failing_measurement_is_not_swallowed(tmp_path: Path) -> None:
-    model = adapted()
-
-    class Broken:
-        def loss(self, batch: Batch) -> mx.array:
-            raise MlxmathError("broken")
-
-    rows = FakeRows([np.array([1, 2])], [np.array([0, 1])])
-    with pytest.raises(MlxmathError, match="broken"):
-        mean_loss(Workers(model, lambda _: Broken()), windows_of(rows))  # type: ignore[arg-type, return-value]
-    assert model.training

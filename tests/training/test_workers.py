@@ -11,22 +11,20 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxmath.config.schema import LoraConfig, TrainingConfig
+from mlxmath.config.schema import TrainingConfig
 from mlxmath.data.batch import Batch, Shape
 from mlxmath.data.batching import BatchSampler
 from mlxmath.models.kernels.cpu import CpuKernels
-from mlxmath.models.lora.inject import inject
-from mlxmath.training.accumulate import StepSums, accumulate
+from mlxmath.training.accumulate import StepSums, Workers, accumulate, replica
 from mlxmath.training.gradients import Gradients, choose_gradients
 from mlxmath.training.sft import sft_loss
-from mlxmath.training.workers import Workers, replica
-from tests.conftest import FakeRows, make_tiny_llama
+from tests import loop
+from tests.conftest import FakeRows
+from tests.loop import summed
 
 
 def adapted(dropout: float = 0.0, variant: Any = "lora") -> nn.Module:
-    model = make_tiny_llama()
-    mx.random.seed(5)
-    inject(model, LoraConfig(rank=4, dropout=dropout, variant=variant))
+    model = loop.adapted(dropout, variant=variant)
     model.update(nn.utils.tree_map(lambda a: a + 0.02, model.trainable_parameters()))
     mx.eval(model.parameters())
     return model
@@ -50,9 +48,7 @@ def test_the_sums_are_those_of_one_worker(uneven_rows: FakeRows, dropout: float,
         workers = Workers(adapted(dropout, variant), blockwise, count)
         workers.model.train()
         mx.random.seed(1)
-        sums = accumulate(workers, window)
-        assert sums is not None
-        found.append(sums)
+        found.append(summed(workers, window))
         states.append(np.array(mx.random.state[0]).tolist())
     one = dict(tree_flatten(found[0].grad_sum))
     for other in found[1:]:
@@ -70,9 +66,7 @@ def test_the_seed_decides_on_dropout(uneven_rows: FakeRows) -> None:
     losses = []
     for seed in (1, 1, 2):
         mx.random.seed(seed)
-        sums = accumulate(workers, window)
-        assert sums is not None
-        losses.append(sums.loss_sum)
+        losses.append(summed(workers, window).loss_sum)
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -89,22 +83,18 @@ def test_a_replica_shares_arrays_and_nothing_else() -> None:
     assert model.training and all(mx.any(array) for _, array in tree_flatten(model.trainable_parameters()))
     tokens = mx.array([[1, 2, 3]])
     assert not mx.allclose(model(tokens), twin(tokens))
-
-
-def test_a_replica_keeps_tied_layers_one() -> None:
-    model = nn.Sequential(layer := nn.Linear(2, 2), layer)
-    twin = replica(model)
+    tied = nn.Sequential(layer := nn.Linear(2, 2), layer)
+    twin = replica(tied)
     assert twin.layers[0] is twin.layers[1] is not layer
 
 
 def test_workers_see_the_parameters_of_now(uneven_rows: FakeRows) -> None:
     window = next(plan(uneven_rows, 2).epoch(0))
     workers = Workers(adapted(), blockwise, 2)
-    before = accumulate(workers, window)
+    before = summed(workers, window)
     workers.model.update(nn.utils.tree_map(lambda a: a * 3, workers.model.trainable_parameters()))
     mx.eval(workers.model.parameters())
-    after, fresh = accumulate(workers, window), accumulate(Workers(workers.model, blockwise), window)
-    assert before is not None and after is not None and fresh is not None
+    after, fresh = summed(workers, window), summed(Workers(workers.model, blockwise), window)
     assert after.loss_sum == pytest.approx(fresh.loss_sum, rel=1e-6) and after.loss_sum != before.loss_sum
 
 
@@ -169,15 +159,15 @@ def test_the_bad_rows_are_found_whoever_has_them(uneven_rows: FakeRows) -> None:
             loss, gradients = self._inner.loss_and_gradients(batch)
             return (loss * mx.nan if bad in batch.row_ids else loss), gradients
 
-    sums = accumulate(Workers(adapted(), Planted, 2), window)
-    assert sums is not None and np.isnan(sums.loss_sum)
+    sums = summed(Workers(adapted(), Planted, 2), window)
+    assert np.isnan(sums.loss_sum)
     assert bad in sums.bad_rows and set(sums.bad_rows) < set(window.row_ids)
 
 
 def test_a_process_that_used_threads_keeps_few_and_ends_well() -> None:
     code = """
 import mlx.core as mx, mlx.nn as nn, os
-from mlxmath.training.workers import Workers
+from mlxmath.training.accumulate import Workers
 mx.set_default_device(mx.cpu)
 workers = Workers(nn.Linear(4, 4), lambda model: model, 3)
 threads = lambda: len(os.listdir("/proc/self/task")) if os.path.exists("/proc/self/task") else 0

@@ -16,13 +16,12 @@ from mlxmath.grading import grade
 from mlxmath.runtime.console import duration, is_shown, say
 from mlxmath.runtime.device import Backend
 from mlxmath.training.checkpoint import Position
-from mlxmath.training.curves import CURVES_PLOT, plot_rollouts
 from mlxmath.training.deadline import Deadline
 from mlxmath.training.events import EVENTS, Callback, EventLog, StepReport
 from mlxmath.training.grpo.loss import METRICS
 from mlxmath.training.grpo.report import RolloutReport
-from mlxmath.training.logging import RunLogger
-from mlxmath.training.validation import Best, Measurement
+from mlxmath.training.held_out import Best, Measurement
+from mlxmath.training.logging import CURVES_PLOT, RunLogger, plot_rollouts
 
 _EXAMPLE_CHARACTERS = 300
 _EXAMPLE_EVERY = 10

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,14 @@ from mlxmath.data.batch import Shape
 from mlxmath.data.batching import StepBatch
 from mlxmath.generation.engine import Completion
 from mlxmath.runtime.console import say, warn
-from mlxmath.training.checkpoint import Checkpoint, Ending
+from mlxmath.training.accumulate import Workers
+from mlxmath.training.checkpoint import Checkpoint, Ending, Part
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.grpo.batches import RolloutRows, RolloutSampler, Trajectory
 from mlxmath.training.grpo.loss import Reference, group_advantages, token_weights
 from mlxmath.training.grpo.report import RolloutReport, Silence
 from mlxmath.training.grpo.rewards import Scores
 from mlxmath.training.grpo.sampling import CompletionSampler, DrawingStopped, Prompt
-from mlxmath.training.workers import Workers
 
 _SECTION = "rollouts"
 SILENT_ROLLOUTS, SILENT_GROUPS = 10, 100
@@ -46,7 +45,7 @@ class _Place:
     """Rollouts from which something could be learned."""
 
 
-class Rollouts:
+class Rollouts(Part):
     """Makes steps out of prompts, and goes on exactly where a checkpoint was.
 
     A step takes `batch_size · grad_accumulation_steps` completions, as in TRL. Groups without variance teach nothing
@@ -267,10 +266,6 @@ class Rollouts:
                 "silence": asdict(place.silence), "num_signals": place.num_signals,
             }
         }  # fmt: skip
-
-    def files(self) -> dict[str, Path | bytes]:
-        """None."""
-        return {}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to where the checkpoint was."""

@@ -12,9 +12,9 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlxmath.config.methods import GrpoConfig
 from mlxmath.generation.engine import Completion, Sampling, generate_batch, seed_of
 from mlxmath.grading import grade_many
+from mlxmath.training.accumulate import Workers
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.grpo.rewards import Rewards, Scores
-from mlxmath.training.workers import Workers
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from mlxmath.generation.slots import choose_slots
 from mlxmath.models.lora.adapter import read_reward_model
 from mlxmath.runtime.console import say
 from mlxmath.runtime.ranks import Ranks
+from mlxmath.training.accumulate import replica
 from mlxmath.training.checkpoint import ENDS
-from mlxmath.training.events import Callback
+from mlxmath.training.events import Callback, TrainResult
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.grpo.logging import RolloutLogger
 from mlxmath.training.grpo.loss import Reference, grpo_loss, target_logprobs
@@ -22,8 +23,7 @@ from mlxmath.training.grpo.sampling import CompletionSampler, right_answers
 from mlxmath.training.held_out import ACCURACY, HeldOut, seeded_order
 from mlxmath.training.reward_model import RewardModel
 from mlxmath.training.setup import Run
-from mlxmath.training.trainer import Trainer, TrainResult
-from mlxmath.training.workers import replica
+from mlxmath.training.trainer import Trainer
 
 
 def grpo(
