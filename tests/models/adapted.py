@@ -1,5 +1,8 @@
-"""Small models with adapters whose B is not zero, and rows for them."""
+"""Small models with adapters whose B is not zero, rows for them, and their folders."""
 
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -7,9 +10,11 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map
 from mlx_lm.models import gemma2, phi3, qwen2, qwen3
+from mlx_lm.tuner.utils import load_adapters
 
 from mlxmath.config.schema import LoraConfig
-from mlxmath.models.lora.inject import inject
+from mlxmath.models.lora.adapter import CONFIG, WEIGHTS, adapter_config, load_adapter, save_config, save_weights
+from mlxmath.models.lora.inject import adapter_arrays, inject
 from tests.conftest import FakeRows, make_tiny_llama
 
 SIZES: dict[str, Any] = {
@@ -60,3 +65,38 @@ def random_adapters(model: nn.Module, **changes: Any) -> nn.Module:
     model.update(tree_map(lambda a: a + 0.1 * mx.random.normal(a.shape), model.trainable_parameters()))
     model.train()
     return model
+
+
+def randomize(model: nn.Module) -> None:
+    """Move everything that trains."""
+    mx.random.seed(3)
+    arrays = {name: a + mx.random.normal(a.shape) * 0.1 for name, a in adapter_arrays(model).items()}
+    model.load_weights(list(arrays.items()), strict=False)
+
+
+def save(folder: Path, model: nn.Module, config: LoraConfig, keys: tuple[str, ...], **extra: Any) -> None:
+    save_config(folder, adapter_config(config, keys, **extra))
+    save_weights(folder / WEIGHTS, model)
+
+
+def reconfigured(folder: Path, change: Callable[[Any], object]) -> None:
+    """Another adapter_config.json: what `change` makes of it, or returns in its place."""
+    record = json.loads((folder / CONFIG).read_text())
+    found = change(record)
+    (folder / CONFIG).write_text(json.dumps(record if found is None else found))
+
+
+def assert_served(
+    folder: Path, make: Callable[[], nn.Module], ours: nn.Module, tokens: mx.array, tolerance: float = 1e-4
+) -> nn.Module:
+    """The saved adapter on `make()` gives what `ours` gives, here and in mlx_lm (returned); the base does not."""
+    theirs, again, base = load_adapters(make(), str(folder)), make(), make()
+    load_adapter(again, folder)
+    for model in (ours, theirs, again, base):
+        model.eval()
+    expected = np.array(ours(tokens))
+    largest = np.abs(expected).max()
+    assert np.abs(np.array(base(tokens)) - expected).max() > 1e-2 * largest
+    np.testing.assert_array_equal(np.array(again(tokens)), expected)
+    np.testing.assert_allclose(np.array(theirs(tokens)), expected, rtol=0, atol=tolerance * largest)
+    return theirs

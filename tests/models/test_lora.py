@@ -10,25 +10,14 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from mlx_lm.tuner.utils import load_adapters as mlx_lm_load_adapters
 
 from mlxmath.config.schema import LoraConfig
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.models.lora.adapter import adapter_config, load_adapter, load_initial, save_config, save_weights
+from mlxmath.models.lora.adapter import adapter_config, load_adapter, load_initial, save_weights
 from mlxmath.models.lora.inject import adapter_arrays, inject
 from mlxmath.models.lora.layers import LoRALinear
 from tests.conftest import make_tiny_llama
-
-
-def randomize(model: nn.Module) -> None:
-    """Give B values, so that the adapter does something."""
-    arrays = {name: mx.random.normal(a.shape) * 0.1 for name, a in adapter_arrays(model).items()}
-    model.load_weights(list(arrays.items()), strict=False)
-
-
-def save(folder: Path, model: nn.Module, config: LoraConfig, keys: tuple[str, ...], **extra: str) -> None:
-    save_config(folder, adapter_config(config, keys, **extra))
-    save_weights(folder / "adapters.safetensors", model)
+from tests.models.adapted import assert_served, randomize, reconfigured, save
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -157,13 +146,7 @@ def test_the_folder_loads_in_mlx_lm_with_the_same_output(tmp_path: Path, targets
     injected = inject(ours, config)
     randomize(ours)
     save(tmp_path, ours, config, injected.keys)
-    theirs = mlx_lm_load_adapters(make_tiny_llama(), str(tmp_path))
-    again = make_tiny_llama()
-    load_adapter(again, tmp_path)
-    tokens = mx.array([[1, 2, 3, 4, 5]])
-    assert not mx.allclose(ours(tokens), make_tiny_llama()(tokens), atol=1e-3)
-    assert mx.array_equal(again(tokens), ours(tokens))
-    np.testing.assert_allclose(np.array(theirs(tokens)), np.array(ours(tokens)), rtol=1e-5, atol=1e-5)
+    assert_served(tmp_path, make_tiny_llama, ours, mx.array([[1, 2, 3, 4, 5]]), 1e-5)
 
 
 def saved(tmp_path: Path) -> Path:
@@ -201,10 +184,7 @@ def test_missing_extra_and_misshapen_tensors_raise(tmp_path: Path, changes: dict
 
 def test_an_adapter_of_another_rank_names_every_tensor(tmp_path: Path) -> None:
     folder = saved(tmp_path)
-    path = folder / "adapter_config.json"
-    record = json.loads(path.read_text())
-    record["lora_parameters"]["rank"] = 2
-    path.write_text(json.dumps(record))
+    reconfigured(folder, lambda record: record["lora_parameters"].update(rank=2))
     with pytest.raises(MlxmathError, match="expected") as error:
         load_adapter(make_tiny_llama(), folder)
     assert str(error.value).count("has shape") == 8
@@ -282,11 +262,11 @@ ABSURD = {
 @pytest.mark.parametrize("name", list(ABSURD))
 def test_a_senseless_configuration_is_one_clear_error(tmp_path: Path, name: str) -> None:
     folder = saved(tmp_path)
-    path = folder / "adapter_config.json"
-    record, wrong = json.loads(path.read_text()), ABSURD[name]
+    wrong = ABSURD[name]
     if isinstance(wrong, dict) and not {"num_layers", "lora_parameters"} & wrong.keys():
-        wrong = record | {"lora_parameters": record["lora_parameters"] | wrong}
-    path.write_text(json.dumps(wrong))
+        reconfigured(folder, lambda record: record["lora_parameters"].update(wrong))
+    else:
+        reconfigured(folder, lambda _: wrong)
     with pytest.raises(MlxmathError, match=r"adapter_config\.json.*(expected|keys name no layer)") as error:
         load_adapter(make_tiny_llama(), folder)
     assert "\n" not in str(error.value)
@@ -304,10 +284,7 @@ def test_weights_that_no_training_makes_are_refused_by_name(tmp_path: Path, valu
     edit(folder, **{A0: wrong})
     model = make_tiny_llama()
     wanted = adapter_config(LoraConfig(rank=4), inject(model, LoraConfig(rank=4)).keys, base_fingerprint="abc")
-    for load in (
-        lambda: load_adapter(make_tiny_llama(), folder),
-        lambda: load_initial(model, folder, wanted),
-    ):
+    for load in (lambda: load_adapter(make_tiny_llama(), folder), lambda: load_initial(model, folder, wanted)):
         with pytest.raises(MlxmathError, match=r"adapters\.safetensors.*layers\.0\.self_attn\.q_proj\.lora_a holds"):
             load()
 
@@ -332,10 +309,8 @@ def test_what_to_do_with_an_adapter_of_peft(tmp_path: Path, name: str) -> None:
 def test_an_initial_adapter_without_keys_fits_by_its_arrays(tmp_path: Path) -> None:
     """mlx_lm lists no keys by default, and 16 layers of a model that has two."""
     folder = saved(tmp_path)
-    path = folder / "adapter_config.json"
-    record = json.loads(path.read_text())
-    del record["lora_parameters"]["keys"], record["base_fingerprint"]
-    path.write_text(json.dumps(record | {"num_layers": 16}))
+    own = {"rank": 4, "scale": 4.0, "dropout": 0.0}
+    reconfigured(folder, lambda record: {"num_layers": 16, "fine_tune_type": "lora", "lora_parameters": own})
     model, config = make_tiny_llama(), LoraConfig(rank=4)
     load_initial(model, folder, adapter_config(config, inject(model, config).keys, base_fingerprint="abc"))
     assert mx.array_equal(

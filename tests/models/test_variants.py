@@ -10,28 +10,16 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.dora import DoRALinear as MlxLmDoRALinear
-from mlx_lm.tuner.utils import load_adapters as mlx_lm_load_adapters
 
 from mlxmath.config.schema import LoraConfig
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.models.lora.adapter import adapter_config, load_adapter, save_config, save_weights
+from mlxmath.models.lora.adapter import load_adapter
 from mlxmath.models.lora.inject import adapter_arrays, inject, open_blocks
 from mlxmath.models.lora.layers import DoRALinear, LoRALinear
 from tests.conftest import make_tiny_llama
+from tests.models.adapted import assert_served, randomize, reconfigured, save
 
 TOKENS = mx.array([[1, 2, 3, 4, 5]])
-
-
-def randomize(model: nn.Module) -> None:
-    """Move everything that trains."""
-    mx.random.seed(3)
-    arrays = {name: a + mx.random.normal(a.shape) * 0.1 for name, a in adapter_arrays(model).items()}
-    model.load_weights(list(arrays.items()), strict=False)
-
-
-def save(folder: Path, model: nn.Module, config: LoraConfig, **more: Any) -> None:
-    save_config(folder, adapter_config(config, **more))
-    save_weights(folder / "adapters.safetensors", model)
 
 
 def dora_layer(base: nn.Module, **more: Any) -> DoRALinear:
@@ -135,9 +123,7 @@ def test_the_recorded_scale_is_restored_exactly(tmp_path: Path, scale: float) ->
     config = LoraConfig(rank=7)
     model = make_tiny_llama()
     save(tmp_path, model, config, keys=inject(model, config).keys)
-    record = json.loads((tmp_path / "adapter_config.json").read_text())
-    record["lora_parameters"]["scale"] = scale
-    (tmp_path / "adapter_config.json").write_text(json.dumps(record))
+    reconfigured(tmp_path, lambda record: record["lora_parameters"].update(scale=scale))
     again = make_tiny_llama()
     load_adapter(again, tmp_path)
     found = [m.scale.item() for _, m in again.named_modules() if isinstance(m, LoRALinear)]
@@ -165,12 +151,7 @@ def test_the_folder_loads_in_mlx_lm_with_the_same_output(tmp_path: Path, variant
     injected = inject(ours, config)
     randomize(ours)
     save(tmp_path, ours, config, keys=injected.keys)
-    theirs = mlx_lm_load_adapters(make(), str(tmp_path))
-    again = make()
-    load_adapter(again, tmp_path)
-    assert not mx.allclose(ours(TOKENS), make()(TOKENS), atol=1e-3)
-    assert mx.array_equal(again(TOKENS), ours(TOKENS))
-    np.testing.assert_allclose(np.array(theirs(TOKENS)), np.array(ours(TOKENS)), rtol=1e-4, atol=1e-4)
+    assert_served(tmp_path, make, ours, TOKENS)
 
 
 @pytest.mark.parametrize(("num_layers", "blocks"), [(-1, {"0", "1"}), (1, {"1"}), (9, {"0", "1"})])
@@ -196,11 +177,7 @@ def test_full_loads_in_mlx_lm_and_here_with_the_same_output(tmp_path: Path, num_
     save(tmp_path, ours, LoraConfig(num_layers=num_layers), keys=injected.keys, full=True)
     record = json.loads((tmp_path / "adapter_config.json").read_text())
     assert record == {"fine_tune_type": "full", "num_layers": num_layers}
-    theirs = mlx_lm_load_adapters(make_tiny_llama(), str(tmp_path))
-    again = make_tiny_llama()
-    load_adapter(again, tmp_path)
-    assert mx.array_equal(again(TOKENS), ours(TOKENS)) and mx.array_equal(theirs(TOKENS), ours(TOKENS))
-    assert not mx.allclose(ours(TOKENS), make_tiny_llama()(TOKENS), atol=1e-3)
+    assert_served(tmp_path, make_tiny_llama, ours, TOKENS, 0)
 
 
 def test_full_keeps_the_type_of_a_16_bit_model(tmp_path: Path) -> None:
@@ -233,7 +210,6 @@ def test_full_refuses_a_quantized_model_and_a_missing_tensor(tmp_path: Path) -> 
 def test_an_unknown_kind_of_adapter_is_named(tmp_path: Path) -> None:
     model, config = make_tiny_llama(), LoraConfig(rank=4)
     save(tmp_path, model, config, keys=inject(model, config).keys)
-    record = json.loads((tmp_path / "adapter_config.json").read_text())
-    (tmp_path / "adapter_config.json").write_text(json.dumps(record | {"fine_tune_type": "vera"}))
+    reconfigured(tmp_path, lambda record: record.update(fine_tune_type="vera"))
     with pytest.raises(MlxmathError, match=r"'vera' is not supported; expected lora, dora or full"):
         load_adapter(make_tiny_llama(), tmp_path)
