@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlxmath.models.calls import ERRORS
 from mlxmath.models.kernels.portable import Kernels
 
 _LONGEST = 6
@@ -118,26 +117,6 @@ def example(vocab_size: int, attempt: int = 0) -> tuple[mx.array, SharedPrompts,
     )
     whole = [texts[1], texts[0][:5], texts[0][:2] + texts[2][:3]]
     return mx.array([text[-3:] for text in whole]), prompts, whole
-
-
-def cannot_share(forward: Callable[[mx.array, SharedPrompts | None], mx.array], vocab_size: int) -> str | None:
-    """Why a model's rows cannot go on from shared prompts; None if they can, as tried on a few tokens.
-
-    Args:
-        forward: outputs (B, L, …) of tokens (B, L) that may go on from prompts.
-        vocab_size: tokens are below it.
-    """
-    rows, prompts, texts = example(vocab_size)
-    try:
-        found = forward(rows, prompts).astype(mx.float32)
-        length = rows.shape[1]
-        expected = mx.stack([forward(mx.array([text]), None)[0, -length:].astype(mx.float32) for text in texts])
-    except ERRORS as error:
-        return f"its layers need another cache ({error})"
-    tolerance = 1e-3 if forward(rows, None).dtype == mx.float32 else 5e-2
-    if not mx.allclose(found, expected, rtol=tolerance, atol=tolerance):
-        return "its layers see more of a text than keys and values"
-    return None
 
 
 @dataclass

@@ -24,7 +24,7 @@ from mlxmath.data.batch import Batch
 from mlxmath.errors import MlxmathError
 from mlxmath.models.blocks import kinds_of
 from mlxmath.models.calls import ERRORS
-from mlxmath.models.kernels.select import kernels_for
+from mlxmath.models.kernels import kernels_for
 from mlxmath.models.linear import left_to_mlx
 from mlxmath.models.linear_ce import LossHead
 from mlxmath.models.load import suit

@@ -1,4 +1,4 @@
-"""Small models with adapters whose B is not zero, rows for them, and their folders."""
+"""Small models with adapters whose B is not zero, rows for them, and their folders; heads of every kind."""
 
 import json
 from collections.abc import Callable
@@ -8,13 +8,16 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import gemma2, phi3, qwen2, qwen3
 from mlx_lm.tuner.utils import load_adapters
 
 from mlxmath.config.schema import LoraConfig
+from mlxmath.data.batch import Batch
+from mlxmath.models.lm_head import Head
 from mlxmath.models.lora.adapter import CONFIG, WEIGHTS, adapter_config, load_adapter, save_config, save_weights
 from mlxmath.models.lora.inject import adapter_arrays, inject
+from mlxmath.training.gradients import Gradients
 from tests.conftest import FakeRows, make_tiny_llama
 
 SIZES: dict[str, Any] = {
@@ -67,6 +70,42 @@ def random_adapters(model: nn.Module, **changes: Any) -> nn.Module:
     return model
 
 
+def full_logits_loss(model: nn.Module, rows: FakeRows) -> mx.array:
+    """Σ of the targets' cross-entropies, text by text, out of the model's own logits."""
+    total = mx.zeros(())
+    for tokens, mask in zip(rows.tokens, rows.masks, strict=True):
+        logits_LV = model(mx.array(tokens[None, :-1]))[0].astype(mx.float32)
+        losses_L = nn.losses.cross_entropy(logits_LV, mx.array(tokens[1:]))
+        total = total + (losses_L * mx.array(mask[1:])).sum()
+    return total
+
+
+def plain_gradients(model: nn.Module, rows: FakeRows) -> tuple[mx.array, dict[str, mx.array]]:
+    """That loss, and its gradients by plain autodiff."""
+    loss, gradients = nn.value_and_grad(model, lambda model: full_logits_loss(model, rows))(model)
+    return loss, dict(tree_flatten(gradients))
+
+
+def assert_agrees(ways: Gradients, batch: Batch, wanted_loss: mx.array, wanted: dict[str, mx.array]) -> None:
+    """The loss, alone and with gradients, and each array's gradient."""
+    assert_close(ways.loss(batch), wanted_loss, 1e-4, f"the loss alone ({ways.how})")
+    loss, gradients = ways.loss_and_gradients(batch)
+    assert_close(loss, wanted_loss, 1e-4, f"the loss ({ways.how})")
+    found = dict(tree_flatten(gradients))
+    assert found.keys() == wanted.keys()
+    for name, array in wanted.items():
+        assert_close(found[name], array, 1e-3, f"{name} ({ways.how})")
+
+
+def assert_close(found: mx.array, wanted: mx.array, tolerance: float, what: str) -> None:
+    found_array, wanted_array = np.array(found, np.float64), np.array(wanted, np.float64)
+    assert found_array.shape == wanted_array.shape, what
+    assert np.isfinite(wanted_array).all(), what
+    largest = np.abs(wanted_array).max()
+    error = np.abs(found_array - wanted_array).max()
+    assert error <= tolerance * max(largest, 1e-6), f"{what}: off by {error:.3g}, largest {largest:.3g}"
+
+
 def randomize(model: nn.Module) -> None:
     """Move everything that trains."""
     mx.random.seed(3)
@@ -100,3 +139,34 @@ def assert_served(
     np.testing.assert_array_equal(np.array(again(tokens)), expected)
     np.testing.assert_allclose(np.array(theirs(tokens)), expected, rtol=0, atol=tolerance * largest)
     return theirs
+
+
+def linear(bits: int | None, *, bias: bool) -> nn.Module:
+    """64 inputs, 32 outputs."""
+    layer = nn.Linear(64, 32, bias=bias)
+    return layer.to_quantized(32, bits) if bits else layer
+
+
+def weight_of(layer: nn.Module) -> mx.array:
+    if "scales" not in layer:
+        return layer.weight
+    return mx.dequantize(layer.weight, layer.scales, layer.biases, layer.group_size, layer.bits)
+
+
+N, D, V = 23, 64, 96
+
+
+def heads() -> dict[str, Head]:
+    """Tied or not, quantized, scaled, with soft caps."""
+    mx.random.seed(0)
+    linear, biased, embedding = nn.Linear(D, V, bias=False), nn.Linear(D, V), nn.Embedding(V, D)
+    return {
+        "untied": Head(linear),
+        "bias": Head(biased),
+        "tied": Head(embedding),
+        "soft cap": Head(linear, soft_cap=2.0),
+        "scale and bias": Head(biased, scale=0.3),
+        "scale and soft cap": Head(linear, soft_cap=2.0, scale=3.0),
+        "4 bits": Head(nn.QuantizedLinear.from_linear(linear, 32, 4)),
+        "8 bits, tied": Head(nn.QuantizedEmbedding.from_embedding(embedding, 32, 8)),
+    }

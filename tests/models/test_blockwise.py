@@ -18,7 +18,7 @@ from mlxmath.models.layouts import Rows
 from mlxmath.models.linear import use_numpy
 from mlxmath.models.lora.inject import inject
 from tests.conftest import make_tiny_llama
-from tests.models.adapted import adapted
+from tests.models.adapted import adapted, assert_close
 
 TOKENS = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [9, 8, 7, 6, 5, 4, 3, 2, 1]]
 
@@ -32,8 +32,7 @@ def autodiff(model: nn.Module, cotangent: mx.array) -> tuple[mx.array, dict[str,
 def same(found: dict[str, mx.array], expected: dict[str, mx.array]) -> None:
     assert set(found) == set(expected) and found
     for name, array in expected.items():
-        error = np.abs(np.array(found[name]) - np.array(array)).max() / np.abs(np.array(array)).max()
-        assert error < 3e-4, (name, error)
+        assert_close(found[name], array, 3e-4, name)
 
 
 def assert_right(model: nn.Module, blocks: Blockwise) -> None:

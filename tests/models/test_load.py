@@ -13,9 +13,7 @@ from mlx.utils import tree_flatten
 from mlxmath.config.schema import ModelConfig
 from mlxmath.errors import MlxmathError
 from mlxmath.generation.engine import Sampling, generate_batch, stream
-from mlxmath.models import checks
-from mlxmath.models.checks import check_finite, num_embeddings
-from mlxmath.models.load import load_model
+from mlxmath.models.load import check_finite, load_model, num_embeddings
 from mlxmath.weights.convert import ensure_model
 from tests.conftest import make_tiny_llama
 from tests.models.architectures import write
@@ -162,7 +160,7 @@ def test_a_base_with_a_weight_that_is_none_does_not_load(tmp_path: Path, value: 
 
 
 def test_every_part_is_looked_at_and_whole_numbers_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "_AT_A_TIME", 7)
+    monkeypatch.setattr("mlxmath.models.load._AT_A_TIME", 7)
     arrays = {"a": mx.zeros((5, 5)), "packed": mx.full((3,), 2**32 - 1, mx.uint32), "empty": mx.zeros((0,))}
     check_finite(Path("x"), arrays)
     for place in range(25):

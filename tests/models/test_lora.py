@@ -17,18 +17,19 @@ from mlxmath.models.lora.adapter import adapter_config, load_adapter, load_initi
 from mlxmath.models.lora.inject import adapter_arrays, inject
 from mlxmath.models.lora.layers import LoRALinear
 from tests.conftest import make_tiny_llama
-from tests.models.adapted import assert_served, randomize, reconfigured, save
+from tests.models.adapted import linear, reconfigured, save, weight_of
 
 
+@pytest.mark.parametrize("bits", [None, 4, 8])
 @pytest.mark.parametrize("bias", [False, True])
-def test_layer_is_wx_plus_scaled_bax(bias: bool) -> None:
-    base = nn.Linear(6, 5, bias=bias)
+def test_layer_is_wx_plus_scaled_bax(bits: int | None, bias: bool) -> None:
+    base = linear(bits, bias=bias)
     layer = LoRALinear(base, rank=2, scale=1.5)
-    layer.lora_b = mx.random.normal((2, 5))
-    x = mx.random.normal((3, 4, 6))
-    w, a, b, xn = (np.array(t, np.float64) for t in (base.weight, layer.lora_a, layer.lora_b, x))
+    layer.lora_b = mx.random.normal((2, 32))
+    x = mx.random.normal((3, 4, 64))
+    w, a, b, xn = (np.array(t, np.float64) for t in (weight_of(base), layer.lora_a, layer.lora_b, x))
     expected = xn @ w.T + 1.5 * (xn @ a @ b) + (np.array(base.bias) if bias else 0)
-    np.testing.assert_allclose(np.array(layer(x)), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(np.array(layer(x)), expected, rtol=1e-5, atol=1e-4 if bits else 1e-5)
 
 
 def test_new_layer_is_its_base_exactly_and_scale_zero_too() -> None:
@@ -52,17 +53,6 @@ def test_a_is_uniform_within_its_bound_and_adapters_are_float32_over_a_16_bit_ba
     assert a.std() == pytest.approx(1 / 32 / 3**0.5, rel=0.02)
     assert not np.array(layer.lora_b).any()
     assert layer(mx.ones((1, 1024), mx.bfloat16)).dtype == mx.bfloat16
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-def test_quantized_base(bits: int) -> None:
-    base = nn.QuantizedLinear(64, 32, bias=False, group_size=32, bits=bits)
-    layer = LoRALinear(base, rank=4, scale=2.0)
-    layer.lora_b = mx.random.normal((4, 32))
-    x = mx.random.normal((3, 64))
-    weight = mx.dequantize(base.weight, base.scales, base.biases, group_size=32, bits=bits)
-    expected = x @ weight.T + 2.0 * (x @ layer.lora_a @ layer.lora_b)
-    np.testing.assert_allclose(np.array(layer(x)), np.array(expected), rtol=1e-4, atol=1e-4)
 
 
 def test_dropout_acts_in_training_only_and_keeps_the_mean() -> None:
@@ -123,30 +113,9 @@ def test_targets_by_name_path_and_glob(targets: tuple[str, ...], keys: tuple[str
     assert inject(make_tiny_llama(), LoraConfig(targets=targets)).keys == keys
 
 
-def test_last_blocks_only() -> None:
-    model = make_tiny_llama()
-    inject(model, LoraConfig(num_layers=1))
-    assert {name.split(".")[2] for name in adapter_arrays(model)} == {"1"}
-
-
-def test_a_target_that_matches_nothing_names_the_nearest() -> None:
-    with pytest.raises(InputError, match=r"'q_porj' matches no linear layer; did you mean .*q_proj"):
-        inject(make_tiny_llama(), LoraConfig(targets=("q_proj", "q_porj")))
-
-
 def test_a_rank_above_the_layer_is_refused() -> None:
     with pytest.raises(InputError, match=r"--lora-rank 17 exceeds .*v_proj \(16\)"):
         inject(make_tiny_llama(), LoraConfig(rank=17))
-
-
-@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("*",), ("q_proj", "lm_head")])
-def test_the_folder_loads_in_mlx_lm_with_the_same_output(tmp_path: Path, targets: tuple[str, ...]) -> None:
-    config = LoraConfig(rank=4, alpha=12, targets=targets)
-    ours = make_tiny_llama()
-    injected = inject(ours, config)
-    randomize(ours)
-    save(tmp_path, ours, config, injected.keys)
-    assert_served(tmp_path, make_tiny_llama, ours, mx.array([[1, 2, 3, 4, 5]]), 1e-5)
 
 
 def saved(tmp_path: Path) -> Path:
@@ -197,15 +166,12 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
         load_adapter(make_tiny_llama(), folder, base_fingerprint="def")
 
 
-def test_absent_damaged_and_senseless_folders(tmp_path: Path) -> None:
+def test_absent_and_damaged_folders(tmp_path: Path) -> None:
     with pytest.raises(MlxmathError, match=r"adapter_config\.json is missing"):
         load_adapter(make_tiny_llama(), tmp_path)
     folder = saved(tmp_path / "a")
     (folder / "adapters.safetensors").write_bytes(b"\x00" * 20)
     with pytest.raises(MlxmathError, match="damaged"):
-        load_adapter(make_tiny_llama(), folder)
-    (folder / "adapter_config.json").write_text('{"num_layers": 2}')
-    with pytest.raises(MlxmathError, match="is not an adapter configuration"):
         load_adapter(make_tiny_llama(), folder)
 
 
@@ -255,6 +221,8 @@ ABSURD = {
     "keys of no layer": {"keys": ["self_attn.wq"]},
     "parameters as a list": {"num_layers": 2, "lora_parameters": [8, 16]},
     "layers as text": {"num_layers": "all", "lora_parameters": {"rank": 4, "scale": 2.0}},
+    "no parameters": {"num_layers": 2},
+    "an unknown kind": {"num_layers": 2, "fine_tune_type": "vera"},
     "kind as a number": {"num_layers": 2, "fine_tune_type": 7},
 }
 
@@ -263,7 +231,7 @@ ABSURD = {
 def test_a_senseless_configuration_is_one_clear_error(tmp_path: Path, name: str) -> None:
     folder = saved(tmp_path)
     wrong = ABSURD[name]
-    if isinstance(wrong, dict) and not {"num_layers", "lora_parameters"} & wrong.keys():
+    if isinstance(wrong, dict) and "num_layers" not in wrong:
         reconfigured(folder, lambda record: record["lora_parameters"].update(wrong))
     else:
         reconfigured(folder, lambda _: wrong)

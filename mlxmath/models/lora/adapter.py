@@ -8,8 +8,8 @@ import mlx.nn as nn
 
 from mlxmath.config.schema import LoraConfig
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.models.checks import check_finite
 from mlxmath.models.lm_head import add_score_head
+from mlxmath.models.load import check_finite
 from mlxmath.models.lora.form import Form, differences
 from mlxmath.models.lora.inject import adapter_arrays, open_blocks, put_adapters
 from mlxmath.models.lora.targets import resolve_keys
