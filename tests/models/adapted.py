@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
-from mlx_lm.models import gemma2, phi3, qwen2, qwen3
 from mlx_lm.tuner.utils import load_adapters
 
 from mlxmath.config.schema import LoraConfig
@@ -26,22 +26,18 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 
+MORE: dict[str, dict[str, Any]] = {
+    "qwen2": {}, "gemma2": {"head_dim": 8}, "phi3": {"max_position_embeddings": 64},
+    "qwen3": {"head_dim": 8, "rope_theta": 1e4, "max_position_embeddings": 64, "tie_word_embeddings": True},
+}  # fmt: skip
+
+
 def make(family: str) -> nn.Module:
     mx.random.seed(0)
     if family == "llama":
         return make_tiny_llama(num_hidden_layers=3)
-    if family == "qwen2":
-        return qwen2.Model(qwen2.ModelArgs(model_type="qwen2", **SIZES))
-    if family == "qwen3":
-        return qwen3.Model(
-            qwen3.ModelArgs(
-                model_type="qwen3", head_dim=8, rope_theta=1e4, max_position_embeddings=64, tie_word_embeddings=True,
-                **SIZES,
-            )
-        )  # fmt: skip
-    if family == "phi3":
-        return phi3.Model(phi3.ModelArgs(model_type="phi3", max_position_embeddings=64, **SIZES))
-    return gemma2.Model(gemma2.ModelArgs(model_type="gemma2", head_dim=8, **SIZES))
+    home = import_module(f"mlx_lm.models.{family}")
+    return home.Model(home.ModelArgs(model_type=family, **SIZES, **MORE[family]))
 
 
 def adapted(family: str = "llama", **changes: Any) -> nn.Module:

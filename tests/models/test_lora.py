@@ -10,12 +10,13 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlxmath.config.schema import LoraConfig
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.models.lora.adapter import adapter_config, load_adapter, load_initial, save_weights
 from mlxmath.models.lora.inject import adapter_arrays, inject
-from mlxmath.models.lora.layers import LoRALinear
+from mlxmath.models.lora.layers import LoRALinear, adapter_layer
 from tests.conftest import make_tiny_llama
 from tests.models.adapted import linear, reconfigured, save, weight_of
 
@@ -32,41 +33,39 @@ def test_layer_is_wx_plus_scaled_bax(bits: int | None, bias: bool) -> None:
     np.testing.assert_allclose(np.array(layer(x)), expected, rtol=1e-5, atol=1e-4 if bits else 1e-5)
 
 
-def test_new_layer_is_its_base_exactly_and_scale_zero_too() -> None:
-    base = nn.Linear(8, 8)
-    layer = LoRALinear(base, rank=4, scale=2.0)
-    x = mx.random.normal((2, 8))
-    assert mx.array_equal(layer(x), base(x))
-    layer.lora_b = mx.random.normal((4, 8))
-    assert not mx.array_equal(layer(x), base(x))
-    layer.scale = mx.array(0.0)
-    assert mx.array_equal(layer(x), base(x))
-
-
-def test_a_is_uniform_within_its_bound_and_adapters_are_float32_over_a_16_bit_base() -> None:
-    base = nn.Linear(1024, 8)
-    base.set_dtype(mx.bfloat16)
-    layer = LoRALinear(base, rank=16, scale=1.0)
+@pytest.mark.parametrize("variant", ["lora", "dora", "experts"])
+def test_a_new_layer_is_its_base_and_stays_float32_over_a_16_bit_base(variant: str) -> None:
+    base, x, chosen = nn.Linear(1024, 32), mx.random.normal((1, 3, 1024)), []
+    base.weight = mx.concatenate([base.weight[:-1], mx.zeros((1, 1024))])  # a dead output
+    if variant == "experts":
+        base, x, chosen = SwitchLinear(1024, 32, 4), x[..., None, None, :], [mx.array([[[0, 2], [1, 3], [2, 0]]])]
+    layer = adapter_layer(base, variant, 8, 2.0, 0.0)
+    assert mx.array_equal(layer(x, *chosen), base(x, *chosen))
     a = np.array(layer.lora_a)
-    assert layer.lora_a.dtype == layer.lora_b.dtype == mx.float32
-    assert np.abs(a).max() <= 1 / 32
-    assert a.std() == pytest.approx(1 / 32 / 3**0.5, rel=0.02)
-    assert not np.array(layer.lora_b).any()
-    assert layer(mx.ones((1, 1024), mx.bfloat16)).dtype == mx.bfloat16
+    assert np.abs(a).max() <= 1 / 32 and a.std() == pytest.approx(1 / 32 / 3**0.5, rel=0.03)
+    layer.lora_b = mx.random.normal(layer.lora_b.shape)
+    assert not mx.array_equal(layer(x, *chosen), base(x, *chosen))
+    layer.scale = mx.array(0.0)
+    assert mx.array_equal(layer(x, *chosen), base(x, *chosen))
+    base.set_dtype(mx.bfloat16)
+    layer = adapter_layer(base, variant, 8, 2.0, 0.0)
+    assert {array.dtype for _, array in tree_flatten(layer.trainable_parameters())} == {mx.float32}
+    assert layer(x.astype(mx.bfloat16), *chosen).dtype == mx.bfloat16  # not computed: experts are float32 on a CPU
 
 
-def test_dropout_acts_in_training_only_and_keeps_the_mean() -> None:
-    base = nn.Linear(4, 4, bias=False)
-    base.weight = mx.zeros((4, 4))
-    layer = LoRALinear(base, rank=4, scale=1.0, dropout=0.5)
-    layer.lora_a, layer.lora_b = mx.eye(4), mx.eye(4)
-    x = mx.ones((20_000, 4))
+@pytest.mark.parametrize("experts", [0, 2])
+def test_dropout_acts_in_training_only_and_keeps_the_mean(experts: int) -> None:
+    base = SwitchLinear(4, 4, experts, bias=False) if experts else nn.Linear(4, 4, bias=False)
+    base.weight = mx.zeros_like(base.weight)
+    layer = adapter_layer(base, "lora", 4, 1.0, 0.5)
+    layer.lora_a = layer.lora_b = mx.broadcast_to(mx.eye(4), layer.lora_a.shape)
+    x = mx.ones((20_000, 1, 1, 4) if experts else (20_000, 4))
+    chosen = [mx.random.randint(0, experts, (20_000, 1))] if experts else []
     layer.train()
-    y = np.array(layer(x))
-    assert set(np.unique(y)) == {0.0, 2.0}
-    assert y.mean() == pytest.approx(1.0, abs=0.02)
+    y = np.array(layer(x, *chosen))
+    assert set(np.unique(y)) == {0.0, 2.0} and y.mean() == pytest.approx(1.0, abs=0.02)
     layer.eval()
-    assert mx.array_equal(layer(x), x)
+    assert (np.array(layer(x, *chosen)) == 1).all()
 
 
 def test_only_adapters_train_and_the_count_is_right() -> None:
