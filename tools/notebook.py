@@ -1,15 +1,11 @@
-"""Makes examples/quickstart.ipynb out of examples/quickstart.py, with what it prints: `python tools/notebook.py`.
+"""Makes examples/quickstart.ipynb out of examples/quickstart.py: `python tools/notebook.py`.
 
-The docstring and the comments that begin a part become text, the parts cells. They run here in a folder of their own.
+The docstring and the comments that begin a part become text, the parts cells, without output.
 """
 
 import ast
-import contextlib
-import io
 import json
 import re
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +17,8 @@ METADATA = {
 }
 
 
-def cells_of(script: str) -> list[dict[str, Any]]:
-    """Text and code cells, not run yet."""
+def notebook_of(script: str) -> dict[str, Any]:
+    """The notebook with the text and code cells of a script."""
     docstring = ast.get_docstring(ast.parse(script))
     assert docstring
     parts = [part.strip("\n") for part in re.split(r"\n(?=# )", script.split('"""', 2)[2])]
@@ -34,19 +30,8 @@ def cells_of(script: str) -> list[dict[str, Any]]:
         cells.append(
             {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": [], "source": _lines(code)}
         )
-    return [{"id": f"cell-{i}", **cell} for i, cell in enumerate(cells)]
-
-
-def run(cells: list[dict[str, Any]]) -> None:
-    """Execute the code cells one after the other, and put what they print into them."""
-    names: dict[str, Any] = {"__name__": "__main__"}
-    code_cells = [cell for cell in cells if cell["cell_type"] == "code"]
-    for number, cell in enumerate(code_cells, 1):
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)  # noqa: S102
-        cell["execution_count"] = number
-        if text := printed.getvalue():
-            cell["outputs"] = [{"name": "stdout", "output_type": "stream", "text": _lines(text)}]
+    numbered = [{"id": f"cell-{i}", **cell} for i, cell in enumerate(cells)]
+    return {"cells": numbered, "metadata": METADATA, "nbformat": 4, "nbformat_minor": 5}
 
 
 def _text(source: str) -> dict[str, Any]:
@@ -58,9 +43,5 @@ def _lines(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(REPOSITORY))
-    made = cells_of(SCRIPT.read_text(encoding="utf-8"))
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        run(made)
-    notebook = {"cells": made, "metadata": METADATA, "nbformat": 4, "nbformat_minor": 5}
-    NOTEBOOK.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    made = notebook_of(SCRIPT.read_text(encoding="utf-8"))
+    NOTEBOOK.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator
 from itertools import islice, pairwise
 
-from mlxmath.grading.calendar import CLOCK, DATE, is_moment
 from mlxmath.grading.normal import MAX_CHARACTERS, clean
 from mlxmath.grading.quantity import parse_quantity
+from mlxmath.grading.scalars import CLOCK, DATE, is_moment
 from mlxmath.grading.units import read_unit
 
 _MAX_BOXES = 40

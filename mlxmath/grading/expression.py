@@ -37,8 +37,7 @@ _CONSTANTS = {"pi": math.pi, "e": math.e}
 _TIMES = {"*", "\\cdot", "\\times", "\\ast"}
 _OVER = {"/", "\\div"}
 _MOD = {"\\bmod", "\\mod", "mod"}
-_FACTORS = {"(", "[", "{", "e", "pi", "sqrt"}
-"""What multiplies straight behind a factor, as LaTeX commands do."""
+_FACTORS = {"(", "[", "{", "e", "pi", "sqrt"}  # what multiplies straight behind a factor, as LaTeX commands do
 _CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|"}
 
 
@@ -205,14 +204,14 @@ class _Parser:
 
     def _number(self, token: str) -> Fraction:
         """A number, also a mixed one: `2\\frac{1}{3}`, `2 1/3`."""
-        value = _number(token)
+        value = Fraction(token.replace(",", ""))
         self.operands.append(value)
         top, slash, below = [*self._tokens[self._at : self._at + 3], *self._tokens[-1:] * 2][:3]
         if "." not in token and top.text == "\\frac":
             part = self._primary(0)
         elif "." not in token and top.kind == below.kind == "number" and slash.text == "/" and top.spaced:
             self._at += 3
-            part = _number(top.text) / _number(below.text)
+            part = Fraction(top.text.replace(",", "")) / Fraction(below.text.replace(",", ""))
         else:
             return value
         if not isinstance(part, Fraction) or not 0 <= part < 1:
@@ -227,7 +226,7 @@ class _Parser:
         size = 1 if token.text.isdigit() else len(token.text)
         self._tokens[self._at] = token._replace(text=token.text[size:], spaced=False)
         self._at += size == len(token.text)
-        self.operands.append(_number(token.text[:size]))
+        self.operands.append(Fraction(token.text[:size].replace(",", "")))
         return self.operands[-1]
 
     def _function(self, name: str, depth: int) -> Value:
@@ -244,10 +243,6 @@ class _Parser:
         if base is not None:
             result /= math.log(base)
         return result if exponent is None else _power(result, exponent)
-
-
-def _number(token: str) -> Fraction:
-    return Fraction(token.replace(",", ""))
 
 
 def _bounded(value: Value) -> Value:

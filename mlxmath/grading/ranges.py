@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from mlxmath.grading.expression import Value
 from mlxmath.grading.quantity import parse_quantity
-from mlxmath.grading.structure import shape, split_items, union_parts
+from mlxmath.grading.structure import shape, split_items
 
 _REALS = re.compile(
     r"^(?:\\mathbb\s*\{?\s*R\s*\}?|(?:the |set of )*(?:all )?(?:real numbers|reals)|all (?:real )?(?:numbers|values))$",
@@ -18,7 +18,6 @@ _BOUND = r"[^<>=\\]*(?:\\(?!le |ge |ne )[a-zA-Z][^<>=\\]*){0,6}"
 _BETWEEN = re.compile(rf"^(?P<low>{_BOUND})(?P<left><|\\le )\s*{_VARIABLE}\s*(?P<right><|\\le )(?P<high>{_BOUND})$")
 _ABOVE_OR_BELOW = re.compile(rf"^{_VARIABLE}\s*(?P<sign>[<>]|\\[lg]e )(?P<bound>{_BOUND})$")
 _TURNED = re.compile(rf"^(?P<bound>{_BOUND})(?P<sign>[<>]|\\[lg]e )\s*{_VARIABLE}$")
-_TURN = {"<": ">", ">": "<", "\\le ": "\\ge ", "\\ge ": "\\le "}
 _ABSOLUTE = re.compile(
     r"^(?:\||\\l?vert(?![A-Za-z]))\s*(?P<variable>[a-zA-Z](?:_\w)?|\\[a-z]+)\s*(?:(?P<sign>[-+])\s*(?P<center>[\w./]+|\\frac\{\w+\}\{\w+\})\s*)?"
     rf"(?:\||\\r?vert(?![A-Za-z]))\s*(?P<relation>[<>]|\\[lg]e )\s*(?P<bound>{_BOUND})$"
@@ -46,37 +45,34 @@ def ranges(text: str) -> list[Range] | None:
     if _REALS.match(text):
         return [Range("()", "-\\infty", "\\infty")]
     if absolute := _ABSOLUTE.match(text):
-        return _around(absolute)
-    if len(sides := _AND.split(text)) == 2 and all(map(_ONE_SIDED.search, sides)):
-        return _between(*map(_range, sides))
-    pieces = _OR.split(text) if re.search(r"[<>]|\\[lg]e ", text) else union_parts(text)
-    found = [_range(piece.strip()) for piece in pieces[: _MAX_PARTS + 1]]
-    complete = [part for part in found if part]
-    return complete if len(complete) == len(pieces) else None
+        found = _around(absolute)
+    elif len(sides := _AND.split(text)) == 2 and all(map(_ONE_SIDED.search, sides)):
+        found = [_between(*map(_range, sides))]
+    else:
+        pieces = _OR.split(text) if re.search(r"[<>]|\\[lg]e ", text) else text.split("\\cup")
+        found = [_range(piece.strip()) for piece in pieces] if len(pieces) <= _MAX_PARTS + 1 else [None]
+    return [part for part in found if part] if all(found) else None
 
 
-def _around(match: re.Match[str]) -> list[Range] | None:
+def _around(match: re.Match[str]) -> list[Range | None]:
     r"""`|x - c| < r` as (c - r, c + r), `|x - c| \ge r` as (-\infty, c - r] and [c + r, \infty)."""
     center = f"{'-' if match['sign'] == '+' else ''}{match['center']}" if match["center"] else ""
-    bound = match["bound"].strip()
+    bound, variable = match["bound"].strip(), match["variable"]
     low, high = (f"{center}-({bound})", f"{center}+({bound})") if center else (f"-{bound}", bound)
-    closed, variable = match["relation"].startswith("\\"), match["variable"]
+    left, right = "[]" if match["relation"].startswith("\\") else "()"
     if match["relation"] in ("<", "\\le "):
-        parts = [_bounded("[]" if closed else "()", low, high, variable)]
-    else:
-        ends = ("(]", "[)") if closed else ("()", "()")
-        parts = [_bounded(ends[0], "-\\infty", low, variable), _bounded(ends[1], high, "\\infty", variable)]
-    return [part for part in parts if part] if all(parts) else None
+        return [_bounded(left + right, low, high, variable)]
+    return [_bounded("(" + right, "-\\infty", low, variable), _bounded(left + ")", high, "\\infty", variable)]
 
 
-def _between(first: Range | None, second: Range | None) -> list[Range] | None:
+def _between(first: Range | None, second: Range | None) -> Range | None:
     """`x > 1 and x < 3` as one interval."""
     if not first or not second or first.variable != second.variable:
         return None
     low, high = (first, second) if second.low == "-\\infty" else (second, first)
     if high.low != "-\\infty" or low.high != "\\infty":
         return None
-    return [Range(low.brackets[0] + high.brackets[1], low.low, high.high, low.variable)]
+    return Range(low.brackets[0] + high.brackets[1], low.low, high.high, low.variable)
 
 
 def _range(piece: str) -> Range | None:
@@ -86,20 +82,18 @@ def _range(piece: str) -> Range | None:
     if match := _BETWEEN.match(piece):
         brackets = ("(" if match["left"] == "<" else "[") + (")" if match["right"] == "<" else "]")
         return _bounded(brackets, match["low"], match["high"], match["variable"])
-    match = _ABOVE_OR_BELOW.match(piece)
-    turned = None if match else _TURNED.match(piece)
-    if found := match or turned:
-        sign = _TURN[found["sign"]] if turned else found["sign"]
-        closed = sign.startswith("\\")
-        if "l" in sign or sign == "<":
-            return _bounded("(]" if closed else "()", "-\\infty", found["bound"], found["variable"])
-        return _bounded("[)" if closed else "()", found["bound"], "\\infty", found["variable"])
-    return None
+    match, turned = _ABOVE_OR_BELOW.match(piece), _TURNED.match(piece)
+    if not (found := match or turned):
+        return None
+    left, right = "[]" if found["sign"].startswith("\\") else "()"
+    if (found["sign"] in ("<", "\\le ")) == bool(match):
+        return _bounded("(" + right, "-\\infty", found["bound"], found["variable"])
+    return _bounded(left + ")", found["bound"], "\\infty", found["variable"])
 
 
 def _bounded(brackets: str, low: str, high: str, variable: str) -> Range | None:
     ends = low.strip(), high.strip()
-    return Range(brackets, *ends, variable) if all(ends) and all(len(split_items(end)) == 1 for end in ends) else None
+    return Range(brackets, *ends, variable) if all(len(split_items(end)) == 1 for end in ends) else None
 
 
 def same_sets(first: list[Range], second: list[Range]) -> bool | None:
@@ -107,8 +101,7 @@ def same_sets(first: list[Range], second: list[Range]) -> bool | None:
     sets = _union(first), _union(second)
     if sets[0] is None or sets[1] is None:
         return None
-    ends = [end for spans in sets for span in spans or () for end in span]
-    is_exact = not any(isinstance(end, float) and math.isfinite(end) for end in ends)
+    is_exact = not any(isinstance(end, float) and math.isfinite(end) for span in sets[0] + sets[1] for end in span)
     return sets[0] == sets[1] or (False if is_exact else None)
 
 
@@ -125,9 +118,9 @@ def _union(parts: list[Range]) -> list[tuple[Value, bool, Value, bool]] | None:
         spans.append((low, part.brackets[0] == "[", high, part.brackets[1] == "]"))
     merged: list[tuple[Value, bool, Value, bool]] = []
     for low, has_low, high, has_high in sorted(spans, key=lambda span: (span[0], not span[1])):
-        if merged and (low < merged[-1][2] or (low == merged[-1][2] and (has_low or merged[-1][3]))):
-            start, has_start, end, has_end = merged[-1]
-            merged[-1] = (start, has_start, *max((end, has_end), (high, has_high)))
+        start, has_start, end, has_end = merged[-1] if merged else (low, has_low, low, False)
+        if low < end or (low == end and (has_low or has_end)):
+            merged[-1:] = [(start, has_start, *max((end, has_end), (high, has_high)))]
         else:
             merged.append((low, has_low, high, has_high))
     return merged

@@ -18,7 +18,8 @@ _VERBS = {
     "is", "are", "was", "were", "be", "because", "so", "then", "therefore", "since",
     "cost", "costs", "has", "have", "had",
 }  # fmt: skip
-_TIMES_LETTERS = ("x", "X", "times")
+_TIMES_LETTERS = {"x", "X", "times"}
+_TIMES = {"of", *_TIMES_LETTERS}
 OPERATORS = set("+-*/^")
 
 
@@ -63,7 +64,7 @@ def tokens_of(line: str) -> list[Token]:
     following = None
     for match in reversed(list(_TOKEN.finditer(line))):
         kind, text, is_unit = match.lastgroup or "", match[0], False
-        is_times = bool(text in ("of", *_TIMES_LETTERS) and following and following.begins_operand)
+        is_times = text in _TIMES and following is not None and following.begins_operand
         if kind == "word" and (len(text) > 1 or text == "a"):
             is_unit = text.lower() not in _VERBS
         elif text in _LETTER_UNITS:

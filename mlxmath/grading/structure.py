@@ -1,12 +1,16 @@
-"""Cuts an answer into what it is made of: assigned name, brackets, list items."""
+"""What an answer is made of: assigned name, brackets, list items, and which names may be others."""
 
 import re
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
+from mlxmath.grading.normal import is_enclosed, squeeze
+
 _OPEN, _CLOSE = "([{", ")]}"
-_SEPARATOR = re.compile(r"\s*(?:[,;]\s*)?\b(?:and|or)\b\s*|\s*[,;]\s*|(?<=[)\]}\d])\s*\\(?:text\s*)?(?:and|or)\b\s*")
-_WORD_SEPARATOR = re.compile(r"[,;]?\s*\b(?:and|or)\b\s*")
+_ITEMS = re.compile(r"(?P<number>(?<![\d,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,]))|[,;]?\s*\b(?:and|or)\b\s*|[,;]")
+"""What separates items. A comma between digits that groups thousands does not."""
+_EQUALS = re.compile(r"(?<![<>!:])=")
 _GLUED = re.compile(r"(?<=[\d)\]}])(and|or)(?=[\d(\[{\\A-Za-z-])")
 _NAME = re.compile(
     r"^(?:[A-Za-z]|\\[A-Za-z]+|[A-Z]{1,3})(?:_(?:\w|\{[\w,+ -]{1,10}\}))?'*"  # x, x_1, \theta, AB
@@ -16,7 +20,21 @@ _NAME = re.compile(
     r"|^\|[A-Z]{1,2}\|$|^\\angle\s*[A-Z]{1,3}$"
 )
 _MEMBER = re.compile(r"^\s*(?:[A-Za-z](?:_\w)?|\\[A-Za-z]+|\([A-Za-z,; ]+\))\s*(?:\\in(?![A-Za-z])|:\s*(?=[\[(]))\s*")
+_MATRIX = re.compile(r"^\\begin\{[pbB]?matrix\}(.*)\\end\{[pbB]?matrix\}$", re.DOTALL)
+_TERM = re.compile(
+    r"\s*(?P<sign>[-+]?)\s*(?P<factor>(?:[^-+(){}]|\{[^{}]*\}|\([^()]*\))*?)\s*(?:\*|\\cdot|\\times)?\s*\\hat\{(?P<axis>[ijk])\}"
+)
 _RELATION = re.compile(r"[<>]|\\(?:le|ge|ne|lt|gt|equiv|mid|implies|to|rightarrow|Rightarrow)(?![A-Za-z])")
+LETTERS = re.compile(
+    r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|log|exp|ln|max|min|gcd|lcm|lim)(?![A-Za-z]))[A-Za-z]{1,3}(?![A-Za-z])"
+)
+"""Variables, also several as a product."""
+_VARIABLE = re.compile(r"^(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w\}?)?'?$")
+_FUNCTION = re.compile(r"^(?P<name>[A-Za-z](?:_\{?\w\}?)?'?)\s*\(\s*(?P<argument>[a-z])\s*\)$")
+_OF_INTEGRATION = re.compile(r"\s*\+\s*(?P<name>[A-DKck]|C_\{?\w\}?|const(?:ant)?)$")
+_PARAMETERS = frozenset("abcdkmnABCDK")
+_CONSTANTS = frozenset("ABCDK")
+_MAX_PARAMETERS = 3
 
 
 @dataclass(frozen=True)
@@ -40,7 +58,7 @@ def split_name(text: str) -> tuple[str, str]:
     exact, approximate, rounded = text.partition("\\approx")
     if approximate and _NAME.match(exact.strip()):
         return exact.strip(), rounded.strip()
-    sides = _split_top(exact if approximate else text, "=")
+    sides = _cut(exact if approximate else text, _EQUALS)
     if len(sides) > 2 and sum("=" in item for item in split_items(text)) > 1:
         return "", text
     if len(sides) < 2 or _RELATION.search(text):
@@ -50,19 +68,13 @@ def split_name(text: str) -> tuple[str, str]:
     return sides[0].strip(), sides[-1].strip()
 
 
-def is_equation(text: str) -> bool:
-    """Whether an equals sign or another relation stands at the top level."""
-    return len(_split_top(text, "=")) > 1 or bool(_RELATION.search(text))
-
-
 def shape(text: str) -> Shape:
     """What a normalized answer is made of."""
     for opening, closing in (("\\{", "\\}"), ("\\lbrace", "\\rbrace")):
-        if text.startswith(opening) and text.endswith(closing):
-            inner = text[len(opening) : -len(closing)]
-            if "\\{" not in inner:
-                return Shape("set", tuple(split_items(inner)))
-    if text[:1] in "([" and text[-1:] in ")]" and len(text) > 2 and _bracket_spans(text):
+        inner = text[len(opening) : -len(closing)]
+        if text.startswith(opening) and text.endswith(closing) and "\\{" not in inner:
+            return Shape("set", tuple(split_items(inner)))
+    if text[:1] in "([" and text[-1:] in ")]" and len(text) > 2 and is_enclosed(text, _OPEN, _CLOSE):
         items = split_items(text[1:-1])
         if len(items) > 1:
             return Shape("tuple", tuple(items), text[0] + text[-1])
@@ -72,9 +84,6 @@ def shape(text: str) -> Shape:
     return Shape("list", tuple(items)) if len(items) > 1 else Shape("scalar", (text,))
 
 
-_MATRIX = re.compile(r"^\\begin\{[pbB]?matrix\}(.*)\\end\{[pbB]?matrix\}$", re.DOTALL)
-
-
 def vector(text: str) -> tuple[str, ...] | None:
     r"""Entries of a matrix of one row or one column, or of `3\hat{i} - 2\hat{j}`."""
     if "\\hat{" in text:
@@ -82,12 +91,7 @@ def vector(text: str) -> tuple[str, ...] | None:
     match = _MATRIX.match(text)
     rows = [row for row in match[1].split("\\\\") if row.strip()] if match else []
     columns = rows[0].split("&") if len(rows) == 1 else rows
-    return tuple(entry.strip() for entry in columns) if columns and not any("&" in entry for entry in columns) else None
-
-
-_TERM = re.compile(
-    r"\s*(?P<sign>[-+]?)\s*(?P<factor>(?:[^-+(){}]|\{[^{}]*\}|\([^()]*\))*?)\s*(?:\*|\\cdot|\\times)?\s*\\hat\{(?P<axis>[ijk])\}"
-)
+    return tuple(entry.strip() for entry in columns) if columns and "&" not in "".join(columns) else None
 
 
 def _unit_vectors(text: str) -> tuple[str, ...] | None:
@@ -105,62 +109,65 @@ def _unit_vectors(text: str) -> tuple[str, ...] | None:
 
 def split_items(text: str) -> list[str]:
     """Items between top-level commas, semicolons, "and", "or"."""
-    text = _GLUED.sub(r" \1 ", text)
-    items: list[str] = []
-    for part in _split_top(text, ",;"):
-        items.extend(_split_words(part))
-    return [item.strip() for item in items if item.strip()]
+    return [item.strip() for item in _cut(_GLUED.sub(r" \1 ", text), _ITEMS) if item.strip()]
 
 
-def union_parts(text: str) -> list[str]:
-    r"""Sets between top-level `\\cup`."""
-    return [part.strip() for part in text.split("\\cup")]
+def _cut(text: str, separator: re.Pattern[str]) -> list[str]:
+    """Cut at separators outside brackets; what matches as a number is none."""
+    depths = [0, *accumulate((sign in _OPEN) - (sign in _CLOSE) for sign in text)]
+    cuts = [match.span() for match in separator.finditer(text) if match.lastgroup is None and not depths[match.start()]]
+    starts, ends = [0, *(end for _, end in cuts)], [*(start for start, _ in cuts), len(text)]
+    return [text[start:end] for start, end in zip(starts, ends, strict=True)]
 
 
-def _split_words(text: str) -> list[str]:
-    parts, start = [], 0
-    for match in _WORD_SEPARATOR.finditer(text):
-        if _depth(text[: match.start()]) == 0:
-            parts.append(text[start : match.start()])
-            start = match.end()
-    return [*parts, text[start:]]
+def renamed(answer: str, gold: str) -> tuple[str, str] | None:
+    r"""Both answers with the gold's names for what may be called otherwise; None if that is not it.
+
+    Constants and parameters may have other names (`\ln x + K`, `2k\pi`, `f(x) = kx`, `Ae^x`), and so may the variable
+    of a function: `f(t) = t^2`. Another variable may not: `z = x^2` is not `y = x^2`.
+    """
+    a, g = map(_OF_INTEGRATION.search, (answer, gold))
+    if a and g and a["name"] != g["name"]:
+        bare = answer[: a.start()], gold[: g.start()]
+        if not any(m["name"] in _letters(text) for m, text in zip((a, g), bare, strict=True)):
+            return bare
+    first, second = functions = [_FUNCTION.match(split_name(text)[0]) for text in (answer, gold)]
+    if first and second and first["name"] == second["name"] and first["argument"] != second["argument"]:
+        if second["argument"] in _letters(answer):
+            return None
+        return _with(answer, {first["argument"]: second["argument"]}), gold
+    are_constants = all(re.search(r"(?:e|\\exp)\s*[\^({\\]", text) for text in (answer, gold))
+    if not all(functions) and not ("\\pi" in answer and "\\pi" in gold) and not are_constants:
+        return None
+    sides = _letters(answer), _letters(gold)
+    extra, missing = ([name for name in x if name not in y] for x, y in (sides, sides[::-1]))
+    allowed = _PARAMETERS if all(functions) or not are_constants else _CONSTANTS
+    if not 0 < len(extra) == len(missing) <= _MAX_PARAMETERS or not {*extra, *missing} <= allowed:
+        return None
+    if any(match and name in (match["argument"], match["name"]) for match in functions for name in extra):
+        return None
+    return _with(answer, dict(zip(extra, missing, strict=True))), gold
 
 
-def _depth(text: str) -> int:
-    return sum((sign in _OPEN) - (sign in _CLOSE) for sign in text)
+def names_another(answer_name: str, gold_name: str) -> bool:
+    """Whether both name a variable or a function, not the same one: `x = 3` is another line than `y = 3`."""
+    names = squeeze(answer_name).casefold(), squeeze(gold_name).casefold()
+    if all(map(_VARIABLE.match, names)):
+        return names[0] != names[1]
+    first, second = _FUNCTION.match(answer_name), _FUNCTION.match(gold_name)
+    return bool(first and second and first["name"].casefold() != second["name"].casefold())
 
 
-def _split_top(text: str, separators: str) -> list[str]:
-    """Cut at separators outside brackets. A comma between digits that groups thousands does not cut."""
-    parts, depth, start = [], 0, 0
-    for i, sign in enumerate(text):
-        if sign in _OPEN:
-            depth += 1
-        elif sign in _CLOSE:
-            depth -= 1
-        elif depth == 0 and sign in separators and not (sign == "," and _groups_thousands(text, i)):
-            if sign == "=" and text[i - 1 : i] in ("<", ">", "!", ":"):
-                continue
-            parts.append(text[start:i])
-            start = i + 1
-    return [*parts, text[start:]]
+def solved_for_another(answer: tuple[str, str], gold: tuple[str, str]) -> bool:
+    """Whether each side's name stands in the other's value: `F = ma`, `a = F/m`. They may be one equation."""
+    return gold[0] in _letters(answer[1]) and answer[0] in _letters(gold[1])
 
 
-def _groups_thousands(text: str, comma: int) -> bool:
-    """Whether the run of digits and commas around this comma is one number such as 12,345,678."""
-    begin, end = comma, comma
-    while begin and (text[begin - 1].isdigit() or text[begin - 1] == ","):
-        begin -= 1
-    while end < len(text) and (text[end].isdigit() or text[end] == ","):
-        end += 1
-    return bool(re.fullmatch(r"[1-9]\d{0,2}(?:,\d{3})+", text[begin:end]))
+def _letters(text: str) -> dict[str, None]:
+    """All single letters that are variables, in their order."""
+    return dict.fromkeys("".join(LETTERS.findall(text)))
 
 
-def _bracket_spans(text: str) -> bool:
-    """Whether the first bracket closes with the last sign; round and square ones may pair, as in [0, 1)."""
-    depth = 0
-    for i, sign in enumerate(text):
-        depth += (sign in _OPEN) - (sign in _CLOSE)
-        if depth == 0:
-            return i == len(text) - 1
-    return False
+def _with(text: str, names: dict[str, str]) -> str:
+    table = str.maketrans("".join(names), "".join(names.values()))
+    return LETTERS.sub(lambda match: match[0].translate(table), text)

@@ -1,6 +1,7 @@
 """Units of measurement: their names, what they measure, and how many of one make another."""
 
 import re
+from collections import Counter
 from fractions import Fraction
 from functools import lru_cache
 
@@ -44,12 +45,11 @@ _SIZES: dict[str, tuple[Fraction | int, str]] = {
     "kW": (10**6, "g*m^2*s^-3"), "Pa": (1000, "g*m^-1*s^-2"), "kPa": (10**6, "g*m^-1*s^-2"),
 }  # fmt: skip
 
-_NO_UNIT_WORDS = (
+_NOT_UNITS = (
     "and or plus minus times over to of from mod modulo by sqrt pi sin cos tan cot sec csc log ln exp lim max gcd lcm"
     " choose then than but not is are equals remainder for if when where with without squared cubed least most more"
     " less about approximately"
 )
-_NOT_UNITS = frozenset(_NO_UNIT_WORDS.split())
 _TEMPERATURE = re.compile(r"^(?:°|degrees?)\s*(C|F|celsius|fahrenheit)$", re.IGNORECASE)
 UNIT_WORD = r"(?:(?:[^\W\d_]|[°$€£¥'])+(?:-[A-Za-z]+)*\.?(?:\s*\^\s*\{?-?[1-9]\}?)?)"
 """One word of a unit, with a power, as a regular expression."""
@@ -59,8 +59,8 @@ _FACTOR = re.compile(
     r"(?:\s*\^\s*\{?\s*(?P<power>-?\s*[1-9])\s*\}?|\s+(?P<after>squared|cubed)\b)?\s*"
 )
 _OVER = re.compile(r"\\frac\s*\{\s*([A-Za-z]+)\s*\}\s*\{\s*([A-Za-z]+(?:\s*\^\s*\{?\s*[23]\s*\}?)?)\s*\}")
-_LETTERS = re.compile(r"[^\W\d_]+")
-_FIRST_OF_SCRIPTS_WITHOUT_VARIABLES = "\u3040"
+_NO_VARIABLES = "\u3040"
+"""The first letter of scripts that variables are not taken from."""
 
 
 def read_unit(text: str) -> str | None:
@@ -69,24 +69,17 @@ def read_unit(text: str) -> str | None:
     "" for none or an unknown one, None if the text is no unit.
     """
     text = text.strip().strip(".").strip()
-    if not text:
-        return ""
     if degrees := _TEMPERATURE.match(text):
         return "°" + degrees[1][0].upper()
     text = _OVER.sub(r"\1/\2", text.replace("\\Omega", "ohm").replace("\\mu", "µ"))
-    if known := _known(text):
+    if (known := _known(text)) is not None:
         return "" if known in _DIMENSIONLESS else known
     if len(text) > 80 or not _UNIT.match(text):
         return None
-    words = _LETTERS.findall(text)
-    if any(word.lower() in _NOT_UNITS for word in words):
-        return None
     # A lone letter is a variable unless it is a known unit or stands inside a longer phrase.
-    if words and all(
-        len(word) < 3 and word not in _UNITS and word < _FIRST_OF_SCRIPTS_WITHOUT_VARIABLES for word in words
-    ):
-        return None
-    return ""
+    words = re.findall(r"[^\W\d_]+", text)
+    are_variables = words and all(len(word) < 3 and word not in _UNITS and word < _NO_VARIABLES for word in words)
+    return None if are_variables or any(f" {word.lower()} " in f" {_NOT_UNITS} " for word in words) else ""
 
 
 def ratio_of_units(unit: str, other: str) -> Fraction | None:
@@ -102,14 +95,9 @@ def is_left_out_of(unit: str, rate: str) -> bool:
     return bool(per) and sorted([*factors, *per]) == sorted(rate_factors)
 
 
-def is_same_word(unit: str, other: str) -> bool:
-    """Whether one word names both units: pounds."""
-    return {unit, other} == {"lb", "£"}
-
-
 def _known(text: str) -> str | None:
     """`cm^2`, `square centimeters`, `m s^{-1}`, `miles per hour` with canonical names; None where one is unknown."""
-    powers: dict[str, int] = {}
+    powers: Counter[str] = Counter()
     end = 0
     while end < len(text):
         match = _FACTOR.match(text, end)
@@ -121,24 +109,24 @@ def _known(text: str) -> str | None:
             if unit not in _LENGTHS and unit != "s":
                 return None
             power = 3 if word.startswith("cu") else 2
-        powers[unit] = powers.get(unit, 0) + (-power if match["sign"] in ("/", "per") else power)
+        powers[unit] += -power if match["sign"] in ("/", "per") else power
         end = match.end()
-    if len(powers) > 1:
-        for unit in _DIMENSIONLESS & powers.keys():
-            del powers[unit]
-    return "*".join(unit if power == 1 else f"{unit}^{power}" for unit, power in sorted(powers.items()))
+    units = sorted(powers.keys() - _DIMENSIONLESS if len(powers) > 1 else powers)
+    return "*".join(unit if powers[unit] == 1 else f"{unit}^{powers[unit]}" for unit in units)
 
 
 @lru_cache(maxsize=1024)
 def _measure(unit: str) -> tuple[Fraction, tuple[tuple[str, int], ...]]:
     """Size of a canonical unit in m, g, s and units of their own, and the powers of these."""
-    size, powers = Fraction(1), dict[str, int]()
-    for factor in unit.split("*"):
-        name, _, exponent = factor.partition("^")
-        power = int(exponent or 1)
-        factor_size, basis = _SIZES.get(name, (1, ""))
+    size, powers = Fraction(1), Counter[str]()
+    for name, power in _factors(unit):
+        factor_size, basis = _SIZES.get(name, (1, name))
         size *= Fraction(factor_size) ** power
-        for part in basis.split("*") if basis else [name]:
-            base, _, base_exponent = part.partition("^")
-            powers[base] = powers.get(base, 0) + power * int(base_exponent or 1)
+        for base, base_power in _factors(basis):
+            powers[base] += power * base_power
     return size, tuple(sorted((base, power) for base, power in powers.items() if power))
+
+
+def _factors(unit: str) -> list[tuple[str, int]]:
+    """`m*s^-1` as m with 1, s with -1."""
+    return [(name, int(power or 1)) for name, _, power in (factor.partition("^") for factor in unit.split("*"))]

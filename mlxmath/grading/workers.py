@@ -75,7 +75,7 @@ class _Worker:
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "mlxmath.grading.symbolic", str(limit_s)],
+                [sys.executable, "-P", "-m", "mlxmath.grading.symbolic", str(limit_s)],
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
                 stderr=subprocess.DEVNULL,

@@ -404,7 +404,7 @@ def test_a_second_process_is_turned_away(tmp_path: Path, monkeypatch: pytest.Mon
         for more in ("--resume", "--overwrite", "--temperature=0.9 --overwrite"):
             before = whole_rows(path)
             second = run(tmp_path, *arguments(server, tmp_path, *more.split()))
-            assert second.returncode == 2 and "is in use by `mlxmath distill`" in second.stderr
+            assert second.returncode == 2 and f"by `mlxmath distill`, process {first.pid} on" in second.stderr
             assert whole_rows(path)[: len(before)] == before
         first.kill()
         first.wait()

@@ -21,6 +21,7 @@ from mlxmath.errors import InputError, MlxmathError
 from mlxmath.weights import hub
 from mlxmath.weights.build import build_model
 from mlxmath.weights.convert import ensure_model
+from mlxmath.weights.dtypes import narrow
 from mlxmath.weights.hub import fetch
 from mlxmath.weights.manifest import Manifest, read_fingerprint, read_manifest, verify
 from mlxmath.weights.safetensor import SafetensorsWriter, open_safetensors
@@ -94,6 +95,11 @@ def test_dtype(tmp_path: Path, out: Path, dtype: str) -> None:
     for name, array in llama_arrays(dtype="float32").items():
         assert mx.array_equal(loaded[name], mx.array(array).astype(getattr(mx, dtype)))
     assert json.loads((out / "config.json").read_text())["torch_dtype"] == dtype
+
+
+def test_halves_between_two_bfloat16_go_to_the_even_one() -> None:
+    values = np.array([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, np.nan], np.float32)
+    assert narrow(values).tolist() == [0x3F80, 0x3F82, 0xBF80, 0x7FC0]
 
 
 def test_values_beyond_float16(tmp_path: Path, out: Path) -> None:
