@@ -28,9 +28,9 @@ def run(job: Job) -> Result:
     """By objective and type: relative differences of loss and gradients, and whether they are small enough."""
     import mlx.core as mx
 
+    from mlxmath.models.kernels import kernels_for
     from mlxmath.models.kernels.cpu import CpuKernels
     from mlxmath.models.kernels.portable import PortableKernels
-    from mlxmath.models.kernels.select import kernels_for
     from mlxmath.runtime.device import BACKENDS
 
     backend = BACKENDS[job["backend"]]()

@@ -21,8 +21,8 @@ def run(job: Job) -> Result:
     from mlx.utils import tree_map
 
     from mlxmath.config.schema import LoraConfig, TrainingConfig
+    from mlxmath.models.kernels import kernels_for
     from mlxmath.models.kernels.portable import PortableKernels
-    from mlxmath.models.kernels.select import kernels_for
     from mlxmath.models.linear_ce import FusedHead
     from mlxmath.models.lm_head import split
     from mlxmath.models.load import load_model

@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,26 +85,30 @@ def main(
             from mlxmath.data.templates import get_template
 
             chosen = get_template(template or "", template_file)
-        asked = Asked(prompt, chosen, raw, no_adapter, max_new_tokens, temperature, top_p)
-        answer(config, asked, ranks, shard, as_json=as_json)
+        answer(
+            config, prompt, ranks, {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p},
+            adapter=None if no_adapter else Path(config.training.adapter_path), template=chosen, raw=raw,
+            sharding=shard, as_json=as_json,
+        )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What is asked of the model, and how."""
+def answer(
+    config: RunConfig, prompt: str, ranks: "Ranks", drawing: Mapping[str, Any], *, adapter: Path | None,
+    template: "Template | None", raw: bool, sharding: "Sharding | None", as_json: bool,
+) -> None:  # fmt: skip
+    """Load the model, answer, and print on rank 0.
 
-    prompt: str
-    template: "Template | None"
-    """Unset: the adapter's or the base's own."""
-    raw: bool
-    no_adapter: bool
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-
-
-def answer(config: RunConfig, asked: Asked, ranks: "Ranks", sharding: "Sharding | None", *, as_json: bool) -> None:
-    """Load the model, answer, and print on rank 0."""
+    Args:
+        config: model, device, seed.
+        prompt: what is asked.
+        ranks: the processes that hold the model together.
+        drawing: fields of `Sampling`.
+        adapter: its folder; None asks the base.
+        template: None: the adapter's or the base's own.
+        raw: ask without any.
+        sharding: how the model is spread.
+        as_json: print one object instead of the text as it comes.
+    """
     from mlxmath.runtime.device import open_backend
 
     _, device = open_backend(config.runtime, config.training.seed, ranks.num_on_host)
@@ -113,10 +118,8 @@ def answer(config: RunConfig, asked: Asked, ranks: "Ranks", sharding: "Sharding 
     from mlxmath.generation.model import open_model
     from mlxmath.weights.manifest import read_fingerprint
 
-    prompt, seed = asked.prompt, config.training.seed
-    sampling = Sampling(asked.max_new_tokens, asked.temperature, asked.top_p, seed)
+    sampling = Sampling(**drawing, seed=config.training.seed)
     folder = Path(config.model.mlx_path)
-    adapter = None if asked.no_adapter else Path(config.training.adapter_path)
     base, loaded = read_fingerprint(folder), None
     if sharding:
         import mlx.core as mx
@@ -126,14 +129,12 @@ def answer(config: RunConfig, asked: Asked, ranks: "Ranks", sharding: "Sharding 
         spread, record = load_sharded(folder, device.compute_dtype, sharding, mx.distributed.init(), adapter, base)
         loaded = spread.model, record
     usual = get_template(config.data.template, config.data.template_file)
-    opened = open_model(
-        folder, device.compute_dtype, adapter, asked.template, raw=asked.raw, usual=usual, loaded=loaded
-    )
-    chosen, adapter_folder = opened.template, adapter
-    who = f"{folder} with {adapter_folder}" if adapter else f"base model {folder}"
+    opened = open_model(folder, device.compute_dtype, adapter, template, raw=raw, usual=usual, loaded=loaded)
+    used = opened.template.name if opened.template else None
     say(
-        f"{who}; template {chosen.name if chosen else 'none (--raw)'}, temperature {asked.temperature:g}, top-p "
-        f"{asked.top_p:g}, seed {seed}, at most {asked.max_new_tokens} tokens"
+        f"{f'{folder} with {adapter}' if adapter else f'base model {folder}'}; template {used or 'none (--raw)'}, "
+        f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}, seed {sampling.seed}, at most "
+        f"{sampling.max_new_tokens} tokens"
         + (f"; spread over {ranks.size} processes by {sharding}" if sharding else "")
     )
 
@@ -160,7 +161,7 @@ def answer(config: RunConfig, asked: Asked, ranks: "Ranks", sharding: "Sharding 
             "prompt_tokens": completion.num_prompt_tokens,
             "seconds": round(seconds, 4),
             "adapter": str(adapter) if adapter else None,
-            "template": chosen.name if chosen else None,
+            "template": used,
         }
         click.echo(json.dumps(result, ensure_ascii=False))
     else:

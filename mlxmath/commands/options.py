@@ -65,13 +65,12 @@ def configured(command: F) -> F:
     return command
 
 
-def shard(command: F) -> F:
-    """Add `--shard`: one model over several processes."""
-    return click.option(
-        "--shard",
-        type=click.Choice(["tensor", "pipeline"]),
-        help="Spread a model too large for one device over mlx.launch's processes: parts of each layer, or blocks.",
-    )(command)
+shard = click.option(
+    "--shard",
+    type=click.Choice(["tensor", "pipeline"]),
+    help="Spread a model too large for one device over mlx.launch's processes: parts of each layer, or blocks.",
+)
+"""One model over several processes."""
 
 
 def check_shard(sharding: str | None, num_processes: int) -> None:
@@ -144,38 +143,35 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, print what it says, and turn its errors into exit codes."""
-        with shown():
-            return self._invoke(ctx)
-
-    def _invoke(self, ctx: click.Context) -> Any:
         from mlxmath.runtime.launch import launched
 
         verbose = ctx.meta.get(VERBOSE, False)
-        try:
-            if not self._shared and (launch := launched()):
-                raise InputError(
-                    f"`mlxmath {self.name}` is the work of one process, and mlx.launch started {launch.size}; start it "
-                    "without mlx.launch."
-                )
-            return super().invoke(ctx)
-        except (click.exceptions.Exit, click.ClickException, click.Abort, SystemExit, BrokenPipeError):
-            raise  # with click a reader of the results that goes away ends the command quietly
-        except MlxmathError as error:
-            if verbose:
-                traceback.print_exc()
-            fail(str(error))
-            ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            say("interrupted")
-            ctx.exit(130)
-        except Exception as error:
-            if verbose:
-                traceback.print_exc()
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                fail(f"cannot write the results: {error.strerror}; free some space, then run the command again.")
-            else:
-                fail(f"{type(error).__name__}: {error} (this is a defect in mlxmath; --verbose shows where)")
-            ctx.exit(1)
+        with shown():
+            try:
+                if not self._shared and (launch := launched()):
+                    raise InputError(
+                        f"`mlxmath {self.name}` is the work of one process, and mlx.launch started {launch.size}; "
+                        "start it without mlx.launch."
+                    )
+                return super().invoke(ctx)
+            except (click.exceptions.Exit, click.ClickException, click.Abort, SystemExit, BrokenPipeError):
+                raise  # with click a reader of the results that goes away ends the command quietly
+            except MlxmathError as error:
+                if verbose:
+                    traceback.print_exc()
+                fail(str(error))
+                ctx.exit(error.exit_code)
+            except KeyboardInterrupt:
+                say("interrupted")
+                ctx.exit(130)
+            except Exception as error:
+                if verbose:
+                    traceback.print_exc()
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    fail(f"cannot write the results: {error.strerror}; free some space, then run the command again.")
+                else:
+                    fail(f"{type(error).__name__}: {error} (this is a defect in mlxmath; --verbose shows where)")
+                ctx.exit(1)
 
 
 class Group(Command, click.Group):

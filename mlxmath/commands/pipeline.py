@@ -10,7 +10,7 @@ import click
 
 from mlxmath.commands import options
 from mlxmath.config.load import TRAINED_FROM, Layer, Resolved, full_names, recipe_layer, resolve
-from mlxmath.config.toml import read_toml
+from mlxmath.config.section import read_toml
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.console import duration, say
 

@@ -11,8 +11,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import ValidationError
 
 from mlxmath.config.schema import SECTIONS, SETTINGS, RowsConfig, RunConfig, keyword, option_name
-from mlxmath.config.section import nearest, no_such, plain_type, sentence, validate
-from mlxmath.config.toml import line_of, read_toml
+from mlxmath.config.section import line_of, nearest, no_such, plain_type, read_toml, sentence, texts, validate
 from mlxmath.errors import InputError
 
 Values = Mapping[str, Any]
@@ -87,7 +86,7 @@ class Resolved:
 
     def lines(self, sections: tuple[str, ...]) -> list[str]:
         """One line a value of `sections`: name, value, origin."""
-        shown = [(name, text) for name, value in self._used(sections).items() for text in _texts(value)]
+        shown = [(name, text) for name, value in self._used(sections).items() for text in texts(value)]
         width = max(len(name) for name, _ in shown)
         value_width = max(len(text) for _, text in shown if len(text) <= 60)
         return [f"  {name:{width}}  {text:{value_width}}  {self.origin[name]}" for name, text in shown]
@@ -168,10 +167,8 @@ def in_keywords(text: str) -> str:
     What stands in backticks is a command, and stays.
     """
 
-    def renamed(found: re.Match[str]) -> str:
-        return found[1].replace("-", "_") + "=" if found[1] else found[0]
-
-    return re.sub(r"`[^`]*`|(?<![\w-])--([a-z]+(?:-[a-z]+)*)", renamed, text)
+    names = r"`[^`]*`|(?<![\w-])--([a-z]+(?:-[a-z]+)*)"
+    return re.sub(names, lambda found: found[1].replace("-", "_") + "=" if found[1] else found[0], text)
 
 
 def file_layer(path: Path, name: str | None = None, option: str = "--config") -> Layer:
@@ -295,14 +292,3 @@ def _nearest_setting(name: str) -> str:
     by_field = {full.split(".")[1]: full for full in SETTINGS}
     fields = difflib.get_close_matches(name.rpartition(".")[2], by_field, n=1)
     return nearest(name, SETTINGS) or "".join(f"; did you mean {by_field[field]!r}?" for field in fields)
-
-
-def _texts(value: Any) -> list[str]:
-    """A value for people: one line, or one for each table of a list."""
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return [" ".join(f"{k}={_texts(v)[0]}" for k, v in item.items() if v not in (None, [])) for item in value]
-    if isinstance(value, list):
-        return [",".join(map(str, value)) or "-"]
-    if isinstance(value, dict):
-        return [", ".join(f"{k}={v}" for k, v in value.items()) or "-"]
-    return ["-" if value is None else str(value)]

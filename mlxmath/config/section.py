@@ -1,10 +1,11 @@
-"""What all groups of settings share: strict types, and one sentence for what is wrong with a value."""
+"""What all groups of settings share: strict types, one sentence for what is wrong with a value, and files in TOML."""
 
 import difflib
 import os.path
 import re
+import tomllib
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -131,3 +132,54 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def no_such(what: str, name: str, names: Iterable[str]) -> str:
     """`no recipe 'x'; there are a, b; did you mean 'a'?`"""
     return f"no {what} {name!r}; there are {', '.join(names)}{nearest(name, names)}"
+
+
+def read_toml(path: Path, option: str) -> dict[str, Any]:
+    """Parse a TOML file that the user named with `option`.
+
+    Raises:
+        InputError: it is absent, unreadable or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{option}: {path} does not exist; expected a TOML file.") from None
+    except OSError as error:
+        raise InputError(f"{option}: {path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise InputError(f"{option}: {path} is not TOML: {error}.") from None
+
+
+def line_of(text: str, place: Sequence[str | int]) -> int | None:
+    """The line, from 1, in which the value at `place` is set; where it has none of its own, that of what holds it.
+
+    Args:
+        text: a whole TOML file.
+        place: the keys and indexes that lead to the value.
+    """
+    if not place:
+        return None
+    lines, begins = text.split("\n"), 1
+    for end in range(1, len(lines) + 1):
+        try:
+            value: Any = tomllib.loads("\n".join(lines[:end]))
+        except ValueError:
+            continue  # within a value of several lines
+        try:
+            for key in place:
+                value = value[key]
+            return begins
+        except (KeyError, IndexError, TypeError):
+            begins = end + 1
+    return line_of(text, place[:-1])
+
+
+def texts(value: Any) -> list[str]:
+    """A value for people: one line, or one for each table of a list."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [" ".join(f"{k}={texts(v)[0]}" for k, v in item.items() if v not in (None, [])) for item in value]
+    if isinstance(value, list):
+        return [",".join(map(str, value)) or "-"]
+    if isinstance(value, dict):
+        return [", ".join(f"{k}={v}" for k, v in value.items()) or "-"]
+    return ["-" if value is None else str(value)]

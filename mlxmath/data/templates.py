@@ -23,8 +23,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 from pydantic import field_validator
 
 from mlxmath.config.load import TEMPLATES
-from mlxmath.config.section import Section, check_section, no_such
-from mlxmath.config.toml import read_toml
+from mlxmath.config.section import Section, check_section, no_such, read_toml
 from mlxmath.data.gold import gold
 from mlxmath.data.problem import Problem, SkippedRowError
 from mlxmath.errors import InputError

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.runtime.files import disk_errors, locked, read_record, sealed_json, unsealed_json
+from mlxmath.runtime.files import disk_errors, read_record, sealed_json, unsealed_json
+from mlxmath.runtime.locks import locked
 
 SETTINGS, RESPONSES = "settings.json", "responses.jsonl"
 _FORMAT = 1

@@ -30,7 +30,7 @@ from mlxmath.evaluation.samples import (
 from mlxmath.models.lora.sharding import Sharding
 from mlxmath.runtime.console import say
 from mlxmath.runtime.device import DeviceInfo, opened_backend
-from mlxmath.runtime.files import locked
+from mlxmath.runtime.locks import locked
 from mlxmath.runtime.ranks import Ranks
 
 Ask = Callable[[Mapping[tuple[str, str, int], Sample], Path, Share], None]

@@ -16,7 +16,7 @@ from mlxmath.generation.decode import Decoder, Prefix, prefilled_prefix
 from mlxmath.generation.neighbours import way_of
 from mlxmath.generation.sampling import Sampling as Sampling
 from mlxmath.generation.sampling import draw, uniforms
-from mlxmath.models.checks import check_ids
+from mlxmath.models.load import check_ids
 from mlxmath.models.shared_prefix import cannot_share_prefixes
 
 _LEAST_SHARED = 8

@@ -1,4 +1,7 @@
-"""A model's blocks: where they are, of which kinds, and the model with only some of them."""
+"""A model's blocks: where they are, of which kinds, whether they follow one another, and the model with only some.
+
+Shapes: B rows, L positions, D hidden width.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
@@ -10,7 +13,13 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlxmath.models.calls import standing_in
+from mlxmath.models import segments
+from mlxmath.models.calls import ERRORS, standing_in
+from mlxmath.models.layouts import Rows
+from mlxmath.models.linear import left_to_mlx
+
+_LONG = 1 << 20
+"""Positions, more than any window has."""
 
 
 def path_of_blocks(model: nn.Module) -> str:
@@ -96,3 +105,47 @@ def _through(x: mx.array, *_: Any, **__: Any) -> mx.array:
 
 def _after_adding(added: mx.array, call: Callable[..., Any]) -> Callable[..., Any]:
     return lambda x, *args, **kwargs: call(x + added, *args, **kwargs)
+
+
+def against_a_chain(model: nn.Module, hidden: Callable[[mx.array], mx.array]) -> str | None:
+    """What is against blocks that follow one another, each given the last one's output and a causal mask alone.
+
+    Seen from what the model gives its blocks for a row longer than any window, of which nothing is computed.
+
+    Args:
+        model: its blocks are looked at.
+        hidden: its hidden states (B, L, D) of tokens (B, L).
+    """
+    passed: list[mx.array] = []
+    reason: str | None = None
+    kinds = kinds_of(model.layers)
+
+    def noted(number: int) -> Any:
+        def call(x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+            nonlocal reason
+            given = [value for value in (*args, *kwargs.values()) if value is not None]
+            if number != len(passed) or (passed and x is not passed[-1]):
+                reason = reason or "its blocks do not follow one another"
+            if any(isinstance(value, mx.array) and value.shape[-2:] == (_LONG, _LONG) for value in given):
+                reason = reason or "its attention is windowed, or has another mask of its own"
+            elif not all(map(segments.is_causal, given)):
+                reason = reason or "its blocks are given more than a causal mask"
+            passed.append(mx.broadcast_to(mx.zeros((), x.dtype), x.shape))
+            return passed[-1]
+
+        return call
+
+    try:
+        with left_to_mlx(), ExitStack() as stack:
+            for number, block in enumerate(model.layers):
+                stack.enter_context(standing_in(block, noted(number)))
+            hidden(mx.broadcast_to(mx.zeros((), mx.int32), (1, _LONG)))
+            if reason or len(passed) != len(kinds):
+                return reason or "its blocks do not follow one another"
+            for number in map(kinds.index, dict.fromkeys(kinds)):
+                a = segments.project(model.layers[number], passed[0], Rows(mx.zeros((1, 1), mx.int32)))
+                if a.k.shape[2] != _LONG:
+                    return "its attention is windowed"
+    except ERRORS as error:
+        return f"its blocks need other arguments ({error})"
+    return None

@@ -15,7 +15,7 @@ An MLP whose input counts for more than SwiGLU, as that of experts does, is one 
 again in the backward pass. Which it is, and whether the blocks are put together like this at all, is decided by their
 gradients (`mlxmath.models.trust`). What comes before the first block and after the last is the model's own.
 
-`mlxmath.models.segments` has the four that are not a kernel, `mlxmath.models.segments` their gradients.
+`mlxmath.models.segments` has the four that are not a kernel, and their gradients.
 
 Shapes: B rows, L positions, D hidden width.
 """
@@ -30,17 +30,13 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlxmath.models import segments
-from mlxmath.models.blocks import kinds_of, only, path_of_blocks
-from mlxmath.models.calls import given_to, standing_in, without_dropout
-from mlxmath.models.kernels.portable import Kernels, PortableKernels
-from mlxmath.models.layouts import Attended, Layout, Output, PromptRows, Rows
-from mlxmath.models.linear import left_to_mlx
+from mlxmath.models.blocks import against_a_chain, kinds_of, only, path_of_blocks
+from mlxmath.models.calls import ERRORS, given_to, standing_in, without_dropout
+from mlxmath.models.kernels.portable import Kernels
+from mlxmath.models.layouts import Attended, Output, PromptRows, Rows
 from mlxmath.models.lm_head import Split, split
 from mlxmath.models.segments import Gradients, Replay, Trained, summed, vjp
-from mlxmath.models.trust import ERRORS, Outcome, autodiff, cotangent_of, disagreement, remembered, stand_in, tokens_of
-
-_LONG = 1 << 20
-"""Positions, more than any window has."""
+from mlxmath.models.trust import Outcome, autodiff, cotangent_of, disagreement, remembered, stand_in, tokens_of
 
 
 @dataclass
@@ -58,7 +54,7 @@ class Tape:
 
     blocks: list[_Kept]
     last: mx.array
-    rows: Layout
+    rows: Rows
 
 
 class Blockwise:
@@ -88,7 +84,7 @@ class Blockwise:
         self._parts, self._all = found, model.layers
         self._numbers = list(range(len(model.layers)) if chosen is None else chosen)
         self._blocks = [model.layers[number] for number in self._numbers]
-        self._kernels, self._portable = kernels, PortableKernels()
+        self._kernels, self._portable = kernels, Kernels()
         self._path = path_of_blocks(model)
         for block in self._blocks:
             segments.prepare(block)
@@ -114,7 +110,7 @@ class Blockwise:
         found = parts or split(model)
         if isinstance(found, str):
             return found
-        return _tried(model, found, kernels or PortableKernels())[0]
+        return _tried(model, found, kernels or Kernels())[0]
 
     def of(self, model: nn.Module, chosen: Sequence[int]) -> "Blockwise":
         """The same with only these blocks of the model."""
@@ -123,9 +119,9 @@ class Blockwise:
             model, self._kernels, self._checkpoint_every, parts=self._parts, chosen=chosen, whole_mlps=whole
         )
 
-    def forward(self, rows: Layout, *, keep: bool = True) -> tuple[mx.array, Tape]:
+    def forward(self, rows: Rows, *, keep: bool = True) -> tuple[mx.array, Tape]:
         """Hidden states (B, L, D) after the last norm, and the tape (of no use without `keep`)."""
-        x = self._before(rows.tokens_BL)
+        x = given_to(self._all[0], lambda: self._parts.hidden(rows.tokens_BL))
         kept = []
         for number in range(len(self._blocks)):
             entry = _Kept(x, mx.array(mx.random.state[0]) if self._random else None)
@@ -145,7 +141,7 @@ class Blockwise:
         return self._backward(tape, d_hidden_BLD)[1]
 
     def trial(
-        self, rows: Layout, positions_N: mx.array, prompts: PromptRows | None = None, *, to_input: bool = False
+        self, rows: Rows, positions_N: mx.array, prompts: PromptRows | None = None, *, to_input: bool = False
     ) -> Outcome:
         """Hidden states and gradients as `mlxmath.models.trust.autodiff` has them.
 
@@ -167,10 +163,6 @@ class Blockwise:
         found = {name.removeprefix(f"{self._path}."): array for name, array in gradients.items()}
         return hidden_ND, {"input": d_x, **found} if to_input else found
 
-    def _before(self, tokens_BL: mx.array) -> mx.array:
-        """What the model gives its first block."""
-        return given_to(self._all[0], lambda: self._parts.hidden(tokens_BL))
-
     def _after(self, x: mx.array, tokens_BL: mx.array) -> mx.array:
         """What the model makes of what its last block gives."""
         with ExitStack() as stack:
@@ -181,8 +173,7 @@ class Blockwise:
     def _backward(self, tape: Tape, d_hidden_BLD: mx.array, *, to_input: bool = False) -> tuple[mx.array, Gradients]:
         """The gradient of the input, if it is wanted, and `backward`."""
         gradients: Gradients = {}
-        tokens_BL = tape.rows.tokens_BL
-        _, (d,) = mx.vjp(lambda x: self._after(x, tokens_BL), [tape.last], [d_hidden_BLD])
+        _, (d,) = mx.vjp(lambda x: self._after(x, tape.rows.tokens_BL), [tape.last], [d_hidden_BLD])
         state_after = mx.array(mx.random.state[0]) if self._random else None
         for number in range(len(self._blocks) - 1, self._first - 1, -1):
             entry = tape.blocks.pop()
@@ -197,7 +188,7 @@ class Blockwise:
             mx.random.state[0][:] = state_after
         return d, gradients
 
-    def _block_forward(self, number: int, x: mx.array, rows: Layout) -> tuple[mx.array, Any]:
+    def _block_forward(self, number: int, x: mx.array, rows: Rows) -> tuple[mx.array, Any]:
         block = self._blocks[number]
         a = segments.project(block, x, rows)
         attended = rows.attention(self._kernels, number, a)
@@ -209,7 +200,7 @@ class Blockwise:
         return y, (a, attended, h, (gate, up))
 
     def _block_backward(
-        self, number: int, entry: _Kept, rows: Layout, d_y: mx.array, *, last: bool
+        self, number: int, entry: _Kept, rows: Rows, d_y: mx.array, *, last: bool
     ) -> tuple[mx.array, Gradients]:
         """`last`: nothing before this block is trained, so the gradient of its input is not needed."""
         block, x, kernels = self._blocks[number], entry.x, self._kernels
@@ -268,7 +259,7 @@ def _try(
     """The same, by the numbers of the kinds."""
     for block in model.layers:
         segments.prepare(block)
-    if reason := _put_together(model, parts):
+    if reason := against_a_chain(model, parts.hidden):
         return reason, ()
     whole = set()
     for number_of_kind, kind in enumerate(dict.fromkeys(kinds)):
@@ -282,47 +273,6 @@ def _try(
         if parted:
             whole.add(number_of_kind)
     return None, whole
-
-
-def _put_together(model: nn.Module, parts: Split) -> str | None:
-    """What is against blocks that follow one another, each given the last one's output and a causal mask alone.
-
-    Seen from what the model gives its blocks for a row longer than any window, of which nothing is computed.
-    """
-    passed: list[mx.array] = []
-    reason: str | None = None
-
-    def noted(number: int) -> Any:
-        def call(x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
-            nonlocal reason
-            given = [value for value in (*args, *kwargs.values()) if value is not None]
-            if number != len(passed) or (passed and x is not passed[-1]):
-                reason = reason or "its blocks do not follow one another"
-            if any(isinstance(value, mx.array) and value.shape[-2:] == (_LONG, _LONG) for value in given):
-                reason = reason or "its attention is windowed, or has another mask of its own"
-            elif not all(map(segments.is_causal, given)):
-                reason = reason or "its blocks are given more than a causal mask"
-            passed.append(mx.broadcast_to(mx.zeros((), x.dtype), x.shape))
-            return passed[-1]
-
-        return call
-
-    try:
-        with left_to_mlx(), ExitStack() as stack:
-            for number, block in enumerate(model.layers):
-                stack.enter_context(standing_in(block, noted(number)))
-            parts.hidden(mx.broadcast_to(mx.zeros((), mx.int32), (1, _LONG)))
-        if reason is None and len(passed) == len(model.layers):
-            with left_to_mlx():
-                for number in {
-                    kind: number for number, kind in reversed(list(enumerate(kinds_of(model.layers))))
-                }.values():
-                    a = segments.project(model.layers[number], passed[0], Rows(mx.zeros((1, 1), mx.int32)))
-                    if a.k.shape[2] != _LONG:
-                        return "its attention is windowed"
-    except ERRORS as error:
-        return f"its blocks need other arguments ({error})"
-    return reason if reason or len(passed) == len(model.layers) else "its blocks do not follow one another"
 
 
 def _wrong(model: nn.Module, parts: Split, kernels: Kernels, number: int) -> tuple[str | None, str | None]:

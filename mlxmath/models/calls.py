@@ -11,6 +11,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError)
+"""What a model raises that is called in a way it is not made for."""
 _FUNCTION = "stands_in"
 
 

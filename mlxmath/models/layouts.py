@@ -7,7 +7,7 @@ Shapes: B rows, L positions, G prompts of P positions, K key heads.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -119,26 +119,6 @@ def example(vocab_size: int, attempt: int = 0) -> tuple[mx.array, SharedPrompts,
     return mx.array([text[-3:] for text in whole]), prompts, whole
 
 
-def cannot_share(forward: Callable[[mx.array, SharedPrompts | None], mx.array], vocab_size: int) -> str | None:
-    """Why a model's rows cannot go on from shared prompts; None if they can, as tried on a few tokens.
-
-    Args:
-        forward: outputs (B, L, …) of tokens (B, L) that may go on from prompts.
-        vocab_size: tokens are below it.
-    """
-    rows, prompts, texts = example(vocab_size)
-    try:
-        found = forward(rows, prompts).astype(mx.float32)
-        length = rows.shape[1]
-        expected = mx.stack([forward(mx.array([text]), None)[0, -length:].astype(mx.float32) for text in texts])
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        return f"its layers need another cache ({error})"
-    tolerance = 1e-3 if forward(rows, None).dtype == mx.float32 else 5e-2
-    if not mx.allclose(found, expected, rtol=tolerance, atol=tolerance):
-        return "its layers see more of a text than keys and values"
-    return None
-
-
 @dataclass
 class Attended:
     """Arguments of a block's attention."""
@@ -153,41 +133,25 @@ Output = tuple[mx.array, mx.array]
 """What `Kernels.attention` returns."""
 
 
-class Layout(Protocol):
-    """Rows and what they attend to; `block` is the number of the block."""
-
-    tokens_BL: mx.array
-    cache: Any
-    """What tells the blocks the rows' positions."""
-    recomputed: bool
-    """Whether every block keeps its input alone, and computes the rest again in the backward pass."""
-
-    def attention(self, kernels: Kernels, block: int, a: Attended) -> Output:
-        """See `Kernels`."""
-
-    def attention_backward(
-        self, kernels: Kernels, block: int, a: Attended, output: Output, d_o: mx.array
-    ) -> tuple[mx.array, mx.array, mx.array]:
-        """The gradients of q, k and v."""
-
-
 class Rows:
-    """Whole texts, or packed ones under a mask as `Kernels.attention` has it."""
+    """Whole texts, or packed ones under a mask as `Kernels.attention` has it; `block` is the number of a block."""
 
     cache: Any = None
+    """What tells the blocks the rows' positions."""
     recomputed = False
+    """Whether every block keeps its input alone, and computes the rest again in the backward pass."""
 
     def __init__(self, tokens_BL: mx.array, mask: mx.array | None = None) -> None:
         self.tokens_BL, self._mask = tokens_BL, mask
 
     def attention(self, kernels: Kernels, block: int, a: Attended) -> Output:  # noqa: ARG002
-        """See `Layout`."""
+        """See `Kernels`."""
         return kernels.attention(a.q, a.k, a.v, a.scale, self._mask)
 
     def attention_backward(
         self, kernels: Kernels, block: int, a: Attended, output: Output, d_o: mx.array  # noqa: ARG002
     ) -> tuple[mx.array, mx.array, mx.array]:  # fmt: skip
-        """See `Layout`."""
+        """The gradients of q, k and v."""
         return kernels.attention_backward(a.q, a.k, a.v, a.scale, self._mask, output, d_o)
 
 
@@ -207,40 +171,38 @@ class PromptRows(Rows):
         """Of `keys_values`, summed over the rows."""
 
     def attention(self, kernels: Kernels, block: int, a: Attended) -> Output:
-        """See `Layout`."""
+        """See `Rows`."""
         self.keys_values[block] = a.k, a.v
         return super().attention(kernels, block, a)
 
     def attention_backward(
         self, kernels: Kernels, block: int, a: Attended, output: Output, d_o: mx.array
     ) -> tuple[mx.array, mx.array, mx.array]:
-        """See `Layout`."""
+        """See `Rows`."""
         d_q, d_k, d_v = super().attention_backward(kernels, block, a, output, d_o)
         del self.keys_values[block]
         of_k, of_v = self.gradients.pop(block)
         return d_q, d_k + of_k, d_v + of_v
 
 
-class ContinuedRows:
+class ContinuedRows(Rows):
     """Rows that go on from prompts."""
 
-    recomputed = False
-
     def __init__(self, tokens_BL: mx.array, prompts: SharedPrompts, computed: PromptRows) -> None:
-        self.tokens_BL, self._prompts, self._computed = tokens_BL, prompts, computed
-        self.cache: Any = _Positions(prompts.offsets)
-        self._mask = prompts.mask(tokens_BL.shape[1])
+        super().__init__(tokens_BL, prompts.mask(tokens_BL.shape[1]))
+        self._prompts, self._computed = prompts, computed
+        self.cache = PackedCache(mx.ones((1, 1, 1, 1), mx.bool_), prompts.offsets)  # only tells the first positions
         self._rows_of_GB = (mx.arange(len(prompts.lengths_G))[:, None] == prompts.groups_B).astype(mx.float32)
 
     def attention(self, kernels: Kernels, block: int, a: Attended) -> Output:
-        """See `Layout`."""
+        """See `Rows`."""
         k, v = self._keys_values(block, a)
         return kernels.attention(a.q, k, v, a.scale, self._mask)
 
     def attention_backward(
         self, kernels: Kernels, block: int, a: Attended, output: Output, d_o: mx.array
     ) -> tuple[mx.array, mx.array, mx.array]:
-        """See `Layout`. The gradients of the prompts' keys and values are added to theirs."""
+        """See `Rows`. The gradients of the prompts' keys and values are added to theirs."""
         k, v = self._keys_values(block, a)
         d_q, *d_both = kernels.attention_backward(a.q, k, v, a.scale, self._mask, output, d_o)
         length = self._prompts.tokens_GP.shape[1]
@@ -257,10 +219,3 @@ class ContinuedRows:
         """The prompts' and then their own."""
         pairs = zip(self._computed.keys_values[block], (a.k, a.v), strict=True)
         return [mx.concatenate([of_prompts[self._prompts.groups_B], own], axis=2) for of_prompts, own in pairs]
-
-
-class _Positions(PackedCache):
-    """Only tells each row's first position."""
-
-    def __init__(self, offsets_B: mx.array) -> None:
-        super().__init__(mx.ones((1, 1, 1, 1), mx.bool_), offsets_B)

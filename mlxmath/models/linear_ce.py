@@ -4,7 +4,7 @@ Shapes: N target positions, D hidden width, V vocabulary, X either of them, C po
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import mlx.core as mx
 
@@ -15,23 +15,6 @@ from mlxmath.models.lm_head import Head
 from mlxmath.models.memory import HEAD_CHUNK_BYTES
 
 CHUNK_BYTES = HEAD_CHUNK_BYTES
-
-
-class LossHead(Protocol):
-    """What a loss asks of a model's outputs (N, X) at the target positions, differentiable in them; float32."""
-
-    def cross_entropy(self, outputs_NX: mx.array, targets_N: mx.array, weights_N: mx.array) -> mx.array:
-        """Σ weight · (logsumexp(logits) − logits[target])."""
-
-    def logprobs(self, outputs_NX: mx.array, targets_N: mx.array, temperature: float = 1.0) -> mx.array:
-        """(N,) log softmax(logits / temperature)[target]."""
-
-    def hidden(self, outputs_NX: mx.array) -> mx.array:
-        """(N, D) the hidden states.
-
-        Raises:
-            MlxmathError: this model does not show them.
-        """
 
 
 @dataclass(frozen=True)
@@ -50,7 +33,7 @@ class FusedHead:
         return linear_logprobs(outputs_NX, targets_N, self.head, self.kernels, temperature)
 
     def hidden(self, outputs_NX: mx.array) -> mx.array:
-        """As they are."""
+        """(N, D) the hidden states, as they are."""
         return outputs_NX
 
 
@@ -58,20 +41,28 @@ class FullLogits:
     """Outputs are logits, of a model whose head cannot be split off; see `LossHead`."""
 
     def cross_entropy(self, outputs_NX: mx.array, targets_N: mx.array, weights_N: mx.array) -> mx.array:
-        """In float32 whatever the logits' type."""
+        """Σ weight · (logsumexp(logits) − logits[target]), in float32 whatever the logits' type."""
         return (-self.logprobs(outputs_NX, targets_N) * weights_N).sum()
 
     def logprobs(self, outputs_NX: mx.array, targets_N: mx.array, temperature: float = 1.0) -> mx.array:
-        """Likewise."""
+        """(N,) log softmax(logits / temperature)[target], likewise."""
         logits_NV = outputs_NX.astype(mx.float32) / temperature
         chosen_N = mx.take_along_axis(logits_NV, targets_N[:, None], axis=-1).squeeze(-1)
         return chosen_N - mx.logsumexp(logits_NV, axis=-1)
 
     def hidden(self, outputs_NX: mx.array) -> mx.array:  # noqa: ARG002
-        """Logits do not tell the hidden states."""
+        """Logits do not tell the hidden states.
+
+        Raises:
+            MlxmathError: always.
+        """
         raise MlxmathError(
             "the hidden states of this model cannot be had apart from its logits; choose another for a reward model."
         )
+
+
+LossHead = FusedHead | FullLogits
+"""What a loss asks of a model's outputs (N, X) at the target positions, differentiable in them; float32."""
 
 
 def linear_cross_entropy(

@@ -22,7 +22,7 @@ from mlx.utils import tree_flatten
 
 from mlxmath.errors import MlxmathError
 from mlxmath.models.blocks import path_of_blocks
-from mlxmath.models.calls import given_to, made_by, standing_in, without_dropout
+from mlxmath.models.calls import ERRORS, given_to, made_by, standing_in, without_dropout
 from mlxmath.models.kernels.cpu import product
 from mlxmath.models.linear import dequantized, left_to_mlx, packed_of, products_of
 from mlxmath.models.memory import QUANTIZED_HEAD_SLICE
@@ -31,7 +31,6 @@ _LAYERS = nn.Linear | nn.Embedding | nn.QuantizedLinear | nn.QuantizedEmbedding
 _TOKENS = mx.zeros((1, 2), mx.int32)
 _LARGE, _SMALL = 1e6, 2**-12
 """A logit that no scale lets a soft cap pass, and one that no cap changes in float32."""
-_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -80,14 +79,7 @@ class Head:
             if products.forward if transpose else products.backward:
                 return self._dequantized_product(x, transpose=transpose)
             return mx.quantized_matmul(
-                x,
-                layer.weight,
-                layer.scales,
-                layer.get("biases"),
-                transpose=transpose,
-                group_size=layer.group_size,
-                bits=layer.bits,
-                mode=layer.mode,
+                x, *packed_of(layer), transpose=transpose, group_size=layer.group_size, bits=layer.bits, mode=layer.mode
             )
         weight_VD = layer.weight.astype(x.dtype)
         multiply = _multiply(x.dtype)
@@ -181,7 +173,7 @@ def _at_output_layer(model: nn.Module, layer: nn.Module, vocab_size: int) -> Spl
             expected = scale * given if soft_cap is None else soft_cap * mx.tanh(scale * given / soft_cap)
             if not mx.allclose(logits_of(given), expected, rtol=1e-4, atol=1e-4 * scale * size):
                 return None
-    except _ERRORS:
+    except ERRORS:
         return None
 
     def hidden(tokens_BL: mx.array, cache: Any = None) -> mx.array:
@@ -202,7 +194,7 @@ def _at_body(model: nn.Module, body: nn.Module, layer: nn.Module) -> Split | Non
         tolerance = 1e-4 if hidden_11D.dtype == mx.float32 else 1e-2
         if not mx.abs(logits_V - scale * product_V).max() < tolerance * mx.abs(logits_V).max():
             return None
-    except _ERRORS:
+    except ERRORS:
         return None
 
     def hidden(tokens_BL: mx.array, cache: Any = None) -> mx.array:

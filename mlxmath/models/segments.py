@@ -20,7 +20,7 @@ from typing import Any, Literal
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxmath.models.layouts import Attended, Layout
+from mlxmath.models.layouts import Attended, Rows
 from mlxmath.models.linear import laziness, left_to_mlx
 
 Gradients = dict[str, mx.array]
@@ -144,7 +144,7 @@ def prepare(block: nn.Module) -> None:
         _make_replaceable(_home(block.mlp), _SWIGLU)
 
 
-def project(block: nn.Module, x: mx.array, rows: Layout) -> Attended:
+def project(block: nn.Module, x: mx.array, rows: Rows) -> Attended:
     """Queries, keys and values of a block's input (B, L, D)."""
     seen: list[Attended] = []
 
@@ -159,7 +159,7 @@ def project(block: nn.Module, x: mx.array, rows: Layout) -> Attended:
     return seen[0]
 
 
-def output(block: nn.Module, x: mx.array, o: mx.array, rows: Layout) -> mx.array:
+def output(block: nn.Module, x: mx.array, o: mx.array, rows: Rows) -> mx.array:
     """What attention's output `o` (B, H, L, D/H) adds to the block's input `x`."""
     with _replaced(_ATTENTION, lambda *_, **__: o, wanted="after"):
         return block.self_attn(block.input_layernorm(x), mask="causal", cache=rows.cache)

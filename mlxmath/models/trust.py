@@ -16,15 +16,13 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mlxmath.models.blocks import few_of, kinds_of, only
-from mlxmath.models.calls import without_dropout
+from mlxmath.models.calls import ERRORS, without_dropout
 from mlxmath.models.layouts import PackedCache, SharedPrompts, example
 from mlxmath.models.linear import left_to_mlx
 from mlxmath.models.segments import Gradients
 
 NUM_TOKENS = 16
 """On which a way is tried."""
-ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError)
-"""What a model raises that is called in a way it is not made for."""
 _FINE, _COARSE = 1e-3, 3e-2
 """Of gradients, relative to the largest element of an array, where products are exact to float32 and elsewhere."""
 _NOISE = 0.01

@@ -1,11 +1,9 @@
-"""Files that are either whole or absent: temporary name, fsync, rename; folders that one process at a time writes to;
-paths that stay inside their folder; JSON that others may have written.
+"""Files that are either whole or absent: temporary name, fsync, rename; paths that stay inside their folder; JSON that
+others may have written.
 """
 
 import contextlib
-import fcntl
 import hashlib
-import io
 import json
 import os
 import re
@@ -23,11 +21,9 @@ from typing import Any, BinaryIO, TypeVar
 
 import psutil
 
-from mlxmath.errors import InputError, MlxmathError
-from mlxmath.runtime.console import warn
+from mlxmath.errors import MlxmathError
 
 T = TypeVar("T")
-_LOCK = ".lock"
 _SUM = "checksum"
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})\.(?P<pid>\d+)\.[^.]+\.(?P<kind>tmp|old)")
 """Names of temporary files and folders: that of what they become, the host and the process that write them, something
@@ -55,67 +51,12 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        free = ""
-        with_parent = next((p for p in (path, *path.parents) if p.exists()), None)
-        if with_parent is not None:
-            free = f" ({shutil.disk_usage(with_parent).free / 1e9:.2f} GB free there)"
-        reason = error.strerror or str(error)
+        there = next(each for each in (path, *path.parents) if each.exists())
+        free = f"{shutil.disk_usage(there).free / 1e9:.2f} GB free there"
         raise MlxmathError(
-            f"cannot write {path}: {reason}{free}. Nothing there was changed; "
+            f"cannot write {path}: {error.strerror or error} ({free}). Nothing there was changed; "
             "free some space or choose another folder, then run the command again."
         ) from error
-
-
-@contextmanager
-def locked(folder: Path, option: str, command: str) -> Iterator[None]:
-    """Keep a folder to this process (and this thread): nobody else can lock it meanwhile.
-
-    The lock is the system's (flock on `folder/.lock`): it ends with its process, however that ends, so a file that a
-    killed one left behind locks nothing. Where the file system has no locks, a warning says so.
-
-    Args:
-        folder: made if it is not there.
-        option: what names the folder, for the error.
-        command: who holds it, for others' errors.
-
-    Raises:
-        InputError: somebody holds it; the error says who.
-        MlxmathError: the folder cannot be written.
-    """
-    is_new = not folder.exists()
-    with _locked_file(folder / _LOCK, option) as file:
-        with contextlib.suppress(OSError):  # a full disk is told where it matters
-            file.truncate(0)
-            file.write(f"`{command}`, process {os.getpid()} on {socket.gethostname()}".encode())
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                (folder / _LOCK).unlink()
-                if is_new:
-                    folder.rmdir()  # if nothing came of it
-
-
-def _locked_file(path: Path, option: str) -> io.FileIO:
-    while True:
-        with disk_errors(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("ab+", buffering=0)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            with file:
-                file.seek(0)
-                holder = file.read(200).decode("utf-8", "replace") or "another process"
-            raise InputError(
-                f"{option}: {path.parent} is in use by {holder}; wait until it ends, or choose another folder."
-            ) from None
-        except OSError as error:
-            warn(f"{path.parent} cannot be locked ({error.strerror}): let no other process write to it meanwhile")
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(path.stat(), os.fstat(file.fileno())):
-                return file
-        file.close()  # the one who held it has removed it since
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -72,35 +72,26 @@ def launched() -> Launch | None:
     rank_number = int(env["MLX_RANK"])
     if "MLX_HOSTFILE" in env:
         text = _read("MLX_HOSTFILE")
-        if not text.strip():
+        if not text:
             return None  # what mlx.launch writes for a single process
         try:
             places = [address[0].rpartition(":") for address in json.loads(text)]
-            addresses = tuple(host.strip("[]") for host, _, _ in places)
-            found = Launch(
-                "ring", rank_number, len(places), addresses, line_port(int(places[0][2])), _digest(text.strip())
-            )
+            found = _launch("ring", rank_number, len(places), [host for host, _, _ in places], places[0][2], text)
         except (ValueError, LookupError, TypeError, AttributeError):
             raise MlxmathError(f'MLX_HOSTFILE {env["MLX_HOSTFILE"]}: expected [["ADDRESS:PORT"], ...].') from None
     elif "MLX_IBV_DEVICES" in env and "MLX_JACCL_COORDINATOR" in env:
         text, coordinator = _read("MLX_IBV_DEVICES"), env["MLX_JACCL_COORDINATOR"]
         address, _, port = coordinator.rpartition(":")
         try:
-            found = Launch(
-                "jaccl", rank_number, len(json.loads(text)), (address.strip("[]"),), line_port(int(port)),
-                _digest(coordinator + text.strip()),
-            )  # fmt: skip
+            found = _launch("jaccl", rank_number, len(json.loads(text)), [address], port, coordinator + text)
         except (ValueError, TypeError):
             raise MlxmathError(
                 f"MLX_IBV_DEVICES {env['MLX_IBV_DEVICES']}: expected a list of lists of devices, and "
                 f"MLX_JACCL_COORDINATOR {coordinator}: expected ADDRESS:PORT."
             ) from None
     elif "NCCL_HOST_IP" in env and "MLX_WORLD_SIZE" in env:
-        address, port = env["NCCL_HOST_IP"], env.get("NCCL_PORT", "12345")
-        found = Launch(
-            "nccl", rank_number, int(env["MLX_WORLD_SIZE"]), (address,), line_port(int(port)),
-            _digest(f"{address} {port} {env['MLX_WORLD_SIZE']}"),
-        )  # fmt: skip
+        address, port, num_ranks = env["NCCL_HOST_IP"], env.get("NCCL_PORT", "12345"), env["MLX_WORLD_SIZE"]
+        found = _launch("nccl", rank_number, int(num_ranks), [address], port, f"{address} {port} {num_ranks}")
     else:
         raise MlxmathError(
             f"MLX_RANK is {rank_number}, but nothing says who the other processes are (MLX_HOSTFILE for ring, "
@@ -112,13 +103,15 @@ def launched() -> Launch | None:
     return found if found.size > 1 else None
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _launch(backend: str, rank: int, num_ranks: int, hosts: Sequence[str], port: str, run: str) -> Launch:
+    """By mlx.launch. `port` is the first that MLX uses at rank 0, `run` what all ranks were told."""
+    addresses, digest = tuple(host.strip("[]") for host in hosts), hashlib.sha256(run.encode()).hexdigest()
+    return Launch(backend, rank, num_ranks, addresses, line_port(int(port)), digest)
 
 
 def _read(variable: str) -> str:
     try:
-        return Path(os.environ[variable]).read_text()
+        return Path(os.environ[variable]).read_text().strip()
     except OSError as error:
         raise MlxmathError(f"{variable}: {error}") from error
 

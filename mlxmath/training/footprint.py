@@ -22,7 +22,8 @@ from mlxmath.config.schema import RunConfig
 from mlxmath.data.batch import Batch
 from mlxmath.errors import MlxmathError
 from mlxmath.models.blocks import kinds_of
-from mlxmath.models.kernels.select import kernels_for
+from mlxmath.models.calls import ERRORS
+from mlxmath.models.kernels import kernels_for
 from mlxmath.models.linear import left_to_mlx
 from mlxmath.models.linear_ce import LossHead
 from mlxmath.models.load import suit
@@ -31,7 +32,7 @@ from mlxmath.models.lora.layers import EXPERTS
 from mlxmath.models.lora.targets import first_block
 from mlxmath.models.measured import Counted, Growth, Measured, Parabola
 from mlxmath.models.skeleton import VOCABULARY, embody, own_arrays, skeleton, unpacked_bytes, weight_bytes
-from mlxmath.models.trust import ERRORS, apart
+from mlxmath.models.trust import apart
 from mlxmath.runtime.device import DeviceInfo, machine_memory_bytes
 from mlxmath.training.gradients import AutodiffGradients, BlockwiseGradients, choose_gradients
 

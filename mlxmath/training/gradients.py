@@ -21,7 +21,7 @@ from mlxmath.data.batch import Batch, packed_mask
 from mlxmath.models.blocks import only
 from mlxmath.models.blockwise import Blockwise
 from mlxmath.models.kernels.portable import Kernels
-from mlxmath.models.layouts import ContinuedRows, Layout, PackedCache, PromptRows, Rows, SharedPrompts, continued
+from mlxmath.models.layouts import ContinuedRows, PackedCache, PromptRows, Rows, SharedPrompts, continued
 from mlxmath.models.linear_ce import FullLogits, FusedHead, LossHead
 from mlxmath.models.lm_head import Split, called, split
 from mlxmath.models.segments import summed
@@ -116,7 +116,7 @@ class BlockwiseGradients:
 
     def loss(self, batch: Batch) -> mx.array:
         """See `Gradients`."""
-        rows: Layout = Rows(batch.inputs_BL, _mask(batch))
+        rows: Rows = Rows(batch.inputs_BL, _mask(batch))
         if batch.prompts is not None:
             self._blocks.forward(computed := PromptRows(batch.prompts), keep=False)
             rows = ContinuedRows(batch.inputs_BL, batch.prompts, computed)
@@ -140,7 +140,7 @@ class BlockwiseGradients:
         found = summed(found, self._blocks.backward(tape, mx.zeros_like(hidden_GPD)))
         return total, tree_unflatten(list(found.items()))
 
-    def _of_rows(self, batch: Batch, rows: Layout) -> tuple[mx.array, dict[str, mx.array]]:
+    def _of_rows(self, batch: Batch, rows: Rows) -> tuple[mx.array, dict[str, mx.array]]:
         """The loss sum, and the gradients by the parameters' names."""
         hidden_BLD, tape = self._blocks.forward(rows)
         chosen_ND = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[batch.positions_N]

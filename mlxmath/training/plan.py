@@ -56,7 +56,7 @@ def plan_run(config: "RunConfig", objective: "Objective" = "train", memory_bytes
         InputError: a setting is wrong, or the model cannot be trained.
         MlxmathError: the model is not known.
     """
-    from mlxmath.models.checks import refuse_untrainable
+    from mlxmath.models.load import refuse_untrainable
     from mlxmath.runtime.device import opened_backend
     from mlxmath.runtime.files import read_json
     from mlxmath.weights.hub import fetch

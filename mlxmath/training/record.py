@@ -21,7 +21,8 @@ from mlxmath.models.lora.adapter import CONFIG, WEIGHTS, save_config
 from mlxmath.models.lora.inject import Injected
 from mlxmath.runtime.console import say, warn
 from mlxmath.runtime.device import DeviceInfo
-from mlxmath.runtime.files import atomic_json, atomic_write, disk_errors, locked, read_json, remove_leftovers
+from mlxmath.runtime.files import atomic_json, atomic_write, disk_errors, read_json, remove_leftovers
+from mlxmath.runtime.locks import locked
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.checkpoint import FOLDER, HOLD_OUT, Checkpoint, newest_checkpoint
 from mlxmath.training.events import EVENTS

@@ -17,9 +17,8 @@ from mlxmath.data.codec import load_tokenizer
 from mlxmath.data.render import adds_bos
 from mlxmath.data.templates import get_template
 from mlxmath.errors import InputError
-from mlxmath.models.checks import check_ids, refuse_untrainable
-from mlxmath.models.kernels.select import kernels_for
-from mlxmath.models.load import load_model
+from mlxmath.models.kernels import kernels_for
+from mlxmath.models.load import check_ids, load_model, refuse_untrainable
 from mlxmath.models.lora.adapter import WEIGHTS, adapter_config, load_initial
 from mlxmath.models.lora.inject import inject, open_blocks
 from mlxmath.models.memory import Batching

@@ -26,12 +26,10 @@ from mlxmath.config.schema import LoraConfig, ModelConfig, RunConfig, RuntimeCon
 from mlxmath.data.batch import Batch, Shape, make_batch, make_packed
 from mlxmath.generation.engine import Sampling, generate_batch
 from mlxmath.generation.model import load_generation_tokenizer
-from mlxmath.models.checks import CANNOT_BE_TRAINED
+from mlxmath.models.kernels import kernels_for
 from mlxmath.models.kernels.portable import PortableKernels
-from mlxmath.models.kernels.select import kernels_for
 from mlxmath.models.layouts import SharedPrompts
-from mlxmath.models.load import load_model
-from mlxmath.models.lora.adapter import adapter_config, save_config, save_weights
+from mlxmath.models.load import CANNOT_BE_TRAINED, load_model
 from mlxmath.models.lora.inject import Injected, adapter_arrays, inject
 from mlxmath.runtime.device import open_backend
 from mlxmath.training.gradients import Gradients, choose_gradients
@@ -40,6 +38,7 @@ from mlxmath.training.sft import sft_loss
 from tests.conftest import FakeRows
 from tests.helpers import run
 from tests.models import architectures
+from tests.models.adapted import assert_agrees, assert_close, plain_gradients, save
 
 ORDINARY = (
     "cohere2", "deepseek_v3", "falcon_h1", "gemma2", "gemma3", "gemma4", "glm4_moe", "gpt_neox", "gpt_oss",
@@ -136,14 +135,20 @@ def adapted(model: nn.Module, targets: str) -> Injected:
     return injected
 
 
-def full_logits_loss(model: nn.Module, rows: FakeRows) -> mx.array:
-    """Σ of the targets' cross-entropies, text by text, out of mlx_lm's logits."""
-    total = mx.zeros(())
-    for tokens, mask in zip(rows.tokens, rows.masks, strict=True):
-        logits_LV = model(mx.array(tokens[None, :-1]))[0].astype(mx.float32)
-        losses_L = nn.losses.cross_entropy(logits_LV, mx.array(tokens[1:]))
-        total = total + (losses_L * mx.array(mask[1:])).sum()
-    return total
+def ours(folder: Path, targets: str, *, trains: bool = True) -> tuple[nn.Module, Injected]:
+    model = load_model(folder, "float32").model
+    injected = adapted(model, targets)
+    model.train(trains)
+    return model, injected
+
+
+def ways_of(model: nn.Module, *, portable: bool = False, checkpoint_every: int = 0) -> Gradients:
+    kernels = PortableKernels() if portable else kernels_for(open_backend(RuntimeConfig(), seed=0)[1])
+    return choose_gradients(model, sft_loss, kernels, compiled=False, checkpoint_every=checkpoint_every)
+
+
+def bucket(rows: FakeRows) -> Batch:
+    return make_batch(rows, (0, 1, 2), Shape(open_backend(RuntimeConfig(), seed=0)[0].bucket_multiple))
 
 
 def wanted_of(folder: Path, targets: str, rows: FakeRows) -> tuple[mx.array, dict[str, mx.array]]:
@@ -151,19 +156,7 @@ def wanted_of(folder: Path, targets: str, rows: FakeRows) -> tuple[mx.array, dic
     reference = theirs(folder)
     adapted(reference, targets)
     reference.train()
-    loss, gradients = nn.value_and_grad(reference, lambda model: full_logits_loss(model, rows))(reference)
-    return loss, dict(tree_flatten(gradients))
-
-
-def assert_agrees(ways: Gradients, batch: Batch, wanted_loss: mx.array, wanted: dict[str, mx.array]) -> None:
-    """The loss, alone and with gradients, and each array's gradient."""
-    assert_close(ways.loss(batch), wanted_loss, 1e-4, f"the loss alone ({ways.how})")
-    loss, gradients = ways.loss_and_gradients(batch)
-    assert_close(loss, wanted_loss, 1e-4, f"the loss ({ways.how})")
-    found = dict(tree_flatten(gradients))
-    assert found.keys() == wanted.keys()
-    for name, array in wanted.items():
-        assert_close(found[name], array, 1e-3, f"{name} ({ways.how})")
+    return plain_gradients(reference, rows)
 
 
 def continued() -> tuple[Batch, FakeRows]:
@@ -189,15 +182,6 @@ def continued() -> tuple[Batch, FakeRows]:
     return batch, FakeRows(texts, masks)
 
 
-def assert_close(found: mx.array, wanted: mx.array, tolerance: float, what: str) -> None:
-    found_array, wanted_array = np.array(found, np.float64), np.array(wanted, np.float64)
-    assert found_array.shape == wanted_array.shape, what
-    assert np.isfinite(wanted_array).all(), what
-    largest = np.abs(wanted_array).max()
-    error = np.abs(found_array - wanted_array).max()
-    assert error <= tolerance * max(largest, 1e-6), f"{what}: off by {error:.3g}, largest {largest:.3g}"
-
-
 def test_no_model_type_is_missing() -> None:
     assert sorted(architectures.OWN) == architectures.installed()
     assert set(ORDINARY) | set(PREFERRED) <= set(architectures.OWN)
@@ -210,15 +194,10 @@ def test_first_loss_and_gradients_are_those_of_full_logits(
     folders: Any, rows: FakeRows, model_type: str, targets: str
 ) -> None:
     wanted_loss, wanted = wanted_of(folders(model_type), targets, rows)
-    backend, device = open_backend(RuntimeConfig(), seed=0)
-    batch = make_batch(rows, (0, 1, 2), Shape(backend.bucket_multiple))
-    for kernels, checkpoint_every in ((kernels_for(device), 0), (PortableKernels(), 0), (kernels_for(device), 1)):
-        model = load_model(folders(model_type), "float32").model
-        adapted(model, targets)
-        model.train()
-        ways = choose_gradients(
-            model, sft_loss, kernels, compiled=False, checkpoint_every=checkpoint_every
-        )  # fmt: skip
+    batch = bucket(rows)
+    for portable, checkpoint_every in ((False, 0), (True, 0), (False, 1)):
+        model, _ = ours(folders(model_type), targets)
+        ways = ways_of(model, portable=portable, checkpoint_every=checkpoint_every)
         assert_agrees(ways, batch, wanted_loss, wanted)
 
 
@@ -227,16 +206,10 @@ def test_gradients_and_adapter_of_a_quantized_model_are_right(
     folders: Any, tmp_path: Path, rows: FakeRows, model_type: str
 ) -> None:
     folder = folders(model_type, 4)
-    backend, device = open_backend(RuntimeConfig(), seed=0)
-    model = load_model(folder, "float32").model
-    injected = adapted(model, "all")
-    model.train()
-    ways = choose_gradients(model, sft_loss, kernels_for(device), compiled=False)
-    batch = make_batch(rows, (0, 1, 2), Shape(backend.bucket_multiple))
-    assert_agrees(ways, batch, *wanted_of(folder, "all", rows))
+    model, injected = ours(folder, "all")
+    assert_agrees(ways_of(model), bucket(rows), *wanted_of(folder, "all", rows))
 
-    save_config(tmp_path, adapter_config(lora("all"), injected.keys))
-    save_weights(tmp_path / "adapters.safetensors", model)
+    save(tmp_path, model, lora("all"), injected.keys)
     model.eval()
     served = load_adapters(theirs(folder), str(tmp_path))
     served.eval()
@@ -249,12 +222,8 @@ def test_gradients_and_adapter_of_a_quantized_model_are_right(
 def test_packed_rows_and_shared_prompts_are_taken_only_where_gradients_are_right(
     folders: Any, rows: FakeRows, model_type: str, own: bool
 ) -> None:
-    _, device = open_backend(RuntimeConfig(), seed=0)
-    model = load_model(folders(model_type), "float32").model
-    adapted(model, "all")
-    model.train()
-    kernels = kernels_for(device) if own else PortableKernels()
-    ways = choose_gradients(model, sft_loss, kernels, compiled=False)
+    model, _ = ours(folders(model_type), "all")
+    ways = ways_of(model, portable=not own)
     cannot_pack, cannot_share = ways.cannot_pack(), ways.cannot_share()
     if model_type in PLAIN:
         assert cannot_pack is None and cannot_share is None
@@ -271,15 +240,11 @@ def test_packed_rows_and_shared_prompts_are_taken_only_where_gradients_are_right
 def test_mlx_lm_serves_the_saved_adapter(
     folders: Any, tmp_path: Path, rows: FakeRows, model_type: str, targets: str
 ) -> None:
-    model = load_model(folders(model_type), "float32").model
-    injected = adapted(model, targets)
+    model, injected = ours(folders(model_type), targets, trains=False)
     experts = any(isinstance(module, SwitchLinear | QuantizedSwitchLinear) for module in model.modules())
     if targets == "all":
         assert experts == any(array.ndim == 3 for array in adapter_arrays(model).values())
-    save_config(tmp_path, adapter_config(lora(targets), injected.keys))
-    save_weights(tmp_path / "adapters.safetensors", model)
-    model.eval()
-
+    save(tmp_path, model, lora(targets), injected.keys)
     base = theirs(folders(model_type))
     tokens_BL = mx.array(rows.tokens[0][None])
     base_BLV = base(tokens_BL)
@@ -295,9 +260,7 @@ def test_mlx_lm_serves_the_saved_adapter(
 def test_greedy_answers_alone_in_a_batch_and_from_mlx_lm_are_the_same(
     folders: Any, tokenizer: Any, model_type: str, targets: str
 ) -> None:
-    model = load_model(folders(model_type), "float32").model
-    adapted(model, targets)
-    model.eval()
+    model, _ = ours(folders(model_type), targets, trains=False)
     sampling = Sampling(max_new_tokens=8)
     together = [completion.tokens for completion in generate_batch(model, tokenizer, PROMPTS, sampling)]
     for prompt, tokens in zip(PROMPTS, together, strict=True):
@@ -328,13 +291,8 @@ def test_what_is_drawn_with_a_cache_is_what_training_sees(folders: Any, model_ty
 
 @pytest.mark.parametrize("alias", aliases())
 def test_another_name_of_a_type_trains(folders: Any, rows: FakeRows, alias: str) -> None:
-    backend, device = open_backend(RuntimeConfig(), seed=0)
-    model = load_model(folders(alias), "float32").model
-    adapted(model, "default")
-    model.train()
-    ways = choose_gradients(model, sft_loss, kernels_for(device), compiled=False)
-    batch = make_batch(rows, (0, 1, 2), Shape(backend.bucket_multiple))
-    assert_agrees(ways, batch, *wanted_of(folders(alias), "default", rows))
+    model, _ = ours(folders(alias), "default")
+    assert_agrees(ways_of(model), bucket(rows), *wanted_of(folders(alias), "default", rows))
 
 
 @pytest.mark.parametrize("model_type", [*types(), *aliases()])
@@ -403,8 +361,7 @@ def test_the_reason_still_holds(folders: Any, rows: FakeRows, model_type: str) -
     """Where mlx_lm has mended it, the row can go."""
     model = theirs(folders(model_type))
     try:
-        gradients = nn.value_and_grad(model, lambda model: full_logits_loss(model, rows))(model)[1]
-        mx.eval(gradients)
+        mx.eval(plain_gradients(model, rows))
         error = drawing_error(model, PROMPTS[1], 8)
     except (RuntimeError, ValueError) as failure:
         assert any(part in str(failure) for part in ("Metal", "with respect to indices", "inplace addition"))

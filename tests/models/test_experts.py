@@ -8,14 +8,14 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_unflatten
-from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchGLU, SwitchLinear
-from mlx_lm.tuner.utils import load_adapters as mlx_lm_load_adapters
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from mlxmath.config.schema import LoraConfig
 from mlxmath.errors import InputError
-from mlxmath.models.lora.adapter import adapter_config, load_adapter, save_config, save_weights
+from mlxmath.models.lora.adapter import load_adapter
 from mlxmath.models.lora.inject import adapter_arrays, inject, open_blocks
 from mlxmath.models.lora.layers import DoRALinear, ExpertsLoRALinear, LoRALinear
+from tests.models.adapted import assert_served, randomize, save
 from tests.models.architectures import make
 
 EXPERTS, INPUTS, OUTPUTS, RANK, SCALE = 5, 64, 32, 3, 1.5
@@ -75,40 +75,6 @@ def test_forward_and_gradients_are_those_of_a_loop_over_experts(kind: str, is_so
     assert not np.array(d_a[3]).any() or not is_sorted
 
 
-def test_a_new_layer_is_its_base_and_stays_float32_over_a_16_bit_base() -> None:
-    mlp = SwitchGLU(1024, 32, 4)
-    layer = ExpertsLoRALinear(mlp.up_proj, 8, 2.0)
-    x, indices = mx.random.normal((1, 3, 1, 1, 1024)), mx.array([[[0, 2], [1, 3], [2, 0]]])
-    assert mx.array_equal(layer(x, indices), mlp.up_proj(x, indices))
-    a = np.array(layer.lora_a)
-    assert np.abs(a).max() <= 1 / 32 and a.std() == pytest.approx(1 / 32 / 3**0.5, rel=0.03)
-    layer.lora_b = mx.random.normal(layer.lora_b.shape)
-    layer.scale = mx.array(0.0)
-    assert mx.array_equal(layer(x, indices), mlp.up_proj(x, indices))
-    mlp.set_dtype(mx.bfloat16)
-    layer = ExpertsLoRALinear(mlp.up_proj, 8, 2.0)
-    assert layer.lora_a.dtype == layer.lora_b.dtype == mx.float32
-    assert layer(x.astype(mx.bfloat16), indices).dtype == mx.bfloat16  # not computed: on a CPU, mlx has float32 only
-
-
-def test_dropout_acts_in_training_only_and_keeps_the_mean() -> None:
-    base = SwitchLinear(4, 4, 2, bias=False)
-    base.weight = mx.zeros((2, 4, 4))
-    layer = ExpertsLoRALinear(base, rank=4, scale=1.0, dropout=0.5)
-    layer.lora_a, layer.lora_b = mx.stack([mx.eye(4)] * 2), mx.stack([mx.eye(4)] * 2)
-    x, indices = mx.ones((20_000, 1, 1, 4)), mx.random.randint(0, 2, (20_000, 1))
-    layer.train()
-    y = np.array(layer(x, indices))
-    assert set(np.unique(y)) == {0.0, 2.0} and y.mean() == pytest.approx(1.0, abs=0.02)
-    layer.eval()
-    assert (np.array(layer(x, indices)) == 1).all()
-
-
-def randomize(model: nn.Module) -> None:
-    arrays = {name: mx.random.normal(a.shape) * 0.1 for name, a in adapter_arrays(model).items()}
-    model.load_weights(list(arrays.items()), strict=False)
-
-
 def can_be_packed(path: str, module: nn.Module) -> bool:
     return hasattr(module, "to_quantized") and module.weight.shape[-1] % 32 == 0
 
@@ -146,21 +112,11 @@ def test_experts_by_every_name_load_in_mlx_lm_and_fuse(
     injected = inject(ours, config)
     assert experts in injected.keys and any("experts train" in note for note in injected.notes)
     randomize(ours)
-    save_config(tmp_path, adapter_config(config, injected.keys))
-    save_weights(tmp_path / "adapters.safetensors", ours)
-    theirs = mlx_lm_load_adapters(fresh(), str(tmp_path))
-    again = fresh()
-    load_adapter(again, tmp_path)
-    for model in (ours, theirs, again):
-        model.eval()
-    expected = np.array(ours(tokens))
-    largest = np.abs(expected).max()
-    assert np.abs(np.array(fresh()(tokens)) - expected).max() > 1e-2 * largest
-    np.testing.assert_array_equal(np.array(again(tokens)), expected)
-    np.testing.assert_allclose(np.array(theirs(tokens)), expected, rtol=0, atol=1e-4 * largest)
+    save(tmp_path, ours, config, injected.keys)
+    theirs, expected = assert_served(tmp_path, fresh, ours, tokens), np.array(ours(tokens))
     fused = [(name, m.fuse(dequantize=True)) for name, m in theirs.named_modules() if hasattr(m, "fuse")]
     theirs.update_modules(tree_unflatten(fused))
-    np.testing.assert_allclose(np.array(theirs(tokens)), expected, rtol=0, atol=1e-3 * largest)
+    np.testing.assert_allclose(np.array(theirs(tokens)), expected, rtol=0, atol=1e-3 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
@@ -228,10 +184,8 @@ def test_full_opens_experts_and_refuses_packed_ones(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--full: the model is quantized"):
         open_blocks(packed, -1)
     randomize(model)
-    save_config(tmp_path, adapter_config(LoraConfig(), injected.keys, full=True))
-    save_weights(tmp_path / "adapters.safetensors", model)
-    theirs, tokens = mlx_lm_load_adapters(make("qwen3_moe")[0], str(tmp_path)), mx.array([[5, 9, 33, 7]])
-    assert mx.array_equal(theirs(tokens), model(tokens))
+    save(tmp_path, model, LoraConfig(), injected.keys, full=True)
+    assert_served(tmp_path, lambda: make("qwen3_moe")[0], model, mx.array([[5, 9, 33, 7]]), 0)
 
 
 def test_an_adapter_that_mlx_lm_makes_with_its_default_settings_loads(tmp_path: Path) -> None:

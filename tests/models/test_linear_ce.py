@@ -12,16 +12,12 @@ from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.linear_ce import linear_cross_entropy
 from mlxmath.models.lm_head import Head
-from tests.models.heads import D, N, V, heads
+from tests.models.adapted import D, N, V, heads, weight_of
 
 
 def plain(hidden: mx.array, targets: mx.array, weights: mx.array, head: Head) -> mx.array:
     layer = head.layer
-    if isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding):  # against dequantized weights
-        weight = mx.dequantize(layer.weight, layer.scales, layer.biases, layer.group_size, layer.bits)
-    else:
-        weight = layer.weight
-    logits = head.scale * (hidden @ weight.T + (layer.bias if "bias" in layer else 0))
+    logits = head.scale * (hidden @ weight_of(layer).T + (layer.bias if "bias" in layer else 0))
     if head.soft_cap:
         logits = head.soft_cap * mx.tanh(logits / head.soft_cap)
     return (nn.losses.cross_entropy(logits, targets) * weights).sum()

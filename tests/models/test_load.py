@@ -1,9 +1,8 @@
-"""Loading: types, errors that help, ids that have no embedding."""
+"""Loading: types, errors that help, ids that have no embedding, weights that cannot be anybody's."""
 
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -13,10 +12,10 @@ from mlx.utils import tree_flatten
 from mlxmath.config.schema import ModelConfig
 from mlxmath.errors import MlxmathError
 from mlxmath.generation.engine import Sampling, generate_batch, stream
-from mlxmath.models.checks import num_embeddings
-from mlxmath.models.load import load_model
+from mlxmath.models.load import check_finite, load_model, num_embeddings
 from mlxmath.weights.convert import ensure_model
 from tests.conftest import make_tiny_llama
+from tests.models.architectures import write
 from tests.weights.handmade import LLAMA, llama_folder
 
 
@@ -28,36 +27,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-GLM4_MOE: dict[str, Any] = {
-    "model_type": "glm4_moe", "vocab_size": 96, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-    "max_position_embeddings": 256, "moe_intermediate_size": 32, "norm_topk_prob": True, "num_attention_heads": 4,
-    "n_group": 1, "head_dim": 16, "topk_group": 1, "n_shared_experts": 1, "n_routed_experts": 4, "rope_theta": 1e4,
-    "routed_scaling_factor": 1.0, "num_experts_per_tok": 2, "first_k_dense_replace": 1, "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-5, "use_qk_norm": False, "tie_word_embeddings": False, "attention_bias": False,
-    "partial_rotary_factor": 0.5, "rope_scaling": None,
-}  # fmt: skip
-
-
-def glm4_moe(folder: Path) -> Path:
-    """A mixture whose router has a bias that mlx_lm keeps in float32."""
-    from mlx_lm.models.glm4_moe import Model, ModelArgs
-
-    model = Model(ModelArgs.from_dict(GLM4_MOE))
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(GLM4_MOE))
-    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
-    return folder
-
-
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("lazy", [False, True])
 def test_a_model_keeps_what_it_keeps_out_of_casts(tmp_path: Path, dtype: str, lazy: bool) -> None:
-    source = glm4_moe(tmp_path / "source")
+    """The bias of glm4_moe's routers is one that mlx_lm keeps in float32."""
+    source = write("glm4_moe", tmp_path)
     ensure_model(ModelConfig(model=str(source), mlx_path=str(tmp_path / "out"), dtype="float16"))
     for folder in (source, tmp_path / "out"):
         model = load_model(folder, dtype, lazy=lazy).model
         kept = {name: array.dtype for name, array in tree_flatten(model.parameters()) if "correction" in name}
-        assert kept == {"model.layers.1.mlp.gate.e_score_correction_bias": mx.float32}
+        assert set(kept.values()) == {mx.float32}
         others = {array.dtype for name, array in tree_flatten(model.parameters()) if "correction" not in name}
         assert others == {getattr(mx, dtype)}
 
@@ -142,3 +121,35 @@ def test_logits_are_those_of_mlx_lm(folder: Path) -> None:
     np.testing.assert_allclose(
         np.array(load_model(folder, "float32").model(tokens)), np.array(theirs(tokens)), rtol=1e-5, atol=1e-6
     )
+
+
+NAME = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e38])
+def test_a_base_with_a_weight_that_is_none_does_not_load(tmp_path: Path, value: float) -> None:
+    folder = write("llama", tmp_path)
+    load_model(folder, "float32")
+    arrays = mx.load(str(folder / "model.safetensors"))
+    mx.eval(arrays)
+    arrays[NAME][-1, -1] = value
+    mx.save_safetensors(str(folder / "model.safetensors"), arrays, metadata={"format": "mlx"})
+    with pytest.raises(MlxmathError, match=rf"llama is damaged or its training diverged: {NAME} holds"):
+        load_model(folder, "float32")
+
+
+def test_every_part_is_looked_at_and_whole_numbers_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlxmath.models.load._AT_A_TIME", 7)
+    arrays = {"a": mx.zeros((5, 5)), "packed": mx.full((3,), 2**32 - 1, mx.uint32), "empty": mx.zeros((0,))}
+    check_finite(Path("x"), arrays)
+    for place in range(25):
+        flat = [0.0] * 25
+        flat[place] = float("nan")
+        with pytest.raises(MlxmathError, match="a holds nan"):
+            check_finite(Path("x"), arrays | {"a": mx.array(flat).reshape(5, 5)})
+
+
+def test_many_are_named_in_short() -> None:
+    with pytest.raises(MlxmathError, match=r"w0 holds inf.*w4 holds inf and 4 more") as error:
+        check_finite(Path("x"), {f"w{i}": mx.full((2,), float("inf"), mx.bfloat16) for i in range(9)})
+    assert "w5" not in str(error.value)

@@ -1,4 +1,4 @@
-"""What a step takes of what is counted and measured, and the batches that are chosen by it."""
+"""What a step takes of what is counted and measured, the batches that are chosen by it, and FLOPs by hand."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,6 +10,7 @@ from mlxmath.config.schema import RunConfig
 from mlxmath.errors import MlxmathError
 from mlxmath.models.measured import Counted, Growth, Measured, Parabola
 from mlxmath.models.memory import Batching, ModelShape, choose_batching, plan_memory
+from mlxmath.models.speed import flops_per_token
 from mlxmath.runtime.device import DeviceInfo
 
 
@@ -113,3 +114,22 @@ def test_workers_are_as_many_as_have_something_to_do_and_fit() -> None:
     assert chosen(8, runtime__workers=2) == Batching(2, 256)
     assert chosen(8, training__max_batch_tokens=1000) == Batching(8, 1000)
     assert chosen(8, memory=25e9) == Batching(1, 512)
+
+
+SHAPE = ModelShape(layers=3, hidden=4, feed_forward=6, heads=2, kv_heads=1, head_width=2, vocab=10, tied=True)
+BLOCK = 4 * 4 + 2 * 4 * 2 + 4 * 4 + 3 * 4 * 6
+HEAD = 4 * 10 * 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, (2 + 2) * 3 * BLOCK + HEAD),
+        ({"lora.num_layers": 1}, (2 * 3 + 2) * BLOCK + HEAD),
+        ({"training.full": True}, (2 + 4) * 3 * BLOCK + HEAD),
+        ({"training.grad_checkpoint": 1}, (2 + 2 + 2) * 3 * BLOCK + HEAD),
+        ({"training.grad_checkpoint": 2}, ((2 + 2) * 3 + 2 * 2) * BLOCK + HEAD),
+    ],
+)
+def test_flops_of_a_token_by_hand(settings: dict[str, Any], expected: float) -> None:
+    assert flops_per_token(SHAPE, resolve([("test", settings)]).config) == expected

@@ -10,7 +10,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlxmath.generation import engine
 from mlxmath.generation.decode import Decoder
-from mlxmath.generation.engine import Sampling, generate_batch
+from mlxmath.generation.engine import Completion, Sampling, generate_batch
 from mlxmath.models.shared_prefix import GROWTH, Groups, cannot_share_prefixes
 from tests.conftest import make_tiny_llama
 from tests.generation.words import tokenizer
@@ -27,6 +27,17 @@ def logprobs_of(model: Any, prompt: list[int], drawn: list[int], temperature: fl
     return logits[np.arange(len(drawn)), drawn] - np.log(np.exp(logits).sum(-1))
 
 
+def drawn(
+    model: nn.Module, tokenizer: TokenizerWrapper, prompts: list[list[int]], sampling: Sampling, **more: Any
+) -> list[Completion]:
+    """Completions, with log-probabilities that are those of one forward pass."""
+    found = generate_batch(model, tokenizer, prompts, sampling, logprobs=True, **more)
+    for prompt, completion in zip(prompts, found, strict=True):
+        expected = logprobs_of(model, prompt, list(completion.drawn), sampling.temperature)
+        np.testing.assert_allclose(completion.logprobs, expected, atol=1e-4)
+    return found
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "phi3"])
 def test_rows_that_join_and_leave_draw_from_the_models_distribution(
     family: str, tokenizer: TokenizerWrapper, monkeypatch: pytest.MonkeyPatch
@@ -37,12 +48,9 @@ def test_rows_that_join_and_leave_draw_from_the_models_distribution(
     prompts = [prompt for prompt, count in zip(PROMPTS, (5, 1, 4), strict=True) for _ in range(count)]
     sampling = Sampling(70, temperature=0.8)
     assert sampling.max_new_tokens > GROWTH
-    found = generate_batch(model, tokenizer, prompts, sampling, concurrency=4, logprobs=True)
+    found = drawn(model, tokenizer, prompts, sampling, concurrency=4)
     lengths = {len(completion.drawn) for completion in found}
     assert len(lengths) > 3 and {c.finish_reason for c in found} == {"stop", "length"}
-    for prompt, completion in zip(prompts, found, strict=True):
-        expected = logprobs_of(model, prompt, list(completion.drawn), 0.8)
-        np.testing.assert_allclose(completion.logprobs, expected, atol=1e-4)
     monkeypatch.setattr(engine, "cannot_share_prefixes", lambda _: "not now")
     apart = generate_batch(model, tokenizer, prompts, sampling, concurrency=4, logprobs=True)
     assert [completion.drawn for completion in apart] == [completion.drawn for completion in found]
@@ -52,10 +60,7 @@ def test_a_common_beginning_too(tokenizer: TokenizerWrapper) -> None:
     model = make_tiny_llama()
     common = list(range(20, 30))
     prompts = [common + own for own in ([1], [2, 3], [2, 3], [1])]
-    found = generate_batch(model, tokenizer, prompts, Sampling(9, temperature=1.0), logprobs=True)
-    for prompt, completion in zip(prompts, found, strict=True):
-        expected = logprobs_of(model, prompt, list(completion.drawn), 1.0)
-        np.testing.assert_allclose(completion.logprobs, expected, atol=1e-4)
+    drawn(model, tokenizer, prompts, Sampling(9, temperature=1.0))
 
 
 def test_a_prompt_is_held_once_and_only_while_it_is_wanted() -> None:
@@ -116,7 +121,4 @@ def test_what_cannot_share_says_why_and_is_decoded_all_the_same(tokenizer: Token
     windowed = make_tiny_llama(layer_types=["full_attention", "sliding_attention"], sliding_window=4)
     assert "all positions" in (cannot_share_prefixes(windowed) or "")
     prompts = [PROMPTS[0]] * 3 + [PROMPTS[2]]
-    found = generate_batch(windowed, tokenizer, prompts, Sampling(6, temperature=1.0), logprobs=True)
-    for prompt, completion in zip(prompts, found, strict=True):
-        expected = logprobs_of(windowed, prompt, list(completion.drawn), 1.0)
-        np.testing.assert_allclose(completion.logprobs, expected, atol=1e-4)
+    drawn(windowed, tokenizer, prompts, Sampling(6, temperature=1.0))

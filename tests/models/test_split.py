@@ -42,6 +42,9 @@ def logits_of(parts: Split) -> mx.array:
 @pytest.mark.parametrize(
     ("model_type", "scale", "cap"),
     [
+        ("llama", 1, None),
+        ("phi3", 1, None),
+        ("qwen3", 1, None),
         ("granite", 1 / 4, None),
         ("cohere", 1 / 4, None),
         ("muse_glimmer", 1 / 2, 5.0),

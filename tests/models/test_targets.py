@@ -4,16 +4,14 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 import pytest
-from mlx_lm.tuner.utils import load_adapters as mlx_lm_load_adapters
 
 from mlxmath.config.schema import LoraConfig
 from mlxmath.errors import InputError
-from mlxmath.models.lora.adapter import adapter_config, load_adapter, save_config, save_weights
-from mlxmath.models.lora.inject import adapter_arrays, inject
+from mlxmath.models.lora.inject import inject
 from mlxmath.models.lora.targets import resolve_targets
 from tests.conftest import make_tiny_llama
+from tests.models.adapted import assert_served, randomize, save
 from tests.models.architectures import make
 
 DEFAULTS = {
@@ -150,18 +148,11 @@ def test_mlx_lm_puts_adapters_on_the_same_layers(tmp_path: Path, model_type: str
     """One block's layer is not that of all blocks: mlx_lm would put adapters on the others, without weights."""
     ours, config = make(model_type)[0], LoraConfig(rank=4, targets=targets)
     injected = inject(ours, config)
-    arrays = {name: mx.random.normal(a.shape) * 0.1 for name, a in adapter_arrays(ours).items()}
-    ours.load_weights(list(arrays.items()), strict=False)
-    save_config(tmp_path, adapter_config(config, injected.keys))
-    save_weights(tmp_path / "adapters.safetensors", ours)
-    theirs, again, tokens = make(model_type)[0], make(model_type)[0], mx.array([[5, 9, 33, 7]])
-    theirs = mlx_lm_load_adapters(theirs, str(tmp_path))
-    load_adapter(again, tmp_path)
-    theirs.eval(), ours.eval(), again.eval()
+    randomize(ours)
+    save(tmp_path, ours, config, injected.keys)
+    theirs = assert_served(tmp_path, lambda: make(model_type)[0], ours, mx.array([[5, 9, 33, 7]]))
     there = {name for name, module in theirs.named_modules() if "lora_a" in module}
     assert there == {name for name, module in ours.named_modules() if "lora_a" in module}
-    np.testing.assert_allclose(np.array(theirs(tokens)), np.array(ours(tokens)), rtol=1e-4, atol=1e-4)
-    assert mx.array_equal(again(tokens), ours(tokens))
 
 
 @pytest.mark.parametrize("bits", [3, 5, 6])

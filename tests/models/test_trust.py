@@ -20,7 +20,7 @@ from mlxmath.training.gradients import AutodiffGradients, Gradients, choose_grad
 from mlxmath.training.sft import sft_loss
 from tests.conftest import FakeRows, make_tiny_llama
 from tests.models import architectures
-from tests.models.adapted import LENGTHS, adapted, random_adapters, rows
+from tests.models.adapted import LENGTHS, adapted, assert_agrees, plain_gradients, random_adapters, rows
 
 
 @pytest.fixture(autouse=True)
@@ -32,31 +32,10 @@ def chosen(model: nn.Module, **changes: Any) -> Gradients:
     return choose_gradients(model, sft_loss, **({"kernels": CpuKernels(), "compiled": False} | changes))
 
 
-def plain(model: nn.Module, data: FakeRows) -> tuple[float, dict[str, mx.array]]:
-    """Autodiff through the model's own logits, text by text."""
-
-    def loss(model: nn.Module) -> mx.array:
-        total = mx.zeros(())
-        for tokens in data.tokens:
-            logits_LV = model(mx.array(tokens[None, :-1]))[0]
-            total = total + nn.losses.cross_entropy(logits_LV, mx.array(tokens[1:])).sum()
-        return total
-
-    total, gradients = nn.value_and_grad(model, loss)(model)
-    return total.item(), dict(tree_flatten(gradients))
-
-
 def assert_right(
     model: nn.Module, gradients: Gradients, data: FakeRows, make: Callable[..., Batch] = make_batch
 ) -> None:
-    expected_loss, expected = plain(model, data)
-    loss, tree = gradients.loss_and_gradients(make(data, (0, 1, 2), Shape(4)))
-    found = dict(tree_flatten(tree))
-    assert loss.item() == pytest.approx(expected_loss, rel=1e-5)
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        error, size = (np.abs(np.array(each)).max() for each in (found[name] - array, array))
-        assert error <= 1e-3 * size, (name, error / size)
+    assert_agrees(gradients, make(data, (0, 1, 2), Shape(4)), *plain_gradients(model, data))
 
 
 class Branched(llama.MLP):

@@ -10,28 +10,16 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.dora import DoRALinear as MlxLmDoRALinear
-from mlx_lm.tuner.utils import load_adapters as mlx_lm_load_adapters
 
 from mlxmath.config.schema import LoraConfig
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.models.lora.adapter import adapter_config, load_adapter, save_config, save_weights
+from mlxmath.models.lora.adapter import load_adapter
 from mlxmath.models.lora.inject import adapter_arrays, inject, open_blocks
 from mlxmath.models.lora.layers import DoRALinear, LoRALinear
 from tests.conftest import make_tiny_llama
+from tests.models.adapted import assert_served, linear, randomize, reconfigured, save, weight_of
 
 TOKENS = mx.array([[1, 2, 3, 4, 5]])
-
-
-def randomize(model: nn.Module) -> None:
-    """Move everything that trains."""
-    mx.random.seed(3)
-    arrays = {name: a + mx.random.normal(a.shape) * 0.1 for name, a in adapter_arrays(model).items()}
-    model.load_weights(list(arrays.items()), strict=False)
-
-
-def save(folder: Path, model: nn.Module, config: LoraConfig, **more: Any) -> None:
-    save_config(folder, adapter_config(config, **more))
-    save_weights(folder / "adapters.safetensors", model)
 
 
 def dora_layer(base: nn.Module, **more: Any) -> DoRALinear:
@@ -41,29 +29,19 @@ def dora_layer(base: nn.Module, **more: Any) -> DoRALinear:
     return layer
 
 
-def dora_by_hand(layer: DoRALinear, weight: np.ndarray, x: np.ndarray) -> np.ndarray:
-    a, b, m = (np.array(t, np.float64) for t in (layer.lora_a, layer.lora_b, layer.m))
-    adapted = weight.astype(np.float64) + 1.5 * (a @ b).T
+def dora_by_hand(layer: DoRALinear, x: mx.array) -> np.ndarray:
+    weight, a, b, m = (np.array(t, np.float64) for t in (weight_of(layer.linear), layer.lora_a, layer.lora_b, layer.m))
+    adapted = weight + 1.5 * (a @ b).T
     bias = np.array(layer.linear.bias) if "bias" in layer.linear else 0
-    return x @ (m[:, None] * adapted / np.linalg.norm(adapted, axis=1, keepdims=True)).T + bias
+    return np.array(x) @ (m[:, None] * adapted / np.linalg.norm(adapted, axis=1, keepdims=True)).T + bias
 
 
+@pytest.mark.parametrize("bits", [None, 4, 8])
 @pytest.mark.parametrize("bias", [False, True])
-def test_dora_is_magnitude_times_direction(bias: bool) -> None:
-    layer = dora_layer(nn.Linear(6, 5, bias=bias))
-    x = mx.random.normal((3, 4, 6))
-    expected = dora_by_hand(layer, np.array(layer.linear.weight), np.array(x))
-    np.testing.assert_allclose(np.array(layer(x)), expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-def test_dora_over_a_quantized_base_is_dora_over_its_dequantized_weight(bits: int) -> None:
-    layer = dora_layer(nn.QuantizedLinear(64, 32, bias=True, group_size=32, bits=bits))
-    base = layer.linear
-    weight = mx.dequantize(base.weight, base.scales, base.biases, group_size=32, bits=bits)
-    x = mx.random.normal((3, 64))
-    expected = dora_by_hand(layer, np.array(weight), np.array(x))
-    np.testing.assert_allclose(np.array(layer(x)), expected, rtol=1e-3, atol=1e-3)
+def test_dora_is_magnitude_times_direction(bits: int | None, bias: bool) -> None:
+    layer = dora_layer(linear(bits, bias=bias))
+    x = mx.random.normal((3, 4, 64))
+    np.testing.assert_allclose(np.array(layer(x)), dora_by_hand(layer, x), rtol=1e-4, atol=1e-3 if bits else 1e-5)
 
 
 @pytest.mark.parametrize("quantized", [False, True])
@@ -87,25 +65,12 @@ def test_dora_gradients_are_mlx_lms(quantized: bool) -> None:
         np.testing.assert_allclose(np.array(our_gradients[name]), np.array(their_gradients[name]), rtol=2e-3, atol=2e-3)
 
 
-def test_a_new_dora_layer_is_its_base_and_stays_float32_over_a_16_bit_base() -> None:
-    base = nn.Linear(16, 8)
-    base.weight = mx.concatenate([base.weight[:-1], mx.zeros((1, 16))])  # a dead output
-    x = mx.random.normal((2, 16))
-    assert mx.array_equal(DoRALinear(base, 4, 2.0)(x), base(x))
-    base.set_dtype(mx.bfloat16)
-    layer = DoRALinear(base, 4, 2.0)
-    assert layer.m.dtype == layer.lora_a.dtype == mx.float32
-    assert layer(x.astype(mx.bfloat16)).dtype == mx.bfloat16
-
-
 def test_dora_dropout_acts_on_the_adapter_only() -> None:
     layer = dora_layer(nn.Linear(6, 5, bias=False), dropout=0.5)
     layer.lora_b = mx.zeros((3, 5))
     layer.train()
     x = mx.random.normal((50, 6))
-    np.testing.assert_allclose(
-        np.array(layer(x)), dora_by_hand(layer, np.array(layer.linear.weight), np.array(x)), rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(np.array(layer(x)), dora_by_hand(layer, x), rtol=1e-4, atol=1e-5)
 
 
 def test_only_a_b_and_m_train() -> None:
@@ -135,9 +100,7 @@ def test_the_recorded_scale_is_restored_exactly(tmp_path: Path, scale: float) ->
     config = LoraConfig(rank=7)
     model = make_tiny_llama()
     save(tmp_path, model, config, keys=inject(model, config).keys)
-    record = json.loads((tmp_path / "adapter_config.json").read_text())
-    record["lora_parameters"]["scale"] = scale
-    (tmp_path / "adapter_config.json").write_text(json.dumps(record))
+    reconfigured(tmp_path, lambda record: record["lora_parameters"].update(scale=scale))
     again = make_tiny_llama()
     load_adapter(again, tmp_path)
     found = [m.scale.item() for _, m in again.named_modules() if isinstance(m, LoRALinear)]
@@ -165,12 +128,7 @@ def test_the_folder_loads_in_mlx_lm_with_the_same_output(tmp_path: Path, variant
     injected = inject(ours, config)
     randomize(ours)
     save(tmp_path, ours, config, keys=injected.keys)
-    theirs = mlx_lm_load_adapters(make(), str(tmp_path))
-    again = make()
-    load_adapter(again, tmp_path)
-    assert not mx.allclose(ours(TOKENS), make()(TOKENS), atol=1e-3)
-    assert mx.array_equal(again(TOKENS), ours(TOKENS))
-    np.testing.assert_allclose(np.array(theirs(TOKENS)), np.array(ours(TOKENS)), rtol=1e-4, atol=1e-4)
+    assert_served(tmp_path, make, ours, TOKENS)
 
 
 @pytest.mark.parametrize(("num_layers", "blocks"), [(-1, {"0", "1"}), (1, {"1"}), (9, {"0", "1"})])
@@ -196,11 +154,7 @@ def test_full_loads_in_mlx_lm_and_here_with_the_same_output(tmp_path: Path, num_
     save(tmp_path, ours, LoraConfig(num_layers=num_layers), keys=injected.keys, full=True)
     record = json.loads((tmp_path / "adapter_config.json").read_text())
     assert record == {"fine_tune_type": "full", "num_layers": num_layers}
-    theirs = mlx_lm_load_adapters(make_tiny_llama(), str(tmp_path))
-    again = make_tiny_llama()
-    load_adapter(again, tmp_path)
-    assert mx.array_equal(again(TOKENS), ours(TOKENS)) and mx.array_equal(theirs(TOKENS), ours(TOKENS))
-    assert not mx.allclose(ours(TOKENS), make_tiny_llama()(TOKENS), atol=1e-3)
+    assert_served(tmp_path, make_tiny_llama, ours, TOKENS, 0)
 
 
 def test_full_keeps_the_type_of_a_16_bit_model(tmp_path: Path) -> None:
@@ -227,13 +181,4 @@ def test_full_refuses_a_quantized_model_and_a_missing_tensor(tmp_path: Path) -> 
     del arrays["model.layers.1.mlp.up_proj.weight"]
     mx.save_safetensors(str(tmp_path / "adapters.safetensors"), arrays)
     with pytest.raises(MlxmathError, match=r"model\.layers\.1\.mlp\.up_proj\.weight is missing"):
-        load_adapter(make_tiny_llama(), tmp_path)
-
-
-def test_an_unknown_kind_of_adapter_is_named(tmp_path: Path) -> None:
-    model, config = make_tiny_llama(), LoraConfig(rank=4)
-    save(tmp_path, model, config, keys=inject(model, config).keys)
-    record = json.loads((tmp_path / "adapter_config.json").read_text())
-    (tmp_path / "adapter_config.json").write_text(json.dumps(record | {"fine_tune_type": "vera"}))
-    with pytest.raises(MlxmathError, match=r"'vera' is not supported; expected lora, dora or full"):
         load_adapter(make_tiny_llama(), tmp_path)

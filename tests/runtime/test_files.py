@@ -15,24 +15,24 @@ import pytest
 
 from mlxmath.config.schema import ModelConfig
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.runtime import files
+from mlxmath.runtime import files, locks
 from mlxmath.runtime.files import (
     atomic_file,
     atomic_folder,
     atomic_write,
-    locked,
     remove_leftovers,
     sealed_json,
     this_host,
     unsealed_json,
 )
+from mlxmath.runtime.locks import locked
 from mlxmath.weights.convert import ensure_model
 from tests.helpers import ENVIRONMENT
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from mlxmath.runtime import files
+from mlxmath.runtime import files, locks
 path = Path(sys.argv[2])
 if sys.argv[1] == "file":
     with files.atomic_file(path) as file:
@@ -170,7 +170,7 @@ def test_a_name_that_leads_out_of_its_folder_is_refused(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from mlxmath.runtime.files import locked
+from mlxmath.runtime.locks import locked
 with locked(Path(sys.argv[1]), "--out", "mlxmath train"):
     print("held", flush=True)
     time.sleep(60)
@@ -206,7 +206,7 @@ def test_a_folder_in_which_nothing_came_about_goes_again(tmp_path: Path) -> None
 def test_a_lock_file_that_its_holder_removes_just_then_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = files.fcntl.flock, []
+    real, calls = locks.fcntl.flock, []
 
     def flock(file: Any, how: int) -> None:
         real(file, how)
@@ -214,7 +214,7 @@ def test_a_lock_file_that_its_holder_removes_just_then_is_made_again(
         if len(calls) == 1:
             (tmp_path / ".lock").unlink()
 
-    monkeypatch.setattr(files.fcntl, "flock", flock)
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
     with locked(tmp_path, "--out", "mlxmath x"):
         assert len(calls) == 2 and calls[0].closed
         with pytest.raises(InputError, match="in use"), locked(tmp_path, "--out", "mlxmath x"):
@@ -227,7 +227,7 @@ def test_where_there_are_no_locks_a_note_says_so(
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
     with locked(tmp_path, "--out", "mlxmath x"):
         assert f"{tmp_path} cannot be locked (No locks available)" in capsys.readouterr().err
 

@@ -6,7 +6,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, Pipe
 
@@ -19,6 +20,8 @@ from mlxmath.runtime.heartbeat import END, Heartbeat
 from mlxmath.runtime.ranks import Ranks
 from tests.helpers import ENVIRONMENT
 
+OTHERS = ThreadPoolExecutor()
+"""In which other ranks vote meanwhile."""
 NAMES = ("rank 0 (a)", "rank 1 (b)", "rank 2 (c)")
 HOLDS = "ctypes.PyDLL(None).sleep(30)"
 """Runs no Python for half a minute, as loading a library may."""
@@ -41,13 +44,17 @@ def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
+def pair(say: Callable[[str], None]) -> tuple[Heartbeat, Heartbeat]:
+    one, other = Pipe()
+    return Heartbeat(0, NAMES[:2], {1: one}, say), Heartbeat(1, NAMES[:2], {0: other}, say)
+
+
 @pytest.fixture
 def ends(exits: list[int]) -> Iterator[tuple[Heartbeat, Heartbeat]]:
     before = set(psutil.Process().children())
-    one, other = Pipe()
-    pair = Heartbeat(0, NAMES[:2], {1: one}, say), Heartbeat(1, NAMES[:2], {0: other}, say)
-    yield pair
-    close(pair)
+    both = pair(say)
+    yield both
+    close(both)
     time.sleep(0.2)  # who lost somebody calls os._exit after the time of grace
     assert not [thread for thread in threading.enumerate() if thread.name == "heartbeat"]
     assert set(psutil.Process().children()) <= before
@@ -55,11 +62,7 @@ def ends(exits: list[int]) -> Iterator[tuple[Heartbeat, Heartbeat]]:
 
 def close(ends: Sequence[Heartbeat]) -> None:
     """All at once."""
-    threads = [threading.Thread(target=each.close) for each in ends]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    list(OTHERS.map(Heartbeat.close, ends))
     for each in ends:
         if each.lost:
             each._watchdog.kill()  # it would wait for this process to end
@@ -67,33 +70,23 @@ def close(ends: Sequence[Heartbeat]) -> None:
         each._thread.join(5)
 
 
-def vote_of_other(end: Heartbeat, name: str, flags: int = 0) -> tuple[threading.Thread, list[int | None]]:
-    found: list[int | None] = []
-    thread = threading.Thread(target=lambda: found.append(end.vote(name, flags)))
-    thread.start()
-    return thread, found
-
-
 @pytest.mark.parametrize("late", [0, 1])
 def test_all_get_every_bit_and_wait_for_the_last(
     ends: tuple[Heartbeat, Heartbeat], late: int, exits: list[int]
 ) -> None:
     for number in range(3):
-        thread, found = vote_of_other(ends[1 - late], f"vote {number}", 4)
+        other = OTHERS.submit(ends[1 - late].vote, f"vote {number}", 4)
         time.sleep(0.02)
-        assert not found
-        assert ends[late].vote(f"vote {number}", number) == 4 | number
-        thread.join(5)
-        assert found == [4 | number]
+        assert not other.done()
+        assert ends[late].vote(f"vote {number}", number) == other.result(5) == 4 | number
     assert exits == []
 
 
 def test_ranks_at_different_places_are_told_so(ends: tuple[Heartbeat, Heartbeat], exits: list[int]) -> None:
-    thread, found = vote_of_other(ends[1], "window")
+    other = OTHERS.submit(ends[1].vote, "window")
     assert ends[0].vote("validation") is None
     assert ends[0].lost == "the ranks are out of step: rank 0 at 'validation', rank 1 at 'window'"
-    thread.join(5)
-    assert found == [None] and ends[1].lost == ends[0].lost
+    assert other.result(5) is None and ends[1].lost == ends[0].lost
     time.sleep(0.2)
     assert exits == [1, 1]
 
@@ -141,11 +134,10 @@ def test_silence_is_a_loss_and_work_is_not(monkeypatch: pytest.MonkeyPatch, exit
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_after_the_end_nobody_is_missed(ends: tuple[Heartbeat, Heartbeat], exits: list[int], first: int) -> None:
-    thread, found = vote_of_other(ends[1], END)
+    other = OTHERS.submit(ends[1].vote, END)
     assert ends[0].vote(END) == 0
     ends[first].close()
-    thread.join(5)
-    assert found == [0]
+    assert other.result(5) == 0
     time.sleep(0.3)
     assert exits == []
 
@@ -161,17 +153,16 @@ def test_alone_nothing_is_exchanged() -> None:
 
 def test_the_first_rank_says_for_whom_it_waits(exits: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "LATE_S", 0.1)
-    one, other = Pipe()
     said: list[str] = []
-    ends = Heartbeat(0, NAMES[:2], {1: one}, said.append), Heartbeat(1, NAMES[:2], {0: other}, said.append)
-    thread, found = vote_of_other(ends[0], "window")
+    ends = pair(said.append)
+    other = OTHERS.submit(ends[0].vote, "window")
     end = time.monotonic() + 20
     while not said and time.monotonic() < end:
         time.sleep(0.02)
     ends[1].vote("window")
-    thread.join(5)
+    assert other.result(5) == 0
     close(ends)
-    assert found == [0] and said == ["still waiting for rank 1 (b) (window)"]
+    assert said == ["still waiting for rank 1 (b) (window)"]
 
 
 def test_a_loss_is_told_at_once_while_the_watchdog_sees_to_the_others(exits: list[int]) -> None:

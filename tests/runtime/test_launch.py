@@ -5,13 +5,15 @@ import json
 import os
 import socket
 import struct
-import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mlxmath import __version__
 from mlxmath.commands import options
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime import heartbeat, launch
@@ -21,6 +23,7 @@ from mlxmath.runtime.ranks import join
 from tests.runtime.launch import free_port
 
 VERSIONS = {"mlxmath": "1"}
+THREADS = ThreadPoolExecutor()
 
 
 def launches(size: int = 2) -> list[Launch]:
@@ -28,19 +31,16 @@ def launches(size: int = 2) -> list[Launch]:
     return [Launch("ring", rank, size, ("127.0.0.1",) * size, port, "secret") for rank in range(size)]
 
 
-def met(launch: Launch, versions: dict[str, str] = VERSIONS) -> tuple[threading.Thread, list[Any]]:
-    """`meet` in a thread: what it returned, or its error's text."""
-    found: list[Any] = []
+def met(launch: Launch, versions: dict[str, str] = VERSIONS) -> "Future[Any]":
+    """`meet` in a thread: what it returns, or its error's text."""
 
-    def run() -> None:
+    def run() -> Any:
         try:
-            found.append(meet(launch, f"host {launch.rank}", versions))
+            return meet(launch, f"host {launch.rank}", versions)
         except MlxmathError as error:
-            found.append(str(error))
+            return str(error)
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread, found
+    return THREADS.submit(run)
 
 
 def framed(said: bytes) -> bytes:
@@ -81,16 +81,15 @@ def test_all_find_each_other_and_strangers_are_turned_away() -> None:
         )
     ]
     others = [met(rank) for rank in ranks[1:]]
-    for thread, _ in (first, *others):
-        thread.join(5)
-    hosts, connections = first[1][0]
+    hosts, connections = first.result(5)
     assert hosts == ("host 0", "host 1", "host 2") and sorted(connections) == [1, 2]
-    for rank, (_, found) in enumerate(others, 1):
-        assert found[0][0] == hosts
-        found[0][1][0].send_bytes(b"a vote")
+    for rank, other in enumerate(others, 1):
+        told, (connection,) = other.result(5)[0], other.result()[1].values()
+        assert told == hosts
+        connection.send_bytes(b"a vote")
         assert connections[rank].recv_bytes() == b"a vote"
         connections[rank].close()
-        found[0][1][0].close()
+        connection.close()
     for each in wrong:
         with contextlib.suppress(ConnectionResetError):
             assert each.recv(1) == b""
@@ -100,9 +99,7 @@ def test_all_find_each_other_and_strangers_are_turned_away() -> None:
 def test_other_versions_are_refused_on_all_ranks() -> None:
     ranks = launches(3)
     runs = [met(ranks[0]), met(ranks[1]), met(ranks[2], {"mlxmath": "2"})]
-    for thread, found in runs:
-        thread.join(5)
-        assert "mlxmath is 2 on rank 2 (host 2) and 1 on rank 0 (host 0)" in found[0]
+    assert all("mlxmath is 2 on rank 2 (host 2) and 1 on rank 0 (host 0)" in run.result(5) for run in runs)
 
 
 def test_who_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -110,23 +107,19 @@ def test_who_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch, capsys: Any
     monkeypatch.setattr(launch, "NOTICE_S", 1.0)
     ranks = launches(3)
     runs = [met(rank) for rank in ranks[:2]]
-    for thread, found in runs:
-        thread.join(5)
-        assert found[0].startswith("rank 2 (127.0.0.1): not there within 2 seconds")
+    assert all(run.result(5).startswith("rank 2 (127.0.0.1): not there within 2 seconds") for run in runs)
     assert capsys.readouterr().err == "waiting for rank 2 (127.0.0.1)\n"
-    thread, found = met(ranks[1])
-    thread.join(5)
-    assert found[0].startswith(f"rank 0 (127.0.0.1) is not reached at port {ranks[0].port} within 2 seconds")
+    expected = f"rank 0 (127.0.0.1) is not reached at port {ranks[0].port} within 2 seconds"
+    assert met(ranks[1]).result(5).startswith(expected)
 
 
 def test_who_ends_before_all_are_there_is_named() -> None:
     first = launches(4)[0]
-    thread, found = met(first)
+    run = met(first)
     waiting = stranger(first, introduced(rank=1))
     stranger(first, introduced(rank=3, host="host 3")).close()
-    thread.join(5)
-    assert found == ["rank 3 (host 3) has ended before its time"]
-    assert json.loads(waiting.recv(1000)[4:]) == {"refused": found[0]}
+    assert run.result(5) == "rank 3 (host 3) has ended before its time"
+    assert json.loads(waiting.recv(1000)[4:]) == {"refused": run.result()}
     waiting.close()
 
 
@@ -141,13 +134,12 @@ def test_who_ends_before_all_are_there_is_named() -> None:
 def test_something_else_at_the_port_of_rank_0(said: bytes, message: str) -> None:
     second = launches()[1]
     with socket.create_server(("127.0.0.1", second.port)) as server:
-        thread, found = met(second)
+        run = met(second)
         connection, _ = server.accept()
         connection.recv(1000)
         connection.sendall(said)
         connection.close()
-        thread.join(5)
-    assert message in found[0]
+        assert message in run.result(5)
 
 
 def test_a_port_in_use_is_named() -> None:
@@ -164,32 +156,28 @@ def test_a_backend_that_is_not_there_is_no_group_of_one(monkeypatch: pytest.Monk
     said = {"MLX_RANK": "1", "NCCL_HOST_IP": "127.0.0.1", "NCCL_PORT": str(port), "MLX_WORLD_SIZE": "2"}
     for name, value in said.items():
         monkeypatch.setenv(name, value)
-    other, second = [], launched()
+    second = launched()
     assert second is not None
     first = Launch("nccl", 0, 2, ("127.0.0.1",), second.port, second.run)
     monkeypatch.setattr(heartbeat, "GRACE_S", 0.05)
     monkeypatch.setattr(heartbeat, "KILL_S", 600)
     monkeypatch.setattr(os, "_exit", lambda code: None)
 
-    def be_first() -> None:
-        from importlib import metadata
-
-        from mlxmath import __version__
-
+    def be_first() -> Heartbeat:
         versions = {"mlxmath": __version__, **{name: metadata.version(name) for name in ("mlx", "mlx-lm")}}
         hosts, connections = meet(first, "host", versions)
-        other.append(Heartbeat(0, hosts, connections, print))
-        other[0].vote("forming")
+        found = Heartbeat(0, hosts, connections, print)
+        found.vote("forming")
+        return found
 
-    thread = threading.Thread(target=be_first)
-    thread.start()
+    running = THREADS.submit(be_first)
     with pytest.raises(MlxmathError, match="the nccl backend does not find the other processes"), join():
         raise AssertionError
-    thread.join(5)
+    other = running.result(5)
     time.sleep(0.3)  # the first one has lost the other and would end now
-    other[0].close()
-    other[0]._watchdog.kill()  # it would wait for this process to end
-    other[0]._watchdog.wait()
+    other.close()
+    other._watchdog.kill()  # it would wait for this process to end
+    other._watchdog.wait()
 
 
 def test_every_difference_is_named() -> None:

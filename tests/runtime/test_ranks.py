@@ -17,8 +17,7 @@ from safetensors.numpy import load_file
 
 from mlxmath.training.checkpoint import newest_checkpoint
 from tests.helpers import ENVIRONMENT, command, succeed
-from tests.runtime.launch import free_port, outcome, run_jobs, start_ranks
-from tests.runtime.tiny import write_tiny_model
+from tests.runtime.launch import free_port, outcome, run_jobs, start_ranks, write_tiny_model
 
 TRAIN = (
     "--debug", "--num-examples", "19", "--max-seq-len", "128", "--batch-size", "2", "--grad-accumulation-steps", "2",
@@ -123,10 +122,16 @@ def four(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("ranks", "size"), [("pair", 2), ("four", 4)])
-def test_training_is_that_of_one_process(alone: Path, ranks: str, size: int, request: pytest.FixtureRequest) -> None:
+@pytest.fixture(params=[("pair", 2), ("four", 4)], ids=["pair", "four"])
+def several(request: pytest.FixtureRequest) -> tuple[Path, int]:
+    """A folder, and how many ranks did the jobs there."""
+    name, size = request.param
+    return request.getfixturevalue(name), size
+
+
+def test_training_is_that_of_one_process(alone: Path, several: tuple[Path, int]) -> None:
     ended_well(alone, "train", 1)
-    folder: Path = request.getfixturevalue(ranks)
+    folder, size = several
     said = ended_well(folder, "train", size)["output"]
     assert f"on {size} ranks" in said and "finished at step 30 of 30" in said
     assert largest_difference(adapters(alone), adapters(folder)) < 1e-5
@@ -137,12 +142,9 @@ def test_training_is_that_of_one_process(alone: Path, ranks: str, size: int, req
         np.testing.assert_allclose([e["loss"] for e in one], [e["loss"] for e in other], rtol=1e-4)
 
 
-@pytest.mark.parametrize(("ranks", "size"), [("pair", 2), ("four", 4)])
-def test_reinforcement_learning_is_that_of_one_process(
-    alone: Path, ranks: str, size: int, request: pytest.FixtureRequest
-) -> None:
+def test_reinforcement_learning_is_that_of_one_process(alone: Path, several: tuple[Path, int]) -> None:
     ended_well(alone, "grpo", 1)
-    folder: Path = request.getfixturevalue(ranks)
+    folder, size = several
     ended_well(folder, "grpo", size)
     trained = adapters(alone, "improved").items()
     assert max(float(np.abs(array).max()) for name, array in trained if name.endswith("lora_b")) > 5e-4
@@ -154,18 +156,14 @@ def test_reinforcement_learning_is_that_of_one_process(
     assert [(e["step"], e["accuracy"]) for e in one] == [(e["step"], e["accuracy"]) for e in other]
 
 
-@pytest.mark.parametrize(("ranks", "size"), [("pair", 2), ("four", 4)])
-def test_evaluation_finds_the_same_answers(alone: Path, ranks: str, size: int, request: pytest.FixtureRequest) -> None:
-    compared: Path = request.getfixturevalue(ranks)
-    ended_well(compared, "evaluate", size)
+def test_evaluation_finds_the_same_answers(alone: Path, several: tuple[Path, int]) -> None:
+    ended_well(several[0], "evaluate", several[1])
     one, other = (
         [json.loads(line) for line in (folder / "evaluation_results/asked/samples.jsonl").read_text().splitlines()]
-        for folder in (alone, compared)
+        for folder in (alone, several[0])
     )
-    assert len(one) == 6
-    assert [(s["id"], s["response"], s["correct"]) for s in one] == [
-        (s["id"], s["response"], s["correct"]) for s in other
-    ]
+    names = ("id", "response", "correct")
+    assert len(one) == 6 and [[s[n] for n in names] for s in one] == [[s[n] for n in names] for s in other]
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from mlxmath.config.schema import RuntimeConfig
 from mlxmath.data.batch import Shape
 from mlxmath.data.batching import BatchSampler
 from mlxmath.models import trust
+from mlxmath.models.kernels import kernels_for
 from mlxmath.models.kernels.portable import PortableKernels
-from mlxmath.models.kernels.select import kernels_for
 from mlxmath.models.load import suit
 from mlxmath.models.lora.inject import inject
 from mlxmath.models.measured import Measured

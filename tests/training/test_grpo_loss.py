@@ -12,7 +12,7 @@ from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import PortableKernels
 from mlxmath.models.linear_ce import linear_logprobs
 from mlxmath.training.grpo.loss import group_advantages
-from tests.models.heads import D, N, V, heads
+from tests.models.adapted import D, N, V, heads
 from tests.training.grpo_case import BATCH_SIZE, LENGTH, LENGTHS, LOSSES, ROWS, TRUNCATED, VOCABULARY, case, ours
 
 

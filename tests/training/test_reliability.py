@@ -11,7 +11,7 @@ import pytest
 
 import mlxmath
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.runtime.files import locked
+from mlxmath.runtime.locks import locked
 from mlxmath.training.record import EARLIER_WEIGHTS
 from tests.data.material import write_lines
 from tests.helpers import events

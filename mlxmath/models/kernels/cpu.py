@@ -17,17 +17,19 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.kernels.portable import Kernels
 from mlxmath.runtime.blas import blas_is_missing, num_usable_cores
 
 _BLOCK = 1 << 15
 """Elements a thread works on at a time: a few such blocks fit into a core's second-level cache."""
 
 Floats = NDArray[np.float32]
+_MLX = Kernels()
+"""For other types than float32."""
 
 
-class CpuKernels:
-    """See `Kernels`.
+class CpuKernels(Kernels):
+    """In float32; other types take MLX's own operations.
 
     Args:
         num_cores: cores to use at once (default: all).
@@ -37,7 +39,6 @@ class CpuKernels:
 
     def __init__(self, num_cores: int | None = None) -> None:
         self._num_cores = num_cores or num_usable_cores()
-        self._portable = PortableKernels()
 
     def _parallel(self, work: Callable[[int, int], None], count: int, block: int) -> None:
         """Call `work(start, stop)` over range(count) in blocks, an even share on each core."""
@@ -56,7 +57,7 @@ class CpuKernels:
     def swiglu(self, gate_BLF: mx.array, up_BLF: mx.array) -> mx.array:
         """Four passes over a block while it is in the cache."""
         if _others(gate_BLF, up_BLF):
-            return self._portable.swiglu(gate_BLF, up_BLF)
+            return _MLX.swiglu(gate_BLF, up_BLF)
         g, u = (memory.reshape(-1) for memory in views(gate_BLF, up_BLF))
         out = np.empty_like(g)
 
@@ -73,7 +74,7 @@ class CpuKernels:
     def swiglu_backward(self, gate_BLF: mx.array, up_BLF: mx.array, d_BLF: mx.array) -> tuple[mx.array, mx.array]:
         """Both gradients while a block is in the cache."""
         if _others(gate_BLF, up_BLF, d_BLF):
-            return self._portable.swiglu_backward(gate_BLF, up_BLF, d_BLF)
+            return _MLX.swiglu_backward(gate_BLF, up_BLF, d_BLF)
         g, u, d = (memory.reshape(-1) for memory in views(gate_BLF, up_BLF, d_BLF))
         d_gate, d_up = np.empty_like(g), np.empty_like(g)
 
@@ -98,7 +99,7 @@ class CpuKernels:
     ) -> tuple[mx.array, mx.array]:
         """Softmax in place between two matrix products; the rows' log-sums are kept, the probabilities are not."""
         if _others(q_BHLD, k_BKLD, v_BKLD):
-            return self._portable.attention(q_BHLD, k_BKLD, v_BKLD, scale, mask)
+            return _MLX.attention(q_BHLD, k_BKLD, v_BKLD, scale, mask)
         length = q_BHLD.shape[2]
         scores = _scores(q_BHLD, k_BKLD, scale)
         log_sums = np.empty(scores.shape[:-1], np.float32)
@@ -132,7 +133,7 @@ class CpuKernels:
     ) -> tuple[mx.array, mx.array, mx.array]:
         """dS = P ∘ (dO vᵀ − rowsum(dO ∘ O)), with P = exp(S − log-sums) computed again."""
         if _others(q_BHLD, k_BKLD, v_BKLD, d_BHLD):
-            return self._portable.attention_backward(q_BHLD, k_BKLD, v_BKLD, scale, mask, output, d_BHLD)
+            return _MLX.attention_backward(q_BHLD, k_BKLD, v_BKLD, scale, mask, output, d_BHLD)
         length = q_BHLD.shape[2]
         d_stacked = _stacked(d_BHLD, k_BKLD)
         probabilities = _scores(q_BHLD, k_BKLD, scale)

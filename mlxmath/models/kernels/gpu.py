@@ -11,7 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.kernels.portable import Kernels
 
 NUM_THREADS = 256
 """Threads that share a row."""
@@ -81,7 +81,7 @@ _LANGUAGES = {
 }
 
 
-class GpuKernels(PortableKernels):
+class GpuKernels(Kernels):
     """MLX's operations, but for `softmax_gradient`.
 
     Args:
@@ -127,7 +127,7 @@ def works(kernels: GpuKernels) -> bool:
     logits_NV = mx.random.normal((3, 1000), key=mx.random.key(0)) * 5
     targets_N, weights_N = mx.array([0, 999, 17]), mx.array([1.0, 0.5, 0.0])
     for soft_cap in (None, 4.0):
-        expected = PortableKernels().softmax_gradient(logits_NV, targets_N, weights_N, soft_cap)
+        expected = Kernels().softmax_gradient(logits_NV, targets_N, weights_N, soft_cap)
         try:
             found = kernels.softmax_gradient(logits_NV, targets_N, weights_N, soft_cap)
             mx.eval(found)

@@ -1,32 +1,37 @@
-"""The kernels' interface, and the kernels in MLX's own operations: for every device, and the reference for the others.
+"""The kernels in MLX's own operations: for every device, and the reference for the forms that some devices have.
 
 Shapes: B rows, L positions, H query heads, K key and value heads (H a multiple of K), D head width, F feed-forward
 width, N tokens, V vocabulary.
 """
 
-from typing import Protocol
-
 import mlx.core as mx
 
 
-class PortableKernels:
-    """See `Kernels`."""
+class Kernels:
+    """A device's own form overrides what it computes otherwise."""
 
     compiles = True
+    """Whether they may run inside `mx.compile` and build a graph; if not, they look at values."""
 
     def swiglu(self, gate_BLF: mx.array, up_BLF: mx.array) -> mx.array:
-        """silu(gate) · up."""
+        """silu(gate) · up (Shazeer 2020, arXiv:2002.05202)."""
         return gate_BLF * mx.sigmoid(gate_BLF) * up_BLF
 
     def swiglu_backward(self, gate_BLF: mx.array, up_BLF: mx.array, d_BLF: mx.array) -> tuple[mx.array, mx.array]:
-        """By autodiff."""
+        """d gate = d · up · σ (1 + gate (1 − σ)) and d up = d · gate · σ, with σ = sigmoid(gate): here by autodiff."""
         d_gate, d_up = mx.vjp(self.swiglu, [gate_BLF, up_BLF], [d_BLF])[1]
         return d_gate, d_up
 
     def attention(
         self, q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float, mask: mx.array | None
     ) -> tuple[mx.array, mx.array]:
-        """MLX's fused attention where the device has it."""
+        """softmax(scale · q kᵀ) v where `mask` (1 or B, 1, L, keys) is True; causal if it is None.
+
+        With a mask there may be more keys than queries. Here it is MLX's fused attention where the device has it.
+
+        Returns:
+            The result (B, H, L, D), and what the backward pass needs besides the arguments.
+        """
         out_BHLD = mx.fast.scaled_dot_product_attention(
             q_BHLD, k_BKLD, v_BKLD, scale=scale, mask="causal" if mask is None else mask
         )
@@ -42,7 +47,7 @@ class PortableKernels:
         output: tuple[mx.array, mx.array],  # noqa: ARG002 (autodiff computes it again)
         d_BHLD: mx.array,
     ) -> tuple[mx.array, mx.array, mx.array]:
-        """By autodiff."""
+        """The gradients of q, k and v (Dao et al. 2022, arXiv:2205.14135, appendix B): here by autodiff."""
         d_q, d_k, d_v = mx.vjp(
             lambda q, k, v: self.attention(q, k, v, scale, mask)[0], [q_BHLD, k_BKLD, v_BKLD], [d_BHLD]
         )[1]
@@ -51,7 +56,19 @@ class PortableKernels:
     def softmax_gradient(
         self, logits_NV: mx.array, targets_N: mx.array, weights_N: mx.array, soft_cap: float | None
     ) -> tuple[mx.array, mx.array]:
-        """softmax(logits) − onehot(target), times the weight; times 1 − (logits / cap)² under a cap."""
+        """Cross-entropy and its gradient in one pass over the logits, in float32.
+
+        The gradient is (softmax(logits) − onehot(target)) · weight, times 1 − (logits / cap)² under a cap.
+
+        Args:
+            logits_NV: before the cap. They may be overwritten.
+            targets_N: token ids.
+            weights_N: a factor for each token's loss.
+            soft_cap: logits become cap · tanh(logits / cap) first (Gemma 2, arXiv:2408.00118).
+
+        Returns:
+            weight · loss of each token (N,), and d Σ weight · loss / d logits (N, V).
+        """
         logits_NV = logits_NV.astype(mx.float32)
         if soft_cap is not None:
             logits_NV = soft_cap * mx.tanh(logits_NV / soft_cap)
@@ -65,52 +82,5 @@ class PortableKernels:
         return losses_N, gradient_NV
 
 
-class Kernels(Protocol):
-    """The operations of a training step that have a form of their own on some device."""
-
-    compiles: bool
-    """Whether they may run inside `mx.compile` and build a graph; if not, they look at values."""
-
-    def swiglu(self, gate_BLF: mx.array, up_BLF: mx.array) -> mx.array:
-        """silu(gate) · up (Shazeer 2020, arXiv:2002.05202)."""
-
-    def swiglu_backward(self, gate_BLF: mx.array, up_BLF: mx.array, d_BLF: mx.array) -> tuple[mx.array, mx.array]:
-        """d gate = d · up · σ (1 + gate (1 − σ)) and d up = d · gate · σ, with σ = sigmoid(gate)."""
-
-    def attention(
-        self, q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float, mask: mx.array | None
-    ) -> tuple[mx.array, mx.array]:
-        """softmax(scale · q kᵀ) v where `mask` (1 or B, 1, L, keys) is True; causal if it is None.
-
-        With a mask there may be more keys than queries.
-
-        Returns:
-            The result (B, H, L, D), and what the backward pass needs besides the arguments.
-        """
-
-    def attention_backward(
-        self,
-        q_BHLD: mx.array,
-        k_BKLD: mx.array,
-        v_BKLD: mx.array,
-        scale: float,
-        mask: mx.array | None,
-        output: tuple[mx.array, mx.array],
-        d_BHLD: mx.array,
-    ) -> tuple[mx.array, mx.array, mx.array]:
-        """The gradients of q, k and v (Dao et al. 2022, arXiv:2205.14135, appendix B)."""
-
-    def softmax_gradient(
-        self, logits_NV: mx.array, targets_N: mx.array, weights_N: mx.array, soft_cap: float | None
-    ) -> tuple[mx.array, mx.array]:
-        """Cross-entropy and its gradient in one pass over the logits, in float32.
-
-        Args:
-            logits_NV: before the cap. They may be overwritten.
-            targets_N: token ids.
-            weights_N: a factor for each token's loss.
-            soft_cap: logits become cap · tanh(logits / cap) first (Gemma 2, arXiv:2408.00118).
-
-        Returns:
-            weight · loss of each token (N,), and d Σ weight · loss / d logits (N, V).
-        """
+PortableKernels = Kernels
+"""Where these and no device's own are meant."""

@@ -1,3 +1,0 @@
-from mlxmath.runtime.blas import preload
-
-preload()

@@ -1,7 +1,5 @@
 """The adapter folder: written so that mlx_lm reads it, read so that nothing wrong passes."""
 
-import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +8,11 @@ import mlx.nn as nn
 
 from mlxmath.config.schema import LoraConfig
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.models.checks import check_finite
 from mlxmath.models.lm_head import add_score_head
+from mlxmath.models.load import check_finite
+from mlxmath.models.lora.form import Form, differences
 from mlxmath.models.lora.inject import adapter_arrays, open_blocks, put_adapters
-from mlxmath.models.lora.targets import Targets, resolve_keys
+from mlxmath.models.lora.targets import resolve_keys
 from mlxmath.runtime.files import atomic_file, atomic_json, read_json
 from mlxmath.weights.manifest import same_weights
 
@@ -21,78 +20,7 @@ WEIGHTS = "adapters.safetensors"
 CONFIG = "adapter_config.json"
 REWARD_MODEL = "reward_model"
 """Key of adapter_config.json: true if the weights hold a score head too."""
-_MAX_RANK = 65_536
-_MAX_SCALE = 1e6
 _PEFT = ("adapter_model.safetensors", "adapter_model.bin")
-
-
-@dataclass(frozen=True)
-class Form:
-    """What adapter_config.json says of an adapter's arrays."""
-
-    kind: str
-    """mlx_lm's fine_tune_type: "lora", "dora" or "full"."""
-    num_layers: int
-    """The last N blocks; -1 or 0: all."""
-    rank: int = 0
-    scale: float = 0.0
-    dropout: float = 0.0
-    keys: tuple[str, ...] | None = None
-    """None, as mlx_lm leaves it by default: every layer of the blocks."""
-
-    @classmethod
-    def of(cls, record: Any, path: Path) -> "Form":
-        """Out of a parsed adapter_config.json.
-
-        Raises:
-            MlxmathError: something is missing, of another type or beyond all sense.
-        """
-        kind = _value(record, "fine_tune_type", path, str, default="lora")
-        if kind not in ("lora", "dora", "full"):
-            raise MlxmathError(f"{path}: fine_tune_type {kind!r} is not supported; expected lora, dora or full.")
-        num_layers = _value(record, "num_layers", path, int, default=-1 if kind == "full" else None)
-        if kind == "full":
-            return cls(kind, num_layers)
-        parameters = _value(record, "lora_parameters", path, dict)
-        rank = _value(parameters, "rank", path, int)
-        scale = _value(parameters, "scale", path, float)
-        dropout = _value(parameters, "dropout", path, float, default=0.0)
-        keys = parameters.get("keys")
-        if not 1 <= rank <= _MAX_RANK:
-            raise _senseless(path, "rank", f"a whole number from 1 to {_MAX_RANK:,}", rank)
-        if not abs(scale) <= _MAX_SCALE:
-            raise _senseless(path, "scale", f"a number of at most {_MAX_SCALE:,.0f}", scale)
-        if not 0 <= dropout < 1:
-            raise _senseless(path, "dropout", "a number from 0 to below 1", dropout)
-        if keys is not None and not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
-            raise _senseless(path, "keys", "a list of layers' names", keys)
-        return cls(kind, num_layers, rank, scale, dropout, None if keys is None else tuple(keys))
-
-    def targets(self, model: nn.Module) -> Targets:
-        """The layers of a base model that have adapters."""
-        return resolve_keys(model, self.keys, self.num_layers)
-
-
-def _value(table: Any, name: str, path: Path, kind: type, default: Any = None) -> Any:
-    """A value of a configuration, its type checked; whole numbers are numbers too."""
-    if not isinstance(table, dict):
-        raise _senseless(path, "it", "a table", table)
-    value = table.get(name, default)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1e30:
-        value = float(value)
-    is_right = isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
-    if not is_right or (isinstance(value, float) and not math.isfinite(value)):
-        expected = {str: "text", int: "a whole number", float: "a finite number", dict: "a table"}[kind]
-        raise _senseless(path, name, expected, value if name in table else "nothing")
-    return value
-
-
-def _senseless(path: Path, name: str, expected: str, found: Any) -> MlxmathError:
-    shown = repr(found)
-    return MlxmathError(
-        f"{path} is not an adapter configuration: {name}: expected {expected}; found "
-        f"{shown if len(shown) <= 60 else shown[:60] + '...'}."
-    )
 
 
 def adapter_config(config: LoraConfig, keys: tuple[str, ...], *, full: bool = False, **extra: Any) -> dict[str, Any]:
@@ -110,15 +38,12 @@ def adapter_config(config: LoraConfig, keys: tuple[str, ...], *, full: bool = Fa
         "fine_tune_type": config.variant,
         "num_layers": config.num_layers,
         "lora_parameters": {
-            "rank": config.rank,
-            "scale": config.scale,
-            "dropout": config.dropout,
-            "keys": list(keys),
+            "rank": config.rank, "scale": config.scale, "dropout": config.dropout, "keys": list(keys),
         },
         "lora_alpha": config.alpha,
         "use_rslora": config.rslora,
         **extra,
-    }
+    }  # fmt: skip
 
 
 def save_weights(path: Path, model: nn.Module) -> None:
@@ -197,12 +122,10 @@ def read_reward_model(folder: Path, base_fingerprint: str | None = None) -> dict
 
 
 def _read(folder: Path, base_fingerprint: str | None) -> dict[str, Any]:
-    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
-        if found := _of_peft(folder):
-            raise MlxmathError(found)
-        absent = CONFIG if not (folder / CONFIG).is_file() else WEIGHTS
+    if absent := _absent(folder):
         raise MlxmathError(
-            f"{folder} holds no adapter: {absent} is missing. Train one (`mlxmath train`), name another folder "
+            _of_peft(folder)
+            or f"{folder} holds no adapter: {absent} is missing. Train one (`mlxmath train`), name another folder "
             "with --adapter-path, or ask the base model with --no-adapter."
         )
     record = read_config(folder)
@@ -215,12 +138,15 @@ def _read(folder: Path, base_fingerprint: str | None) -> dict[str, Any]:
     return record
 
 
+def _absent(folder: Path) -> str | None:
+    """The first of an adapter's files that is missing in a folder."""
+    return next((name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()), None)
+
+
 def _of_peft(folder: Path) -> str | None:
     """What to say of an adapter in PEFT's form, which neither mlx_lm nor this program reads; None if it is not one."""
     name = next((name for name in _PEFT if (folder / name).is_file()), None)
-    if name is None:
-        return None
-    return (
+    return name and (
         f"{folder} holds an adapter in PEFT's form ({name}), not in mlx_lm's ({WEIGHTS}). Merge it into its base with "
         "PEFT (merge_and_unload, save_pretrained), and give the merged model as --model."
     )
@@ -249,41 +175,18 @@ def load_initial(model: nn.Module, folder: Path, wanted: dict[str, Any]) -> None
         InputError: there is no adapter, or its form is another (every difference is named).
         MlxmathError: a file is damaged, or a tensor missing, extra or misshapen.
     """
-    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
-        if theirs := _of_peft(folder):
-            raise InputError(f"--init-adapter: {theirs}")
-        raise InputError(f"--init-adapter: {folder} holds no adapter; expected {CONFIG} and {WEIGHTS}.")
+    if _absent(folder):
+        reason = _of_peft(folder) or f"{folder} holds no adapter; expected {CONFIG} and {WEIGHTS}."
+        raise InputError(f"--init-adapter: {reason}")
     found = read_config(folder)
-    differences = _differences(
-        Form.of(found, folder / CONFIG), Form.of(wanted, folder / CONFIG), num_blocks=len(model.layers)
-    )
+    there, here = (Form.of(record, folder / CONFIG) for record in (found, wanted))
+    different = differences(there, here, len(model.layers))
     theirs, ours = found.get("base_fingerprint"), wanted.get("base_fingerprint")
     if theirs is not None and not same_weights(ours, theirs):
-        differences = [f"base_fingerprint is {theirs!r} there and {ours!r} here", *differences]
-    if differences:
-        raise InputError(f"--init-adapter: {folder} does not fit this run: {'; '.join(differences)}.")
+        different = [f"base_fingerprint is {theirs!r} there and {ours!r} here", *different]
+    if different:
+        raise InputError(f"--init-adapter: {folder} does not fit this run: {'; '.join(different)}.")
     load_weights(model, folder / WEIGHTS)
-
-
-def _differences(found: Form, wanted: Form, num_blocks: int) -> list[str]:
-    """What of two forms is not the same; dropout may differ, and where one lists no keys, the arrays will tell."""
-
-    def comparable(form: Form) -> dict[str, Any]:
-        is_all = form.num_layers in (-1, 0) or form.num_layers >= num_blocks
-        values = {"fine_tune_type": form.kind, "num_layers": -1 if is_all else form.num_layers}
-        if form.kind == "full":
-            return values
-        parameters: dict[str, Any] = {"rank": form.rank, "scale": form.scale}
-        if found.keys is not None and wanted.keys is not None:
-            parameters["keys"] = sorted(form.keys or ())
-        return values | {"lora_parameters": parameters}
-
-    theirs, ours = comparable(found), comparable(wanted)
-    return [
-        f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
-        for name in {**theirs, **ours}
-        if theirs.get(name) != ours.get(name)
-    ]
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -326,7 +229,7 @@ def _prepare(model: nn.Module, folder: Path, record: dict[str, Any]) -> None:
     if form.kind == "full":
         open_blocks(model, form.num_layers)
         return
-    targets = form.targets(model)
+    targets = resolve_keys(model, form.keys, form.num_layers)
     if not targets.layers:
         raise MlxmathError(f"{folder / CONFIG}: keys name no layer of this model: {', '.join(form.keys or ())}.")
     if form.kind == "dora" and any(layer.num_experts is not None for layer in targets.layers):

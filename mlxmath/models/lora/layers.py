@@ -10,6 +10,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
+from mlxmath.models.linear import dequantized, packed_of
+
 ADAPTER_PARAMETERS = ("lora_a", "lora_b", "m")
 """Names of the trained arrays of an adapter layer (`m` in DoRA only)."""
 
@@ -33,16 +35,28 @@ def linear_shape(linear: BaseLinear | ExpertLinear) -> tuple[int, int]:
 def dense_weight(linear: BaseLinear) -> mx.array:
     """(O, I): the weight, dequantized if need be."""
     if isinstance(linear, nn.QuantizedLinear):
-        return mx.dequantize(
-            linear.weight,
-            linear.scales,
-            linear.get("biases"),
-            group_size=linear.group_size,
-            bits=linear.bits,
-            mode=linear.mode,
-        )
+        return dequantized(packed_of(linear), linear.group_size, linear.bits, linear.mode)
     weight_OI: mx.array = linear.weight
     return weight_OI
+
+
+def _begin(
+    layer: nn.Module,
+    linear: nn.Module,
+    shape_a: tuple[int, ...],
+    shape_b: tuple[int, ...],
+    scale: float,
+    dropout: float,
+) -> None:
+    """Give an adapter layer its base and its own arrays, which alone train."""
+    bound = 1 / math.sqrt(linear_shape(linear)[0])
+    layer.linear = linear
+    layer.lora_a = mx.random.uniform(-bound, bound, shape_a)
+    layer.lora_b = mx.zeros(shape_b)
+    layer.scale = mx.array(scale, mx.float32)
+    layer.dropout = nn.Dropout(dropout)
+    layer.freeze(recurse=True)
+    layer.unfreeze(keys=list(ADAPTER_PARAMETERS), recurse=False)
 
 
 class LoRALinear(nn.Module):
@@ -58,14 +72,7 @@ class LoRALinear(nn.Module):
     def __init__(self, linear: BaseLinear, rank: int, scale: float, dropout: float = 0.0) -> None:
         super().__init__()
         inputs, outputs = linear_shape(linear)
-        bound = 1 / math.sqrt(inputs)
-        self.linear = linear
-        self.lora_a = mx.random.uniform(-bound, bound, (inputs, rank))
-        self.lora_b = mx.zeros((rank, outputs))
-        self.scale = mx.array(scale, mx.float32)
-        self.dropout = nn.Dropout(dropout)
-        self.freeze(recurse=True)
-        self.unfreeze(keys=list(ADAPTER_PARAMETERS), recurse=False)
+        _begin(self, linear, (inputs, rank), (rank, outputs), scale, dropout)
 
     def __call__(self, x_BLI: mx.array) -> mx.array:
         """Apply the layer; the result (B, L, O) has the base's type.
@@ -126,14 +133,8 @@ class ExpertsLoRALinear(nn.Module):
     def __init__(self, linear: ExpertLinear, rank: int, scale: float, dropout: float = 0.0) -> None:
         super().__init__()
         inputs, outputs = linear_shape(linear)
-        bound = 1 / math.sqrt(inputs)
-        self.linear = linear
-        self.lora_a = mx.random.uniform(-bound, bound, (linear.num_experts, rank, inputs))
-        self.lora_b = mx.zeros((linear.num_experts, outputs, rank))
-        self.scale = mx.array(scale, mx.float32)
-        self.dropout = nn.Dropout(dropout)
-        self.freeze(recurse=True)
-        self.unfreeze(keys=list(ADAPTER_PARAMETERS), recurse=False)
+        experts = linear.num_experts
+        _begin(self, linear, (experts, rank, inputs), (experts, outputs, rank), scale, dropout)
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
         """Apply the layer as a mixture does.

@@ -24,8 +24,7 @@ from mlx.nn.layers.distributed import shard_inplace
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxmath.errors import InputError
-from mlxmath.models.checks import check_finite
-from mlxmath.models.load import Loaded, load_model
+from mlxmath.models.load import Loaded, check_finite, load_model
 from mlxmath.models.lora.adapter import load_adapter
 from mlxmath.models.lora.layers import AdapterLayer, DoRALinear, ExpertsLoRALinear, LoRALinear, linear_shape
 

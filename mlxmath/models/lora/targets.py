@@ -87,13 +87,14 @@ def resolve_targets(model: nn.Module, config: LoraConfig) -> Targets:
         keys = _unique(layer.key for layer in chosen)
         notes.append(f"no --lora-targets are given: {', '.join(keys)} ({_why(keys)})")
         left_out = {obstacle(layer, config) for layer in _in_reach(layers, first) if not layer.is_loadable}
-        for layer in chosen:
-            _insist(layer, config)
+        if reasons := [reason for layer in chosen if (reason := obstacle(layer, config))]:
+            raise InputError(f"{reasons[0]}.")
     else:
         chosen, left_out = _named(config.targets, layers, first, config)
     notes += [f"left out: {reason}" for reason in sorted(filter(None, left_out))]
     notes += _about_experts(_in_reach(layers, first), chosen, config)
-    return Targets(_in_order(layers, chosen), _keys(model, chosen, first), tuple(notes))
+    wanted = set(chosen)
+    return Targets(tuple(each for each in layers if each in wanted), _keys(model, chosen, first), tuple(notes))
 
 
 def resolve_keys(model: nn.Module, keys: Sequence[str] | None, num_layers: int) -> Targets:
@@ -167,11 +168,6 @@ def obstacle(layer: Layer, config: LoraConfig) -> str | None:
     return None
 
 
-def _insist(layer: Layer, config: LoraConfig) -> None:
-    if reason := obstacle(layer, config):
-        raise InputError(f"{reason}.")
-
-
 def _named(
     targets: Iterable[str], layers: list[Layer], first: int, config: LoraConfig
 ) -> tuple[list[Layer], set[str | None]]:
@@ -180,12 +176,12 @@ def _named(
     left_out: set[str | None] = set()
     for target in targets:
         found = _matches(target, layers, first)
-        obstacles = [(layer, obstacle(layer, config)) for layer in found]
-        if not _is_glob(target) or all(reason for _, reason in obstacles):
-            for layer in found:
-                _insist(layer, config)
-        chosen += [layer for layer, reason in obstacles if reason is None]
-        left_out |= {reason for _, reason in obstacles}
+        obstacles = [obstacle(layer, config) for layer in found]
+        reasons = [reason for reason in obstacles if reason]
+        if reasons and (not _is_glob(target) or len(reasons) == len(found)):
+            raise InputError(f"{reasons[0]}.")
+        chosen += [layer for layer, reason in zip(found, obstacles, strict=True) if reason is None]
+        left_out |= {*reasons}
     return chosen, left_out
 
 
@@ -212,6 +208,7 @@ def _matches(target: str, layers: list[Layer], first: int) -> list[Layer]:
 def _query_and_value(layers: list[Layer], first: int) -> list[Layer]:
     """Of each mixer (attention, linear attention, state space, ...) the layers that make queries and values."""
     in_reach = [layer for layer in _in_reach(layers, first) if layer.is_loadable]
+    blocks = {layer.path.removesuffix(f".{layer.key}") for layer in in_reach}
     mixers: dict[str, dict[str, Layer]] = {}
     for layer in in_reach:
         if layer.num_experts is None:
@@ -219,7 +216,7 @@ def _query_and_value(layers: list[Layer], first: int) -> list[Layer]:
     chosen: list[Layer] = []
     found: list[str] = []
     for path in sorted(mixers, key=len):
-        if any(path.startswith(f"{outer}.") for outer in found if outer not in _blocks(in_reach)):
+        if any(path.startswith(f"{outer}.") for outer in found if outer not in blocks):
             continue  # part of a mixer: an indexer, a compressor
         if names := _first_names(mixers[path]):
             found.append(path)
@@ -229,10 +226,6 @@ def _query_and_value(layers: list[Layer], first: int) -> list[Layer]:
     if not chosen:
         raise InputError("this model has no layer that an adapter can be put on; --full trains its blocks themselves.")
     return chosen
-
-
-def _blocks(layers: list[Layer]) -> set[str]:
-    return {layer.path.removesuffix(f".{layer.key}") for layer in layers}
 
 
 def _first_names(mixer: Iterable[str]) -> list[str]:
@@ -277,11 +270,6 @@ def _in_reach(layers: list[Layer], first: int) -> list[Layer]:
 def _home(path: str) -> str:
     """The path of the module that holds a layer."""
     return path.rpartition(".")[0]
-
-
-def _in_order(layers: list[Layer], chosen: list[Layer]) -> tuple[Layer, ...]:
-    wanted = {layer.path for layer in chosen}
-    return tuple(layer for layer in layers if layer.path in wanted)
 
 
 def _keys(model: nn.Module, chosen: list[Layer], first: int) -> tuple[str, ...]:

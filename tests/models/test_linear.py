@@ -1,0 +1,103 @@
+"""Dequantize-then-multiply and NumPy's products: the same values and gradients as MLX's."""
+
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+from mlxmath.config.schema import LoraConfig, ModelConfig
+from mlxmath.models.linear import FEW_ROWS, DequantizedLinear, NumpyLinear, use_numpy, use_products
+from mlxmath.models.lm_head import Head
+from mlxmath.models.load import load_model
+from mlxmath.models.lora.inject import inject
+from mlxmath.weights.convert import ensure_model
+from tests.conftest import make_tiny_llama
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1, 40])
+@pytest.mark.parametrize("bias", [False, True])
+def test_dequantized_values_and_gradients(rows: int, bits: int, bias: bool) -> None:
+    plain = nn.Linear(64, 24, bias=bias).to_quantized(32, bits)
+    ours = nn.Linear(64, 24, bias=bias).to_quantized(32, bits)
+    ours.update(plain.parameters())
+    use_products(ours)
+    assert type(ours) is DequantizedLinear
+    x, cotangent = mx.random.normal((2, rows, 64)), mx.random.normal((2, rows, 24))
+    for layer in (plain, ours):
+        layer.freeze()
+    found, expected = (mx.vjp(layer, [x], [cotangent]) for layer in (ours, plain))
+    for one, other in zip([*found[0], *found[1]], [*expected[0], *expected[1]], strict=True):
+        np.testing.assert_allclose(np.array(one), np.array(other), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("vocabulary", [64, 16_384, 40_000])
+def test_a_head_in_slices(vocabulary: int) -> None:
+    layer = nn.Embedding(vocabulary, 64).to_quantized(64, 4)
+    weight = mx.dequantize(layer.weight, layer.scales, layer.biases, 64, 4)
+    hidden, d_logits = mx.random.normal((7, 64)), mx.random.normal((7, vocabulary))
+    head = Head(layer)
+    np.testing.assert_allclose(np.array(head.logits(hidden)), np.array(hidden @ weight.T), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        np.array(head.hidden_gradient(d_logits)), np.array(d_logits @ weight), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_one_weight_at_a_time() -> None:
+    layers = [nn.Linear(512, 512, bias=False).to_quantized(64, 4) for _ in range(12)]
+    for layer in layers:
+        use_products(layer)
+        layer.freeze()
+    x = mx.random.normal((8, 512))
+    mx.eval(x, [layer.parameters() for layer in layers])
+
+    def chain(x: mx.array) -> mx.array:
+        for layer in layers:
+            x = layer(x)
+        return x
+
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(mx.grad(lambda x: chain(x).sum())(x))
+    assert mx.get_peak_memory() - before < 6 * 4 * 512 * 512  # of twelve
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_numpy_values_and_gradients(bias: bool) -> None:
+    plain = nn.Linear(6, 5, bias=bias)
+    ours = nn.Linear(6, 5, bias=bias)
+    ours.update(plain.parameters())
+    use_numpy(ours)
+    assert type(ours) is NumpyLinear
+    x, cotangent = mx.random.normal((2, 3, 6)), mx.random.normal((2, 3, 5))
+    np.testing.assert_allclose(np.array(ours(x)), np.array(plain(x)), rtol=1e-5, atol=1e-6)
+
+    def gradients(layer: nn.Module) -> list[mx.array]:
+        def loss(x: mx.array, weight: mx.array) -> mx.array:
+            layer.weight = weight
+            return (layer(x) * cotangent).sum()
+
+        return list(mx.grad(loss, argnums=(0, 1))(x, plain.weight))
+
+    for one, other in zip(gradients(ours), gradients(plain), strict=True):
+        np.testing.assert_allclose(np.array(one), np.array(other), rtol=1e-5, atol=1e-6)
+
+
+def test_a_whole_model_with_adapters() -> None:
+    plain, ours = make_tiny_llama(), make_tiny_llama()
+    use_numpy(ours)
+    for model in (plain, ours):
+        mx.random.seed(2)
+        inject(model, LoraConfig(rank=4, targets=("*",)))
+    tokens = mx.array([[1, 2, 3, 4]])
+    np.testing.assert_allclose(np.array(ours(tokens)), np.array(plain(tokens)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_only_where_the_blas_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: bool) -> None:
+    ensure_model(ModelConfig(model="demo", mlx_path=str(tmp_path / "m"), dtype="float32"))
+    monkeypatch.setattr("mlxmath.models.load.blas_is_missing", lambda: missing)
+    model = load_model(tmp_path / "m", "float32").model
+    assert any(isinstance(m, NumpyLinear) for m in model.modules()) == missing
