@@ -212,14 +212,12 @@ class _Trial:
             unpacked_bytes=self._unpacked_bytes,
         )  # fmt: skip
 
-    def _gradients(self, checkpoint_every: int) -> _Gradients:
+    def _gradients(self, every: int) -> _Gradients:
         self._compute(self._numbers)
-        compiled = self._kernels.compiles
-        gradients = choose_gradients(
-            self._model, self._objective, self._kernels, compiled=compiled, checkpoint_every=checkpoint_every
-        )
-        self._packed = self._packed and not gradients.cannot_pack()
-        return gradients
+        kernels, compiled = self._kernels, self._kernels.compiles
+        way = choose_gradients(self._model, self._objective, kernels, compiled=compiled, checkpoint_every=every)
+        self._packed = self._packed and not way.cannot_pack()
+        return way
 
     def _shortest(self, gradients: _Gradients) -> int:
         """The first length within the bounds; which it is depends on no clock."""
