@@ -4,10 +4,11 @@ import ast
 import importlib.util
 import re
 import shlex
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import click
 import pytest
@@ -130,6 +131,32 @@ def test_files_of_the_map_exist() -> None:
     files.append("pyproject.toml")
     assert len(names) > 60
     assert [name for name in names if not any(file == name or file.endswith(f"/{name}") for file in files)] == []
+
+
+def test_lists_of_names_are_whole() -> None:
+    """What is written out by hand, on pages and in help, names everything that can be chosen."""
+    from mlxmath.config.schema import SETTINGS
+    from mlxmath.data.datasets import BENCHMARKS, DATASETS
+    from mlxmath.training.grpo.rewards import REGISTERED
+
+    (reward,) = (one for one in command("grpo").params if one.name == "rewards")
+    assert isinstance(reward, click.Option) and reward.help
+    losses = {name: get_args(SETTINGS[f"{name}.loss_type"].annotation) for name in ("dpo", "grpo")}
+    lists: dict[str, tuple[str, Iterable[str]]] = {
+        "data.md": ((DOCS / "data.md").read_text(), DATASETS),
+        "evaluation.md": ((DOCS / "evaluation.md").read_text(), BENCHMARKS),
+        "--benchmark": (SETTINGS["evaluation.benchmark"].description or "", BENCHMARKS),
+        "reinforcement.md": ((DOCS / "reinforcement.md").read_text(), [*REGISTERED, *losses["grpo"]]),
+        "--reward": (reward.help, REGISTERED),
+        "preferences.md": ((DOCS / "preferences.md").read_text(), losses["dpo"]),
+    }
+    missing = {
+        (place, name)
+        for place, (text, names) in lists.items()
+        for name in names
+        if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)
+    }
+    assert not missing and all(len(losses[name]) > 2 for name in losses)
 
 
 @cache

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mlxmath.config.schema import SourceConfig
+from mlxmath.data.columns import near
+from mlxmath.data.datasets import DATASETS
 from mlxmath.data.readers import COMPRESSED, READABLE, SUFFIXES, Row, Rows, kind_of, read_file
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.console import say
@@ -243,11 +245,12 @@ def _clear_errors(source: SourceConfig) -> Iterator[None]:
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     name = source.dataset
+    hint = ("" if "/" in name else near(name, DATASETS)) or "."
     try:
         yield
     except DatasetNotFoundError as error:
         option = "--dataset-revision" if "evision" in str(error) else "--dataset"
-        raise AbsentError(f"{option}: {error} Check its name; a gated dataset needs `hf auth login`.") from None
+        raise AbsentError(f"{option}: {error} Check its name; a gated dataset needs `hf auth login`{hint}") from None
     except (ValueError, RuntimeError) as error:  # an unknown or missing configuration; a dataset that is a script
         reason = " ".join(str(error).split())
         option = "--dataset-config" if "onfig" in reason else "--dataset"
@@ -257,5 +260,5 @@ def _clear_errors(source: SourceConfig) -> Iterator[None]:
     except _network_errors() as error:
         raise MlxmathError(
             f"{name} cannot be fetched: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. "
-            "Check the network and the name, or give a local file to --dataset."
+            f"Check the network and the name, or give a local file to --dataset{hint}"
         ) from None

@@ -436,3 +436,17 @@ def test_failures(monkeypatch: pytest.MonkeyPatch, raised: Exception, error: typ
     with pytest.raises(error, match=message) as caught:
         load_problems(hub_config())
     assert type(caught.value) is error
+
+
+@pytest.mark.parametrize("raised", [ConnectionError("no network"), DatasetNotFoundError("Dataset doesn't exist.")])
+@pytest.mark.parametrize(("name", "hint"), [("gms8k", "; did you mean 'gsm8k'?"), ("owner/gms8k", "")])
+def test_a_misspelt_name_of_a_known_dataset(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception, name: str, hint: str
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", load)
+    with pytest.raises(MlxmathError) as caught:
+        load_problems(DataConfig(dataset=name))
+    assert str(caught.value).endswith(hint or ".") and ("did you mean" in str(caught.value)) == bool(hint)
