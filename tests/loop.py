@@ -11,7 +11,7 @@ import mlx.optimizers as optim
 
 from mlxmath.config.schema import LoraConfig, RunConfig, TrainingConfig
 from mlxmath.data.batching import BatchSampler, Shape, StepBatch
-from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.lora.inject import inject
 from mlxmath.training.accumulate import StepSums, Workers, accumulate
 from mlxmath.training.checkpoint import Position
@@ -68,7 +68,7 @@ def windows_of(rows: FakeRows, batch_size: int = 2, accumulation: int = 4, start
 
 
 def gradients_of(model: nn.Module) -> Gradients:
-    return choose_gradients(model, sft_loss, PortableKernels(), compiled=False)
+    return choose_gradients(model, sft_loss, Kernels(), compiled=False)
 
 
 def workers_of(model: nn.Module, count: int = 1) -> Workers:

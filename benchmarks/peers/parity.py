@@ -30,7 +30,7 @@ def run(job: Job) -> Result:
 
     from mlxmath.models.kernels import kernels_for
     from mlxmath.models.kernels.cpu import CpuKernels
-    from mlxmath.models.kernels.portable import PortableKernels
+    from mlxmath.models.kernels.portable import Kernels
     from mlxmath.runtime.device import BACKENDS
 
     backend = BACKENDS[job["backend"]]()
@@ -46,7 +46,7 @@ def run(job: Job) -> Result:
         expected = gradients_of(name, objective, batch, cpu, "float32", job["sizes"])
         mx.set_default_device(default)
         for dtype in dict.fromkeys(("float32", device.compute_dtype)):
-            own = PortableKernels() if backend.name == "cpu" else kernels_for(replace(device, compute_dtype=dtype))
+            own = Kernels() if backend.name == "cpu" else kernels_for(replace(device, compute_dtype=dtype))
             got = gradients_of(name, objective, batch, own, dtype, job["sizes"])
             differences = {key: _relative(got[1][key], array) for key, array in expected[1].items()}
             loss = abs(got[0] - expected[0]) / abs(expected[0])

@@ -22,7 +22,7 @@ def run(job: Job) -> Result:
 
     from mlxmath.config.schema import LoraConfig, TrainingConfig
     from mlxmath.models.kernels import kernels_for
-    from mlxmath.models.kernels.portable import PortableKernels
+    from mlxmath.models.kernels.portable import Kernels
     from mlxmath.models.linear_ce import FusedHead
     from mlxmath.models.lm_head import split
     from mlxmath.models.load import load_model
@@ -75,7 +75,7 @@ def run(job: Job) -> Result:
             sft_loss(hidden_ND, batch, FusedHead(parts.head, kernels))
         ),
         f"softmax and gradient of {count} x {vocabulary} logits, device's kernel": lambda: softmax(kernels),
-        f"softmax and gradient of {count} x {vocabulary} logits, MLX's operations": lambda: softmax(PortableKernels()),
+        f"softmax and gradient of {count} x {vocabulary} logits, MLX's operations": lambda: softmax(Kernels()),
         "optimizer": lambda: apply_gradients(model, optimizer, sums, 1e-6, 1.0),
     }
     pieces |= _inner(model, loaded.config, batch.inputs_BL.shape, hidden_BLD.dtype)

@@ -27,7 +27,7 @@ from mlxmath.data.batch import Batch, Shape, make_batch, make_packed
 from mlxmath.generation.engine import Sampling, generate_batch
 from mlxmath.generation.model import load_generation_tokenizer
 from mlxmath.models.kernels import kernels_for
-from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.layouts import SharedPrompts
 from mlxmath.models.load import CANNOT_BE_TRAINED, load_model
 from mlxmath.models.lora.inject import Injected, adapter_arrays, inject
@@ -143,7 +143,7 @@ def ours(folder: Path, targets: str, *, trains: bool = True) -> tuple[nn.Module,
 
 
 def ways_of(model: nn.Module, *, portable: bool = False, checkpoint_every: int = 0) -> Gradients:
-    kernels = PortableKernels() if portable else kernels_for(open_backend(RuntimeConfig(), seed=0)[1])
+    kernels = Kernels() if portable else kernels_for(open_backend(RuntimeConfig(), seed=0)[1])
     return choose_gradients(model, sft_loss, kernels, compiled=False, checkpoint_every=checkpoint_every)
 
 

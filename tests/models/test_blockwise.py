@@ -13,7 +13,7 @@ from mlxmath.config.schema import LoraConfig
 from mlxmath.models import linear
 from mlxmath.models.blockwise import Blockwise
 from mlxmath.models.kernels.cpu import CpuKernels
-from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.layouts import Rows
 from mlxmath.models.linear import use_numpy
 from mlxmath.models.lora.inject import inject
@@ -43,7 +43,7 @@ def assert_right(model: nn.Module, blocks: Blockwise) -> None:
     same(blocks.backward(tape, cotangent), expected)
 
 
-@pytest.mark.parametrize("kernels", [CpuKernels, PortableKernels])
+@pytest.mark.parametrize("kernels", [CpuKernels, Kernels])
 @pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("*",), ("down_proj",)])
 @pytest.mark.parametrize("checkpoint_every", [0, 1, 2])
 def test_gradients(kernels: Any, targets: tuple[str, ...], checkpoint_every: int) -> None:
@@ -96,7 +96,7 @@ def test_dropout_is_the_same_in_both_passes(monkeypatch: pytest.MonkeyPatch, che
     """Against autodiff through this very forward pass, from the same random state."""
     model = adapted(targets=("*",), dropout=0.4)
     cotangent = mx.random.normal((2, 9, 32))
-    blocks = Blockwise(model, PortableKernels(), checkpoint_every)
+    blocks = Blockwise(model, Kernels(), checkpoint_every)
     mx.random.seed(11)
     with monkeypatch.context() as patch:
         patch.setattr(mx, "async_eval", mx.eval)  # which autodiff allows

@@ -13,7 +13,7 @@ import pytest
 
 from mlxmath.models.kernels.cpu import CpuKernels, product
 from mlxmath.models.kernels.gpu import BODY, GpuKernels
-from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.kernels.portable import Kernels
 from mlxmath.runtime.device import BACKENDS
 
 FORMS = ["portable", "cpu", "metal", "cuda"]
@@ -22,7 +22,7 @@ FORMS = ["portable", "cpu", "metal", "cuda"]
 @pytest.fixture(params=FORMS)
 def kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
     if request.param in ("portable", "cpu"):
-        yield PortableKernels() if request.param == "portable" else CpuKernels()
+        yield Kernels() if request.param == "portable" else CpuKernels()
         return
     if reason := BACKENDS[request.param]().unavailable():
         pytest.skip(reason)
@@ -174,7 +174,7 @@ def test_the_text_for_gpus(library: ctypes.CDLL, vocabulary: int, soft_cap: floa
     logits[2] += 1000
     targets = np.array([0, vocabulary - 1, 1, 2], np.int32)
     weights = np.array([1.0, 0.5, 2.0, 0.0], np.float32)
-    expected = PortableKernels().softmax_gradient(mx.array(logits), mx.array(targets), mx.array(weights), soft_cap)
+    expected = Kernels().softmax_gradient(mx.array(logits), mx.array(targets), mx.array(weights), soft_cap)
     losses, gradient = np.empty(4, np.float32), np.empty_like(logits)
     arrays = [
         logits, targets, weights, np.array([soft_cap or 0.0], np.float32), np.array([vocabulary], np.int32), losses,

@@ -9,7 +9,7 @@ import pytest
 
 from mlxmath.models import linear_ce
 from mlxmath.models.kernels.cpu import CpuKernels
-from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.linear_ce import linear_cross_entropy
 from mlxmath.models.lm_head import Head
 from tests.models.adapted import D, N, V, heads, weight_of
@@ -24,7 +24,7 @@ def plain(hidden: mx.array, targets: mx.array, weights: mx.array, head: Head) ->
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 7, 23, 1000])
-@pytest.mark.parametrize("kernels", [CpuKernels, PortableKernels])
+@pytest.mark.parametrize("kernels", [CpuKernels, Kernels])
 @pytest.mark.parametrize("name", list(heads()))
 def test_loss_and_gradient(monkeypatch: pytest.MonkeyPatch, name: str, kernels: Any, chunk_rows: int) -> None:
     monkeypatch.setattr(linear_ce, "CHUNK_BYTES", chunk_rows * 4 * V)
@@ -43,7 +43,7 @@ def test_loss_and_gradient(monkeypatch: pytest.MonkeyPatch, name: str, kernels: 
 def test_the_gradient_is_scaled_by_what_follows() -> None:
     head = heads()["untied"]
     hidden, targets = mx.random.normal((4, D)), mx.arange(4)
-    loss = lambda h, factor: factor * linear_cross_entropy(h, targets, mx.ones(4), head, PortableKernels())  # noqa: E731
+    loss = lambda h, factor: factor * linear_cross_entropy(h, targets, mx.ones(4), head, Kernels())  # noqa: E731
     np.testing.assert_allclose(
         np.array(mx.grad(loss)(hidden, 3.0)), 3 * np.array(mx.grad(loss)(hidden, 1.0)), rtol=1e-5, atol=1e-6
     )
@@ -54,9 +54,7 @@ def test_against_torch_in_16_bits() -> None:
     head = heads()["untied"]
     hidden = mx.random.normal((N, D)).astype(mx.bfloat16)
     targets = mx.random.randint(0, V, (N,))
-    loss, gradient = mx.value_and_grad(lambda h: linear_cross_entropy(h, targets, mx.ones(N), head, PortableKernels()))(
-        hidden
-    )
+    loss, gradient = mx.value_and_grad(lambda h: linear_cross_entropy(h, targets, mx.ones(N), head, Kernels()))(hidden)
     h = torch.tensor(np.array(hidden.astype(mx.float32)), dtype=torch.bfloat16).requires_grad_()
     w = torch.tensor(np.array(head.layer.weight)).to(torch.bfloat16)
     expected = torch.nn.functional.cross_entropy(

@@ -9,7 +9,7 @@ import pytest
 from mlx.utils import tree_map
 
 from mlxmath.config.schema import LoraConfig
-from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.linear_ce import linear_cross_entropy
 from mlxmath.models.lm_head import Split, add_score_head, split
 from mlxmath.models.lora.inject import inject
@@ -95,7 +95,7 @@ def test_gradients_of_hidden_states_are_those_through_the_models_own_logits(mode
 
     expected, expected_gradient = mx.value_and_grad(by_the_model)(hidden_ND)
     found, gradient = mx.value_and_grad(
-        lambda hidden: linear_cross_entropy(hidden, targets_N, weights_N, parts.head, PortableKernels())
+        lambda hidden: linear_cross_entropy(hidden, targets_N, weights_N, parts.head, Kernels())
     )(hidden_ND)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     size = mx.abs(expected_gradient).max().item()
@@ -114,7 +114,7 @@ def test_quantized_parts_in_a_shell() -> None:
 def test_a_head_that_is_no_layer_leaves_full_logits_and_says_so() -> None:
     model = made("talkie")
     assert "not a scaled and capped product" in str(split(model))
-    gradients = choose_gradients(model, sft_loss, PortableKernels(), compiled=False)
+    gradients = choose_gradients(model, sft_loss, Kernels(), compiled=False)
     assert gradients.how.startswith("full logits, since")
 
 

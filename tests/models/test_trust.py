@@ -15,7 +15,7 @@ from mlxmath.models import segments, trust
 from mlxmath.models.blocks import kinds_of
 from mlxmath.models.blockwise import Blockwise
 from mlxmath.models.kernels.cpu import CpuKernels
-from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.kernels.portable import Kernels
 from mlxmath.training.gradients import AutodiffGradients, Gradients, choose_gradients
 from mlxmath.training.sft import sft_loss
 from tests.conftest import FakeRows, make_tiny_llama
@@ -168,7 +168,7 @@ DOES_NOT_PACK = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("kernels", [CpuKernels, PortableKernels])
+@pytest.mark.parametrize("kernels", [CpuKernels, Kernels])
 @pytest.mark.parametrize("model_type", [*PACKS, *DOES_NOT_PACK])
 def test_rows_are_packed_where_each_text_stays_what_it_is_alone(model_type: str, kernels: Any) -> None:
     model = random_adapters(architectures.make(model_type)[0])
@@ -210,7 +210,7 @@ def test_in_16_bits_what_is_no_more_than_rounding_is_no_reason(
         nn.quantize(model, group_size=32, bits=bits)
     model = random_adapters(model)
     before = dict(tree_flatten(model.parameters()))
-    gradients = chosen(model, kernels=PortableKernels())
+    gradients = chosen(model, kernels=Kernels())
     assert gradients.cannot_pack() is None and gradients.cannot_share() is None
     assert all(array is before[name] for name, array in tree_flatten(model.parameters()))
 

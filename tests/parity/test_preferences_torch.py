@@ -14,7 +14,7 @@ from mlxmath.config.schema import TrainingConfig
 from mlxmath.data.batch import Shape
 from mlxmath.data.batching import Pairs, PairSampler, StepBatch
 from mlxmath.models.kernels.cpu import CpuKernels
-from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.lm_head import add_score_head
 from mlxmath.models.load import load_model
 from mlxmath.training.accumulate import StepSums, Workers, accumulate
@@ -69,7 +69,7 @@ def row_logprobs(model: Any, rows: FakeRows) -> tuple[Any, Any]:
     return torch.stack(sums), torch.stack(counts)
 
 
-@pytest.mark.parametrize("kernels", [CpuKernels(), PortableKernels()], ids=["cpu", "portable"])
+@pytest.mark.parametrize("kernels", [CpuKernels(), Kernels()], ids=["cpu", "portable"])
 @pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "orpo"])
 def test_preference_losses_on_a_model(tmp_path: Path, rows: FakeRows, loss_type: Any, kernels: Any) -> None:
     ours, theirs = both_models(tmp_path, TARGETS)

@@ -13,7 +13,7 @@ from mlxmath.config.schema import TrainingConfig
 from mlxmath.data.batch import Shape
 from mlxmath.data.batching import BatchSampler, StepBatch
 from mlxmath.models.kernels.cpu import CpuKernels
-from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.lora.inject import adapter_arrays
 from mlxmath.training.accumulate import Workers, accumulate
 from mlxmath.training.deadline import Deadline, StopRequest
@@ -47,7 +47,7 @@ def windows(rows: FakeRows, epochs: int) -> list[StepBatch]:
     return list(islice(sampler.steps(), config.num_epochs * sampler.steps_per_epoch))
 
 
-@pytest.fixture(params=[CpuKernels, PortableKernels], ids=lambda form: form.__name__)
+@pytest.fixture(params=[CpuKernels, Kernels], ids=lambda form: form.__name__)
 def kernels(request: pytest.FixtureRequest) -> Any:
     return request.param()
 

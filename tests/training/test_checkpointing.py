@@ -8,7 +8,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxmath.data.batch import Shape, make_batch
-from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.kernels.portable import Kernels
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.sft import sft_loss
 from tests.conftest import make_tiny_llama
@@ -24,7 +24,7 @@ def test_dropout_draws_the_same_again(targets: tuple[str, ...], every: int, comp
 
     def steps(every: int, dropout: float = 0.5) -> list[Any]:
         model = random_adapters(make_tiny_llama(num_hidden_layers=3), targets=targets, dropout=dropout)
-        gradients = choose_gradients(model, sft_loss, PortableKernels(), compiled=compiled, checkpoint_every=every)
+        gradients = choose_gradients(model, sft_loss, Kernels(), compiled=compiled, checkpoint_every=every)
         mx.random.seed(7)
         found = []
         for _ in range(2):

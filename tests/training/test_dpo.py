@@ -11,7 +11,7 @@ import pytest
 from mlxmath.config.methods import DpoConfig
 from mlxmath.data.batch import Batch, PairTargets
 from mlxmath.models.kernels.cpu import CpuKernels
-from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.linear_ce import FullLogits, FusedHead
 from mlxmath.models.lm_head import Head
 from mlxmath.training.dpo import METRICS, completion_logprobs, dpo_loss
@@ -110,7 +110,7 @@ def ours(config: DpoConfig, case: dict[str, np.ndarray], kernels: Any = None) ->
     return np.array(sums), np.array(gradient)
 
 
-@pytest.mark.parametrize("kernels", [None, CpuKernels(), PortableKernels()], ids=["logits", "cpu", "portable"])
+@pytest.mark.parametrize("kernels", [None, CpuKernels(), Kernels()], ids=["logits", "cpu", "portable"])
 @pytest.mark.parametrize("changes", CONFIGS)
 def test_loss_gradient_and_metrics_equal_torch(changes: Any, kernels: Any) -> None:
     config = DpoConfig(**changes)

@@ -15,7 +15,7 @@ from mlxmath.data.batch import Shape
 from mlxmath.data.batching import BatchSampler
 from mlxmath.models import trust
 from mlxmath.models.kernels import kernels_for
-from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.load import suit
 from mlxmath.models.lora.inject import inject
 from mlxmath.models.measured import Measured
@@ -120,8 +120,8 @@ def test_a_step_takes_what_is_planned(model_type: str, setting: str) -> None:
 def test_the_same_of_one_graph(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As GPUs have it: nobody can look at what is in memory meanwhile, so it is seen from what is held beside."""
 
-    def portable(*_: Any) -> PortableKernels:
-        return PortableKernels()
+    def portable(*_: Any) -> Kernels:
+        return Kernels()
 
     monkeypatch.setattr(footprint, "kernels_for", portable)
     monkeypatch.setitem(globals(), "kernels_for", portable)

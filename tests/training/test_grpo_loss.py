@@ -9,7 +9,7 @@ import pytest
 from mlxmath.config.methods import GrpoConfig
 from mlxmath.models import linear_ce
 from mlxmath.models.kernels.cpu import CpuKernels
-from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.linear_ce import linear_logprobs
 from mlxmath.training.grpo.loss import group_advantages
 from tests.models.adapted import D, N, V, heads
@@ -113,7 +113,7 @@ def test_on_policy_the_gradient_is_that_of_the_weighted_log_likelihood() -> None
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-@pytest.mark.parametrize("kernels", [CpuKernels, PortableKernels])
+@pytest.mark.parametrize("kernels", [CpuKernels, Kernels])
 @pytest.mark.parametrize("name", ["untied", "bias", "soft cap", "4 bits"])
 def test_logprobs_of_a_head(monkeypatch: pytest.MonkeyPatch, name: str, kernels: Any, temperature: float) -> None:
     monkeypatch.setattr(linear_ce, "CHUNK_BYTES", 7 * 4 * V)

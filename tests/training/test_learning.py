@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from mlxmath.config.methods import GrpoConfig
 from mlxmath.config.schema import LoraConfig, TrainingConfig
 from mlxmath.data.batch import Shape
-from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.lora.inject import inject
 from mlxmath.training.accumulate import Workers
 from mlxmath.training.deadline import Deadline, StopRequest
@@ -56,7 +56,7 @@ class Learner:
         self.reports: list[RolloutReport] = []
         self.workers = Workers(
             self.model,
-            lambda m: choose_gradients(m, partial(grpo_loss, config=config), PortableKernels(), compiled=False),
+            lambda m: choose_gradients(m, partial(grpo_loss, config=config), Kernels(), compiled=False),
         )
         self.drawing = CompletionSampler(
             self.workers, self.tokenizer, config, Rewards({reward: 1.0}), seed=0, concurrency=64,

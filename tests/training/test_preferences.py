@@ -18,7 +18,7 @@ from mlxmath.data.codec import load_tokenizer
 from mlxmath.errors import MlxmathError
 from mlxmath.grading import grade
 from mlxmath.models.kernels.cpu import CpuKernels
-from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.linear_ce import FullLogits
 from mlxmath.models.lm_head import add_score_head
 from mlxmath.models.lora.adapter import CONFIG, WEIGHTS, adapter_config, load_adapter, read_reward_model, save_weights
@@ -236,7 +236,7 @@ def reward_model() -> nn.Module:
 
 @pytest.mark.parametrize(
     ("kernels", "compiled", "count"),
-    [(CpuKernels(), False, 1), (CpuKernels(), False, 2), (PortableKernels(), True, 1)],
+    [(CpuKernels(), False, 1), (CpuKernels(), False, 2), (Kernels(), True, 1)],
 )
 def test_reward_gradients_equal_plain_autodiff(rows: FakeRows, kernels: Any, compiled: bool, count: int) -> None:
     config = RewardModelConfig(center_rewards_coefficient=0.05)

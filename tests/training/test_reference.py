@@ -14,7 +14,7 @@ from mlxmath.config.schema import LoraConfig, TrainingConfig
 from mlxmath.data.batch import Shape
 from mlxmath.data.batching import BatchSampler
 from mlxmath.models.kernels.cpu import CpuKernels
-from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.lora.inject import inject
 from mlxmath.training.accumulate import Workers
 from mlxmath.training.deadline import Deadline, StopRequest
@@ -77,9 +77,9 @@ def reference_losses(rows: FakeRows, steps: int) -> list[float]:
         (CpuKernels, False, 0, 1, "bucket"),
         (CpuKernels, False, 0, 3, "bucket"),
         (CpuKernels, False, 1, 2, "pack"),
-        (PortableKernels, False, 2, 2, "bucket"),
-        (PortableKernels, True, 0, 1, "bucket"),
-        (PortableKernels, True, 0, 1, "pack"),
+        (Kernels, False, 2, 2, "bucket"),
+        (Kernels, True, 0, 1, "bucket"),
+        (Kernels, True, 0, 1, "pack"),
     ],
 )
 def test_fifty_steps_have_the_same_losses(
@@ -116,7 +116,7 @@ def test_no_more_graphs_are_compiled_than_there_are_shapes(rows: FakeRows, monke
 
     monkeypatch.setattr(AutodiffGradients, "_total", count)
     tuned = model()
-    gradients = choose_gradients(tuned, sft_loss, PortableKernels(), compiled=True)
+    gradients = choose_gradients(tuned, sft_loss, Kernels(), compiled=True)
     tuned.train()
     shapes = set()
     for window in plan(rows, 16).epoch(0):

@@ -10,7 +10,7 @@ import pytest
 
 from mlxmath.config.methods import RewardModelConfig
 from mlxmath.data.batch import Batch, PairTargets
-from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.linear_ce import FusedHead
 from mlxmath.models.lm_head import Head
 from mlxmath.training.pairs import REWARDS
@@ -39,7 +39,7 @@ def ours(config: RewardModelConfig, hidden: np.ndarray, score: np.ndarray) -> tu
     head = Head(nn.Linear(WIDTH, 3, bias=False))
 
     def loss(hidden_ND: mx.array) -> Any:
-        sums = partial(bradley_terry_loss, config=config)(hidden_ND, batch, FusedHead(head, PortableKernels()))
+        sums = partial(bradley_terry_loss, config=config)(hidden_ND, batch, FusedHead(head, Kernels()))
         return sums[0], sums
 
     (_, sums), gradient = mx.value_and_grad(loss)(filled)

@@ -19,7 +19,7 @@ from mlxmath.config.schema import LoraConfig, TrainingConfig
 from mlxmath.data.batch import Shape
 from mlxmath.data.batching import StepBatch
 from mlxmath.models.kernels.cpu import CpuKernels
-from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.lora.inject import inject
 from mlxmath.training.accumulate import Workers
 from mlxmath.training.checkpoint import Checkpoint, Position
@@ -72,13 +72,13 @@ class Made:
         reference = None
         if config.beta:
             scorer = choose_gradients(
-                self.model, partial(target_logprobs, temperature=config.temperature), PortableKernels(), compiled=False
+                self.model, partial(target_logprobs, temperature=config.temperature), Kernels(), compiled=False
             )
             reference = Reference(self.model, scorer)
         self.reports: list[RolloutReport] = []
         self.workers = Workers(
             self.model,
-            lambda m: choose_gradients(m, partial(grpo_loss, config=config), PortableKernels(), compiled=False),
+            lambda m: choose_gradients(m, partial(grpo_loss, config=config), Kernels(), compiled=False),
         )
         stop = StopRequest() if stop is None else stop
         drawing = CompletionSampler(
@@ -235,7 +235,7 @@ def test_on_policy_ratios_are_one_and_all_ways_to_the_gradient_agree(tokenizer: 
     config = GrpoConfig(temperature=0.8, importance_sampling_level="sequence")
     found = {}
     for name, kernels, compiled in (
-        ("plain", PortableKernels(), False), ("compiled", PortableKernels(), True), ("blocks", CpuKernels(), False),
+        ("plain", Kernels(), False), ("compiled", Kernels(), True), ("blocks", CpuKernels(), False),
     ):  # fmt: skip
         way = choose_gradients(made.model, partial(grpo_loss, config=config), kernels, compiled=compiled)
         sums, gradients = way.loss_and_gradients(batch)

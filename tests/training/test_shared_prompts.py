@@ -14,7 +14,7 @@ from mlxmath.config.methods import GrpoConfig
 from mlxmath.config.schema import LoraConfig, TrainingConfig
 from mlxmath.data.batch import Shape
 from mlxmath.models.kernels.cpu import CpuKernels
-from mlxmath.models.kernels.portable import PortableKernels
+from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.lora.inject import inject
 from mlxmath.training.accumulate import Workers
 from mlxmath.training.gradients import Gradients, choose_gradients
@@ -51,9 +51,7 @@ def of_window(model: nn.Module, gradients: Gradients, made: RolloutSampler) -> t
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-@pytest.mark.parametrize(
-    ("kernels", "compiled"), [(CpuKernels, False), (PortableKernels, False), (PortableKernels, True)]
-)
+@pytest.mark.parametrize(("kernels", "compiled"), [(CpuKernels, False), (Kernels, False), (Kernels, True)])
 def test_the_gradient_is_the_same(family: str, kernels: Any, compiled: bool) -> None:
     model = adapted(family, targets=("*",))
     every = 2 if kernels is CpuKernels else 0
@@ -133,5 +131,5 @@ def test_what_cannot_share_says_why() -> None:
 
 
 def reason_not_to_share(model: nn.Module, **more: Any) -> str | None:
-    gradients = choose_gradients(model, partial(grpo_loss, config=CONFIG), PortableKernels(), compiled=False, **more)
+    gradients = choose_gradients(model, partial(grpo_loss, config=CONFIG), Kernels(), compiled=False, **more)
     return gradients.cannot_share()

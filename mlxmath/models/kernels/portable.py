@@ -80,7 +80,3 @@ class Kernels:
         if soft_cap is not None:
             gradient_NV = gradient_NV * (1 - mx.square(logits_NV / soft_cap))
         return losses_N, gradient_NV
-
-
-PortableKernels = Kernels
-"""Where these and no device's own are meant."""
