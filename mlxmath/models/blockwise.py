@@ -15,7 +15,7 @@ An MLP whose input counts for more than SwiGLU, as that of experts does, is one 
 again in the backward pass. Which it is, and whether the blocks are put together like this at all, is decided by their
 gradients (`mlxmath.models.trust`). What comes before the first block and after the last is the model's own.
 
-`mlxmath.models.segments` has the four that are not a kernel, and their gradients.
+`mlxmath.models.segments` has the four segments and their gradients.
 
 Shapes: B rows, L positions, D hidden width.
 """

@@ -265,10 +265,8 @@ def choose(name: str) -> tuple[Backend, str]:
     """The backend called `name`, or for "auto" the first one available, and the reason."""
     if name != "auto":
         return BACKENDS[name](), "asked for"
-    for candidate in (MetalBackend(), CudaBackend()):
-        if candidate.unavailable() is None:
-            return candidate, "auto: the fastest device here"
-    return CpuBackend(), "auto: neither Metal nor CUDA here"
+    found = next(backend for kind in BACKENDS.values() if (backend := kind()).unavailable() is None)
+    return found, f"auto: {'neither Metal nor CUDA' if found.name == 'cpu' else 'the fastest device'} here"
 
 
 def open_backend(config: "RuntimeConfig", seed: int, num_sharing: int = 1) -> tuple[Backend, DeviceInfo]:
