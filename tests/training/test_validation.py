@@ -22,7 +22,7 @@ from mlxmath.data.batch import Batch, Shape
 from mlxmath.data.batching import BatchSampler, StepBatch
 from mlxmath.data.cache import TokenRows
 from mlxmath.data.load import hold_out
-from mlxmath.errors import InputError
+from mlxmath.errors import InputError, MlxmathError
 from mlxmath.models.lora.adapter import adapter_config, save_config
 from mlxmath.runtime import files
 from mlxmath.training.accumulate import Workers
@@ -133,6 +133,18 @@ def test_measuring_changes_neither_mode_nor_random_state(uneven_rows: FakeRows) 
     mean_loss(Workers(model, Random, 2), windows_of(uneven_rows))  # type: ignore[arg-type]
     assert model.training and all(module.training for module in model.modules())
     assert np.array_equal(before, np.array(mx.random.state[0]))
+
+
+def test_a_failing_measurement_is_not_swallowed(uneven_rows: FakeRows) -> None:
+    model = adapted()
+
+    class Broken:
+        def loss(self, batch: Batch) -> mx.array:
+            raise MlxmathError("broken")
+
+    with pytest.raises(MlxmathError, match="broken"):
+        mean_loss(Workers(model, lambda _: Broken()), windows_of(uneven_rows))  # type: ignore[arg-type, return-value]
+    assert model.training
 
 
 def held_out_of(workers: Workers, rows: FakeRows) -> HeldOut:
