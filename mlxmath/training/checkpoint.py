@@ -264,5 +264,5 @@ class Saver:
 
 
 def _by_step(folder: Path) -> list[Path]:
-    found = [path for path in (folder / FOLDER).glob("step-*") if path.name[5:].isdigit()]
+    found = [path for path in (folder / FOLDER).glob("step-*") if path.name[5:].isdecimal()]
     return sorted(found, key=lambda path: int(path.name[5:]))

@@ -78,6 +78,29 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_was_whole_begins_anew
     assert METHODS[method](max_steps=1, resume=True).ending == "finished"
 
 
+@pytest.mark.parametrize("content", [b"", b"{\xff", b'{"fine_tune_type": "lora"}'])
+def test_a_damaged_adapter_config_is_written_anew(content: bytes) -> None:
+    METHODS["train"]()
+    straight = Path("adapters/adapters.safetensors").read_bytes()
+    config = Path("adapters/adapter_config.json")
+    whole = config.read_bytes()
+    config.write_bytes(content)
+    (config.parent / "checkpoints/step-²").mkdir()
+    METHODS["train"](resume=True)
+    assert config.read_bytes() == whole
+    assert Path("adapters/adapters.safetensors").read_bytes() == straight
+
+
+@pytest.mark.parametrize("method", ["train", "dpo", "grpo"])
+def test_a_run_does_not_write_over_the_adapter_that_it_starts_from(method: str) -> None:
+    METHODS["train"](max_steps=1, validation_split=0.3)
+    before = contents(Path("adapters"))
+    for initial in ("adapters", "./adapters/best", "adapters/checkpoints/step-1"):
+        with pytest.raises(InputError, match="init_adapter= and adapter_path= are .* write the result to another"):
+            METHODS[method](init_adapter=initial, overwrite=True)
+    assert contents(Path("adapters")) == before
+
+
 def test_adapters_that_are_no_runs_are_not_replaced() -> None:
     METHODS["train"](max_steps=1)
     shutil.rmtree("adapters/checkpoints")
