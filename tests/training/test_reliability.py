@@ -1,6 +1,7 @@
 """Runs that are ended, damaged, started twice or given poison, on a random model that is not the bundled one."""
 
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +90,27 @@ def test_a_damaged_adapter_config_is_written_anew(content: bytes) -> None:
     METHODS["train"](resume=True)
     assert config.read_bytes() == whole
     assert Path("adapters/adapters.safetensors").read_bytes() == straight
+
+
+def test_the_adapters_are_saved_where_the_checkpoint_does_not_fit() -> None:
+    METHODS["train"]()
+    straight = contents(Path("adapters"))
+    sizes = [
+        len(straight[Path("adapters/checkpoints/step-3") / f"{name}.safetensors"]) for name in ("adapters", "optimizer")
+    ]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(event: dict[str, Any]) -> None:
+        if (event["event"], event["step"]) == ("step", 3):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (sum(sizes) // 2, before[1]))
+
+    try:
+        with pytest.raises(MlxmathError, match="cannot write .*step-3.*: File too large"):
+            METHODS["train"](overwrite=True, save_every=100, callback=limit)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert Path("adapters/adapters.safetensors").read_bytes() == straight[Path("adapters/adapters.safetensors")]
+    assert METHODS["train"](resume=True).steps == 3
 
 
 @pytest.mark.parametrize("method", ["train", "dpo", "grpo"])
