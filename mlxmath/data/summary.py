@@ -98,7 +98,7 @@ def mixture_lines(stats: Mapping[str, Any]) -> list[str]:
         if report["order"]:
             reasons.append(f"{name}: from easy to hard by {report['order']}")
     text = io.StringIO()
-    Console(file=text, width=120).print(table)
+    Console(file=text, width=120, markup=False, emoji=False).print(table)
     return [*text.getvalue().rstrip("\n").splitlines(), *reasons]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxmath.evaluation.score import CATEGORIES
+from mlxmath.runtime.console import printable
 from mlxmath.runtime.files import atomic_write
 
 COLORS = ("#6b7280", "#2457d6", "#c26a00", "#0b7a4b", "#8b3fd1", "#c22f6b")
@@ -50,7 +51,7 @@ def _bars(names: Sequence[str], title: str, height: float, each: float) -> tuple
 
     figure = Figure(figsize=(7, height + each * len(names)), layout="constrained")
     axes = figure.subplots()
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), map(_plain, names))
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(-0.02, 1.02)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
@@ -63,7 +64,12 @@ def _bars(names: Sequence[str], title: str, height: float, each: float) -> tuple
 def _interval(axes: Any, y: float, found: Mapping[str, float], color: int, label: str | None = None) -> None:
     shade = COLORS[color % len(COLORS)]
     axes.plot([found["low"], found["high"]], [y, y], color=shade, linewidth=2, solid_capstyle="round")
-    axes.plot([found["value"]], [y], "o", color=shade, label=label)
+    axes.plot([found["value"]], [y], "o", color=shade, label=None if label is None else _plain(label))
+
+
+def _plain(text: str) -> str:
+    """A name of the user's as matplotlib shows it as it is: no formula in it."""
+    return printable(text).replace("$", "\\$")
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -22,7 +22,7 @@ from mlxmath.evaluation.samples import SAMPLES, Sample, read_samples, read_setti
 from mlxmath.evaluation.score import CATEGORIES, OUTCOMES, Scored, collect, outcome, results
 from mlxmath.evaluation.wording import SOUNDNESS, each, interval, p_value, percent, points, sentence, soundness
 from mlxmath.grading import grade_many
-from mlxmath.runtime.console import is_shown, say
+from mlxmath.runtime.console import is_shown, printable, say
 from mlxmath.runtime.files import atomic_json, atomic_write
 
 _FOLDER = Path(__file__).with_name("page")
@@ -225,7 +225,7 @@ def show(view: Mapping[str, Any]) -> None:
     """Print accuracy, soundness, comparisons and, with several answers, what voting brings; in a library nothing."""
     if not is_shown():
         return
-    console, contestants = Console(stderr=True), view["contestants"]
+    console, contestants = Console(stderr=True, markup=False, emoji=False), view["contestants"]
     templates, several = wording.templates(view["settings"]), bool(view["series"])
     rows = [
         [label, templates[label], percent(found["accuracy"]["value"]), interval(found["accuracy"]),
@@ -241,7 +241,7 @@ def show(view: Mapping[str, Any]) -> None:
     console.print(_table(f"{view['num_problems']:,} problems", ("model", "template"), heads, rows))
     console.print(_table("soundness, in how many answers", ("model",), SOUNDNESS, view["soundness"]))
     for comparison in view["comparisons"]:
-        console.print(sentence(comparison), highlight=False)
+        console.print(printable(sentence(comparison)), highlight=False)
         names = comparison["base"], comparison["other"]
         for grouping, values in comparison["by"].items():
             rows = [
@@ -251,11 +251,12 @@ def show(view: Mapping[str, Any]) -> None:
             ]  # fmt: skip
             console.print(_table(f"by {grouping}", (grouping,), (*names, "difference", "fixed", "broken"), rows))
     for vote in view["votes"]:
-        console.print(sentence(vote), highlight=False)
+        console.print(printable(sentence(vote)), highlight=False)
 
 
 def _table(title: str, texts: Sequence[str], figures: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(*texts, *(Column(name, justify="right") for name in figures), title=title, title_justify="left")
+    right = [Column(printable(name), justify="right") for name in figures]
+    table = Table(*map(printable, texts), *right, title=title, title_justify="left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     return table

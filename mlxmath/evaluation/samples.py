@@ -23,6 +23,7 @@ _REPORTED = (2, 3)
 the tokenizer's end token alone."""
 _NUMBERED = re.compile(r"/\d{1,9}$")
 """How ids end: the problem's place in its benchmark."""
+_ANSWERS = re.compile(r"samples(\.rank-\d+)?\.jsonl")
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def read_samples(folder: Path, fingerprints: Mapping[str, str]) -> tuple[list[Sa
     """
     found: dict[tuple[str, str, int], Sample] = {}
     left_out = 0
-    for path in sorted(folder.glob("samples*.jsonl")):
+    for path in _answers(folder):
         with path.open("rb") as file:
             for line in file:
                 sample = read_record(Sample, line)
@@ -99,6 +100,11 @@ def read_samples(folder: Path, fingerprints: Mapping[str, str]) -> tuple[list[Sa
                 else:
                     left_out += 1
     return list(found.values()), left_out
+
+
+def _answers(folder: Path) -> list[Path]:
+    """The files of answers in a folder: the run's, and those of its single ranks."""
+    return sorted(path for path in folder.glob("samples*.jsonl") if _ANSWERS.fullmatch(path.name))
 
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,7 +126,9 @@ def claim(folder: Path, settings: Mapping[str, Any], *, resume: bool, overwrite:
     """Make the folder this run's own: write its settings, or check that those found there are the same.
 
     Raises:
-        InputError: the folder holds another run, or this one and neither `resume` nor `overwrite` is given.
+        InputError: the folder holds another run, or this one or answers of nobody knows what, and neither `resume` nor
+            `overwrite` is given.
+        MlxmathError: its settings are damaged.
     """
     path = folder / SETTINGS
     record = {"format": _FORMAT, **settings}
@@ -147,7 +155,13 @@ def claim(folder: Path, settings: Mapping[str, Any], *, resume: bool, overwrite:
         record["decoding"] = found.get("decoding", {})
         atomic_json(path, record)  # how the answers are put together may change
         return
-    for old in folder.glob("samples*.jsonl"):
+    found = _answers(folder)
+    if found and not (resume or overwrite):
+        raise InputError(
+            f"{folder} holds answers ({found[0].name}) without {SETTINGS}; use those that are of this evaluation with "
+            "--resume, choose another --run-name, or replace them with --overwrite."
+        )
+    for old in found if overwrite else ():
         old.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     atomic_json(path, record)

@@ -113,6 +113,11 @@ def warn(text: str) -> None:
     _log.warning("%s", text)
 
 
+def printable(text: str) -> str:
+    """Text of others on one line, without what would steer a terminal: control characters become blanks."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 def fail(text: str) -> None:
     """An error."""
     _log.error("%s", text)

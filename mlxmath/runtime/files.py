@@ -28,6 +28,7 @@ _SUM = "checksum"
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})\.(?P<pid>\d+)\.[^.]+\.(?P<kind>tmp|old)")
 """Names of temporary files and folders: that of what they become, the host and the process that write them, something
 random."""
+_HALF_A_CHARACTER = re.compile(r"[\ud800-\udfff]")
 ABANDONED_S = 24 * 3600.0
 """What another host has not written to for so long is taken for abandoned: its processes cannot be looked up."""
 _writing: set[Path] = set()
@@ -296,4 +297,6 @@ def _allowed(hint: Any) -> tuple[type, ...]:
 
 
 def _is(value: Any, allowed: tuple[type, ...]) -> bool:
+    if isinstance(value, str) and not value.isascii() and _HALF_A_CHARACTER.search(value):
+        return False  # it has no bytes: no file could hold it
     return isinstance(value, allowed) and (bool in allowed or not isinstance(value, bool))

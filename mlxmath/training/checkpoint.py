@@ -255,16 +255,18 @@ class Saver:
                 warn(f"no checkpoint at step {position.step}: {error}")
 
     def save(self, position: Position) -> None:
-        """Write the checkpoint, then the adapters."""
+        """Write the checkpoint, then the adapters, which may fit on a disk that has no room for the checkpoint."""
         start = self._deadline.elapsed_s
-        save_checkpoint(
-            self._folder, self._model, self._optimizer, position, self._settings,
-            parts=self._parts, keep=self._config.keep_checkpoints,
-        )  # fmt: skip
-        save_weights(self._folder / WEIGHTS, self._model)
+        try:
+            save_checkpoint(
+                self._folder, self._model, self._optimizer, position, self._settings,
+                parts=self._parts, keep=self._config.keep_checkpoints,
+            )  # fmt: skip
+        finally:
+            save_weights(self._folder / WEIGHTS, self._model)
         self._deadline.note_save(self._deadline.elapsed_s - start)
 
 
 def _by_step(folder: Path) -> list[Path]:
-    found = [path for path in (folder / FOLDER).glob("step-*") if path.name[5:].isdigit()]
+    found = [path for path in (folder / FOLDER).glob("step-*") if path.name[5:].isdecimal()]
     return sorted(found, key=lambda path: int(path.name[5:]))

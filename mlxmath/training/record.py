@@ -60,12 +60,14 @@ def check_initial_adapter(training: TrainingConfig) -> None:
     """Refuse to write over the adapter that the run starts from.
 
     Raises:
-        InputError: it is in the run's own folder.
+        InputError: it is in the run's own folder, as `best/` and the checkpoints are.
     """
-    if training.init_adapter and Path(training.init_adapter).resolve() == Path(training.adapter_path).resolve():
-        raise InputError(
-            f"--init-adapter and --adapter-path are both {training.adapter_path}; write the result to another folder."
-        )
+    if not training.init_adapter:
+        return
+    initial, folder = Path(training.init_adapter).resolve(), Path(training.adapter_path).resolve()
+    if initial.is_relative_to(folder):
+        both = f"are both {training.adapter_path}" if initial == folder else f"are {initial} and {folder} around it"
+        raise InputError(f"--init-adapter and --adapter-path {both}; write the result to another folder.")
 
 
 @contextmanager

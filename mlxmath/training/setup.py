@@ -113,8 +113,7 @@ class Run(Part):
                 f"or use `mlxmath {_COMMANDS.get(other, other)}`."
             )
         config = settings.config
-        if method != "train":
-            record.check_initial_adapter(config.training)
+        record.check_initial_adapter(config.training)
         self.folder, self.model_folder = Path(config.training.adapter_path), Path(config.model.mlx_path)
         self.template = get_template(config.data.template, config.data.template_file)
 

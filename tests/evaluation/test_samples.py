@@ -28,6 +28,7 @@ def test_lines_of_other_types_never_count(tmp_path: Path) -> None:
     changes: list[dict[str, object]] = [
         {"contestant": ["base"]}, {"sample": "0"}, {"correct": 1}, {"seconds": None}, {"response": 5}, {"id": "b"},
         {"completion_tokens": 1.5}, {"level": 3}, {"id": "b/" + "9" * 5000},
+        {"response": "half a character: \ud800"},
     ]  # fmt: skip
     hostile = [5, None, [], [good], "text", {"contestant": ["base"]}, *(good | change for change in changes)]
     lines = [*map(json.dumps, hostile), "[" * 100_000, '{"a":' * 100_000, "1" * 10_000, "{" + " " * 2_000_000]
@@ -58,6 +59,17 @@ def test_a_folder_belongs_to_one_evaluation(tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text("[1]")
     with pytest.raises(MlxmathError, match=r"settings\.json is damaged"):
         claim(tmp_path, other, resume=True, overwrite=False)
+
+
+def test_answers_without_settings_are_nobody_elses_to_remove(tmp_path: Path) -> None:
+    save_samples(tmp_path / "samples.jsonl", [sample()])
+    (tmp_path / "samples-of-mine.jsonl").write_text("mine")
+    with pytest.raises(InputError, match=r"holds answers \(samples.jsonl\) without settings.json"):
+        claim(tmp_path, settings("base"), resume=False, overwrite=False)
+    claim(tmp_path, settings("base"), resume=True, overwrite=False)
+    assert read_samples(tmp_path, {"base": "f-base"}) == ([sample()], 0)
+    claim(tmp_path, settings("base"), resume=False, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["samples-of-mine.jsonl", "settings.json"]
 
 
 def test_an_evaluation_of_an_earlier_version_is_reported_but_not_resumed(tmp_path: Path) -> None:
@@ -101,3 +113,18 @@ def test_damaged_settings_are_one_error(tmp_path: Path, change: dict[str, object
 def test_what_is_no_evaluation_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no evaluation"):
         read_settings(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["$\\frac{$", "[/b]", ":warning:", "a\x1b[31m\x1b]0;b\x07\n"])
+def test_names_that_look_like_formulas_markup_or_escapes_are_shown_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    labels = ("base", f"tuned {name}")
+    (tmp_path / "settings.json").write_text(json.dumps(settings(*labels)))
+    groups = [{"subject": part, "level": part} for part in (name, "other")]
+    made = [sample(label, i, str(i), **groups[i]) for label in labels for i in range(2)]
+    save_samples(tmp_path / "samples.jsonl", made)
+    assert write_report(tmp_path)["num_problems"] == 2
+    error = capsys.readouterr().err
+    assert "\x1b" not in error and "tuned " + name.partition("\x1b")[0] in error
+    assert (tmp_path / "groups.png").stat().st_size

@@ -1,6 +1,7 @@
 """Runs that are ended, damaged, started twice or given poison, on a random model that is not the bundled one."""
 
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,50 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_was_whole_begins_anew
     with pytest.raises(InputError, match="holds the adapters of another run. Use resume= to continue it"):
         METHODS[method](max_steps=1)
     assert METHODS[method](max_steps=1, resume=True).ending == "finished"
+
+
+@pytest.mark.parametrize("content", [b"", b"{\xff", b'{"fine_tune_type": "lora"}'])
+def test_a_damaged_adapter_config_is_written_anew(content: bytes) -> None:
+    METHODS["train"]()
+    straight = Path("adapters/adapters.safetensors").read_bytes()
+    config = Path("adapters/adapter_config.json")
+    whole = config.read_bytes()
+    config.write_bytes(content)
+    (config.parent / "checkpoints/step-²").mkdir()
+    METHODS["train"](resume=True)
+    assert config.read_bytes() == whole
+    assert Path("adapters/adapters.safetensors").read_bytes() == straight
+
+
+def test_the_adapters_are_saved_where_the_checkpoint_does_not_fit() -> None:
+    METHODS["train"]()
+    straight = contents(Path("adapters"))
+    sizes = [
+        len(straight[Path("adapters/checkpoints/step-3") / f"{name}.safetensors"]) for name in ("adapters", "optimizer")
+    ]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(event: dict[str, Any]) -> None:
+        if (event["event"], event["step"]) == ("step", 3):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (sum(sizes) // 2, before[1]))
+
+    try:
+        with pytest.raises(MlxmathError, match="cannot write .*step-3.*: File too large"):
+            METHODS["train"](overwrite=True, save_every=100, callback=limit)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert Path("adapters/adapters.safetensors").read_bytes() == straight[Path("adapters/adapters.safetensors")]
+    assert METHODS["train"](resume=True).steps == 3
+
+
+@pytest.mark.parametrize("method", ["train", "dpo", "grpo"])
+def test_a_run_does_not_write_over_the_adapter_that_it_starts_from(method: str) -> None:
+    METHODS["train"](max_steps=1, validation_split=0.3)
+    before = contents(Path("adapters"))
+    for initial in ("adapters", "./adapters/best", "adapters/checkpoints/step-1"):
+        with pytest.raises(InputError, match="init_adapter= and adapter_path= are .* write the result to another"):
+            METHODS[method](init_adapter=initial, overwrite=True)
+    assert contents(Path("adapters")) == before
 
 
 def test_adapters_that_are_no_runs_are_not_replaced() -> None:

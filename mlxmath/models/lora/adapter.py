@@ -1,5 +1,6 @@
 """The adapter folder: written so that mlx_lm reads it, read so that nothing wrong passes."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,9 @@ def save_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str
 def save_config(folder: Path, config: dict[str, Any]) -> None:
     """Write adapter_config.json. Weights there that belong to another configuration are removed first."""
     path = folder / CONFIG
-    if path.exists() and read_json(path) == config:
-        return
+    with contextlib.suppress(MlxmathError):  # one that is damaged is written anew
+        if path.exists() and read_json(path) == config:
+            return
     (folder / WEIGHTS).unlink(missing_ok=True)
     atomic_json(path, config)
 

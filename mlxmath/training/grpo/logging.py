@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlxmath.grading import grade
-from mlxmath.runtime.console import duration, is_shown, say
+from mlxmath.runtime.console import duration, is_shown, printable, say
 from mlxmath.runtime.device import Backend
 from mlxmath.training.checkpoint import Position
 from mlxmath.training.deadline import Deadline
@@ -217,7 +217,7 @@ class LiveView:
         self._example = Group(
             Text(_cut(question, _QUESTION), style="dim"),
             Text(_cut(completion, _COMPLETION)),
-            Text(f"{'✓' if right else '✗'} {verdict}", style="green" if right else "red"),
+            Text(f"{'✓' if right else '✗'} {printable(verdict)}", style="green" if right else "red"),
         )
 
     def render(self) -> RenderableType:
@@ -246,5 +246,5 @@ def terminal() -> Console | None:
 
 
 def _cut(text: str, length: int) -> str:
-    text = " ".join(text.split())
+    text = " ".join(printable(text).split())
     return text if len(text) <= length else text[: length - 1] + "…"
