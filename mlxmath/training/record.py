@@ -65,9 +65,12 @@ def check_initial_adapter(training: TrainingConfig) -> None:
     if not training.init_adapter:
         return
     initial, folder = Path(training.init_adapter).resolve(), Path(training.adapter_path).resolve()
+    if initial == folder:
+        raise InputError(
+            f"--init-adapter and --adapter-path are both {training.adapter_path}; write the result to another folder."
+        )
     if initial.is_relative_to(folder):
-        both = f"are both {training.adapter_path}" if initial == folder else f"are {initial} and {folder} around it"
-        raise InputError(f"--init-adapter and --adapter-path {both}; write the result to another folder.")
+        raise InputError(f"--init-adapter: {initial} lies in --adapter-path; write the result to another folder.")
 
 
 @contextmanager
