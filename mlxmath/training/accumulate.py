@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_map, tree_map_with_path
+from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_unflatten
 
 from mlxmath.data.batching import StepBatch
 from mlxmath.runtime.blas import limit_threads
@@ -228,8 +228,8 @@ def accumulate(workers: Workers, step: StepBatch, stopped: Callable[[], bool] = 
         return None
     if whole:
         return functools.reduce(operator.add, whole)
-    zeros = tree_map(lambda array: mx.zeros(array.shape, mx.float32), workers.model.trainable_parameters())
-    return StepSums(0.0, zeros, 0, 0, ())
+    arrays = tree_flatten(workers.model.trainable_parameters())  # what gradients have: none of its empty containers
+    return StepSums(0.0, tree_unflatten([(name, mx.zeros(one.shape, mx.float32)) for name, one in arrays]), 0, 0, ())
 
 
 def over_ranks(sums: StepSums, ranks: Ranks, num_metrics: int) -> StepSums:
