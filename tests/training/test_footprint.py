@@ -112,8 +112,14 @@ def test_a_step_takes_what_is_planned(model_type: str, setting: str) -> None:
     """The weights are left out. Of so small a model, when an array is freed is a matter of luck, block by block."""
     length, rows, settings = SETTINGS[setting]
     tolerance = 0.2 if model_type == "llama" else 0.1
-    found = [taken(config_of(model_type), length, rows, settings) for _ in range(3)]
-    assert min(abs(planned / peak - 1) for planned, peak in found) < tolerance, found
+    found = []
+    for _ in range(3):
+        footprint.KNOWN.clear()  # planned anew, for the same reason
+        planned, peak = taken(config_of(model_type), length, rows, settings)
+        found.append((planned, peak))
+        if abs(planned / peak - 1) < tolerance:
+            return
+    pytest.fail(f"planned and taken: {found}")
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3_moe"])
