@@ -91,3 +91,9 @@ def test_one_vector_brings_back_every_sum() -> None:
 def test_rows_of_no_finite_loss_are_named_from_all_ranks() -> None:
     total = over_ranks(StepSums(float("nan"), {"a": mx.ones(1)}, 3, 4, (7, 8)), Twin(), 0)
     assert total.bad_rows == (7, 8, 7, 8)
+
+
+def test_ranks_that_share_a_machine_are_counted() -> None:
+    """They divide its cores and memory between them."""
+    assert Ranks(hosts=("one", "two", "one", "one")).num_on_host == 3
+    assert Ranks().num_on_host == 1
