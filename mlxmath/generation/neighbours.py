@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from mlxmath.generation.decode import Decoder
 from mlxmath.generation.sampling import Sampling
+from mlxmath.models.calls import ERRORS
 from mlxmath.runtime.console import say
 
 Way = Literal["together", "in equal lengths", "alone"]
@@ -127,7 +128,7 @@ def _error(model: nn.Module, texts: Sequence[list[int]], outliers: int, *, even:
     noting = _Noting(model, texts, even=even)
     try:
         noting.run()
-    except (AttributeError, AssertionError, IndexError, KeyError, NotImplementedError, TypeError, ValueError):
+    except (AssertionError, *ERRORS):
         return np.inf
     worst = 0.0
     for number, text in enumerate(texts):
