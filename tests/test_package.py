@@ -33,9 +33,10 @@ def build(source: Path, folder: Path, kind: str) -> Path:
 def test_the_wheel_and_the_sdist_hold_the_package(tracked: set[str], tmp_path: Path) -> None:
     sdist = build(ROOT, tmp_path / "sdist", "sdist")
     with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path / "extracted", filter="data")
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert names == tracked | BUILT_WITH | {"PKG-INFO"}
+    (tmp_path / "extracted").mkdir()
+    subprocess.run(["tar", "-xzf", sdist, "-C", tmp_path / "extracted"], check=True)  # tarfile's filter is of 3.11.4
     (extracted,) = (tmp_path / "extracted").iterdir()
     for kind, source in (("from the clone", ROOT), ("from the sdist", extracted)):
         with zipfile.ZipFile(build(source, tmp_path / kind, "wheel")) as wheel:
