@@ -137,8 +137,13 @@ class Trainer:
                 ranks.begin()
                 self.end(self.validation.begin(self.position))
                 self.pace.begin()
-                yield
-                self._close()
+                try:
+                    yield
+                    self._close()
+                except BaseException:
+                    if ranks.first:
+                        self._record.update(status="failed")
+                    raise
         if ranks.first:
             self._finish()
 
