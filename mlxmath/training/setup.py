@@ -165,7 +165,7 @@ class Run(Part):
             MlxmathError: the model is damaged, or does not know a token of the data.
         """
         config, data = self.config, self.data
-        self.shape = Shape(self.backend.bucket_multiple, target_steps=16 if self.backend.compiles else 0)
+        self.shape = Shape(self.backend.bucket_multiple, few=self.backend.compiles)
         longest = self.shape.width(data.longest)
         self.batching = self._batching_before() or batching_of(config, self.model_config, self.device, longest)
         self.planned_bytes = check_fits(
