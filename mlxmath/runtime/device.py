@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from mlxmath.errors import InputError
-from mlxmath.runtime import blas, nvidia
+from mlxmath.runtime import blas, mac, nvidia
 from mlxmath.runtime.console import say, warn
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ class MetalBackend(Backend):
         """See `Backend`."""
         if sys.platform != "darwin" or platform.machine() != "arm64":
             return f"Metal needs macOS on Apple Silicon; this is {platform.system()} on {platform.machine()}."
+        mac.be_patient()
         import mlx.core as mx
 
         if not mx.metal.is_available():
@@ -155,6 +156,7 @@ class MetalBackend(Backend):
             memory_bytes=int(info["max_recommended_working_set_size"]),
             compute_dtype="bfloat16",
             dtype_reason="half the memory of float32 with its range; adapters and optimizer stay float32",
+            notes=(note,) if (note := mac.old_mlx()) else (),
         )
 
 
