@@ -191,7 +191,7 @@ def gradients_of(
 
     from mlxmath.config.schema import LoraConfig
     from mlxmath.models.lora.inject import inject
-    from mlxmath.models.tuning import tune_for_training
+    from mlxmath.models.tuning import choose_products, use
     from mlxmath.training.gradients import choose_gradients
 
     device = mx.default_device()
@@ -211,7 +211,8 @@ def gradients_of(
     mx.eval(model.state)
     mx.set_default_device(device)
     model.train()
-    tune_for_training(model, batch.inputs_BL.size)
+    if device.type != mx.cpu:
+        use(model, choose_products(model, batch.inputs_BL.size))
     way = choose_gradients(model, objective, kernels, compiled=kernels.compiles)
     loss, gradients = way.loss_and_gradients(batch)
     mx.eval(loss, gradients)

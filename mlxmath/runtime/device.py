@@ -164,7 +164,6 @@ class CudaBackend(Backend):
     """NVIDIA GPUs through MLX's own CUDA build."""
 
     name = "cuda"
-    bucket_multiple = 128  # cuDNN's fused attention backward wants query lengths that are multiples of 128
     is_shared = False  # the launcher gives each process a GPU of its own
     cache_share = 1.0  # nobody else waits for this memory, and what is given back costs the step that asks again
     most_cache_bytes = sys.maxsize

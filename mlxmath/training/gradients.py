@@ -25,6 +25,7 @@ from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.layouts import ContinuedRows, PackedCache, PromptRows, Rows, SharedPrompts, continued
 from mlxmath.models.linear_ce import FullLogits, FusedHead, LossHead
 from mlxmath.models.lm_head import Split, called, split
+from mlxmath.models.padded_attention import attention_padded
 from mlxmath.models.segments import summed
 from mlxmath.models.trust import Outcome, Trial
 
@@ -239,7 +240,8 @@ class AutodiffGradients:
         forward, num_layers = self._forward, len(self._model.layers)
         if prompts is not None:
             return continued(forward, num_layers, tokens_BL, prompts)
-        return forward(tokens_BL) if mask is None else forward(tokens_BL, cache=[PackedCache(mask)] * num_layers)
+        with attention_padded(self._model, self._kernels.attention_multiple):
+            return forward(tokens_BL) if mask is None else forward(tokens_BL, cache=[PackedCache(mask)] * num_layers)
 
     def _total(
         self, inputs_BL: mx.array, positions_N: mx.array, targets_N: mx.array, weights_N: mx.array,

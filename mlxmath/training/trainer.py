@@ -266,7 +266,7 @@ class Trainer:
         self._log.plot()
         self._record.write(
             status=ending, steps=step, seconds=seconds, validation=validation.summary(), pace=self.pace.summary(),
-            **self._log.facts(), planned_bytes=run.planned_bytes, batching=vars(run.batching),
+            **self._log.facts(), planned_bytes=run.planned_bytes, batching=vars(run.batching), tuning=run.tuning,
             ranks=run.ranks.summary(), **vars(memory),
         )  # fmt: skip
         planned = f" ({size(run.planned_bytes)} planned)" if run.planned_bytes else ""
