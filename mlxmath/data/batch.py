@@ -77,12 +77,6 @@ class Batch:
     """With prompts: the same rows in batches of fewer, in order, with the same prompts."""
 
 
-def packed_mask(texts_BL: mx.array) -> mx.array:
-    """(B, 1, L, L): True where attention is allowed, which is backwards within a text."""
-    same_BLL = texts_BL[:, :, None] == texts_BL[:, None, :]
-    return mx.tril(same_BLL)[:, None]
-
-
 @dataclass(frozen=True)
 class Shape:
     """How batches are brought to few shapes.

@@ -17,13 +17,14 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from mlxmath.data.batch import Batch, packed_mask
+from mlxmath.data.batch import Batch
 from mlxmath.models.blocks import only
 from mlxmath.models.blockwise import Blockwise
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.layouts import ContinuedRows, PackedCache, PromptRows, Rows, SharedPrompts, continued
 from mlxmath.models.linear_ce import FullLogits, FusedHead, LossHead
 from mlxmath.models.lm_head import Split, called, split
+from mlxmath.models.masks import Mask
 from mlxmath.models.segments import summed
 from mlxmath.models.trust import Outcome, Trial
 
@@ -218,7 +219,7 @@ class AutodiffGradients:
         return Trial(self._model, self._forward, vocab_size, ("autodiff", self._parts is None, self._checkpointed))
 
     def _outputs(
-        self, tokens_BL: mx.array, mask: mx.array | None = None, prompts: SharedPrompts | None = None
+        self, tokens_BL: mx.array, mask: Mask | None = None, prompts: SharedPrompts | None = None
     ) -> mx.array:  # fmt: skip
         """Hidden states, or logits where the head is not split off."""
         forward, num_layers = self._forward, len(self._model.layers)
@@ -238,8 +239,8 @@ class AutodiffGradients:
         return self._loss(outputs_NX, batch, self._head)
 
 
-def _mask(batch: Batch) -> mx.array | None:
-    return None if batch.texts_BL is None else packed_mask(batch.texts_BL)
+def _mask(batch: Batch) -> Mask | None:
+    return None if batch.texts_BL is None else Mask.packed(batch.texts_BL)
 
 
 def _arrays(batch: Batch) -> tuple[Any, ...]:

@@ -17,7 +17,9 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxmath.models.kernels import long_rows
 from mlxmath.models.kernels.portable import Kernels
+from mlxmath.models.masks import Mask, Seen
 from mlxmath.runtime.blas import blas_is_missing, num_usable_cores
 
 _BLOCK = 1 << 15
@@ -95,12 +97,14 @@ class CpuKernels(Kernels):
         return mx.array(d_gate).reshape(gate_BLF.shape), mx.array(d_up).reshape(gate_BLF.shape)
 
     def attention(
-        self, q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float, mask: mx.array | None
+        self, q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float, mask: Mask | None
     ) -> tuple[mx.array, mx.array]:
         """Softmax in place between two matrix products; the rows' log-sums are kept, the probabilities are not."""
         if _others(q_BHLD, k_BKLD, v_BKLD):
             return _MLX.attention(q_BHLD, k_BKLD, v_BKLD, scale, mask)
         length = q_BHLD.shape[2]
+        if length > long_rows.BLOCK:
+            return long_rows.attention(self, q_BHLD, k_BKLD, v_BKLD, scale, mask.known() if mask else None)
         scores = _scores(q_BHLD, k_BKLD, scale)
         log_sums = np.empty(scores.shape[:-1], np.float32)
         rows, sums = view(scores).reshape(-1, length, k_BKLD.shape[2]), log_sums.reshape(-1, length)
@@ -127,7 +131,7 @@ class CpuKernels(Kernels):
         k_BKLD: mx.array,
         v_BKLD: mx.array,
         scale: float,
-        mask: mx.array | None,
+        mask: Mask | None,
         output: tuple[mx.array, mx.array],
         d_BHLD: mx.array,
     ) -> tuple[mx.array, mx.array, mx.array]:
@@ -135,6 +139,9 @@ class CpuKernels(Kernels):
         if _others(q_BHLD, k_BKLD, v_BKLD, d_BHLD):
             return _MLX.attention_backward(q_BHLD, k_BKLD, v_BKLD, scale, mask, output, d_BHLD)
         length = q_BHLD.shape[2]
+        if length > long_rows.BLOCK:
+            known = mask.known() if mask else None
+            return long_rows.attention_backward(self, q_BHLD, k_BKLD, v_BKLD, scale, known, output, d_BHLD)
         d_stacked = _stacked(d_BHLD, k_BKLD)
         probabilities = _scores(q_BHLD, k_BKLD, scale)
         d_scores = product(d_stacked, v_BKLD.swapaxes(-1, -2))
@@ -158,6 +165,58 @@ class CpuKernels(Kernels):
         d_q = product(d_scores, k_BKLD).reshape(q_BHLD.shape)
         d_k = product(d_scores.swapaxes(-1, -2), _stacked(q_BHLD, k_BKLD))
         return d_q, d_k, product(probabilities.swapaxes(-1, -2), d_stacked)
+
+    def product(self, a: mx.array, b: mx.array) -> mx.array:
+        """See `product` below."""
+        return product(a, b)
+
+    def fold(
+        self, scores_BHLC: mx.array, seen: Seen | None, top_BHL1: mx.array, total_BHL1: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+        """See `long_rows.Arithmetic`; in the memory of the scores."""
+        if _others(scores_BHLC):
+            return _MLX.fold(scores_BHLC, seen, top_BHL1, total_BHL1)
+        rows, tops, totals = (_by_head(memory) for memory in views(scores_BHLC, top_BHL1, total_BHL1))
+        top, total, shrink = (np.empty_like(tops) for _ in range(3))
+        added = None if seen is None else _added(seen)
+
+        def heads(a: int, b: int) -> None:
+            for head in range(a, b):
+                s = rows[head]
+                if added is not None:
+                    s += added[head * len(added) // len(rows)]
+                np.maximum(tops[head], s.max(axis=1, keepdims=True), out=top[head])
+                np.exp(tops[head] - top[head], out=shrink[head])
+                s -= top[head]
+                np.exp(s, out=s)
+                total[head] = totals[head] * shrink[head] + s.sum(axis=1, keepdims=True)
+
+        self._parallel(heads, len(rows), 1)
+        new = (mx.array(memory).reshape(top_BHL1.shape) for memory in (top, total, shrink))
+        return scores_BHLC, *new
+
+    def fold_backward(
+        self, scores_BHLC: mx.array, seen: Seen | None, log_sums_BHL1: mx.array, d_BHLC: mx.array, deltas_BHL1: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        """See `long_rows.Arithmetic`; in the memory of the scores and of `d_BHLC`."""
+        if _others(scores_BHLC, d_BHLC):
+            return _MLX.fold_backward(scores_BHLC, seen, log_sums_BHL1, d_BHLC, deltas_BHL1)
+        arrays = scores_BHLC, d_BHLC, log_sums_BHL1, deltas_BHL1
+        p_rows, d_rows, sums, deltas = (_by_head(memory) for memory in views(*arrays))
+        added = None if seen is None else _added(seen)
+
+        def heads(a: int, b: int) -> None:
+            for head in range(a, b):
+                p, d = p_rows[head], d_rows[head]
+                if added is not None:
+                    p += added[head * len(added) // len(p_rows)]
+                p -= sums[head]
+                np.exp(p, out=p)
+                d -= deltas[head]
+                d *= p
+
+        self._parallel(heads, len(p_rows), 1)
+        return scores_BHLC, d_BHLC
 
     def softmax_gradient(
         self, logits_NV: mx.array, targets_N: mx.array, weights_N: mx.array, soft_cap: float | None
@@ -191,12 +250,21 @@ def _scores(q_BHLD: mx.array, k_BKLD: mx.array, scale: float) -> mx.array:
     return product(_stacked(q_BHLD * scale, k_BKLD), k_BKLD.swapaxes(-1, -2))
 
 
-def _added_mask(mask: mx.array | None, length: int) -> Floats:
+def _added_mask(mask: Mask | None, length: int) -> Floats:
     """0 where attention is allowed and −∞ where it is not: (M, L, keys), each for as many of the heads in turn."""
     if mask is None:
         return np.triu(np.full((1, length, length), -np.inf, np.float32), 1)
-    allowed = view(mask)
-    return np.where(allowed, np.float32(0), np.float32(-np.inf)).reshape(-1, *allowed.shape[-2:])
+    return _added(view(mask.array))
+
+
+def _added(seen: Seen) -> Floats:
+    """The same of an array that is True where attention is allowed."""
+    return _by_head(np.where(np.asarray(seen), np.float32(0), np.float32(-np.inf)))
+
+
+def _by_head(memory: NDArray[Any]) -> NDArray[Any]:
+    """(B, H, L, X) -> (B · H, L, X)."""
+    return memory.reshape(-1, *memory.shape[-2:])
 
 
 def view(array: mx.array) -> NDArray[Any]:

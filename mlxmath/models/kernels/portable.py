@@ -6,6 +6,9 @@ width, N tokens, V vocabulary.
 
 import mlx.core as mx
 
+from mlxmath.models.kernels import long_rows
+from mlxmath.models.masks import Mask, Seen
+
 
 class Kernels:
     """A device's own form overrides what it computes otherwise."""
@@ -23,17 +26,20 @@ class Kernels:
         return d_gate, d_up
 
     def attention(
-        self, q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float, mask: mx.array | None
+        self, q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float, mask: Mask | None
     ) -> tuple[mx.array, mx.array]:
-        """softmax(scale · q kᵀ) v where `mask` (1 or B, 1, L, keys) is True; causal if it is None.
+        """softmax(scale · q kᵀ) v where the mask lets a query see; causal if it is None.
 
-        With a mask there may be more keys than queries. Here it is MLX's fused attention where the device has it.
+        With a mask there may be more keys than queries. Here it is MLX's own attention, and for long rows that by
+        blocks.
 
         Returns:
             The result (B, H, L, D), and what the backward pass needs besides the arguments.
         """
+        if q_BHLD.shape[2] > long_rows.BLOCK:
+            return long_rows.attention(self, q_BHLD, k_BKLD, v_BKLD, scale, mask)
         out_BHLD = mx.fast.scaled_dot_product_attention(
-            q_BHLD, k_BKLD, v_BKLD, scale=scale, mask="causal" if mask is None else mask
+            q_BHLD, k_BKLD, v_BKLD, scale=scale, mask="causal" if mask is None else mask.array
         )
         return out_BHLD, out_BHLD
 
@@ -43,15 +49,38 @@ class Kernels:
         k_BKLD: mx.array,
         v_BKLD: mx.array,
         scale: float,
-        mask: mx.array | None,
-        output: tuple[mx.array, mx.array],  # noqa: ARG002 (autodiff computes it again)
+        mask: Mask | None,
+        output: tuple[mx.array, mx.array],
         d_BHLD: mx.array,
     ) -> tuple[mx.array, mx.array, mx.array]:
         """The gradients of q, k and v (Dao et al. 2022, arXiv:2205.14135, appendix B): here by autodiff."""
+        if q_BHLD.shape[2] > long_rows.BLOCK:
+            return long_rows.attention_backward(self, q_BHLD, k_BKLD, v_BKLD, scale, mask, output, d_BHLD)
         d_q, d_k, d_v = mx.vjp(
             lambda q, k, v: self.attention(q, k, v, scale, mask)[0], [q_BHLD, k_BKLD, v_BKLD], [d_BHLD]
         )[1]
         return d_q, d_k, d_v
+
+    def product(self, a: mx.array, b: mx.array) -> mx.array:
+        """The matrix product a b."""
+        return a @ b
+
+    def fold(
+        self, scores_BHLC: mx.array, seen: Seen | None, top_BHL1: mx.array, total_BHL1: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+        """See `long_rows.Arithmetic`."""
+        scores_BHLC = _hidden(scores_BHLC, seen)
+        new_top_BHL1 = mx.maximum(top_BHL1, scores_BHLC.max(axis=-1, keepdims=True))
+        weights_BHLC, shrink_BHL1 = mx.exp(scores_BHLC - new_top_BHL1), mx.exp(top_BHL1 - new_top_BHL1)
+        new_total_BHL1 = total_BHL1 * shrink_BHL1 + weights_BHLC.sum(axis=-1, keepdims=True)
+        return weights_BHLC, new_top_BHL1, new_total_BHL1, shrink_BHL1
+
+    def fold_backward(
+        self, scores_BHLC: mx.array, seen: Seen | None, log_sums_BHL1: mx.array, d_BHLC: mx.array, deltas_BHL1: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        """See `long_rows.Arithmetic`."""
+        p_BHLC = mx.exp(_hidden(scores_BHLC, seen) - log_sums_BHL1)
+        return p_BHLC, p_BHLC * (d_BHLC - deltas_BHL1)
 
     def softmax_gradient(
         self, logits_NV: mx.array, targets_N: mx.array, weights_N: mx.array, soft_cap: float | None
@@ -80,3 +109,9 @@ class Kernels:
         if soft_cap is not None:
             gradient_NV = gradient_NV * (1 - mx.square(logits_NV / soft_cap))
         return losses_N, gradient_NV
+
+
+def _hidden(scores_BHLC: mx.array, seen: Seen | None) -> mx.array:
+    """The scores in float32, −∞ where a query does not see a key."""
+    scores_BHLC = scores_BHLC.astype(mx.float32)
+    return scores_BHLC if seen is None else mx.where(mx.array(seen), scores_BHLC, -mx.inf)

@@ -1,0 +1,112 @@
+"""Attention of long rows, by blocks of queries and keys, without an array of all their pairs.
+
+For each block of queries the softmax is carried on from one block of keys to the next by the largest score and the sum
+of exponentials so far; what is kept for the backward pass is the logarithm of each query's sum (Dao 2023,
+arXiv:2307.08691, algorithms 1 and 2). Blocks that no query sees are left out.
+
+Shapes: B rows, L queries, H of their heads, K heads of keys and values (H a multiple of K), D head width; C keys of a
+block.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import mlx.core as mx
+
+from mlxmath.models.masks import Mask, Seen
+
+BLOCK = 512
+"""Queries, and keys, of a block; longer rows are computed like this."""
+LOWEST = -1e30
+"""Below any score: the largest one of no keys, and finite, so that a query that sees nothing gives 0 and not NaN."""
+
+
+class Arithmetic(Protocol):
+    """What differs from device to device."""
+
+    def product(self, a: mx.array, b: mx.array) -> mx.array:
+        """The matrix product a b."""
+
+    def fold(
+        self, scores_BHLC: mx.array, seen: Seen | None, top_BHL1: mx.array, total_BHL1: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+        """Carry a softmax on: exp(scores − new top), the new top and total, and exp(top − new top)."""
+
+    def fold_backward(
+        self, scores_BHLC: mx.array, seen: Seen | None, log_sums_BHL1: mx.array, d_BHLC: mx.array, deltas_BHL1: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        """The probabilities P = exp(scores − log-sums), and P ∘ (d − deltas)."""
+
+
+def attention(
+    of: Arithmetic, q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float, mask: Mask | None
+) -> tuple[mx.array, mx.array]:
+    """softmax(scale · q kᵀ) v (causal if the mask is None), and the queries' log-sums (B, H, L, 1) in float32.
+
+    A query that sees nothing gives 0; its log-sum is ∞.
+    """
+    outputs: list[mx.array] = []
+    log_sums: list[mx.array] = []
+    num_rows, num_heads, length, _ = q_BHLD.shape
+    mask = mask or Mask.causal(length)
+    for queries in _blocks(length):
+        q = _stacked(q_BHLD[:, :, queries] * scale, k_BKLD)
+        top = mx.full((num_rows, num_heads, queries.stop - queries.start, 1), LOWEST)
+        total, output = mx.zeros_like(top), mx.zeros((*top.shape[:-1], v_BKLD.shape[-1]))
+        for keys, seen in mask.seen_by(queries, BLOCK):
+            (q,) = mx.depends([q], [output, *outputs[-1:]])  # one block after the other, not all at once
+            scores = of.product(q, k_BKLD[:, :, keys].swapaxes(-1, -2)).reshape(*top.shape[:-1], -1)
+            weights, top, total, shrink = of.fold(scores, seen, top, total)
+            found = of.product(_stacked(weights.astype(v_BKLD.dtype), k_BKLD), v_BKLD[:, :, keys])
+            output = output * shrink + found.reshape(output.shape)
+        outputs.append((output / mx.where(total > 0, total, 1)).astype(v_BKLD.dtype))
+        log_sums.append(mx.where(total > 0, top + mx.log(total), mx.inf))
+    return mx.concatenate(outputs, axis=2), mx.concatenate(log_sums, axis=2)
+
+
+def attention_backward(
+    of: Arithmetic,
+    q_BHLD: mx.array,
+    k_BKLD: mx.array,
+    v_BKLD: mx.array,
+    scale: float,
+    mask: Mask | None,
+    output: tuple[mx.array, mx.array],
+    d_BHLD: mx.array,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """The gradients of q, k and v, given `attention`'s result and the gradient of its first part."""
+    mask = mask or Mask.causal(q_BHLD.shape[2])
+    deltas_BHL1 = (d_BHLD * output[0]).astype(mx.float32).sum(-1, keepdims=True)
+    d_ks, d_vs = ([mx.zeros(x[:, :, keys].shape) for keys in _blocks(x.shape[2])] for x in (k_BKLD, v_BKLD))
+    d_qs: list[mx.array] = []
+    for queries in _blocks(q_BHLD.shape[2]):
+        q, d = (_stacked(x[:, :, queries], k_BKLD) for x in (q_BHLD * scale, d_BHLD))
+        log_sums, deltas = output[1][:, :, queries], deltas_BHL1[:, :, queries]
+        d_q = mx.zeros(q.shape)
+        last: list[mx.array] = d_qs[-1:]
+        for keys, seen in mask.seen_by(queries, BLOCK):
+            q, d = mx.depends([q, d], last)
+            k, v, number = k_BKLD[:, :, keys], v_BKLD[:, :, keys], keys.start // BLOCK
+            scores, d_p = (
+                of.product(a, b.swapaxes(-1, -2)).reshape(*log_sums.shape[:-1], -1) for a, b in ((q, k), (d, v))
+            )
+            found = of.fold_backward(scores, seen, log_sums, d_p, deltas)
+            p, d_s = (_stacked(x.astype(k.dtype), k) for x in found)
+            d_q = d_q + of.product(d_s, k)
+            d_ks[number] = d_ks[number] + of.product(d_s.swapaxes(-1, -2), q)
+            d_vs[number] = d_vs[number] + of.product(p.swapaxes(-1, -2), d)
+            last = [d_q, d_ks[number], d_vs[number]]
+        d_qs.append((d_q * scale).reshape(*log_sums.shape[:-1], -1))
+    d_q_BHLD, d_k_BKLD, d_v_BKLD = (
+        mx.concatenate(parts, axis=2).astype(x.dtype) for parts, x in ((d_qs, q_BHLD), (d_ks, k_BKLD), (d_vs, v_BKLD))
+    )
+    return d_q_BHLD, d_k_BKLD, d_v_BKLD
+
+
+def _blocks(length: int) -> Iterator[slice]:
+    return (slice(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK))
+
+
+def _stacked(x_BHLD: mx.array, k_BKLD: mx.array) -> mx.array:
+    """Query heads that share a key head laid end to end: (B, H, L, D) -> (B, K, H/K · L, D)."""
+    return x_BHLD.reshape(*k_BKLD.shape[:2], -1, x_BHLD.shape[3])
