@@ -79,3 +79,20 @@ class Mask:
                     yield keys, None
                     continue
             yield keys, self.block(queries, keys)
+
+
+@dataclass(frozen=True)
+class Written:
+    """The mask of someone else, written out: broadcast to (B, H, L, K), True where a query sees a key."""
+
+    pairs: Seen
+
+    def seen_by(self, queries: slice, size: int) -> Iterator[tuple[slice, Seen | None]]:
+        """As `Mask` has it."""
+        for start in range(0, self.pairs.shape[-1], size):
+            keys = slice(start, min(start + size, self.pairs.shape[-1]))
+            seen = self.pairs[..., queries, keys]
+            if not isinstance(seen, np.ndarray):
+                yield keys, seen
+            elif seen.any():
+                yield keys, None if seen.all() else seen

@@ -10,6 +10,7 @@ Shapes: B rows, L positions, D hidden width, N target positions.
 
 import gc
 import json
+import math
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
@@ -24,6 +25,7 @@ from mlxmath.errors import MlxmathError
 from mlxmath.models.blocks import kinds_of
 from mlxmath.models.calls import ERRORS
 from mlxmath.models.kernels import kernels_for
+from mlxmath.models.kernels.long_rows import BLOCK
 from mlxmath.models.linear import left_to_mlx
 from mlxmath.models.linear_ce import LossHead
 from mlxmath.models.load import suit
@@ -183,11 +185,20 @@ class _Trial:
         found = [[self._kept(*way, length, whole=way is ways[0]) for way in ways] for length in lengths]
         kept = [sum(each for each, _ in of_length) for of_length in found]
         working = [max(each for _, each in of_length) for of_length in found]
-        of_working = Growth(tuple(lengths[1:]), tuple(working[1:]))  # the shortest ones tell least
+        more = self._beyond_blocks(ways[0][0], lengths[-1])
+        working += [max(self._pass(each, list(self._few.values()), length)[1] for each, _ in ways) for length in more]
+        bound = BLOCK if ways[0][0].takes_parts else math.inf  # block by block, attention is, too
+        of_working = Growth((*lengths[1:], *more), tuple(working[1:]), bound)  # the shortest ones tell least
         while self._may_differ(Parabola.through(lengths[-3:], kept[-3:]), 2 * lengths[-1]):
             lengths.append(2 * lengths[-1])
             kept.append(sum(self._kept(*way, lengths[-1], whole=way is ways[0], alone=True)[0] for way in ways))
         return self._result(ways[0][0], Growth(tuple(lengths), tuple(kept)), of_working)
+
+    def _beyond_blocks(self, gradients: _Gradients, longest: int) -> list[int]:
+        """Two lengths at which attention goes by blocks, if it will and they are affordable."""
+        lengths = [2 * BLOCK, 4 * BLOCK]
+        flops = 6 * sum(lengths) * self._parameters * len(self._few)
+        return lengths if gradients.takes_parts and flops < _FLOPS and longest < lengths[0] else []
 
     def _may_differ(self, kept: Parabola, length: int) -> bool:
         """Whether pairs of tokens count, so that it is seen from longer rows alone if there are chunks, and may be."""

@@ -24,8 +24,9 @@ from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.layouts import ContinuedRows, PackedCache, PromptRows, Rows, SharedPrompts, continued
 from mlxmath.models.linear_ce import FullLogits, FusedHead, LossHead
 from mlxmath.models.lm_head import Split, called, split
+from mlxmath.models.long_attention import ByBlocks
 from mlxmath.models.masks import Mask
-from mlxmath.models.segments import summed
+from mlxmath.models.segments import attention_by, summed
 from mlxmath.models.trust import Outcome, Trial
 
 Tree = Any
@@ -170,6 +171,7 @@ class AutodiffGradients:
         self._extra: Any = None  # the type of what the batches have besides
         self._forward = parts.hidden if parts else partial(called, model)
         self._checkpointed, self._compiled = checkpoint_every > 0, compiled
+        self._attention = ByBlocks(model, looks=not kernels.compiles)
         if checkpoint_every:
             checkpoint_blocks(model, checkpoint_every)
         self._step = self._eager_step = nn.value_and_grad(model, lambda _, *arrays: _loss_first(self._total(*arrays)))
@@ -180,13 +182,15 @@ class AutodiffGradients:
     def loss(self, batch: Batch) -> mx.array:
         """See `Gradients`."""
         self._extra = type(batch.extra)
-        return self._total(*_arrays(batch))
+        with attention_by(self._attention):
+            return self._total(*_arrays(batch))
 
     def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, Tree]:
         """See `Gradients`. With prompts the shapes are too many to compile each."""
         self._extra = type(batch.extra)
         step = self._step if batch.prompts is None else self._eager_step
-        (_, total), gradients = step(self._model.trainable_parameters(), *_arrays(batch))
+        with attention_by(self._attention):
+            (_, total), gradients = step(self._model.trainable_parameters(), *_arrays(batch))
         return total, gradients
 
     def of_blocks(self, numbers: Sequence[int]) -> Callable[[Batch], tuple[mx.array, Tree]]:

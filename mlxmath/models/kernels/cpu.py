@@ -103,7 +103,7 @@ class CpuKernels(Kernels):
         if _others(q_BHLD, k_BKLD, v_BKLD):
             return _MLX.attention(q_BHLD, k_BKLD, v_BKLD, scale, mask)
         length = q_BHLD.shape[2]
-        if length > long_rows.BLOCK:
+        if length > long_rows.block():
             return long_rows.attention(self, q_BHLD, k_BKLD, v_BKLD, scale, mask.known() if mask else None)
         scores = _scores(q_BHLD, k_BKLD, scale)
         log_sums = np.empty(scores.shape[:-1], np.float32)
@@ -139,7 +139,7 @@ class CpuKernels(Kernels):
         if _others(q_BHLD, k_BKLD, v_BKLD, d_BHLD):
             return _MLX.attention_backward(q_BHLD, k_BKLD, v_BKLD, scale, mask, output, d_BHLD)
         length = q_BHLD.shape[2]
-        if length > long_rows.BLOCK:
+        if length > long_rows.block():
             known = mask.known() if mask else None
             return long_rows.attention_backward(self, q_BHLD, k_BKLD, v_BKLD, scale, known, output, d_BHLD)
         d_stacked = _stacked(d_BHLD, k_BKLD)

@@ -13,12 +13,19 @@ from typing import Protocol
 
 import mlx.core as mx
 
-from mlxmath.models.masks import Mask, Seen
+from mlxmath.models.masks import Mask, Seen, Written
 
 BLOCK = 512
-"""Queries, and keys, of a block; longer rows are computed like this."""
+"""Queries, and keys, of a block on a CPU, in whose cache a head's scores stay."""
+GPU_BLOCK = 2048
+"""The same on a GPU, where many operations in one graph are what counts."""
 LOWEST = -1e30
 """Below any score: the largest one of no keys, and finite, so that a query that sees nothing gives 0 and not NaN."""
+
+
+def block() -> int:
+    """Queries, and keys, of a block; longer rows are computed like this."""
+    return BLOCK if mx.default_device().type == mx.cpu else GPU_BLOCK
 
 
 class Arithmetic(Protocol):
@@ -39,7 +46,7 @@ class Arithmetic(Protocol):
 
 
 def attention(
-    of: Arithmetic, q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float, mask: Mask | None
+    of: Arithmetic, q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float, mask: Mask | Written | None
 ) -> tuple[mx.array, mx.array]:
     """softmax(scale · q kᵀ) v (causal if the mask is None), and the queries' log-sums (B, H, L, 1) in float32.
 
@@ -53,7 +60,7 @@ def attention(
         q = _stacked(q_BHLD[:, :, queries] * scale, k_BKLD)
         top = mx.full((num_rows, num_heads, queries.stop - queries.start, 1), LOWEST)
         total, output = mx.zeros_like(top), mx.zeros((*top.shape[:-1], v_BKLD.shape[-1]))
-        for keys, seen in mask.seen_by(queries, BLOCK):
+        for keys, seen in mask.seen_by(queries, block()):
             (q,) = mx.depends([q], [output, *outputs[-1:]])  # one block after the other, not all at once
             scores = of.product(q, k_BKLD[:, :, keys].swapaxes(-1, -2)).reshape(*top.shape[:-1], -1)
             weights, top, total, shrink = of.fold(scores, seen, top, total)
@@ -70,7 +77,7 @@ def attention_backward(
     k_BKLD: mx.array,
     v_BKLD: mx.array,
     scale: float,
-    mask: Mask | None,
+    mask: Mask | Written | None,
     output: tuple[mx.array, mx.array],
     d_BHLD: mx.array,
 ) -> tuple[mx.array, mx.array, mx.array]:
@@ -84,9 +91,9 @@ def attention_backward(
         log_sums, deltas = output[1][:, :, queries], deltas_BHL1[:, :, queries]
         d_q = mx.zeros(q.shape)
         last: list[mx.array] = d_qs[-1:]
-        for keys, seen in mask.seen_by(queries, BLOCK):
+        for keys, seen in mask.seen_by(queries, block()):
             q, d = mx.depends([q, d], last)
-            k, v, number = k_BKLD[:, :, keys], v_BKLD[:, :, keys], keys.start // BLOCK
+            k, v, number = k_BKLD[:, :, keys], v_BKLD[:, :, keys], keys.start // block()
             scores, d_p = (
                 of.product(a, b.swapaxes(-1, -2)).reshape(*log_sums.shape[:-1], -1) for a, b in ((q, k), (d, v))
             )
@@ -104,7 +111,7 @@ def attention_backward(
 
 
 def _blocks(length: int) -> Iterator[slice]:
-    return (slice(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK))
+    return (slice(start, min(start + block(), length)) for start in range(0, length, block()))
 
 
 def _stacked(x_BHLD: mx.array, k_BKLD: mx.array) -> mx.array:

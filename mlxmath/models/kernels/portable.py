@@ -36,7 +36,7 @@ class Kernels:
         Returns:
             The result (B, H, L, D), and what the backward pass needs besides the arguments.
         """
-        if q_BHLD.shape[2] > long_rows.BLOCK:
+        if q_BHLD.shape[2] > long_rows.block():
             return long_rows.attention(self, q_BHLD, k_BKLD, v_BKLD, scale, mask)
         out_BHLD = mx.fast.scaled_dot_product_attention(
             q_BHLD, k_BKLD, v_BKLD, scale=scale, mask="causal" if mask is None else mask.array
@@ -54,7 +54,7 @@ class Kernels:
         d_BHLD: mx.array,
     ) -> tuple[mx.array, mx.array, mx.array]:
         """The gradients of q, k and v (Dao et al. 2022, arXiv:2205.14135, appendix B): here by autodiff."""
-        if q_BHLD.shape[2] > long_rows.BLOCK:
+        if q_BHLD.shape[2] > long_rows.block():
             return long_rows.attention_backward(self, q_BHLD, k_BKLD, v_BKLD, scale, mask, output, d_BHLD)
         d_q, d_k, d_v = mx.vjp(
             lambda q, k, v: self.attention(q, k, v, scale, mask)[0], [q_BHLD, k_BKLD, v_BKLD], [d_BHLD]
