@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from mlxmath.models.masks import Mask, Seen, Written
 
-BLOCK = 512
+BLOCK = 256
 """Queries, and keys, of a block on a CPU, in whose cache a head's scores stay."""
 GPU_BLOCK = 2048
 """The same on a GPU, where many operations in one graph are what counts."""
