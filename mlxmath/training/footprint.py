@@ -43,7 +43,7 @@ _KEPT_BYTES = 32 << 20
 _UNIT = {"cpu": 16, "metal": 16, "cuda": 128}
 """Lengths are multiples of this, as in training."""
 _SHORTEST = 32
-"""The shortest of four lengths, each twice the one before, if the bounds allow it; block by block twice that."""
+"""The shortest of four lengths, each twice the one before, if the bounds allow it."""
 _LONGEST, _COUNTS, _SHARE = 1024, 0.05, 1 / 8
 """To this length it is seen whether what is kept goes on growing with the pairs of tokens (it does not in chunks), if
 they take more than so much of what the tokens take, and fit into this share of the machine's memory."""
@@ -181,9 +181,10 @@ class _Trial:
         found = [[self._kept(*way, length, whole=way is ways[0]) for way in ways] for length in lengths]
         kept = [sum(each for each, _ in of_length) for of_length in found]
         working = [max(each for _, each in of_length) for of_length in found]
-        bound = BLOCK if ways[0][0].takes_parts else float("inf")  # block by block, attention is, too
-        most = _FLOPS / (12 * self._parameters * len(self._few) + 1)
-        more = [length for length in (2 * BLOCK, 4 * BLOCK) if max(bound, lengths[-1]) < length < most]
+        bound, more = float("inf"), []
+        if ways[0][0].takes_parts:  # block by block, attention is, too
+            affordable = 36 * BLOCK * self._parameters * len(self._few) < _FLOPS
+            bound, more = BLOCK, [2 * BLOCK, 4 * BLOCK] if affordable else []
         working += [max(self._pass(each, list(self._few.values()), length)[1] for each, _ in ways) for length in more]
         of_working = Growth((*lengths[1:], *more), tuple(working[1:]), bound)  # the shortest ones tell least
         while self._may_differ(Parabola.through(lengths[-3:], kept[-3:]), 2 * lengths[-1]):
@@ -226,8 +227,7 @@ class _Trial:
         flops = 6 * self._parameters * (_REPEATS * len(self._few) + len(self._few) ** 2)
         kept, _ = self._pass(gradients, list(self._few.values()), self._unit)
         most = min(_FLOPS / (15 * flops + 1), _KEPT_BYTES / (8 * kept / self._unit + 1))
-        wanted = _SHORTEST * (2 if gradients.takes_parts else 1)
-        return self._unit * max(1, min(int(most), max(wanted, self._unit)) // self._unit)
+        return self._unit * max(1, min(int(most), max(_SHORTEST, self._unit)) // self._unit)
 
     @property
     def _parameters(self) -> float:
