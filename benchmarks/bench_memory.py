@@ -133,12 +133,12 @@ def main() -> None:
     print(f"\n-> {options.out}, {options.out.with_suffix('.png')}")
 
 
-def row_of(shape: Shape, work: Path, length: int) -> Workload:
-    """A workload of `NUM_STEPS` equal rows with exactly `length` inputs (`length` + 1 tokens)."""
+def row_of(shape: Shape, work: Path, length: int, num_rows: int = NUM_STEPS) -> Workload:
+    """A workload of `num_rows` equal rows with exactly `length` inputs (`length` + 1 tokens)."""
     workload = make_workload(shape, work, PROBLEMS, dtype="float32", num_rows=1, template=TEMPLATE, num_ids=NUM_IDS)
 
     def lines(num_words: int) -> list[str]:
-        return [json.dumps({"problem": "Say a.", "solution": "a" + " a" * num_words})] * NUM_STEPS
+        return [json.dumps({"problem": "Say a.", "solution": "a" + " a" * num_words})] * num_rows
 
     def rows(num_words: int) -> list[Any]:
         return tokenize(lines(num_words), workload.folder, workload.model, TEMPLATE)

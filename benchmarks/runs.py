@@ -88,8 +88,12 @@ def train(
     num_epochs: int,
     accumulation: int | None = None,
     extra: Sequence[str] = (),
+    repository: Path = REPOSITORY,
 ) -> tuple[dict[str, Any], Finished]:
-    """Run `python -m mlxmath.train`; returns run.json with the events of its steps under `steps`, and the process."""
+    """Run `python -m mlxmath.train` of a checkout.
+
+    Returns run.json with the events of its steps under `steps`, and the process.
+    """
     command = train_command(
         workload, folder, dataset, conditions.backend, batch_size=batch_size, num_epochs=num_epochs,
         accumulation=accumulation or EFFECTIVE_BATCH // batch_size,
@@ -97,8 +101,8 @@ def train(
     finished = run_process(
         [*command, *conditions.ours_options, *extra],
         timeout_s=conditions.timeout_s,
-        folder=REPOSITORY,
-        environment={"HF_HUB_OFFLINE": "1"},
+        folder=repository,
+        environment={"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(repository)},
     )
     return ({} if finished.failure else record_of(folder)), finished
 

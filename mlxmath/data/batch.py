@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxmath.models.layouts import SharedPrompts
+from mlxmath.models.masks import Mask
 
 
 class Rows(Protocol):
@@ -76,11 +77,10 @@ class Batch:
     parts: tuple["Batch", ...] = ()
     """With prompts: the same rows in batches of fewer, in order, with the same prompts."""
 
-
-def packed_mask(texts_BL: mx.array) -> mx.array:
-    """(B, 1, L, L): True where attention is allowed, which is backwards within a text."""
-    same_BLL = texts_BL[:, :, None] == texts_BL[:, None, :]
-    return mx.tril(same_BLL)[:, None]
+    @property
+    def mask(self) -> Mask | None:
+        """What the positions of packed rows see; None: all backwards."""
+        return None if self.texts_BL is None else Mask.packed(self.texts_BL)
 
 
 @dataclass(frozen=True)

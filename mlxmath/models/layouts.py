@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from mlxmath.models.kernels.portable import Kernels
+from mlxmath.models.masks import NOWHERE, Mask
 
 _LONGEST = 6
 """Tokens of the longest text on which a model is tried."""
@@ -30,20 +31,12 @@ class SharedPrompts(NamedTuple):
         """(B,) the position of each row's first token in its text."""
         return self.lengths_G[self.groups_B]
 
-    def mask(self, length: int, window: int | None = None) -> mx.array:
-        """(B, 1, L, P + L): which of its prompt's positions and its own each row's positions see."""
-        of_prompt_P, own_L = mx.arange(self.tokens_GP.shape[1]), mx.arange(length)
-        offsets_B1 = self.offsets[:, None]
-        present_BK = mx.concatenate(
-            [of_prompt_P[None] < offsets_B1, mx.ones((len(offsets_B1), length), mx.bool_)], axis=1
-        )
-        places_BK = mx.concatenate([mx.broadcast_to(of_prompt_P, (len(offsets_B1), len(of_prompt_P))),
-                                    offsets_B1 + own_L], axis=1)  # fmt: skip
-        here_BL1, places_B1K = (offsets_B1 + own_L)[:, :, None], places_BK[:, None]
-        mask_BLK = (places_B1K <= here_BL1) & present_BK[:, None]
-        if window is not None:
-            mask_BLK = mask_BLK & (here_BL1 < places_B1K + window)
-        return mask_BLK[:, None]
+    def mask(self, length: int) -> Mask:
+        """Of its prompt's positions and then of its own, those backwards of each of a row's `length` positions."""
+        own_BL = self.offsets[:, None] + mx.arange(length)
+        of_prompt_P = mx.arange(self.tokens_GP.shape[1])
+        of_prompt_BP = mx.where(of_prompt_P < self.offsets[:, None], of_prompt_P, NOWHERE)
+        return Mask(mx.concatenate([of_prompt_BP, own_BL], axis=1), mx.zeros_like(own_BL), own_BL)
 
 
 class PackedCache:
@@ -52,15 +45,12 @@ class PackedCache:
     Positions go on from text to text, which rotary embeddings, being relative, do not notice.
     """
 
-    def __init__(self, mask_B1LL: mx.array, offset: Any = 0) -> None:
-        self._mask_B1LL, self.offset = mask_B1LL, offset
+    def __init__(self, mask: Mask, offset: Any = 0) -> None:
+        self._mask, self.offset = mask, offset
 
-    def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> mx.array:  # noqa: ARG002
+    def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> mx.array | str:  # noqa: ARG002
         """Backwards within a text, and within the window if there is one."""
-        if window_size is None:
-            return self._mask_B1LL
-        place = mx.arange(length)
-        return self._mask_B1LL & (place[:, None] < place[None] + window_size)
+        return self._mask.within(window_size).array
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """The keys and values of the row itself."""
@@ -71,8 +61,12 @@ class PromptCache(PackedCache):
     """Keeps a layer's keys and values of prompts, for `RowCache`."""
 
     def __init__(self, length: int) -> None:
-        place = mx.arange(length)
-        super().__init__((place[:, None] >= place[None])[None, None])
+        super().__init__(Mask.causal(length))
+
+    def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> mx.array | str:
+        """Backwards, which has a name where there is no window."""
+        is_plain = window_size is None or length <= window_size
+        return "causal" if is_plain and not return_array else super().make_mask(length, return_array, window_size)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """The same, noted."""
@@ -80,16 +74,12 @@ class PromptCache(PackedCache):
         return keys, values
 
 
-class RowCache:
+class RowCache(PackedCache):
     """Lets a layer's rows go on from their prompts."""
 
-    def __init__(self, prompts: SharedPrompts, kept: PromptCache) -> None:
-        self.offset = prompts.offsets
+    def __init__(self, mask: Mask, prompts: SharedPrompts, kept: PromptCache) -> None:
+        super().__init__(mask, prompts.offsets)
         self._prompts, self._kept = prompts, kept
-
-    def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> mx.array:  # noqa: ARG002
-        """Of the row's prompt all, of itself backwards, and within the window if there is one."""
-        return self._prompts.mask(length, window_size)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Those of each row's prompt before its own."""
@@ -106,7 +96,8 @@ def continued(
     """`forward(tokens, cache=…)` of rows that go on from prompts, which go through it once."""
     kept = [PromptCache(prompts.tokens_GP.shape[1]) for _ in range(num_layers)]
     forward(prompts.tokens_GP, cache=kept)
-    return forward(tokens_BL, cache=[RowCache(prompts, each) for each in kept])
+    mask = prompts.mask(tokens_BL.shape[1])
+    return forward(tokens_BL, cache=[RowCache(mask, prompts, each) for each in kept])
 
 
 def example(vocab_size: int, attempt: int = 0) -> tuple[mx.array, SharedPrompts, list[list[int]]]:
@@ -134,14 +125,14 @@ Output = tuple[mx.array, mx.array]
 
 
 class Rows:
-    """Whole texts, or packed ones under a mask as `Kernels.attention` has it; `block` is the number of a block."""
+    """Whole texts, or others under a mask; `block` is the number of a block."""
 
     cache: Any = None
     """What tells the blocks the rows' positions."""
     recomputed = False
     """Whether every block keeps its input alone, and computes the rest again in the backward pass."""
 
-    def __init__(self, tokens_BL: mx.array, mask: mx.array | None = None) -> None:
+    def __init__(self, tokens_BL: mx.array, mask: Mask | None = None) -> None:
         self.tokens_BL, self._mask = tokens_BL, mask
 
     def attention(self, kernels: Kernels, block: int, a: Attended) -> Output:  # noqa: ARG002
@@ -191,7 +182,7 @@ class ContinuedRows(Rows):
     def __init__(self, tokens_BL: mx.array, prompts: SharedPrompts, computed: PromptRows) -> None:
         super().__init__(tokens_BL, prompts.mask(tokens_BL.shape[1]))
         self._prompts, self._computed = prompts, computed
-        self.cache = PackedCache(mx.ones((1, 1, 1, 1), mx.bool_), prompts.offsets)  # only tells the first positions
+        self.cache = PackedCache(Mask.causal(1), prompts.offsets)  # only tells the first positions
         self._rows_of_GB = (mx.arange(len(prompts.lengths_G))[:, None] == prompts.groups_B).astype(mx.float32)
 
     def attention(self, kernels: Kernels, block: int, a: Attended) -> Output:

@@ -1,5 +1,6 @@
 """What is known of a model's memory before it is loaded: counted, or measured (`mlxmath.training.footprint`)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ class Parabola:
         token = max(0.0, second - pair * (l2 + l3))
         return cls(b3 - token * l3 - pair * l3**2, token, pair)
 
-    def at(self, length: int) -> float:
+    def at(self, length: float) -> float:
         """Bytes of a row of a length."""
         return max(0.0, self.fixed + self.token * length + self.pair * length**2)
 
@@ -32,12 +33,22 @@ class Growth:
 
     lengths: tuple[int, ...]
     sizes: tuple[float, ...]
+    bound: float = math.inf
+    """Longer rows take no more for pairs of tokens than one of this length."""
 
     def at(self, tokens: int, length: int) -> float:
-        """Bytes of so many tokens in rows of a length: through the three points around it, or the last three."""
-        last = next((i for i in range(2, len(self.lengths)) if length <= self.lengths[i]), len(self.lengths) - 1)
-        row, once = self._through(last).at(length), max(0.0, self._through(2).fixed)
+        """Bytes of so many tokens in rows of a length."""
+        row, once = self._row(length), max(0.0, self._through(2).fixed)
         return max(0.0, once + tokens / length * (row - once))
+
+    def _row(self, length: int) -> float:
+        """Through the three points around a length, or the last three; beyond the bound straight ahead."""
+        if self.lengths[-2] > self.bound and length > self.bound:
+            slope = (self.sizes[-1] - self.sizes[-2]) / (self.lengths[-1] - self.lengths[-2])
+            return self.sizes[-1] + slope * (length - self.lengths[-1])
+        last = next((i for i in range(2, len(self.lengths)) if length <= self.lengths[i]), len(self.lengths) - 1)
+        parabola, beyond = self._through(last), max(0.0, length - self.bound)
+        return parabola.at(length - beyond) + parabola.token * beyond
 
     def _through(self, last: int) -> Parabola:
         points = slice(last - 2, last + 1)

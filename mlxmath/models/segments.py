@@ -144,6 +144,23 @@ def prepare(block: nn.Module) -> None:
         _make_replaceable(_home(block.mlp), _SWIGLU)
 
 
+def prepare_attention(model: nn.Module) -> None:
+    """Let all of a model's attention functions give way; needed once before `attention_by`."""
+    for home in {_home(module) for module in model.modules()}:
+        if hasattr(home, _ATTENTION):
+            _make_replaceable(home, _ATTENTION)
+
+
+@contextmanager
+def attention_by(function: Callable[..., mx.array]) -> Iterator[None]:
+    """In this thread models call `function` for mlx_lm's attention."""
+    _probes.by_name[_ATTENTION] = function
+    try:
+        yield
+    finally:
+        del _probes.by_name[_ATTENTION]
+
+
 def project(block: nn.Module, x: mx.array, rows: Rows) -> Attended:
     """Queries, keys and values of a block's input (B, L, D)."""
     seen: list[Attended] = []

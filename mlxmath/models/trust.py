@@ -19,6 +19,7 @@ from mlxmath.models.blocks import few_of, kinds_of, only
 from mlxmath.models.calls import ERRORS, without_dropout
 from mlxmath.models.layouts import PackedCache, SharedPrompts, example
 from mlxmath.models.linear import left_to_mlx
+from mlxmath.models.masks import Mask
 from mlxmath.models.segments import Gradients
 
 NUM_TOKENS = 16
@@ -212,7 +213,7 @@ class Trial:
 
         return self._remembered("share", tried)
 
-    def cannot_pack(self, way: Callable[[Sequence[int], mx.array, mx.array, mx.array], Outcome]) -> str | None:
+    def cannot_pack(self, way: Callable[[Sequence[int], mx.array, Mask, mx.array], Outcome]) -> str | None:
         """Why `way` (blocks, row, mask, positions) may not be used for packed texts.
 
         Also if it makes a difference where in a row a text begins.
@@ -223,7 +224,7 @@ class Trial:
             texts = [tokens[: _PACKED[0]], tokens[_PACKED[0] : _PACKED[1]], tokens[_PACKED[1] :]]
             row, positions = mx.array([tokens]), mx.arange(len(tokens))
             numbers = mx.array([[number for number, text in enumerate(texts) for _ in text]])
-            mask = mx.tril(numbers[:, :, None] == numbers[:, None, :])[:, None]
+            mask = Mask.packed(numbers)
             expected = self._of_texts(blocks, texts, [range(len(text)) for text in texts])
             if reason := disagreement(way(blocks, row, mask, positions), expected):
                 return reason

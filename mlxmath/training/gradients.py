@@ -17,7 +17,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlxmath.data.batch import Batch, packed_mask
+from mlxmath.data.batch import Batch
+from mlxmath.models.attention import TrainingAttention
 from mlxmath.models.blocks import only
 from mlxmath.models.blockwise import Blockwise
 from mlxmath.models.checkpointing import checkpoint_blocks
@@ -25,7 +26,7 @@ from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.layouts import ContinuedRows, PackedCache, PromptRows, Rows, SharedPrompts, continued
 from mlxmath.models.linear_ce import FullLogits, FusedHead, LossHead
 from mlxmath.models.lm_head import Split, called, split
-from mlxmath.models.padded_attention import attention_padded
+from mlxmath.models.masks import Mask
 from mlxmath.models.segments import summed
 from mlxmath.models.trust import Outcome, Trial
 
@@ -120,7 +121,7 @@ class BlockwiseGradients:
 
     def loss(self, batch: Batch) -> mx.array:
         """See `Gradients`."""
-        rows: Rows = Rows(batch.inputs_BL, _mask(batch))
+        rows: Rows = Rows(batch.inputs_BL, batch.mask)
         if batch.prompts is not None:
             self._blocks.forward(computed := PromptRows(batch.prompts), keep=False)
             rows = ContinuedRows(batch.inputs_BL, batch.prompts, computed)
@@ -130,7 +131,7 @@ class BlockwiseGradients:
     def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, Tree]:
         """See `Gradients`. Rows that go on from prompts are computed part after part."""
         if batch.prompts is None:
-            total, found = self._of_rows(batch, Rows(batch.inputs_BL, _mask(batch)))
+            total, found = self._of_rows(batch, Rows(batch.inputs_BL, batch.mask))
             return total, tree_unflatten(list(found.items()))
         prompts = PromptRows(batch.prompts)
         hidden_GPD, tape = self._blocks.forward(prompts)
@@ -173,6 +174,7 @@ class AutodiffGradients:
         self._extra: Any = None  # the type of what the batches have besides
         self._forward = parts.hidden if parts else partial(called, model)
         self._checkpointed, self._compiled = checkpoint_every > 0, compiled
+        self._attention = TrainingAttention(model, multiple=kernels.attention_multiple, looks=not kernels.compiles)
         if checkpoint_every:
             checkpoint_blocks(model, checkpoint_every)
         self._step = self._eager_step = nn.value_and_grad(model, lambda _, *arrays: _loss_first(self._total(*arrays)))
@@ -189,7 +191,8 @@ class AutodiffGradients:
     def loss(self, batch: Batch) -> mx.array:
         """See `Gradients`."""
         self._extra = type(batch.extra)
-        return self._total(*_arrays(batch))
+        with self._attention.in_place():
+            return self._total(*_arrays(batch))
 
     def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, Tree]:
         """See `Gradients`. With prompts the shapes are too many to compile each."""
@@ -201,7 +204,8 @@ class AutodiffGradients:
                 self._compile()
             self._shapes.add(shape)
             step = self._step
-        (_, total), gradients = step(self._model.trainable_parameters(), *arrays)
+        with self._attention.in_place():
+            (_, total), gradients = step(self._model.trainable_parameters(), *arrays)
         return total, gradients
 
     def of_blocks(self, numbers: Sequence[int]) -> Callable[[Batch], tuple[mx.array, Tree]]:
@@ -234,14 +238,13 @@ class AutodiffGradients:
         return Trial(self._model, self._forward, vocab_size, ("autodiff", self._parts is None, self._checkpointed))
 
     def _outputs(
-        self, tokens_BL: mx.array, mask: mx.array | None = None, prompts: SharedPrompts | None = None
+        self, tokens_BL: mx.array, mask: Mask | None = None, prompts: SharedPrompts | None = None
     ) -> mx.array:  # fmt: skip
         """Hidden states, or logits where the head is not split off."""
         forward, num_layers = self._forward, len(self._model.layers)
         if prompts is not None:
             return continued(forward, num_layers, tokens_BL, prompts)
-        with attention_padded(self._model, self._kernels.attention_multiple):
-            return forward(tokens_BL) if mask is None else forward(tokens_BL, cache=[PackedCache(mask)] * num_layers)
+        return forward(tokens_BL) if mask is None else forward(tokens_BL, cache=[PackedCache(mask)] * num_layers)
 
     def _total(
         self, inputs_BL: mx.array, positions_N: mx.array, targets_N: mx.array, weights_N: mx.array,
@@ -250,13 +253,9 @@ class AutodiffGradients:
         shared = None if prompts is None else SharedPrompts(*prompts)
         named = self._extra(**extra) if extra else None
         batch = Batch(inputs_BL, positions_N, targets_N, weights_N, (), 0, 0, named, texts_BL, shared)
-        outputs_BLX = self._outputs(inputs_BL, _mask(batch), shared)
+        outputs_BLX = self._outputs(inputs_BL, batch.mask, shared)
         outputs_NX = outputs_BLX.reshape(-1, outputs_BLX.shape[-1])[positions_N]
         return self._loss(outputs_NX, batch, self._head)
-
-
-def _mask(batch: Batch) -> mx.array | None:
-    return None if batch.texts_BL is None else packed_mask(batch.texts_BL)
 
 
 def _arrays(batch: Batch) -> tuple[Any, ...]:

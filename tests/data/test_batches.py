@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.data.batch import Shape, make_batch, make_packed, packed_mask
+from mlxmath.data.batch import Shape, make_batch, make_packed
 from mlxmath.data.batching import BatchSampler, StepBatch
 from tests.conftest import FakeRows
 
@@ -46,7 +46,7 @@ def test_a_packed_batch_by_hand() -> None:
     assert batch.positions_N.tolist() == [1, 2, 3]
     assert batch.targets_N.tolist() == [7, 8, 3]
     assert batch.texts_BL is not None and batch.texts_BL.tolist() == [[0, 0, 0, 1, 2, 2]]
-    assert packed_mask(batch.texts_BL)[0, 0].astype(mx.int32).tolist() == [
+    assert batch.mask is not None and batch.mask.array[0, 0].astype(mx.int32).tolist() == [
         [1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0],
         [0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 1, 1],
     ]  # fmt: skip

@@ -14,6 +14,8 @@ import pytest
 from mlxmath.models.kernels.cpu import CpuKernels, product
 from mlxmath.models.kernels.gpu import BODY, FastKernels, GpuKernels
 from mlxmath.models.kernels.portable import Kernels
+from mlxmath.models.layouts import SharedPrompts
+from mlxmath.models.masks import Mask
 from mlxmath.runtime.device import BACKENDS
 
 FORMS = ["portable", "cpu", "fast", "metal", "cuda"]
@@ -50,26 +52,22 @@ def test_swiglu(kernels: Any, shape: tuple[int, ...]) -> None:
     close(found[1], cotangent * gate * sigmoid)
 
 
-def plain_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None) -> mx.array:
+def plain_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Mask | None) -> mx.array:
     groups, length = q.shape[1] // k.shape[1], q.shape[2]
     k, v = (mx.repeat(a, groups, axis=1) for a in (k, v))
-    allowed = mx.tril(mx.ones((length, length))) > 0 if mask is None else mask
+    allowed = mx.tril(mx.ones((length, length))) > 0 if mask is None else mask.array
     return mx.softmax(mx.where(allowed, scale * q @ k.swapaxes(-1, -2), -mx.inf), axis=-1) @ v
 
 
-def packed_mask(rows: int, length: int) -> mx.array:
-    """Causal within two texts that share a row; another boundary in each row. (B, 1, L, L)."""
-    masks = []
-    for row in range(rows):
-        text = np.arange(length) >= (row + 1) * length // (rows + 2)
-        masks.append((text[:, None] == text[None]) & np.tri(length, dtype=bool))
-    return mx.array(np.stack(masks))[:, None]
+def packed_mask(rows: int, length: int) -> Mask:
+    """Causal within two texts that share a row; another boundary in each row."""
+    starts = [(row + 1) * length // (rows + 2) for row in range(rows)]
+    return Mask.packed(mx.array([[int(place >= start) for place in range(length)] for start in starts]))
 
 
-def continued_mask(rows: int, length: int) -> mx.array:
-    """Of five earlier positions as many as the row's number, and then causal. (B, 1, L, 5 + L)."""
-    earlier = [np.broadcast_to(np.arange(5) < row, (length, 5)) for row in range(rows)]
-    return mx.array(np.stack([np.hstack([part, np.tri(length, dtype=bool)]) for part in earlier]))[:, None]
+def continued_mask(rows: int, length: int) -> Mask:
+    """Of five earlier positions as many as the row's number, and then causal."""
+    return SharedPrompts(mx.zeros((rows, 5), mx.int32), mx.arange(rows), mx.arange(rows)).mask(length)
 
 
 MASKS = {"causal": lambda *_: None, "packed": packed_mask, "continued": continued_mask}
@@ -84,7 +82,7 @@ def test_attention(
     mx.random.seed(1)
     q = mx.random.normal((rows, length, heads, 8)).swapaxes(1, 2) * 3  # strided, as a model makes them
     mask = MASKS[kind](rows, length)
-    keys = length if mask is None else mask.shape[-1]
+    keys = length if mask is None else mask.array.shape[-1]
     k, v = (mx.random.normal((rows, keys, kv_heads, width)).swapaxes(1, 2) for width in (8, value_width))
     cotangent = mx.random.normal((*q.shape[:-1], value_width))
     output = kernels.attention(q, k, v, 0.4, mask)

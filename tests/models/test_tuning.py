@@ -10,12 +10,12 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxmath.models import tuning
+from mlxmath.models.attention import TrainingAttention
 from mlxmath.models.kernels import kernels_for, loss_kernels
 from mlxmath.models.kernels.gpu import FastKernels
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.linear import PACKED, DequantizedLinear, Products, products_of
 from mlxmath.models.lm_head import Head
-from mlxmath.models.padded_attention import attention_padded
 from mlxmath.runtime.device import DeviceInfo
 from tests.conftest import make_tiny_llama
 from tests.models import architectures
@@ -181,7 +181,7 @@ def test_padded_attention_changes_neither_values_nor_gradients(
     if model_type != "gemma2":  # which has a soft cap, and so its own attention
         assert seen == {(21, 21, "causal")}, "never an array that says the same"
     seen.clear()
-    with attention_padded(model, 16):
+    with TrainingAttention(model, multiple=16).in_place():
         found = mx.value_and_grad(loss)(model.trainable_parameters())
         mx.eval(found)
     assert seen == ({(32, 32, "causal")} if model_type != "gemma2" else set())

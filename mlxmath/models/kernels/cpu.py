@@ -10,6 +10,7 @@ form.
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -17,8 +18,10 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxmath.models.kernels import cpu_long_rows, long_rows
 from mlxmath.models.kernels.portable import Kernels
-from mlxmath.runtime.blas import blas_is_missing, num_usable_cores
+from mlxmath.models.masks import Mask
+from mlxmath.runtime.blas import blas_is_missing, limit_threads, num_usable_cores
 
 _BLOCK = 1 << 15
 """Elements a thread works on at a time: a few such blocks fit into a core's second-level cache."""
@@ -53,6 +56,11 @@ class CpuKernels(Kernels):
         run(0)
         for other in others:
             other.result()
+
+    def _parallel_products(self, work: Callable[[int, int], None], count: int) -> None:
+        """The same in one block a core, where the work is products in NumPy, each of them on its core."""
+        with limit_threads(1) if self._num_cores > 1 else nullcontext():
+            self._parallel(work, count, count)
 
     def swiglu(self, gate_BLF: mx.array, up_BLF: mx.array) -> mx.array:
         """Four passes over a block while it is in the cache."""
@@ -95,12 +103,14 @@ class CpuKernels(Kernels):
         return mx.array(d_gate).reshape(gate_BLF.shape), mx.array(d_up).reshape(gate_BLF.shape)
 
     def attention(
-        self, q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float, mask: mx.array | None
+        self, q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float, mask: Mask | None
     ) -> tuple[mx.array, mx.array]:
         """Softmax in place between two matrix products; the rows' log-sums are kept, the probabilities are not."""
         if _others(q_BHLD, k_BKLD, v_BKLD):
             return _MLX.attention(q_BHLD, k_BKLD, v_BKLD, scale, mask)
         length = q_BHLD.shape[2]
+        if length > long_rows.block():
+            return self._long_attention(q_BHLD, k_BKLD, v_BKLD, scale, mask)
         scores = _scores(q_BHLD, k_BKLD, scale)
         log_sums = np.empty(scores.shape[:-1], np.float32)
         rows, sums = view(scores).reshape(-1, length, k_BKLD.shape[2]), log_sums.reshape(-1, length)
@@ -127,7 +137,7 @@ class CpuKernels(Kernels):
         k_BKLD: mx.array,
         v_BKLD: mx.array,
         scale: float,
-        mask: mx.array | None,
+        mask: Mask | None,
         output: tuple[mx.array, mx.array],
         d_BHLD: mx.array,
     ) -> tuple[mx.array, mx.array, mx.array]:
@@ -135,6 +145,8 @@ class CpuKernels(Kernels):
         if _others(q_BHLD, k_BKLD, v_BKLD, d_BHLD):
             return _MLX.attention_backward(q_BHLD, k_BKLD, v_BKLD, scale, mask, output, d_BHLD)
         length = q_BHLD.shape[2]
+        if length > long_rows.block():
+            return self._long_attention_backward(q_BHLD, k_BKLD, v_BKLD, scale, mask, output, d_BHLD)
         d_stacked = _stacked(d_BHLD, k_BKLD)
         probabilities = _scores(q_BHLD, k_BKLD, scale)
         d_scores = product(d_stacked, v_BKLD.swapaxes(-1, -2))
@@ -158,6 +170,33 @@ class CpuKernels(Kernels):
         d_q = product(d_scores, k_BKLD).reshape(q_BHLD.shape)
         d_k = product(d_scores.swapaxes(-1, -2), _stacked(q_BHLD, k_BKLD))
         return d_q, d_k, product(probabilities.swapaxes(-1, -2), d_stacked)
+
+    def _long_attention(
+        self, q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float, mask: Mask | None
+    ) -> tuple[mx.array, mx.array]:
+        known = mask.known() if mask else Mask.causal(q_BHLD.shape[2])
+        q, k, v = strided_views(q_BHLD, k_BKLD, v_BKLD)
+        out, log_sums = np.empty((*q.shape[:3], v.shape[3]), np.float32), np.empty(q.shape[:3], np.float32)
+
+        def heads(a: int, b: int) -> None:
+            cpu_long_rows.attention(q, k, v, scale, known, range(a, b), out, log_sums)
+
+        self._parallel_products(heads, len(k) * k.shape[1])
+        return mx.array(out), mx.array(log_sums)
+
+    def _long_attention_backward(
+        self, q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float, mask: Mask | None,
+        output: tuple[mx.array, mx.array], d_BHLD: mx.array,
+    ) -> tuple[mx.array, mx.array, mx.array]:  # fmt: skip
+        known = mask.known() if mask else Mask.causal(q_BHLD.shape[2])
+        q, k, v, out, log_sums, d = strided_views(q_BHLD, k_BKLD, v_BKLD, *output, d_BHLD)
+        d_q, d_k, d_v = (np.zeros(x.shape, np.float32) for x in (q, k, v))
+
+        def heads(a: int, b: int) -> None:
+            cpu_long_rows.attention_backward(q, k, v, scale, known, range(a, b), out, log_sums, d, d_q, d_k, d_v)
+
+        self._parallel_products(heads, len(k) * k.shape[1])
+        return mx.array(d_q), mx.array(d_k), mx.array(d_v)
 
     def softmax_gradient(
         self, logits_NV: mx.array, targets_N: mx.array, weights_N: mx.array, soft_cap: float | None
@@ -191,11 +230,11 @@ def _scores(q_BHLD: mx.array, k_BKLD: mx.array, scale: float) -> mx.array:
     return product(_stacked(q_BHLD * scale, k_BKLD), k_BKLD.swapaxes(-1, -2))
 
 
-def _added_mask(mask: mx.array | None, length: int) -> Floats:
+def _added_mask(mask: Mask | None, length: int) -> Floats:
     """0 where attention is allowed and −∞ where it is not: (M, L, keys), each for as many of the heads in turn."""
     if mask is None:
         return np.triu(np.full((1, length, length), -np.inf, np.float32), 1)
-    allowed = view(mask)
+    allowed = view(mask.array)
     return np.where(allowed, np.float32(0), np.float32(-np.inf)).reshape(-1, *allowed.shape[-2:])
 
 
@@ -209,6 +248,12 @@ def views(*arrays: mx.array) -> list[NDArray[Any]]:
     """`view` of each, evaluated at once: MLX's thread is waited for only once."""
     mx.eval(arrays)
     return [view(array) for array in arrays]
+
+
+def strided_views(*arrays: mx.array) -> list[NDArray[Any]]:
+    """`views`, but where an array is not in row-major order the view is not either, and nothing is copied."""
+    mx.eval(arrays)
+    return [np.asarray(array) for array in arrays]
 
 
 def product(a: mx.array, b: mx.array) -> mx.array:

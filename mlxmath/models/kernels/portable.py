@@ -6,6 +6,9 @@ width, N tokens, V vocabulary.
 
 import mlx.core as mx
 
+from mlxmath.models.kernels import long_rows
+from mlxmath.models.masks import Mask
+
 
 class Kernels:
     """A device's own form overrides what it computes otherwise."""
@@ -25,17 +28,20 @@ class Kernels:
         return d_gate, d_up
 
     def attention(
-        self, q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float, mask: mx.array | None
+        self, q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float, mask: Mask | None
     ) -> tuple[mx.array, mx.array]:
-        """softmax(scale · q kᵀ) v where `mask` (1 or B, 1, L, keys) is True; causal if it is None.
+        """softmax(scale · q kᵀ) v where the mask lets a query see; causal if it is None.
 
-        With a mask there may be more keys than queries. Here it is MLX's fused attention where the device has it.
+        With a mask there may be more keys than queries. Here it is MLX's own attention, and for long rows that by
+        blocks.
 
         Returns:
             The result (B, H, L, D), and what the backward pass needs besides the arguments.
         """
+        if q_BHLD.shape[2] > long_rows.block():
+            return long_rows.attention(q_BHLD, k_BKLD, v_BKLD, scale, mask)
         out_BHLD = mx.fast.scaled_dot_product_attention(
-            q_BHLD, k_BKLD, v_BKLD, scale=scale, mask="causal" if mask is None else mask
+            q_BHLD, k_BKLD, v_BKLD, scale=scale, mask="causal" if mask is None else mask.array
         )
         return out_BHLD, out_BHLD
 
@@ -45,11 +51,13 @@ class Kernels:
         k_BKLD: mx.array,
         v_BKLD: mx.array,
         scale: float,
-        mask: mx.array | None,
-        output: tuple[mx.array, mx.array],  # noqa: ARG002 (autodiff computes it again)
+        mask: Mask | None,
+        output: tuple[mx.array, mx.array],
         d_BHLD: mx.array,
     ) -> tuple[mx.array, mx.array, mx.array]:
         """The gradients of q, k and v (Dao et al. 2022, arXiv:2205.14135, appendix B): here by autodiff."""
+        if q_BHLD.shape[2] > long_rows.block():
+            return long_rows.attention_backward(q_BHLD, k_BKLD, v_BKLD, scale, mask, output, d_BHLD)
         d_q, d_k, d_v = mx.vjp(
             lambda q, k, v: self.attention(q, k, v, scale, mask)[0], [q_BHLD, k_BKLD, v_BKLD], [d_BHLD]
         )[1]
