@@ -139,7 +139,7 @@ def grpo(place: Place, workload: Workload) -> Result:
     limit_s = min(dict(scale.run_s)[workload.shape.name], place.left_s())
     if limit_s < LEAST_S:
         return {"skipped": "no time left"}
-    options = Namespace(backend=place.backend, timeout=limit_s, ours_options="")
+    options = Namespace(backend=place.backend, timeout=limit_s, ours_options="", peer_python=None, unsloth_python=None)
     found = measure("ours", 0, {}, few, scale.max_tokens, options)
     print(f"  mlxmath grpo: {found}", flush=True)
     return found
