@@ -26,7 +26,7 @@ from mlxmath.runtime import sgemm
 from mlxmath.runtime.files import fits, sealed_json, unsealed_json
 
 VARIABLE = "OPENBLAS_CORETYPE"
-_KERNELS = {
+KERNELS = {
     "SkylakeX": {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"},
     "Haswell": {"avx2", "fma"},
 }
@@ -63,7 +63,7 @@ class Blas:
 def trials() -> tuple[Blas, ...]:
     """All that there is, in order of preference; a single one is not measured."""
     paths, (model, flags) = libraries(), processor()
-    others = [name for name, needed in _KERNELS.items() if needed <= flags]
+    others = [name for name, needed in KERNELS.items() if needed <= flags]
     if not paths:
         return ()
     untried = (Blas(paths[0], None, None, 0.0),)
