@@ -13,6 +13,7 @@ shape, of which the last of three epochs counts. Nothing is remembered from way 
 two takes to measure, choose and load. Writes benchmarks/results/blas.json.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("--package", type=Path, help="folder that holds scipy_openblas32, unless it is installed")
     parser.add_argument("--mkl", type=Path, help="folder that holds libmkl_rt, unless it is installed")
     parser.add_argument("--earlier", type=Path, help="checkout of an earlier version")
-    parser.add_argument("--only", help="some of the ways (default: all)")
+    parser.add_argument("--only", help="some of the ways (default: all); the file keeps the others")
     options = parser.parse_args()
     paths = {"PYTHONPATH": options.package, "LD_LIBRARY_PATH": options.mkl}
     for name, folder in paths.items():
@@ -83,7 +84,7 @@ def main() -> None:
     by_hand = [path for path in found if "libopenblas" in path][:1]
     _, flags = blas_trials.processor()
     kernels = [name for name, needed in blas_trials.KERNELS.items() if by_hand and needed <= flags]
-    ways: dict[str, dict[str, str]] = {"chosen": {}} | {path: {} for path in found}
+    ways: dict[str, dict[str, str]] = {"chosen": {}} | {Path(path).name: {"WAY": path} for path in found}
     ways |= {f"{name} kernels": {"WAY": by_hand[0], VARIABLE: name} for name in kernels}
     ways |= {"unknown": {}, "fallback": {VARIABLE: OLDEST}} if by_hand else {}
     ways |= {"earlier": {VARIABLE: OLDEST, "PYTHONPATH": str(options.earlier)}} if options.earlier and by_hand else {}
@@ -101,6 +102,8 @@ def main() -> None:
             result = ({} if name == "earlier" else product(environment)) | train(workload, environment, name)
         record["ways"][name] = result
         print(name, result, flush=True)
+    if options.only and options.out.exists():
+        record["ways"] = json.loads(options.out.read_text()).get("ways", {}) | record["ways"]
     if {"chosen", "none"} <= record["ways"].keys():
         record["times"] = record["ways"]["chosen"]["flops_per_s"] / record["ways"]["none"]["flops_per_s"]
     save_json(options.out, record)

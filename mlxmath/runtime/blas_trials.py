@@ -69,7 +69,7 @@ def trials() -> tuple[Blas, ...]:
     untried = (Blas(paths[0], None, None, 0.0),)
     if len(paths) == 1 and not others:
         return untried
-    files = [(path, os.path.realpath(path), (stat := Path(path).stat()).st_size, stat.st_mtime_ns) for path in paths]
+    files = [(path, (stat := Path(path).stat()).st_size, stat.st_mtime_ns) for path in paths]
     variables = [os.environ.get(name) for name in (VARIABLE, "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")]
     facts = json.dumps([__version__, model, sorted(flags), files, variables])
     name = f"blas-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.json"
@@ -77,7 +77,7 @@ def trials() -> tuple[Blas, ...]:
 
 
 def libraries() -> list[str]:
-    """Paths of the BLAS libraries here: the package's, then the system's."""
+    """Paths of the BLAS libraries here, without links, so that most say their version: the package's, the system's."""
     folders = [*os.environ.get("LD_LIBRARY_PATH", "").split(":"), f"{sys.prefix}/lib", f"{site.getuserbase()}/lib"]
     found = [str(path) for folder in filter(None, folders) for path in sorted(Path(folder).glob("lib*.so*"))]
     with contextlib.suppress(OSError):
@@ -85,10 +85,7 @@ def libraries() -> list[str]:
     paths = [path for kind in _NAMES for path in found if kind.fullmatch(path.rpartition("/")[2])]
     if package := importlib.util.find_spec("scipy_openblas32"):
         paths[:0] = [f"{folder}/lib/libscipy_openblas.so" for folder in package.submodule_search_locations or ()]
-    by_file: dict[str, str] = {}
-    for path in filter(os.path.exists, paths):
-        by_file.setdefault(os.path.realpath(path), path)
-    return list(by_file.values())
+    return list(dict.fromkeys(map(os.path.realpath, filter(os.path.exists, paths))))
 
 
 def processor() -> tuple[str, set[str]]:

@@ -68,7 +68,7 @@ def blas_of_ranks(checkpoint: Checkpoint | None, device: DeviceInfo, ranks: Rank
     used = preload()
     found: list[dict[str, Any] | None] = ranks.gather(BLAS, used and used.identity)
     before = checkpoint.state.get(BLAS, found) if checkpoint else found
-    if device.backend == "cpu" and before != found:
+    if device.backend == "cpu" and any(one not in before for one in found):
         warn(f"until now matrix products were made by {_called(before)}, from here on by {_called(found)}: results may "
              "differ in their last bits from those of a run that was not interrupted")  # fmt: skip
     elif device.backend == "cpu" and any(one != found[0] for one in found):

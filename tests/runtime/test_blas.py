@@ -270,4 +270,7 @@ def test_ranks_that_multiply_by_different_libraries_say_so(
     assert capsys.readouterr().err == ""
     other = None
     record.blas_of_ranks(None, device, Gathering())
-    assert "libopenblas.so.0 with kernels for Prescott, MLX's own BLAS" in capsys.readouterr().err
+    assert (
+        "different libraries: /lib/a/libopenblas.so.0 with kernels for Prescott, MLX's own BLAS"
+        in capsys.readouterr().err
+    )
