@@ -56,7 +56,7 @@ import mlx.core as mx
 mx.set_default_device(mx.cpu)
 x = mx.random.normal(({ROWS}, {ROWS}))
 mx.eval(x @ x)
-best, end = float("inf"), time.perf_counter() + 2
+best, end = float("inf"), time.perf_counter() + 1
 while time.perf_counter() < end:
     begin = time.perf_counter()
     mx.eval(x @ x)
@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--package", type=Path, help="folder that holds scipy_openblas32, unless it is installed")
     parser.add_argument("--mkl", type=Path, help="folder that holds libmkl_rt, unless it is installed")
     parser.add_argument("--earlier", type=Path, help="checkout of an earlier version")
+    parser.add_argument("--repeat", type=int, default=1, help="runs of each, in turns; the fastest counts (default: 1)")
     parser.add_argument("--only", help="some of the ways (default: all); the file keeps the others")
     options = parser.parse_args()
     paths = {"PYTHONPATH": options.package, "LD_LIBRARY_PATH": options.mkl}
@@ -95,18 +96,20 @@ def main() -> None:
         shape, options.work, options.data, dtype="float32", num_rows=options.rows, template=TEMPLATE
     )
     record: dict[str, Any] = {"question": __doc__.splitlines()[0], "machine": machine(("mlx", "numpy")), "ways": {}}
+    if options.only and options.out.exists():
+        record["ways"] = json.loads(options.out.read_text())["ways"]
     record |= {"product_rows": ROWS, "training_rows": options.rows, "libraries": found}
-    for name in names:
+    for name in names * options.repeat:
         with tempfile.TemporaryDirectory() as cache:
             environment = {"XDG_CACHE_HOME": cache, "WAY": name} | ways[name]
             result = ({} if name == "earlier" else product(environment)) | train(workload, environment, name)
+        if (before := record["ways"].get(name, {})) and before["tokens_per_s"] > result["tokens_per_s"]:
+            result = before
         record["ways"][name] = result
         print(name, result, flush=True)
-    if options.only and options.out.exists():
-        record["ways"] = json.loads(options.out.read_text()).get("ways", {}) | record["ways"]
-    if {"chosen", "none"} <= record["ways"].keys():
-        record["times"] = record["ways"]["chosen"]["flops_per_s"] / record["ways"]["none"]["flops_per_s"]
-    save_json(options.out, record)
+        if {"chosen", "none"} <= record["ways"].keys():
+            record["times"] = record["ways"]["chosen"]["flops_per_s"] / record["ways"]["none"]["flops_per_s"]
+        save_json(options.out, record)
     show_table(
         "by each BLAS", ("way", "library", "GFLOP/s", "tokens/s", "start"),
         [(name, one.get("library", ""), f"{one.get('flops_per_s', 0) / 1e9:.0f}", f"{one['tokens_per_s']:.0f}",

@@ -26,7 +26,7 @@ INSTALL_HINT = (
     "`pip install scipy-openblas32` or `apt-get install libopenblas0-pthread` (Debian, Ubuntu) makes this CPU faster"
 )
 CLEARLY = 1.03
-"""Times as fast as an earlier one, for a later one to be taken: trials repeat to one percent."""
+"""Times as fast as an earlier one, for a later one to be taken; trials repeat to about one percent."""
 _WORTH_SAYING = 1.1
 """Times slower than need be, for a user's choice to be remarked on."""
 _USED_BY_MLX = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
@@ -64,7 +64,7 @@ def preload() -> Blas | None:
 
 
 def choose(found: Sequence[Blas], is_set: bool, again: dict[str, Any] | None = None) -> Blas:
-    """The fastest, and of those that are about as fast the first; what was used before, if it is among them.
+    """The first that is about as fast as any; what was used before, if it is among them.
 
     Args:
         found: what there is, at least one.
@@ -72,13 +72,9 @@ def choose(found: Sequence[Blas], is_set: bool, again: dict[str, Any] | None = N
         again: `Blas.identity` of what was used before.
     """
     allowed = (is_set and [one for one in found if one.kernels and not one.asked]) or found
-    best = allowed[0]
-    for one in allowed:
-        if one.identity == again:
-            return one
-        if one.flops_per_s > CLEARLY * best.flops_per_s:
-            best = one
-    return best
+    best = max(one.flops_per_s for one in allowed)
+    as_before = (one for one in allowed if one.identity == again)
+    return next(as_before, None) or next(one for one in allowed if CLEARLY * one.flops_per_s >= best)
 
 
 def _loaded(chosen: Blas) -> Blas:
