@@ -6,11 +6,12 @@ import shlex
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 import click
 
-from mlxmath.config.load import RECIPES, Resolved
+from mlxmath.config.load import RECIPES, RUN, Resolved
 from mlxmath.config.schema import SECTIONS, SETTINGS, ModelConfig, RunConfig, keyword, option_name
 from mlxmath.config.section import plain_type
 from mlxmath.errors import InputError, MlxmathError
@@ -201,8 +202,13 @@ def run_with_ranks(
     Raises:
         SystemExit: 1 if the run diverged or found no signal, 128 + its number if a signal ended it.
     """
+    from mlxmath.runtime.blas import take_again
+    from mlxmath.runtime.launch import launched
     from mlxmath.runtime.ranks import join
 
+    training, launch = settings.config.training, launched()
+    if training.resume:
+        take_again(Path(training.adapter_path) / RUN, launch.rank if launch else 0)
     with join() as ranks:
         say("settings:")
         for line in settings.lines(sections):

@@ -22,6 +22,8 @@ RECIPES = tuple(sorted(path.stem for path in RECIPE_FOLDER.glob("*.toml")))
 TEMPLATES = tuple(sorted(path.stem for path in Path(__file__).parents[1].glob("data/prompt_templates/*.toml")))
 RUN_FILE = "run.toml"
 """In the adapter folder: all settings, as a file that repeats the run."""
+RUN = "run.json"
+"""In the adapter folder: what the run was."""
 TRAINED_FROM = ("model", "data", "lora", "training", "runtime")
 """The sections that a fine-tuning uses."""
 

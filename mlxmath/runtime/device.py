@@ -246,7 +246,7 @@ class CpuBackend(Backend):
 
     def describe(self) -> DeviceInfo:
         """See `Backend`."""
-        missing = f"no fast BLAS found for MLX, so matrix products go through NumPy or are slow: {blas.INSTALL_HINT}"
+        advice = blas.advice()
         return DeviceInfo(
             backend=self.name,
             device=f"{platform.processor() or platform.machine()} ({blas.preload() or 'system BLAS'})",
@@ -254,7 +254,7 @@ class CpuBackend(Backend):
             compute_dtype="float32",
             dtype_reason="MLX's 16-bit matrix products on a CPU are 40 to 80 times slower",
             num_workers=blas.num_usable_cores() if blas.can_limit_threads() else 1,
-            notes=(missing,) if blas.blas_is_missing() else (),
+            notes=(advice,) if advice else (),
         )
 
 

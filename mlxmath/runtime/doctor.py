@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from mlxmath import __version__
-from mlxmath.runtime.blas import INSTALL_HINT, blas_is_missing, num_usable_cores, preload
+from mlxmath.runtime.blas import advice, num_usable_cores, preload
 from mlxmath.runtime.console import size
 from mlxmath.runtime.device import BACKENDS, choose, machine_memory_bytes
 from mlxmath.runtime.mac import old_mlx
@@ -61,10 +61,8 @@ def check_machine(folder: Path, *, hub: bool = False) -> Iterator[Check]:
     if note := old_mlx():
         yield Check("mlx", "note", note)
     yield from _backends()
-    if blas_is_missing():
-        yield Check("BLAS", "note", f"none but the slow one that MLX brings: {INSTALL_HINT}")
-    else:
-        yield Check("BLAS", "ok", preload() or ("Accelerate" if sys.platform == "darwin" else "not needed"))
+    used = str(preload() or ("Accelerate" if sys.platform == "darwin" else "the slow one that MLX brings"))
+    yield Check("BLAS", "note" if (improved := advice()) else "ok", f"{used}; {improved}" if improved else used)
     yield Check("memory", "ok", size(machine_memory_bytes()))
     free = shutil.disk_usage(folder).free
     place = f"{size(free)} free in {folder.resolve()}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxmath import __version__
-from mlxmath.config.load import RUN_FILE, Resolved
+from mlxmath.config.load import RUN, RUN_FILE, Resolved
 from mlxmath.config.schema import RunConfig, TrainingConfig
 from mlxmath.config.section import DEMO
 from mlxmath.data.datasets import known
@@ -19,6 +19,7 @@ from mlxmath.data.rows import is_file_name
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.models.lora.adapter import CONFIG, WEIGHTS, save_config
 from mlxmath.models.lora.inject import Injected
+from mlxmath.runtime.blas import preload
 from mlxmath.runtime.console import say, warn
 from mlxmath.runtime.device import DeviceInfo
 from mlxmath.runtime.files import atomic_json, atomic_write, disk_errors, read_json, remove_leftovers
@@ -30,7 +31,7 @@ from mlxmath.training.grpo.rewards import MODEL
 from mlxmath.training.logging import CURVES_PLOT, LOSS_PLOT
 from mlxmath.training.validation import BEST
 
-RUN = "run.json"
+BLAS = "blas"
 CHAT_TEMPLATE = "chat_template.jinja"
 _OF_ONE_HOST = ("adapter_path", "init_adapter", "resume", "validation_dataset", "save_every", "keep_checkpoints")
 """Settings of [training] that may differ between the ranks of a run: paths, and what rank 0 alone does."""
@@ -54,6 +55,30 @@ def agree(ranks: Ranks, config: RunConfig, device: DeviceInfo, fixed: dict[str, 
     training = config.training.model_dump(mode="json")
     settings = {f"training.{name}": value for name, value in training.items() if name not in _OF_ONE_HOST}
     ranks.agree("settings", fixed | settings | {"backend": device.backend, "type": device.compute_dtype})
+
+
+def blas_of_ranks(checkpoint: Checkpoint | None, device: DeviceInfo, ranks: Ranks) -> list[dict[str, Any] | None]:
+    """What each rank multiplies with; where the bits of a run on CPUs are others by it, a warning says so.
+
+    Args:
+        checkpoint: what is resumed.
+        device: this rank's.
+        ranks: all of them.
+    """
+    used = preload()
+    found: list[dict[str, Any] | None] = ranks.gather(BLAS, used and used.identity)
+    before = checkpoint.state.get(BLAS, found) if checkpoint else found
+    if device.backend == "cpu" and any(one not in before for one in found):
+        warn(f"until now matrix products were made by {_called(before)}, from here on by {_called(found)}: results may "
+             "differ in their last bits from those of a run that was not interrupted")  # fmt: skip
+    elif device.backend == "cpu" and any(one != found[0] for one in found):
+        warn(f"the ranks make their matrix products by different libraries: {_called(found)}")
+    return found
+
+
+def _called(libraries: list[dict[str, Any] | None]) -> str:
+    names = [" with kernels for ".join(filter(None, one.values())) if one else "MLX's own BLAS" for one in libraries]
+    return ", ".join(dict.fromkeys(names))
 
 
 def check_initial_adapter(training: TrainingConfig) -> None:
@@ -178,8 +203,9 @@ class Record:
     """run.json: everything that a run was, kept up to date."""
 
     def __init__(
-        self, folder: Path, resolved: Resolved, device: DeviceInfo, data: dict[str, Any], adapter: Injected
-    ) -> None:
+        self, folder: Path, resolved: Resolved, device: DeviceInfo, blas: list[Any], data: dict[str, Any],
+        adapter: Injected,
+    ) -> None:  # fmt: skip
         self._path = folder / RUN
         self._record = {
             "mlxmath": __version__,
@@ -188,6 +214,7 @@ class Record:
             "config": resolved.config.model_dump(mode="json"),
             "origin": dict(resolved.origin),
             "device": asdict(device),
+            BLAS: blas,
             "data": data,
             "adapter": asdict(adapter),
         }

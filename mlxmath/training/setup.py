@@ -124,6 +124,7 @@ class Run(Part):
             self.backend, self.device = opened.enter_context(device)
             found = opened.enter_context(record.claimed(config, self.method)) if ranks.first else None
             self.checkpoint = share_checkpoint(found, ranks)
+            self.blas = record.blas_of_ranks(self.checkpoint, self.device, ranks)
             self.settings = with_recorded_targets(self.settings, self.checkpoint)
             self.config: RunConfig = self.settings.config
             self.closing = opened.pop_all()
@@ -198,7 +199,8 @@ class Run(Part):
 
     def state(self) -> dict[str, Any]:
         """See `Part`; `load_base` and `add_adapters` restore it."""
-        return {_BATCHING: {"asked": self._asked, "ranks": self.batchings}, _TUNING: self.tuning}
+        batching = {"asked": self._asked, "ranks": self.batchings}
+        return {_BATCHING: batching, _TUNING: self.tuning, record.BLAS: self.blas}
 
     @property
     def chat_template(self) -> str:

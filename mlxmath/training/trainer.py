@@ -153,7 +153,7 @@ class Trainer:
         run, anew = self.run, self.run.checkpoint is None
         record.start(run.folder, run.adapter_config, run.chat_template, anew=anew, resumed=self.config.resume)
         record.save_settings(run.folder, run.settings, run.sections, run.manifest.revision)
-        self._record = record.Record(run.folder, run.settings, run.device, run.data.facts, run.injected)
+        self._record = record.Record(run.folder, run.settings, run.device, run.blas, run.data.facts, run.injected)
         self._log.begin(run.folder, self.position, self.total_steps, self.deadline, run.backend)
         self._log.write("start" if anew else "resume", step=self.position.step, total_steps=self.total_steps)
         self.validation.listeners = (

@@ -83,9 +83,10 @@ def test_auto_prefers_a_gpu_and_says_why() -> None:
 
 
 def test_without_a_fast_blas_the_cpu_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlxmath.runtime.device.blas.blas_is_missing", lambda: True)
+    monkeypatch.setattr("mlxmath.runtime.device.blas.preload", lambda: None)
+    monkeypatch.setattr("mlxmath.runtime.device.blas.libraries", list)
     (note,) = CpuBackend().open(seed=0).notes
-    assert "libopenblas0-pthread" in note and "pip install mkl" in note
+    assert "libopenblas0-pthread" in note and "pip install scipy-openblas32" in note
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux needs a BLAS to be found")
