@@ -181,11 +181,11 @@ class _Trial:
         found = [[self._kept(*way, length, whole=way is ways[0]) for way in ways] for length in lengths]
         kept = [sum(each for each, _ in of_length) for of_length in found]
         working = [max(each for _, each in of_length) for of_length in found]
-        bound, more = float("inf"), []
-        if ways[0][0].takes_parts:  # block by block, attention is, too
-            affordable = 36 * BLOCK * self._parameters * len(self._few) < _FLOPS
-            bound, more = BLOCK, [2 * BLOCK, 4 * BLOCK] if affordable else []
-        working += [max(self._pass(each, list(self._few.values()), length)[1] for each, _ in ways) for length in more]
+        by_block = ways[0][0].takes_parts
+        bound = BLOCK if by_block else float("inf")  # attention goes by blocks, too
+        some = sorted({*self._few.values(), self._numbers[-1]})  # one that passes a gradient on to another
+        more = [2 * BLOCK, 4 * BLOCK] if by_block and 36 * BLOCK * self._parameters * len(some) < _FLOPS else []
+        working += [max(self._pass(each, some, length)[1] for each, _ in ways) for length in more]
         of_working = Growth((*lengths[1:], *more), tuple(working[1:]), bound)  # the shortest ones tell least
         while self._may_differ(Parabola.through(lengths[-3:], kept[-3:]), 2 * lengths[-1]):
             lengths.append(2 * lengths[-1])
