@@ -158,13 +158,15 @@ class Rows:
 class PromptRows(Rows):
     """Prompts: their forward pass comes before those of the rows that go on from them, their backward pass after.
 
-    What they keep would be in memory all the while, and they are a small part of all tokens.
+    Args:
+        prompts: their tokens.
+        recomputed: see `Rows`; for prompts of many rows, of which a part is computed at a time, and what the prompts
+            keep would be in memory all the while.
     """
 
-    recomputed = True
-
-    def __init__(self, prompts: SharedPrompts) -> None:
+    def __init__(self, prompts: SharedPrompts, *, recomputed: bool = False) -> None:
         super().__init__(prompts.tokens_GP)
+        self.recomputed = recomputed
         self.keys_values: dict[int, tuple[mx.array, mx.array]] = {}
         """Of each block, (G, K, P, …)."""
         self.gradients: dict[int, tuple[mx.array, mx.array]] = {}
