@@ -33,7 +33,7 @@ COMMON = (9, 0, 7, 5, 20, 1, 9)
 
 
 def pairs_of(*, scored: bool = False) -> Pairs:
-    """Pairs of unequal lengths. The third differs in its last token alone, the fourth begins alike beyond its prompt."""
+    """Of unequal lengths. The third pair differs in its last token alone, the fourth begins alike beyond its prompt."""
     rng = np.random.default_rng(3)
 
     def drawn(count: int) -> list[int]:
