@@ -182,9 +182,13 @@ class PromptRows(Rows):
     ) -> tuple[mx.array, mx.array, mx.array]:
         """See `Rows`."""
         d_q, d_k, d_v = super().attention_backward(kernels, block, a, output, d_o)
-        del self.keys_values[block]
-        of_k, of_v = self.gradients.pop(block)
+        of_k, of_v = self.given_back(block)
         return d_q, d_k + of_k, d_v + of_v
+
+    def given_back(self, block: int) -> tuple[mx.array, mx.array]:
+        """The gradients of a block's `keys_values`, which are forgotten."""
+        del self.keys_values[block]
+        return self.gradients.pop(block)
 
 
 class ContinuedRows(Rows):
