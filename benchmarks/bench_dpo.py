@@ -1,11 +1,11 @@
 """How much faster is DPO where a pair's prompt is computed once, and in how much memory?
 
-    python benchmarks/bench_dpo.py [--shape small] [--multiples 1,3] [--repeat 3]
+    python benchmarks/bench_dpo.py [--shape small] [--multiples 1,3] [--repeat 2]
 
 Whole runs of `mlxmath dpo` (rank-8 LoRA on q and v of a model with random weights, float32, its defaults else) on the
 same pairs, in turns with prompts computed once and for both completions. Each pair is trained on once, so that the
-reference's log-probabilities count too. Completions have 128 tokens on average, from 96 to 160; prompts as many as that
-times each of `--multiples`. What is compared: the median of a step, the peak of MLX's allocator (beside the
+reference's log-probabilities count too. Completions have 256 tokens on average, from 192 to 320; prompts as many as
+that times each of `--multiples`. What is compared: the median of a step, the peak of MLX's allocator (beside the
 plan's), and the gradients of the first step.
 """
 
@@ -27,7 +27,7 @@ from benchmarks.runs import ALPHA, LEARNING_RATE, RANK, SEED, TARGETS, TEMPLATE,
 from benchmarks.shapes import SHAPES
 from benchmarks.workload import Workload, make_workload
 
-COMPLETION, SPREAD, PAIRS, STEPS = 128, 0.25, 4, 2
+COMPLETION, SPREAD, PAIRS, STEPS = 256, 0.25, 2, 2
 """Tokens of a completion and by how much of them lengths differ; pairs a step; steps of a run."""
 TOLERANCE = 1e-5
 """Of gradients, relative to the largest of an array."""
@@ -39,7 +39,7 @@ def main() -> None:
     parser = command_line(__doc__, "dpo.json", "data", "work", "backend")
     parser.add_argument("--shape", default="small", help=f"one of {', '.join(SHAPES)} (default: small)")
     parser.add_argument("--multiples", default="1,3", help="tokens of a prompt, in completions (default: 1,3)")
-    parser.add_argument("--repeat", type=int, default=3, help="runs of either kind (default: 3)")
+    parser.add_argument("--repeat", type=int, default=2, help="runs of either kind (default: 2)")
     options = parser.parse_args()
     shape = SHAPES[options.shape]
     workload = make_workload(shape, options.work, options.data, dtype="float32", num_rows=1, template=TEMPLATE)

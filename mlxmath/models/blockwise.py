@@ -185,7 +185,7 @@ class Blockwise:
         block = self._blocks[number]
         a = segments.project(block, x, rows)
         if isinstance(rows, PromptRows) and number + 1 == len(self._blocks):  # what else it made would be of no use
-            rows.keys_values[number] = a.k, a.v
+            rows.keep(number, a)
             return x, None
         attended = rows.attention(self._kernels, number, a)
         h = x + segments.output(block, x, attended[0], rows)

@@ -174,7 +174,7 @@ class PromptRows(Rows):
 
     def attention(self, kernels: Kernels, block: int, a: Attended) -> Output:
         """See `Rows`."""
-        self.keys_values[block] = a.k, a.v
+        self.keep(block, a)
         return super().attention(kernels, block, a)
 
     def attention_backward(
@@ -184,6 +184,10 @@ class PromptRows(Rows):
         d_q, d_k, d_v = super().attention_backward(kernels, block, a, output, d_o)
         of_k, of_v = self.given_back(block)
         return d_q, d_k + of_k, d_v + of_v
+
+    def keep(self, block: int, a: Attended) -> None:
+        """Note a block's `keys_values`: in row-major order, of which copies for rows are ten times as fast."""
+        self.keys_values[block] = mx.contiguous(a.k), mx.contiguous(a.v)
 
     def given_back(self, block: int) -> tuple[mx.array, mx.array]:
         """The gradients of a block's `keys_values`, which are forgotten."""
