@@ -102,6 +102,8 @@ def run(workload: Workload, pairs: list[dict[str, str]], backend: str, *, shares
             learning_rate=LEARNING_RATE, batch_size=PAIRS, grad_accumulation_steps=1, num_epochs=1,
             deduplicate="off", decontaminate="none", max_seq_len=4096, seed=SEED, backend=backend,
         )  # fmt: skip
+        if not result.is_complete:
+            sys.exit(f"a run ended by {result.ending}")
         record = record_of(result.folder)
     return {
         "steps": [{name: step[name] for name in ("seconds", "tokens", "targets", "loss")} for step in record["steps"]],
