@@ -166,7 +166,7 @@ def paired(rows: list[Any], multiple: int, *, width: int, scored: bool = False) 
 
     from mlxmath.config.schema import TrainingConfig
     from mlxmath.data.batch import Shape
-    from mlxmath.data.batching import Pairs, PairSampler
+    from mlxmath.data.pairs import Pairs, PairSampler
 
     rng = np.random.default_rng(4)
     pairs = Pairs(Rows(rows[: len(rows) // 2 * 2]), scored=scored)

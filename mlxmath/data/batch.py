@@ -4,6 +4,7 @@ Shapes: B rows, L positions (padded to a bucket width, so that few shapes occur)
 rows (chosen, rejected, chosen, …).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -13,6 +14,9 @@ from numpy.typing import NDArray
 
 from mlxmath.models.layouts import SharedPrompts
 from mlxmath.models.masks import Mask
+
+_Row = tuple[NDArray[np.integer], NDArray[np.integer]]
+"""Tokens and loss mask."""
 
 
 class Rows(Protocol):
@@ -120,7 +124,37 @@ def _power_below(number: int) -> int:
 
 def make_batch(rows: Rows, ids: tuple[int, ...], shape: Shape) -> Batch:
     """Pad rows to a common width. A row's first token is never a target, its last token never an input."""
+    return _padded([rows.row(index) for index in ids], ids, shape)
+
+
+def make_continued(
+    rows: Rows, ids: tuple[int, ...], starts: Sequence[int], shape: Shape,
+    prompts: Sequence[tuple[int, ...]] | None = None,
+) -> Batch:  # fmt: skip
+    """Rows without their first tokens, which are prompts that the rest goes on from: equal ones are computed once.
+
+    Args:
+        rows: the data.
+        ids: of the rows.
+        starts: of each row, how many tokens come before the one that predicts its first target, or fewer.
+        shape: of the rest, and of the prompts.
+        prompts: of these rows and of others (None: of these).
+    """
     taken = [rows.row(index) for index in ids]
+    before = [tuple(tokens[:start].tolist()) for (tokens, _), start in zip(taken, starts, strict=True)]
+    prompts = list(dict.fromkeys(before)) if prompts is None else prompts
+    lengths = list(map(len, prompts))
+    padded = np.zeros((len(prompts), shape.width(1 + max(lengths))), np.int32)
+    for row, prompt in zip(padded, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    groups = mx.array([prompts.index(prompt) for prompt in before], mx.int32)
+    rest = [(tokens[start:], mask[start:]) for (tokens, mask), start in zip(taken, starts, strict=True)]
+    batch = _padded(rest, ids, shape)
+    shared = SharedPrompts(mx.array(padded), mx.array(lengths, mx.int32), groups)
+    return replace(batch, num_tokens=batch.num_tokens + sum(lengths), prompts=shared)
+
+
+def _padded(taken: list[_Row], ids: tuple[int, ...], shape: Shape) -> Batch:
     width = shape.width(max(len(tokens) for tokens, _ in taken))
     inputs = np.zeros((len(ids), width), np.int32)
     for i, (tokens, _) in enumerate(taken):
@@ -141,11 +175,7 @@ def make_packed(rows: Rows, ids: tuple[int, ...], shape: Shape) -> Batch:
 
 
 def _batch(
-    taken: list[tuple[NDArray[np.integer], NDArray[np.integer]]],
-    ids: tuple[int, ...],
-    inputs: NDArray[np.int32],
-    starts: list[int],
-    shape: Shape,
+    taken: list[_Row], ids: tuple[int, ...], inputs: NDArray[np.int32], starts: list[int], shape: Shape
 ) -> Batch:
     """The batch of rows that begin at the flat positions `starts`."""
     heres = [np.flatnonzero(mask[1:]) for _, mask in taken]

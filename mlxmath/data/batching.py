@@ -1,20 +1,14 @@
-"""Micro-batches into steps: those of one optimizer step, in a seeded order that any machine repeats.
+"""Micro-batches into steps: those of one optimizer step, in a seeded order that any machine repeats."""
 
-Shapes: P pairs, a chosen and a rejected completion of one prompt, that stay together in every micro-batch: B = 2 P of
-its rows (chosen, rejected, chosen, …); N target positions.
-"""
-
-import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count, groupby
 
-import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.data.batch import Batch, PairTargets, Rows, Shape, make_batch, make_packed
+from mlxmath.data.batch import Batch, Rows, Shape, make_batch, make_packed
 
 LOOK_AHEAD_STEPS = 64
 """Windows whose rows are sorted by length together. More save padding; fewer mix the lengths better."""
@@ -209,87 +203,3 @@ def _spread(sizes: Sequence[int], count: int) -> list[list[int]]:
         parts[emptiest].append(index)
         loads[emptiest] += sizes[index]
     return parts
-
-
-class LastTokens:
-    """Rows whose only target is a token put after the last one, so that the last one is an input."""
-
-    def __init__(self, rows: Rows) -> None:
-        self._rows = rows
-        self.lengths: NDArray[np.int64] = rows.lengths + 1
-
-    def row(self, index: int) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-        """Tokens and mask of a row."""
-        tokens, _ = self._rows.row(index)
-        return np.append(tokens, 0), (np.arange(len(tokens) + 1) == len(tokens)).astype(np.uint8)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-
-class Pairs:
-    """P pairs as the rows of a step plan.
-
-    Args:
-        rows: 2 P rows, those of a pair one after the other.
-        first_id: the number of the first pair, for those that need a number of their own among several datasets.
-        packed: a pair is as long as both rows laid end to end, not as the longer one.
-        scored: what counts of a row is the hidden state at its last token, not the log-probabilities of its targets.
-    """
-
-    def __init__(self, rows: Rows, *, first_id: int = 0, packed: bool = False, scored: bool = False) -> None:
-        self.rows: Rows = LastTokens(rows) if scored else rows
-        ids = getattr(rows, "ids", None)
-        self.ids: Ids = np.arange(len(rows) // 2) if ids is None else ids[::2] // 2
-        self.numbers = self.ids + first_id
-        first, second = self.rows.lengths[::2], self.rows.lengths[1::2]
-        self._longer = np.maximum(first, second)
-        self.lengths: NDArray[np.int64] = first + second - 1 if packed else self._longer
-        ranks = getattr(rows, "ranks", None)
-        self.ranks: NDArray[np.int32] | None = None if ranks is None else ranks[::2]
-
-    def row(self, index: int) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-        """Tokens and mask of one of the 2 P rows."""
-        return self.rows.row(index)
-
-    def unpacked(self) -> "Pairs":
-        """The same pairs, as long as the longer of their rows."""
-        twin = copy.copy(self)
-        twin.lengths = self._longer
-        return twin
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-
-@dataclass(frozen=True)
-class PairStep(StepBatch):
-    """The micro-batches of an optimizer step on pairs, which are what its loss is the mean over."""
-
-    def batch(self, index: int) -> Batch:
-        """A micro-batch, padded; `num_targets` are its pairs."""
-        pairs = self.sampler.rows
-        assert isinstance(pairs, Pairs)
-        ids = self.micro_batches[index]
-        both = tuple(side for pair in ids for side in (2 * pair, 2 * pair + 1))
-        batch = (make_packed if self.sampler.is_packed else make_batch)(pairs.rows, both, self.sampler.shape)
-        counts = np.array([int(pairs.row(side)[1][1:].sum()) for side in both], np.int32)
-        rows = np.zeros(batch.targets_N.size, np.int32)
-        rows[: batch.num_targets] = np.repeat(np.arange(len(both), dtype=np.int32), counts)
-        extra = PairTargets(mx.array(rows), mx.array(counts), mx.array(pairs.numbers[list(ids)]))
-        return replace(batch, row_ids=ids, num_targets=len(ids), extra=extra)
-
-
-class PairSampler(BatchSampler):
-    """A step holds `batch_size · grad_accumulation_steps` pairs; all else as in `BatchSampler`."""
-
-    def __init__(
-        self, pairs: Pairs, config: TrainingConfig, max_tokens: int, shape: Shape, num_workers: int = 1
-    ) -> None:
-        rows_each = 1 if config.batching == "pack" else 2
-        super().__init__(pairs, config, max(1, max_tokens // rows_each), shape, num_workers)
-
-    def step(self, ids: Ids, epoch: int, index: int) -> StepBatch:
-        """See `BatchSampler`."""
-        plain = super().step(ids, epoch, index)
-        return PairStep(self, plain.micro_batches, epoch, index)

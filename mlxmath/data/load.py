@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 from mlxmath.config.load import Resolved
 from mlxmath.config.schema import RunConfig
 from mlxmath.data.batch import Rows
-from mlxmath.data.batching import BatchSampler, Pairs, PairSampler
+from mlxmath.data.batching import BatchSampler
 from mlxmath.data.cache import TokenRows
 from mlxmath.data.dedup import mix
+from mlxmath.data.pairs import Pairs, PairSampler
 from mlxmath.data.prepare import prepare_held_out, prepare_rows
 from mlxmath.data.summary import mixture_lines
 from mlxmath.data.tokenize import SKIPPED
@@ -203,7 +204,7 @@ def load_rows(config: RunConfig, model_folder: Path) -> TrainingData:
 
 
 def load_pairs(config: RunConfig, model_folder: Path, *, scored: bool = False) -> TrainingData:
-    """Pairs of completions; `scored`: see `mlxmath.data.batching.Pairs`."""
+    """Pairs of completions; `scored`: see `mlxmath.data.pairs.Pairs`."""
     tokens, train, held_out = _load(config, model_folder, pairs=True)
     for line in mixture_lines(tokens.stats):
         say(line)

@@ -13,9 +13,8 @@ computed again: only its gradients are asked for.
 
 An MLP whose input counts for more than SwiGLU, as that of experts does, is one segment, y = h + mlp(norm(h)), computed
 again in the backward pass. Which it is, and whether the blocks are put together like this at all, is decided by their
-gradients (`mlxmath.models.trust`). What comes before the first block and after the last is the model's own.
-
-`mlxmath.models.segments` has the four segments and their gradients.
+gradients (`mlxmath.models.trust`). What comes before the first block and after the last is the model's own. The four
+segments and their gradients are in `mlxmath.models.segments`.
 
 Shapes: B rows, L positions, D hidden width.
 """
@@ -70,15 +69,9 @@ class Blockwise:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        kernels: Kernels,
-        checkpoint_every: int = 0,
-        *,
-        parts: Split | None = None,
-        chosen: Sequence[int] | None = None,
-        whole_mlps: Collection[int] | None = None,
-    ) -> None:
+        self, model: nn.Module, kernels: Kernels, checkpoint_every: int = 0, *, parts: Split | None = None,
+        chosen: Sequence[int] | None = None, whole_mlps: Collection[int] | None = None,
+    ) -> None:  # fmt: skip
         found = parts or split(model)
         assert not isinstance(found, str)
         self._parts, self._all = found, model.layers
@@ -120,7 +113,7 @@ class Blockwise:
         )
 
     def forward(self, rows: Rows, *, keep: bool = True) -> tuple[mx.array, Tape]:
-        """Hidden states (B, L, D) after the last norm, and the tape (of no use without `keep`)."""
+        """Hidden states (B, L, D) after the last norm (not of prompts), and the tape (of no use without `keep`)."""
         x = given_to(self._all[0], lambda: self._parts.hidden(rows.tokens_BL))
         kept = []
         for number in range(len(self._blocks)):
@@ -191,6 +184,9 @@ class Blockwise:
     def _block_forward(self, number: int, x: mx.array, rows: Rows) -> tuple[mx.array, Any]:
         block = self._blocks[number]
         a = segments.project(block, x, rows)
+        if isinstance(rows, PromptRows) and number + 1 == len(self._blocks):  # what else it made would be of no use
+            rows.keep(number, a)
+            return x, None
         attended = rows.attention(self._kernels, number, a)
         h = x + segments.output(block, x, attended[0], rows)
         if self._whole_mlps[number]:
@@ -204,12 +200,20 @@ class Blockwise:
     ) -> tuple[mx.array, Gradients]:
         """`last`: nothing before this block is trained, so the gradient of its input is not needed."""
         block, x, kernels = self._blocks[number], entry.x, self._kernels
+
+        def project(t: mx.array) -> tuple[mx.array, ...]:
+            found = segments.project(block, t, rows)
+            return found.q, found.k, found.v
+
+        trained = self._trained[number]
+        if isinstance(rows, PromptRows) and number + 1 == len(self._blocks):
+            (d_x,), g1 = vjp(trained.attention, lambda t: project(t)[1:], [x], list(rows.given_back(number)))
+            return d_x, g1
         if entry.inner is None:
             state = mx.array(mx.random.state[0])
             entry.inner = self._block_forward(number, x, rows)[1]
             mx.random.state[0][:] = state
         a, attended, h, gate_up = entry.inner
-        trained = self._trained[number]
         replay = Replay(
             self._random,
             lambda: segments.project(block, x, rows),
@@ -232,11 +236,6 @@ class Blockwise:
         replay.to(1)
         (d_o,), g2 = vjp(trained.attention, lambda o: (segments.output(block, x, o, rows),), [attended[0]], [d_h])
         d_q, d_k, d_v = rows.attention_backward(kernels, number, a, attended, d_o)
-
-        def project(t: mx.array) -> tuple[mx.array, ...]:
-            found = segments.project(block, t, rows)
-            return found.q, found.k, found.v
-
         replay.to(0)
         (d_x,), g1 = vjp(trained.attention, project, [x], [d_q, d_k, d_v])
         return (d_h if last else d_x + d_h), summed(g1, g2, g3, g4)

@@ -199,7 +199,7 @@ def slot_bytes(shape: ModelShape, itemsize: int, *, prompt: int, own: int, group
 
 def plan_memory(
     of: Counted, config: RunConfig, *, itemsize: int, batching: Batching, longest: int, prompt: int = 0,
-    cached_per_token: int = 0,
+    cached_per_token: int = 0, rows_each: int = 1,
 ) -> MemoryPlan:  # fmt: skip
     """The memory of a training step. Where a micro-batch could not be measured, it is left out.
 
@@ -212,13 +212,15 @@ def plan_memory(
         prompt: those of its prompt, where that is computed once for a group of GRPO's completions, and again in the
             backward pass.
         cached_per_token: numbers of a token's keys and values in all blocks, where there is a prompt.
+        rows_each: rows of `longest` positions in each of what batch sizes count: 2 of pairs, which stay together.
     """
     training, workers, measured = config.training, batching.num_workers, of.measured
     rows = training.batch_size * training.grad_accumulation_steps
-    tokens = max(longest, training.batch_size * longest if training.batching == "pad" else batching.tokens)
+    each = rows_each * longest
+    tokens = max(each, training.batch_size * each if training.batching == "pad" else batching.tokens)
     # then there are sums besides the gradients
-    sums = workers if rows * longest > workers * tokens else 0
-    tokens = min(tokens, max(1, -(-rows // workers)) * longest)
+    sums = workers if rows * each > workers * tokens else 0
+    tokens = min(tokens, max(1, -(-rows // workers)) * each)
     added = 0 if training.full else 1
     gradients = of.trained * 4
     activations: float = gradients

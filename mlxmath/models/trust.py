@@ -119,7 +119,7 @@ def disagreement(found: Outcome, expected: Outcome, tolerance: float | None = No
         return "not all have a gradient"
     sizes = {name: _largest(array) for name, array in gradients.items()}
     errors = {name: _largest(found_gradients[name] - array) for name, array in gradients.items()}
-    floor = _NOISE * tolerance * max(sizes.values())
+    floor = _NOISE * tolerance * max(sizes.values(), default=0.0)
     for name, error in errors.items():
         if not error <= max(tolerance * sizes[name], floor):
             return f"gradients {100 * error / (sizes[name] or 1):.2g} % off"

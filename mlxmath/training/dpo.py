@@ -213,8 +213,12 @@ class WithReference:
 
     def __init__(self, policy: Gradients, reference: Gradients, kept: ReferenceLogprobs) -> None:
         self.how, self.takes_parts = policy.how, policy.takes_parts
-        self.cannot_share, self.cannot_pack = policy.cannot_share, policy.cannot_pack
+        self.cannot_pack = policy.cannot_pack
         self._policy, self._reference, self._kept = policy, reference, kept
+
+    def cannot_share(self) -> str | None:
+        """See `Gradients`: neither of both models may."""
+        return self._policy.cannot_share() or self._reference.cannot_share()
 
     def loss(self, batch: Batch) -> mx.array:
         """See `Gradients`; of pairs that are not trained on."""

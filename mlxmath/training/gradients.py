@@ -133,7 +133,7 @@ class BlockwiseGradients:
         if batch.prompts is None:
             total, found = self._of_rows(batch, Rows(batch.inputs_BL, batch.mask))
             return total, tree_unflatten(list(found.items()))
-        prompts = PromptRows(batch.prompts)
+        prompts = PromptRows(batch.prompts, recomputed=bool(batch.parts))
         hidden_GPD, tape = self._blocks.forward(prompts)
         total, found = mx.zeros(()), {}
         for part in batch.parts or (batch,):

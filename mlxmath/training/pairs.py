@@ -1,4 +1,4 @@
-"""Sums over the rows and the pairs of a micro-batch of `mlxmath.data.batching`.
+"""Sums over the rows and the pairs of a micro-batch of `mlxmath.data.pairs`.
 
 Shapes: N target positions, B = 2 P rows (chosen, rejected, chosen, …), P pairs.
 """

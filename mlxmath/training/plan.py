@@ -130,7 +130,8 @@ def planned(
 
     training, of = config.training, measured(model_config, config, device)
     batching = batching or choose_batching(config, device, longest, of)
-    if objective in ("dpo", "reward-model") and training.batching != "pack":  # a pair stays together
+    rows_each = 2 if objective in ("dpo", "reward-model") and training.batching != "pack" else 1
+    if rows_each == 2:  # a pair stays together
         batching = replace(batching, tokens=max(batching.tokens, 2 * longest))
     itemsize = 4 if device.compute_dtype == "float32" else 2
     own = config.grpo.max_completion_length if objective == "grpo" else longest
@@ -139,6 +140,7 @@ def planned(
     plan = plan_memory(
         of, config, itemsize=itemsize, batching=batching, longest=longest, prompt=prompt if shares else 0,
         cached_per_token=ModelShape.from_config(model_config).cached_per_token if shares and prompt else 0,
+        rows_each=rows_each,
     )  # fmt: skip
     if _has_reference(config, objective):
         plan = replace(plan, reference=of.trained * (itemsize if training.full else 4))

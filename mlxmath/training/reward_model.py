@@ -21,9 +21,10 @@ from mlxmath.config.load import Resolved
 from mlxmath.config.methods import RewardModelConfig
 from mlxmath.config.schema import TrainingConfig
 from mlxmath.data.batch import Batch, PairTargets, Shape
-from mlxmath.data.batching import BatchSampler, LastTokens
+from mlxmath.data.batching import BatchSampler
 from mlxmath.data.cache import TokenRows
 from mlxmath.data.load import check_pairs, load_pairs
+from mlxmath.data.pairs import LastTokens
 from mlxmath.data.problem import Problem
 from mlxmath.data.render import encode_prompt
 from mlxmath.data.templates import get_template, recorded_template

@@ -82,6 +82,12 @@ class Trainer:
             say(f"--batching pack: buckets take its place, since with this model {reason}")
             training, data = training.model_copy(update={"batching": "bucket"}), data.unpacked()
         make = partial(data.sampler, config=training, max_tokens=run.max_tokens, shape=run.shape)
+        if data.rows_each == 2:
+            compiles = self.ranks.any("compiles", run.backend.compiles)
+            reason = "shapes would be too many to compile each" if compiles else workers.cannot_share
+            make = partial(make, shares=reason is None)
+            if reason:
+                say(f"the prompt of a pair is computed for both of its completions, since {reason}")
         batches: BatchSampler = make(data.train, num_workers=workers.num_in_all)
         held_out = held_out_rows(workers, make(data.held_out), training, data.unit) if data.held_out else None
         say(

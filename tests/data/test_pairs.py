@@ -9,9 +9,9 @@ import pytest
 from mlxmath.config.schema import DataConfig, TrainingConfig
 from mlxmath.data import tokenize as tokenize_module
 from mlxmath.data.batch import Shape
-from mlxmath.data.batching import Pairs, PairSampler
 from mlxmath.data.codec import load_tokenizer
 from mlxmath.data.load import hold_out
+from mlxmath.data.pairs import Pairs, PairSampler
 from mlxmath.data.problem import Message, Problem
 from mlxmath.data.render import encode_prompt
 from mlxmath.data.templates import Definition, Template, get_template

@@ -70,6 +70,8 @@ def test_a_step_by_hand() -> None:
     alone = config_of(training__batch_size=1, training__grad_accumulation_steps=1)
     one = plan_memory(COUNTED, alone, itemsize=4, batching=Batching(1, 512), longest=256)
     assert one.activations == pytest.approx(256 * 6e6), "there is no second row"
+    pair = plan_memory(COUNTED, alone, itemsize=4, batching=Batching(1, 256), longest=256, rows_each=2)
+    assert pair.activations == pytest.approx(2 * 256 * 6e6), "both rows of a pair are in a micro-batch"
     padded = config_of(training__batch_size=8, training__batching="pad")
     rows = plan_memory(COUNTED, padded, itemsize=4, batching=Batching(1, 512), longest=256)
     assert rows.activations == pytest.approx(8 * 256 * 6e6), "whatever --max-batch-tokens is"

@@ -12,7 +12,8 @@ from mlx.utils import tree_flatten
 from mlxmath.config.methods import DpoConfig, RewardModelConfig
 from mlxmath.config.schema import TrainingConfig
 from mlxmath.data.batch import Shape
-from mlxmath.data.batching import Pairs, PairSampler, StepBatch
+from mlxmath.data.batching import StepBatch
+from mlxmath.data.pairs import Pairs, PairSampler
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.lm_head import add_score_head

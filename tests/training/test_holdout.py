@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from mlxmath.config.schema import DataConfig, LoraConfig, ModelConfig, RunConfig, TrainingConfig
-from mlxmath.data.batching import Pairs
 from mlxmath.data.codec import load_tokenizer
 from mlxmath.data.dedup import normalise
 from mlxmath.data.load import TrainingData, held_out, load_pairs, load_rows
+from mlxmath.data.pairs import Pairs
 from mlxmath.errors import InputError
 from mlxmath.training.checkpoint import Checkpoint, Position, check_settings
 from mlxmath.training.grpo.prompts import Prompts, load_prompts

@@ -13,8 +13,9 @@ from mlx.utils import tree_flatten
 from mlxmath.config.methods import DpoConfig, RewardModelConfig
 from mlxmath.config.schema import LoraConfig, TrainingConfig
 from mlxmath.data.batch import Shape
-from mlxmath.data.batching import Pairs, PairSampler, StepBatch
+from mlxmath.data.batching import StepBatch
 from mlxmath.data.codec import load_tokenizer
+from mlxmath.data.pairs import Pairs, PairSampler
 from mlxmath.errors import MlxmathError
 from mlxmath.grading import grade
 from mlxmath.models.kernels.cpu import CpuKernels

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.data.batch import Batch, RolloutTargets, Shape, make_batch
+from mlxmath.data.batch import Batch, RolloutTargets, Shape, make_batch, make_continued
 from mlxmath.data.batching import BatchSampler, Ids, StepBatch
-from mlxmath.models.layouts import SharedPrompts
 
 _PARTS = 16
 """Parts of a micro-batch: more share prompts more widely, and load the workers less evenly."""
@@ -74,16 +73,22 @@ class RolloutStep(StepBatch):
         """A micro-batch, padded. Its weights are multiplied by the step's targets, by which the loop divides."""
         rows, ids = self.sampler.rows, self.micro_batches[index]
         assert isinstance(rows, RolloutRows)
+        shape = self.sampler.shape
         if not self.sampler.shares:
-            return self._weighted(rows, make_batch(rows, ids, self.sampler.shape))
-        prompts = _Prompts(rows, ids, self.sampler.shape)
-        batch = self._weighted(rows, prompts.continued(ids))
+            return self._weighted(rows, make_batch(rows, ids, shape))
+        prompts = list(dict.fromkeys(rows.trajectories[i].prompt[:-1] for i in ids))
+
+        def continued(ids: tuple[int, ...]) -> Batch:
+            starts = [len(rows.trajectories[i].prompt) - 1 for i in ids]
+            return self._weighted(rows, make_continued(rows, ids, starts, shape, prompts))
+
+        batch = continued(ids)
         if not self.sampler.part_tokens:
             return batch
-        width = self.sampler.shape.width(1 + max(len(rows.trajectories[i].drawn) for i in ids))
-        size = max(1, (self.sampler.part_tokens - 2 * prompts.num_padded // 3) // width)
-        parts = [ids[i : i + size] for i in range(0, len(ids), size)]
-        return replace(batch, parts=tuple(self._weighted(rows, prompts.continued(part)) for part in parts))
+        assert batch.prompts is not None
+        width = batch.inputs_BL.shape[1]
+        size = max(1, (self.sampler.part_tokens - 2 * batch.prompts.tokens_GP.size // 3) // width)
+        return replace(batch, parts=tuple(continued(ids[i : i + size]) for i in range(0, len(ids), size)))
 
     def _weighted(self, rows: RolloutRows, batch: Batch) -> Batch:
         ids = batch.row_ids
@@ -110,44 +115,6 @@ class RolloutStep(StepBatch):
                 rows_N=filled(np.repeat(np.arange(len(ids), dtype=np.int32), counts)),
             ),
         )
-
-
-class _Prompts:
-    """The prompts of a micro-batch, and the rows that go on from their last token, which predicts the first drawn."""
-
-    def __init__(self, rows: RolloutRows, ids: tuple[int, ...], shape: Shape) -> None:
-        self._rows, self._shape = rows, shape
-        self._prompts = list(dict.fromkeys(rows.trajectories[i].prompt for i in ids))
-        tokens = np.zeros((len(self._prompts), shape.width(max(map(len, self._prompts)))), np.int32)
-        for padded, prompt in zip(tokens, self._prompts, strict=True):
-            padded[: len(prompt) - 1] = prompt[:-1]
-        lengths = np.array([len(prompt) - 1 for prompt in self._prompts], np.int32)
-        self._num_tokens, self._tokens, self._lengths = int(lengths.sum()), mx.array(tokens), mx.array(lengths)
-        self.num_padded = tokens.size
-
-    def continued(self, ids: tuple[int, ...]) -> Batch:
-        """The rows `ids`."""
-        groups = [self._prompts.index(self._rows.trajectories[i].prompt) for i in ids]
-        batch = make_batch(_Continuations(self._rows), ids, self._shape)
-        prompts = SharedPrompts(self._tokens, self._lengths, mx.array(groups, mx.int32))
-        return replace(batch, num_tokens=batch.num_tokens + self._num_tokens, prompts=prompts)
-
-
-class _Continuations:
-    """Rows without their prompts but for the last token."""
-
-    def __init__(self, rows: RolloutRows) -> None:
-        self._rows = rows
-        self.lengths: NDArray[np.int64] = np.array([1 + len(t.drawn) for t in rows.trajectories], np.int64)
-
-    def row(self, index: int) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-        """See `Rows`."""
-        chosen = self._rows.trajectories[index]
-        tokens = np.array(chosen.prompt[-1:] + chosen.drawn, np.int64)
-        return tokens, (np.arange(len(tokens)) >= 1).astype(np.uint8)
-
-    def __len__(self) -> int:
-        return len(self._rows)
 
 
 class RolloutSampler(BatchSampler):
