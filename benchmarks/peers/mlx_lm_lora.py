@@ -81,7 +81,7 @@ def run(job: Job) -> Result:
                     "rank": job["rank"],
                     "dropout": 0.0,
                     "scale": job["alpha"] / job["rank"],
-                    "keys": [f"self_attn.{name}" for name in job["targets"]],
+                    "keys": [name if "." in name else f"self_attn.{name}" for name in job["targets"]],
                 },
             }
         )
