@@ -54,10 +54,11 @@ def main() -> None:
     record: Result = json.loads(options.out.read_text()) if options.only and options.out.exists() else {}
     record |= {"question": "speed and memory of linear attention", "machine": machine(("mlx", "mlx-lm", "numpy"))}
     if options.only != "training":
-        record["rule"] = []
+        record["rule"] = {}
         for name in HEADS:
             for length in lengths:
-                record["rule"] += measure_rule(name, length, options.repeat, options.backend)
+                found = measure_rule(name, length, options.repeat, options.backend)
+                record["rule"].setdefault(name, {})[str(length)] = found
                 save_json(options.out, record)
         show_rule(record["rule"])
     if options.only != "rule":
@@ -68,7 +69,7 @@ def main() -> None:
     print(f"\n-> {options.out}")
 
 
-def measure_rule(name: str, length: int, repeat: int, backend: str) -> list[Result]:
+def measure_rule(name: str, length: int, repeat: int, backend: str) -> Result:
     """Forward and backward of the rule alone, in chunks and by mlx_lm's loop."""
     import mlx.core as mx
     from mlx_lm.models.gated_delta import gated_delta_ops
@@ -91,9 +92,7 @@ def measure_rule(name: str, length: int, repeat: int, backend: str) -> list[Resu
         return lambda: list(gradients(*inputs))
 
     sides = {"chunks": step(gated_delta), "loop": step(gated_delta_ops)}
-    found: dict[str, Result] = {
-        side: {"heads": name, "length": length, "rule": side, "seconds": float("inf")} for side in sides
-    }
+    found: Result = {side: {"seconds": float("inf")} for side in sides}
     gradients = {}
     for _ in range(repeat):
         for side, run in sides.items():
@@ -111,13 +110,13 @@ def measure_rule(name: str, length: int, repeat: int, backend: str) -> list[Resu
         (mx.abs(a - b).max() / mx.abs(b).max()).item()
         for a, b in zip(gradients["chunks"], gradients["loop"], strict=True)
     ]
-    found["chunks"] |= {
+    found |= {
         "speed_ratio": found["loop"]["seconds"] / found["chunks"]["seconds"],
         "memory_ratio": found["chunks"]["peak_bytes"] / found["loop"]["peak_bytes"],
         "largest_difference_of_gradients": max(errors),
     }
     print(f"{name}, {length} tokens: {found}", flush=True)
-    return list(found.values())
+    return found
 
 
 def make_hybrid(work: Path, data: Path) -> Workload:
@@ -148,14 +147,21 @@ def measure_training(workload: Workload, conditions: Conditions, repeat: int) ->
     }  # fmt: skip
 
 
-def show_rule(results: list[Result]) -> None:
+def show_rule(results: Result) -> None:
     """Print the table."""
-    rows = []
-    for result in results:
-        more = [f"{result[key]:.3g}" if key in result else "" for key in ("speed_ratio", "memory_ratio")]
-        cells = [f"{1e3 * result['seconds']:,.0f} ms", gigabytes(result["peak_bytes"])]
-        rows.append([f"{result['heads']}, {result['length']:,} tokens, {result['rule']}", *cells, *more])
-    show_table("the rule alone, forward and backward", ("", "time", "peak", "times as fast", "of its memory"), rows)
+    rows = [
+        [
+            f"{name}, {int(length):,} tokens",
+            *(f"{1e3 * found[side]['seconds']:,.0f} ms" for side in ("chunks", "loop")),
+            f"{found['speed_ratio']:.1f}",
+            *(gigabytes(found[side]["peak_bytes"]) for side in ("chunks", "loop")),
+            f"{found['memory_ratio']:.3f}",
+        ]
+        for name, by_length in results.items()
+        for length, found in by_length.items()
+    ]
+    columns = ("", "chunks", "loop", "times as fast", "peak of chunks", "of the loop", "share")
+    show_table("the rule alone, forward and backward", columns, rows)
 
 
 def show_training(part: Result) -> None:
