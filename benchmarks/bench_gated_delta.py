@@ -63,8 +63,12 @@ def main() -> None:
         show_rule(record["rule"])
     if options.only != "rule":
         workload = make_hybrid(options.work, options.data)
-        record["training"] = measure_training(workload, conditions, options.repeat)
-        save_json(options.out, record)
+
+        def save(part: Result) -> None:
+            record["training"] = part
+            save_json(options.out, record)
+
+        measure_training(workload, conditions, options.repeat, save)
         show_training(record["training"])
     print(f"\n-> {options.out}")
 
@@ -131,8 +135,8 @@ def make_hybrid(work: Path, data: Path) -> Workload:
     return result
 
 
-def measure_training(workload: Workload, conditions: Conditions, repeat: int) -> Result:
-    """Every entry, in turns; the fastest run counts."""
+def measure_training(workload: Workload, conditions: Conditions, repeat: int, save: Callable[[Result], None]) -> None:
+    """Every entry, in turns; the fastest run counts. `save` gets what there is after each run."""
     part: Result = {"rows": len(workload.rows), "tokens": workload.num_tokens, "weights_bytes": workload.weights_bytes}
     best: dict[str, Result] = {}
     for _ in range(repeat):
@@ -141,10 +145,9 @@ def measure_training(workload: Workload, conditions: Conditions, repeat: int) ->
             print(f"  {entry.name}: {result.get('tokens_per_s') or result}", flush=True)
             if result.get("tokens_per_s", 0) >= best.get(entry.name, {}).get("tokens_per_s", 0):
                 best[entry.name] = result
-    runs = list(best.values())
-    return part | {
-        "runs": runs, "ratios": ratios(runs), "loss_disagreements": loss_disagreements(runs, TOLERANCE["float32"]),
-    }  # fmt: skip
+            runs = list(best.values())
+            differing = loss_disagreements(runs, TOLERANCE["float32"])
+            save(part | {"runs": runs, "ratios": ratios(runs), "loss_disagreements": differing})
 
 
 def show_rule(results: Result) -> None:

@@ -8,9 +8,9 @@ state Hᵀ = S, what its tokens write, U, is the solution of a triangular system
 
     (I + A) U = β (V − (K ⊙ P) H)          A_ij = β_i Σ_d k_id k_jd D_ijd for j < i
     Y = (Q ⊙ P) H + B U                    B_ij = Σ_d q_id k_jd D_ijd for j <= i
-    H' = γ ⊙ H + (K ⊙ R)ᵀ U
+    H' = γ ⊙ H + (K ⊙ T)ᵀ U
 
-D_ij is the product of the decays after j up to i, P_i from the chunk's begin up to i, R_i after i to its end, γ of all.
+D_ij is the product of the decays after j up to i, P_i from the chunk's begin up to i, T_i after i to its end, γ of all.
 Each is made of products of decays alone, by halves: nothing is divided, so that it may underflow, and no exp is taken.
 
 Shapes: B rows, L positions, K key heads, H value heads (H = K · R), D width of a key, E width of a value, N chunks, C
