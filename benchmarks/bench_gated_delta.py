@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.architectures import write_model
-from benchmarks.common import command_line, gigabytes, machine, save_json, show_table
+from benchmarks.common import command_line, flags, gigabytes, machine, save_json, show_table
 from benchmarks.contestants import entries, measure
 from benchmarks.runs import TEMPLATE, Conditions
 from benchmarks.shapes import SHAPES
@@ -47,10 +47,6 @@ def main() -> None:
     parser.add_argument("--only", choices=("rule", "training"), help="one part; the other stays as it was")
     options = parser.parse_args()
     lengths = [int(length) for length in options.lengths.split(",")]
-    conditions = Conditions(
-        backend=options.backend, num_epochs=2, timeout_s=options.timeout, targets=TARGETS,
-        ours_options=["--lora-targets", ",".join(TARGETS)],
-    )  # fmt: skip
     record: Result = json.loads(options.out.read_text()) if options.only and options.out.exists() else {}
     record |= {"question": "speed and memory of linear attention", "machine": machine(("mlx", "mlx-lm", "numpy"))}
     if options.only != "training":
@@ -63,6 +59,10 @@ def main() -> None:
         show_rule(record["rule"])
     if options.only != "rule":
         workload = make_hybrid(options.work, options.data)
+        ours = {"lora-targets": ",".join(TARGETS), "mlx-path": workload.folder / "mlx_model"}
+        conditions = Conditions(
+            backend=options.backend, num_epochs=2, timeout_s=options.timeout, targets=TARGETS, ours_options=flags(ours)
+        )
 
         def save(part: Result) -> None:
             record["training"] = part

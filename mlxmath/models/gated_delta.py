@@ -31,7 +31,7 @@ from mlxmath.runtime.console import warn
 
 CHUNK = 32
 """Positions; of 64 the triangular system would be a third of all work on a CPU."""
-_SEGMENT = 8
+_SEGMENT = 4
 """Chunks that are computed again together in the backward pass, so that a state is kept for each such many alone."""
 _HOME, _RULE = "mlx_lm.models.gated_delta", "gated_delta_ops"
 
@@ -119,15 +119,24 @@ def gated_delta(
     beta = beta_BLH.reshape(rows, length, num_keys, repeats, 1)
     inputs = (q_BLKD[:, :, :, None], k_BLKD[:, :, :, None], v_BLHE.reshape(*beta.shape[:-1], -1), decay, beta)
     outputs = []
-    starts = range(CHUNK * _SEGMENT, length, CHUNK * _SEGMENT)
-    for part in zip(*(mx.split(array, list(starts), axis=1) for array in inputs), strict=True):
-        output, state = mx.checkpoint(_segment)(*part, state)
+    for part in zip(*(_parts(array, CHUNK * _SEGMENT) for array in inputs), strict=True):
+        output, state = _recomputed(*part, state)
         outputs.append(output)
     output = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=1)
     return (
         output.reshape(v_BLHE.shape).astype(q_BLKD.dtype),
         state.reshape(rows, heads, width, value_width).swapaxes(-1, -2),
     )
+
+
+def _parts(x: mx.array, size: int) -> list[mx.array]:
+    """(B, L, …) in parts of `size` positions. By eights: of a split in more than ten, MLX holds what it need not."""
+    step, length = size, x.shape[1]
+    while 8 * step < length:
+        step *= 8
+    if step >= length:
+        return [x]
+    return [part for piece in mx.split(x, list(range(step, length, step)), axis=1) for part in _parts(piece, size)]
 
 
 def _segment(
@@ -160,6 +169,19 @@ def _segment(
     output = mx.stack(outputs, axis=1)  # (B, N, K, R, C, E)
     output = mx.moveaxis(output, 4, 2)
     return output.reshape(output.shape[0], -1, *output.shape[3:])[:, :length], state
+
+
+@mx.custom_function
+def _recomputed(*arrays: mx.array) -> tuple[mx.array, mx.array]:
+    """`_segment`, of which nothing but its arguments is kept for the backward pass."""
+    return _segment(*arrays)
+
+
+@_recomputed.vjp
+def _recomputed_vjp(primals: Any, cotangents: Any, _: Any) -> tuple[mx.array, ...]:
+    """After its cotangents, and all before the segment's before: `mx.checkpoint` would hold all segments at once."""
+    _, (*gradients, d_state) = mx.vjp(_segment, mx.depends(list(primals), list(cotangents)), list(cotangents))
+    return *gradients, *mx.depends([d_state], gradients)
 
 
 def _chunks(x: mx.array, size: int, filling: float) -> mx.array:
