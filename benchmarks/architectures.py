@@ -26,7 +26,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "dense": _SIZES | {"model_type": "qwen3"},
     "mixture": _SIZES | _EXPERTS | {"model_type": "qwen3_moe"},
     "hybrid": {name: value for name, value in _HYBRID.items() if name != "partial_rotary_factor"}
-    | {"model_type": "qwen3_5", "num_experts": 0, "num_experts_per_tok": 0},
+    | {
+        "model_type": "qwen3_5", "num_experts": 0, "num_experts_per_tok": 0,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.25},
+    },
     "hybrid mixture": _HYBRID
     | _EXPERTS
     | {"model_type": "qwen3_next", "moe_intermediate_size": 128, "shared_expert_intermediate_size": 128},
@@ -54,7 +57,8 @@ def write_model(name: str, tokenizer: Path, folder: Path, *, mixed_bits: bool = 
     module = importlib.import_module(f"mlx_lm.models.{config['model_type']}")
     mx.random.seed(0)
     if "TextModelArgs" in vars(module):  # a shell around the language model
-        config = {"model_type": config["model_type"], "text_config": config, "vocab_size": config["vocab_size"]}
+        kind, inner = config["model_type"], {**config, "model_type": f"{config['model_type']}_text"}
+        config = {"model_type": kind, "text_config": inner, "vocab_size": config["vocab_size"]}
     model = module.Model(module.ModelArgs.from_dict(copy.deepcopy(config)))
     if mixed_bits:
 

@@ -28,6 +28,8 @@ class Conditions:
     ours_options: Sequence[str] = ()
     effective_batch: int = EFFECTIVE_BATCH
     """Rows of an optimizer step."""
+    targets: Sequence[str] = TARGETS
+    """Of the peers; ours has them in `ours_options` where they are others."""
     check_loss: bool = True
     """Also run ours on the first batch alone, for its loss (the others give theirs on the way)."""
 
@@ -51,7 +53,7 @@ def job_of(
         "num_epochs": conditions.num_epochs,
         "rank": RANK,
         "alpha": ALPHA,
-        "targets": TARGETS,
+        "targets": conditions.targets,
         "learning_rate": LEARNING_RATE,
         "dtype": workload.dtype,
         "backend": conditions.backend,

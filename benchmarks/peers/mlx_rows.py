@@ -92,7 +92,7 @@ def load(job: Job) -> Any:
 
 def lora_parameters(job: Job) -> dict[str, Any]:
     """As mlx_lm names them."""
-    keys = [f"self_attn.{name}" for name in job["targets"]]
+    keys = [name if "." in name else f"self_attn.{name}" for name in job["targets"]]
     return {"rank": job["rank"], "dropout": 0.0, "scale": job["alpha"] / job["rank"], "keys": keys}
 
 

@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_lm.utils import MODEL_REMAPPING
 
 from mlxmath.errors import InputError, MlxmathError
+from mlxmath.models.gated_delta import use_chunks
 from mlxmath.models.linear import use_numpy, use_products
 from mlxmath.runtime.blas import blas_is_missing
 from mlxmath.runtime.files import read_json
@@ -84,6 +85,7 @@ def load_model(folder: Path, dtype: str, *, lazy: bool = False) -> Loaded:
 
 def suit(model: nn.Module, dtype: str) -> None:
     """Let a model's layers compute as is best on MLX's default device."""
+    use_chunks()
     if mx.default_device() == mx.Device(mx.cpu, 0):
         use_products(model)
         if dtype == "float32" and blas_is_missing():

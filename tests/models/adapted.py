@@ -1,7 +1,8 @@
 """Small models with adapters whose B is not zero, rows for them, and their folders; heads of every kind."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
+from mlx_lm.models import gated_delta as home
 from mlx_lm.tuner.utils import load_adapters
 
 from mlxmath.config.schema import LoraConfig
@@ -36,8 +38,8 @@ def make(family: str) -> nn.Module:
     mx.random.seed(0)
     if family == "llama":
         return make_tiny_llama(num_hidden_layers=3)
-    home = import_module(f"mlx_lm.models.{family}")
-    return home.Model(home.ModelArgs(model_type=family, **SIZES, **MORE[family]))
+    family_home = import_module(f"mlx_lm.models.{family}")
+    return family_home.Model(family_home.ModelArgs(model_type=family, **SIZES, **MORE[family]))
 
 
 def adapted(family: str = "llama", **changes: Any) -> nn.Module:
@@ -76,9 +78,21 @@ def full_logits_loss(model: nn.Module, rows: FakeRows) -> mx.array:
     return total
 
 
+@contextmanager
+def token_by_token() -> Iterator[None]:
+    """The gated delta rule as mlx_lm has it."""
+    ours = home.gated_delta_ops
+    home.gated_delta_ops = getattr(ours, "__wrapped__", ours)
+    try:
+        yield
+    finally:
+        home.gated_delta_ops = ours
+
+
 def plain_gradients(model: nn.Module, rows: FakeRows) -> tuple[mx.array, dict[str, mx.array]]:
     """That loss, and its gradients by plain autodiff."""
-    loss, gradients = nn.value_and_grad(model, lambda model: full_logits_loss(model, rows))(model)
+    with token_by_token():
+        loss, gradients = nn.value_and_grad(model, lambda model: full_logits_loss(model, rows))(model)
     return loss, dict(tree_flatten(gradients))
 
 
