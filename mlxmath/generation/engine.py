@@ -16,8 +16,9 @@ from mlxmath.generation.decode import Decoder, Prefix, prefilled_prefix
 from mlxmath.generation.neighbours import way_of
 from mlxmath.generation.sampling import Sampling as Sampling
 from mlxmath.generation.sampling import draw, uniforms
+from mlxmath.models import cpu_decoding
 from mlxmath.models.load import check_ids
-from mlxmath.models.shared_prefix import cannot_share_prefixes
+from mlxmath.models.shared_prefix import cannot_share_prefixes, without_gaps
 
 _LEAST_SHARED = 8
 """A shared prefix shorter than this is not worth a pass of its own."""
@@ -117,11 +118,12 @@ def generate_batch(
     seeds = seeds if seeds is not None else [seed_of(sampling.seed, i) for i in range(len(prompts))]
     way = "alone" if len(prompts) == 1 else way_of(model)
     if way == "together":
-        repeat = len(set(map(tuple, prompts))) < len(prompts) and min(map(len, prompts)) > 1
-        decoder = Decoder(
-            model, sampling, logprobs=logprobs, prefix=_shared_prefix(model, prompts),
-            shares=repeat and cannot_share_prefixes(model) is None,
-        )  # fmt: skip
+        repeat = len(set(map(tuple, prompts))) < len(prompts)
+        shares = min(map(len, prompts)) > 1 and (
+            cpu_decoding.unsupported(model) is None or (repeat and cannot_share_prefixes(model) is None)
+        )
+        prefix = _shared_prefix(model, prompts)
+        decoder = Decoder(model, sampling, logprobs=logprobs, prefix=prefix, shares=shares)
     else:
         decoder = Decoder(model, sampling, logprobs=logprobs, even=True)
         concurrency = 1 if way == "alone" else concurrency
@@ -162,6 +164,7 @@ def generate_batch(
                 on_done(index, completions[index])
         num_made = len(answering)
         if len(left) < num_made:
+            left = without_gaps(left)
             decoder.keep(left)
             answering = [answering[row] for row in left]
         if on_step:
