@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mlxmath.generation.sampling import Sampling, draw, uniforms
 from mlxmath.models import cpu_decoding
-from mlxmath.models.kernels.cpu import CpuKernels
+from mlxmath.models.rows_cache import RowKernels
 from mlxmath.models.segments import swiglu_by
 from mlxmath.models.shared_prefix import Groups, SharedPrefixes
 
@@ -106,7 +106,7 @@ class Decoder:
         even: bool = False,
     ) -> None:
         assert not (even and (shares or prefix.tokens))
-        self._kernels = CpuKernels() if shares and cpu_decoding.unsupported(model) is None else None
+        self._kernels = RowKernels() if shares and cpu_decoding.unsupported(model) is None else None
         self._model, self._sampling, self._logprobs, self._prefix = model, sampling, logprobs, prefix
         self._shares, self._even = shares, even
         self._caches: Any = None
@@ -118,6 +118,11 @@ class Decoder:
 
     def __len__(self) -> int:
         return len(self._seeds_B)
+
+    @property
+    def joins_cheaply(self) -> bool:
+        """Whether sequences that join leave the keys and values of the others where they are."""
+        return self._kernels is not None
 
     def add(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> None:
         """Let sequences join behind those that are there already."""

@@ -24,8 +24,9 @@ _LEAST_SHARED = 8
 """A shared prefix shorter than this is not worth a pass of its own."""
 _SPARE = 16
 """Tokens beyond the characters of the longest stop string that are looked at: some have no text of their own."""
-_REFILLS = 2
-"""Finished sequences are replaced once this fraction of the slots is free: taking one in copies the others' caches."""
+_REFILLS, _CHEAP_REFILLS = 2, 8
+"""Finished sequences are replaced once this fraction of the slots is free: taking one in copies the others' caches, or
+not, but prompts are read fastest many at a time."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def generate_batch(
     ends, stops = tokenizer.eos_token_ids, stop_strings(tokenizer)
     # longest first: the last ones to finish are then short, and slots stay full
     waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
-    refill = max(1, concurrency // _REFILLS)
+    refill = max(1, concurrency // (_CHEAP_REFILLS if decoder.joins_cheaply else _REFILLS))
     answering: list[int] = []  # positions, as the decoder has their sequences
     drawn: dict[int, list[tuple[int, float]]] = {}
     completions: dict[int, Completion] = {}
