@@ -9,13 +9,15 @@ mlx_lm's models run as they are: their attention asks the cache, and their SwiGL
 Shapes: B rows, L positions, H query heads, D head width.
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.cache import KVCache
 
@@ -39,10 +41,10 @@ def unsupported(model: nn.Module) -> str | None:
         return "its device is no CPU"
 
     def attempt() -> str | None:
+        if any(array.dtype in (mx.float16, mx.bfloat16) for _, array in tree_flatten(model.parameters())):
+            return "it does not compute in float32"
         for module in model.modules():
             prepare_swiglu(module)
-        if model(mx.zeros((1, 1), mx.int32)).dtype != mx.float32:
-            return "it does not compute in float32"
         return tried(model, lambda texts, groups, most: read(model, RowKernels(), texts, groups, most))
 
     return remembered("on a CPU", model, (), attempt)
@@ -124,27 +126,25 @@ def read(
         mx.eval([cache.both for cache in caches])
         return [cache.both for cache in caches]
 
-    divided = list(_divided(list(map(len, texts))))
+    divided = _divided(list(map(len, texts)))
     if len(divided) == 1:
         parts = [of_part(divided[0], kernels)]
     else:
+        mx.eval(model.state)  # a thread cannot evaluate another's graph
         with limit_threads(1):
             parts = list(thread_for_each_core().map(lambda part: of_part(part, CpuKernels(1)), divided))
     num_before = before[0].offset if before else 0
     lengths_G = np.array([num_before + len(text) for text in texts], np.intp)
     layers = [RowsCache(kernels, [part.pop(0) for part in parts], lengths_G, groups, most) for _ in range(num_layers)]
+    mx.clear_cache()
     return SharedPrefixes(layers, groups)
 
 
-def _divided(lengths: Sequence[int]) -> Iterator[range]:
+def _divided(lengths: Sequence[int]) -> list[range]:
     """Texts of these lengths in parts of some `_LEAST` to `PART_TOKENS` tokens, about equal ones for all cores."""
-    cores = num_usable_cores()
-    number = cores * max(1, -(-sum(lengths) // (cores * PART_TOKENS)))
-    most = max(_LEAST, sum(lengths) / number + max(lengths) / 2)  # a part ends half a text before that
-    start = widest = 0
-    for stop, length in enumerate(lengths):
-        widest = max(widest, length)
-        if stop > start and (stop + 1 - start) * widest > most:
-            yield range(start, stop)
-            start, widest = stop, length
-    yield range(start, len(lengths))
+    cores, total = num_usable_cores(), sum(lengths)
+    number = max(1, min(cores * -(-total // (cores * PART_TOKENS)), total // _LEAST))
+    middles = np.cumsum(lengths) - np.array(lengths) / 2
+    bounds = np.searchsorted(middles, np.arange(number + 1) * total / number)
+    bounds[-1] = len(lengths)  # where the last ones are empty
+    return [range(start, stop) for start, stop in itertools.pairwise(bounds.tolist()) if start < stop]
