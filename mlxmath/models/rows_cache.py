@@ -43,16 +43,22 @@ class RowKernels(CpuKernels):
 
         def rows(i: int, j: int) -> None:
             s = scores[i:j]
+            if groups.are_rows:
+                np.matmul(q_BKQD[i:j], k_GKPD[i:j].swapaxes(-1, -2), out=s[..., :num_before])
             np.matmul(q_BKQD[i:j], k_BKLD[i:j].swapaxes(-1, -2), out=s[..., num_before:])
             s += added_B11X[i:j]
             s -= s.max(-1, keepdims=True)
             np.exp(s, out=s)
             s /= s.sum(-1, keepdims=True)
             np.matmul(s[..., num_before:], v_BKLD[i:j], out=out[i:j])
+            if groups.are_rows:
+                out[i:j] += s[..., :num_before] @ v_GKPD[i:j]
 
-        scores[..., :num_before] = of_prompts(q_BKQD, k_GKPD.swapaxes(-1, -2))
+        if not groups.are_rows:
+            scores[..., :num_before] = of_prompts(q_BKQD, k_GKPD.swapaxes(-1, -2))
         self._parallel(rows, len(out), len(out))
-        out += of_prompts(scores[..., :num_before], v_GKPD)
+        if not groups.are_rows:
+            out += of_prompts(scores[..., :num_before], v_GKPD)
         return out
 
 

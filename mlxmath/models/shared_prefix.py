@@ -54,6 +54,11 @@ class Groups:
         self._is_even = np.array_equal(slots, np.arange(len(rows)))
         self._slots_B, self._rows_S = slots, rows
 
+    @property
+    def are_rows(self) -> bool:
+        """Whether each prompt has a row, which has the prompt's number."""
+        return self._is_even and self.most == 1
+
     def by_prompt(self, x_BKQX: Array) -> Array:
         """(G, K, R · Q, X): the rows of each prompt side by side."""
         x = x_BKQX if self._is_even else _taken(x_BKQX, self._rows_S)
