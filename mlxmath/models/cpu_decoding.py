@@ -39,6 +39,8 @@ def unsupported(model: nn.Module) -> str | None:
     """Why a model cannot be decoded like this; None if it can, as tried once on a few tokens."""
     if mx.default_device() != mx.Device(mx.cpu, 0):
         return "its device is no CPU"
+    if getattr(model, "is_spread", False):
+        return "it is spread over several processes"
 
     def attempt() -> str | None:
         if any(array.dtype in (mx.float16, mx.bfloat16) for _, array in tree_flatten(model.parameters())):

@@ -68,6 +68,9 @@ def test_parts_are_about_equal_and_leave_nothing_out() -> None:
 
 def test_what_it_is_not_made_for_says_why() -> None:
     model = make_tiny_llama()
+    model.is_spread = True
+    assert unsupported(model) == "it is spread over several processes"
+    model = make_tiny_llama()
     model.set_dtype(mx.bfloat16)
     assert unsupported(model) == "it does not compute in float32"
     own_attention = adapted("gemma2")
