@@ -96,6 +96,7 @@ def measured(workload: Workload, tokens: int, options: argparse.Namespace) -> Re
             if "failed" in result:
                 sys.exit(f"{SHOWN[who]}: {result['failed']}")
             found.append(result)
+            print(f"  {SHOWN[who]}: {result['tokens_per_s']:.1f} tokens/s, {result['seconds']:.1f} s", flush=True)
     answers = {who: found[0].pop("answers", None) for who, found in runs.items()}
     contestants = {
         who: {
