@@ -63,12 +63,17 @@ def job_of(
 
 
 def run_worker(
-    script: str, job: dict[str, Any], folder: Path, timeout_s: float, python: Path | str = sys.executable
+    script: str,
+    job: dict[str, Any],
+    folder: Path,
+    timeout_s: float,
+    python: Path | str = sys.executable,
+    checkout: Path = REPOSITORY,
 ) -> dict[str, Any]:
-    """Run a script of `benchmarks/peers/` on a job."""
+    """Run a script of `benchmarks/peers/`, of this checkout or another one, on a job."""
     job_path, result_path = folder / "job.json", folder / "result.json"
     job_path.write_text(json.dumps(job))
-    command = [python, REPOSITORY / "benchmarks" / "peers" / f"{script}.py", job_path, result_path]
+    command = [python, checkout / "benchmarks" / "peers" / f"{script}.py", job_path, result_path]
     finished = run_process(command, timeout_s=timeout_s, folder=folder, environment={"HF_HUB_OFFLINE": "1"})
     if finished.failure:
         return {"failed": finished.failure}

@@ -102,9 +102,11 @@ SHAPES = {
     for shape in (
         Shape("tiny", "llama", 64, 2, 4, 2, 160, 2_000, False, 16, 16),
         Shape("small", "llama", 512, 8, 8, 8, 1408, 32_000, False, 64, 16),
+        Shape("135m", "llama", 576, 30, 9, 3, 1536, 49_152, True, 64, 16),
         Shape("0.5b", hidden=896, layers=24, heads=14, intermediate=4864, rows=24, quick_rows=8, **_QWEN),
         Shape("1.5b", hidden=1536, layers=28, heads=12, intermediate=8960, rows=16, quick_rows=8, **_QWEN),
         Shape("7b", "qwen2", 3584, 28, 28, 4, 18944, 152_064, False, 16, 8),
     )
 }
-"""`small` and `0.5b` are what `bench_train.py` measures; `0.5b`, `1.5b` and `7b` are Qwen2.5's sizes."""
+"""`small` and `0.5b` are what `bench_train.py` measures; `135m` has SmolLM2's sizes, `0.5b`, `1.5b` and `7b`
+Qwen2.5's."""

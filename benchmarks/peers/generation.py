@@ -1,7 +1,8 @@
 """Tokens out of a model: mlxmath's evaluation and rollouts, and mlx_lm's generation, one at a time and batched.
 
 A job holds `model`, `backend`, `who` (a key of `WHO`), `prompts` (token ids), `max_tokens`, `num_generations` and
-`concurrency`. Everything is drawn once before (a few tokens), so that kernels are compiled.
+`concurrency`, and `keeps_answers` if the result is to hold them. Everything is drawn once before (a few tokens), so
+that kernels are compiled.
 """
 
 import sys
@@ -28,8 +29,9 @@ def run(job: Job) -> Result:
     mx.clear_cache()
     mx.reset_peak_memory()
     started = time.perf_counter()
-    num_completions, num_tokens = draw(job["prompts"], job["max_tokens"])
+    answers = draw(job["prompts"], job["max_tokens"])
     seconds = time.perf_counter() - started
+    num_completions, num_tokens = len(answers), sum(map(len, answers))
     return {
         "num_prompts": len(job["prompts"]),
         "num_completions": num_completions,
@@ -38,11 +40,12 @@ def run(job: Job) -> Result:
         "tokens_per_s": num_tokens / seconds,
         "completions_per_s": num_completions / seconds,
         "peak_device_bytes": mx.get_peak_memory(),
+        **({"answers": answers} if job.get("keeps_answers") else {}),
     }
 
 
-Draw = Callable[[Prompts, int], tuple[int, int]]
-"""Prompts and most new tokens each; gives the numbers of completions and of new tokens."""
+Draw = Callable[[Prompts, int], list[list[int]]]
+"""Prompts and most new tokens each; gives the new tokens of each completion."""
 
 
 def evaluation(job: Job) -> Draw:
@@ -51,9 +54,9 @@ def evaluation(job: Job) -> Draw:
 
     model, tokenizer = _ours(job)
 
-    def draw(prompts: Prompts, max_tokens: int) -> tuple[int, int]:
+    def draw(prompts: Prompts, max_tokens: int) -> list[list[int]]:
         found = generate_batch(model, tokenizer, prompts, Sampling(max_tokens), concurrency=job["concurrency"])
-        return len(found), sum(len(completion.tokens) for completion in found)
+        return [list(completion.tokens) for completion in found]
 
     return draw
 
@@ -65,11 +68,11 @@ def rollouts(job: Job) -> Draw:
 
     model, tokenizer = _ours(job)
 
-    def draw(prompts: Prompts, max_tokens: int) -> tuple[int, int]:
+    def draw(prompts: Prompts, max_tokens: int) -> list[list[int]]:
         config = GrpoConfig(num_generations=job["num_generations"], max_completion_length=max_tokens)
         problems = [Prompt(i, "", "", tuple(tokens)) for i, tokens in enumerate(prompts)]
         found = roll_out(model, tokenizer, problems, config, seed=0, step=0, concurrency=job["concurrency"])
-        return len(found), sum(len(completion.drawn) for completion in found)
+        return [list(completion.drawn) for completion in found]
 
     return draw
 
@@ -80,10 +83,12 @@ def mlx_lm_single(job: Job) -> Draw:
 
     model, tokenizer = _mlx_lm(job)
 
-    def draw(prompts: Prompts, max_tokens: int) -> tuple[int, int]:
+    def draw(prompts: Prompts, max_tokens: int) -> list[list[int]]:
         chosen = prompts[: max(1, len(prompts) // 4)]
-        counts = [sum(1 for _ in stream_generate(model, tokenizer, tokens, max_tokens=max_tokens)) for tokens in chosen]
-        return len(chosen), sum(counts)
+        return [
+            [response.token for response in stream_generate(model, tokenizer, tokens, max_tokens=max_tokens)]
+            for tokens in chosen
+        ]
 
     return draw
 
@@ -94,12 +99,12 @@ def mlx_lm_batch(job: Job) -> Draw:
 
     model, tokenizer = _mlx_lm(job)
 
-    def draw(prompts: Prompts, max_tokens: int) -> tuple[int, int]:
+    def draw(prompts: Prompts, max_tokens: int) -> list[list[int]]:
         found = batch_generate(
             model, tokenizer, prompts, max_tokens=max_tokens, return_token_ids=True,
             completion_batch_size=job["concurrency"], prefill_batch_size=min(16, job["concurrency"]),
         )  # fmt: skip
-        return len(prompts), sum(len(tokens) for tokens in found.token_ids)
+        return [list(tokens) for tokens in found.token_ids]
 
     return draw
 

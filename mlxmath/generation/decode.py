@@ -4,6 +4,7 @@ Shapes: B sequences, L positions, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,9 @@ from mlx_lm.models.cache import BatchKVCache, KVCache, make_prompt_cache
 from numpy.typing import NDArray
 
 from mlxmath.generation.sampling import Sampling, draw, uniforms
+from mlxmath.models import cpu_decoding
+from mlxmath.models.rows_cache import RowKernels
+from mlxmath.models.segments import swiglu_by
 from mlxmath.models.shared_prefix import Groups, SharedPrefixes
 
 PREFILL_TOKENS = 2048
@@ -102,6 +106,7 @@ class Decoder:
         even: bool = False,
     ) -> None:
         assert not (even and (shares or prefix.tokens))
+        self._kernels = RowKernels() if shares and cpu_decoding.unsupported(model) is None else None
         self._model, self._sampling, self._logprobs, self._prefix = model, sampling, logprobs, prefix
         self._shares, self._even = shares, even
         self._caches: Any = None
@@ -114,20 +119,33 @@ class Decoder:
     def __len__(self) -> int:
         return len(self._seeds_B)
 
+    @property
+    def joins_cheaply(self) -> bool:
+        """Whether sequences that join leave the keys and values of the others where they are."""
+        return self._kernels is not None
+
     def add(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> None:
         """Let sequences join behind those that are there already."""
         assert not self._even or (not len(self) and len(set(map(len, prompts))) == 1)
-        for part in [range(len(prompts))] if self._even else _parts(prompts):
+        for part in [range(len(prompts))] if self._even or self._kernels else _parts(prompts):
             self._add([tuple(prompts[i]) for i in part], [seeds[i] for i in part])
 
     def _add(self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int]) -> None:
         unique = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-        layers, numbers = self._prefilled(list(unique)), [unique[prompt] for prompt in prompts]
-        caches: Caches | SharedPrefixes = EvenCaches(layers, len(unique)) if self._even else Caches(layers)
+        numbers = [unique[prompt] for prompt in prompts]
+        caches: Caches | SharedPrefixes
         if self._shares:
-            caches = SharedPrefixes(layers, Groups(tuple(unique), np.array(numbers)), self._sampling.max_new_tokens + 1)
-        elif len(unique) < len(prompts):
-            caches.filter(numbers)
+            groups, most = Groups(tuple(unique), np.array(numbers)), self._sampling.max_new_tokens + 1
+            if self._kernels:
+                texts = [prompt[len(self._prefix.tokens) : -1] for prompt in unique]
+                caches = cpu_decoding.read(self._model, self._kernels, texts, groups, most, self._prefix.cache or ())
+            else:
+                caches = SharedPrefixes.of(self._prefilled(list(unique)), groups, most)
+        else:
+            layers = self._prefilled(list(unique))
+            caches = EvenCaches(layers, len(unique)) if self._even else Caches(layers)
+            if len(unique) < len(prompts):
+                caches.filter(numbers)
         seeds_B, counts_B = np.array(seeds, np.uint64), np.zeros(len(seeds), np.uint64)
         tokens_B, logprobs_B = self._next(mx.array([p[-1] for p in prompts]), caches, seeds_B, counts_B)
         if self._caches is None:
@@ -168,7 +186,8 @@ class Decoder:
         self, tokens_B: mx.array, caches: Any, seeds_B: NDArray[np.uint64], counts_B: NDArray[np.uint64]
     ) -> tuple[mx.array, mx.array]:
         """The tokens after `tokens_B`."""
-        logits_BV = self._model(tokens_B[:, None], cache=caches.layers)[:, -1]
+        with swiglu_by(self._kernels.swiglu) if self._kernels else nullcontext():
+            logits_BV = self._model(tokens_B[:, None], cache=caches.layers)[:, -1]
         found = draw(logits_BV, uniforms(seeds_B, counts_B), self._sampling, logprobs=self._logprobs)
         mx.async_eval(found)
         return found

@@ -16,15 +16,17 @@ from mlxmath.generation.decode import Decoder, Prefix, prefilled_prefix
 from mlxmath.generation.neighbours import way_of
 from mlxmath.generation.sampling import Sampling as Sampling
 from mlxmath.generation.sampling import draw, uniforms
+from mlxmath.models import cpu_decoding
 from mlxmath.models.load import check_ids
-from mlxmath.models.shared_prefix import cannot_share_prefixes
+from mlxmath.models.shared_prefix import cannot_share_prefixes, without_gaps
 
 _LEAST_SHARED = 8
 """A shared prefix shorter than this is not worth a pass of its own."""
 _SPARE = 16
 """Tokens beyond the characters of the longest stop string that are looked at: some have no text of their own."""
-_REFILLS = 2
-"""Finished sequences are replaced once this fraction of the slots is free: taking one in copies the others' caches."""
+_REFILLS, _CHEAP_REFILLS = 2, 8
+"""Finished sequences are replaced once this fraction of the slots is free: taking one in copies the others' caches, or
+not, but prompts are read fastest many at a time."""
 
 
 @dataclass(frozen=True)
@@ -117,18 +119,19 @@ def generate_batch(
     seeds = seeds if seeds is not None else [seed_of(sampling.seed, i) for i in range(len(prompts))]
     way = "alone" if len(prompts) == 1 else way_of(model)
     if way == "together":
-        repeat = len(set(map(tuple, prompts))) < len(prompts) and min(map(len, prompts)) > 1
-        decoder = Decoder(
-            model, sampling, logprobs=logprobs, prefix=_shared_prefix(model, prompts),
-            shares=repeat and cannot_share_prefixes(model) is None,
-        )  # fmt: skip
+        repeat = len(set(map(tuple, prompts))) < len(prompts)
+        shares = min(map(len, prompts)) > 1 and (
+            cpu_decoding.unsupported(model) is None or (repeat and cannot_share_prefixes(model) is None)
+        )
+        prefix = _shared_prefix(model, prompts)
+        decoder = Decoder(model, sampling, logprobs=logprobs, prefix=prefix, shares=shares)
     else:
         decoder = Decoder(model, sampling, logprobs=logprobs, even=True)
         concurrency = 1 if way == "alone" else concurrency
     ends, stops = tokenizer.eos_token_ids, stop_strings(tokenizer)
     # longest first: the last ones to finish are then short, and slots stay full
     waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
-    refill = max(1, concurrency // _REFILLS)
+    refill = max(1, concurrency // (_CHEAP_REFILLS if decoder.joins_cheaply else _REFILLS))
     answering: list[int] = []  # positions, as the decoder has their sequences
     drawn: dict[int, list[tuple[int, float]]] = {}
     completions: dict[int, Completion] = {}
@@ -162,6 +165,7 @@ def generate_batch(
                 on_done(index, completions[index])
         num_made = len(answering)
         if len(left) < num_made:
+            left = without_gaps(left)
             decoder.keep(left)
             answering = [answering[row] for row in left]
         if on_step:

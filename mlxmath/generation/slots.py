@@ -7,8 +7,10 @@ from mlxmath.errors import MlxmathError
 from mlxmath.models.memory import ModelShape, slot_bytes
 from mlxmath.runtime.device import DeviceInfo
 
-_PAYS_OFF = {"cpu": 64, "metal": 64, "cuda": 256}
+_PAYS_OFF = {"cpu": 128, "metal": 64, "cuda": 256}
 """Sequences beyond which a device makes hardly more tokens a second. With half of them it makes some 15 % less."""
+_WORTH_MEMORY = {"cpu": 32, "metal": 32, "cuda": 128}
+"""Sequences that are worth memory which nothing else needs."""
 _SHARE = 0.8
 """Of the free memory."""
 
@@ -33,7 +35,7 @@ def choose_slots(
         longest: tokens of the longest prompt and answer together.
         prompt: those of its prompt that are held once for `group_size` answers.
         group_size: answers to a prompt.
-        needed_bytes: memory in use and needed later anyway. More is taken only for half of the sequences that pay off.
+        needed_bytes: memory in use and needed later anyway. More is taken only for the sequences that are worth it.
         asked: as many as somebody asks for.
     """
     if asked is not None:
@@ -47,7 +49,7 @@ def choose_slots(
     each = slot_bytes(shape, itemsize, prompt=prompt, own=longest - prompt, group_size=group_size)
     fitting = int(_SHARE * max(0, device.memory_bytes - held_bytes) / each)
     size = f"{each / 1e6:,.0f} MB each at {longest:,} tokens"
-    enough = most if needed_bytes is None else max(most // 2, (needed_bytes - held_bytes) // each)
+    enough = most if needed_bytes is None else max(_WORTH_MEMORY[device.backend], (needed_bytes - held_bytes) // each)
     if fitting < min(most, enough):
         return max(1, fitting), f"as many as fit: {size}"
     if enough < most:

@@ -140,8 +140,23 @@ def unsupported(block: nn.Module) -> str | None:
 def prepare(block: nn.Module) -> None:
     """Let the block's attention and SwiGLU give way to probes; needed once before its parts are called."""
     _make_replaceable(_home(block.self_attn), _ATTENTION)
-    if hasattr(_home(block.mlp), _SWIGLU):
-        _make_replaceable(_home(block.mlp), _SWIGLU)
+    prepare_swiglu(block.mlp)
+
+
+def prepare_swiglu(mlp: nn.Module) -> None:
+    """Let the layer's SwiGLU, if it has one, give way."""
+    if hasattr(_home(mlp), _SWIGLU):
+        _make_replaceable(_home(mlp), _SWIGLU)
+
+
+@contextmanager
+def swiglu_by(function: Callable[[mx.array, mx.array], mx.array]) -> Iterator[None]:
+    """Let `function` compute the SwiGLU of models that this thread calls."""
+    _probes.by_name[_SWIGLU] = function
+    try:
+        yield
+    finally:
+        del _probes.by_name[_SWIGLU]
 
 
 def prepare_attention(model: nn.Module) -> None:

@@ -10,9 +10,9 @@ most, L own positions.
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -30,6 +30,7 @@ _COMPARED = 1024
 _ATTENTION = "scaled_dot_product_attention"
 
 Prompts = tuple[tuple[int, ...], ...]
+Array = TypeVar("Array", mx.array, NDArray[np.float32])
 
 
 class Groups:
@@ -42,7 +43,6 @@ class Groups:
 
     def __init__(self, prompts: Prompts, of_rows: NDArray[np.intp]) -> None:
         self.prompts, self.of_rows = prompts, of_rows
-        self.of_rows_B = mx.array(of_rows, mx.int32)
         num_rows = np.bincount(of_rows, minlength=len(prompts))
         self.most = int(num_rows.max())
         order = np.argsort(of_rows, kind="stable")
@@ -52,25 +52,32 @@ class Groups:
         rows = np.zeros(len(prompts) * self.most, np.int32)
         rows[slots] = np.arange(len(of_rows))
         self._is_even = np.array_equal(slots, np.arange(len(rows)))
-        self._slots_B, self._rows_S = mx.array(slots, mx.int32), mx.array(rows)
+        self._slots_B, self._rows_S = slots, rows
 
-    def by_prompt(self, x_BKQX: mx.array) -> mx.array:
+    @property
+    def are_rows(self) -> bool:
+        """Whether each prompt has a row, which has the prompt's number."""
+        return self._is_even and self.most == 1
+
+    def by_prompt(self, x_BKQX: Array) -> Array:
         """(G, K, R · Q, X): the rows of each prompt side by side."""
-        x = x_BKQX if self._is_even else x_BKQX[self._rows_S]
+        x = x_BKQX if self._is_even else _taken(x_BKQX, self._rows_S)
         _, k, q, width = x.shape
         return x.reshape(-1, self.most, k, q, width).swapaxes(1, 2).reshape(-1, k, self.most * q, width)
 
-    def by_row(self, x_GKRX: mx.array) -> mx.array:
+    def by_row(self, x_GKRX: Array) -> Array:
         """The inverse of `by_prompt`."""
         _, k, both, width = x_GKRX.shape
         x = x_GKRX.reshape(-1, k, self.most, both // self.most, width).swapaxes(1, 2)
         x = x.reshape(-1, k, both // self.most, width)
-        return x if self._is_even else x[self._slots_B]
+        return x if self._is_even else _taken(x, self._slots_B)
 
     def kept(self, rows: Sequence[int]) -> tuple["Groups", list[int]]:
         """The groups of these rows alone, and the numbers that their prompts have here."""
-        numbers, of_rows = np.unique(self.of_rows[list(rows)], return_inverse=True)
-        return Groups(tuple(self.prompts[i] for i in numbers), of_rows), numbers.tolist()
+        numbers = without_gaps(np.unique(self.of_rows[list(rows)]).tolist())
+        places = np.zeros(len(self.prompts), np.intp)
+        places[numbers] = np.arange(len(numbers))
+        return Groups(tuple(self.prompts[i] for i in numbers), places[self.of_rows[list(rows)]]), numbers
 
     def joined(self, other: "Groups") -> tuple["Groups", list[int]]:
         """With the rows of another after these, and the numbers there of its prompts that are new."""
@@ -79,6 +86,16 @@ class Groups:
         number_of = {prompt: number for number, prompt in enumerate(prompts)}
         theirs = np.array([number_of[prompt] for prompt in other.prompts])[other.of_rows]
         return Groups(prompts, np.concatenate([self.of_rows, theirs])), new
+
+
+def without_gaps(kept: Sequence[int]) -> list[int]:
+    """What is kept of a row, in new places: all but the last ones, which fill the gaps, stay where they are."""
+    staying, last = set(kept), [place for place in kept if place >= len(kept)]
+    return [place if place in staying else last.pop() for place in range(len(kept))]
+
+
+def _taken(x: Array, index: NDArray[Any]) -> Array:
+    return x[index] if isinstance(x, np.ndarray) else x[mx.array(index)]
 
 
 class SharedPrefixCache:
@@ -93,7 +110,7 @@ class SharedPrefixCache:
     def __init__(self, prompts: BatchKVCache, groups: Groups, most: int) -> None:
         self.prompts, self.groups, self._most = prompts, groups, most
         self._own = BatchKVCache([0] * len(groups.of_rows))
-        self._own.offset = prompts.offset[groups.of_rows_B]
+        self._own.offset = prompts.offset[mx.array(groups.of_rows)]
 
     @property
     def offset(self) -> mx.array:
@@ -108,12 +125,12 @@ class SharedPrefixCache:
     def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> mx.array:  # noqa: ARG002
         """(B, 1, 1, P + L): what of its prompt and of its own tokens the next token of each row sees."""
         assert length == 1
-        before, own = self.prompts, self._own
+        before, own, of_rows_B = self.prompts, self._own, mx.array(self.groups.of_rows)
         places_GP = mx.arange(before._idx) - before.left_padding[:, None]
         places_BL = mx.arange(own._idx + 1) - own._idx + own.offset[:, None]
-        places = mx.concatenate([places_GP[self.groups.of_rows_B], places_BL], axis=1)
+        places = mx.concatenate([places_GP[of_rows_B], places_BL], axis=1)
         mask = mx.concatenate([
-            (places_GP >= 0)[self.groups.of_rows_B], mx.arange(own._idx + 1) >= own.left_padding[:, None]
+            (places_GP >= 0)[of_rows_B], mx.arange(own._idx + 1) >= own.left_padding[:, None]
         ], axis=1)  # fmt: skip
         if window_size is not None:
             mask = mask & (own.offset[:, None] - places < window_size)
@@ -157,18 +174,26 @@ class SharedPrefixCache:
         self.groups = groups
 
 
+class Rows(Protocol):
+    """A layer's cache as `SharedPrefixes` has it: `SharedPrefixCache`, or a device's own."""
+
+    def filter(self, rows: Sequence[int], groups: Groups, prompts: Sequence[int]) -> None:
+        """Keep these rows and these prompts."""
+
+    def extend(self, other: Any, groups: Groups, new: Sequence[int]) -> None:
+        """Take in the rows of another, and its prompts numbered `new`."""
+
+
 class SharedPrefixes:
-    """The caches of all layers of a model, for rows that go on from prompts.
+    """The caches of all layers of a model, for rows that go on from prompts."""
 
-    Args:
-        prompts: the layers' keys and values of each of the prompts but for its last token.
-        groups: of the rows.
-        most: own positions that a row may need.
-    """
+    def __init__(self, layers: Sequence[Rows], groups: Groups) -> None:
+        self.layers, self._groups = layers, groups
 
-    def __init__(self, prompts: Sequence[BatchKVCache], groups: Groups, most: int) -> None:
-        self.layers = [SharedPrefixCache(layer, groups, most) for layer in prompts]
-        self._groups = groups
+    @classmethod
+    def of(cls, prompts: Sequence[BatchKVCache], groups: Groups, most: int) -> "SharedPrefixes":
+        """See `SharedPrefixCache`."""
+        return cls([SharedPrefixCache(layer, groups, most) for layer in prompts], groups)
 
     def filter(self, rows: Sequence[int]) -> None:
         """Keep these rows, and the prompts that they go on from."""
@@ -190,12 +215,29 @@ _TRIED: dict[tuple[type, str], str | None] = {}
 def cannot_share_prefixes(model: nn.Module) -> str | None:
     """Why a model's rows cannot be decoded with `SharedPrefixes`; None if they can, as tried once on a few tokens."""
     kind = type(model), repr(getattr(model, "args", None))
+
+    def read(texts: Sequence[Sequence[int]], groups: Groups, most: int) -> SharedPrefixes:
+        layers, longest = [BatchKVCache([0] * len(texts)) for _ in make_prompt_cache(model)], max(map(len, texts))
+        padding = [longest - len(text) for text in texts]
+        for layer in layers:
+            layer.prepare(lengths=[*map(len, texts)], right_padding=padding)
+        model(mx.array([[*text, *[0] * pad] for text, pad in zip(texts, padding, strict=True)]), cache=layers)
+        for layer in layers:
+            layer.finalize()
+        return SharedPrefixes.of(layers, groups, most)
+
     if kind not in _TRIED:
-        _TRIED[kind] = _try(model)
+        _TRIED[kind] = tried(model, read)
     return _TRIED[kind]
 
 
-def _try(model: nn.Module) -> str | None:
+def tried(model: nn.Module, read: Callable[[Sequence[Sequence[int]], Groups, int], SharedPrefixes]) -> str | None:
+    """What is against decoding rows that go on from texts, once `read` has made the caches; None: nothing.
+
+    Args:
+        model: in evaluation mode.
+        read: gives the caches of texts, for the groups of rows and so many own positions.
+    """
     if any(type(layer) is not KVCache for layer in make_prompt_cache(model)):
         return "its layers keep something else than keys and values of all positions"
     for home in {sys.modules[type(module).__module__] for module in model.modules()}:
@@ -208,16 +250,11 @@ def _try(model: nn.Module) -> str | None:
         return found
 
     rows_BL, prompts, texts = example(model(mx.zeros((1, 1), mx.int32)).shape[-1])
-    length, lengths = rows_BL.shape[1], prompts.lengths_G.tolist()
+    length = rows_BL.shape[1]
+    before = [row[:length] for row, length in zip(prompts.tokens_GP.tolist(), prompts.lengths_G.tolist(), strict=True)]
     try:
-        layers = [BatchKVCache([0] * len(lengths)) for _ in make_prompt_cache(model)]
-        for layer in layers:
-            layer.prepare(lengths=lengths, right_padding=[prompts.tokens_GP.shape[1] - length for length in lengths])
-        model(prompts.tokens_GP, cache=layers)
-        for layer in layers:
-            layer.finalize()
-        groups = Groups(tuple((number,) for number in range(len(lengths))), np.array(prompts.groups_B.tolist()))
-        caches = SharedPrefixes(layers, groups, length)
+        groups = Groups(tuple((number,) for number in range(len(before))), np.array(prompts.groups_B.tolist()))
+        caches = read(before, groups, length)
         found = mx.concatenate([logits_of(rows_BL[:, i : i + 1], caches.layers) for i in range(length)], axis=1)
         expected = mx.stack([logits_of(mx.array([text]))[0, -length:] for text in texts])
     except ERRORS as error:
@@ -229,7 +266,7 @@ def _try(model: nn.Module) -> str | None:
 
 
 def _ask_the_cache(home: ModuleType) -> None:
-    """Let the attention function that a module's models call leave the work to a `SharedPrefixCache`."""
+    """Let the attention function that a module's models call leave the work to a cache that can `attend`."""
     original = getattr(home, _ATTENTION)
     if getattr(original, "asks_the_cache", False):
         return
@@ -238,8 +275,9 @@ def _ask_the_cache(home: ModuleType) -> None:
     def attention(
         queries: mx.array, keys: mx.array, values: mx.array, cache: Any = None, *rest: Any, **more: Any
     ) -> mx.array:
-        if isinstance(cache, SharedPrefixCache):
-            return cache.attend(queries, *rest, **more)
+        if hasattr(cache, "attend"):
+            output: mx.array = cache.attend(queries, *rest, **more)
+            return output
         found: mx.array = original(queries, keys, values, cache, *rest, **more)
         return found
 

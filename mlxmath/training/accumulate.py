@@ -12,9 +12,8 @@ import copy
 import functools
 import math
 import operator
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -23,6 +22,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_unflatten
 
 from mlxmath.data.batching import StepBatch
+from mlxmath.models.threads import computing_threads
 from mlxmath.runtime.blas import limit_threads
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.gradients import Gradients, Tree
@@ -57,8 +57,7 @@ class Workers:
         self._before = sum(counts[: self.ranks.rank])
         self._replicas = [replica(model) for _ in range(count - 1)]
         self._gradients = [gradients_of(each) for each in (model, *self._replicas)]
-        # the same threads for the whole run: MLX makes a stream for each, and keeps it when the thread has ended
-        self._threads = [ThreadPoolExecutor(1, "worker", _Stream.end_with_thread) for _ in self._replicas]
+        self._threads = [computing_threads(1) for _ in self._replicas]  # the same for the whole run
         mx.eval([each.state for each in (model, *self._replicas)])  # a thread cannot evaluate another's graph
 
     @property
@@ -124,23 +123,6 @@ class Workers:
             finally:
                 wait(futures)
         return [first, *(future.result() for future in futures)]
-
-
-class _Stream:
-    """The calling thread's MLX stream, which ends with this object.
-
-    Left to itself MLX ends it when the thread is already counted as joined. If the process ends just then, it aborts.
-    """
-
-    _of_thread = threading.local()
-
-    @classmethod
-    def end_with_thread(cls) -> None:
-        """End the calling thread's stream as the last thing that the thread does."""
-        cls._of_thread.stream = cls()
-
-    def __del__(self) -> None:
-        mx.clear_streams()
 
 
 def replica(model: nn.Module) -> nn.Module:

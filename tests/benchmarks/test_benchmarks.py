@@ -158,6 +158,15 @@ def test_grpo_benchmark(tmp_path: Path) -> None:
     assert all("-python was given" in run["skipped"] for run in runs if run not in both)
 
 
+def test_generation_benchmark(tmp_path: Path) -> None:
+    out = tmp_path / "generate.json"
+    run("bench_generate.py", "--shape", "tiny", "--problems", "5", "--tokens", "4", "--old", REPOSITORY,
+        "--data", DEMO_ROWS, "--work", tmp_path / "work", "--out", out)  # fmt: skip
+    found = json.loads(out.read_text())["shapes"]["tiny"]
+    assert found["answers"]["identical"] + found["answers"]["ties"] == 5
+    assert len(found["contestants"]) == 3 and all(value > 0 for value in found["times"].values())
+
+
 def test_a_process_that_takes_too_long_is_killed_with_its_children() -> None:
     sleeper = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(100)'])"
     finished = run_process([sys.executable, "-c", sleeper], timeout_s=1)

@@ -29,7 +29,7 @@ def test_memory_limits_the_slots() -> None:
     few, reason = choose_slots(QWEN_1_5B, DEVICE, held_bytes=16 * 10**9, longest=longest)
     assert few == 1 and "fit" in reason
     assert choose_slots(QWEN_1_5B, DEVICE, held_bytes=held, longest=256)[0] == 64
-    assert choose_slots(QWEN_1_5B, replace(DEVICE, backend="cpu"), held_bytes=held, longest=256)[0] == 64
+    assert choose_slots(QWEN_1_5B, replace(DEVICE, backend="cpu"), held_bytes=held, longest=256)[0] == 128
     assert choose_slots({}, DEVICE, held_bytes=0, longest=256)[0] == 16
     assert choose_slots(QWEN_1_5B, DEVICE, held_bytes=held, longest=longest, asked=3) == (3, "asked for")
 

@@ -11,7 +11,8 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlxmath.generation import engine
 from mlxmath.generation.decode import Decoder
 from mlxmath.generation.engine import Completion, Sampling, generate_batch
-from mlxmath.models.shared_prefix import GROWTH, Groups, cannot_share_prefixes
+from mlxmath.models import cpu_decoding
+from mlxmath.models.shared_prefix import GROWTH, Groups, cannot_share_prefixes, without_gaps
 from tests.conftest import make_tiny_llama
 from tests.generation.words import tokenizer
 from tests.models.adapted import adapted, make
@@ -51,7 +52,8 @@ def test_rows_that_join_and_leave_draw_from_the_models_distribution(
     found = drawn(model, tokenizer, prompts, sampling, concurrency=4)
     lengths = {len(completion.drawn) for completion in found}
     assert len(lengths) > 3 and {c.finish_reason for c in found} == {"stop", "length"}
-    monkeypatch.setattr(engine, "cannot_share_prefixes", lambda _: "not now")
+    for place, name in ((engine, "cannot_share_prefixes"), (cpu_decoding, "unsupported")):
+        monkeypatch.setattr(place, name, lambda _: "not now")
     apart = generate_batch(model, tokenizer, prompts, sampling, concurrency=4, logprobs=True)
     assert [completion.drawn for completion in apart] == [completion.drawn for completion in found]
 
@@ -63,13 +65,18 @@ def test_a_common_beginning_too(tokenizer: TokenizerWrapper) -> None:
     drawn(model, tokenizer, prompts, Sampling(9, temperature=1.0))
 
 
-def test_a_prompt_is_held_once_and_only_while_it_is_wanted() -> None:
+@pytest.mark.parametrize("in_numpy", [True, False])
+def test_a_prompt_is_held_once_and_only_while_it_is_wanted(in_numpy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_tiny_llama()
-    assert cannot_share_prefixes(model) is None
+    assert cannot_share_prefixes(model) is None and cpu_decoding.unsupported(model) is None
+    if not in_numpy:
+        monkeypatch.setattr(cpu_decoding, "unsupported", lambda _: "not now")
     decoder = Decoder(model, Sampling(20), shares=True)
 
     def shapes() -> tuple[tuple[int, ...], tuple[int, ...]]:
         layer = decoder._caches.layers[0]
+        if in_numpy:
+            return layer._prompts.both[0].shape[:3:2], layer._own.both[0].shape[:3:2]
         return layer.prompts.keys_and_values()[0].shape[:3:2], layer._own.keys_and_values()[0].shape[:3:2]
 
     first, second = [5, 6, 7, 8], [1, 2, 3, 4, 5, 6]
@@ -80,7 +87,7 @@ def test_a_prompt_is_held_once_and_only_while_it_is_wanted() -> None:
     assert shapes() == ((2, 5), (6, 2))  # three tokens of the first prompt were padded
     decoder.keep([4, 5])
     assert shapes() == ((1, 5), (2, 1))
-    assert decoder._caches.layers[0]._own.keys.shape[2] <= 21
+    assert in_numpy or decoder._caches.layers[0]._own.keys.shape[2] <= 21
 
 
 def test_memory_is_that_of_one_prompt_and_the_completions(tokenizer: TokenizerWrapper) -> None:
@@ -109,9 +116,14 @@ def test_groups_of_rows() -> None:
     even = Groups(((1,), (2,)), np.array([0, 0, 1, 1]))
     np.testing.assert_array_equal(np.array(even.by_row(even.by_prompt(x[:4]))), np.array(x[:4]))
     kept, numbers = groups.kept([2, 3])
-    assert numbers == [1, 2] and kept.prompts == ((2,), (3,)) and kept.of_rows.tolist() == [1, 0]
+    assert numbers == [2, 1] and kept.prompts == ((3,), (2,)) and kept.of_rows.tolist() == [0, 1]
     joined, new = kept.joined(groups)
-    assert new == [0] and joined.prompts == ((2,), (3,), (1,)) and joined.of_rows.tolist() == [1, 0, 1, 2, 1, 0, 1]
+    assert new == [0] and joined.prompts == ((3,), (2,), (1,)) and joined.of_rows.tolist() == [0, 1, 0, 2, 0, 1, 0]
+
+
+def test_gaps_are_filled_with_the_last_ones() -> None:
+    assert without_gaps([0, 1, 3, 6, 7]) == [0, 1, 7, 3, 6]
+    assert without_gaps([]) == [] and without_gaps([4]) == [4] and without_gaps([0, 1]) == [0, 1]
 
 
 def test_what_cannot_share_says_why_and_is_decoded_all_the_same(tokenizer: TokenizerWrapper) -> None:

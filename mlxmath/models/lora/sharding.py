@@ -87,6 +87,7 @@ def load_sharded(
     if group.size() > 1:
         spread = _by_tensor if sharding == "tensor" else _by_block
         spread(loaded.model, loaded.config, group)
+        loaded.model.is_spread = True  # for who would leave a pass early, or make several at once
     for number, block in enumerate(
         loaded.model.layers
     ):  # one after the other: a part is cut out of the whole, which is forgotten then
