@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mlxmath.errors import InputError
 from mlxmath.runtime.console import size, warn
+from mlxmath.training.placing import OFFLOAD, cannot_offload, offloading, settled
 
 if TYPE_CHECKING:
     from mlxmath.config.schema import ModelConfig, RunConfig
@@ -70,6 +71,7 @@ def plan_run(config: "RunConfig", objective: "Objective" = "train", memory_bytes
         model_config = read_json(folder / "config.json")
         refuse_untrainable(model_config)
         longest = config.data.max_seq_len
+        config = settled(config, model_config, device, longest, objective)
         lines, fits = describe(config, model_config, device, objective)
         plan, _ = planned(config, model_config, device, longest, objective)
         changes = [] if fits else remedies(config, model_config, device, longest, objective)
@@ -102,8 +104,10 @@ def describe(
     """What a run takes, in memory and in time, a line a fact; and whether it fits."""
     from mlxmath.data.prepare import prepared
     from mlxmath.models.memory import ModelShape
-    from mlxmath.models.speed import time_lines
+    from mlxmath.models.speed import disk_line, time_lines, tokens_per_s
+    from mlxmath.training.footprint import measured
 
+    config = settled(config, model_config, device, config.data.max_seq_len, objective)
     found = prepared(config.data, Path(config.model.mlx_path).expanduser(), pairs=objective != "train")
     plan, batching = planned(config, model_config, device, config.data.max_seq_len, objective)
     unknown = unmeasured(config, model_config, device)
@@ -114,6 +118,15 @@ def describe(
         _BESIDE,
         *(time_lines(ModelShape.from_config(model_config), config, device, found) if objective != "grpo" else ()),
     ]
+    if config.runtime.offload == "on":
+        training, shape = config.training, ModelShape.from_config(model_config)
+        tokens = (
+            training.batch_size
+            * training.grad_accumulation_steps
+            * (found[1] / found[0] if found else config.data.max_seq_len)
+        )
+        folder, weights = Path(config.model.mlx_path).expanduser(), measured(model_config, config, device).weights
+        lines.append(disk_line(weights, folder, tokens / tokens_per_s(shape, config, device)))
     memory = device.memory_bytes
     if plan.total <= memory:
         return [*lines, f"fits: {size(memory - plan.total)} of {size(memory)} are left"], True
@@ -227,7 +240,10 @@ def remedies(
         name = f"{name} {option}".strip().replace("--quantize 8 --quantize 4", "--quantize 4")
         found.append((name, total))
         if total <= device.memory_bytes:
-            break
+            return found
+    if not cannot_offload(config, objective) and config.runtime.offload != "on":
+        total = planned(offloading(current), model_config, device, longest, objective)[0].total
+        found.append((f"{name} {OFFLOAD}".strip(), total))
     return found
 
 
