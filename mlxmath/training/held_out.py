@@ -100,6 +100,7 @@ def mean_loss(
         `stopped()` came true before the last micro-batch.
     """
     random_state = mx.array(mx.random.state[0])
+    mx.eval(random_state)
     model, training = workers.model, workers.model.training
     model.eval()
 

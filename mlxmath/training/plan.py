@@ -243,7 +243,7 @@ def remedies(
             return found
     if not cannot_offload(config, objective) and config.runtime.offload != "on":
         total = planned(offloading(current), model_config, device, longest, objective)[0].total
-        found.append((f"{name} {OFFLOAD}".strip(), total))
+        found += [(f"{name} {OFFLOAD}".strip(), total)] if total < least else []
     return found
 
 
