@@ -23,7 +23,7 @@ Shapes: B rows, L positions, D hidden width.
 from collections.abc import Collection, Generator, Hashable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -35,10 +35,9 @@ from mlxmath.models.calls import ERRORS, given_to, standing_in, without_dropout
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.layouts import Attended, Output, PromptRows, Rows
 from mlxmath.models.lm_head import Split, split
+from mlxmath.models.offload import finished
 from mlxmath.models.segments import Gradients, Replay, Trained, summed, vjp
 from mlxmath.models.trust import Outcome, autodiff, cotangent_of, disagreement, remembered, stand_in, tokens_of
-
-Result = TypeVar("Result")
 
 
 @dataclass
@@ -255,16 +254,6 @@ class Blockwise:
         replay.to(0)
         (d_x,), g1 = vjp(trained.attention, project, [x], [d_q, d_k, d_v])
         return (d_h if last else d_x + d_h), summed(g1, g2, g3, g4)
-
-
-def finished(passing: Generator[Any, None, Result]) -> Result:
-    """What a pass that need not wait comes to."""
-    while True:
-        try:
-            next(passing)
-        except StopIteration as end:
-            result: Result = end.value
-            return result
 
 
 def _tried(model: nn.Module, parts: Split, kernels: Kernels) -> tuple[str | None, Collection[int]]:

@@ -19,12 +19,12 @@ from mlx.utils import tree_unflatten
 
 from mlxmath.data.batch import Batch, packed_mask
 from mlxmath.models.blocks import only
-from mlxmath.models.blockwise import Blockwise, finished
+from mlxmath.models.blockwise import Blockwise
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.layouts import ContinuedRows, PackedCache, PromptRows, Rows, SharedPrompts, continued
 from mlxmath.models.linear_ce import FullLogits, FusedHead, LossHead
 from mlxmath.models.lm_head import Split, called, split
-from mlxmath.models.offload import HEAD
+from mlxmath.models.offload import HEAD, finished
 from mlxmath.models.segments import summed
 from mlxmath.models.trust import Outcome, Trial
 

@@ -1,6 +1,7 @@
 """Whether the base is in memory while adapters train, or its blocks stay on the disk."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxmath.errors import InputError, MlxmathError
@@ -57,3 +58,18 @@ def settled(
     except MlxmathError:  # of a model that cannot be planned
         return config
     return offloading(config) if fits else config
+
+
+def reading(
+    config: "RunConfig", model_config: Mapping[str, Any], device: "DeviceInfo", rows: tuple[int, int] | None
+) -> str:  # fmt: skip
+    """What reading the base takes of a step's time, for people; `rows` and their tokens, if they are known."""
+    from mlxmath.models.memory import ModelShape
+    from mlxmath.models.speed import disk_line, tokens_per_s
+    from mlxmath.training.footprint import measured
+
+    training = config.training
+    per_row = rows[1] / rows[0] if rows else config.data.max_seq_len
+    tokens = training.batch_size * training.grad_accumulation_steps * per_row
+    weights, folder = measured(model_config, config, device).weights, Path(config.model.mlx_path).expanduser()
+    return disk_line(weights, folder, tokens / tokens_per_s(ModelShape.from_config(model_config), config, device))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mlxmath.errors import InputError
 from mlxmath.runtime.console import size, warn
-from mlxmath.training.placing import OFFLOAD, cannot_offload, offloading, settled
+from mlxmath.training.placing import OFFLOAD, cannot_offload, offloading, reading, settled
 
 if TYPE_CHECKING:
     from mlxmath.config.schema import ModelConfig, RunConfig
@@ -104,8 +104,7 @@ def describe(
     """What a run takes, in memory and in time, a line a fact; and whether it fits."""
     from mlxmath.data.prepare import prepared
     from mlxmath.models.memory import ModelShape
-    from mlxmath.models.speed import disk_line, time_lines, tokens_per_s
-    from mlxmath.training.footprint import measured
+    from mlxmath.models.speed import time_lines
 
     config = settled(config, model_config, device, config.data.max_seq_len, objective)
     found = prepared(config.data, Path(config.model.mlx_path).expanduser(), pairs=objective != "train")
@@ -119,14 +118,7 @@ def describe(
         *(time_lines(ModelShape.from_config(model_config), config, device, found) if objective != "grpo" else ()),
     ]
     if config.runtime.offload == "on":
-        training, shape = config.training, ModelShape.from_config(model_config)
-        tokens = (
-            training.batch_size
-            * training.grad_accumulation_steps
-            * (found[1] / found[0] if found else config.data.max_seq_len)
-        )
-        folder, weights = Path(config.model.mlx_path).expanduser(), measured(model_config, config, device).weights
-        lines.append(disk_line(weights, folder, tokens / tokens_per_s(shape, config, device)))
+        lines.append(reading(config, model_config, device, found))
     memory = device.memory_bytes
     if plan.total <= memory:
         return [*lines, f"fits: {size(memory - plan.total)} of {size(memory)} are left"], True
