@@ -216,10 +216,8 @@ def accumulate(workers: Workers, step: StepBatch, stopped: Callable[[], bool] = 
 
     def computed(gradients: Any, share: tuple[int, ...]) -> Iterator[tuple[Batch, tuple[mx.array, Tree]] | None]:
         if together:
-            batches = [step.batch(index) for index in share]
-            passes = [gradients.passes(batch) for batch in batches]
-            found = together.results(passes, [keys[index] for index in share])
-            yield from zip(batches, found, strict=True) if found else (None,)
+            states = [keys[index] for index in share]
+            yield from together.results(map(step.batch, share), gradients.passes, states) or (None,)
             return
         for index in share:
             mx.random.state[0][:] = keys[index]

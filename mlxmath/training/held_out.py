@@ -107,13 +107,9 @@ def mean_loss(
     def work(gradients: Any, share: tuple[tuple[StepBatch, int], ...]) -> list[tuple[int, list[float]]]:
         found: list[tuple[int, list[float]]] = []
         if together:
-            batches = [step.batch(index) for step, index in share]
-            losses = together.results([gradients.loss_passes(batch) for batch in batches], [random_state] * len(share))
-            return (
-                [(each.num_targets, loss.reshape(-1).tolist()) for each, loss in zip(batches, losses, strict=True)]
-                if losses
-                else []
-            )
+            batches = (step.batch(index) for step, index in share)
+            losses = together.results(batches, gradients.loss_passes, [random_state] * len(share)) or ()
+            return [(batch.num_targets, loss.reshape(-1).tolist()) for batch, loss in losses]
         for step, index in share:
             if stopped():
                 break

@@ -6,9 +6,9 @@ same order, as if it were alone.
 """
 
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -104,19 +104,22 @@ class Together:
             self._offloaded.bring(*next(self._left))
 
     def results(
-        self, passes: Sequence[Generator[int, None, Result]], states: Sequence[mx.array]
-    ) -> list[Result] | None:  # fmt: skip
-        """What a worker's passes come to.
+        self,
+        batches: Iterable[Batch],
+        passes_of: Callable[[Batch], Generator[int, None, Result]],
+        states: list[mx.array],
+    ) -> list[tuple[Batch, Result]] | None:
+        """What a worker's micro-batches come to, each beside its own.
 
         Args:
-            passes: each waits before every unit, in the order; evaluation of what is computed has begun by then.
-            states: the random state in which each begins.
+            batches: the micro-batches.
+            passes_of: waits before every unit, in the order; evaluation of what is computed has begun by then.
+            states: the random state in which each begins; overwritten.
 
         Returns:
             None if somebody asked to stop, or another worker failed.
         """
-        results: list[Any] = [None] * len(passes)
-        states = list(states)
+        results: dict[int, Result] = {}
 
         def go_on() -> None:
             for number, each in enumerate(passes):
@@ -131,15 +134,17 @@ class Together:
                 mx.synchronize()  # nothing needs this unit any more
 
         try:
+            taken = list(batches)
+            passes = [passes_of(batch) for batch in taken]
             go_on()
             for _ in self._order:
                 self._barrier.wait()
                 if self._is_stopped:
                     return None
                 go_on()
+            return [(batch, results[number]) for number, batch in enumerate(taken)]
         except threading.BrokenBarrierError:
             return None  # the one that failed tells
         except BaseException:
             self._barrier.abort()
             raise
-        return results
