@@ -1,7 +1,7 @@
-"""How fast is LoRA training, and in how much memory? Against mlx_lm.lora, torch + peft and Unsloth's MLX trainer.
+"""How fast is LoRA training, and in how much memory? Against mlx_lm.lora, torch + peft and others on MLX.
 
-    python benchmarks/bench_train.py [--shape small|0.5b|all] [--contestants ours,mlx_lm,torch,unsloth]
-                                     [--peer-python PATH] [--repeat N] [--quick]
+    python benchmarks/bench_train.py [--shape small|0.5b|all] [--contestants ours,mlx_lm,torch,…] [--repeat N] [--quick]
+        [--peer-python unsloth=PATH] [--peer-python train_perf=PATH] [--peer-python mlx_lm_lora=PATH]
 
 All train the same rows of GSM8K on the same model folder (random weights): rank-8 LoRA on q and v, loss on completions
 only, effective batch 8, AdamW, float32. Each run is a fresh process; those on MLX have the same BLAS, torch the one it
@@ -11,12 +11,14 @@ highest resident set less that at the start of training). "of ceiling" is the fr
 products alone, by MLX, measured at the start in the model's shapes, would allow: 4 FLOP a frozen weight and token, the
 head on target tokens only. The loss of the first batch must agree between all.
 
-Unsloth needs a Python environment of its own, made once:
+Three need Python environments of their own, made once (`--peer-python unsloth=unsloth/bin/python` …):
 
     python3 -m venv unsloth && unsloth/bin/pip install torch==2.13.0
     unsloth/bin/pip install 'mlx[cpu]' mlx-lm 'mlx-vlm<=0.7.9' 'transformers<=5.17' 'datasets<5' peft 'trl<=1.15' \\
         accelerate msgspec tyro cut_cross_entropy hf_transfer psutil torchao einops
     unsloth/bin/pip install --no-deps unsloth_zoo==2026.10.9
+    python3 -m venv perf && perf/bin/pip install 'mlx-train-perf[mlx-lm]==0.9.1' 'mlx[cpu]==0.32.0' psutil
+    python3 -m venv lora && lora/bin/pip install mlx-lm-lora==5.10.2 'mlx[cpu]' psutil
 """
 
 import argparse
@@ -27,7 +29,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.common import command_line, gigabytes, machine, save_json
-from benchmarks.contestants import NAMES, default_ours_batches, entries
+from benchmarks.contestants import APART, NAMES, default_ours_batches, entries
 from benchmarks.runs import TEMPLATE, Conditions
 from benchmarks.shapes import SHAPES
 from benchmarks.training import Result, measure_shape, show
@@ -45,7 +47,7 @@ def main() -> None:
         backend=options.backend,
         num_epochs=options.epochs,
         timeout_s=options.timeout,
-        peer_python=options.peer_python,
+        peer_pythons=dict(pair.split("=", 1) for pair in options.peer_python),
         ours_options=shlex.split(options.ours_options),
     )
     names = options.contestants.split(",")
@@ -88,7 +90,10 @@ def parse() -> argparse.Namespace:
     parser = command_line(__doc__, "train.json", "data", "work", "backend", timeout_s=1800)
     parser.add_argument("--shape", default="all", help="small, 0.5b or all (default)")
     parser.add_argument("--contestants", default=",".join(NAMES), help=f"some of {','.join(NAMES)} (default: all)")
-    parser.add_argument("--peer-python", type=Path, help="Python of an environment with unsloth_zoo")
+    parser.add_argument(
+        "--peer-python", action="append", default=[], metavar="NAME=PATH",
+        help=f"Python of the environment of a contestant: {', '.join(APART)}",
+    )  # fmt: skip
     parser.add_argument("--batches", default="1,2,4", help="micro-batch sizes to try (default: 1,2,4)")
     parser.add_argument("--ours-batches", help="the same for mlxmath (default: its own planning, where it has one)")
     parser.add_argument("--ours-options", default="", help="further options for mlxmath train, in one string")
@@ -105,6 +110,10 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.epochs < 2:
         parser.error("--epochs: the first epoch is not timed, so there must be at least 2")
+    if unknown := {pair.split("=", 1)[0] for pair in options.peer_python if "=" in pair} - set(APART):
+        parser.error(f"--peer-python: {', '.join(sorted(unknown))} is unknown; there are {', '.join(APART)}")
+    if not all("=" in pair for pair in options.peer_python):
+        parser.error("--peer-python: expected NAME=PATH, such as unsloth=unsloth/bin/python")
     if options.shape != "all" and options.shape not in SHAPES:
         parser.error(f"--shape: {options.shape} is unknown; there are {', '.join(SHAPES)} and all")
     return options

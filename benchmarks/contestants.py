@@ -15,9 +15,24 @@ from typing import Any
 from benchmarks.runs import Conditions, job_of, memory_of, run_worker, train, train_help
 from benchmarks.workload import EFFECTIVE_BATCH, Workload
 
-PEERS = {"mlx_lm": "mlx_lm_lora", "torch": "torch_peft", "unsloth": "unsloth_mlx"}
+PEERS = {
+    "mlx_lm": "mlx_lm_lora",
+    "torch": "torch_peft",
+    "unsloth": "unsloth_mlx",
+    "train_perf": "train_perf",
+    "mlx_lm_lora": "sft_mlx_lm_lora",
+}
 NAMES = ("ours", *PEERS)
-SHOWN = {"ours": "mlxmath", "mlx_lm": "mlx_lm.lora", "torch": "torch + peft", "unsloth": "Unsloth MLX"}
+SHOWN = {
+    "ours": "mlxmath",
+    "mlx_lm": "mlx_lm.lora",
+    "torch": "torch + peft",
+    "unsloth": "Unsloth MLX",
+    "train_perf": "mlx-train-perf",
+    "mlx_lm_lora": "mlx-lm-lora",
+}
+APART = ("unsloth", "train_perf", "mlx_lm_lora")
+"""Peers that ask for an environment of their own."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +55,16 @@ def entries(
 ) -> list[Entry]:
     """All settings of the contestants in `names`; those that differ in batch size only are tried at each of `batches`.
 
-    mlx_lm.lora is always tried at batch 4, its default. torch runs on its own BLAS unless `torch_blas` says
-    "preloaded": OpenBLAS's idle threads spin, and torch's OpenMP threads then wait for a core at every barrier.
+    mlx_lm.lora, and what is made after it, is always tried at batch 4, its default. torch runs on its own BLAS unless
+    `torch_blas` says "preloaded": OpenBLAS's idle threads spin, and torch's OpenMP threads then wait for a core at
+    every barrier.
     """
     found: list[Entry] = []
     if "ours" in names:
         found += [Entry("ours", f"batch {size}", size) for size in ours_batches]
-    if "mlx_lm" in names:
-        found += [Entry("mlx_lm", f"batch {size}", size) for size in sorted({4, *batches})]
+    for name in ("mlx_lm", "train_perf", "mlx_lm_lora"):
+        if name in names:
+            found += [Entry(name, f"batch {size}", size) for size in sorted({4, *batches})]
     if "unsloth" in names:
         found.append(Entry("unsloth", "default (batch 2, checkpointing)", 2, {"grad_checkpoint": True}))
         found += [
@@ -97,11 +114,9 @@ def _accumulation(entry: Entry, conditions: Conditions) -> int:
 
 
 def _run_peer(entry: Entry, workload: Workload, conditions: Conditions, folder: Path) -> dict[str, Any]:
-    python: Path | str = sys.executable
-    if entry.contestant == "unsloth":
-        if conditions.peer_python is None:
-            return {"skipped": "no --peer-python with unsloth_zoo was given"}
-        python = conditions.peer_python
+    python = conditions.peer_pythons.get(entry.contestant, sys.executable)
+    if entry.contestant in APART and python == sys.executable:
+        return {"skipped": f"no --peer-python {entry.contestant}=PATH was given"}
     job = job_of(
         workload, conditions, batch_size=entry.batch_size, accumulation=_accumulation(entry, conditions),
         setting=entry.setting,

@@ -1,22 +1,17 @@
-"""Everything there is to know of a CUDA machine, within minutes, in one JSON.
+"""What matters of a CUDA machine or a Mac, in three parts of three minutes that run alone, in one JSON.
 
-    python benchmarks/gpu.py [--minutes 9] [--parts tests,parity,...] [--shapes 0.5b,1.5b,7b] [--out FILE] [--dry-run]
-    python benchmarks/gpu.py --backend cpu --tiny        (the same on any machine, on a tiny shape)
+    python benchmarks/gpu.py --part 1|2|3 [--backend cuda|metal] [--out FILE] [--dry-run]
+    python benchmarks/gpu.py --part 2 --backend cpu --tiny          (the same on any machine, on a tiny shape)
 
-Parts: the `tests` of the backend and of what runs on it; `parity` of loss and gradients with the CPU on all objectives;
-and for each shape (random weights made here, removed afterwards; in 16 bits and in 4): the rate of its matrix products
-(`matmul`), LoRA training of mlxmath, mlx_lm.lora and torch + peft (`train`), where a step's time goes (`profile`), new
-tokens a second in evaluation and rollouts, and by mlx_lm (`generate`).
+1. The backend's contract, parity of loss and gradients with the CPU on all objectives, LoRA training of 0.5B and then
+   1.5B by mlxmath, mlx_lm.lora and torch + peft, in 16 bits. Four minutes with an installation of one minute.
+2. GRPO, evaluation and rollouts; training and drawing on 4-bit weights.
+3. Training 7B, and where a step's time goes.
 
-Each part has a limit of its own, what time is left is shared among the shapes that are left, and the JSON is written
-anew after every process, so that being cut off costs one process. A further call on the same machine adds to the JSON
-what it measures; `--fresh` begins a new one. A package that is missing here means a contestant that is skipped, with
-the reason.
-
-On a GPU such as an H200, in two calls of ten minutes:
-
-    python benchmarks/gpu.py --minutes 9.5 --parts tests,parity,matmul,train,profile --shapes 0.5b,1.5b
-    python benchmarks/gpu.py --minutes 9.5 --parts matmul,train,profile,generate --shapes 7b,1.5b --bits 16,4
+Weights are random, made here and removed afterwards. Each process has a limit of its own, what time is left is shared
+among the steps that are left, and the JSON is written anew after every process, so that being cut off costs one
+process. A further call on the same machine adds to the JSON what it measures; `--fresh` begins a new one. A package
+that is missing here means a contestant that is skipped, with the reason.
 """
 
 import argparse
@@ -36,41 +31,26 @@ from benchmarks.bench_train import PACKAGES
 from benchmarks.common import command_line, gigabytes, machine, save_json
 from benchmarks.contestants import SHOWN
 from benchmarks.gpu_parts import Place
-from benchmarks.gpu_plan import (
-    BITS,
-    FULL,
-    GENERATION,
-    PARTS,
-    PER_SHAPE,
-    TINY,
-    Scale,
-    shapes_of,
-    training_entries,
-)
+from benchmarks.gpu_plan import FULL, GENERATION, PARTS, TESTS, TINY, Scale, shape_of, training_entries
 from benchmarks.runs import TEMPLATE
-from benchmarks.shapes import SHAPES, Shape
 from benchmarks.training import Result
 from benchmarks.workload import Workload, make_workload
 
 
 def main() -> None:
-    """Run the parts and write the JSON."""
+    """Run a part and write the JSON."""
     options = parse()
-    scale = TINY if options.tiny else FULL
-    shapes = shapes_of(options.shapes or scale.shapes, is_tiny=options.tiny)
+    scale, part, out = TINY if options.tiny else FULL, PARTS[options.part], options.out
     dtype = "float32" if options.backend == "cpu" else "bfloat16"
-    out = options.out
     if options.dry_run:
-        for line in described(options, scale, shapes, dtype):
-            print(line)
-        print(f"-> {out}")
+        print("\n".join([*described(options, scale, dtype), f"-> {out}"]))
         return
     if reason := gpu_parts.unavailable(options.backend):
         sys.exit(f"--backend {options.backend}: {reason}")
     started = time.monotonic()
     ends = started + 60 * options.minutes
     record = opened(out, options)
-    call = {"parts": options.parts, "shapes": list(shapes), "bits": options.bits, "minutes": options.minutes}
+    call: Result = {"part": options.part, "minutes": options.minutes}
     record["calls"].append(call)
 
     def save() -> None:
@@ -79,26 +59,21 @@ def main() -> None:
 
     save()
     place = Place(options.backend, scale, tuple(options.contestants), lambda: ends - time.monotonic())
-    if "tests" in options.parts:
-        record["tests"] = {}
-        for names, limit_s in scale.tests:
-            record["tests"][", ".join(names)] = found = gpu_parts.run_tests(names, min(limit_s, place.left_s()))
-            counts = {name: value for name, value in found.items() if isinstance(value, int | float)}
-            print(f"tests of {', '.join(names)}: {counts or found}", flush=True)
-            save()
-    if "parity" in options.parts:
+    if part.checks:
+        record["tests"] = found = gpu_parts.run_tests(TESTS, min(scale.tests_s, place.left_s()))
+        print(f"tests: { {name: value for name, value in found.items() if isinstance(value, int | float)} or found }")
+        save()
         record["parity"] = found = gpu_parts.parity(place)
         shown = {name: found[name] for name in ("worst_float32", "disagreeing", "skipped", "failed") if name in found}
         print(f"parity with the CPU: {shown}", flush=True)
         save()
     work = options.work or Path(tempfile.mkdtemp(prefix="mlxmath-gpu-"))
     try:
-        if set(options.parts) & set(PER_SHAPE):
-            for i, (name, shape) in enumerate(shapes.items()):
-                until = time.monotonic() + place.left_s() / (len(shapes) - i)
-                here = replace(place, left_s=lambda until=until: until - time.monotonic())
-                run_shape(shape, here, options, work, dtype, record["shapes"].setdefault(name, {}), save)
-                print(f"{name}: {place.left_s():.0f} s left", flush=True)
+        for i, step in enumerate(part.steps):
+            until = time.monotonic() + place.left_s() / (len(part.steps) - i)
+            here = replace(place, left_s=lambda until=until: until - time.monotonic())
+            run_step(step, here, options, work, dtype, record["shapes"], save)
+            print(f"{place.left_s():.0f} s left", flush=True)
     finally:
         if options.work is None:
             shutil.rmtree(work, ignore_errors=True)
@@ -109,26 +84,21 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = command_line(__doc__, "gpu.json", "data")
-    parser.add_argument("--minutes", type=float, help="time for everything (default: 9; with --tiny 5)")
+    parser.add_argument("--part", default="1", choices=PARTS, help="what is measured (default: 1)")
+    parser.add_argument("--minutes", type=float, help="time for it (default: the part's; with --tiny 5)")
     parser.add_argument("--backend", default="cuda", choices=("cuda", "cpu", "metal"))
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {','.join(PARTS)} (default: all)")
-    parser.add_argument("--shapes", default="", help="which, in this order (default: 0.5b,1.5b,7b; with --tiny 0.5b)")
-    parser.add_argument("--bits", default="16,4", help="of the weights (default: 16,4)")
     parser.add_argument("--contestants", default="ours,mlx_lm,torch")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes, to see that everything works")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     parser.add_argument("--fresh", action="store_true", help="do not add to what the JSON holds")
     parser.add_argument("--work", type=Path, help="folder for the models (default: a temporary one)")
     options = parser.parse_args()
-    for name, known in (("parts", PARTS), ("shapes", SHAPES), ("contestants", SHOWN), ("bits", map(str, BITS))):
-        chosen, allowed = [part for part in getattr(options, name).split(",") if part], list(known)
-        if unknown := set(chosen) - set(allowed):
-            parser.error(f"--{name}: {', '.join(sorted(unknown))} is unknown; there are {', '.join(allowed)}")
-        setattr(options, name, chosen)
-    options.bits = [int(bits) for bits in options.bits]
+    options.contestants = options.contestants.split(",")
+    if unknown := set(options.contestants) - set(SHOWN):
+        parser.error(f"--contestants: {', '.join(sorted(unknown))} is unknown; there are {', '.join(SHOWN)}")
     if options.tiny and options.out == parser.get_default("out"):
         options.out = options.out.with_name("gpu_tiny.json")
-    options.minutes = options.minutes or (5.0 if options.tiny else 9.0)
+    options.minutes = options.minutes or (5.0 if options.tiny else PARTS[options.part].minutes)
     return options
 
 
@@ -150,103 +120,85 @@ def opened(out: Path, options: argparse.Namespace) -> Result:
     return found | {"machine": new["machine"]}
 
 
-def described(options: argparse.Namespace, scale: Scale, shapes: dict[str, Shape], dtype: str) -> list[str]:
+def described(options: argparse.Namespace, scale: Scale, dtype: str) -> list[str]:
     """What would be done, a line a step."""
-    lines = [f"{options.minutes:g} minutes on {options.backend}, {dtype}: {', '.join(options.parts)}"]
-    if "tests" in options.parts:
-        lines += [f"  tests of {', '.join(names)}: at most {limit_s:.0f} s" for names, limit_s in scale.tests]
-    if "parity" in options.parts:
+    part = PARTS[options.part]
+    lines = [f"part {options.part}: {options.minutes:g} minutes on {options.backend}, {dtype}"]
+    if part.checks:
+        lines.append(f"  tests of {', '.join(TESTS)}: at most {scale.tests_s:.0f} s")
         what = "sft, packed rows, 4-bit weights, grpo's and dpo's losses, a reward model's"
-        lines.append(f"  parity with the CPU: {what}: at most 120 s")
-    for name, shape in shapes.items():
-        size = gigabytes(shape.num_parameters * (4 if dtype == "float32" else 2))
-        rows, limit_s = dict(scale.rows)[name], dict(scale.run_s)[name]
-        lines.append(f"  {shape.title}, {size} of random weights, at most {limit_s:.0f} s a process")
-        if "matmul" in options.parts:
-            lines.append("    matmul: its matrix products alone")
-        for bits in options.bits:
-            if "train" in options.parts:
-                who = "; ".join(entry.name for entry in training_entries(options.contestants, scale, bits))
-                lines.append(
-                    f"    train on {bits}-bit weights, {rows} rows twice, {scale.effective_batch} a step: {who}"
-                )
-            if "profile" in options.parts:
-                lines.append(f"    profile on {bits}-bit weights: the pieces of a step of {scale.profile} tokens")
-            if "generate" in options.parts:
-                who = "; ".join(GENERATION.values())
-                lines.append(f"    generate on {bits}-bit weights, {scale.prompts} prompts: {who}")
+        lines.append(f"  parity with the CPU: {what}: at most {scale.parity_s:.0f} s")
+    for name, bits, what_of in part.steps:
+        shape, limit_s = shape_of(name, is_tiny=options.tiny), dict(scale.run_s)[name]
+        lines.append(f"  {shape.title}, random weights in {bits} bits, at most {limit_s:.0f} s a process")
+        who = {
+            "train": "; ".join(entry.name for entry in training_entries(options.contestants, scale, bits)),
+            "grpo": f"mlxmath grpo, {scale.max_tokens} tokens each",
+            "generate": f"{scale.prompts} prompts: {'; '.join(GENERATION.values())}",
+            "profile": f"the pieces of a step of {scale.profile} tokens",
+        }
+        lines += [f"    {each}: {who[each]}" for each in what_of]
     return lines
 
 
-def run_shape(
-    shape: Shape,
+def run_step(
+    step: tuple[str, int, tuple[str, ...]],
     place: Place,
     options: argparse.Namespace,
     work: Path,
     dtype: str,
-    record: Result,
+    shapes: Result,
     save: Callable[[], None],
 ) -> None:
-    """Make the model of a shape, measure everything on it, remove it."""
-    scale, num_bytes = place.scale, shape.num_parameters * (4 if dtype == "float32" else 2)
+    """Make the model of a step, measure what is asked for on it, remove it; saved as it comes."""
+    name, bits, what = step
+    shape, scale = shape_of(name, is_tiny=options.tiny), place.scale
+    record = shapes.setdefault(name, {})
+    part = record.setdefault(f"{bits}-bit", {})
     work.mkdir(parents=True, exist_ok=True)
-    if shutil.disk_usage(work).free < 2 * num_bytes:
-        record["skipped"] = f"{gigabytes(2 * num_bytes)} are not free in {work}"
+    num_bytes = 2 * shape.num_parameters * (4 if dtype == "float32" else 2)
+    if shutil.disk_usage(work).free < num_bytes:
+        part["skipped"] = f"{gigabytes(num_bytes)} are not free in {work}"
         save()
         return
     started = time.monotonic()
-    num_rows, data = dict(scale.rows)[shape.name], options.data
-    dense = make_workload(shape, work, data, dtype=dtype, num_rows=num_rows, template=TEMPLATE)
-    record |= {"shape": shape.title, "dtype": dtype, "data": data.name, "made_s": round(time.monotonic() - started, 1)}
-    print(f"\n{shape.title}: made in {record['made_s']} s", flush=True)
+    dense = make_workload(shape, work, options.data, dtype=dtype, num_rows=dict(scale.rows)[name], template=TEMPLATE)
+    record |= {"shape": shape.title, "dtype": dtype, "data": options.data.name}
+    print(f"\n{shape.title}: made in {time.monotonic() - started:.1f} s", flush=True)
     try:
-        if "matmul" in options.parts:
-            record["matmul"] = gpu_parts.matmul(place, dense)
-            rates = {
-                name: f"{found.get('flops_per_s', 0) / 1e12:,.2f} TFLOP/s" for name, found in record["matmul"].items()
-            }
-            print(f"  matrix products: {rates}", flush=True)
-            save()
-        for bits in options.bits:
-            workload = dense if bits == 16 else gpu_parts.quantized(place, dense, bits)
-            part = record.setdefault(f"{bits}-bit", {})
-            if isinstance(workload, str):
-                part["skipped"] = workload
-                print(f"  {bits}-bit weights: {workload}", flush=True)
-                continue
-            part.pop("skipped", None)
-            measure(workload, bits, dense.model, place, options.parts, part, record.get("matmul", {}).get(dtype), save)
+        workload = dense if bits == 16 else gpu_parts.quantized(place, dense, bits)
+        if isinstance(workload, str):
+            part["skipped"] = workload
+            print(f"  {bits}-bit weights: {workload}", flush=True)
+            return
+        part.pop("skipped", None)
+        print(f"on {bits}-bit weights ({gigabytes(workload.weights_bytes)})", flush=True)
+        measure(workload, bits, dense.model, place, what, part, save)
     finally:
         shutil.rmtree(dense.folder, ignore_errors=True)
         save()
 
 
 def measure(
-    workload: Workload,
-    bits: int,
-    dense: Path,
-    place: Place,
-    parts: list[str],
-    record: Result,
-    ceiling: Result | None,
+    workload: Workload, bits: int, dense: Path, place: Place, what: tuple[str, ...], part: Result,
     save: Callable[[], None],
-) -> None:
-    """The parts that are measured on weights of so many bits, saved as they come."""
+) -> None:  # fmt: skip
+    """What is asked for, on weights of so many bits."""
 
     def keep(name: str) -> Callable[[Result], None]:
         def kept(found: Result) -> None:
-            record[name] = found
+            part[name] = found
             save()
 
         return kept
 
-    print(f"on {bits}-bit weights ({gigabytes(workload.weights_bytes)})", flush=True)
-    if "train" in parts:
-        keep("train")(gpu_parts.train(place, workload, bits, dense, ceiling, keep("train")))
-    if "profile" in parts:
-        keep("profile")(gpu_parts.profile(place, workload))
-    if "generate" in parts:
-        keep("generate")(gpu_parts.generate(place, workload, keep("generate")))
+    for each in what:
+        if each == "train":
+            keep(each)(gpu_parts.train(place, workload, bits, dense, keep(each)))
+        elif each == "generate":
+            keep(each)(gpu_parts.generate(place, workload, keep(each)))
+        else:
+            keep(each)({"grpo": gpu_parts.grpo, "profile": gpu_parts.profile}[each](place, workload))
 
 
 if __name__ == "__main__":

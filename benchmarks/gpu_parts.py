@@ -4,16 +4,18 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bench_grpo import measure
 from benchmarks.common import REPOSITORY, gigabytes
 from benchmarks.gpu_plan import GENERATION, LARGE_BYTES, Scale, training_entries
 from benchmarks.processes import run_process
 from benchmarks.runs import ALPHA, RANK, TARGETS, Conditions, run_worker
-from benchmarks.training import Result, ceiling, measure_shape, show
+from benchmarks.training import Result, measure_shape, show
 from benchmarks.workload import Workload
 
 LEAST_S = 8.0
@@ -97,26 +99,11 @@ class Place:
 
 def parity(place: Place) -> Result:
     """The device against the CPU on all objectives."""
-    return place.worker("parity", {"sizes": dict(place.scale.parity_sizes)}, 120.0)
+    return place.worker("parity", {"sizes": dict(place.scale.parity_sizes)}, place.scale.parity_s)
 
 
-def matmul(place: Place, workload: Workload) -> Result:
-    """The rate of the model's matrix products, in float32 and in 16 bits where the device computes in these."""
-    kinds = ["float32"] if place.backend == "cpu" else ["bfloat16", "float32"]
-    found: Result = {}
-    for dtype in kinds:
-        if place.left_s() < LEAST_S:
-            found[dtype] = {"skipped": "no time left"}
-            continue
-        conditions = Conditions(place.backend, 2, min(60.0, place.left_s()))
-        found[dtype] = ceiling(replace(workload, dtype=dtype), conditions, 8 * place.scale.piece_s)
-    return found
-
-
-def train(
-    place: Place, workload: Workload, bits: int, dense: Path, known: Result | None, save: Callable[[Result], None]
-) -> Result:
-    """LoRA training of all contestants: tokens/s, memory, share of the matrix products' rate (if `known`, that one)."""
+def train(place: Place, workload: Workload, bits: int, dense: Path, save: Callable[[Result], None]) -> Result:
+    """LoRA training of all contestants: tokens/s, memory, share of the matrix products' rate."""
     entries = training_entries(place.contestants, place.scale, bits, dense)
     conditions = Conditions(
         place.backend, 2, dict(place.scale.run_s)[workload.shape.name],
@@ -126,7 +113,6 @@ def train(
     )  # fmt: skip
     part = measure_shape(
         workload, entries, conditions, save=save, ceiling_s=8 * place.scale.piece_s, time_left_s=place.left_s,
-        known_ceiling=known,
     )  # fmt: skip
     show(workload, part)
     return part
@@ -142,6 +128,20 @@ def profile(place: Place, workload: Workload) -> Result:
     found = place.worker("step_profile", job, dict(place.scale.run_s)[workload.shape.name])
     for name, value in found.get("milliseconds", {}).items():
         print(f"  {name}: {value:,.2f} ms", flush=True)
+    return found
+
+
+def grpo(place: Place, workload: Workload) -> Result:
+    """`mlxmath grpo`, after its first step: completions a second, and how long drawing and learning take."""
+    scale = place.scale
+    few = replace(workload, rows=workload.rows[: max(1, scale.prompts // 8)])
+    few.dataset.write_text("".join(f"{line}\n" for line in workload.dataset.read_text().splitlines()[: len(few.rows)]))
+    limit_s = min(dict(scale.run_s)[workload.shape.name], place.left_s())
+    if limit_s < LEAST_S:
+        return {"skipped": "no time left"}
+    options = Namespace(backend=place.backend, timeout=limit_s, ours_options="")
+    found = measure("ours", 0, {}, few, scale.max_tokens, options)
+    print(f"  mlxmath grpo: {found}", flush=True)
     return found
 
 
@@ -172,7 +172,7 @@ def quantized(place: Place, workload: Workload, bits: int) -> Workload | str:
         "model": str(workload.model), "target": str(folder / "model"), "bits": bits,
         "group_size": place.scale.group_size,
     }  # fmt: skip
-    made = place.worker("quantize", job, 120.0)
+    made = place.worker("quantize", job, 60.0)
     if "weights_bytes" not in made:
         return str(made.get("skipped") or made.get("failed"))
     result = replace(workload, folder=folder, stored_bytes=made["weights_bytes"])

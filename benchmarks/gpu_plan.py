@@ -7,10 +7,26 @@ from pathlib import Path
 from benchmarks.contestants import Entry
 from benchmarks.shapes import SHAPES, Shape
 
-PARTS = ("tests", "parity", "matmul", "train", "profile", "generate")
-"""In the order in which they run; the last four for each shape."""
-PER_SHAPE = PARTS[2:]
-BITS = (16, 4)
+
+@dataclass(frozen=True)
+class Part:
+    """What one call measures, within so many minutes.
+
+    `steps`: (shape, bits of its weights, what is measured: `train`, `grpo`, `generate`, `profile`), in order.
+    """
+
+    minutes: float
+    steps: tuple[tuple[str, int, tuple[str, ...]], ...]
+    checks: bool = False
+    """First the backend's tests and the parity with the CPU."""
+
+
+PARTS = {
+    "1": Part(3.2, (("0.5b", 16, ("train",)), ("1.5b", 16, ("train",))), checks=True),
+    "2": Part(2.9, (("0.5b", 16, ("grpo", "generate")), ("0.5b", 4, ("train", "generate")))),
+    "3": Part(2.9, (("7b", 16, ("train", "profile")),)),
+}
+"""What matters most first. The first leaves some of its four minutes to an installation."""
 GENERATION = {
     "evaluation": "mlxmath evaluate",
     "rollouts": "mlxmath grpo's rollouts",
@@ -19,14 +35,17 @@ GENERATION = {
 }
 LARGE_BYTES = 6e9
 """Models from this size on are loaded once a contestant: the loss of the first batch is left out for ours."""
+TESTS = ("runtime/test_device.py", "models/test_kernels.py", "models/test_linear_ce.py")
+"""The backend's contract and what it computes with, on MLX's default device; in `tests/`."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything. `tests` are groups of folders or files in `tests/`, each with its seconds."""
+    """How much of everything."""
 
-    shapes: tuple[str, ...]
-    tests: tuple[tuple[tuple[str, ...], float], ...]
+    tests_s: float
+    parity_s: float
+    """Most seconds of each."""
     parity_sizes: tuple[tuple[str, int], ...]
     rows: tuple[tuple[str, int], ...]
     effective_batch: int
@@ -39,6 +58,7 @@ class Scale:
     profile: tuple[int, int]
     """Rows and width of the profiled micro-batch."""
     prompts: int
+    """Of `generate`; an eighth of them of `grpo`, for each of which it draws `num_generations`."""
     max_tokens: int
     num_generations: int
     concurrency: int
@@ -46,13 +66,13 @@ class Scale:
 
 
 FULL = Scale(
-    shapes=("0.5b", "1.5b", "7b"),
-    tests=((("backends", "kernels"), 60.0), (("lora", "models", "objectives", "training"), 90.0)),
+    tests_s=30.0,
+    parity_s=45.0,
     parity_sizes=(),
     rows=(("0.5b", 256), ("1.5b", 128), ("7b", 64)),
     effective_batch=32,
     batches=(4, 32),
-    run_s=(("0.5b", 60.0), ("1.5b", 75.0), ("7b", 110.0)),
+    run_s=(("0.5b", 40.0), ("1.5b", 45.0), ("7b", 60.0)),
     piece_s=0.3,
     profile=(32, 256),
     prompts=32,
@@ -62,8 +82,8 @@ FULL = Scale(
     group_size=64,
 )
 TINY = Scale(
-    shapes=("0.5b",),
-    tests=((("backends", "kernels"), 60.0), (("objectives", "models/test_tuning.py"), 45.0)),
+    tests_s=90.0,
+    parity_s=120.0,
     parity_sizes=(("hidden_size", 64), ("intermediate_size", 128), ("vocab_size", 200)),
     rows=(("0.5b", 16), ("1.5b", 16), ("7b", 16)),
     effective_batch=8,
@@ -71,7 +91,7 @@ TINY = Scale(
     run_s=(("0.5b", 90.0), ("1.5b", 90.0), ("7b", 90.0)),
     piece_s=0.02,
     profile=(2, 32),
-    prompts=4,
+    prompts=8,
     max_tokens=8,
     num_generations=2,
     concurrency=8,
@@ -84,9 +104,9 @@ def tiny(shape: Shape) -> Shape:
     return replace(shape, hidden=64, layers=2, heads=4, kv_heads=2, intermediate=160, vocab=2_000)
 
 
-def shapes_of(names: Sequence[str], *, is_tiny: bool) -> dict[str, Shape]:
-    """The shapes by name."""
-    return {name: tiny(SHAPES[name]) if is_tiny else SHAPES[name] for name in names}
+def shape_of(name: str, *, is_tiny: bool) -> Shape:
+    """The shape of this name."""
+    return tiny(SHAPES[name]) if is_tiny else SHAPES[name]
 
 
 def training_entries(names: Sequence[str], scale: Scale, bits: int, dense: Path | None = None) -> list[Entry]:
@@ -98,16 +118,23 @@ def training_entries(names: Sequence[str], scale: Scale, bits: int, dense: Path 
         bits: 16 or 4.
         dense: the 16-bit folder, which torch quantizes by itself.
     """
-    batch, largest = scale.effective_batch, scale.batches[-1]
-    found = {
-        "ours": [Entry("ours", f"batch {batch}", batch)],
-        "mlx_lm": [Entry("mlx_lm", f"batch {size}", size) for size in (scale.batches if bits == 16 else [largest])],
-        "torch": [
-            Entry("torch", f"batch {largest}", largest, {"own_blas": True}),
-            Entry("torch", f"batch {largest}, compiled", largest, {"own_blas": True, "compile": True}),
-        ],
-    }
+    batch, largest, own = scale.effective_batch, scale.batches[-1], {"own_blas": True}
+    ours = Entry("ours", f"batch {batch}", batch)
+    fastest = Entry("mlx_lm", f"batch {largest}", largest)
     if bits == 4:
-        setting = {"own_blas": True, "bits": 4, "model": str(dense or "")}
-        found["torch"] = [Entry("torch", f"batch {largest}, NF4", largest, setting)]
-    return [entry for name, entries in found.items() if name in names for entry in entries]
+        found = [
+            ours,
+            fastest,
+            Entry("torch", f"batch {largest}, NF4", largest, {**own, "bits": 4, "model": f"{dense}"}),
+        ]
+    else:
+        default = [Entry("mlx_lm", f"batch {size}", size) for size in scale.batches[:-1]]
+        eager = Entry("torch", f"batch {largest}", largest, own)
+        found = [
+            ours,
+            fastest,
+            eager,
+            *default,
+            replace(eager, label=f"{eager.label}, compiled", setting={**own, "compile": True}),
+        ]
+    return [entry for entry in found if entry.contestant in names]

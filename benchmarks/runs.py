@@ -3,8 +3,8 @@
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ class Conditions:
     backend: str
     num_epochs: int
     timeout_s: float
-    peer_python: Path | None = None
+    peer_pythons: Mapping[str, str] = field(default_factory=dict)
+    """By name, of contestants that have an environment of their own."""
     ours_options: Sequence[str] = ()
     effective_batch: int = EFFECTIVE_BATCH
     """Rows of an optimizer step."""

@@ -130,8 +130,9 @@ def ratios(runs: Sequence[Result]) -> list[Result]:
         if not theirs:
             continue
         fastest = max(theirs, key=lambda run: run["tokens_per_s"])
-        defaults = [run for run in theirs if run["setting"] == "batch 4" and contestant == "mlx_lm"]
-        defaults += [run for run in theirs if run["setting"].startswith("default")]
+        defaults = [run for run in theirs if run["setting"].startswith("default")]
+        if contestant not in ("torch", "unsloth"):  # whose default is mlx_lm's
+            defaults += [run for run in theirs if run["setting"] == "batch 4"]
         compared = [("default", run) for run in defaults if run is not fastest]
         compared.append(("default and fastest" if fastest in defaults else "fastest", fastest))
         for kind, run in compared:

@@ -78,6 +78,7 @@ def test_what_a_callback_raises_comes_out_and_nothing_is_left_behind() -> None:
         mlxmath.sft(ROWS, callback=stop, memory_limit_gb=1.0, workers=2, **FEW)
     assert _threads() <= threads and _handlers() == handlers and _device() == device
     assert not list(Path("adapters").rglob(".*"))
+    assert json.loads(Path("adapters/run.json").read_text())["status"] == "failed"
     result = mlxmath.sft(ROWS, resume=True, **FEW)
     straight = mlxmath.sft(ROWS, adapter_path="straight", **FEW)
     one, other = (load_file(f"{each.folder}/adapters.safetensors") for each in (result, straight))

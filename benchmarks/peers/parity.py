@@ -108,10 +108,10 @@ def objectives(width: int) -> dict[str, tuple[Any, Any]]:
     from mlxmath.training.sft import sft_loss
 
     def padded(rows: list[Any], multiple: int) -> Any:
-        return make_batch(Rows(rows), tuple(range(len(rows))), Shape(multiple, 16))
+        return make_batch(Rows(rows), tuple(range(len(rows))), Shape(multiple, few=True))
 
     def packed(rows: list[Any], multiple: int) -> Any:
-        return make_packed(Rows(rows), tuple(range(len(rows))), Shape(multiple, 16))
+        return make_packed(Rows(rows), tuple(range(len(rows))), Shape(multiple, few=True))
 
     cases: dict[str, tuple[Any, Any]] = {
         "sft": (sft_loss, padded),
@@ -155,7 +155,7 @@ def drawn(rows: list[Any], multiple: int) -> Any:
                 i, tuple(prompt.tolist()), tuple(answer.tolist()), float(rng.normal()), 0.01, logprobs, reference
             )
         )
-    plan = RolloutSampler(RolloutRows(trajectories), TrainingConfig(), 1 << 20, Shape(multiple, 16))
+    plan = RolloutSampler(RolloutRows(trajectories), TrainingConfig(), 1 << 20, Shape(multiple, few=True))
     return plan.whole(0, 0).batch(0)
 
 
@@ -171,7 +171,9 @@ def paired(rows: list[Any], multiple: int, *, width: int, scored: bool = False) 
     rng = np.random.default_rng(4)
     pairs = Pairs(Rows(rows[: len(rows) // 2 * 2]), scored=scored)
     batch = (
-        PairSampler(pairs, TrainingConfig(), 1 << 20, Shape(multiple, 16)).step(np.arange(len(pairs)), 0, 0).batch(0)
+        PairSampler(pairs, TrainingConfig(), 1 << 20, Shape(multiple, few=True))
+        .step(np.arange(len(pairs)), 0, 0)
+        .batch(0)
     )
     reference_B = mx.array(-6.9 * np.array(batch.extra.counts_B) + rng.normal(size=2 * len(pairs)), mx.float32)
     score_D = mx.array(rng.normal(size=width) / 8, mx.float32)
@@ -189,7 +191,7 @@ def gradients_of(
 
     from mlxmath.config.schema import LoraConfig
     from mlxmath.models.lora.inject import inject
-    from mlxmath.models.tuning import tune_for_training
+    from mlxmath.models.tuning import choose_products, use
     from mlxmath.training.gradients import choose_gradients
 
     device = mx.default_device()
@@ -209,7 +211,8 @@ def gradients_of(
     mx.eval(model.state)
     mx.set_default_device(device)
     model.train()
-    tune_for_training(model, batch.inputs_BL.size)
+    if device.type != mx.cpu:
+        use(model, choose_products(model, batch.inputs_BL.size))
     way = choose_gradients(model, objective, kernels, compiled=kernels.compiles)
     loss, gradients = way.loss_and_gradients(batch)
     mx.eval(loss, gradients)

@@ -27,7 +27,7 @@ def run(job: Job) -> Result:
     from mlxmath.models.lm_head import split
     from mlxmath.models.load import load_model
     from mlxmath.models.lora.inject import inject
-    from mlxmath.models.tuning import tune_for_training
+    from mlxmath.models.tuning import tune, use
     from mlxmath.runtime.device import BACKENDS
     from mlxmath.training.accumulate import StepSums
     from mlxmath.training.gradients import choose_gradients
@@ -40,8 +40,9 @@ def run(job: Job) -> Result:
     model = loaded.model
     inject(model, LoraConfig(rank=job["rank"], alpha=job["alpha"], targets=tuple(job["targets"])))
     model.train()
-    tune_for_training(model, job["rows"] * job["width"])
-    kernels = kernels_for(device)
+    choices = tune(model, device, job["rows"] * job["width"])
+    use(model, choices)
+    kernels = kernels_for(device, choices=choices)
     batch = _batch(job["rows"], job["width"], loaded.config["vocab_size"])
     optimizer = make_optimizer(TrainingConfig(), model, 1.0)
     parts = split(model)

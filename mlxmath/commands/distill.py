@@ -11,7 +11,7 @@ from mlxmath.config.load import settings_from
 from mlxmath.runtime.console import say, warn
 
 
-@options.command("distill")
+@options.command("distill", long=True)
 @options.configured
 @options.setting_options(*options.DISTILLATION, *options.PROBLEMS)
 @click.option("--rank-only", metavar="FILE", help="Judge the solutions in this file; no teacher is asked.")

@@ -6,7 +6,7 @@ from mlxmath.commands import options
 from mlxmath.config.load import TRAINED_FROM, settings_from
 
 
-@options.command("dpo", shared=True)
+@options.command("dpo", shared=True, long=True)
 @options.training_options(options.PAIRS, options.DPO)
 def main(**values: Any) -> None:
     """Tune an adapter on pairs of a preferred and a rejected completion (DPO, IPO or ORPO).

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mlxmath.models.lora.sharding import Sharding
 
 
-@options.command("evaluate", shared=True)
+@options.command("evaluate", shared=True, long=True)
 @options.configured
 @options.setting_options("model.mlx_path")
 @click.option("--adapter-path", multiple=True, metavar="FOLDER", help="Adapter; may be repeated.  [default: adapters]")

@@ -9,7 +9,7 @@ from mlxmath.config.load import TRAINED_FROM, settings_from
 from mlxmath.errors import InputError
 
 
-@options.command("grpo", shared=True)
+@options.command("grpo", shared=True, long=True)
 @click.option(
     "--reward", "rewards", multiple=True, metavar="NAME[=WEIGHT]",
     help="A reward that counts: correctness, format, tag_count, reasoning_steps, cosine_length, repetition, "

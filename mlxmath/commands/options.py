@@ -5,6 +5,7 @@ import importlib
 import shlex
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 import click
@@ -14,6 +15,7 @@ from mlxmath.config.schema import SECTIONS, SETTINGS, ModelConfig, RunConfig, ke
 from mlxmath.config.section import plain_type
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.console import fail, say, shown
+from mlxmath.runtime.trouble import trouble
 
 if TYPE_CHECKING:
     from mlxmath.runtime.ranks import Ranks
@@ -126,11 +128,12 @@ class Command(click.Command):
 
     Args:
         shared: several processes can do it together.
+        long: a Mac is not to sleep meanwhile.
     """
 
-    def __init__(self, *args: Any, shared: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, shared: bool = False, long: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._shared = shared
+        self._shared, self._long = shared, long
         self.params.append(
             click.Option(
                 ["--verbose"],
@@ -144,16 +147,19 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, print what it says, and turn its errors into exit codes."""
         from mlxmath.runtime.launch import launched
+        from mlxmath.runtime.mac import kept_awake
 
         verbose = ctx.meta.get(VERBOSE, False)
         with shown():
             try:
-                if not self._shared and (launch := launched()):
+                launch = launched()
+                if launch and not self._shared:
                     raise InputError(
                         f"`mlxmath {self.name}` is the work of one process, and mlx.launch started {launch.size}; "
                         "start it without mlx.launch."
                     )
-                return super().invoke(ctx)
+                with kept_awake() if self._long and (not launch or launch.first_on_host) else nullcontext():
+                    return super().invoke(ctx)
             except (click.exceptions.Exit, click.ClickException, click.Abort, SystemExit, BrokenPipeError):
                 raise  # with click a reader of the results that goes away ends the command quietly
             except MlxmathError as error:
@@ -169,6 +175,8 @@ class Command(click.Command):
                     traceback.print_exc()
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     fail(f"cannot write the results: {error.strerror}; free some space, then run the command again.")
+                elif (found := trouble(error)) is not None:
+                    fail(f"{found.what} ({error}). {found.remedy}")
                 else:
                     fail(f"{type(error).__name__}: {error} (this is a defect in mlxmath; --verbose shows where)")
                 ctx.exit(1)

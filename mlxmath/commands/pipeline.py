@@ -22,7 +22,7 @@ TEACHER = tuple(f"distillation.teacher{part}" for part in ("", "_url", "_model",
 _USED = {"distill": ("data", "distillation"), "grpo": (*TRAINED_FROM, "grpo"), "evaluate": ("evaluation",)}
 
 
-@options.command("pipeline")
+@options.command("pipeline", long=True)
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--folder", default="two-stage", show_default=True, help="Folder for what the stages make.")
 @options.setting_options(*TEACHER)

@@ -8,7 +8,7 @@ from mlxmath.config.load import TRAINED_FROM, settings_from
 from mlxmath.config.schema import RunConfig
 
 
-@options.command("reward-model", shared=True)
+@options.command("reward-model", shared=True, long=True)
 @options.training_options(options.PAIRS, options.REWARD_MODEL)
 def main(**values: Any) -> None:
     """Train a model that scores completions, on pairs of a preferred and a rejected one (Bradley-Terry).

@@ -11,7 +11,7 @@ from mlxmath.config.schema import RunConfig
 from mlxmath.errors import InputError, MlxmathError
 
 
-@options.command("train", shared=True)
+@options.command("train", shared=True, long=True)
 @options.training_options(options.DATA)
 @click.option("--debug", is_flag=True, help="The bundled model, ten problems, a few seconds.")
 @click.option("--dry-run", is_flag=True, help="Print the settings and the memory that the run takes; start nothing.")

@@ -89,16 +89,33 @@ class Shape:
 
     Attributes:
         multiple: rows are padded to a multiple of this many positions.
-        target_steps: the number of targets is filled up to a multiple of B · L / target_steps (0: not at all), for
-            devices that compile one graph a shape.
+        few: for devices that compile one graph a shape. Widths, numbers of rows and of targets are out of small
+            geometric sets.
     """
 
     multiple: int
-    target_steps: int = 0
+    few: bool = False
 
     def width(self, length: int) -> int:
-        """Positions for a row of `length` tokens (its last token is no input)."""
-        return max(1, -(-(length - 1) // self.multiple)) * self.multiple
+        """Positions for a row of `length` tokens (its last token is no input): of few, eight widths an octave."""
+        units = max(1, -(-(length - 1) // self.multiple))
+        step = max(1, _power_below(units) // 8) if self.few else 1
+        return -(-units // step) * step * self.multiple
+
+    def num_rows(self, most: int) -> int:
+        """Rows of a micro-batch, of which there may be so many: of few, 1, 2, 3, 4, 6, 8, 12, …"""
+        power = _power_below(most + 1)
+        return most if not self.few else max(power, 3 * power // 2 if 3 * power <= 2 * most else 0)
+
+    def num_targets(self, count: int, size: int) -> int:
+        """What `count` targets among `size` positions are filled up to: of few, so many eighths of the positions."""
+        step = max(1, size // 8) if self.few else 1
+        return -(-count // step) * step
+
+
+def _power_below(number: int) -> int:
+    """The largest power of two below `number`; 1 at least."""
+    return 1 << max(0, (number - 1).bit_length() - 1)
 
 
 def make_batch(rows: Rows, ids: tuple[int, ...], shape: Shape) -> Batch:
@@ -135,8 +152,7 @@ def _batch(
     positions = [here + start for here, start in zip(heres, starts, strict=True)]
     targets = [tokens[1:][here].astype(np.int64) for (tokens, _), here in zip(taken, heres, strict=True)]
     count = sum(map(len, heres))
-    step = max(1, inputs.size // shape.target_steps) if shape.target_steps else 1
-    fill = np.zeros(-count % step, np.int64)
+    fill = np.zeros(shape.num_targets(count, inputs.size) - count, np.int64)
     return Batch(
         mx.array(inputs),
         mx.array(np.concatenate([*positions, fill]).astype(np.int32)),

@@ -160,17 +160,16 @@ class BatchSampler:
         return self._groups(ids, low)
 
     def _groups(self, ids: Ids, max_tokens: int) -> list[tuple[int, ...]]:
-        """From the longest row down: each group is as wide as its first row."""
-        groups: list[list[int]] = []
-        room = 0
-        for row in map(int, self._by_length(ids)[::-1]):
-            if room == 0:
-                room = max(1, max_tokens // self.shape.width(int(self.rows.lengths[row])))
-                room = min(room, self.max_rows)
-                groups.append([])
-            groups[-1].append(row)
-            room -= 1
-        return [tuple(group) for group in groups]
+        """From the longest row down: each group is as wide as its first row. Whole steps may be of any size."""
+        rows: list[int] = self._by_length(ids)[::-1].tolist()
+        groups: list[tuple[int, ...]] = []
+        while rows:
+            room = min(max_tokens // self.shape.width(int(self.rows.lengths[rows[0]])) or 1, self.max_rows, len(rows))
+            if room != self._per_step:
+                room = self.shape.num_rows(room)
+            groups.append(tuple(rows[:room]))
+            rows = rows[room:]
+        return groups
 
     def _by_packing(self, ids: Ids) -> list[tuple[int, ...]]:
         """Each row, the longest first, to the emptiest of as few packs as hold all, and as many as workers."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -42,6 +42,16 @@ class Products:
     """Rows up to which the packed weight is used all the same."""
 
 
+class Weight(NamedTuple):
+    """A quantized weight as a product sees it."""
+
+    outputs: int
+    inputs: int
+    group_size: int
+    bits: int
+    mode: str
+
+
 DEQUANTIZED = Products(forward=True, backward=True)
 PACKED = Products(forward=False, backward=False)
 
@@ -62,6 +72,12 @@ class DequantizedLinear(nn.QuantizedLinear):
 def packed_of(layer: nn.Module) -> Packed:
     """The arrays of a quantized layer's weight."""
     return tuple(layer[name] for name in ("weight", "scales", "biases") if layer.get(name) is not None)
+
+
+def weight_of(layer: nn.QuantizedLinear) -> Weight:
+    """A layer's."""
+    outputs, columns = layer.weight.shape
+    return Weight(outputs, columns * 32 // layer.bits, layer.group_size, layer.bits, layer.mode)
 
 
 def products_of(layer: nn.Module) -> Products:

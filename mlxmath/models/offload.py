@@ -82,6 +82,7 @@ class Offloaded:
         self._held: dict[int, list[mx.array]] = {}
         self._installed: int | None = None
         self._next: tuple[int, Future[list[mx.array]]] | None = None
+        self._attached: list[nn.Module] = []
         self._modules: list[dict[int, list[nn.Module]]] = []
         self._reader = ThreadPoolExecutor(1, "reader")
 
@@ -95,6 +96,9 @@ class Offloaded:
 
     def attach(self, model: nn.Module) -> None:
         """Bring units to this model too: the one itself, with its adapters, or a replica of it."""
+        if any(each is model for each in self._attached):
+            return
+        self._attached.append(model)
         paths = {id(module): path for path, module in self.model.named_modules()}
         modules = dict(model.named_modules())
         self._modules.append(

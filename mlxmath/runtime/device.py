@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from mlxmath.errors import InputError
-from mlxmath.runtime import blas, nvidia
+from mlxmath.runtime import blas, mac, nvidia
 from mlxmath.runtime.console import say, warn
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ class MetalBackend(Backend):
         """See `Backend`."""
         if sys.platform != "darwin" or platform.machine() != "arm64":
             return f"Metal needs macOS on Apple Silicon; this is {platform.system()} on {platform.machine()}."
+        mac.be_patient()
         import mlx.core as mx
 
         if not mx.metal.is_available():
@@ -155,6 +156,7 @@ class MetalBackend(Backend):
             memory_bytes=int(info["max_recommended_working_set_size"]),
             compute_dtype="bfloat16",
             dtype_reason="half the memory of float32 with its range; adapters and optimizer stay float32",
+            notes=(note,) if (note := mac.old_mlx()) else (),
         )
 
 
@@ -162,7 +164,6 @@ class CudaBackend(Backend):
     """NVIDIA GPUs through MLX's own CUDA build."""
 
     name = "cuda"
-    bucket_multiple = 128  # cuDNN's fused attention backward wants query lengths that are multiples of 128
     is_shared = False  # the launcher gives each process a GPU of its own
     cache_share = 1.0  # nobody else waits for this memory, and what is given back costs the step that asks again
     most_cache_bytes = sys.maxsize

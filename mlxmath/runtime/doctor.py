@@ -13,6 +13,7 @@ from mlxmath import __version__
 from mlxmath.runtime.blas import INSTALL_HINT, blas_is_missing, num_usable_cores, preload
 from mlxmath.runtime.console import size
 from mlxmath.runtime.device import BACKENDS, choose, machine_memory_bytes
+from mlxmath.runtime.mac import old_mlx
 
 Status = Literal["ok", "note", "missing"]
 LEAST_DISK_BYTES = 5_000_000_000
@@ -57,6 +58,8 @@ def check_machine(folder: Path, *, hub: bool = False) -> Iterator[Check]:
     yield Check("packages", "ok", ", ".join(f"{name} {version}" for name, version in found.items() if version))
     if absent := [name for name, version in found.items() if version is None]:
         yield Check("packages", "missing", f"{', '.join(absent)}: pip install {' '.join(absent)}")
+    if note := old_mlx():
+        yield Check("mlx", "note", note)
     yield from _backends()
     if blas_is_missing():
         yield Check("BLAS", "note", f"none but the slow one that MLX brings: {INSTALL_HINT}")

@@ -47,6 +47,13 @@ class Launch:
     run: str = ""
     """The same in all processes of a run, another one in other runs."""
 
+    @property
+    def first_on_host(self) -> bool:
+        """Whether no rank before this one is on its machine, as far as the launcher says."""
+        return (
+            self.rank not in range(len(self.addresses)) or self.addresses.index(self.addresses[self.rank]) == self.rank
+        )
+
     def called(self, rank: int) -> str:
         """`rank 1 (10.0.0.2)`."""
         return f"rank {rank} ({self.addresses[rank]})" if rank < len(self.addresses) else f"rank {rank}"

@@ -276,10 +276,3 @@ def over_ranks(sums: StepSums, ranks: Ranks, num_metrics: int) -> StepSums:
     if not math.isfinite(loss):
         bad_rows = tuple(row for rows in ranks.gather("bad rows", sums.bad_rows) for row in rows)
     return StepSums(loss, grad_sum, targets, tokens, bad_rows, tuple(rest[4:]))
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an exception means that the allocator (MLX's on any device, or NumPy's) had nothing left."""
-    text = str(error).lower()
-    signs = ("unable to allocate", "out of memory", "outofmemory", "attempting to allocate", "insufficient memory")
-    return isinstance(error, MemoryError) or any(sign in text for sign in signs)

@@ -42,7 +42,7 @@ _FLOPS = 1.2e11
 _KEPT_BYTES = 32 << 20
 """That the longest row's blocks may keep: what makes small operations out of long rows takes time, too."""
 _UNIT = {"cpu": 16, "metal": 16, "cuda": 128}
-"""Lengths are multiples of this, as in training."""
+"""Lengths are multiples of this, at which attention is computed as in training."""
 _SHORTEST = 32
 """The shortest of four lengths, if the bounds allow it; each other one is twice as long as the one before. Twice that,
 block by block, where what is at hand counts."""

@@ -15,19 +15,23 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_unflatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxmath.data.batch import Batch, packed_mask
 from mlxmath.models.blocks import only
 from mlxmath.models.blockwise import Blockwise
+from mlxmath.models.checkpointing import checkpoint_blocks
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.layouts import ContinuedRows, PackedCache, PromptRows, Rows, SharedPrompts, continued
 from mlxmath.models.linear_ce import FullLogits, FusedHead, LossHead
 from mlxmath.models.lm_head import Split, called, split
 from mlxmath.models.offload import HEAD, finished
+from mlxmath.models.padded_attention import attention_padded
 from mlxmath.models.segments import summed
 from mlxmath.models.trust import Outcome, Trial
 
+MOST_GRAPHS = 128
+"""That are held at a time. MLX keeps one for each shape, with memory of its own; Metal allows so many pieces in all."""
 Tree = Any
 Loss = Callable[[mx.array, Batch, LossHead], mx.array]
 """A loss SUM over a micro-batch, of the model's outputs (N, X) at the target positions; the trainer divides by the
@@ -174,9 +178,15 @@ class AutodiffGradients:
         if checkpoint_every:
             checkpoint_blocks(model, checkpoint_every)
         self._step = self._eager_step = nn.value_and_grad(model, lambda _, *arrays: _loss_first(self._total(*arrays)))
+        self._shapes: set[Any] = set()
         if compiled and kernels.compiles:
-            state = [model.state, mx.random.state]  # out as well as in: tracing leaves placeholders in the model
-            self._step = mx.compile(self._eager_step, inputs=state, outputs=state)
+            self._compile()
+
+    def _compile(self) -> None:
+        """Begin without a graph."""
+        state = [self._model.state, mx.random.state]  # out as well as in: tracing leaves placeholders in the model
+        self._shapes.clear()
+        self._step = mx.compile(partial(self._eager_step), inputs=state, outputs=state)
 
     def loss(self, batch: Batch) -> mx.array:
         """See `Gradients`."""
@@ -186,8 +196,14 @@ class AutodiffGradients:
     def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, Tree]:
         """See `Gradients`. With prompts the shapes are too many to compile each."""
         self._extra = type(batch.extra)
-        step = self._step if batch.prompts is None else self._eager_step
-        (_, total), gradients = step(self._model.trainable_parameters(), *_arrays(batch))
+        step, arrays = self._eager_step, _arrays(batch)
+        if batch.prompts is None:
+            shape = tuple((name, array.shape) for name, array in tree_flatten(arrays) if array is not None)
+            if len(self._shapes) == MOST_GRAPHS and shape not in self._shapes:
+                self._compile()
+            self._shapes.add(shape)
+            step = self._step
+        (_, total), gradients = step(self._model.trainable_parameters(), *arrays)
         return total, gradients
 
     def of_blocks(self, numbers: Sequence[int]) -> Callable[[Batch], tuple[mx.array, Tree]]:
@@ -226,7 +242,8 @@ class AutodiffGradients:
         forward, num_layers = self._forward, len(self._model.layers)
         if prompts is not None:
             return continued(forward, num_layers, tokens_BL, prompts)
-        return forward(tokens_BL) if mask is None else forward(tokens_BL, cache=[PackedCache(mask)] * num_layers)
+        with attention_padded(self._model, self._kernels.attention_multiple):
+            return forward(tokens_BL) if mask is None else forward(tokens_BL, cache=[PackedCache(mask)] * num_layers)
 
     def _total(
         self, inputs_BL: mx.array, positions_N: mx.array, targets_N: mx.array, weights_N: mx.array,
@@ -255,47 +272,3 @@ def _arrays(batch: Batch) -> tuple[Any, ...]:
 def _loss_first(sums: mx.array) -> tuple[mx.array, mx.array]:
     """The scalar to differentiate, and everything."""
     return (sums[0] if sums.ndim else sums), sums
-
-
-def checkpoint_blocks(model: nn.Module, every: int) -> None:
-    """Recompute every n-th block in the backward pass. Wraps these instances only, and each only once.
-
-    Not where a block is given an object in which blocks leave arrays for later ones (Kimi K3's residuals, the keys and
-    values that AFM 7 uses again): `mx.checkpoint` sees no gradient in it. The random state goes into a block and comes
-    out of it, so that what is drawn again is the same.
-    """
-    for block in model.layers[::every]:
-        if type(block).__name__.startswith("Checkpointed"):
-            continue
-        plain = type(block)
-
-        def call(self: nn.Module, *args: Any, _plain: type = plain, **kwargs: Any) -> Any:
-            if not all(_is_plain(value) for value in (*args, *kwargs.values())):
-                return _plain.__call__(self, *args, **kwargs)
-
-            def inner(parameters: Tree, *args: Any, **kwargs: Any) -> Any:
-                self.update(parameters)
-                return _plain.__call__(self, *args, **kwargs)
-
-            def drawing(parameters: Tree, state: mx.array, *args: Any, **kwargs: Any) -> Any:
-                before = mx.array(mx.random.state[0])
-                mx.random.state[0][:] = mx.stop_gradient(state)
-                output, after = inner(parameters, *args, **kwargs), mx.array(mx.random.state[0])
-                mx.random.state[0][:] = before
-                return output, after
-
-            parameters = self.trainable_parameters()
-            if not any(isinstance(module, nn.Dropout) and module._p_1 < 1 for module in self.modules()):
-                return mx.checkpoint(inner)(parameters, *args, **kwargs)
-            output, after = mx.checkpoint(drawing)(parameters, mx.array(mx.random.state[0]), *args, **kwargs)
-            mx.random.state[0][:] = mx.stop_gradient(after)
-            return output
-
-        block.__class__ = type(f"Checkpointed{plain.__name__}", (plain,), {"__call__": call})
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether all arrays in an argument of a block are to be seen, or have no gradient."""
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, mx.array | str | int | float | PackedCache)

@@ -196,7 +196,7 @@ class Record:
     def update(self, **facts: Any) -> None:
         """Put what is known meanwhile into the file. A disk that is full now may not be later: the run goes on."""
         try:
-            self.write(status="running", **facts)
+            self.write(**{"status": "running"} | facts)
         except MlxmathError as error:
             warn(f"{RUN} is not up to date: {error}")
 

@@ -1,7 +1,7 @@
 """What every method does before its first step: device, folder, data, base, adapters."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, TypeVar
 
@@ -22,8 +22,8 @@ from mlxmath.models.load import check_ids, load_model, refuse_untrainable
 from mlxmath.models.lora.adapter import WEIGHTS, adapter_config, load_initial
 from mlxmath.models.lora.inject import inject, open_blocks
 from mlxmath.models.memory import Batching
-from mlxmath.models.offload import Offloaded
-from mlxmath.models.tuning import tune_for_training
+from mlxmath.models.offload import HEAD, Offloaded
+from mlxmath.models.tuning import lines_of, tune, use
 from mlxmath.runtime.console import say, warn
 from mlxmath.runtime.device import opened_backend
 from mlxmath.runtime.files import read_json, sha256
@@ -39,7 +39,7 @@ from mlxmath.weights.convert import ensure_model
 Method = Literal["train", "dpo", "reward-model", "grpo"]
 _COMMANDS = {"distillation": "distill", "evaluation": "evaluate", "reward_model": "reward-model"}
 """That use a section of another name."""
-_BATCHING = "batching"
+_BATCHING, _TUNING = "batching", "tuning"
 _UNCHANGING = {"concurrency"}
 """Settings of a method that change nothing but speed and memory: a resumed run may have others."""
 
@@ -171,7 +171,7 @@ class Run(Part):
             MlxmathError: the model is damaged, or does not know a token of the data.
         """
         data = self.data
-        self.shape = Shape(self.backend.bucket_multiple, target_steps=16 if self.backend.compiles else 0)
+        self.shape = Shape(self.backend.bucket_multiple, few=self.backend.compiles)
         longest = self.shape.width(data.longest)
         self.config = config = settled(self.config, self.model_config, self.device, longest, self.method)
         self.batching = self._batching_before() or batching_of(config, self.model_config, self.device, longest)
@@ -191,7 +191,6 @@ class Run(Part):
             if tokens < data.longest:
                 found = f"the longest text has {data.longest:,} tokens"
                 warn(f"{reason}; {found}: beyond {tokens:,}, what is trained is not the original model.")
-        self.kernels = kernels_for(self.device, self.batching.num_workers)
         self.batchings: list[list[int]] = self.ranks.gather(
             "batching", [self.batching.num_workers, self.batching.tokens]
         )
@@ -212,8 +211,8 @@ class Run(Part):
         return Batching(*saved["ranks"][self.ranks.rank])
 
     def state(self) -> dict[str, Any]:
-        """See `Part`; `load_base` restores it."""
-        return {_BATCHING: {"asked": self._asked, "ranks": self.batchings}}
+        """See `Part`; `load_base` and `add_adapters` restore it."""
+        return {_BATCHING: {"asked": self._asked, "ranks": self.batchings}, _TUNING: self.tuning}
 
     @property
     def chat_template(self) -> str:
@@ -248,8 +247,22 @@ class Run(Part):
         if self.keep_start:
             self.fixed["initial adapter"] = sha256(initial / WEIGHTS) if initial else None
             share_adapters(model, ranks)
-        if not self.offloaded:
-            tune_for_training(model, self.batching.tokens)
+        self._tune()
+
+    def _tune(self) -> None:
+        """Choose by measurement, or as the run did that is resumed; all ranks as rank 0."""
+        saved = self.checkpoint.state.get(_TUNING) if self.checkpoint else None
+        measured: AbstractContextManager[None] = nullcontext()
+        if self.offloaded and self.device.backend != "cpu":
+            self.offloaded.attach(self.model)
+            measured = self.offloaded.at_hand([len(self.model.layers) - 1, HEAD])
+        with measured:
+            own = tune(self.model, self.device, self.batching.tokens) if saved is None else saved
+        self.tuning: dict[str, Any] = self.ranks.gather("tuning", own)[0]
+        for line in lines_of(self.tuning):
+            say(line)
+        use(self.model, self.tuning)
+        self.kernels = kernels_for(self.device, self.batching.num_workers, self.tuning)
 
     def gradients(self, loss: Loss) -> Callable[[nn.Module], Gradients]:
         """Makes the gradients of a loss for a replica of the model, in the way that is best for the device."""

@@ -26,8 +26,9 @@ from mlxmath.data.batching import BatchSampler, StepBatch
 from mlxmath.data.load import TrainingData
 from mlxmath.errors import MlxmathError
 from mlxmath.runtime.console import duration, fail, say, size, warn
+from mlxmath.runtime.trouble import SHORT_OF_MEMORY, trouble
 from mlxmath.training import record
-from mlxmath.training.accumulate import StepSums, Workers, accumulate, is_out_of_memory, over_ranks
+from mlxmath.training.accumulate import StepSums, Workers, accumulate, over_ranks
 from mlxmath.training.checkpoint import Ending, Part, Position, Saver, check_settings, restore, share_state
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.events import COMPLETE, StepReport, TrainResult
@@ -137,8 +138,13 @@ class Trainer:
                 ranks.begin()
                 self.end(self.validation.begin(self.position))
                 self.pace.begin()
-                yield
-                self._close()
+                try:
+                    yield
+                    self._close()
+                except BaseException:
+                    if ranks.first:
+                        self._record.update(status="failed")
+                    raise
         if ranks.first:
             self._finish()
 
@@ -187,13 +193,13 @@ class Trainer:
         self._start_s, self._batch = time.perf_counter(), batch
         random_state = mx.array(mx.random.state[0])
         while True:
-            sums, shortage = None, ""
+            sums, shortage, what = None, "", SHORT_OF_MEMORY
             try:
                 sums = accumulate(self.workers, batch, stopped=lambda: bool(self.stop))
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                if (found_out := trouble(error)) is None:
                     raise
-                shortage = str(error) or "no more"
+                shortage, what = str(error) or "no more", found_out
             own = _OUT_OF_MEMORY if shortage else _STOPPED if sums is None else _NUM_METRICS * len(sums.metric_sums)
             found = self.ranks.vote("window", own)
             if not found & (_STOPPED | _OUT_OF_MEMORY):
@@ -206,12 +212,10 @@ class Trainer:
             del sums
             finer = batch.finer()
             if finer is None:
-                raise MlxmathError(
-                    f"out of memory with a single row of the step ({shortage or 'on another rank'}). Use "
-                    "--grad-checkpoint 1, a smaller --max-seq-len, or --quantize 4."
-                )
+                where = shortage or "on another rank"
+                raise MlxmathError(f"{what.what} with a single row of the step ({where}). {what.remedy}")
             batch = finer
-            warn(f"out of memory; micro-batches of at most {batch.sampler.max_rows} rows from now on, the same steps")
+            warn(f"{what.what}; micro-batches of at most {batch.sampler.max_rows} rows from now on, the same steps")
             mx.clear_cache()
 
     def update(self, sums: StepSums) -> StepReport:
@@ -267,7 +271,7 @@ class Trainer:
         self._log.plot()
         self._record.write(
             status=ending, steps=step, seconds=seconds, validation=validation.summary(), pace=self.pace.summary(),
-            **self._log.facts(), planned_bytes=run.planned_bytes, batching=vars(run.batching),
+            **self._log.facts(), planned_bytes=run.planned_bytes, batching=vars(run.batching), tuning=run.tuning,
             ranks=run.ranks.summary(), **vars(memory),
         )  # fmt: skip
         planned = f" ({size(run.planned_bytes)} planned)" if run.planned_bytes else ""

@@ -13,7 +13,7 @@ from benchmarks import gpu_parts
 from benchmarks.bench_grpo import ratios as grpo_ratios
 from benchmarks.contestants import entries
 from benchmarks.gpu import opened
-from benchmarks.gpu_plan import FULL, training_entries
+from benchmarks.gpu_plan import FULL, PARTS, TESTS, training_entries
 from benchmarks.processes import run_process
 from benchmarks.random_weights import write_weights
 from benchmarks.shapes import SHAPES
@@ -42,9 +42,11 @@ def test_help(script: str) -> None:
 
 
 def test_gpu_dry_run_names_all_parts() -> None:
-    text = run("gpu.py", "--dry-run")
-    for part in ("tests of backends", "0.5b", "1.5b", "7b", "mlxmath", "mlx_lm.lora", "torch + peft", "bfloat16"):
+    text = "".join(run("gpu.py", "--dry-run", "--part", part) for part in "123")
+    for part in (*TESTS, "0.5b", "1.5b", "7b", "mlxmath", "mlx_lm.lora", "torch + peft", "bfloat16", "grpo", "4 bits"):
         assert part in text
+    assert all((REPOSITORY / "tests" / name).exists() for name in TESTS)
+    assert [part.minutes <= limit for part, limit in zip(PARTS.values(), (3.4, 3, 3), strict=True)] == [True] * 3
 
 
 def test_a_further_call_on_the_same_gpu_adds_to_the_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,24 +67,37 @@ def test_a_further_call_on_the_same_gpu_adds_to_the_json(tmp_path: Path, monkeyp
 def test_what_trains_on_a_gpu() -> None:
     names = ["ours", "mlx_lm", "torch"]
     assert [entry.name for entry in training_entries(names, FULL, 16)] == [
-        "mlxmath, batch 32", "mlx_lm.lora, batch 4", "mlx_lm.lora, batch 32", "torch + peft, batch 32",
+        "mlxmath, batch 32", "mlx_lm.lora, batch 32", "torch + peft, batch 32", "mlx_lm.lora, batch 4",
         "torch + peft, batch 32, compiled",
     ]  # fmt: skip
     assert [entry.setting.get("bits") for entry in training_entries(names, FULL, 4, Path("dense"))] == [None, None, 4]
 
 
 @pytest.mark.slow
-def test_gpu_benchmark(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", PARTS)
+def test_gpu_benchmark(tmp_path: Path, part: str) -> None:
     out = tmp_path / "gpu.json"
-    run(
-        "gpu.py", "--backend", "cpu", "--tiny", "--parts", "parity,matmul,profile,generate", "--bits", "4", "--out", out
-    )
+    run("gpu.py", "--backend", "cpu", "--tiny", "--part", part, "--contestants", "ours,mlx_lm", "--data", DEMO_ROWS,
+        "--out", out)  # fmt: skip
     record = json.loads(out.read_text())
-    assert record["parity"]["disagreeing"] == [] and record["parity"]["worst_float32"] < 1e-4
-    part = record["shapes"]["0.5b"]
-    assert part["matmul"]["float32"]["flops_per_s"] > 1e8
-    assert part["4-bit"]["profile"]["milliseconds"]["step"] > 0
-    assert all(found["tokens_per_s"] > 0 for found in part["4-bit"]["generate"].values())
+    if PARTS[part].checks:
+        assert record["tests"]["failures"] == record["tests"]["errors"] == 0 < record["tests"]["tests"]
+        assert record["parity"]["disagreeing"] == [] and record["parity"]["worst_float32"] < 1e-4
+    for name, bits, what in PARTS[part].steps:
+        found = record["shapes"][name][f"{bits}-bit"]
+        assert set(found) >= set(what)
+        if "train" in what:
+            assert {run["contestant"] for run in found["train"]["runs"] if run["tokens_per_s"] > 0} == {
+                "ours",
+                "mlx_lm",
+            }
+            assert found["train"]["loss_disagreements"] == []
+        if "grpo" in what:
+            assert found["grpo"]["completions_per_s"] > 0
+        if "generate" in what:
+            assert all(each["tokens_per_s"] > 0 for each in found["generate"].values())
+        if "profile" in what:
+            assert found["profile"]["milliseconds"]["step"] > 0
 
 
 @pytest.mark.slow
@@ -96,7 +111,7 @@ def test_training_benchmark(tmp_path: Path) -> None:
     assert {run["contestant"] for run in part["runs"]} == {"ours", "mlx_lm", "unsloth"}
     for name, outcome in outcomes.items():
         if outcome["contestant"] == "unsloth":
-            assert "--peer-python" in outcome["skipped"]
+            assert "--peer-python unsloth=" in outcome["skipped"]
             continue
         assert outcome.get("tokens_per_s", 0) > 0, (name, outcome)
         assert outcome["above_weights_bytes"] > 0 and outcome["peak_rss_bytes"] > 0 and outcome["of_ceiling"] > 0

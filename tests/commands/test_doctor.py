@@ -154,3 +154,12 @@ exec sh -c "$6"
     ):
         assert text in result.output, result.output
     assert not re.search(r"missing +│ rank 1 \(older\) +│ mlx is", result.output)
+
+
+def test_an_old_mlx_on_a_mac_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "attention's backward pass" not in doctor().output
+    monkeypatch.setattr(
+        "mlxmath.runtime.doctor.old_mlx", lambda: "mlx 0.32.0 takes memory in attention's backward pass"
+    )
+    result = doctor()
+    assert result.exit_code == 0 and "mlx 0.32.0 takes memory in attention's backward pass" in result.output

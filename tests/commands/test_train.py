@@ -137,6 +137,26 @@ def test_another_runs_adapters_are_not_overwritten(prepared: Path) -> None:
     assert adapters(prepared) != before
 
 
+def test_what_was_measured_is_in_run_json_and_is_not_measured_again(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(text: str) -> None:
+        monkeypatch.setattr("mlxmath.training.setup.tune", lambda *_: {"loss": "a kernel", "loss_measured": text})
+
+    def kept() -> dict:
+        return json.loads((prepared / "adapters" / "run.json").read_text())["tuning"]
+
+    measured("by the clock, first")
+    assert "by the clock, first" in succeed(prepared, "train", "--debug", "--max-steps", "1").stderr
+    first = kept()
+    assert first == {"loss": "a kernel", "loss_measured": "by the clock, first"}
+    measured("by the clock, second")
+    again = succeed(prepared, "train", "--debug", "--max-steps", "2", "--resume").stderr
+    assert "by the clock, first" in again and "second" not in again and kept() == first
+    succeed(prepared, "train", "--debug", "--max-steps", "1", "--overwrite")
+    assert kept()["loss_measured"] == "by the clock, second"
+
+
 def test_resume_refuses_another_run_and_names_what_differs(prepared: Path) -> None:
     succeed(prepared, "train", *QUICK, "--max-steps", "3")
     refused = run(prepared, "train", *QUICK, "--lora-rank", "4", "--seed", "9", "--resume")

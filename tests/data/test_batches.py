@@ -1,5 +1,6 @@
 """Windows and micro-batches."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -62,7 +63,7 @@ def test_packs_are_full_and_keep_to_the_budget(uneven_rows: FakeRows) -> None:
 
 def test_targets_are_filled_up_with_weight_zero_for_devices_that_compile() -> None:
     rows = FakeRows([np.array([5, 6, 7, 8])], [np.array([0, 1, 1, 1])])
-    batch = make_batch(rows, (0,), Shape(8, target_steps=2))  # multiples of 8 / 2
+    batch = make_batch(rows, (0,), Shape(16, few=True))  # eighths of 16
     assert batch.targets_N.tolist() == [6, 7, 8, 0]
     assert batch.weights_N.tolist() == [1, 1, 1, 0]
     assert batch.num_targets == 3
@@ -114,18 +115,64 @@ def test_bucketing_makes_other_windows_in_every_epoch_even_of_few_rows(uneven_ro
     assert len(sets[0] & sets[1]) <= 1
 
 
-def test_gsm8k_is_filled_to_93_percent(tmp_path: Path) -> None:
-    """With lengths like those of a 1,000-piece tokenizer: a character count over three."""
+def test_devices_that_compile_get_few_widths_and_numbers_of_rows() -> None:
+    shape = Shape(16, few=True)
+    widths = sorted({shape.width(length) for length in range(2, 1026)})
+    assert widths[:16] == [16 * i for i in range(1, 17)]
+    assert widths[16:] == [*range(288, 513, 32), *range(576, 1025, 64)]
+    assert all(0 <= shape.width(n) - (n - 1) < max(16, n / 8) for n in range(2, 1026))
+    assert [shape.num_rows(n) for n in (1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 17, 100)] == [
+        1,
+        2,
+        3,
+        4,
+        4,
+        6,
+        6,
+        8,
+        8,
+        12,
+        16,
+        96,
+    ]
+    assert [Shape(16).num_rows(n) for n in (5, 17)] == [5, 17]
+
+
+def gsm8k_rows() -> FakeRows:
+    """With lengths and targets like those of a 1,000-piece tokenizer: a character count over four."""
     data = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k" / "train.jsonl"
     if not data.exists():
         pytest.skip(f"{data} is not here")
-    lengths = [max(8, len(line) // 4) for line in data.read_text().splitlines()]
-    rows = FakeRows([np.zeros(n, np.int64) for n in lengths], [np.ones(n, np.uint8) for n in lengths])
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    answers = [1 + len(row["answer"]) // 4 for row in rows]
+    lengths = [16 + len(row["question"]) // 4 + own for row, own in zip(rows, answers, strict=True)]
+    masks = [(np.arange(n) >= n - own).astype(np.uint8) for n, own in zip(lengths, answers, strict=True)]
+    return FakeRows([np.zeros(n, np.int64) for n in lengths], masks)
+
+
+def test_gsm8k_is_filled_to_93_percent() -> None:
+    rows = gsm8k_rows()
     for accumulation in (4, 16):
         windows = BatchSampler(
             rows, TrainingConfig(batch_size=2, grad_accumulation_steps=accumulation), 1024, Shape(16)
         ).epoch(0)
         assert fill(windows) >= 0.93
+
+
+@pytest.mark.parametrize("max_tokens", [2048, 4096, 16384])
+@pytest.mark.parametrize("per_step", [4, 8, 20, 32, 128])
+def test_gsm8k_takes_few_graphs_at_little_padding(max_tokens: int, per_step: int) -> None:
+    """All that goes into the compiled step has its shape from these three numbers: rows, width, targets."""
+    sampler = BatchSampler(gsm8k_rows(), TrainingConfig(batch_size=per_step), max_tokens, Shape(16, few=True))
+    shapes, seen = set(), 0
+    for epoch in (0, 1):
+        steps = list(sampler.epoch(epoch))
+        assert 1 - fill(steps) <= 0.12
+        for batch in (batch for step in steps for batch in step.batches()):
+            shapes.add((batch.inputs_BL.shape, batch.positions_N.shape))
+            seen += len(batch.row_ids)
+    assert seen == 2 * 7473, "each row once an epoch"
+    assert len(shapes) <= 128
 
 
 @dataclass

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 
 from mlxmath.models.kernels.cpu import CpuKernels, product
-from mlxmath.models.kernels.gpu import BODY, GpuKernels
+from mlxmath.models.kernels.gpu import BODY, FastKernels, GpuKernels
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.runtime.device import BACKENDS
 
-FORMS = ["portable", "cpu", "metal", "cuda"]
+FORMS = ["portable", "cpu", "fast", "metal", "cuda"]
 
 
 @pytest.fixture(params=FORMS)
 def kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
-    if request.param in ("portable", "cpu"):
-        yield Kernels() if request.param == "portable" else CpuKernels()
+    if form := {"portable": Kernels, "cpu": CpuKernels, "fast": FastKernels}.get(request.param):
+        yield form()
         return
     if reason := BACKENDS[request.param]().unavailable():
         pytest.skip(reason)

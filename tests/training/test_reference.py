@@ -33,9 +33,9 @@ def rows() -> FakeRows:
     return FakeRows(tokens, [(np.arange(len(t)) >= len(t) // 2).astype(np.uint8) for t in tokens])
 
 
-def plan(rows: FakeRows, target_steps: int = 0, num_workers: int = 1, batching: Any = "bucket") -> BatchSampler:
+def plan(rows: FakeRows, few: bool = False, num_workers: int = 1, batching: Any = "bucket") -> BatchSampler:
     config = TrainingConfig(batch_size=1, grad_accumulation_steps=8, num_epochs=4, batching=batching)
-    return BatchSampler(rows, config, 256, Shape(16, target_steps), num_workers)
+    return BatchSampler(rows, config, 256, Shape(16, few), num_workers)
 
 
 def model() -> nn.Module:
@@ -96,7 +96,7 @@ def test_fifty_steps_have_the_same_losses(
     optimizer = optim.AdamW(LEARNING_RATE, weight_decay=0.0, bias_correction=True)
     optimizer.init(tuned.trainable_parameters())
     found: list[float] = []
-    windows = itertools.islice(plan(rows, 16 if compiled else 0, num_workers, batching).steps(), 50)
+    windows = itertools.islice(plan(rows, compiled, num_workers, batching).steps(), 50)
     fit(
         workers, windows, optimizer, lambda _: LEARNING_RATE, max_grad_norm=CLIP, deadline=Deadline(1e9),
         stop=StopRequest(), hooks=[lambda report: found.append(report.loss)],
@@ -119,8 +119,25 @@ def test_no_more_graphs_are_compiled_than_there_are_shapes(rows: FakeRows, monke
     gradients = choose_gradients(tuned, sft_loss, Kernels(), compiled=True)
     tuned.train()
     shapes = set()
-    for window in plan(rows, 16).epoch(0):
+    for window in plan(rows, few=True).epoch(0):
         for batch in window.batches():
             mx.eval(gradients.loss_and_gradients(batch))
             shapes.add((batch.inputs_BL.shape, batch.positions_N.shape))
     assert len(traced) <= len(shapes) < 125 * 4 / 2
+
+
+def test_graphs_beyond_the_most_take_the_place_of_earlier_ones(rows: FakeRows, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned = model()
+    batches = [batch for step in itertools.islice(plan(rows, few=True).epoch(0), 6) for batch in step.batches()]
+    assert len({batch.inputs_BL.shape for batch in batches}) > 3
+
+    def sums() -> list[float]:
+        gradients = choose_gradients(tuned, sft_loss, Kernels(), compiled=True)
+        return [gradients.loss_and_gradients(batch)[0].item() for batch in batches]
+
+    expected, held = sums(), []
+    compile = mx.compile
+    monkeypatch.setattr("mlxmath.training.gradients.MOST_GRAPHS", 2)
+    monkeypatch.setattr(mx, "compile", lambda *args, **kwargs: held.append(1) or compile(*args, **kwargs))
+    assert sums() == expected, "bit for bit"
+    assert len(held) > 2
