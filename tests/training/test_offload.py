@@ -186,6 +186,39 @@ def test_a_step_reads_each_block_twice_at_most_and_holds_two_units(tmp_path: Pat
     training.close()
 
 
+@pytest.mark.parametrize("after", [0, 3, 6])
+def test_a_step_that_is_stopped_between_blocks_can_be_taken_again(
+    tmp_path: Path, uneven_rows: FakeRows, after: int
+) -> None:
+    training = Training(folder_of(tmp_path / "model", LLAMA), uneven_rows, offload=True)
+    step = training.sampler.step(np.arange(8), 0, 0)
+    asked = iter(range(100))
+    assert accumulate(training.workers, step, lambda: next(asked) == after) is None
+    assert next(asked) == after + 1
+    found = []
+    for _ in range(2):
+        mx.random.seed(4)
+        sums = accumulate(training.workers, step)
+        assert sums is not None
+        found.append((sums.loss_sum, [np.array(a).tobytes() for _, a in tree_flatten(sums.grad_sum)]))
+    assert found[0] == found[1]
+    training.close()
+
+
+def test_a_worker_that_fails_ends_the_others_too(tmp_path: Path, uneven_rows: FakeRows) -> None:
+    training = Training(folder_of(tmp_path / "model", LLAMA), uneven_rows, offload=True)
+    gradients: Any = training.workers._gradients[1]
+
+    def passes(batch: Any) -> Any:
+        yield 0
+        raise ValueError("planted")
+
+    gradients.passes = passes
+    with pytest.raises(ValueError, match="planted"):
+        accumulate(training.workers, training.sampler.step(np.arange(8), 0, 0))
+    training.close()
+
+
 def deep(prepared: Path, num_layers: int) -> int:
     """The bundled model with many more blocks, in a folder "deep"; its bytes."""
     config = json.loads((prepared / "mlx_model" / "config.json").read_text()) | {"num_hidden_layers": num_layers}
