@@ -18,7 +18,6 @@ import resource
 import statistics
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,8 @@ WAYS = {"in memory": ["--grad-checkpoint", "1"], "on the disk": ["--offload", "o
 BITS = {"float32": None, "8-bit": 8, "4-bit": 4}
 LIMITED = Shape("deep", "llama", 512, 96, 8, 8, 1408, 4_000, True, 16, 16)
 """Of 1.24 GB in float32."""
+LIMITED_ROWS = 2
+"""A step's: what the blocks are given is kept of all of them, and more so of a model that is deep and narrow."""
 Result = dict[str, Any]
 
 
@@ -51,9 +52,16 @@ def main() -> None:
     record: Result = json.loads(options.out.read_text()) if options.out.exists() else {}
     record |= {"question": "training with the base on the disk", "machine": machine(("mlx", "mlx-lm", "numpy"))}
     if options.limit:
-        workload = workload_of(LIMITED, options)
+        workload = workload_of(LIMITED, options, LIMITED_ROWS)
         limit = workload.weights_bytes / 4
-        found = run(workload, workload.model, conditions, options.steps, ["--memory-limit-gb", str(limit / 1e9)])
+        found = run(
+            workload,
+            workload.model,
+            conditions,
+            options.steps,
+            ["--offload", "on", "--memory-limit-gb", str(limit / 1e9)],
+            LIMITED_ROWS,
+        )
         record["limited"] = {"weights_bytes": workload.weights_bytes, "limit_bytes": limit, **found}
         print(json.dumps(record["limited"], indent=2))
         save_json(options.out, record)
@@ -78,9 +86,9 @@ def main() -> None:
     show({name: found for name, found in record.items() if "ways" in found})
 
 
-def workload_of(shape: Shape, options: Any) -> Workload:
+def workload_of(shape: Shape, options: Any, rows: int = EFFECTIVE_BATCH) -> Workload:
     """The model and as many rows as the steps take."""
-    num_rows = EFFECTIVE_BATCH * options.steps
+    num_rows = rows * options.steps
     return make_workload(shape, options.work, options.data, dtype="float32", num_rows=num_rows, template=TEMPLATE)
 
 
@@ -95,13 +103,15 @@ def quantized(workload: Workload, bits: int) -> Path:
     return folder
 
 
-def run(workload: Workload, model: Path, conditions: Conditions, steps: int, extra: list[str]) -> Result:
+def run(
+    workload: Workload, model: Path, conditions: Conditions, steps: int, extra: list[str], rows: int = EFFECTIVE_BATCH
+) -> Result:  # fmt: skip
     """A run, and what it took."""
     with tempfile.TemporaryDirectory() as name:
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_inblock
         record, finished = train(
-            workload, Path(name) / "run", workload.dataset, replace(conditions), batch_size=EFFECTIVE_BATCH,
-            num_epochs=1, extra=["--mlx-path", str(model), "--max-steps", str(steps), *extra],
+            workload, Path(name) / "run", workload.dataset, conditions, batch_size=rows,
+            accumulation=1, num_epochs=1, extra=["--mlx-path", str(model), "--max-steps", str(steps), *extra],
         )  # fmt: skip
         if finished.failure:
             return {"failed": finished.failure}
