@@ -44,7 +44,7 @@ PROBLEMS = tuple(name for name in PROMPTS if name not in ("data.template", "data
 LORA, TRAINING, EVALUATION, DISTILLATION = map(_of, ("lora", "training", "evaluation", "distillation"))
 GRPO, DPO, REWARD_MODEL = _of("grpo", "reward_weights"), _of("dpo"), _of("reward_model")
 RUNTIME = ("runtime.backend", "runtime.memory_limit_gb")
-SCHEDULING = ("runtime.workers", "runtime.allow_overcommit")
+SCHEDULING = ("runtime.workers", "runtime.offload", "runtime.allow_overcommit")
 
 
 def configured(command: F) -> F:

@@ -32,6 +32,7 @@ from mlxmath.training.plan import OBJECTIVES, Objective, parse_size, plan_run
     "grpo.concurrency",
     *options.RUNTIME,
     "runtime.workers",
+    "runtime.offload",
 )
 @click.option("--memory", metavar="SIZE", help="Plan for a machine with this much memory, for example 16GB.")
 @click.option(

@@ -244,6 +244,11 @@ class RuntimeConfig(Section):
     workers: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Micro-batches computed at once (unset: on the CPU one a core, if memory allows; else one)."
     )
+    offload: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Train adapters while the base's blocks stay on the disk: 'auto' where training would not fit into "
+        "the memory otherwise.",
+    )
     allow_overcommit: bool = Field(False, description="Start a run even if its planned memory exceeds the device's.")
 
 

@@ -19,7 +19,7 @@ segments and their gradients are in `mlxmath.models.segments`.
 Shapes: B rows, L positions, D hidden width.
 """
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Generator, Hashable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +34,7 @@ from mlxmath.models.calls import ERRORS, given_to, standing_in, without_dropout
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.layouts import Attended, Output, PromptRows, Rows
 from mlxmath.models.lm_head import Split, split
+from mlxmath.models.offload import finished
 from mlxmath.models.segments import Gradients, Replay, Trained, summed, vjp
 from mlxmath.models.trust import Outcome, autodiff, cotangent_of, disagreement, remembered, stand_in, tokens_of
 
@@ -75,8 +76,8 @@ class Blockwise:
         found = parts or split(model)
         assert not isinstance(found, str)
         self._parts, self._all = found, model.layers
-        self._numbers = list(range(len(model.layers)) if chosen is None else chosen)
-        self._blocks = [model.layers[number] for number in self._numbers]
+        self.numbers: list[int] = list(range(len(model.layers)) if chosen is None else chosen)
+        self._blocks = [model.layers[number] for number in self.numbers]
         self._kernels, self._portable = kernels, Kernels()
         self._path = path_of_blocks(model)
         for block in self._blocks:
@@ -84,7 +85,7 @@ class Blockwise:
         if whole_mlps is None:
             reason, whole_mlps = _tried(model, found, kernels)
             assert reason is None
-        self._whole_mlps = [number in whole_mlps for number in self._numbers]
+        self._whole_mlps = [number in whole_mlps for number in self.numbers]
         self._checkpoint_every = checkpoint_every
         self._trained = [Trained.of(block) for block in self._blocks]
         having = (i for i, trained in enumerate(self._trained) if trained.attention or trained.mlp)
@@ -105,18 +106,28 @@ class Blockwise:
             return found
         return _tried(model, found, kernels or Kernels())[0]
 
+    @property
+    def order(self) -> list[int]:
+        """The blocks' numbers in the order in which the backward pass comes to them."""
+        return self.numbers[self._first :][::-1]
+
     def of(self, model: nn.Module, chosen: Sequence[int]) -> "Blockwise":
         """The same with only these blocks of the model."""
-        whole = {number for number, is_whole in zip(self._numbers, self._whole_mlps, strict=True) if is_whole}
+        whole = {number for number, is_whole in zip(self.numbers, self._whole_mlps, strict=True) if is_whole}
         return Blockwise(
             model, self._kernels, self._checkpoint_every, parts=self._parts, chosen=chosen, whole_mlps=whole
         )
 
     def forward(self, rows: Rows, *, keep: bool = True) -> tuple[mx.array, Tape]:
         """Hidden states (B, L, D) after the last norm (not of prompts), and the tape (of no use without `keep`)."""
+        return finished(self.forwards(rows, keep=keep))
+
+    def forwards(self, rows: Rows, *, keep: bool = True) -> Generator[int, None, tuple[mx.array, Tape]]:
+        """`forward`, which waits before each block, with its number, for its weights to be there."""
         x = given_to(self._all[0], lambda: self._parts.hidden(rows.tokens_BL))
         kept = []
         for number in range(len(self._blocks)):
+            yield self.numbers[number]
             entry = _Kept(x, mx.array(mx.random.state[0]) if self._random else None)
             x, inner = self._block_forward(number, x, rows)
             if not (rows.recomputed or (self._checkpoint_every and number % self._checkpoint_every == 0)):
@@ -131,7 +142,7 @@ class Blockwise:
 
         Frees the tape as it goes.
         """
-        return self._backward(tape, d_hidden_BLD)[1]
+        return finished(self.backwards(tape, d_hidden_BLD))[1]
 
     def trial(
         self, rows: Rows, positions_N: mx.array, prompts: PromptRows | None = None, *, to_input: bool = False
@@ -150,9 +161,9 @@ class Blockwise:
         flat_ND = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])
         hidden_ND = flat_ND[positions_N]
         d_flat_ND = mx.zeros_like(flat_ND).at[positions_N].add(cotangent_of(hidden_ND))
-        d_x, gradients = self._backward(tape, d_flat_ND.reshape(hidden_BLD.shape), to_input=to_input)
+        d_x, gradients = finished(self.backwards(tape, d_flat_ND.reshape(hidden_BLD.shape), to_input=to_input))
         if prompts and before:
-            gradients = summed(gradients, self._backward(before[1], mx.zeros_like(before[0]))[1])
+            gradients = summed(gradients, self.backward(before[1], mx.zeros_like(before[0])))
         found = {name.removeprefix(f"{self._path}."): array for name, array in gradients.items()}
         return hidden_ND, {"input": d_x, **found} if to_input else found
 
@@ -163,19 +174,22 @@ class Blockwise:
                 stack.enter_context(standing_in(block, lambda *_, **__: x))
             return self._parts.hidden(tokens_BL)
 
-    def _backward(self, tape: Tape, d_hidden_BLD: mx.array, *, to_input: bool = False) -> tuple[mx.array, Gradients]:
-        """The gradient of the input, if it is wanted, and `backward`."""
+    def backwards(
+        self, tape: Tape, d_hidden_BLD: mx.array, *, to_input: bool = False
+    ) -> Generator[int, None, tuple[mx.array, Gradients]]:
+        """The gradient of the input, if it is wanted, and `backward`; waits before each block as `forwards` does."""
         gradients: Gradients = {}
         _, (d,) = mx.vjp(lambda x: self._after(x, tape.rows.tokens_BL), [tape.last], [d_hidden_BLD])
         state_after = mx.array(mx.random.state[0]) if self._random else None
         for number in range(len(self._blocks) - 1, self._first - 1, -1):
+            yield self.numbers[number]
             entry = tape.blocks.pop()
             if entry.random_state is not None:
                 mx.random.state[0][:] = entry.random_state
             is_last = number == self._first and not to_input
             d, found = self._block_backward(number, entry, tape.rows, d, last=is_last)
             mx.async_eval(d, found)
-            path = f"{self._path}.{self._numbers[number]}"
+            path = f"{self._path}.{self.numbers[number]}"
             gradients |= {f"{path}.{name}": value for name, value in found.items()}
         if state_after is not None:
             mx.random.state[0][:] = state_after

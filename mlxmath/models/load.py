@@ -23,6 +23,7 @@ from mlxmath.weights.architecture import probe
 from mlxmath.weights.configuration import check_claims
 from mlxmath.weights.hub import open_weights
 from mlxmath.weights.manifest import FILE_NAME, verify
+from mlxmath.weights.tensors import TensorRef
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Loaded:
 
     model: nn.Module
     config: dict[str, Any]
+    stored: Mapping[str, TensorRef]
+    """Where those parameters lie that are in the files as they are, by their names."""
 
 
 def load_model(folder: Path, dtype: str, *, lazy: bool = False) -> Loaded:
@@ -75,12 +78,13 @@ def load_model(folder: Path, dtype: str, *, lazy: bool = False) -> Loaded:
         nn.Module.__init__(model)
     model.load_weights(list(built.arrays.items()))
     cast(model, getattr(mx, dtype))
+    stored = {name: weights.tensors[origin] for name, origin in built.origins.items()}
     if lazy:
-        return Loaded(model, built.config)
+        return Loaded(model, built.config, stored)
     suit(model, dtype)
     mx.eval(model.parameters())
     check_finite(folder, dict(tree_flatten(model.parameters())))
-    return Loaded(model, built.config)
+    return Loaded(model, built.config, stored)
 
 
 def suit(model: nn.Module, dtype: str) -> None:

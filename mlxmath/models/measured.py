@@ -87,3 +87,5 @@ class Counted:
     """Parameters that train."""
     measured: Measured | str
     """What a micro-batch takes, or why that is not known."""
+    at_hand: int = 0
+    """Bytes of its parameters that are held where its blocks are on the disk."""

@@ -243,11 +243,12 @@ def plan_memory(
             block += measured.unpacked_bytes
         activations = max(kept, gradients)
         working = max(block, _head_bytes(measured, tokens, itemsize))
+    offloads = config.runtime.offload == "on"  # then what a step keeps is that of all its micro-batches
     return MemoryPlan(
-        weights=of.weights,
+        weights=of.at_hand if offloads else of.weights,
         adapters=of.trained * 4 * (added + sums),
         optimizer=of.trained * _OPTIMIZER_BYTES[training.optimizer],
-        activations=int(workers * activations),
+        activations=int(activations * (max(workers, -(-rows * longest // tokens)) if offloads else workers)),
         working=int(workers * working),
     )
 

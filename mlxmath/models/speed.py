@@ -1,20 +1,25 @@
 """How fast training will be: what this device's matrix products reach, and how many of them a token takes."""
 
 import os
+import tempfile
 import time
+from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 
 from mlxmath.config.schema import RunConfig
 from mlxmath.models.memory import ModelShape
 from mlxmath.runtime.blas import num_usable_cores
-from mlxmath.runtime.console import duration
+from mlxmath.runtime.console import duration, size
 from mlxmath.runtime.device import DeviceInfo
+from mlxmath.weights.tensors import uncached
 
 SHARE = {"cpu": 0.6, "metal": 0.4, "cuda": 0.4}
 """Of the matrix products' rate, what a training step reaches (measured on a CPU; taken to be so on the others)."""
 _ROWS = 512
 _MEASURE_S = 0.3
+_DISK_BYTES = 64 << 20
 
 
 def flops_per_token(shape: ModelShape, config: RunConfig) -> float:
@@ -83,6 +88,44 @@ def time_lines(
     if not prepared:
         lines.append("  an upper bound: with these settings `mlxmath prepare` would count the tokens")
     return lines
+
+
+def disk_line(num_bytes: int, folder: Path, compute_s: float) -> str:
+    """How long a step takes that reads the base from the disk, by a short measurement of the disk.
+
+    Args:
+        num_bytes: of the base.
+        folder: on the disk.
+        compute_s: that a step takes without reading, which goes on meanwhile.
+    """
+    rate = disk_bytes_per_s(folder)
+    return (
+        f"a step reads the base twice, {size(2 * num_bytes)} at {rate / 1e9:.2g} GB/s, in "
+        f"{duration(2 * num_bytes / rate)}, and computes for {duration(compute_s)} meanwhile"
+    )
+
+
+def disk_bytes_per_s(folder: Path) -> float:
+    """Measured for a moment past the system's cache: on a file of weights in the folder, or on one made beside it."""
+    files = sorted(folder.glob("*.safetensors"), key=lambda path: -path.stat().st_size)
+    if files and files[0].stat().st_size >= _DISK_BYTES:
+        return _read_rate(files[0])
+    place = next(parent for parent in (folder, *folder.resolve().parents) if parent.is_dir())
+    with tempfile.NamedTemporaryFile(dir=place, prefix=".mlxmath-") as file:
+        file.write(os.urandom(_DISK_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
+        with uncached(Path(file.name)):
+            pass
+        return _read_rate(Path(file.name))
+
+
+def _read_rate(path: Path) -> float:
+    part, count, start = np.empty(_DISK_BYTES >> 3, np.uint8), 0, time.perf_counter()
+    with uncached(path) as file:
+        while count < 4 * _DISK_BYTES and time.perf_counter() - start < _MEASURE_S and (read := file.readinto(part)):
+            count += read
+    return count / (time.perf_counter() - start)
 
 
 def _busy() -> str | None:

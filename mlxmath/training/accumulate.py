@@ -12,7 +12,7 @@ import copy
 import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -21,11 +21,13 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_unflatten
 
+from mlxmath.data.batch import Batch
 from mlxmath.data.batching import StepBatch
 from mlxmath.models.threads import computing_threads
 from mlxmath.runtime.blas import limit_threads
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.gradients import Gradients, Tree
+from mlxmath.training.offloaded import OffloadedGradients, Together
 
 Share = TypeVar("Share")
 Result = TypeVar("Result")
@@ -93,6 +95,13 @@ class Workers:
     def own(self, shares: Sequence[Share]) -> Sequence[Share]:
         """Those of `shares`, of which there are at most `num_in_all`, that this rank's workers take."""
         return shares[self._before : self._before + self.count]
+
+    def together(self, num_shares: int, stopped: Callable[[], bool], *, backward: bool) -> Together | None:
+        """How that many of this rank's workers go through the blocks, where these are on the disk; else None."""
+        gradients = self._gradients[0]
+        if not isinstance(gradients, OffloadedGradients) or not num_shares:
+            return None
+        return Together(gradients.offloaded, gradients.order(backward=backward), num_shares, stopped)
 
     def close(self) -> None:
         """End the threads. The workers can no longer be used."""
@@ -175,23 +184,33 @@ class StepSums:
 def accumulate(workers: Workers, step: StepBatch, stopped: Callable[[], bool] = lambda: False) -> StepSums | None:
     """Sum loss and gradient over this rank's part of the step.
 
-    Each micro-batch is evaluated before the next, so that memory stays one's. Dropout draws from a key of each
-    micro-batch's own, so that it does not matter which worker takes it.
+    Each micro-batch is evaluated before the next, so that memory stays one's (together with the next, where the base's
+    blocks are on the disk). Dropout draws from a key of each micro-batch's own, so that it does not matter which worker
+    takes it.
 
     Returns:
         The sums, or None if `stopped()` came true before the last micro-batch.
     """
     keys = mx.random.split(mx.array(mx.random.state[0]), len(step.micro_batches) + 1)
     mx.eval(keys)
+    shares = workers.own(step.shares(workers.num_in_all))
+    together = workers.together(len(shares), stopped, backward=True)
+
+    def computed(gradients: Any, share: tuple[int, ...]) -> Iterator[tuple[Batch, tuple[mx.array, Tree]] | None]:
+        if together:
+            states = [keys[index] for index in share]
+            yield from together.results(map(step.batch, share), gradients.passes, states) or (None,)
+            return
+        for index in share:
+            mx.random.state[0][:] = keys[index]
+            yield None if stopped() else (batch := step.batch(index), gradients.loss_and_gradients(batch))
 
     def work(gradients: Gradients, share: tuple[int, ...]) -> StepSums | None:
         sums: StepSums | None = None
-        for index in share:
-            if stopped():
+        for one in computed(gradients, share):
+            if one is None:
                 return None
-            mx.random.state[0][:] = keys[index]
-            batch = step.batch(index)
-            loss, grad = gradients.loss_and_gradients(batch)
+            batch, (loss, grad) = one
             grad = tree_map(lambda g: g.astype(mx.float32), grad)  # 16-bit sums would lose small gradients
             if sums is not None:
                 grad = tree_map(mx.add, sums.grad_sum, grad)
@@ -203,7 +222,7 @@ def accumulate(workers: Workers, step: StepBatch, stopped: Callable[[], bool] = 
             sums = replace(sums + counted if sums else counted, grad_sum=grad)
         return sums
 
-    parts = workers.run(work, workers.own(step.shares(workers.num_in_all)))
+    parts = workers.run(work, shares)
     mx.random.state[0][:] = keys[-1]
     whole = [part for part in parts if part is not None]
     if len(whole) < len(parts):

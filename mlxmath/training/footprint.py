@@ -31,6 +31,7 @@ from mlxmath.models.lora.inject import adapter_arrays, inject, open_blocks
 from mlxmath.models.lora.layers import EXPERTS
 from mlxmath.models.lora.targets import first_block
 from mlxmath.models.measured import Counted, Growth, Measured, Parabola
+from mlxmath.models.offload import bytes_at_hand
 from mlxmath.models.skeleton import VOCABULARY, embody, own_arrays, skeleton, unpacked_bytes, weight_bytes
 from mlxmath.models.trust import apart
 from mlxmath.runtime.device import DeviceInfo, machine_memory_bytes
@@ -82,7 +83,7 @@ def _measured(model_config: dict[str, Any], config: RunConfig, device: DeviceInf
     mx.eval(state)
     lora, training = config.lora, config.training
     model = skeleton(model_config, device.compute_dtype, config.model.quantize, config.model.group_size)
-    weights = weight_bytes(model)
+    weights, at_hand = weight_bytes(model), bytes_at_hand(model)
     if training.full:
         open_blocks(model, lora.num_layers)
     else:
@@ -93,11 +94,11 @@ def _measured(model_config: dict[str, Any], config: RunConfig, device: DeviceInf
             trial = _Trial(model, lora.num_layers, device, packed=training.batching == "pack")
             found = trial.measured(training.grad_checkpoint)
     except (MlxmathError, RuntimeError, *ERRORS) as error:
-        return Counted(weights, trained, " ".join(str(error).split())[:200])
+        return Counted(weights, trained, " ".join(str(error).split())[:200], at_hand)
     finally:
         mx.random.state[0][:] = state
         mx.clear_cache()
-    return Counted(weights, trained, found)
+    return Counted(weights, trained, found, at_hand)
 
 
 _Gradients = BlockwiseGradients | AutodiffGradients

@@ -8,7 +8,7 @@ Shapes: B rows, L positions, D hidden width, N target positions, V vocabulary.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -27,6 +27,7 @@ from mlxmath.models.layouts import ContinuedRows, PackedCache, PromptRows, Rows,
 from mlxmath.models.linear_ce import FullLogits, FusedHead, LossHead
 from mlxmath.models.lm_head import Split, called, split
 from mlxmath.models.masks import Mask
+from mlxmath.models.offload import HEAD, finished
 from mlxmath.models.segments import summed
 from mlxmath.models.trust import Outcome, Trial
 
@@ -131,7 +132,7 @@ class BlockwiseGradients:
     def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, Tree]:
         """See `Gradients`. Rows that go on from prompts are computed part after part."""
         if batch.prompts is None:
-            total, found = self._of_rows(batch, Rows(batch.inputs_BL, batch.mask))
+            total, found = finished(self._of_rows(batch, Rows(batch.inputs_BL, batch.mask)))
             return total, tree_unflatten(list(found.items()))
         prompts = PromptRows(batch.prompts, recomputed=bool(batch.parts))
         hidden_GPD, tape = self._blocks.forward(prompts)
@@ -139,15 +140,16 @@ class BlockwiseGradients:
         for part in batch.parts or (batch,):
             assert part.prompts is not None
             rows = ContinuedRows(part.inputs_BL, part.prompts, prompts)
-            of_part, gradients = self._of_rows(part, rows)
+            of_part, gradients = finished(self._of_rows(part, rows))
             total, found = total + of_part, summed(found, gradients)
             mx.eval(total, found)
         found = summed(found, self._blocks.backward(tape, mx.zeros_like(hidden_GPD)))
         return total, tree_unflatten(list(found.items()))
 
-    def _of_rows(self, batch: Batch, rows: Rows) -> tuple[mx.array, dict[str, mx.array]]:
-        """The loss sum, and the gradients by the parameters' names."""
-        hidden_BLD, tape = self._blocks.forward(rows)
+    def _of_rows(self, batch: Batch, rows: Rows) -> Generator[int, None, tuple[mx.array, dict[str, mx.array]]]:
+        """The loss sum, and the gradients by the parameters' names; waits for each block and the head to be there."""
+        hidden_BLD, tape = yield from self._blocks.forwards(rows)
+        yield HEAD
         chosen_ND = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[batch.positions_N]
         mx.eval(chosen_ND)
         differentiated = mx.value_and_grad(lambda hidden: _loss_first(self._loss(hidden, batch, self._fused)))
@@ -156,7 +158,7 @@ class BlockwiseGradients:
         d_hidden_BLD = d_hidden.at[batch.positions_N].add(d_chosen_ND).reshape(hidden_BLD.shape)
         mx.async_eval(total, d_hidden_BLD)
         del chosen_ND, d_chosen_ND, hidden_BLD
-        return total, self._blocks.backward(tape, d_hidden_BLD)
+        return total, (yield from self._blocks.backwards(tape, d_hidden_BLD))[1]
 
 
 class AutodiffGradients:

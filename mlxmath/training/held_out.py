@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -10,8 +11,9 @@ import numpy as np
 from mlxmath.config.schema import TrainingConfig
 from mlxmath.data.batching import BatchSampler, StepBatch
 from mlxmath.training.accumulate import Workers
-from mlxmath.training.gradients import Gradients
 
+_TOGETHER = 32
+"""Micro-batches of a worker that go through blocks on the disk together."""
 Found = tuple[float, int, *tuple[float, ...]]
 """What is measured, how many items it is the mean of, and means of other things."""
 
@@ -98,11 +100,16 @@ def mean_loss(
         `stopped()` came true before the last micro-batch.
     """
     random_state = mx.array(mx.random.state[0])
+    mx.eval(random_state)
     model, training = workers.model, workers.model.training
     model.eval()
 
-    def work(gradients: Gradients, share: tuple[tuple[StepBatch, int], ...]) -> list[tuple[int, list[float]]]:
+    def work(gradients: Any, share: tuple[tuple[StepBatch, int], ...]) -> list[tuple[int, list[float]]]:
         found: list[tuple[int, list[float]]] = []
+        if together:
+            batches = (step.batch(index) for step, index in share)
+            losses = together.results(batches, gradients.loss_passes, [random_state] * len(share)) or ()
+            return [(batch.num_targets, loss.reshape(-1).tolist()) for batch, loss in losses]
         for step, index in share:
             if stopped():
                 break
@@ -112,8 +119,15 @@ def mean_loss(
 
     try:
         micro_batches = [(step, index) for step in steps for index in range(len(step.micro_batches))]
-        shares = [tuple(micro_batches[first :: workers.num_in_all]) for first in range(workers.num_in_all)]
-        own = [one for part in workers.run(work, workers.own(shares)) for one in part]
+        own: list[tuple[int, list[float]]] = []
+        size = _TOGETHER * workers.num_in_all
+        for start in range(0, len(micro_batches), size):
+            taken = micro_batches[start : start + size]
+            shares = workers.own(
+                [tuple(taken[i :: workers.num_in_all]) for i in range(min(workers.num_in_all, len(taken)))]
+            )
+            together = workers.together(len(shares), stopped, backward=False)
+            own += [one for part in workers.run(work, shares) for one in part]
     finally:
         model.train(training)
         mx.random.state[0][:] = random_state

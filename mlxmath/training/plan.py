@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mlxmath.errors import InputError
 from mlxmath.runtime.console import size, warn
+from mlxmath.training.placing import OFFLOAD, cannot_offload, offloading, reading, settled
 
 if TYPE_CHECKING:
     from mlxmath.config.schema import ModelConfig, RunConfig
@@ -70,6 +71,7 @@ def plan_run(config: "RunConfig", objective: "Objective" = "train", memory_bytes
         model_config = read_json(folder / "config.json")
         refuse_untrainable(model_config)
         longest = config.data.max_seq_len
+        config = settled(config, model_config, device, longest, objective)
         lines, fits = describe(config, model_config, device, objective)
         plan, _ = planned(config, model_config, device, longest, objective)
         changes = [] if fits else remedies(config, model_config, device, longest, objective)
@@ -104,6 +106,7 @@ def describe(
     from mlxmath.models.memory import ModelShape
     from mlxmath.models.speed import time_lines
 
+    config = settled(config, model_config, device, config.data.max_seq_len, objective)
     found = prepared(config.data, Path(config.model.mlx_path).expanduser(), pairs=objective != "train")
     plan, batching = planned(config, model_config, device, config.data.max_seq_len, objective)
     unknown = unmeasured(config, model_config, device)
@@ -114,6 +117,8 @@ def describe(
         _BESIDE,
         *(time_lines(ModelShape.from_config(model_config), config, device, found) if objective != "grpo" else ()),
     ]
+    if config.runtime.offload == "on":
+        lines.append(reading(config, model_config, device, found))
     memory = device.memory_bytes
     if plan.total <= memory:
         return [*lines, f"fits: {size(memory - plan.total)} of {size(memory)} are left"], True
@@ -229,7 +234,10 @@ def remedies(
         name = f"{name} {option}".strip().replace("--quantize 8 --quantize 4", "--quantize 4")
         found.append((name, total))
         if total <= device.memory_bytes:
-            break
+            return found
+    if not cannot_offload(config, objective) and config.runtime.offload != "on":
+        total = planned(offloading(current), model_config, device, longest, objective)[0].total
+        found += [(f"{name} {OFFLOAD}".strip(), total)] if total < least else []
     return found
 
 

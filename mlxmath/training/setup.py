@@ -1,7 +1,7 @@
 """What every method does before its first step: device, folder, data, base, adapters."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, TypeVar
 
@@ -22,6 +22,7 @@ from mlxmath.models.load import check_ids, load_model, refuse_untrainable
 from mlxmath.models.lora.adapter import WEIGHTS, adapter_config, load_initial
 from mlxmath.models.lora.inject import inject, open_blocks
 from mlxmath.models.memory import Batching
+from mlxmath.models.offload import HEAD, Offloaded
 from mlxmath.models.tuning import lines_of, tune, use
 from mlxmath.runtime.console import say, warn
 from mlxmath.runtime.device import opened_backend
@@ -30,6 +31,8 @@ from mlxmath.runtime.ranks import Ranks
 from mlxmath.training import record
 from mlxmath.training.checkpoint import Part, share_adapters, share_checkpoint, with_recorded_targets
 from mlxmath.training.gradients import Gradients, Loss, choose_gradients
+from mlxmath.training.offloaded import OffloadedGradients
+from mlxmath.training.placing import cannot_offload, settled
 from mlxmath.training.plan import batching_of, check_fits
 from mlxmath.weights.convert import ensure_model
 
@@ -114,6 +117,9 @@ class Run(Part):
             )
         config = settings.config
         record.check_initial_adapter(config.training)
+        reason = cannot_offload(config, method)
+        if config.runtime.offload == "on" and reason:
+            raise InputError(f"{settings.where('runtime.offload')}: {reason}.")
         self.folder, self.model_folder = Path(config.training.adapter_path), Path(config.model.mlx_path)
         self.template = get_template(config.data.template, config.data.template_file)
 
@@ -165,14 +171,22 @@ class Run(Part):
             InputError: it does not fit; what would is said.
             MlxmathError: the model is damaged, or does not know a token of the data.
         """
-        config, data = self.config, self.data
+        data = self.data
         self.shape = Shape(self.backend.bucket_multiple, few=self.backend.compiles)
         longest = self.shape.width(data.longest)
+        self.config = config = settled(self.config, self.model_config, self.device, longest, self.method)
         self.batching = self._batching_before() or batching_of(config, self.model_config, self.device, longest)
         self.planned_bytes = check_fits(
             config, self.model_folder, self.model_config, self.device, longest, self.method, self.batching
         )
-        self.model = load_model(self.model_folder, self.device.compute_dtype).model
+        self.offloaded: Offloaded | None = None
+        if config.runtime.offload == "on":
+            self.offloaded = Offloaded(self.model_folder, self.device.compute_dtype)
+            self.closing.callback(self.offloaded.close)
+            self.model = self.offloaded.model
+            say("the base's blocks stay on the disk, and are read twice a step (--offload)")
+        else:
+            self.model = load_model(self.model_folder, self.device.compute_dtype).model
         check_ids(self.model, data.largest_id, "the tokenized dataset")
         for tokens, reason in self.manifest.limits:
             if tokens < data.longest:
@@ -240,7 +254,12 @@ class Run(Part):
     def _tune(self) -> None:
         """Choose by measurement, or as the run did that is resumed; all ranks as rank 0."""
         saved = self.checkpoint.state.get(_TUNING) if self.checkpoint else None
-        own = tune(self.model, self.device, self.batching.tokens) if saved is None else saved
+        measured: AbstractContextManager[None] = nullcontext()
+        if self.offloaded and self.device.backend != "cpu":
+            self.offloaded.attach(self.model)
+            measured = self.offloaded.at_hand([len(self.model.layers) - 1, HEAD])
+        with measured:
+            own = tune(self.model, self.device, self.batching.tokens) if saved is None else saved
         self.tuning: dict[str, Any] = self.ranks.gather("tuning", own)[0]
         for line in lines_of(self.tuning):
             say(line)
@@ -249,6 +268,8 @@ class Run(Part):
 
     def gradients(self, loss: Loss) -> Callable[[nn.Module], Gradients]:
         """Makes the gradients of a loss for a replica of the model, in the way that is best for the device."""
+        if offloaded := self.offloaded:
+            return lambda model: OffloadedGradients(model, loss, self.kernels, offloaded)
         return lambda model: choose_gradients(
             model, loss, self.kernels, compiled=self.backend.compiles,
             checkpoint_every=self.config.training.grad_checkpoint,

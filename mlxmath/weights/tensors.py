@@ -1,7 +1,10 @@
 """Where a tensor lies in a file, and reading it without holding more of the file than needed."""
 
 import math
+import os
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import RawIOBase
 from pathlib import Path
@@ -92,7 +95,7 @@ class TensorRef:
                     buffer: Array = np.empty(min(per_block, self.num_elements), kind)
                     for start in range(0, self.num_elements, per_block):
                         block = buffer[: self.num_elements - start]
-                        self._fill(file, block)
+                        self.fill(file, block)
                         yield block
                     return
                 if (parts := self._parts(block_bytes)) is not None:
@@ -100,7 +103,7 @@ class TensorRef:
                         yield from part.blocks(multiple=multiple, block_bytes=block_bytes)
                     return
                 storage: Array = np.empty(self._span, kind)
-                self._fill(file, storage)
+                self.fill(file, storage)
         except OSError as error:
             raise MlxmathError(f"cannot read {self.path}: {error.strerror or error}") from error
         strides = tuple(s * kind.itemsize for s in self.stride)
@@ -140,8 +143,8 @@ class TensorRef:
             )
         return values
 
-    def _fill(self, file: RawIOBase, array: Array) -> None:
-        """Read exactly `array`'s bytes."""
+    def fill(self, file: RawIOBase, array: Array) -> None:
+        """Read exactly `array`'s bytes, of this tensor, from where the file stands."""
         rest = memoryview(array.view(np.uint8).data)
         while rest:
             count = file.readinto(rest)
@@ -162,6 +165,26 @@ def _pieces(view: Array, per_block: int) -> Iterator[Array]:
     else:
         for row in view:
             yield from _pieces(row, per_block)
+
+
+@contextmanager
+def uncached(path: Path, start: int = 0, num_bytes: int = 0) -> Iterator[Any]:
+    """A file to be read, of which these bytes (0: all) do not stay in the system's cache.
+
+    Raises:
+        MlxmathError: it cannot be read.
+    """
+    try:
+        with path.open("rb", buffering=0) as file:
+            if sys.platform == "darwin":
+                import fcntl
+
+                fcntl.fcntl(file.fileno(), fcntl.F_NOCACHE, 1)
+            yield file
+            if sys.platform == "linux":
+                os.posix_fadvise(file.fileno(), start, num_bytes, os.POSIX_FADV_DONTNEED)
+    except OSError as error:
+        raise MlxmathError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ class Kernels:
     compiles = True
     """Whether they may run inside `mx.compile` and build a graph; if not, they look at values."""
     attention_multiple = 1
-    """Of positions, to which a model's own attention is padded; see `mlxmath.models.padded_attention`."""
+    """Of positions, to which a model's own attention is padded; see `mlxmath.models.attention`."""
 
     def swiglu(self, gate_BLF: mx.array, up_BLF: mx.array) -> mx.array:
         """silu(gate) · up (Shazeer 2020, arXiv:2002.05202)."""
