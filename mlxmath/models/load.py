@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_lm.utils import MODEL_REMAPPING
 
 from mlxmath.errors import InputError, MlxmathError
+from mlxmath.models.few_passes import use_few_passes
 from mlxmath.models.gated_delta import use_chunks
 from mlxmath.models.linear import use_numpy, use_products
 from mlxmath.runtime.blas import blas_is_missing
@@ -92,6 +93,7 @@ def suit(model: nn.Module, dtype: str) -> None:
     use_chunks()
     if mx.default_device() == mx.Device(mx.cpu, 0):
         use_products(model)
+        use_few_passes(model)
         if dtype == "float32" and blas_is_missing():
             use_numpy(model)
 

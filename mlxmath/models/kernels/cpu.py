@@ -18,7 +18,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxmath.models.kernels import cpu_long_rows, long_rows
+from mlxmath.models.kernels import cpu_long_rows, short_rows
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.masks import Mask
 from mlxmath.runtime.blas import blas_is_missing, limit_threads, num_usable_cores
@@ -105,31 +105,24 @@ class CpuKernels(Kernels):
     def attention(
         self, q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float, mask: Mask | None
     ) -> tuple[mx.array, mx.array]:
-        """Softmax in place between two matrix products; the rows' log-sums are kept, the probabilities are not."""
+        """The rows' log-sums are kept, the probabilities are not."""
         if _others(q_BHLD, k_BKLD, v_BKLD):
             return _MLX.attention(q_BHLD, k_BKLD, v_BKLD, scale, mask)
         length = q_BHLD.shape[2]
-        if length > long_rows.block():
+        if length > short_rows.LONGEST:
             return self._long_attention(q_BHLD, k_BKLD, v_BKLD, scale, mask)
-        scores = _scores(q_BHLD, k_BKLD, scale)
-        log_sums = np.empty(scores.shape[:-1], np.float32)
-        rows, sums = view(scores).reshape(-1, length, k_BKLD.shape[2]), log_sums.reshape(-1, length)
-        added = _added_mask(mask, length)
+        q, k, v = strided_views(q_BHLD, k_BKLD, v_BKLD)
+        # in the memory order of the layer that comes next
+        out_BLHD = np.empty((len(q), length, q.shape[1], v.shape[-1]), np.float32)
+        log_sums = np.empty(q.shape[:-1], np.float32)
+        added = _added_mask(mask)
 
         def heads(a: int, b: int) -> None:
-            for head in range(a, b):
-                s = rows[head]
-                s += added[head * len(added) // len(rows)]
-                top = s.max(axis=1)
-                s -= top[:, None]
-                np.exp(s, out=s)
-                total = s.sum(axis=1)
-                s *= (1 / total)[:, None]
-                sums[head] = top + np.log(total)
+            out_BHLD = out_BLHD.swapaxes(1, 2)
+            short_rows.attention(q, k, v, scale, added, slice(a, b), out_BHLD, log_sums)
 
-        self._parallel(heads, len(rows), 1)
-        out_BHLD = product(scores, v_BKLD).reshape(*q_BHLD.shape[:-1], v_BKLD.shape[-1])  # values may be less wide
-        return out_BHLD, mx.array(log_sums)
+        self._parallel_products(heads, k.shape[1])
+        return taken(out_BLHD).swapaxes(1, 2), taken(log_sums)
 
     def attention_backward(
         self,
@@ -145,31 +138,19 @@ class CpuKernels(Kernels):
         if _others(q_BHLD, k_BKLD, v_BKLD, d_BHLD):
             return _MLX.attention_backward(q_BHLD, k_BKLD, v_BKLD, scale, mask, output, d_BHLD)
         length = q_BHLD.shape[2]
-        if length > long_rows.block():
+        if length > short_rows.LONGEST:
             return self._long_attention_backward(q_BHLD, k_BKLD, v_BKLD, scale, mask, output, d_BHLD)
-        d_stacked = _stacked(d_BHLD, k_BKLD)
-        probabilities = _scores(q_BHLD, k_BKLD, scale)
-        d_scores = product(d_stacked, v_BKLD.swapaxes(-1, -2))
-        row_sums = (d_BHLD * output[0]).sum(-1)
-        p, d, *of_rows = views(probabilities, d_scores, output[1], row_sums)
-        p_rows, d_rows = (memory.reshape(-1, length, k_BKLD.shape[2]) for memory in (p, d))
-        sums, deltas = (memory.reshape(-1, length, 1) for memory in of_rows)
-        added = _added_mask(mask, length)
+        out_BHLD, log_sums = output
+        q, k, v, out, sums, d = strided_views(q_BHLD, k_BKLD, v_BKLD, out_BHLD, log_sums, d_BHLD)
+        d_q, d_k, d_v = (np.zeros((len(x), x.shape[2], x.shape[1], x.shape[3]), np.float32) for x in (q, k, v))
+        added = _added_mask(mask)
 
         def heads(a: int, b: int) -> None:
-            for head in range(a, b):
-                p, d = p_rows[head], d_rows[head]
-                p += added[head * len(added) // len(p_rows)]
-                p -= sums[head]
-                np.exp(p, out=p)
-                d -= deltas[head]
-                d *= p
-                d *= scale
+            found = (x.swapaxes(1, 2) for x in (d_q, d_k, d_v))
+            short_rows.attention_backward(q, k, v, scale, added, slice(a, b), out, sums, d, *found)
 
-        self._parallel(heads, len(p_rows), 1)
-        d_q = product(d_scores, k_BKLD).reshape(q_BHLD.shape)
-        d_k = product(d_scores.swapaxes(-1, -2), _stacked(q_BHLD, k_BKLD))
-        return d_q, d_k, product(probabilities.swapaxes(-1, -2), d_stacked)
+        self._parallel_products(heads, k.shape[1])
+        return taken(d_q).swapaxes(1, 2), taken(d_k).swapaxes(1, 2), taken(d_v).swapaxes(1, 2)
 
     def _long_attention(
         self, q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float, mask: Mask | None
@@ -182,7 +163,7 @@ class CpuKernels(Kernels):
             cpu_long_rows.attention(q, k, v, scale, known, range(a, b), out, log_sums)
 
         self._parallel_products(heads, len(k) * k.shape[1])
-        return mx.array(out), mx.array(log_sums)
+        return taken(out), taken(log_sums)
 
     def _long_attention_backward(
         self, q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float, mask: Mask | None,
@@ -196,7 +177,7 @@ class CpuKernels(Kernels):
             cpu_long_rows.attention_backward(q, k, v, scale, known, range(a, b), out, log_sums, d, d_q, d_k, d_v)
 
         self._parallel_products(heads, len(k) * k.shape[1])
-        return mx.array(d_q), mx.array(d_k), mx.array(d_v)
+        return taken(d_q), taken(d_k), taken(d_v)
 
     def softmax_gradient(
         self, logits_NV: mx.array, targets_N: mx.array, weights_N: mx.array, soft_cap: float | None
@@ -220,20 +201,10 @@ def _others(*arrays: mx.array) -> bool:
     return any(array.dtype != mx.float32 for array in arrays)
 
 
-def _stacked(x_BHLD: mx.array, k_BKLD: mx.array) -> mx.array:
-    """Query heads that share a key head laid end to end: (B, H, L, D) -> (B, K, H/K · L, D)."""
-    return x_BHLD.reshape(k_BKLD.shape[0], k_BKLD.shape[1], -1, x_BHLD.shape[3])
-
-
-def _scores(q_BHLD: mx.array, k_BKLD: mx.array, scale: float) -> mx.array:
-    """scale · q kᵀ, nobody else's: (B, K, H/K · L, L)."""
-    return product(_stacked(q_BHLD * scale, k_BKLD), k_BKLD.swapaxes(-1, -2))
-
-
-def _added_mask(mask: Mask | None, length: int) -> Floats:
-    """0 where attention is allowed and −∞ where it is not: (M, L, keys), each for as many of the heads in turn."""
+def _added_mask(mask: Mask | None) -> Floats | None:
+    """0 where attention is allowed and −∞ where it is not: (1 or B, L, keys); None for causal attention."""
     if mask is None:
-        return np.triu(np.full((1, length, length), -np.inf, np.float32), 1)
+        return None
     allowed = view(mask.array)
     return np.where(allowed, np.float32(0), np.float32(-np.inf)).reshape(-1, *allowed.shape[-2:])
 
@@ -254,6 +225,11 @@ def strided_views(*arrays: mx.array) -> list[NDArray[Any]]:
     """`views`, but where an array is not in row-major order the view is not either, and nothing is copied."""
     mx.eval(arrays)
     return [np.asarray(array) for array in arrays]
+
+
+def taken(memory: NDArray[Any]) -> mx.array:
+    """An MLX array of row-major memory. (MLX copies flat memory ten times as fast as memory with a shape.)"""
+    return mx.array(memory.reshape(-1)).reshape(memory.shape)
 
 
 def product(a: mx.array, b: mx.array) -> mx.array:
