@@ -90,6 +90,7 @@ class Blockwise:
         self._trained = [Trained.of(block) for block in self._blocks]
         having = (i for i, trained in enumerate(self._trained) if trained.attention or trained.mlp)
         self._first = next(having, len(self._blocks))
+        self.order = self.numbers[self._first :][::-1]  # that of the backward pass
         self._random = any(isinstance(m, nn.Dropout) and m._p_1 < 1 for m in model.modules())
 
     @staticmethod
@@ -102,14 +103,7 @@ class Blockwise:
         if any(not name.startswith(blocks) for name, _ in tree_flatten(model.trainable_parameters())):
             return "more than its blocks is trained"
         found = parts or split(model)
-        if isinstance(found, str):
-            return found
-        return _tried(model, found, kernels or Kernels())[0]
-
-    @property
-    def order(self) -> list[int]:
-        """The blocks' numbers in the order in which the backward pass comes to them."""
-        return self.numbers[self._first :][::-1]
+        return found if isinstance(found, str) else _tried(model, found, kernels or Kernels())[0]
 
     def of(self, model: nn.Module, chosen: Sequence[int]) -> "Blockwise":
         """The same with only these blocks of the model."""
@@ -138,10 +132,7 @@ class Blockwise:
         return self._after(x, rows.tokens_BL), Tape(kept, x, rows)
 
     def backward(self, tape: Tape, d_hidden_BLD: mx.array) -> Gradients:
-        """Gradients of the trainable parameters by their full names, given those of the hidden states.
-
-        Frees the tape as it goes.
-        """
+        """Gradients of what is trained by their full names, given those of the hidden states; frees the tape."""
         return finished(self.backwards(tape, d_hidden_BLD))[1]
 
     def trial(
@@ -186,11 +177,9 @@ class Blockwise:
             entry = tape.blocks.pop()
             if entry.random_state is not None:
                 mx.random.state[0][:] = entry.random_state
-            is_last = number == self._first and not to_input
-            d, found = self._block_backward(number, entry, tape.rows, d, last=is_last)
+            d, found = self._block_backward(number, entry, tape.rows, d, last=number == self._first and not to_input)
             mx.async_eval(d, found)
-            path = f"{self._path}.{self.numbers[number]}"
-            gradients |= {f"{path}.{name}": value for name, value in found.items()}
+            gradients |= {f"{self._path}.{self.numbers[number]}.{name}": value for name, value in found.items()}
         if state_after is not None:
             mx.random.state[0][:] = state_after
         return d, gradients
@@ -206,8 +195,7 @@ class Blockwise:
         if self._whole_mlps[number]:
             return h + segments.whole_mlp(block, h), (a, attended, h, None)
         gate, up = segments.gate_up(block, h)
-        y = h + segments.down(block, h, self._kernels.swiglu(gate, up))
-        return y, (a, attended, h, (gate, up))
+        return h + segments.down(block, h, self._kernels.swiglu(gate, up)), (a, attended, h, (gate, up))
 
     def _block_backward(
         self, number: int, entry: _Kept, rows: Rows, d_y: mx.array, *, last: bool
