@@ -18,10 +18,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
-from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.cache import KVCache
 
 from mlxmath.models.kernels.cpu import CpuKernels
+from mlxmath.models.masks import Mask
 from mlxmath.models.rows_cache import RowKernels, RowsCache
 from mlxmath.models.segments import is_causal, prepare_swiglu, swiglu_by
 from mlxmath.models.shared_prefix import Groups, SharedPrefixes, tried
@@ -75,9 +75,9 @@ class _ReadingCache:
 
     def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """The causal one."""
-        if self.offset or return_array or window_size:
-            return create_causal_mask(length, self.offset, window_size)[None, None]
-        return "causal"
+        if window_size:
+            raise ValueError("a window")
+        return Mask.causal(length, self.offset).array if self.offset or return_array else "causal"
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """All so far."""
@@ -92,7 +92,9 @@ class _ReadingCache:
             raise _AllRead
         keys, values = self.both
         mx.eval(q_BHLD, keys, values)
-        return self._kernels.attention(q_BHLD, keys, values, scale, None if is_causal(mask) else mask)[0]
+        length, num_keys = q_BHLD.shape[2], keys.shape[2]
+        seen = None if is_causal(mask) else Mask.causal(length, num_keys - length)
+        return self._kernels.attention(q_BHLD, keys, values, scale, seen)[0]
 
 
 def read(

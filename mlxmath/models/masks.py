@@ -33,10 +33,11 @@ class Mask:
     last_BL: Numbers
 
     @classmethod
-    def causal(cls, length: int) -> "Mask":
-        """All backwards."""
-        places = np.arange(length, dtype=np.int32)[None]
-        return cls(places, np.zeros_like(places), places)
+    def causal(cls, length: int, num_before: int = 0) -> "Mask":
+        """All backwards; `num_before` keys come before the first query's own."""
+        places = np.arange(num_before + length, dtype=np.int32)[None]
+        last = places[:, num_before:]
+        return cls(places, np.zeros_like(last), last)
 
     @classmethod
     def packed(cls, texts_BL: mx.array) -> "Mask":
