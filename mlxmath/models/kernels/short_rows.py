@@ -14,6 +14,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxmath.models.kernels.long_rows import LOWEST
+
 Floats: TypeAlias = NDArray[np.float32]
 LONGEST = 512
 """Rows for which these are the faster ones; see `cpu_long_rows` for longer ones."""
@@ -46,10 +48,11 @@ def attention(
         for queries, keys in _blocks(q_BHLD.shape[1], q_BHLD.shape[2], k.shape[1], causal=added is None):
             s_KQS = np.matmul(_stacked(q_BHLD[row, of_queries, queries], len(k), scale), k[:, keys].swapaxes(1, 2))
             _mask(s_KQS, queries, None if added is None else added[row % len(added)])
-            top_KQ1 = s_KQS.max(axis=-1, keepdims=True)
+            top_KQ1 = s_KQS.max(axis=-1, keepdims=True, initial=LOWEST)
             s_KQS -= top_KQ1
             np.exp(s_KQS, out=s_KQS)
             total_KQ1 = s_KQS.sum(axis=-1, keepdims=True)
+            total_KQ1[total_KQ1 == 0] = np.inf  # of a query that sees nothing, whose output is 0
             found_KQD = np.matmul(s_KQS, v[:, keys])
             found_KQD /= total_KQ1
             np.log(total_KQ1, out=total_KQ1)
