@@ -1,6 +1,6 @@
 """Does memory grow with the length of a row, or with its square? And is a row of ordinary length as fast as before?
 
-    python benchmarks/bench_long_rows.py [--lengths 4096,8192,16384] [--earlier CHECKOUT] [--layers N]
+    python benchmarks/bench_long_rows.py [--lengths 4096,8192,16384] [--earlier CHECKOUT]
 
 One row a step, rank-8 LoRA on q and v of a small Llama (hidden 512, 8 blocks), every block checkpointed, float32 on the
 CPU: the peak of MLX's allocator above the weights, the process's resident memory, what `mlxmath plan` says of the
@@ -9,7 +9,6 @@ whole peak, and the seconds of a step. With --earlier, a step of --length tokens
 
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ def main() -> None:
     """Run, print tables, write JSON."""
     parser = command_line(__doc__, "long_rows.json", "work", "backend", timeout_s=900)
     parser.add_argument("--lengths", default="4096,8192,16384", help="tokens of a row")
-    parser.add_argument("--layers", type=int, default=SHAPES["small"].layers, help="blocks of the model")
+    parser.add_argument("--shape", default="small", help=f"one of {', '.join(SHAPES)} (default: small)")
     parser.add_argument("--steps", type=int, default=1, help="steps of a run whose memory is measured (default: 1)")
     parser.add_argument("--earlier", type=Path, help="another checkout, to be as fast as at --length")
     parser.add_argument("--length", type=int, default=2048, help="tokens of a row whose speed is compared")
@@ -36,7 +35,7 @@ def main() -> None:
         "--repeat", type=int, default=3, help="runs of each checkout, in turns; the fastest step counts"
     )
     options = parser.parse_args()
-    shape = replace(SHAPES["small"], layers=options.layers)
+    shape = SHAPES[options.shape]
     conditions = Conditions(options.backend, 1, options.timeout)
     record: Result = {
         "question": "peak memory of a training step of one long row, every block checkpointed",

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxmath.models.layouts import SharedPrompts
+from mlxmath.models.masks import Mask
 
 
 class Rows(Protocol):
@@ -75,6 +76,11 @@ class Batch:
     """What the rows go on from, if they are not whole texts."""
     parts: tuple["Batch", ...] = ()
     """With prompts: the same rows in batches of fewer, in order, with the same prompts."""
+
+    @property
+    def mask(self) -> Mask | None:
+        """What the positions of packed rows see; None: all backwards."""
+        return None if self.texts_BL is None else Mask.packed(self.texts_BL)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class PackedCache:
     def __init__(self, mask: Mask, offset: Any = 0) -> None:
         self._mask, self.offset = mask, offset
 
-    def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> mx.array:  # noqa: ARG002
+    def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> mx.array | str:  # noqa: ARG002
         """Backwards within a text, and within the window if there is one."""
         return self._mask.within(window_size).array
 
@@ -62,6 +62,11 @@ class PromptCache(PackedCache):
 
     def __init__(self, length: int) -> None:
         super().__init__(Mask.causal(length))
+
+    def make_mask(self, length: int, return_array: bool = False, window_size: int | None = None) -> mx.array | str:
+        """Backwards, which has a name where there is no window."""
+        is_plain = window_size is None or length <= window_size
+        return "causal" if is_plain and not return_array else super().make_mask(length, return_array, window_size)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """The same, noted."""

@@ -13,7 +13,6 @@ from mlx_lm.models.base import scaled_dot_product_attention
 
 from mlxmath.models import segments
 from mlxmath.models.kernels import long_rows
-from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.masks import Written
 from mlxmath.models.tuning import LENGTH_MULTIPLE, why_not_fused
 
@@ -58,12 +57,12 @@ def _by_blocks(
 
     @mx.custom_function
     def attention(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
-        return long_rows.attention(Kernels(), q, k, v, scale, seen)
+        return long_rows.attention(q, k, v, scale, seen)
 
     @attention.vjp
     def attention_vjp(given: Any, cotangents: Any, outputs: Any) -> tuple[mx.array, ...]:
         q, k, v = given
-        return long_rows.attention_backward(Kernels(), q, k, v, scale, seen, outputs, cotangents[0])
+        return long_rows.attention_backward(q, k, v, scale, seen, outputs, cotangents[0])
 
     output: mx.array = attention(q_BHLD, k_BKLD, v_BKLD)[0]
     return output

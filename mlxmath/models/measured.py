@@ -42,13 +42,13 @@ class Growth:
         return max(0.0, once + tokens / length * (row - once))
 
     def _row(self, length: int) -> float:
-        """Through the three points around a length, or the last three; from the bound on straight ahead."""
+        """Through the three points around a length, or the last three; beyond the bound straight ahead."""
+        if self.lengths[-2] > self.bound and length > self.bound:
+            slope = (self.sizes[-1] - self.sizes[-2]) / (self.lengths[-1] - self.lengths[-2])
+            return self.sizes[-1] + slope * (length - self.lengths[-1])
         last = next((i for i in range(2, len(self.lengths)) if length <= self.lengths[i]), len(self.lengths) - 1)
-        parabola, beyond = self._through(last), max(0.0, length - max(self.bound, self.lengths[-1]))
-        slope = parabola.token
-        if self.lengths[-2] > self.bound:
-            slope = max(0.0, (self.sizes[-1] - self.sizes[-2]) / (self.lengths[-1] - self.lengths[-2]))
-        return parabola.at(length - beyond) + (beyond and beyond * slope)
+        parabola, beyond = self._through(last), max(0.0, length - self.bound)
+        return parabola.at(length - beyond) + parabola.token * beyond
 
     def _through(self, last: int) -> Parabola:
         points = slice(last - 2, last + 1)

@@ -1,16 +1,14 @@
 """How much memory a micro-batch takes, measured on a few blocks of a model whose weights are not there.
 
-The weights are random, and few. The way that training takes computes a few short rows, with
-one block of each kind and then with one more of each. What the allocator held meanwhile tells what a block keeps of a
-row and what it takes while it is at hand; longer rows and all blocks follow from that. The head is no part of it: its
-chunks are known (`mlxmath.models.memory`).
+The weights are random, and few. The way that training takes computes a few short rows, with one block of each kind and
+then with one more of each. What the allocator held meanwhile tells what a block keeps of a row and what it takes while
+it is at hand; longer rows and all blocks follow from that. The head's chunks are known (`mlxmath.models.memory`).
 
 Shapes: B rows, L positions, D hidden width, N target positions.
 """
 
 import gc
 import json
-import math
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
@@ -45,12 +43,10 @@ _KEPT_BYTES = 32 << 20
 _UNIT = {"cpu": 16, "metal": 16, "cuda": 128}
 """Lengths are multiples of this, as in training."""
 _SHORTEST = 32
-"""The shortest of four lengths, if the bounds allow it; each other one is twice as long as the one before. Twice that,
-block by block, where what is at hand counts."""
+"""The shortest of four lengths, each twice the one before, if the bounds allow it."""
 _LONGEST, _COUNTS, _SHARE = 1024, 0.05, 1 / 8
 """To this length it is seen whether what is kept goes on growing with the pairs of tokens (it does not in chunks), if
-the bytes for the pairs are more than so much of those for the tokens, and fit into this share of the machine's memory.
-"""
+they take more than so much of what the tokens take, and fit into this share of the machine's memory."""
 _REPEATS = 2
 """Where one array is freed while the next is asked for, block by block, the peak is not always the same."""
 _ACTIVE_EXPERTS = 8
@@ -62,8 +58,8 @@ KNOWN: dict[tuple[Any, ...], Counted] = {}
 def measured(model_config: Mapping[str, Any], config: RunConfig, device: DeviceInfo) -> Counted:
     """Count a model's weights and what trains of them, and measure what a micro-batch takes.
 
-    `model_config` is config.json. MLX's default device must be of the device's backend. In what is returned, `measured`
-    is the reason where the model cannot be tried.
+    `model_config` is config.json. MLX's default device must be of the device's backend. If it cannot be tried,
+    `measured` of what is returned says why.
 
     Raises:
         InputError: a target matches nothing, or what is asked for cannot be trained.
@@ -185,20 +181,16 @@ class _Trial:
         found = [[self._kept(*way, length, whole=way is ways[0]) for way in ways] for length in lengths]
         kept = [sum(each for each, _ in of_length) for of_length in found]
         working = [max(each for _, each in of_length) for of_length in found]
-        more = self._beyond_blocks(ways[0][0], lengths[-1])
-        working += [max(self._pass(each, list(self._few.values()), length)[1] for each, _ in ways) for length in more]
-        bound = BLOCK if ways[0][0].takes_parts else math.inf  # block by block, attention is, too
+        by_block = ways[0][0].takes_parts
+        bound = BLOCK if by_block else float("inf")  # attention goes by blocks, too
+        some = sorted({*self._few.values(), self._numbers[-1]})  # one that passes a gradient on to another
+        more = [2 * BLOCK, 4 * BLOCK] if by_block and 36 * BLOCK * self._parameters * len(some) < _FLOPS else []
+        working += [max(self._pass(each, some, length)[1] for each, _ in ways) for length in more]
         of_working = Growth((*lengths[1:], *more), tuple(working[1:]), bound)  # the shortest ones tell least
         while self._may_differ(Parabola.through(lengths[-3:], kept[-3:]), 2 * lengths[-1]):
             lengths.append(2 * lengths[-1])
             kept.append(sum(self._kept(*way, lengths[-1], whole=way is ways[0], alone=True)[0] for way in ways))
         return self._result(ways[0][0], Growth(tuple(lengths), tuple(kept)), of_working)
-
-    def _beyond_blocks(self, gradients: _Gradients, longest: int) -> list[int]:
-        """Two lengths at which attention goes by blocks, if it will and they are affordable."""
-        lengths = [2 * BLOCK, 4 * BLOCK]
-        flops = 6 * sum(lengths) * self._parameters * len(self._few)
-        return lengths if gradients.takes_parts and flops < _FLOPS and longest < lengths[0] else []
 
     def _may_differ(self, kept: Parabola, length: int) -> bool:
         """Whether pairs of tokens count, so that it is seen from longer rows alone if there are chunks, and may be."""
@@ -235,8 +227,7 @@ class _Trial:
         flops = 6 * self._parameters * (_REPEATS * len(self._few) + len(self._few) ** 2)
         kept, _ = self._pass(gradients, list(self._few.values()), self._unit)
         most = min(_FLOPS / (15 * flops + 1), _KEPT_BYTES / (8 * kept / self._unit + 1))
-        wanted = _SHORTEST * (2 if gradients.takes_parts else 1)
-        return self._unit * max(1, min(int(most), max(wanted, self._unit)) // self._unit)
+        return self._unit * max(1, min(int(most), max(_SHORTEST, self._unit)) // self._unit)
 
     @property
     def _parameters(self) -> float:
@@ -256,8 +247,7 @@ class _Trial:
 
         `alone`: without the backward pass, where that can be.
         """
-        self._objective.leaves = alone and not self._kernels.compiles
-        few = self._few
+        self._objective.leaves, few = alone and not self._kernels.compiles, self._few
         repeats = _REPEATS if gradients.takes_parts and length > self._unit else 1
         base, working = self._pass(gradients, list(few.values()), length, repeats)
         total = base if whole else 0.0

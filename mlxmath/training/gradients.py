@@ -118,7 +118,7 @@ class BlockwiseGradients:
 
     def loss(self, batch: Batch) -> mx.array:
         """See `Gradients`."""
-        rows: Rows = Rows(batch.inputs_BL, _mask(batch))
+        rows: Rows = Rows(batch.inputs_BL, batch.mask)
         if batch.prompts is not None:
             self._blocks.forward(computed := PromptRows(batch.prompts), keep=False)
             rows = ContinuedRows(batch.inputs_BL, batch.prompts, computed)
@@ -128,7 +128,7 @@ class BlockwiseGradients:
     def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, Tree]:
         """See `Gradients`. Rows that go on from prompts are computed part after part."""
         if batch.prompts is None:
-            total, found = self._of_rows(batch, Rows(batch.inputs_BL, _mask(batch)))
+            total, found = self._of_rows(batch, Rows(batch.inputs_BL, batch.mask))
             return total, tree_unflatten(list(found.items()))
         prompts = PromptRows(batch.prompts)
         hidden_GPD, tape = self._blocks.forward(prompts)
@@ -238,13 +238,9 @@ class AutodiffGradients:
         shared = None if prompts is None else SharedPrompts(*prompts)
         named = self._extra(**extra) if extra else None
         batch = Batch(inputs_BL, positions_N, targets_N, weights_N, (), 0, 0, named, texts_BL, shared)
-        outputs_BLX = self._outputs(inputs_BL, _mask(batch), shared)
+        outputs_BLX = self._outputs(inputs_BL, batch.mask, shared)
         outputs_NX = outputs_BLX.reshape(-1, outputs_BLX.shape[-1])[positions_N]
         return self._loss(outputs_NX, batch, self._head)
-
-
-def _mask(batch: Batch) -> Mask | None:
-    return None if batch.texts_BL is None else Mask.packed(batch.texts_BL)
 
 
 def _arrays(batch: Batch) -> tuple[Any, ...]:
@@ -264,8 +260,7 @@ def checkpoint_blocks(model: nn.Module, every: int) -> None:
     """Recompute every n-th block in the backward pass. Wraps these instances only, and each only once.
 
     Not where a block is given an object in which blocks leave arrays for later ones (Kimi K3's residuals, the keys and
-    values that AFM 7 uses again): `mx.checkpoint` sees no gradient in it. The random state goes into a block and comes
-    out of it, so that what is drawn again is the same.
+    values that AFM 7 uses again): `mx.checkpoint` sees no gradient in it. The random state goes in and out.
     """
     for block in model.layers[::every]:
         if type(block).__name__.startswith("Checkpointed"):

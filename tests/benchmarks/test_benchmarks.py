@@ -117,6 +117,19 @@ def test_memory_benchmark(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_long_rows_benchmark(tmp_path: Path) -> None:
+    out = tmp_path / "long_rows.json"
+    run("bench_long_rows.py", "--shape", "tiny", "--lengths", "512,1024", "--earlier", REPOSITORY, "--repeat", "1",
+        "--length", "64", "--work", tmp_path / "work", "--out", out)  # fmt: skip
+    record = json.loads(out.read_text())
+    assert [point["length"] for point in record["by_length"]] == [512, 1024]
+    assert all(point["above_weights_bytes"] > 0 and point["step_s"] > 0 for point in record["by_length"])
+    assert {(point["build"], point["grad_checkpoint"]) for point in record["speed"]} == {
+        ("this build", 0), ("this build", 1), ("earlier", 0), ("earlier", 1),
+    }  # fmt: skip
+
+
+@pytest.mark.slow
 def test_grpo_benchmark(tmp_path: Path) -> None:
     out = tmp_path / "grpo.json"
     run("bench_grpo.py", "--shape", "tiny", "--prompts", "2", "--tokens", "8", "--data", DEMO_ROWS,

@@ -38,10 +38,10 @@ def untried(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     footprint.KNOWN.clear()
 
 
-def model(folder: Path) -> str:
+def model(folder: Path, **changes: Any) -> str:
     """A folder with nothing but a config.json."""
     (folder / "small").mkdir()
-    (folder / "small" / "config.json").write_text(json.dumps(SMALL))
+    (folder / "small" / "config.json").write_text(json.dumps(SMALL | changes))
     return "small"
 
 
@@ -53,7 +53,7 @@ def plan_of(objective: Objective, device: str = "cpu", memory: float = 500e9, **
 
 
 def test_it_needs_only_the_configuration_and_says_what_would_fit(tmp_path: Path) -> None:
-    name = model(tmp_path)
+    name = model(tmp_path, num_hidden_layers=24)
     fits = succeed(tmp_path, "plan", "--model", name, "--memory", "128GB", "--quantize", "4")
     assert "fits" in fits.stdout and "weights" in fits.stdout
     assert re.search(r"about [\d,]+ tokens/s on this cpu", fits.stdout)

@@ -12,7 +12,6 @@ import pytest
 from mlxmath.config.schema import TrainingConfig
 from mlxmath.data.batch import Shape, make_batch, make_packed
 from mlxmath.data.batching import BatchSampler, StepBatch
-from mlxmath.models.masks import Mask
 from tests.conftest import FakeRows
 
 CONFIG = TrainingConfig(batch_size=2, grad_accumulation_steps=4, num_epochs=2, seed=3)
@@ -46,7 +45,7 @@ def test_a_packed_batch_by_hand() -> None:
     assert batch.positions_N.tolist() == [1, 2, 3]
     assert batch.targets_N.tolist() == [7, 8, 3]
     assert batch.texts_BL is not None and batch.texts_BL.tolist() == [[0, 0, 0, 1, 2, 2]]
-    assert Mask.packed(batch.texts_BL).array[0, 0].astype(mx.int32).tolist() == [
+    assert batch.mask is not None and batch.mask.array[0, 0].astype(mx.int32).tolist() == [
         [1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0],
         [0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 1, 1],
     ]  # fmt: skip

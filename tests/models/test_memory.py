@@ -47,6 +47,18 @@ def test_rows_take_what_one_does_and_chunks_end_the_pairs() -> None:
         assert chunked.at(2 * length, length) == pytest.approx(expected)
 
 
+def test_attention_by_blocks_ends_the_pairs_too() -> None:
+    def row(length: int) -> float:
+        return 3 * length + 2 * length**2 if length <= 64 else 5000 + 4 * length
+
+    for lengths in ((16, 32, 64), (16, 32, 64, 128, 256)):
+        found = Growth(lengths, tuple(map(row, lengths)), bound=64)
+        assert found.at(40, 40) == pytest.approx(row(40)) and found.at(64, 64) == pytest.approx(row(64))
+        seen = len(lengths) > 3
+        for length in (100, 1000):
+            assert found.at(length, length) == pytest.approx(row(length) if seen else row(64) + 3 * (length - 64))
+
+
 def test_a_step_by_hand() -> None:
     batching, config = Batching(2, 512), config_of(training__batch_size=8, training__grad_accumulation_steps=1)
     plan = plan_memory(COUNTED, config, itemsize=4, batching=batching, longest=256)

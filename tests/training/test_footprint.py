@@ -38,6 +38,8 @@ SETTINGS: dict[str, tuple[int, int, dict[str, Any]]] = {
     "checkpointing": (192, 1, {"training.grad_checkpoint": 1}),
     "checkpointing some": (192, 1, {"training.grad_checkpoint": 2}),
     "4 bits": (192, 1, {"model.quantize": 4}),
+    "many blocks": (1536, 1, {}),
+    "many blocks, checkpointing": (1536, 1, {"training.grad_checkpoint": 1}),
     "longer than a chunk": (640, 1, {}),
 }
 """Tokens of a row, rows, settings."""

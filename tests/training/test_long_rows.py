@@ -1,5 +1,6 @@
 """Rows longer than a block against the same rows with attention in one piece, by every way to gradients."""
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -8,7 +9,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxmath.data.batch import Batch, Shape, make_batch, make_packed
-from mlxmath.models.kernels import long_rows
+from mlxmath.models.kernels import cpu_long_rows, long_rows
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.layouts import SharedPrompts
@@ -64,8 +65,13 @@ def test_the_gradient_is_the_same(way: str, kind: str, monkeypatch: pytest.Monke
     settings, kernels, asked = WAYS[way]
     if kind == "continued" and way == "compiled, checkpointed":
         pytest.skip("such rows cannot share prompts")
-    original, calls = long_rows.attention_backward, []
-    monkeypatch.setattr(long_rows, "attention_backward", lambda *args: calls.append(long_rows.BLOCK) or original(*args))
+    calls: list[int] = []
+
+    def counted(original: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: calls.append(long_rows.BLOCK) or original(*args)
+
+    for home in (long_rows, cpu_long_rows):
+        monkeypatch.setattr(home, "attention_backward", counted(home.attention_backward))
 
     def found(block: int) -> tuple[float, dict[str, np.ndarray], Any]:
         monkeypatch.setattr(long_rows, "BLOCK", block)

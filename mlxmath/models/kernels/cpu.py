@@ -18,9 +18,9 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxmath.models.kernels import long_rows, short_rows
+from mlxmath.models.kernels import cpu_long_rows, long_rows, short_rows
 from mlxmath.models.kernels.portable import Kernels
-from mlxmath.models.masks import Mask, Seen
+from mlxmath.models.masks import Mask
 from mlxmath.runtime.blas import blas_is_missing, limit_threads, num_usable_cores
 
 _BLOCK = 1 << 15
@@ -110,7 +110,7 @@ class CpuKernels(Kernels):
             return _MLX.attention(q_BHLD, k_BKLD, v_BKLD, scale, mask)
         length = q_BHLD.shape[2]
         if length > long_rows.block():
-            return long_rows.attention(self, q_BHLD, k_BKLD, v_BKLD, scale, mask.known() if mask else None)
+            return self._long_attention(q_BHLD, k_BKLD, v_BKLD, scale, mask)
         q, k, v = strided_views(q_BHLD, k_BKLD, v_BKLD)
         # in the memory order of the layer that comes next
         out_BLHD = np.empty((len(q), length, q.shape[1], v.shape[-1]), np.float32)
@@ -139,8 +139,7 @@ class CpuKernels(Kernels):
             return _MLX.attention_backward(q_BHLD, k_BKLD, v_BKLD, scale, mask, output, d_BHLD)
         length = q_BHLD.shape[2]
         if length > long_rows.block():
-            known = mask.known() if mask else None
-            return long_rows.attention_backward(self, q_BHLD, k_BKLD, v_BKLD, scale, known, output, d_BHLD)
+            return self._long_attention_backward(q_BHLD, k_BKLD, v_BKLD, scale, mask, output, d_BHLD)
         out_BHLD, log_sums = output
         q, k, v, out, sums, d = strided_views(q_BHLD, k_BKLD, v_BKLD, out_BHLD, log_sums, d_BHLD)
         d_q, d_k, d_v = (np.zeros((len(x), x.shape[2], x.shape[1], x.shape[3]), np.float32) for x in (q, k, v))
@@ -153,57 +152,32 @@ class CpuKernels(Kernels):
         self._parallel_products(heads, k.shape[1])
         return taken(d_q).swapaxes(1, 2), taken(d_k).swapaxes(1, 2), taken(d_v).swapaxes(1, 2)
 
-    def product(self, a: mx.array, b: mx.array) -> mx.array:
-        """See `product` below."""
-        return product(a, b)
-
-    def fold(
-        self, scores_BHLC: mx.array, seen: Seen | None, top_BHL1: mx.array, total_BHL1: mx.array
-    ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-        """See `long_rows.Arithmetic`; in the memory of the scores."""
-        if _others(scores_BHLC):
-            return _MLX.fold(scores_BHLC, seen, top_BHL1, total_BHL1)
-        rows, tops, totals = (_by_head(memory) for memory in views(scores_BHLC, top_BHL1, total_BHL1))
-        top, total, shrink = (np.empty_like(tops) for _ in range(3))
-        added = None if seen is None else _added(seen)
-
-        def heads(a: int, b: int) -> None:
-            for head in range(a, b):
-                s = rows[head]
-                if added is not None:
-                    s += added[head * len(added) // len(rows)]
-                np.maximum(tops[head], s.max(axis=1, keepdims=True), out=top[head])
-                np.exp(tops[head] - top[head], out=shrink[head])
-                s -= top[head]
-                np.exp(s, out=s)
-                total[head] = totals[head] * shrink[head] + s.sum(axis=1, keepdims=True)
-
-        self._parallel(heads, len(rows), 1)
-        new = (mx.array(memory).reshape(top_BHL1.shape) for memory in (top, total, shrink))
-        return scores_BHLC, *new
-
-    def fold_backward(
-        self, scores_BHLC: mx.array, seen: Seen | None, log_sums_BHL1: mx.array, d_BHLC: mx.array, deltas_BHL1: mx.array
+    def _long_attention(
+        self, q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float, mask: Mask | None
     ) -> tuple[mx.array, mx.array]:
-        """See `long_rows.Arithmetic`; in the memory of the scores and of `d_BHLC`."""
-        if _others(scores_BHLC, d_BHLC):
-            return _MLX.fold_backward(scores_BHLC, seen, log_sums_BHL1, d_BHLC, deltas_BHL1)
-        arrays = scores_BHLC, d_BHLC, log_sums_BHL1, deltas_BHL1
-        p_rows, d_rows, sums, deltas = (_by_head(memory) for memory in views(*arrays))
-        added = None if seen is None else _added(seen)
+        known = mask.known() if mask else Mask.causal(q_BHLD.shape[2])
+        q, k, v = strided_views(q_BHLD, k_BKLD, v_BKLD)
+        out, log_sums = np.empty((*q.shape[:3], v.shape[3]), np.float32), np.empty(q.shape[:3], np.float32)
 
         def heads(a: int, b: int) -> None:
-            for head in range(a, b):
-                p, d = p_rows[head], d_rows[head]
-                if added is not None:
-                    p += added[head * len(added) // len(p_rows)]
-                p -= sums[head]
-                np.exp(p, out=p)
-                d -= deltas[head]
-                d *= p
+            cpu_long_rows.attention(q, k, v, scale, known, range(a, b), out, log_sums)
 
-        self._parallel(heads, len(p_rows), 1)
-        return scores_BHLC, d_BHLC
+        self._parallel_products(heads, len(k) * k.shape[1])
+        return taken(out), taken(log_sums)
+
+    def _long_attention_backward(
+        self, q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float, mask: Mask | None,
+        output: tuple[mx.array, mx.array], d_BHLD: mx.array,
+    ) -> tuple[mx.array, mx.array, mx.array]:  # fmt: skip
+        known = mask.known() if mask else Mask.causal(q_BHLD.shape[2])
+        q, k, v, out, log_sums, d = strided_views(q_BHLD, k_BKLD, v_BKLD, *output, d_BHLD)
+        d_q, d_k, d_v = (np.zeros(x.shape, np.float32) for x in (q, k, v))
+
+        def heads(a: int, b: int) -> None:
+            cpu_long_rows.attention_backward(q, k, v, scale, known, range(a, b), out, log_sums, d, d_q, d_k, d_v)
+
+        self._parallel_products(heads, len(k) * k.shape[1])
+        return taken(d_q), taken(d_k), taken(d_v)
 
     def softmax_gradient(
         self, logits_NV: mx.array, targets_N: mx.array, weights_N: mx.array, soft_cap: float | None
@@ -229,17 +203,10 @@ def _others(*arrays: mx.array) -> bool:
 
 def _added_mask(mask: Mask | None) -> Floats | None:
     """0 where attention is allowed and −∞ where it is not: (1 or B, L, keys); None for causal attention."""
-    return None if mask is None else _added(view(mask.array))
-
-
-def _added(seen: Seen) -> Floats:
-    """The same of an array that is True where attention is allowed."""
-    return _by_head(np.where(np.asarray(seen), np.float32(0), np.float32(-np.inf)))
-
-
-def _by_head(memory: NDArray[Any]) -> NDArray[Any]:
-    """(B, H, L, X) -> (B · H, L, X)."""
-    return memory.reshape(-1, *memory.shape[-2:])
+    if mask is None:
+        return None
+    allowed = view(mask.array)
+    return np.where(allowed, np.float32(0), np.float32(-np.inf)).reshape(-1, *allowed.shape[-2:])
 
 
 def view(array: mx.array) -> NDArray[Any]:

@@ -9,13 +9,12 @@ block.
 """
 
 from collections.abc import Iterator
-from typing import Protocol
 
 import mlx.core as mx
 
 from mlxmath.models.masks import Mask, Seen, Written
 
-BLOCK = 512
+BLOCK = 256
 """Queries, and keys, of a block on a CPU, in whose cache a head's scores stay."""
 GPU_BLOCK = 2048
 """The same on a GPU, where many operations in one graph are what counts."""
@@ -28,25 +27,8 @@ def block() -> int:
     return BLOCK if mx.default_device().type == mx.cpu else GPU_BLOCK
 
 
-class Arithmetic(Protocol):
-    """What differs from device to device."""
-
-    def product(self, a: mx.array, b: mx.array) -> mx.array:
-        """The matrix product a b."""
-
-    def fold(
-        self, scores_BHLC: mx.array, seen: Seen | None, top_BHL1: mx.array, total_BHL1: mx.array
-    ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-        """Carry a softmax on: exp(scores − new top), the new top and total, and exp(top − new top)."""
-
-    def fold_backward(
-        self, scores_BHLC: mx.array, seen: Seen | None, log_sums_BHL1: mx.array, d_BHLC: mx.array, deltas_BHL1: mx.array
-    ) -> tuple[mx.array, mx.array]:
-        """The probabilities P = exp(scores − log-sums), and P ∘ (d − deltas)."""
-
-
 def attention(
-    of: Arithmetic, q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float, mask: Mask | Written | None
+    q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float, mask: Mask | Written | None
 ) -> tuple[mx.array, mx.array]:
     """softmax(scale · q kᵀ) v (causal if the mask is None), and the queries' log-sums (B, H, L, 1) in float32.
 
@@ -56,15 +38,15 @@ def attention(
     log_sums: list[mx.array] = []
     num_rows, num_heads, length, _ = q_BHLD.shape
     mask = mask or Mask.causal(length)
-    for queries in _blocks(length):
+    for queries in blocks(length, block()):
         q = _stacked(q_BHLD[:, :, queries] * scale, k_BKLD)
         top = mx.full((num_rows, num_heads, queries.stop - queries.start, 1), LOWEST)
         total, output = mx.zeros_like(top), mx.zeros((*top.shape[:-1], v_BKLD.shape[-1]))
         for keys, seen in mask.seen_by(queries, block()):
             (q,) = mx.depends([q], [output, *outputs[-1:]])  # one block after the other, not all at once
-            scores = of.product(q, k_BKLD[:, :, keys].swapaxes(-1, -2)).reshape(*top.shape[:-1], -1)
-            weights, top, total, shrink = of.fold(scores, seen, top, total)
-            found = of.product(_stacked(weights.astype(v_BKLD.dtype), k_BKLD), v_BKLD[:, :, keys])
+            scores = (q @ k_BKLD[:, :, keys].swapaxes(-1, -2)).reshape(*top.shape[:-1], -1)
+            weights, top, total, shrink = _fold(scores, seen, top, total)
+            found = _stacked(weights.astype(v_BKLD.dtype), k_BKLD) @ v_BKLD[:, :, keys]
             output = output * shrink + found.reshape(output.shape)
         outputs.append((output / mx.where(total > 0, total, 1)).astype(v_BKLD.dtype))
         log_sums.append(mx.where(total > 0, top + mx.log(total), mx.inf))
@@ -72,7 +54,6 @@ def attention(
 
 
 def attention_backward(
-    of: Arithmetic,
     q_BHLD: mx.array,
     k_BKLD: mx.array,
     v_BKLD: mx.array,
@@ -84,9 +65,9 @@ def attention_backward(
     """The gradients of q, k and v, given `attention`'s result and the gradient of its first part."""
     mask = mask or Mask.causal(q_BHLD.shape[2])
     deltas_BHL1 = (d_BHLD * output[0]).astype(mx.float32).sum(-1, keepdims=True)
-    d_ks, d_vs = ([mx.zeros(x[:, :, keys].shape) for keys in _blocks(x.shape[2])] for x in (k_BKLD, v_BKLD))
+    d_ks, d_vs = ([mx.zeros(x[:, :, keys].shape) for keys in blocks(x.shape[2], block())] for x in (k_BKLD, v_BKLD))
     d_qs: list[mx.array] = []
-    for queries in _blocks(q_BHLD.shape[2]):
+    for queries in blocks(q_BHLD.shape[2], block()):
         q, d = (_stacked(x[:, :, queries], k_BKLD) for x in (q_BHLD * scale, d_BHLD))
         log_sums, deltas = output[1][:, :, queries], deltas_BHL1[:, :, queries]
         d_q = mx.zeros(q.shape)
@@ -94,14 +75,12 @@ def attention_backward(
         for keys, seen in mask.seen_by(queries, block()):
             q, d = mx.depends([q, d], last)
             k, v, number = k_BKLD[:, :, keys], v_BKLD[:, :, keys], keys.start // block()
-            scores, d_p = (
-                of.product(a, b.swapaxes(-1, -2)).reshape(*log_sums.shape[:-1], -1) for a, b in ((q, k), (d, v))
-            )
-            found = of.fold_backward(scores, seen, log_sums, d_p, deltas)
+            scores, d_p = ((a @ b.swapaxes(-1, -2)).reshape(*log_sums.shape[:-1], -1) for a, b in ((q, k), (d, v)))
+            found = _fold_backward(scores, seen, log_sums, d_p, deltas)
             p, d_s = (_stacked(x.astype(k.dtype), k) for x in found)
-            d_q = d_q + of.product(d_s, k)
-            d_ks[number] = d_ks[number] + of.product(d_s.swapaxes(-1, -2), q)
-            d_vs[number] = d_vs[number] + of.product(p.swapaxes(-1, -2), d)
+            d_q = d_q + d_s @ k
+            d_ks[number] = d_ks[number] + d_s.swapaxes(-1, -2) @ q
+            d_vs[number] = d_vs[number] + p.swapaxes(-1, -2) @ d
             last = [d_q, d_ks[number], d_vs[number]]
         d_qs.append((d_q * scale).reshape(*log_sums.shape[:-1], -1))
     d_q_BHLD, d_k_BKLD, d_v_BKLD = (
@@ -110,10 +89,36 @@ def attention_backward(
     return d_q_BHLD, d_k_BKLD, d_v_BKLD
 
 
-def _blocks(length: int) -> Iterator[slice]:
-    return (slice(start, min(start + block(), length)) for start in range(0, length, block()))
+def blocks(length: int, size: int) -> Iterator[slice]:
+    """Of a length, but for the last of one size."""
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
 def _stacked(x_BHLD: mx.array, k_BKLD: mx.array) -> mx.array:
     """Query heads that share a key head laid end to end: (B, H, L, D) -> (B, K, H/K · L, D)."""
     return x_BHLD.reshape(*k_BKLD.shape[:2], -1, x_BHLD.shape[3])
+
+
+def _fold(
+    scores_BHLC: mx.array, seen: Seen | None, top_BHL1: mx.array, total_BHL1: mx.array
+) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    """Carry a softmax on: exp(scores − new top), the new top and total, and exp(top − new top)."""
+    scores_BHLC = _hidden(scores_BHLC, seen)
+    new_top_BHL1 = mx.maximum(top_BHL1, scores_BHLC.max(axis=-1, keepdims=True))
+    weights_BHLC, shrink_BHL1 = mx.exp(scores_BHLC - new_top_BHL1), mx.exp(top_BHL1 - new_top_BHL1)
+    new_total_BHL1 = total_BHL1 * shrink_BHL1 + weights_BHLC.sum(axis=-1, keepdims=True)
+    return weights_BHLC, new_top_BHL1, new_total_BHL1, shrink_BHL1
+
+
+def _fold_backward(
+    scores_BHLC: mx.array, seen: Seen | None, log_sums_BHL1: mx.array, d_BHLC: mx.array, deltas_BHL1: mx.array
+) -> tuple[mx.array, mx.array]:
+    """The probabilities P = exp(scores − log-sums), and P ∘ (d − deltas)."""
+    p_BHLC = mx.exp(_hidden(scores_BHLC, seen) - log_sums_BHL1)
+    return p_BHLC, p_BHLC * (d_BHLC - deltas_BHL1)
+
+
+def _hidden(scores_BHLC: mx.array, seen: Seen | None) -> mx.array:
+    """The scores in float32, −∞ where a query does not see a key."""
+    scores_BHLC = scores_BHLC.astype(mx.float32)
+    return scores_BHLC if seen is None else mx.where(mx.array(seen), scores_BHLC, -mx.inf)

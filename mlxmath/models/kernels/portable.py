@@ -7,7 +7,7 @@ width, N tokens, V vocabulary.
 import mlx.core as mx
 
 from mlxmath.models.kernels import long_rows
-from mlxmath.models.masks import Mask, Seen
+from mlxmath.models.masks import Mask
 
 
 class Kernels:
@@ -37,7 +37,7 @@ class Kernels:
             The result (B, H, L, D), and what the backward pass needs besides the arguments.
         """
         if q_BHLD.shape[2] > long_rows.block():
-            return long_rows.attention(self, q_BHLD, k_BKLD, v_BKLD, scale, mask)
+            return long_rows.attention(q_BHLD, k_BKLD, v_BKLD, scale, mask)
         out_BHLD = mx.fast.scaled_dot_product_attention(
             q_BHLD, k_BKLD, v_BKLD, scale=scale, mask="causal" if mask is None else mask.array
         )
@@ -55,32 +55,11 @@ class Kernels:
     ) -> tuple[mx.array, mx.array, mx.array]:
         """The gradients of q, k and v (Dao et al. 2022, arXiv:2205.14135, appendix B): here by autodiff."""
         if q_BHLD.shape[2] > long_rows.block():
-            return long_rows.attention_backward(self, q_BHLD, k_BKLD, v_BKLD, scale, mask, output, d_BHLD)
+            return long_rows.attention_backward(q_BHLD, k_BKLD, v_BKLD, scale, mask, output, d_BHLD)
         d_q, d_k, d_v = mx.vjp(
             lambda q, k, v: self.attention(q, k, v, scale, mask)[0], [q_BHLD, k_BKLD, v_BKLD], [d_BHLD]
         )[1]
         return d_q, d_k, d_v
-
-    def product(self, a: mx.array, b: mx.array) -> mx.array:
-        """The matrix product a b."""
-        return a @ b
-
-    def fold(
-        self, scores_BHLC: mx.array, seen: Seen | None, top_BHL1: mx.array, total_BHL1: mx.array
-    ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-        """See `long_rows.Arithmetic`."""
-        scores_BHLC = _hidden(scores_BHLC, seen)
-        new_top_BHL1 = mx.maximum(top_BHL1, scores_BHLC.max(axis=-1, keepdims=True))
-        weights_BHLC, shrink_BHL1 = mx.exp(scores_BHLC - new_top_BHL1), mx.exp(top_BHL1 - new_top_BHL1)
-        new_total_BHL1 = total_BHL1 * shrink_BHL1 + weights_BHLC.sum(axis=-1, keepdims=True)
-        return weights_BHLC, new_top_BHL1, new_total_BHL1, shrink_BHL1
-
-    def fold_backward(
-        self, scores_BHLC: mx.array, seen: Seen | None, log_sums_BHL1: mx.array, d_BHLC: mx.array, deltas_BHL1: mx.array
-    ) -> tuple[mx.array, mx.array]:
-        """See `long_rows.Arithmetic`."""
-        p_BHLC = mx.exp(_hidden(scores_BHLC, seen) - log_sums_BHL1)
-        return p_BHLC, p_BHLC * (d_BHLC - deltas_BHL1)
 
     def softmax_gradient(
         self, logits_NV: mx.array, targets_N: mx.array, weights_N: mx.array, soft_cap: float | None
@@ -109,9 +88,3 @@ class Kernels:
         if soft_cap is not None:
             gradient_NV = gradient_NV * (1 - mx.square(logits_NV / soft_cap))
         return losses_N, gradient_NV
-
-
-def _hidden(scores_BHLC: mx.array, seen: Seen | None) -> mx.array:
-    """The scores in float32, −∞ where a query does not see a key."""
-    scores_BHLC = scores_BHLC.astype(mx.float32)
-    return scores_BHLC if seen is None else mx.where(mx.array(seen), scores_BHLC, -mx.inf)
