@@ -15,7 +15,7 @@ else
 endif
 EXTRAS ?= $(if $(MLX),$(MLX)$(comma))dev
 
-.PHONY: demo test test-all lint backends libraries package clean
+.PHONY: demo test test-all lint backends package clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m mlxmath.demo
@@ -38,11 +38,6 @@ lint: $(VENV)/ready
 backends: $(VENV)/ready
 	$(BIN)/python -c 'import sys; from mlxmath.runtime.device import BACKENDS; sys.exit(BACKENDS["$(BACKEND)"]().unavailable())'
 	$(BIN)/python -m pytest tests/runtime/test_device.py tests/models/test_kernels.py
-
-# a fast BLAS, without which products on a CPU take 50 times as long (Debian, Ubuntu)
-libraries:
-	sudo apt-get update -qq
-	sudo apt-get install -y -qq --no-install-recommends libopenblas0-pthread
 
 # sdist and wheel into dist/, and the wheel tried without this clone; EMPTY=1: with dependencies installed anew, too
 package: $(VENV)/ready
