@@ -15,9 +15,9 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_lm.utils import MODEL_REMAPPING
 
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.models.few_passes import use_few_passes
 from mlxmath.models.gated_delta import use_chunks
 from mlxmath.models.linear import use_numpy, use_products
+from mlxmath.models.norm import use_products_for_norms
 from mlxmath.runtime.blas import blas_is_missing
 from mlxmath.runtime.files import read_json
 from mlxmath.weights.architecture import probe
@@ -93,7 +93,7 @@ def suit(model: nn.Module, dtype: str) -> None:
     use_chunks()
     if mx.default_device() == mx.Device(mx.cpu, 0):
         use_products(model)
-        use_few_passes(model)
+        use_products_for_norms(model)
         if dtype == "float32" and blas_is_missing():
             use_numpy(model)
 
