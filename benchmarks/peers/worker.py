@@ -9,7 +9,6 @@ epoch), `targets_per_epoch` (as the trainer itself counts them), memory, version
 peer cannot run here.
 """
 
-import ctypes
 import json
 import sys
 import time
@@ -34,20 +33,10 @@ def main(run: Callable[[Job], Result], packages: tuple[str, ...]) -> None:
         result = run(job)
     except ImportError as error:
         result = {"skipped": f"{type(error).__name__}: {error}"}
-    result["blas"] = blas and _describe(blas)
+    result["blas"] = blas and str(blas)
     result["versions"] = {package: _version(package) for package in packages}
     result["own_peak_rss_bytes"] = proc_bytes("VmHWM")
     Path(sys.argv[2]).write_text(json.dumps(result))
-
-
-def _describe(blas: str) -> str:
-    """The library and, for OpenBLAS, the processor whose kernels it chose."""
-    try:
-        corename = ctypes.CDLL(blas).openblas_get_corename
-    except (OSError, AttributeError):
-        return blas
-    corename.restype = ctypes.c_char_p
-    return f"{blas} ({corename().decode()})"
 
 
 def _version(package: str) -> str | None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mlxmath.models.kernels import long_rows
+from mlxmath.models.kernels import long_rows, short_rows
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.layouts import SharedPrompts
@@ -22,6 +22,7 @@ Case = tuple[Mask | None, NDArray[np.bool_]]
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(long_rows, "BLOCK", BLOCK)
+    monkeypatch.setattr(short_rows, "LONGEST", BLOCK)
 
 
 def causal(rows: int, length: int) -> Case:

@@ -9,7 +9,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxmath.data.batch import Batch, Shape, make_batch, make_packed
-from mlxmath.models.kernels import cpu_long_rows, long_rows
+from mlxmath.models.kernels import cpu_long_rows, long_rows, short_rows
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.layouts import SharedPrompts
@@ -75,6 +75,7 @@ def test_the_gradient_is_the_same(way: str, kind: str, monkeypatch: pytest.Monke
 
     def found(block: int) -> tuple[float, dict[str, np.ndarray], Any]:
         monkeypatch.setattr(long_rows, "BLOCK", block)
+        monkeypatch.setattr(short_rows, "LONGEST", block)
         model = random_adapters(make_tiny_llama(**settings), targets=("*",))
         gradients = choose_gradients(model, sft_loss, kernels(), **asked)
         loss, tree = gradients.loss_and_gradients(BATCHES[kind]())

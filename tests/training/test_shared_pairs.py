@@ -108,7 +108,7 @@ def test_the_losses_and_gradients_are_the_same(objective: str, kernels: Any, mor
     sizes = {name: mx.abs(array).max().item() for name, array in wanted.items()}
     for name, array in wanted.items():
         assert sizes[name] > 0, name
-        tolerance = 1e-5 * max(sizes[name], 0.01 * max(sizes.values()))
+        tolerance = 3e-5 * max(sizes[name], 0.01 * max(sizes.values()))  # a margin is a small difference of long sums
         np.testing.assert_allclose(arrays[name], array, rtol=0, atol=tolerance, err_msg=name)
     alone = mean_loss(Workers(model, lambda _: gradients), [steps[1]])
     before = mean_loss(Workers(model, lambda _: plain), [steps[0]])
