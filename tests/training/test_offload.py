@@ -186,6 +186,24 @@ def test_a_step_reads_each_block_twice_at_most_and_holds_two_units(tmp_path: Pat
     training.close()
 
 
+def test_what_waits_for_a_block_holds_its_own_borders_alone(tmp_path: Path) -> None:
+    length, inside = 64, 2048
+    rows = FakeRows([np.arange(1, length + 1) % 64] * 40, [np.ones(length, np.uint8)] * 40)
+    folder = folder_of(tmp_path / "model", LLAMA | {"intermediate_size": inside})
+    training = Training(folder, rows, offload=True, workers=1)
+    peaks = []
+    for num_rows in (8, 8, 40):  # the first one warms up
+        step = training.sampler.step(np.arange(num_rows), 0, 0)
+        assert len(step.micro_batches) == num_rows // 2
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        assert accumulate(training.workers, step) is not None
+        peaks.append(mx.get_peak_memory() - before)
+    training.close()
+    of_one_array_in_an_mlp = 2 * length * inside * 4
+    assert (peaks[2] - peaks[1]) / 16 < 0.5 * of_one_array_in_an_mlp
+
+
 @pytest.mark.parametrize("after", [0, 3, 6])
 def test_a_step_that_is_stopped_between_blocks_can_be_taken_again(
     tmp_path: Path, uneven_rows: FakeRows, after: int
