@@ -12,11 +12,9 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
 
-from mlxmath.api import sft
 from mlxmath.config.schema import LoraConfig, RunConfig, TrainingConfig
 from mlxmath.data.batch import Shape
 from mlxmath.data.batching import BatchSampler
-from mlxmath.errors import MlxmathError
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.load import load_model
@@ -277,22 +275,6 @@ def test_what_cannot_be_is_refused(tmp_path: Path, command: str, options: tuple[
     refused = run(tmp_path, command, "--model", "demo", "--dataset", "rows.jsonl", "--offload", "on", *options)
     error = refused.stderr.splitlines()[-1]
     assert refused.returncode == 2 and "--offload (option)" in error and said in error
-
-
-def test_a_file_that_cannot_be_read_any_more_ends_the_run(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(prepared)
-    weights = prepared / "mlx_model" / "model.safetensors"
-
-    def cut(event: Any) -> None:
-        if event["event"] == "step" and event["step"] == 3:
-            with weights.open("r+b") as file:
-                file.truncate(weights.stat().st_size // 2)
-
-    settings = {"dataset": "demo", "model": "demo", "max_steps": 6, "num_examples": 10, "save_every": 2}
-    with pytest.raises(MlxmathError, match="truncated"):
-        sft(callback=cut, offload="on", **settings)
-    checkpoint = prepared / "adapters" / "checkpoints" / "step-2"
-    assert checkpoint.is_dir() and not (prepared / "adapters" / "checkpoints" / "step-4").exists()
 
 
 @pytest.mark.parametrize(
