@@ -127,6 +127,7 @@ class Blockwise:
             if not (rows.recomputed or (self._checkpoint_every and number % self._checkpoint_every == 0)):
                 entry.inner = inner
             mx.async_eval(x)
+            del inner  # else what waits for the next block holds it
             if keep and number >= self._first:
                 kept.append(entry)
         return self._after(x, rows.tokens_BL), Tape(kept, x, rows)
@@ -179,6 +180,7 @@ class Blockwise:
                 mx.random.state[0][:] = entry.random_state
             d, found = self._block_backward(number, entry, tape.rows, d, last=number == self._first and not to_input)
             mx.async_eval(d, found)
+            del entry  # else what waits for the next block holds it
             gradients |= {f"{self._path}.{self.numbers[number]}.{name}": value for name, value in found.items()}
         if state_after is not None:
             mx.random.state[0][:] = state_after

@@ -78,6 +78,8 @@ class Offloaded:
         check_finite(
             folder, {name: array for name, array in tree_flatten(self.model.parameters()) if name not in arrays}
         )
+        files = {each.tensor.path for arrays in self._units.values() for each in arrays}
+        self._files = {file: _identity(file) for file in files}
         self._checked: set[int] = set()
         self._held: dict[int, list[mx.array]] = {}
         self._installed: int | None = None
@@ -139,13 +141,20 @@ class Offloaded:
                 self._install(unit, None)
 
     def _read(self, unit: int, spare: Spare) -> list[mx.array]:
-        """The bits of a unit's arrays, in memory that is spare where there is some of the size."""
+        """The bits of a unit's arrays, in memory that is spare where there is some of the size.
+
+        Raises:
+            MlxmathError: the file cannot be read, or is no longer what it was.
+        """
         found = []
         for each in self._units[unit]:
             fitting = spare.get((each.shape, each.host))
             array = fitting.pop() if fitting else mx.array(np.empty(each.shape, each.host))
             each.read(np.asarray(array))
             found.append(array)
+        for file in {each.tensor.path for each in self._units[unit]}:
+            if _identity(file) != self._files[file]:
+                raise MlxmathError(f"{file} has been changed since this run began, which reads it in every step.")
         return found
 
     def _install(self, unit: int, read: list[mx.array] | None) -> None:
@@ -163,6 +172,15 @@ class Offloaded:
         for modules in self._modules:
             for module, each, array in zip(modules[unit], stored, arrays, strict=True):
                 module[each.key] = array
+
+
+def _identity(file: Path) -> tuple[int, int, int] | None:
+    """What changes if a file is replaced or written to; None if it is gone."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def finished(passing: Generator[Any, None, Result]) -> Result:
