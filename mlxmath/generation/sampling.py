@@ -6,6 +6,7 @@ as the model itself takes.
 Shapes: B sequences, V vocabulary.
 """
 
+import math
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from mlxmath.errors import InputError
 from mlxmath.models.kernels.cpu import view
 
+_COLDEST = 1e-30
+"""Temperatures below it, but for 0, have no inverse in float32."""
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: steps by it do not repeat within 2**64
 
 
@@ -31,7 +34,7 @@ class Sampling:
     def __post_init__(self) -> None:
         for option, found, is_right, expected in (
             ("--max-new-tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1"),
-            ("--temperature", self.temperature, not self.temperature < 0, "0 or more"),
+            ("--temperature", self.temperature, 0 <= self.temperature < math.inf, "a number, 0 or more"),
             ("--top-p", self.top_p, 0 < self.top_p <= 1, "more than 0 and at most 1"),
         ):
             if not is_right:
@@ -55,14 +58,15 @@ def draw(
     Greedy ones are at temperature 1. Without `logprobs` they may be anything. On a CPU the logits are overwritten.
     """
     logits_BV = logits_BV.astype(mx.float32)
-    if sampling.temperature and sampling.top_p < 1:
+    temperature = sampling.temperature and max(sampling.temperature, _COLDEST)
+    if temperature and sampling.top_p < 1:
         logits_BV = apply_top_p(logits_BV - mx.logsumexp(logits_BV, axis=-1, keepdims=True), sampling.top_p)
     if mx.default_device() != mx.Device(mx.cpu, 0):
-        return _draw_mlx(logits_BV, mx.array(uniforms_B.astype(np.float32)), sampling.temperature)
-    if not sampling.temperature and not logprobs:
+        return _draw_mlx(logits_BV, mx.array(uniforms_B.astype(np.float32)), temperature)
+    if not temperature and not logprobs:
         tokens_B = mx.argmax(logits_BV, axis=-1).astype(mx.int32)
         return tokens_B, mx.zeros(tokens_B.shape)
-    found = [_draw_row(row, u, sampling.temperature) for row, u in zip(view(logits_BV), uniforms_B, strict=True)]
+    found = [_draw_row(row, u, temperature) for row, u in zip(view(logits_BV), uniforms_B, strict=True)]
     tokens, values = zip(*found, strict=True)
     return mx.array(tokens, mx.int32), mx.array(values, mx.float32)
 

@@ -32,6 +32,8 @@ _WORTH_SAYING = 1.1
 _USED_BY_MLX = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 _again: dict[str, Any] | None = None
 """The `identity` of what the resumed run used."""
+_is_late = False
+"""Whether MLX was there before a library that it could have used."""
 
 
 def take_again(run_file: Path, rank: int = 0) -> None:
@@ -48,12 +50,14 @@ def preload() -> Blas | None:
     Returns:
         What is loaded, or None where there is none, none is needed (macOS), or it is too late: mlx is there already.
     """
+    global _is_late
     if not sys.platform.startswith("linux"):
         return None
     loaded = ctypes.CDLL(None)
     if hasattr(loaded, "cblas_sgemm"):
         return Blas(os.environ.get("LD_PRELOAD") or "loaded before mlxmath", None, sgemm.kernels(loaded), 0.0)
-    left = () if "mlx.core" in sys.modules else trials()
+    _is_late = "mlx.core" in sys.modules and bool(libraries())
+    left = () if _is_late else trials()
     while left:
         chosen = choose(left, VARIABLE in os.environ, _again)
         try:
@@ -109,11 +113,13 @@ def advice() -> str | None:
     """What would make matrix products on this CPU faster; None: nothing that is known."""
     used = preload()
     if blas_is_missing():
-        if libraries():
+        if _is_late:
             return (
                 "mlx was imported before mlxmath could load a fast BLAS for it, so matrix products are slow: call "
                 "`mlxmath.runtime.blas.preload()` before anything imports mlx"
             )
+        if there := libraries():
+            return f"{', '.join(there)} cannot be loaded for MLX, so matrix products are slow: {INSTALL_HINT}"
         return f"no fast BLAS found for MLX, so matrix products go through NumPy or are slow: {INSTALL_HINT}"
     if used is None or VARIABLE not in os.environ or not used.flops_per_s:
         return None

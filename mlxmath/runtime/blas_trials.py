@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import platform
 import re
@@ -17,7 +18,7 @@ import site
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from mlxmath import __version__
@@ -59,6 +60,9 @@ class Blas:
         return {"library": self.library, "kernels": self.kernels}
 
 
+_FIELDS = {field.name for field in fields(Blas)}
+
+
 @functools.cache
 def trials() -> tuple[Blas, ...]:
     """All that there is, in order of preference; a single one is not measured."""
@@ -73,7 +77,8 @@ def trials() -> tuple[Blas, ...]:
     variables = [os.environ.get(name) for name in (VARIABLE, "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")]
     facts = json.dumps([__version__, model, sorted(flags), files, variables])
     name = f"blas-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.json"
-    return remembered(name, lambda: measured(paths, others)) or untried
+    found = remembered(name, lambda: measured(paths, others))
+    return tuple(one for one in found if one.library in paths and one.asked in (None, *others)) or untried
 
 
 def libraries() -> list[str]:
@@ -146,4 +151,6 @@ def _read(path: Path) -> tuple[Blas, ...]:
         rows = unsealed_json(path, ()).get(_TRIALS)
     except MlxmathError:
         return ()
-    return tuple(Blas(**row) for row in rows if fits(row, Blas)) if isinstance(rows, list) else ()
+    if not isinstance(rows, list) or not all(fits(row, Blas) and row.keys() == _FIELDS for row in rows):
+        return ()
+    return tuple(one for row in rows if 0 <= (one := Blas(**row)).flops_per_s < math.inf)

@@ -14,6 +14,7 @@ from pathlib import Path
 _LOAD, _DYNAMIC, _READ_WRITE = 1, 2, 6
 _HASH, _STRTAB, _SYMTAB, _STRSZ, _SYMENT = 4, 5, 6, 10, 11
 _GLOBAL_FUNCTION, _ABSOLUTE = 0x12, 0xFFF1
+_CLOSE_ON_EXEC = 1
 _HEADER_BYTES, _PROGRAM_HEADER_BYTES, _SYMBOL_BYTES = 64, 56, 24
 
 
@@ -26,7 +27,9 @@ def make_global(functions: Mapping[str, int]) -> None:
     Raises:
         OSError: this system does not allow it.
     """
-    descriptor = os.memfd_create("symbols")
+    libc = ctypes.CDLL(None, use_errno=True)  # os.memfd_create is missing where Python was built for an older glibc
+    if (descriptor := libc.memfd_create(b"symbols", _CLOSE_ON_EXEC)) < 0:
+        raise OSError(ctypes.get_errno(), "memfd_create failed")
     try:
         os.write(descriptor, _shared_object(functions))
         ctypes.CDLL(f"/proc/self/fd/{descriptor}", mode=ctypes.RTLD_GLOBAL)

@@ -4,6 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxmath.errors import InputError
 from mlxmath.generation import sampling
 from mlxmath.generation.sampling import Sampling, draw, uniforms
 
@@ -42,6 +43,19 @@ def test_greedy_takes_the_most_likely() -> None:
         np.testing.assert_array_equal(np.array(tokens), best)
         np.testing.assert_allclose(np.array(logprobs), log_best, atol=1e-5)
     np.testing.assert_array_equal(np.array(draw(mx.array(LOGITS), NUMBERS, Sampling())[0]), best)
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-40, 1e-30])
+@pytest.mark.parametrize("top_p", [1.0, 0.5])
+def test_next_to_no_temperature_takes_the_most_likely(temperature: float, top_p: float) -> None:
+    found = draw(mx.array(LOGITS), NUMBERS, Sampling(temperature=temperature, top_p=top_p))[0]
+    np.testing.assert_array_equal(np.array(found), LOGITS.argmax(axis=1))
+
+
+@pytest.mark.parametrize("temperature", [float("nan"), float("inf"), -1.0])
+def test_a_temperature_that_is_no_number_is_refused(temperature: float) -> None:
+    with pytest.raises(InputError, match="--temperature: expected a number"):
+        Sampling(temperature=temperature)
 
 
 @pytest.mark.parametrize("number", [0.0, 1 - 2.0**-53])
