@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -18,7 +17,7 @@ from mlxmath.runtime import blas, blas_trials
 from mlxmath.runtime.blas_trials import VARIABLE, Blas
 from mlxmath.runtime.files import sealed_json
 from mlxmath.training import record
-from tests.helpers import ENVIRONMENT
+from tests.runtime.blas_process import in_a_process
 
 OLD = Blas("/lib/a/libopenblas.so.0", None, "Prescott", 36e9)
 NEW = Blas("/lib/a/libopenblas.so.0", "SkylakeX", "SkylakeX", 250e9)
@@ -28,15 +27,6 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="on
 needs_openblas = pytest.mark.skipif(
     not any(one.kernels for one in blas_trials.trials()), reason="no OpenBLAS on this machine"
 )
-
-
-def in_a_process(code: str, cache: Path, **environment: str) -> str:
-    kept = {name: value for name, value in ENVIRONMENT.items() if name != VARIABLE}
-    done = subprocess.run(
-        [sys.executable, "-c", "from mlxmath.runtime import blas, blas_trials\n" + code], capture_output=True,
-        env=kept | {"XDG_CACHE_HOME": str(cache)} | environment, text=True, check=True,
-    )  # fmt: skip
-    return done.stdout
 
 
 @pytest.mark.parametrize(

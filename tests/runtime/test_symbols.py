@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.test_blas import in_a_process
+from tests.runtime.blas_process import in_a_process
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux needs a BLAS to be found")
 

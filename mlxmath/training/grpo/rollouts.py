@@ -22,7 +22,7 @@ from mlxmath.training.grpo.report import RolloutReport, Silence
 from mlxmath.training.grpo.rewards import Scores
 from mlxmath.training.grpo.sampling import CompletionSampler, DrawingStopped, Prompt
 
-_SECTION = "rollouts"
+_SECTION, SLOTS = "rollouts", "slots"
 SILENT_ROLLOUTS, SILENT_GROUPS = 10, 100
 """After so many rollouts in a row, of so many groups, from which nothing could be learned, a run gives up."""
 _WARN_AFTER = 3
@@ -62,6 +62,7 @@ class Rollouts(Part):
         num_epochs: passes over the prompts.
         max_tokens: padded tokens in a micro-batch.
         shape: of batches.
+        slots: completions that each rank draws at a time, for a run that is resumed.
         reference: computes log-probabilities of micro-batches (None: beta is 0).
         deadline: a rollout that does not fit into the time left is not begun, or is abandoned.
         stop: likewise.
@@ -79,6 +80,7 @@ class Rollouts(Part):
         max_tokens: int,
         shape: Shape,
         *,
+        slots: Sequence[int] = (),
         reference: Reference | None,
         deadline: Deadline,
         stop: StopRequest,
@@ -89,7 +91,7 @@ class Rollouts(Part):
         self._workers, self._sampler, self._prompts = workers, sampler, prompts
         self.num_epochs = num_epochs or training.num_epochs
         self._config, self._training = config, training
-        self._max_tokens, self._shape = max_tokens, shape
+        self._max_tokens, self._shape, self._slots = max_tokens, shape, slots
         self._reference, self._deadline, self._stop = reference, deadline, stop
         self._end, self.listener = end, listener
         if workers.cannot_share:
@@ -264,7 +266,8 @@ class Rollouts(Part):
                 "rollout": place.rollout, "cursor": place.cursor, "iteration": place.iteration,
                 "trajectories": [trajectory.plain() for trajectory in place.trajectories],
                 "silence": asdict(place.silence), "num_signals": place.num_signals,
-            }
+            },
+            SLOTS: list(self._slots),
         }  # fmt: skip
 
     def restore(self, checkpoint: Checkpoint) -> None:

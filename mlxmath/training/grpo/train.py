@@ -18,7 +18,7 @@ from mlxmath.training.grpo.logging import RolloutLogger
 from mlxmath.training.grpo.loss import Reference, grpo_loss, target_logprobs
 from mlxmath.training.grpo.prompts import Prompts, load_prompts
 from mlxmath.training.grpo.rewards import Rewards
-from mlxmath.training.grpo.rollouts import Rollouts
+from mlxmath.training.grpo.rollouts import SLOTS, Rollouts
 from mlxmath.training.grpo.sampling import CompletionSampler, right_answers
 from mlxmath.training.held_out import ACCURACY, HeldOut, seeded_order
 from mlxmath.training.reward_model import RewardModel
@@ -92,7 +92,7 @@ def sample(
     """The rollouts of the prompts to learn from, and the problems to measure on, which the workers' model answers."""
     run, workers, training, config = trainer.run, trainer.workers, trainer.config, trainer.run.config.grpo
     length = config.max_completion_length
-    slots, reason = choose_slots(
+    slots, reason = _slots_before(run) or choose_slots(
         run.model_config, run.device, held_bytes=run.backend.memory().active_bytes, longest=data.longest,
         prompt=data.longest - length, group_size=config.num_generations, needed_bytes=run.planned_bytes,
         asked=config.concurrency,
@@ -102,8 +102,9 @@ def sample(
         stop=trainer.stop,
     )  # fmt: skip
     rollouts = Rollouts(
-        workers, sampler, data.prompts, config, training, run.max_tokens, run.shape, reference=reference,
-        deadline=trainer.deadline, stop=trainer.stop, end=trainer.end, listener=log.rollout,
+        workers, sampler, data.prompts, config, training, run.max_tokens, run.shape,
+        slots=run.ranks.gather("slots", slots), reference=reference, deadline=trainer.deadline, stop=trainer.stop,
+        end=trainer.end, listener=log.rollout,
     )  # fmt: skip
     total_steps = trainer.planned_steps(rollouts.steps_per_epoch)
     rollouts.num_epochs = max(training.num_epochs, -(-total_steps // rollouts.steps_per_epoch))
@@ -121,6 +122,14 @@ def sample(
         step_items=completions / 2, metric=ACCURACY, at_once=slots * workers.ranks.size,
     )  # fmt: skip
     return rollouts, held_out
+
+
+def _slots_before(run: Run) -> tuple[int, str] | None:
+    """Completions that the run which is resumed drew at a time, on which last bits depend; None: to be chosen."""
+    saved = run.checkpoint.state.get(SLOTS) if run.checkpoint else None
+    if not saved or len(saved) != run.ranks.size or run.config.grpo.concurrency is not None:
+        return None
+    return saved[run.ranks.rank], "as before"
 
 
 def check(settings: Resolved) -> None:
