@@ -35,6 +35,17 @@ def offloading(config: "RunConfig") -> "RunConfig":
     )
 
 
+def goes_by_block(config: "RunConfig", model_config: Mapping[str, Any], device: "DeviceInfo") -> bool:
+    """Whether a model is computed block by block, without which its blocks cannot stay on the disk.
+
+    Known before it is loaded on a CPU alone; a GPU that trains in memory goes through the whole model.
+    """
+    from mlxmath.training.footprint import measured
+
+    found = measured(model_config, config, device).measured
+    return device.backend != "cpu" or (not isinstance(found, str) and found.by_block)
+
+
 def settled(
     config: "RunConfig", model_config: Mapping[str, Any], device: "DeviceInfo", longest: int, objective: "Objective"
 ) -> "RunConfig":
@@ -52,7 +63,8 @@ def settled(
         changes = remedies(config, model_config, device, longest, objective)
         if any(total <= most and OFFLOAD not in change for change, total in changes):
             return config
-        fits = planned(offloading(config), model_config, device, longest, objective)[0].total <= most
+        by_block = goes_by_block(config, model_config, device)
+        fits = by_block and planned(offloading(config), model_config, device, longest, objective)[0].total <= most
     except InputError:
         raise
     except MlxmathError:  # of a model that cannot be planned

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mlxmath.errors import InputError
 from mlxmath.runtime.console import size, warn
-from mlxmath.training.placing import OFFLOAD, cannot_offload, offloading, reading, settled
+from mlxmath.training.placing import OFFLOAD, cannot_offload, goes_by_block, offloading, reading, settled
 
 if TYPE_CHECKING:
     from mlxmath.config.schema import ModelConfig, RunConfig
@@ -235,7 +235,8 @@ def remedies(
         found.append((name, total))
         if total <= device.memory_bytes:
             return found
-    if not cannot_offload(config, objective) and config.runtime.offload != "on":
+    refused = cannot_offload(config, objective) or not goes_by_block(current, model_config, device)
+    if not refused and config.runtime.offload != "on":
         total = planned(offloading(current), model_config, device, longest, objective)[0].total
         found += [(f"{name} {OFFLOAD}".strip(), total)] if total < least else []
     return found

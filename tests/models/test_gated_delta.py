@@ -81,17 +81,21 @@ SHAPES = [
 ]  # fmt: skip
 
 
+def assert_right(inputs: list[Any], of_values: float, of_gradients: float) -> None:
+    """Values as in float64, gradients as mlx_lm's loop has them."""
+    output, state = gated_delta(*map(mx.array, inputs))
+    expected_output, expected_state = in_float64(*inputs)
+    assert_close(output, expected_output, of_values, "outputs")
+    assert_close(state, expected_state, of_values, "state")
+    found, expected = gradients(gated_delta, inputs), gradients(home.gated_delta_ops, inputs)
+    for name, of_chunks, of_loop in zip(NAMES, found, expected, strict=True):
+        assert_close(of_chunks, of_loop, of_gradients, name)
+
+
 @pytest.mark.parametrize("channels", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_values_and_gradients_are_those_of_the_loop(shape: Any, channels: bool) -> None:
-    inputs = arrays(*shape, channels=channels)
-    output, state = gated_delta(*map(mx.array, inputs))
-    expected_output, expected_state = in_float64(*inputs)
-    assert_close(output, expected_output, 2e-6, "outputs")
-    assert_close(state, expected_state, 2e-6, "state")
-    found, expected = gradients(gated_delta, inputs), gradients(home.gated_delta_ops, inputs)
-    for name, of_chunks, of_loop in zip(NAMES, found, expected, strict=True):
-        assert_close(of_chunks, of_loop, 1e-5, name)
+    assert_right(arrays(*shape, channels=channels), 2e-6, 1e-5)
 
 
 def changed(case: str, inputs: list[Any]) -> list[Any]:
@@ -121,14 +125,7 @@ CASES = (
 @pytest.mark.parametrize("channels", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_at_the_ends_of_what_gates_can_be(case: str, channels: bool) -> None:
-    inputs = changed(case, arrays(1, 2 * CHUNK + 9, 1, 2, 8, 4, channels=channels))
-    output, state = gated_delta(*map(mx.array, inputs))
-    expected_output, expected_state = in_float64(*inputs)
-    assert_close(output, expected_output, 1e-5, "outputs")
-    assert_close(state, expected_state, 1e-5, "state")
-    found, expected = gradients(gated_delta, inputs), gradients(home.gated_delta_ops, inputs)
-    for name, of_chunks, of_loop in zip(NAMES, found, expected, strict=True):
-        assert_close(of_chunks, of_loop, 2e-5, name)
+    assert_right(changed(case, arrays(1, 2 * CHUNK + 9, 1, 2, 8, 4, channels=channels)), 1e-5, 2e-5)
 
 
 @pytest.mark.parametrize("channels", [False, True])

@@ -26,11 +26,12 @@ from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.held_out import mean_loss
 from mlxmath.training.offloaded import OffloadedGradients
 from mlxmath.training.optimizers import apply_gradients, make_optimizer
-from mlxmath.training.placing import settled
-from mlxmath.training.plan import planned
+from mlxmath.training.placing import OFFLOAD, offloading, settled
+from mlxmath.training.plan import planned, remedies
 from mlxmath.training.sft import sft_loss
 from tests.conftest import FakeRows
 from tests.helpers import adapters, run, succeed
+from tests.models import architectures
 
 LLAMA = {
     "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 4, "intermediate_size": 96, "num_attention_heads": 4,
@@ -295,3 +296,22 @@ def test_it_is_chosen_where_nothing_else_fits(memory_bytes: float, objective: An
         off = found.model_copy(update={"runtime": config.runtime.model_copy(update={"offload": "off"})})
         plans = [planned(each, model_config, device, 128)[0] for each in (found, off)]
         assert plans[0].weights < 0.1 * plans[1].weights and plans[0].activations > plans[1].activations
+
+
+def test_it_is_neither_chosen_nor_advised_for_a_model_that_would_be_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    larger = {"num_hidden_layers": 32, "hidden_size": 512, "intermediate_size": 4096, "head_dim": 64}
+    model_config = architectures.config_of("gemma2") | larger | {"quantization": {"group_size": 64, "bits": 8}}
+    one_row = {"batch_size": 1, "grad_accumulation_steps": 1, "max_batch_tokens": 16}
+    config = RunConfig(training=one_row, runtime={"workers": 1}, data={"max_seq_len": 16})
+    device = DeviceInfo("cpu", "D", 1 << 40, "float32", "")
+    needed = planned(offloading(config), model_config, device, 16)[0].total
+    device = DeviceInfo("cpu", "D", int(1.01 * needed), "float32", "")
+
+    def outcome() -> tuple[str, bool]:
+        changes = remedies(config, model_config, device, 16)
+        return settled(config, model_config, device, 16, "train").runtime.offload, OFFLOAD in str(changes)
+
+    assert outcome() == ("auto", False)
+    for home in ("placing", "plan"):
+        monkeypatch.setattr(f"mlxmath.training.{home}.goes_by_block", lambda *_: True)
+    assert outcome() == ("on", True), "as it would fit"
