@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mlxmath.errors import InputError
 from mlxmath.models.kernels.cpu import view
+from mlxmath.models.kernels.portable import log_sum_exp
 
 _COLDEST = 1e-30
 """Temperatures below it, but for 0, have no inverse in float32."""
@@ -60,7 +61,7 @@ def draw(
     logits_BV = logits_BV.astype(mx.float32)
     temperature = sampling.temperature and max(sampling.temperature, _COLDEST)
     if temperature and sampling.top_p < 1:
-        logits_BV = apply_top_p(logits_BV - mx.logsumexp(logits_BV, axis=-1, keepdims=True), sampling.top_p)
+        logits_BV = apply_top_p(logits_BV - log_sum_exp(logits_BV, keepdims=True), sampling.top_p)
     if mx.default_device() != mx.Device(mx.cpu, 0):
         return _draw_mlx(logits_BV, mx.array(uniforms_B.astype(np.float32)), temperature)
     if not temperature and not logprobs:

@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from mlxmath.errors import MlxmathError
 from mlxmath.models.kernels.cpu import view
-from mlxmath.models.kernels.portable import Kernels
+from mlxmath.models.kernels.portable import Kernels, log_sum_exp
 from mlxmath.models.lm_head import Head
 from mlxmath.models.memory import HEAD_CHUNK_BYTES
 
@@ -48,7 +48,7 @@ class FullLogits:
         """(N,) log softmax(logits / temperature)[target], likewise."""
         logits_NV = outputs_NX.astype(mx.float32) / temperature
         chosen_N = mx.take_along_axis(logits_NV, targets_N[:, None], axis=-1).squeeze(-1)
-        return chosen_N - mx.logsumexp(logits_NV, axis=-1)
+        return chosen_N - log_sum_exp(logits_NV)
 
     def hidden(self, outputs_NX: mx.array) -> mx.array:  # noqa: ARG002
         """Logits do not tell the hidden states.

@@ -13,7 +13,7 @@ import pytest
 
 from mlxmath.models.kernels.cpu import CpuKernels, product
 from mlxmath.models.kernels.gpu import BODY, FastKernels, GpuKernels
-from mlxmath.models.kernels.portable import Kernels
+from mlxmath.models.kernels.portable import Kernels, log_sum_exp
 from mlxmath.models.layouts import SharedPrompts
 from mlxmath.models.masks import Mask
 from mlxmath.runtime.device import BACKENDS
@@ -112,6 +112,18 @@ def test_softmax_gradient(kernels: Any, tokens: int, vocabulary: int, soft_cap: 
     found, gradient = kernels.softmax_gradient(mx.array(logits), mx.array(targets), mx.array(weights), soft_cap)
     np.testing.assert_allclose(np.array(found), losses, rtol=2e-5, atol=1e-5)
     np.testing.assert_allclose(np.array(gradient), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("vocabulary", [3, 512, 1000, 151_936, 262_145])
+def test_no_tail_of_a_vocabulary_is_lost(vocabulary: int) -> None:
+    logits = (np.random.default_rng(0).normal(size=(4, vocabulary)) * 3).astype(np.float32)
+    top = logits.max(1, keepdims=True).astype(np.float64)
+    expected = np.log(np.exp(logits - top).sum(1, keepdims=True)) + top
+    np.testing.assert_allclose(np.array(log_sum_exp(mx.array(logits), keepdims=True)), expected, rtol=0, atol=4e-6)
+    gradient = np.array(mx.grad(lambda x: log_sum_exp(x).sum())(mx.array(logits)))
+    np.testing.assert_allclose(gradient, np.exp(logits - expected), rtol=1e-5)
+    masked = mx.concatenate([mx.array(logits), mx.full((4, 1024), -mx.inf)], axis=-1)
+    np.testing.assert_allclose(np.array(log_sum_exp(masked)), expected[:, 0], rtol=0, atol=4e-6)
 
 
 def test_products_are_the_same_through_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
