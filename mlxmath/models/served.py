@@ -129,7 +129,8 @@ def to_be_tried(model: nn.Module) -> Iterator[None]:
 
 def _intercept(module: nn.Module, method: str, by: Callable[..., Any]) -> None:
     """Let `by(call, ...)` be called for `module.method(...)`, given that as `call`; for this one module."""
-    module.__class__ = _intercepted(type(module), method)
+    kind: Any = type(module)
+    module.__class__ = _intercepted(kind, method)
     object.__setattr__(module, _CALL, by)
 
 

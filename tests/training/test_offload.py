@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten
 
 from mlxmath.config.schema import LoraConfig, RunConfig, TrainingConfig
 from mlxmath.data.batch import Shape
@@ -32,11 +32,8 @@ from mlxmath.training.sft import sft_loss
 from tests.conftest import FakeRows
 from tests.helpers import adapters, run, succeed
 from tests.models import architectures
+from tests.models.folders import LLAMA, deep, folder_of
 
-LLAMA = {
-    "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 4, "intermediate_size": 96, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "vocab_size": 64, "tie_word_embeddings": False,
-}  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": LLAMA,
     "qwen2, tied": LLAMA | {"model_type": "qwen2", "tie_word_embeddings": True},
@@ -48,23 +45,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 CONFIG = TrainingConfig(batch_size=8, grad_accumulation_steps=1)
 TARGETS = ("q_proj", "v_proj", "down_proj")
-
-
-def folder_of(folder: Path, config: dict[str, Any], bits: int | None = None, dtype: mx.Dtype = mx.float32) -> Path:
-    """A model folder of random weights."""
-    from mlx_lm.utils import _get_classes
-
-    kind, arguments = _get_classes(config)
-    mx.random.seed(1)
-    model = kind(arguments.from_dict(config))
-    model.update(tree_map(lambda a: a.astype(dtype) if mx.issubdtype(a.dtype, mx.floating) else a, model.parameters()))
-    if bits:
-        nn.quantize(model, 32, bits)
-        config = config | {"quantization": {"group_size": 32, "bits": bits}}
-    folder.mkdir()
-    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
 
 
 class Training:
@@ -234,15 +214,6 @@ def test_a_worker_that_fails_ends_the_others_too(tmp_path: Path, uneven_rows: Fa
     with pytest.raises(ValueError, match="planted"):
         accumulate(training.workers, training.sampler.step(np.arange(8), 0, 0))
     training.close()
-
-
-def deep(prepared: Path, num_layers: int) -> int:
-    """The bundled model with many more blocks, in a folder "deep"; its bytes."""
-    config = json.loads((prepared / "mlx_model" / "config.json").read_text()) | {"num_hidden_layers": num_layers}
-    folder_of(prepared / "deep", config)
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        (prepared / "deep" / name).write_bytes((prepared / "mlx_model" / name).read_bytes())
-    return (prepared / "deep" / "model.safetensors").stat().st_size
 
 
 TRAIN = (
