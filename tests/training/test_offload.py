@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten
 from mlxmath.config.schema import LoraConfig, RunConfig, TrainingConfig
 from mlxmath.data.batch import Shape
 from mlxmath.data.batching import BatchSampler
+from mlxmath.errors import MlxmathError
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.load import load_model
@@ -112,6 +113,28 @@ def test_adapters_are_those_of_a_run_in_memory(
     inside, outside = both(folder_of(tmp_path / "model", CONFIGS[name], bits, dtype), uneven_rows, workers=workers)
     assert inside == outside
     assert inside[0][-1] < inside[0][0]
+
+
+@pytest.mark.parametrize(("name", "precision"), [("mixtral", 0), ("gemma2", 0), ("qwen3_5", 0), ("gemma3_text", 1e-5)])
+def test_blocks_that_are_not_taken_apart_are_gone_through_as_they_are(
+    tmp_path: Path, uneven_rows: FakeRows, name: str, precision: float
+) -> None:
+    """Experts, norms around attention, layers with a state, windows."""
+    folder = folder_of(tmp_path / "model", architectures.config_of(name))
+    inside, outside = both(folder, uneven_rows)
+    assert inside[1].keys() == outside[1].keys()
+    for losses in zip([*inside[0], *inside[2:]], [*outside[0], *outside[2:]], strict=True):
+        np.testing.assert_allclose(*losses, rtol=precision)
+    for key, theirs in inside[1].items():
+        arrays = [np.frombuffer(each, np.float32) for each in (outside[1][key], theirs)]
+        np.testing.assert_allclose(*arrays, atol=precision)
+    assert inside[0][-1] < inside[0][0]
+
+
+def test_a_model_whose_blocks_give_more_than_an_array_is_refused(tmp_path: Path, uneven_rows: FakeRows) -> None:
+    folder = folder_of(tmp_path / "model", architectures.config_of("gemma4_text"))
+    with pytest.raises(MlxmathError, match="--offload on: this model cannot be trained .* need more than the last one"):
+        Training(folder, uneven_rows, offload=True)
 
 
 def test_only_the_blocks_that_train_are_gone_back_through(tmp_path: Path, uneven_rows: FakeRows) -> None:
@@ -269,7 +292,9 @@ def test_it_is_chosen_where_nothing_else_fits(memory_bytes: float, objective: An
         assert plans[0].weights < 0.1 * plans[1].weights and plans[0].activations > plans[1].activations
 
 
-def test_it_is_neither_chosen_nor_advised_for_a_model_that_would_be_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_neither_chosen_nor_advised_for_a_model_whose_blocks_are_not_taken_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     larger = {"num_hidden_layers": 32, "hidden_size": 512, "intermediate_size": 4096, "head_dim": 64}
     model_config = architectures.config_of("gemma2") | larger | {"quantization": {"group_size": 64, "bits": 8}}
     one_row = {"batch_size": 1, "grad_accumulation_steps": 1, "max_batch_tokens": 16}
