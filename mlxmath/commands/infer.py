@@ -121,6 +121,7 @@ def answer(
 
     sampling = Sampling(**drawing, seed=config.training.seed)
     folder = Path(config.model.mlx_path)
+    on_disk = stays_on_disk(config.runtime, folder, device, adapter, spread=sharding is not None)
     base, loaded = read_fingerprint(folder), None
     if sharding:
         import mlx.core as mx
@@ -130,7 +131,6 @@ def answer(
         spread, record = load_sharded(folder, device.compute_dtype, sharding, mx.distributed.init(), adapter, base)
         loaded = spread.model, record
     usual = get_template(config.data.template, config.data.template_file)
-    on_disk = stays_on_disk(config.runtime, folder, device, adapter, spread=sharding is not None)
     opened = open_model(
         folder, device.compute_dtype, adapter, template, raw=raw, usual=usual, loaded=loaded, on_disk=on_disk
     )

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -135,7 +136,7 @@ def ask_all(
     models = _Models(device, sharding, runtime or RuntimeConfig())
     everything = ((b, item, n) for b in benchmarks for item in b.items for n in range(settings.samples))
     tasks = list(islice(everything, share.rank, None, share.world))
-    with path.open("ab") as file:
+    with path.open("ab") as file, closing(models):
         for entry in entries:
             label = entry.contestant.label
             there = [done.get((label, item.id, n)) for _, item, n in tasks]
@@ -155,7 +156,6 @@ def ask_all(
             finally:
                 progress.close()
             del loaded  # else it would be in memory beside the next one
-    models.close()
     return decoding
 
 

@@ -40,10 +40,11 @@ def stays_on_disk(
         if reason:
             raise InputError(f"--offload on: {reason}. Use --offload off.")
         return True
-    if reason or not (folder / "config.json").is_file():
+    file = folder / "config.json"
+    if reason or not file.is_file() or not isinstance(config := read_json(file), dict):
         return False
     try:
-        model = skeleton(read_json(folder / "config.json"), device.compute_dtype)
+        model = skeleton(config, device.compute_dtype)
     except MlxmathError:  # loading it says what is wrong
         return False
     weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()))

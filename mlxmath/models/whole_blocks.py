@@ -15,9 +15,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from mlxmath.models.attention import TrainingAttention
 from mlxmath.models.blocks import kinds_of, only, path_of_blocks
 from mlxmath.models.blockwise import Blockwise, Tape
 from mlxmath.models.calls import ERRORS, given_to, standing_in, without_dropout
+from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.layouts import Rows
 from mlxmath.models.lm_head import Split
 from mlxmath.models.segments import Gradients, parameters_of, vjp
@@ -40,19 +42,23 @@ class WholeBlocks(Blockwise):
     Args:
         model: an mlx_lm model that `refused` has nothing against.
         parts: of the model.
+        kernels: the device's.
         chosen: numbers of the blocks that take part (None: all); the others pass on what they are given.
     """
 
-    def __init__(self, model: nn.Module, parts: Split, *, chosen: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, parts: Split, kernels: Kernels, *, chosen: Sequence[int] | None = None
+    ) -> None:
         self._parts, self._all, self._path = parts, model.layers, path_of_blocks(model)
         self.numbers = list(range(len(model.layers)) if chosen is None else chosen)
         self._parameters = [parameters_of(model.layers[number]) for number in self.numbers]
         self._first = next((i for i, found in enumerate(self._parameters) if found), len(self.numbers))
         self.order = self.numbers[self._first :][::-1]
+        self._attention = TrainingAttention(model, multiple=kernels.attention_multiple, looks=True)
         self._random = any(isinstance(m, nn.Dropout) and m._p_1 < 1 for m in model.modules())
 
     @staticmethod
-    def refused(model: nn.Module, parts: Split) -> str | None:
+    def refused(model: nn.Module, parts: Split, kernels: Kernels) -> str | None:
         """Why the model cannot be computed so; None if it can."""
         blocks = path_of_blocks(model) + "."
         if any(not name.startswith(blocks) for name, _ in tree_flatten(model.trainable_parameters())):
@@ -62,7 +68,7 @@ class WholeBlocks(Blockwise):
         def answer() -> str | None:
             for number in map(kinds.index, dict.fromkeys(kinds)):
                 try:
-                    reason = _wrong(model, parts, number)
+                    reason = _wrong(model, parts, kernels, number)
                 except ERRORS as error:
                     return f"its blocks need more than the last one gives ({error})"
                 if reason:
@@ -81,7 +87,7 @@ class WholeBlocks(Blockwise):
             yield number
             if keep and i >= self._first:
                 kept.append(_Kept(x, mx.array(mx.random.state[0]) if self._random else None, *given[number]))
-            x = _called(self._all[number], x, *given[number])
+            x = self._called(number, x, *given[number])
             mx.async_eval(x)
         return self._after(x, rows.tokens_BL), Tape(kept, x, rows)
 
@@ -97,7 +103,7 @@ class WholeBlocks(Blockwise):
             entry = tape.blocks.pop()
             if entry.random_state is not None:
                 mx.random.state[0][:] = entry.random_state
-            call = partial(_called, self._all[number], args=entry.args, kwargs=entry.kwargs)
+            call = partial(self._called, number, args=entry.args, kwargs=entry.kwargs)
             (d,), found = vjp(parameters, lambda x, call=call: (call(x),), [entry.x], [d], known=False)
             is_wanted = tape.blocks or to_input
             mx.async_eval((d, found) if is_wanted else found)
@@ -106,6 +112,11 @@ class WholeBlocks(Blockwise):
         if state_after is not None:
             mx.random.state[0][:] = state_after
         return d, gradients
+
+    def _called(self, number: int, x: mx.array, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> mx.array:
+        with self._attention.in_place():
+            found: mx.array = self._all[number](x, *args, **kwargs)
+        return found
 
     def _noted(self, tokens_BL: mx.array) -> tuple[mx.array, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
         """What the first block is given, and what each is given besides.
@@ -136,12 +147,7 @@ class WholeBlocks(Blockwise):
         return passed[0], given
 
 
-def _called(block: nn.Module, x: mx.array, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> mx.array:
-    found: mx.array = block(x, *args, **kwargs)
-    return found
-
-
-def _wrong(model: nn.Module, parts: Split, number: int) -> str | None:
+def _wrong(model: nn.Module, parts: Split, kernels: Kernels, number: int) -> str | None:
     """How block `number` alone disagrees with autodiff; None: not."""
     tokens_1L = mx.array([tokens_of(parts.head.vocab_size)])
 
@@ -152,7 +158,7 @@ def _wrong(model: nn.Module, parts: Split, number: int) -> str | None:
     with stand_in(model, [number]):
         added = mx.zeros_like(given_to(model.layers[0], lambda: parts.hidden(tokens_1L)))
         expected = autodiff(model, [number], hidden, added)
-        found = WholeBlocks(model, parts, chosen=[number]).trial(
+        found = WholeBlocks(model, parts, kernels, chosen=[number]).trial(
             Rows(tokens_1L), mx.arange(tokens_1L.size), to_input=True
         )
         return disagreement(found, expected)

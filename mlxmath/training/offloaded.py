@@ -51,8 +51,8 @@ class OffloadedGradients(BlockwiseGradients):
                 reason = "its logits are made by another layer than its head"
             whole = None
             if reason and not isinstance(parts, str) and offloaded.holds(parts.head.layer):
-                reason = WholeBlocks.refused(model, parts)
-                whole = None if reason else WholeBlocks(model, parts)
+                reason = WholeBlocks.refused(model, parts, kernels)
+                whole = None if reason else WholeBlocks(model, parts, kernels)
             if isinstance(parts, str) or reason:
                 raise MlxmathError(
                     f"--offload on: this model cannot be trained with its blocks on the disk, since {reason}. Use "
