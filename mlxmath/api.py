@@ -51,12 +51,15 @@ def load(
         MlxmathError: there is no such model or adapter, or it is damaged.
     """
     from mlxmath.generation.model import open_model
+    from mlxmath.generation.placing import stays_on_disk
     from mlxmath.runtime.device import open_backend
 
     with _called(verbose):
         folder, config = _converted(model, settings)
         _, device = open_backend(config.runtime, 0)
-        return open_model(folder, device.compute_dtype, None if adapter is None else Path(adapter))
+        path = None if adapter is None else Path(adapter)
+        on_disk = stays_on_disk(config.runtime, folder, device, path)
+        return open_model(folder, device.compute_dtype, path, on_disk=on_disk)
 
 
 def generate(

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 @click.option("--resume", is_flag=True, help="Continue this evaluation where it was interrupted.")
 @click.option("--overwrite", is_flag=True, help="Start this evaluation anew, whatever its folder holds.")
 @options.shard
-@options.setting_options(*options.RUNTIME)
+@options.setting_options(*options.RUNTIME, "runtime.offload")
 def main(
     adapter_path: tuple[str, ...],
     no_adapter: bool,

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 @click.option("--top-p", default=1.0, show_default=True, help="Keep the most likely tokens of this total probability.")
 @options.shard
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming the text.")
-@options.setting_options("training.seed", *options.RUNTIME)
+@options.setting_options("training.seed", *options.RUNTIME, "runtime.offload")
 def main(
     prompt: str | None,
     no_adapter: bool,
@@ -116,10 +116,12 @@ def answer(
     from mlxmath.data.templates import get_template
     from mlxmath.generation.engine import Completion, Sampling
     from mlxmath.generation.model import open_model
+    from mlxmath.generation.placing import stays_on_disk
     from mlxmath.weights.manifest import read_fingerprint
 
     sampling = Sampling(**drawing, seed=config.training.seed)
     folder = Path(config.model.mlx_path)
+    on_disk = stays_on_disk(config.runtime, folder, device, adapter, spread=sharding is not None)
     base, loaded = read_fingerprint(folder), None
     if sharding:
         import mlx.core as mx
@@ -129,7 +131,9 @@ def answer(
         spread, record = load_sharded(folder, device.compute_dtype, sharding, mx.distributed.init(), adapter, base)
         loaded = spread.model, record
     usual = get_template(config.data.template, config.data.template_file)
-    opened = open_model(folder, device.compute_dtype, adapter, template, raw=raw, usual=usual, loaded=loaded)
+    opened = open_model(
+        folder, device.compute_dtype, adapter, template, raw=raw, usual=usual, loaded=loaded, on_disk=on_disk
+    )
     used = opened.template.name if opened.template else None
     say(
         f"{f'{folder} with {adapter}' if adapter else f'base model {folder}'}; template {used or 'none (--raw)'}, "

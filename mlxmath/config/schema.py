@@ -246,8 +246,8 @@ class RuntimeConfig(Section):
     )
     offload: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="Train adapters while the base's blocks stay on the disk: 'auto' where training would not fit into "
-        "the memory otherwise.",
+        description="Train adapters, or answer, while the base's blocks stay on the disk: 'auto' where it would not "
+        "fit into the memory otherwise.",
     )
     allow_overcommit: bool = Field(False, description="Start a run even if its planned memory exceeds the device's.")
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ import mlx.core as mx
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlxmath.config.methods import EvaluationConfig
+from mlxmath.config.schema import RuntimeConfig
 from mlxmath.data.codec import load_tokenizer
 from mlxmath.data.templates import Template
 from mlxmath.evaluation.benchmarks import Item, LoadedBenchmark
@@ -22,11 +24,14 @@ from mlxmath.evaluation.samples import Sample, fingerprint, write_sample
 from mlxmath.generation.engine import Completion, Sampling, generate_batch, seed_of
 from mlxmath.generation.model import load_generation_tokenizer
 from mlxmath.generation.neighbours import way_of
+from mlxmath.generation.placing import serve, stays_on_disk
 from mlxmath.generation.slots import choose_slots
 from mlxmath.grading import grade
 from mlxmath.models.load import Loaded, load_model
 from mlxmath.models.lora.adapter import load_adapter
 from mlxmath.models.lora.sharding import Sharding, load_sharded
+from mlxmath.models.offload import bytes_at_hand
+from mlxmath.models.served import Served
 from mlxmath.runtime.console import say
 from mlxmath.runtime.device import Backend, DeviceInfo
 from mlxmath.weights.manifest import read_fingerprint
@@ -107,6 +112,7 @@ def ask_all(
     device: DeviceInfo,
     share: Share = Share(),
     sharding: Sharding | None = None,
+    runtime: RuntimeConfig | None = None,
 ) -> dict[str, str]:
     """Answer what is not in `done`, and append it to `path`.
 
@@ -121,15 +127,16 @@ def ask_all(
         device: to compute on.
         share: this process's part.
         sharding: how the models are spread over the processes, which then all answer the same.
+        runtime: whether the models' blocks stay on the disk (None: as by default).
 
     Returns:
         How the answers of each contestant were decoded, in words; without those that had nothing to answer.
     """
     decoding: dict[str, str] = {}
-    models = _Models(device.compute_dtype, sharding)
+    models = _Models(device, sharding, runtime or RuntimeConfig())
     everything = ((b, item, n) for b in benchmarks for item in b.items for n in range(settings.samples))
     tasks = list(islice(everything, share.rank, None, share.world))
-    with path.open("ab") as file:
+    with path.open("ab") as file, closing(models):
         for entry in entries:
             label = entry.contestant.label
             there = [done.get((label, item.id, n)) for _, item, n in tasks]
@@ -155,18 +162,28 @@ def ask_all(
 class _Models:
     """Loads contestants' models, one at a time; what is in memory is used again, and a base takes the next adapter."""
 
-    def __init__(self, dtype: str, sharding: Sharding | None) -> None:
-        self._dtype, self._sharding = dtype, sharding
-        self._held: tuple[Path, Path | None, Loaded] | None = None
+    def __init__(self, device: DeviceInfo, sharding: Sharding | None, runtime: RuntimeConfig) -> None:
+        self._device, self._dtype, self._sharding, self._runtime = device, device.compute_dtype, sharding, runtime
+        self._held: tuple[Path, Path | None, Loaded | Served] | None = None
 
-    def load(self, contestant: Contestant) -> Loaded:
+    def close(self) -> None:
+        """Free the memory of what is held."""
+        if self._held and isinstance(self._held[2], Served):
+            self._held[2].close()
+        self._held = None
+
+    def load(self, contestant: Contestant) -> Loaded | Served:
         model, adapter = contestant.model, contestant.adapter
+        on_disk = stays_on_disk(self._runtime, model, self._device, adapter, spread=self._sharding is not None)
         if self._sharding:
             group = mx.distributed.init()
             return load_sharded(model, self._dtype, self._sharding, group, adapter, read_fingerprint(model))[0]
-        if self._held is None or self._held[0] != model or self._held[1] not in (None, adapter):
-            self._held = None  # frees the memory before the next model is loaded
-            self._held = model, None, load_model(model, self._dtype)
+        held = self._held
+        if held is None or held[0] != model or held[1] not in (None, adapter) or isinstance(held[2], Served) != on_disk:
+            del held
+            self.close()  # before the next model is loaded
+            self._held = model, None, serve(model, self._dtype) if on_disk else load_model(model, self._dtype)
+        assert self._held
         _, there, loaded = self._held
         if adapter is not None and adapter != there:
             load_adapter(loaded.model, adapter, read_fingerprint(model))
@@ -176,7 +193,7 @@ class _Models:
 
 def _ask(
     entry: Entry,
-    loaded: Loaded,
+    loaded: Loaded | Served,
     benchmark: LoadedBenchmark,
     chosen: Sequence[tuple[Item, int]],
     settings: EvaluationConfig,
@@ -190,8 +207,12 @@ def _ask(
     ids = [entry.prompts[item.id] for item, _ in chosen]
     max_tokens = settings.max_tokens or benchmark.max_tokens
     longest = max(map(len, ids)) + max_tokens
-    held_bytes, asked = backend.memory().active_bytes, settings.concurrency
-    slots, reason = choose_slots(loaded.config, device, held_bytes=held_bytes, longest=longest, asked=asked)
+    held_bytes, on_disk = backend.memory().active_bytes, isinstance(loaded, Served)
+    if on_disk:
+        held_bytes = max(held_bytes, bytes_at_hand(loaded.model))
+    slots, reason = choose_slots(
+        loaded.config, device, held_bytes=held_bytes, longest=longest, asked=settings.concurrency, on_disk=on_disk
+    )
     if is_sharded:  # all processes decode the same batches
         slots = int(mx.distributed.all_min(mx.array(slots)).item())
     loaded.model.eval()

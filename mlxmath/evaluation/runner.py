@@ -85,7 +85,9 @@ def evaluate(
         ranks.vote("claimed")
 
         def ask(done: Mapping[tuple[str, str, int], Sample], path: Path, share: Share) -> None:
-            decoding = ask_all(entries, benchmarks, settings, seed, done, path, backend, device, share, sharding)
+            decoding = ask_all(
+                entries, benchmarks, settings, seed, done, path, backend, device, share, sharding, config.runtime
+            )
             if ranks.first:
                 note_decoding(folder, decoding)
 

@@ -18,10 +18,11 @@ from mlxmath.generation.sampling import Sampling, draw, uniforms
 from mlxmath.models import cpu_decoding
 from mlxmath.models.rows_cache import RowKernels
 from mlxmath.models.segments import swiglu_by
+from mlxmath.models.served import PROMPT_TOKENS, is_served
 from mlxmath.models.shared_prefix import Groups, SharedPrefixes
 
 PREFILL_TOKENS = 2048
-"""Prompt tokens that go through the model at once."""
+"""Prompt tokens that go through a model in memory at once."""
 _MOST_GROWTH = 256
 """Positions by which the memory for keys and values grows: all of them are copied then."""
 
@@ -127,7 +128,9 @@ class Decoder:
     def add(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> None:
         """Let sequences join behind those that are there already."""
         assert not self._even or (not len(self) and len(set(map(len, prompts))) == 1)
-        for part in [range(len(prompts))] if self._even or self._kernels else _parts(prompts):
+        for part in (
+            [range(len(prompts))] if self._even or self._kernels else _parts(prompts, prefill_tokens(self._model))
+        ):
             self._add([tuple(prompts[i]) for i in part], [seeds[i] for i in part])
 
     def _add(self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int]) -> None:
@@ -201,7 +204,7 @@ class Decoder:
             cache = [layers[0].merge(list(layers)) for layers in zip(*single, strict=True)]
         inputs = [prompt[len(self._prefix.tokens) : -1] for prompt in prompts]
         lengths = [len(tokens) for tokens in inputs]
-        step, width = max(2, PREFILL_TOKENS // len(prompts)), max(lengths)
+        step, width = max(2, prefill_tokens(self._model) // len(prompts)), max(lengths)
         if min(lengths) < width and width % step == 1:
             width += 1  # a padded batch of single tokens looks like a decoding step to caches of windowed layers
         padding = [width - length for length in lengths]
@@ -224,24 +227,30 @@ class Decoder:
         return cache
 
 
+def prefill_tokens(model: nn.Module) -> int:
+    """Prompt tokens that go through a model at once."""
+    return PROMPT_TOKENS if is_served(model) else PREFILL_TOKENS
+
+
 def prefilled_prefix(model: nn.Module, tokens: Sequence[int]) -> Prefix:
     """The keys and values of a prefix, or none where the model's caches do not copy their past into a batch."""
     cache = make_prompt_cache(model)
     if any(type(layer) is not KVCache for layer in cache):
         return Prefix()
-    for start in range(0, len(tokens), PREFILL_TOKENS):
-        model(mx.array([tokens[start : start + PREFILL_TOKENS]]), cache=cache)
+    step = prefill_tokens(model)
+    for start in range(0, len(tokens), step):
+        model(mx.array([tokens[start : start + step]]), cache=cache)
         mx.eval([layer.state for layer in cache])
     return Prefix(tuple(tokens), tuple(cache))
 
 
-def _parts(prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """The positions of the prompts in parts of at most `PREFILL_TOKENS` padded tokens, equal ones counted once."""
+def _parts(prompts: Sequence[Sequence[int]], most: int) -> Iterator[list[int]]:
+    """The positions of the prompts in parts of at most so many padded tokens, equal ones counted once."""
     part: list[int] = []
     unique: set[tuple[int, ...]] = set()
     for index, prompt in enumerate(prompts):
         wider = unique | {tuple(prompt)}
-        if part and len(wider) * max(map(len, wider)) > PREFILL_TOKENS:
+        if part and len(wider) * max(map(len, wider)) > most:
             yield part
             part, wider = [], {tuple(prompt)}
         part.append(index)

@@ -10,14 +10,16 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx_lm.generate import stream_generate
+from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlxmath.generation.decode import Decoder, Prefix, prefilled_prefix
+from mlxmath.generation.decode import Decoder, Prefix, prefill_tokens, prefilled_prefix
 from mlxmath.generation.neighbours import way_of
 from mlxmath.generation.sampling import Sampling as Sampling
 from mlxmath.generation.sampling import draw, uniforms
 from mlxmath.models import cpu_decoding
 from mlxmath.models.load import check_ids
+from mlxmath.models.served import is_served
 from mlxmath.models.shared_prefix import cannot_share_prefixes, without_gaps
 
 _LEAST_SHARED = 8
@@ -62,9 +64,8 @@ def stream(
     def sampler(logprobs_BV: mx.array) -> mx.array:
         return draw(logprobs_BV, uniforms(seeds_B, np.array([next(numbers)], np.uint64)), sampling)[0]
 
-    for response in stream_generate(
-        model, tokenizer, list(prompt), max_tokens=sampling.max_new_tokens, sampler=sampler
-    ):
+    responses = _from_disk if is_served(model) else stream_generate
+    for response in responses(model, tokenizer, list(prompt), max_tokens=sampling.max_new_tokens, sampler=sampler):
         if response.finish_reason != "stop":
             tokens.append(response.token)
         text, has_stopped = cut(text + response.text, stops)
@@ -76,6 +77,37 @@ def stream(
         if has_stopped:
             break
     yield Completion(text, tuple(tokens), reason, len(prompt))
+
+
+@dataclass(frozen=True)
+class _Response:
+    """What is used of mlx_lm's `GenerationResponse`."""
+
+    text: str
+    token: int
+    finish_reason: str | None = None
+
+
+def _from_disk(
+    model: nn.Module, tokenizer: TokenizerWrapper, prompt: list[int], max_tokens: int,
+    sampler: Callable[[mx.array], mx.array],
+) -> Iterator[_Response]:  # fmt: skip
+    """mlx_lm's `stream_generate`, without its passes over the model ahead of what is wanted, each of which reads it."""
+    cache, detokenizer, step, token = make_prompt_cache(model), tokenizer.detokenizer, prefill_tokens(model), 0
+    for start in range(0, len(prompt) - 1, step):
+        model(mx.array([prompt[start : min(start + step, len(prompt) - 1)]]), cache=cache)
+    last, reason = prompt[-1], "length"
+    for number in range(max_tokens):
+        logits_BV = model(mx.array([[last]]), cache=cache)[:, -1]
+        token = last = int(sampler(logits_BV - mx.logsumexp(logits_BV, keepdims=True)).item())
+        if token in tokenizer.eos_token_ids:
+            reason = "stop"
+            break
+        detokenizer.add_token(token)
+        if number + 1 < max_tokens:
+            yield _Response(detokenizer.last_segment, token)
+    detokenizer.finalize()
+    yield _Response(detokenizer.last_segment, token, reason)
 
 
 def generate_batch(

@@ -16,6 +16,7 @@ from mlxmath.data.render import encode_prompt
 from mlxmath.data.templates import Template, get_template, own_template, recorded_template
 from mlxmath.errors import MlxmathError
 from mlxmath.generation.engine import Completion, Sampling, generate_batch, stream
+from mlxmath.generation.placing import serve
 from mlxmath.models.load import load_model
 from mlxmath.models.lora.adapter import CONFIG, load_adapter
 from mlxmath.runtime.files import read_json
@@ -50,7 +51,7 @@ class LanguageModel:
 
 def open_model(
     folder: Path, dtype: str, adapter: Path | None = None, template: Template | None = None, *, raw: bool = False,
-    usual: Template | None = None, loaded: tuple[nn.Module, dict[str, Any]] | None = None,
+    usual: Template | None = None, loaded: tuple[nn.Module, dict[str, Any]] | None = None, on_disk: bool = False,
 ) -> LanguageModel:  # fmt: skip
     """Load a converted model, with an adapter or without.
 
@@ -62,12 +63,13 @@ def open_model(
         raw: ask in none.
         usual: the template where there is no other.
         loaded: the model and what adapter_config.json says, if they are in memory already.
+        on_disk: its blocks stay there; see `mlxmath.generation.placing`.
 
     Raises:
         MlxmathError: the model or the adapter is damaged, or they do not belong together.
     """
     if loaded is None:
-        model = load_model(folder, dtype).model
+        model = serve(folder, dtype).model if on_disk else load_model(folder, dtype).model
         record = load_adapter(model, adapter, read_fingerprint(folder)) if adapter else {}
     else:
         model, record = loaded

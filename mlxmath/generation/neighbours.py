@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from mlxmath.generation.decode import Decoder
 from mlxmath.generation.sampling import Sampling
 from mlxmath.models.calls import ERRORS
+from mlxmath.models.served import to_be_tried
 from mlxmath.runtime.console import say
 
 Way = Literal["together", "in equal lengths", "alone"]
@@ -51,7 +52,8 @@ def way_of(model: nn.Module) -> Way:
     dtypes = {str(array.dtype) for _, array in tree_flatten(model.parameters())}
     kind = type(model), repr(getattr(model, "args", None)), *sorted(dtypes)
     if kind not in _TRIED:
-        _TRIED[kind], why = _try(model)
+        with to_be_tried(model):
+            _TRIED[kind], why = _try(model)
         if why:
             how = "one at a time" if _TRIED[kind] == "alone" else "in groups of equally long prompts"
             say(f"answers are decoded {how}: {why}")

@@ -52,7 +52,7 @@ class _Kept:
 class Tape:
     """The arrays that a backward pass needs."""
 
-    blocks: list[_Kept]
+    blocks: list[Any]
     last: mx.array
     rows: Rows
 

@@ -24,6 +24,7 @@ from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.masks import Mask
 from mlxmath.models.rows_cache import RowKernels, RowsCache
 from mlxmath.models.segments import is_causal, prepare_swiglu, swiglu_by
+from mlxmath.models.served import PROMPT_TOKENS, is_served
 from mlxmath.models.shared_prefix import Groups, SharedPrefixes, tried
 from mlxmath.models.threads import thread_for_each_core
 from mlxmath.models.trust import remembered
@@ -115,7 +116,8 @@ def read(
         most: own positions that a row may need.
         before: a layer's keys and values each, which the texts go on from.
     """
-    num_layers = len(model.layers)
+    num_layers, on_disk = len(model.layers), is_served(model)
+    step = PROMPT_TOKENS if on_disk else PART_TOKENS
 
     def of_part(part: range, kernels: CpuKernels) -> list[Sequence[mx.array]]:
         width = max(len(texts[i]) for i in part)
@@ -124,15 +126,15 @@ def read(
         for cache, layer in zip(caches, before, strict=False):
             cache.go_on_from(layer, len(part))
         with swiglu_by(kernels.swiglu):
-            for start in range(0, width, PART_TOKENS):
+            for start in range(0, width, step):
                 with suppress(_AllRead):
-                    model(tokens_BL[:, start : start + PART_TOKENS], cache=caches)
+                    model(tokens_BL[:, start : start + step], cache=caches)
         mx.eval([cache.both for cache in caches])
         return [cache.both for cache in caches]
 
-    divided = _divided(list(map(len, texts)))
-    if len(divided) == 1:
-        parts = [of_part(divided[0], kernels)]
+    divided = _divided(list(map(len, texts)), 1 if on_disk else num_usable_cores(), step)
+    if len(divided) == 1 or on_disk:
+        parts = [of_part(each, kernels) for each in divided]
     else:
         mx.eval(model.state)  # a thread cannot evaluate another's graph
         with limit_threads(1):
@@ -144,10 +146,10 @@ def read(
     return SharedPrefixes(layers, groups)
 
 
-def _divided(lengths: Sequence[int]) -> list[range]:
-    """Texts of these lengths in parts of some `_LEAST` to `PART_TOKENS` tokens, about equal ones for all cores."""
-    cores, total = num_usable_cores(), sum(lengths)
-    number = max(1, min(cores * -(-total // (cores * PART_TOKENS)), total // _LEAST))
+def _divided(lengths: Sequence[int], cores: int, most: int) -> list[range]:
+    """Texts of these lengths in parts of some `_LEAST` to `most` tokens, about equal ones for all cores."""
+    total = sum(lengths)
+    number = max(1, min(cores * -(-total // (cores * most)), total // _LEAST))
     middles = np.cumsum(lengths) - np.array(lengths) / 2
     bounds = np.searchsorted(middles, np.arange(number + 1) * total / number)
     bounds[-1] = len(lengths)  # where the last ones are empty

@@ -6,6 +6,7 @@ memory of the one before. Elsewhere a frozen array is a hollow one, of the same 
 Of the embedding the rows of the tokens at hand are read. Adapters and the norm after the blocks stay in memory.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -47,14 +48,14 @@ class Offloaded:
 
     def __init__(self, folder: Path, dtype: str) -> None:
         loaded = load_model(folder, dtype, lazy=True)
-        self.model, self._folder = loaded.model, folder
+        self.model, self.config, self._folder = loaded.model, loaded.config, folder
         suit(self.model, dtype)
         self._units: dict[int, list[Stored]] = defaultdict(list)
         arrays = _in_blocks_and_vocabulary(self.model)
         if missing := [name for name in arrays if name not in loaded.stored]:
             raise MlxmathError(
                 f"{folder} cannot be read block by block: {missing[0]} and {len(missing) - 1} more of its arrays are "
-                "made of several tensors. Convert the model with `mlxmath convert`, or train with --offload off."
+                "made of several tensors. Convert the model with `mlxmath convert`, or use --offload off."
             )
         embeddings: dict[int, list[Stored]] = defaultdict(list)
         heads: dict[bool, list[Stored]] = defaultdict(list)
@@ -80,6 +81,9 @@ class Offloaded:
         )
         files = {each.tensor.path for arrays in self._units.values() for each in arrays}
         self._files = {file: _identity(file) for file in files}
+        self.num_bytes = sum(each.tensor.num_bytes for arrays in self._units.values() for each in arrays)
+        """Of all units on the disk."""
+        self._absent = 0.0
         self._checked: set[int] = set()
         self._held: dict[int, list[mx.array]] = {}
         self._installed: int | None = None
@@ -89,8 +93,16 @@ class Offloaded:
         self._reader = ThreadPoolExecutor(1, "reader")
 
     def close(self) -> None:
-        """End the thread that reads."""
+        """End the thread that reads, and give the units' memory back."""
         self._reader.shutdown(cancel_futures=True)
+        self._put_away()
+        self._held, self._next = {}, None
+
+    def poison(self) -> None:
+        """Have NaN from now on where weights are not at hand, so that their use shows."""
+        self._absent = math.nan
+        for unit in self._units:
+            self._install(unit, None)
 
     def holds(self, layer: nn.Module) -> bool:
         """Whether a layer of a model that is attached is the head."""
@@ -116,8 +128,8 @@ class Offloaded:
         pending, self._next = self._next, None
         if pending:
             self._held[pending[0]] = pending[1].result()
-        if self._installed not in (unit, None):
-            self._install(self._installed, None)
+        if self._installed != unit:
+            self._put_away()
         spare: Spare = defaultdict(list)
         for other in self._held.keys() - {unit, following}:
             for array, each in zip(self._held.pop(other), self._units[other], strict=True):
@@ -132,6 +144,7 @@ class Offloaded:
     @contextmanager
     def at_hand(self, units: Sequence[int]) -> Iterator[None]:
         """Have several units for a moment."""
+        self._put_away()
         for unit in units:
             self._install(unit, self._read(unit, {}))
         try:
@@ -157,11 +170,16 @@ class Offloaded:
                 raise MlxmathError(f"{file} has been changed since this run began, which reads it in every step.")
         return found
 
+    def _put_away(self) -> None:
+        """Have no unit at hand."""
+        if self._installed is not None:
+            self._install(self._installed, None)
+
     def _install(self, unit: int, read: list[mx.array] | None) -> None:
         """Give the models a unit's arrays, hollow ones for None."""
         stored = self._units[unit]
         arrays = (
-            [hollowed(each.module[each.key]) for each in stored] if read is None
+            [hollowed(each.module[each.key], value=self._absent) for each in stored] if read is None
             else [array.view(each.dtype) for array, each in zip(read, stored, strict=True)]
         )  # fmt: skip
         mx.eval(arrays)

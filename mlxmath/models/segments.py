@@ -49,15 +49,19 @@ class Trained:
         """Found once: to look through a block's modules takes as long as to build its graph."""
 
         def under(*names: str) -> list[Parameter]:
-            return [
-                Parameter(f"{name}.{inner}.{key}" if inner else f"{name}.{key}", module, key)
-                for name in names
-                for inner, module in block[name].named_modules()
-                for key, value in module.items()
-                if isinstance(value, mx.array) and module.trainable_parameter_filter(module, key, value)
-            ]
+            return [parameter for name in names for parameter in parameters_of(block[name], f"{name}.")]
 
         return cls(under("self_attn", "input_layernorm"), under("mlp", "post_attention_layernorm"))
+
+
+def parameters_of(module: nn.Module, path: str = "") -> list[Parameter]:
+    """The trainable arrays in a module, which is at `path` in its block."""
+    return [
+        Parameter(f"{path}{inner}.{key}" if inner else f"{path}{key}", part, key)
+        for inner, part in module.named_modules()
+        for key, value in part.items()
+        if isinstance(value, mx.array) and part.trainable_parameter_filter(part, key, value)
+    ]
 
 
 def vjp(

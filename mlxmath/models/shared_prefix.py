@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from mlxmath.models.calls import ERRORS
 from mlxmath.models.layouts import example
+from mlxmath.models.served import to_be_tried
 
 GROWTH = 64
 """Positions by which the memory for a row's own keys and values grows, or an eighth of it if that is more."""
@@ -238,6 +239,12 @@ def tried(model: nn.Module, read: Callable[[Sequence[Sequence[int]], Groups, int
         model: in evaluation mode.
         read: gives the caches of texts, for the groups of rows and so many own positions.
     """
+    with to_be_tried(model):
+        return _tried(model, read)
+
+
+def _tried(model: nn.Module, read: Callable[[Sequence[Sequence[int]], Groups, int], SharedPrefixes]) -> str | None:
+    """The same, of a model that is in memory."""
     if any(type(layer) is not KVCache for layer in make_prompt_cache(model)):
         return "its layers keep something else than keys and values of all positions"
     for home in {sys.modules[type(module).__module__] for module in model.modules()}:

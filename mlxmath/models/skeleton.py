@@ -88,9 +88,10 @@ def _said(config: Mapping[str, Any], name: str) -> bool:
     return name in config or any(isinstance(inner, dict) and name in inner for inner in config.values())
 
 
-def hollowed(array: mx.array, dtype: mx.Dtype | None = None) -> mx.array:
-    """Zeros of that shape, in the memory of one."""
-    return mx.broadcast_to(mx.zeros((), dtype or array.dtype), array.shape)
+def hollowed(array: mx.array, dtype: mx.Dtype | None = None, value: float = 0.0) -> mx.array:
+    """One number in that shape, in the memory of one: a value, or zero for a type of whole numbers."""
+    dtype = dtype or array.dtype
+    return mx.broadcast_to(mx.array(value if mx.issubdtype(dtype, mx.floating) else 0, dtype), array.shape)
 
 
 def check_sizes(config: Mapping[str, Any]) -> None:

@@ -105,6 +105,15 @@ def disk_line(num_bytes: int, folder: Path, compute_s: float) -> str:
     )
 
 
+def answering_line(num_bytes: int, folder: Path) -> str:
+    """What reading takes of each token of answers that are drawn together; `num_bytes` of the base, in `folder`."""
+    rate = disk_bytes_per_s(folder)
+    return (
+        f"the blocks of {folder} stay on the disk (--offload): a token of all answers that are drawn together reads "
+        f"{size(num_bytes)}, which takes {duration(num_bytes / rate)} at {rate / 1e9:.2g} GB/s"
+    )
+
+
 def disk_bytes_per_s(folder: Path) -> float:
     """Measured for a moment past the system's cache: on a file of weights in the folder, or on one made beside it."""
     files = sorted(folder.glob("*.safetensors"), key=lambda path: -path.stat().st_size)

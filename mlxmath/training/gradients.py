@@ -86,10 +86,13 @@ class BlockwiseGradients:
 
     takes_parts = True
 
-    def __init__(self, model: nn.Module, loss: Loss, kernels: Kernels, parts: Split, checkpoint_every: int) -> None:
+    def __init__(
+        self, model: nn.Module, loss: Loss, kernels: Kernels, parts: Split, checkpoint_every: int,
+        blocks: Blockwise | None = None,
+    ) -> None:  # fmt: skip
         self.how, self.head = "block by block, with the device's own kernels", parts.head
         self._model, self._kernels, self._parts = model, kernels, parts
-        self._blocks = Blockwise(model, kernels, checkpoint_every, parts=parts)
+        self._blocks = blocks or Blockwise(model, kernels, checkpoint_every, parts=parts)
         self._loss, self._fused = loss, FusedHead(parts.head, kernels)
         self._head_alone = FusedHead(replace(parts.head, differentiable=False), kernels)
 

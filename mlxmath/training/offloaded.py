@@ -22,6 +22,7 @@ from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.layouts import Rows
 from mlxmath.models.lm_head import split
 from mlxmath.models.offload import HEAD, Offloaded
+from mlxmath.models.whole_blocks import WholeBlocks
 from mlxmath.training.gradients import BlockwiseGradients, Loss, Tree
 
 Result = TypeVar("Result")
@@ -48,12 +49,18 @@ class OffloadedGradients(BlockwiseGradients):
             reason = parts if isinstance(parts, str) else Blockwise.unsupported(model, kernels, parts)
             if not isinstance(parts, str) and not offloaded.holds(parts.head.layer):
                 reason = "its logits are made by another layer than its head"
+            whole = None
+            if reason and not isinstance(parts, str) and offloaded.holds(parts.head.layer):
+                reason = WholeBlocks.refused(model, parts, kernels)
+                whole = None if reason else WholeBlocks(model, parts, kernels)
             if isinstance(parts, str) or reason:
                 raise MlxmathError(
                     f"--offload on: this model cannot be trained with its blocks on the disk, since {reason}. Use "
                     "--offload off."
                 )
-            super().__init__(model, loss, kernels, parts, checkpoint_every=1)
+            super().__init__(model, loss, kernels, parts, 1, whole)
+            if whole:
+                self.how = "block by block, by autodiff of each"
 
     def cannot_share(self) -> str | None:
         """See `Gradients`."""

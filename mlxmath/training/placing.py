@@ -36,7 +36,7 @@ def offloading(config: "RunConfig") -> "RunConfig":
 
 
 def goes_by_block(config: "RunConfig", model_config: Mapping[str, Any], device: "DeviceInfo") -> bool:
-    """Whether a model is computed block by block, without which its blocks cannot stay on the disk.
+    """Whether a model's blocks are taken apart, without which what training takes then is not known well enough.
 
     Known before it is loaded on a CPU alone; a GPU that trains in memory goes through the whole model.
     """

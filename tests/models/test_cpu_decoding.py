@@ -11,6 +11,7 @@ from mlxmath.generation.decode import Decoder, prefilled_prefix
 from mlxmath.generation.sampling import Sampling
 from mlxmath.models import cpu_decoding
 from mlxmath.models.cpu_decoding import _divided, unsupported
+from mlxmath.runtime.blas import num_usable_cores
 from tests.conftest import make_tiny_llama
 from tests.models.adapted import adapted
 
@@ -58,12 +59,13 @@ def test_rows_of_divided_prompts_join_and_leave(make: Any, begins_alike: bool, m
 
 def test_parts_are_about_equal_and_leave_nothing_out() -> None:
     lengths = sorted(np.random.default_rng(0).integers(60, 180, size=100).tolist(), reverse=True)
-    parts = _divided(lengths)
+    parts = _divided(lengths, num_usable_cores(), cpu_decoding.PART_TOKENS)
     assert [i for part in parts for i in part] == list(range(100))
     tokens = [sum(lengths[i] for i in part) for part in parts]
     assert max(len(part) * lengths[part.start] for part in parts) <= 1.2 * cpu_decoding.PART_TOKENS
     assert max(tokens) < 1.5 * min(tokens)
-    assert _divided([0, 0]) == [range(2)] and _divided([5]) == [range(1)] and _divided([0, 900, 0, 0])[-1].stop == 4
+    few = [_divided(lengths, 2, 1024) for lengths in ([0, 0], [5], [0, 900, 0, 0])]
+    assert few[:2] == [[range(2)], [range(1)]] and few[2][-1].stop == 4
 
 
 def test_what_it_is_not_made_for_says_why() -> None:

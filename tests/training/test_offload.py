@@ -10,11 +10,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten
 
 from mlxmath.config.schema import LoraConfig, RunConfig, TrainingConfig
 from mlxmath.data.batch import Shape
 from mlxmath.data.batching import BatchSampler
+from mlxmath.errors import MlxmathError
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.load import load_model
@@ -32,11 +33,8 @@ from mlxmath.training.sft import sft_loss
 from tests.conftest import FakeRows
 from tests.helpers import adapters, run, succeed
 from tests.models import architectures
+from tests.models.folders import LLAMA, deep, folder_of
 
-LLAMA = {
-    "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 4, "intermediate_size": 96, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "vocab_size": 64, "tie_word_embeddings": False,
-}  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": LLAMA,
     "qwen2, tied": LLAMA | {"model_type": "qwen2", "tie_word_embeddings": True},
@@ -48,23 +46,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 CONFIG = TrainingConfig(batch_size=8, grad_accumulation_steps=1)
 TARGETS = ("q_proj", "v_proj", "down_proj")
-
-
-def folder_of(folder: Path, config: dict[str, Any], bits: int | None = None, dtype: mx.Dtype = mx.float32) -> Path:
-    """A model folder of random weights."""
-    from mlx_lm.utils import _get_classes
-
-    kind, arguments = _get_classes(config)
-    mx.random.seed(1)
-    model = kind(arguments.from_dict(config))
-    model.update(tree_map(lambda a: a.astype(dtype) if mx.issubdtype(a.dtype, mx.floating) else a, model.parameters()))
-    if bits:
-        nn.quantize(model, 32, bits)
-        config = config | {"quantization": {"group_size": 32, "bits": bits}}
-    folder.mkdir()
-    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
 
 
 class Training:
@@ -132,6 +113,28 @@ def test_adapters_are_those_of_a_run_in_memory(
     inside, outside = both(folder_of(tmp_path / "model", CONFIGS[name], bits, dtype), uneven_rows, workers=workers)
     assert inside == outside
     assert inside[0][-1] < inside[0][0]
+
+
+@pytest.mark.parametrize(("name", "precision"), [("mixtral", 0), ("gemma2", 0), ("qwen3_5", 0), ("gemma3_text", 1e-5)])
+def test_blocks_that_are_not_taken_apart_are_gone_through_as_they_are(
+    tmp_path: Path, uneven_rows: FakeRows, name: str, precision: float
+) -> None:
+    """Experts, norms around attention, layers with a state, windows."""
+    folder = folder_of(tmp_path / "model", architectures.config_of(name))
+    inside, outside = both(folder, uneven_rows)
+    assert inside[1].keys() == outside[1].keys()
+    for losses in zip([*inside[0], *inside[2:]], [*outside[0], *outside[2:]], strict=True):
+        np.testing.assert_allclose(*losses, rtol=precision)
+    for key, theirs in inside[1].items():
+        arrays = [np.frombuffer(each, np.float32) for each in (outside[1][key], theirs)]
+        np.testing.assert_allclose(*arrays, atol=precision)
+    assert inside[0][-1] < inside[0][0]
+
+
+def test_a_model_whose_blocks_give_more_than_an_array_is_refused(tmp_path: Path, uneven_rows: FakeRows) -> None:
+    folder = folder_of(tmp_path / "model", architectures.config_of("gemma4_text"))
+    with pytest.raises(MlxmathError, match="--offload on: this model cannot be trained .* need more than the last one"):
+        Training(folder, uneven_rows, offload=True)
 
 
 def test_only_the_blocks_that_train_are_gone_back_through(tmp_path: Path, uneven_rows: FakeRows) -> None:
@@ -236,15 +239,6 @@ def test_a_worker_that_fails_ends_the_others_too(tmp_path: Path, uneven_rows: Fa
     training.close()
 
 
-def deep(prepared: Path, num_layers: int) -> int:
-    """The bundled model with many more blocks, in a folder "deep"; its bytes."""
-    config = json.loads((prepared / "mlx_model" / "config.json").read_text()) | {"num_hidden_layers": num_layers}
-    folder_of(prepared / "deep", config)
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        (prepared / "deep" / name).write_bytes((prepared / "mlx_model" / name).read_bytes())
-    return (prepared / "deep" / "model.safetensors").stat().st_size
-
-
 TRAIN = (
     "train", "--debug", "--model", "deep", "--mlx-path", "deep_mlx", "--max-steps", "2", "--max-seq-len", "64",
     "--grad-accumulation-steps", "2", "--max-batch-tokens", "64", "--workers", "1",
@@ -298,7 +292,9 @@ def test_it_is_chosen_where_nothing_else_fits(memory_bytes: float, objective: An
         assert plans[0].weights < 0.1 * plans[1].weights and plans[0].activations > plans[1].activations
 
 
-def test_it_is_neither_chosen_nor_advised_for_a_model_that_would_be_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_neither_chosen_nor_advised_for_a_model_whose_blocks_are_not_taken_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     larger = {"num_hidden_layers": 32, "hidden_size": 512, "intermediate_size": 4096, "head_dim": 64}
     model_config = architectures.config_of("gemma2") | larger | {"quantization": {"group_size": 64, "bits": 8}}
     one_row = {"batch_size": 1, "grad_accumulation_steps": 1, "max_batch_tokens": 16}
