@@ -94,6 +94,7 @@ class Decoder:
             against, and prompts of two tokens at least.
         even: take one set of prompts of equal lengths and no more until all of them have left. Nothing is padded, and
             the model runs as in mlx_lm's own generation.
+        num_cores: of a CPU, to be used (default: all).
     """
 
     def __init__(
@@ -105,9 +106,10 @@ class Decoder:
         prefix: Prefix = Prefix(),
         shares: bool = False,
         even: bool = False,
+        num_cores: int | None = None,
     ) -> None:
         assert not (even and (shares or prefix.tokens))
-        self._kernels = RowKernels() if shares and cpu_decoding.unsupported(model) is None else None
+        self._kernels = RowKernels(num_cores) if shares and cpu_decoding.unsupported(model) is None else None
         self._model, self._sampling, self._logprobs, self._prefix = model, sampling, logprobs, prefix
         self._shares, self._even = shares, even
         self._caches: Any = None

@@ -5,6 +5,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,6 +15,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlxmath.generation.decode import Decoder, Prefix, prefill_tokens, prefilled_prefix
+from mlxmath.generation.lanes import Lanes, num_lanes
 from mlxmath.generation.neighbours import way_of
 from mlxmath.generation.sampling import Sampling as Sampling
 from mlxmath.generation.sampling import draw, uniforms
@@ -150,13 +152,15 @@ def generate_batch(
     check_ids(model, max(max(prompt) for prompt in prompts), "a prompt")
     seeds = seeds if seeds is not None else [seed_of(sampling.seed, i) for i in range(len(prompts))]
     way = "alone" if len(prompts) == 1 else way_of(model)
+    decoder: Decoder | Lanes
     if way == "together":
         repeat = len(set(map(tuple, prompts))) < len(prompts)
         shares = min(map(len, prompts)) > 1 and (
             cpu_decoding.unsupported(model) is None or (repeat and cannot_share_prefixes(model) is None)
         )
-        prefix = _shared_prefix(model, prompts)
-        decoder = Decoder(model, sampling, logprobs=logprobs, prefix=prefix, shares=shares)
+        prefix, lanes = _shared_prefix(model, prompts), num_lanes(model, min(concurrency, len(prompts))) if shares else 1
+        make = partial(Decoder, model, sampling, logprobs=logprobs, prefix=prefix, shares=shares)
+        decoder = Lanes(model, lanes, partial(make, num_cores=1)) if lanes > 1 else make()
     else:
         decoder = Decoder(model, sampling, logprobs=logprobs, even=True)
         concurrency = 1 if way == "alone" else concurrency

@@ -28,7 +28,7 @@ from mlxmath.models.served import PROMPT_TOKENS, is_served
 from mlxmath.models.shared_prefix import Groups, SharedPrefixes, tried
 from mlxmath.models.threads import thread_for_each_core
 from mlxmath.models.trust import remembered
-from mlxmath.runtime.blas import limit_threads, num_usable_cores
+from mlxmath.runtime.blas import limit_threads
 
 PART_TOKENS = 1024
 """Prompt tokens, with padding, that go through the model at once."""
@@ -110,7 +110,7 @@ def read(
 
     Args:
         model: one that `unsupported` has nothing against.
-        kernels: for the rows.
+        kernels: for the rows; the texts are read on as many cores.
         texts: token ids, one of each at least; the longest ones first make the least padding.
         groups: which rows go on from which text.
         most: own positions that a row may need.
@@ -132,8 +132,9 @@ def read(
         mx.eval([cache.both for cache in caches])
         return [cache.both for cache in caches]
 
-    divided = _divided(list(map(len, texts)), 1 if on_disk else num_usable_cores(), step)
-    if len(divided) == 1 or on_disk:
+    cores = 1 if on_disk else kernels.num_cores
+    divided = _divided(list(map(len, texts)), cores, step)
+    if len(divided) == 1 or cores == 1:
         parts = [of_part(each, kernels) for each in divided]
     else:
         mx.eval(model.state)  # a thread cannot evaluate another's graph

@@ -41,11 +41,11 @@ class CpuKernels(Kernels):
     compiles = False
 
     def __init__(self, num_cores: int | None = None) -> None:
-        self._num_cores = num_cores or num_usable_cores()
+        self.num_cores = num_cores or num_usable_cores()
 
     def _parallel(self, work: Callable[[int, int], None], count: int, block: int) -> None:
         """Call `work(start, stop)` over range(count) in blocks, an even share on each core."""
-        share = -(-count // self._num_cores)
+        share = -(-count // self.num_cores)
 
         def run(first: int) -> None:
             with np.errstate(over="ignore", under="ignore"):  # exp(100) is inf, and 1 / (1 + inf) is 0, as it should be
@@ -59,7 +59,7 @@ class CpuKernels(Kernels):
 
     def _parallel_products(self, work: Callable[[int, int], None], count: int) -> None:
         """The same in one block a core, where the work is products in NumPy, each of them on its core."""
-        with limit_threads(1) if self._num_cores > 1 else nullcontext():
+        with limit_threads(1) if self.num_cores > 1 else nullcontext():
             self._parallel(work, count, count)
 
     def swiglu(self, gate_BLF: mx.array, up_BLF: mx.array) -> mx.array:
