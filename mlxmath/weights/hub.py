@@ -38,19 +38,22 @@ class Source:
         name: how a manifest names it: repository, absolute path or "demo".
         folder: where its files lie.
         revision: commit of the repository.
+        gguf: the file that holds the model, or the first of a set, where it is in that form.
     """
 
     name: str
     folder: Path
     revision: str | None = None
+    gguf: Path | None = None
 
 
 def is_source(model: str, recorded: str) -> bool:
     """Whether `--model model` means the source that a manifest recorded; its folder need not exist any more."""
     path = Path(model).expanduser()
-    if model == DEMO or not path.is_dir():
-        return recorded in ({model} if model == DEMO else {model, str(path.resolve())})
-    return recorded == str(path.resolve())
+    if model == DEMO:
+        return recorded == DEMO
+    places = {str(path.resolve()), str(path.absolute())}
+    return recorded in (places if path.exists() else {model, *places})
 
 
 def fetch(
@@ -71,6 +74,9 @@ def fetch(
     if model == DEMO:
         return Source(DEMO, DEMO_FOLDER)
     path = Path(model).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        path = path.absolute()
+        return Source(str(path), path.parent, gguf=path)
     if path.is_dir():
         if revision is not None:
             raise InputError(f"--revision {revision}: {model} is a local folder, which has no revisions.")
