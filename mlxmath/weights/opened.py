@@ -7,11 +7,12 @@ from typing import Any
 
 from mlxmath.runtime.console import warn
 from mlxmath.weights.configuration import read_config
+from mlxmath.weights.download import LICENSES, TOKENIZER_FILES
 from mlxmath.weights.gguf_config import config_of
 from mlxmath.weights.gguf_file import GgufFile, open_gguf
 from mlxmath.weights.gguf_model import family_of, read_gguf
 from mlxmath.weights.gguf_tokenizer import write_tokenizer
-from mlxmath.weights.hub import LICENSES, TOKENIZER_FILES, Source, Weights, open_weights
+from mlxmath.weights.hub import Source, Weights, open_weights
 from mlxmath.weights.tokenizer import name_plain_class
 
 
