@@ -2,6 +2,7 @@
 
 import errno
 import fnmatch
+import glob
 import os
 import shutil
 from collections.abc import Iterable
@@ -154,22 +155,30 @@ def _check_space(repo: str, commit: str | None, sizes: dict[str, int]) -> None:
 
 def _cached(repo: str, revision: str | None, wanted: str | None, config_only: bool) -> tuple[Path, str | None] | None:
     """The cached snapshot, if its weights are all there, or its config.json where that is enough."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    try:
-        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    if wanted is None and has_weights(names):
-        return (folder, None) if config_only or is_whole(folder) else None
-    if config_only and "config.json" in names:
-        return folder, None
-    try:
-        return folder, chosen_gguf(names, wanted, repo)[0]
-    except InputError:
-        return None
+    if config_only and wanted is None:
+        try:
+            return Path(hf_hub_download(repo, "config.json", revision=revision, local_files_only=True)).parent, None
+        except LocalEntryNotFoundError:
+            pass
+    formats = [
+        ["config.json", f"{stem}.{suffix}", f"{stem}-*-of-*.{suffix}", f"{stem}.{suffix}.index.json"]
+        for stem, suffix in FORMATS
+    ]
+    ends = [f"*{glob.escape(wanted)}*" if wanted else "*.gguf"]
+    for patterns in [ends] if wanted else [*formats, ends]:
+        try:
+            folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=patterns))
+        except LocalEntryNotFoundError:
+            continue
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        if patterns is not ends and is_whole(folder):
+            return folder, None
+        if patterns is ends and (wanted or not has_weights(names)) and any(map(is_gguf, names)):
+            return folder, chosen_gguf(names, wanted, repo)[0]
+    return None
 
 
 def is_whole(folder: Path) -> bool:
