@@ -198,9 +198,12 @@ def test_an_incomplete_cache_does_not(server: Hub, unplug: Callable[[], None]) -
         fetch(REPO)
 
 
-def test_an_interrupted_download_is_continued(server: Hub, tmp_path: Path) -> None:
+def test_an_interrupted_download_is_continued(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file goes on where it was, in another run."""
+    monkeypatch.setattr("mlxmath.weights.download.MIN_BYTES", 10_000)
+    monkeypatch.setattr("mlxmath.weights.resume.ATTEMPTS", 0)
     server.cut_after = 50_000
-    with pytest.raises(MlxmathError, match="cannot download") as caught:
+    with pytest.raises(MlxmathError, match="cannot download .*a partial download is continued") as caught:
         fetch(REPO)
     assert TOKEN not in str(caught.value)
     server.cut_after = None
@@ -208,7 +211,31 @@ def test_an_interrupted_download_is_continued(server: Hub, tmp_path: Path) -> No
     manifest = ensure_model(ModelConfig(model=REPO, mlx_path=str(tmp_path / "mlx_model")))
     local = ensure_model(ModelConfig(model=str(server.folder), mlx_path=str(tmp_path / "local")))
     assert manifest.fingerprint == local.fingerprint
-    assert max(server.first_bytes) >= 50_000
+    assert max(server.first_bytes) == 50_000
+
+
+def test_a_connection_that_is_cut_again_and_again(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on as long as something comes; the file is what the repository has, or refused."""
+    monkeypatch.setattr("mlxmath.weights.download.MIN_BYTES", 60_000)
+    server.cut_after = 20_000
+    name = "pytorch_model-00001-of-00002.bin"
+    monkeypatch.setattr("mlxmath.weights.download.needed_files", lambda *_, **__: [name])
+    assert (fetch(REPO).folder / name).read_bytes() == (server.folder / name).read_bytes()
+    assert [start for start in server.first_bytes if start] == [20_000, 40_000, 60_000, 80_000, 100_000]
+    assert not list((fetch(REPO).folder.parent.parent / "blobs").glob("*.part"))
+
+
+def test_what_is_not_the_file_is_refused(server: Hub, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setattr("mlxmath.weights.download.MIN_BYTES", 60_000)
+    blobs = cache / "models--owner--tiny" / "blobs"
+    blobs.mkdir(parents=True)
+    data = (server.folder / "pytorch_model-00001-of-00002.bin").read_bytes()
+    part = blobs / f"{hashlib.sha256(data).hexdigest()}.part"
+    part.write_bytes(b"x" * 1000)
+    with pytest.raises(MlxmathError, match="did not come as it is in the repository"):
+        fetch(REPO)
+    assert not part.exists()
+    fetch(REPO)
 
 
 def test_unreachable(cache: Path, unplug: Callable[[], None]) -> None:
