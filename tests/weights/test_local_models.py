@@ -110,6 +110,20 @@ def test_stop_texts_of_ollama_end_answers(home: Path, tmp_path: Path) -> None:
     assert read_json(tmp_path / "m" / "generation_config.json")["eos_token_id"] == [260, 258, 270]
 
 
+def test_ollama_s_template_where_the_file_has_none(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, place = home / ".ollama" / "models", "registry.ollama.ai/library/{}/latest"
+    pulled(root, place.format("tiny"), {"model": tiny(tmp_path), "template": b"Q: {{ .Prompt }}\nA: {{ .Response }}\n"})
+    ensure_model(ModelConfig(model="ollama:tiny", mlx_path=str(tmp_path / "m")))
+    template = (tmp_path / "m" / "chat_template.jinja").read_text()
+    assert "Q: " in template
+    pulled(root, place.format("odd"), {"model": tiny(tmp_path), "template": b"{{ with .System }}{{ . }}{{ end }}"})
+    ensure_model(ModelConfig(model="ollama:odd", mlx_path=str(tmp_path / "n")))
+    assert not (tmp_path / "n" / "chat_template.jinja").exists()
+    assert "Ollama's template cannot be translated ({{ with .System }})" in capsys.readouterr().err
+
+
 def test_lm_studio(home: Path, tmp_path: Path) -> None:
     folder = home / ".lmstudio" / "models" / "owner" / "tiny-GGUF"
     folder.mkdir(parents=True)
