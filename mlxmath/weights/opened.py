@@ -8,9 +8,8 @@ from typing import Any
 from mlxmath.runtime.console import say, warn
 from mlxmath.weights.configuration import read_config
 from mlxmath.weights.download import LICENSES, TOKENIZER_FILES
-from mlxmath.weights.gguf_config import config_of
 from mlxmath.weights.gguf_file import GgufFile, open_gguf
-from mlxmath.weights.gguf_model import family_of, read_gguf
+from mlxmath.weights.gguf_model import read_gguf
 from mlxmath.weights.gguf_tokenizer import write_tokenizer
 from mlxmath.weights.hub import Source, Weights, open_weights
 from mlxmath.weights.ollama_template import CannotTranslateError, to_jinja
@@ -88,8 +87,7 @@ def source_config(source: Source) -> dict[str, Any]:
     """
     if source.gguf is None:
         return read_config(source.folder)
-    file = open_gguf(source.gguf)
-    return config_of(file, family_of(file))
+    return read_gguf(open_gguf(source.gguf)).config
 
 
 def _copy_companions(source: Path, folder: Path, *, trust_remote_code: bool) -> None:

@@ -53,6 +53,13 @@ def test_ollama(home: Path, tmp_path: Path) -> None:
     assert ensure_model(config) == manifest
     direct = ensure_model(ModelConfig(model=str(tmp_path / "a.gguf"), mlx_path=str(tmp_path / "direct")))
     assert direct.fingerprint == manifest.fingerprint
+    blob = fetch("ollama:tiny").gguf
+    assert blob is not None and fetch(str(blob)).gguf == blob
+    data = bytearray(blob.read_bytes())
+    data[-1] ^= 1
+    blob.write_bytes(data)
+    with pytest.raises(MlxmathError, match="is damaged: its SHA-256 .* pull the model again"):
+        ensure_model(ModelConfig(model="ollama:tiny", mlx_path=str(tmp_path / "n")))
 
 
 @pytest.mark.parametrize(
