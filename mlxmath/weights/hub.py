@@ -121,7 +121,7 @@ def _local(model: str) -> Source | None:
     if not wanted and (has_weights(names) or not any(map(is_gguf, names))):
         return Source(str(path.resolve()), path.resolve())
     gguf = path.resolve() / chosen_gguf(names, wanted or None, str(path))[0]
-    return Source(str(gguf) if wanted else str(path.resolve()), gguf.parent, gguf=gguf)
+    return Source(f"{path.resolve()}{f':{wanted}' if wanted else ''}", gguf.parent, gguf=gguf)
 
 
 def _begins(path: Path) -> bool:

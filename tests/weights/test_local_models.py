@@ -159,6 +159,11 @@ def test_a_folder_with_gguf_files(tmp_path: Path) -> None:
     assert fetch(f"{folder}:q8_0").gguf == one
     with pytest.raises(InputError, match="there is no GGUF file Q4_0 there; it has: F32, Q8_0"):
         fetch(f"{folder}:Q4_0")
+    config = ModelConfig(model=f"{folder}:q8_0", mlx_path=str(tmp_path / "n"))
+    assert ensure_model(config) == ensure_model(config)
+    llama_gguf(one, seed=2)
+    with pytest.raises(InputError, match="have changed since"):
+        ensure_model(config)
 
 
 def test_a_file_that_changed_is_noticed(tmp_path: Path) -> None:
