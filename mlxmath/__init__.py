@@ -41,8 +41,8 @@ _FROM = {
     "MlxmathError": "mlxmath.errors",
 }
 __all__ = [
-    "InputError", "MlxmathError", "convert", "distill", "dpo", "evaluate", "export", "generate", "grade", "grpo", "load",
-    "plan", "reward_model", "sft",
+    "InputError", "MlxmathError", "convert", "distill", "dpo", "evaluate", "export", "generate", "grade", "grpo",
+    "load", "plan", "reward_model", "sft",
 ]  # fmt: skip
 
 
