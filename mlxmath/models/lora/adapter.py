@@ -165,6 +165,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     return dict(record)
 
 
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """What an adapter folder says of its adapter, in mlx_lm's form.
+
+    Raises:
+        MlxmathError: there is no adapter, or its configuration is damaged.
+    """
+    return _read(folder, None)
+
+
 def load_initial(model: nn.Module, folder: Path, wanted: dict[str, Any]) -> None:
     """Let training start from the weights of the adapter in `folder`.
 

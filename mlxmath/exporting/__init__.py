@@ -1,0 +1,1 @@
+"""The tuned model for other programs: `export` writes and checks, one module a target writes its files."""
