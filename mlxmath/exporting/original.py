@@ -7,6 +7,7 @@ from typing import Any
 
 from mlxmath.config.methods import ExportConfig
 from mlxmath.data.templates import Template, get_template, own_template, recorded_template
+from mlxmath.errors import InputError
 from mlxmath.generation.model import LanguageModel, load_generation_tokenizer, open_model
 from mlxmath.models.load import Loaded, load_model
 from mlxmath.models.lora.adapter import CONFIG, load_adapter, read_adapter_config
@@ -62,3 +63,14 @@ class Job:
     settings: ExportConfig
     folder: Path
     """There and empty while it is written; afterwards where it lies."""
+
+
+def refuse_flags(settings: ExportConfig, *names: str) -> None:
+    """Refuse settings that have no meaning for a target.
+
+    Raises:
+        InputError: one of them is set.
+    """
+    for name in names:
+        if getattr(settings, name):
+            raise InputError(f"--{name.replace('_', '-')} has no meaning with --to {settings.to}; leave it out.")

@@ -92,13 +92,13 @@ def build_model(config: ModelConfig, source: Source, *, shard_bytes: int = SHARD
     for note in plan.notes:
         say(f"  {note}")
     total = sum(output.num_bytes for output in plan.outputs)
-    _check_space(target, total + (plan.made.copied_bytes if plan.made else 0))
+    check_space(target, total + (plan.made.copied_bytes if plan.made else 0))
     say(f"  writing {size(total)} from {len(weights.files)} {weights.files[0].suffix} file(s) to {config.mlx_path}")
     with atomic_folder(target) as folder, hashing(weights, source.folder) as source_records:
         with plan.made.opened(folder) if plan.made else nullcontext():
             records, digests = _write_weights(folder, plan.outputs, shard_bytes)
         (folder / "config.json").write_text(json.dumps(plan.layout.config, indent=2) + "\n", encoding="utf-8")
-        _copy_companions(source.folder, folder, trust_remote_code=config.trust_remote_code)
+        copy_companions(source.folder, folder, trust_remote_code=config.trust_remote_code)
         name_plain_class(folder)
         known = {record.name for record in records}
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -217,13 +217,14 @@ def _output(name: str, tensor: TensorRef | MadeTensor, dtype: str, bits: tuple[i
     )
 
 
-def _check_space(target: Path, needed: int) -> None:
+def check_space(target: Path, needed: int) -> None:
+    """Refuse to write what has no room on the disk."""
     parent = next(path for path in target.parents if path.exists())
     free = shutil.disk_usage(parent).free
     if needed + SPARE_BYTES > free:
         raise MlxmathError(
             f"cannot write {target}: the model takes {size(needed)}, and {size(free)} are free there. Nothing was "
-            "written; free some space or choose another folder with --mlx-path."
+            "written; free some space or choose another folder."
         )
 
 
@@ -262,7 +263,7 @@ def _write_weights(
     return records, digests
 
 
-def _copy_companions(source: Path, folder: Path, *, trust_remote_code: bool) -> None:
+def copy_companions(source: Path, folder: Path, *, trust_remote_code: bool) -> None:
     """Copy tokenizer, generation settings and licence."""
     for pattern in (*TOKENIZER_FILES, *LICENSES, *(("*.py",) if trust_remote_code else ())):
         for path in source.glob(pattern):
