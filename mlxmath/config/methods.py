@@ -270,6 +270,10 @@ class ExportConfig(Section):
     requantize: Annotated[bool, _no_dequantize] = Field(
         False, description="--to mlx: round fused layers to the base's bits again, which loses part of the adapter."
     )
+    gguf_type: Literal["f16", "bf16", "q8_0", "q6_k", "q4_k_m", "q4_0"] = Field(
+        "f16", description="--to gguf, ollama: type of the weights: 16 bits, or quantized to 8.5, 6.6, 4.8 or 4.5."
+    )
+    adapter_only: bool = Field(False, description="--to gguf: write the adapter alone, for llama.cpp's --lora.")
     check: bool = Field(
         False, description="Compare what was written with the original: log-probabilities and greedy answers."
     )

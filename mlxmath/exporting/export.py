@@ -22,6 +22,8 @@ TARGETS: Mapping[str, str] = {
     "peft": "mlxmath.exporting.peft",
     "mlx": "mlxmath.exporting.mlx",
     "hf": "mlxmath.exporting.hf",
+    "gguf": "mlxmath.exporting.gguf",
+    "ollama": "mlxmath.exporting.ollama",
 }
 """The module of each target; it has the functions of `Target`."""
 
