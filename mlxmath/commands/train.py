@@ -52,8 +52,9 @@ def _model_config(config: RunConfig) -> dict[str, Any]:
     from mlxmath.runtime.files import read_json
     from mlxmath.weights.hub import fetch, is_source
     from mlxmath.weights.manifest import FILE_NAME, read_manifest
+    from mlxmath.weights.opened import source_config
 
     folder = Path(config.model.mlx_path)
     if not ((folder / FILE_NAME).exists() and is_source(config.model.model, read_manifest(folder).source)):
-        folder = fetch(config.model.model, config.model.revision, config_only=True).folder
+        return source_config(fetch(config.model.model, config.model.revision, config_only=True))
     return dict(read_json(folder / "config.json"))

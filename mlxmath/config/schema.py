@@ -53,7 +53,10 @@ _measured = require(
 class ModelConfig(Section):
     """Where the base model comes from and the form in which it is kept."""
 
-    model: str = Field(DEFAULT_MODEL, description="Hugging Face repository or local folder; 'demo' is the bundled one.")
+    model: str = Field(
+        DEFAULT_MODEL,
+        description="Hugging Face repository, local folder or .gguf file, or ollama:NAME; 'demo' is the bundled one.",
+    )
     revision: str | None = Field(None, description="Branch, tag or commit of the model repository.")
     mlx_path: Folder = Field("mlx_model", description="Folder for the converted model.")
     quantize: Literal[4, 8] | None = Field(None, description="Bits a weight of the linear layers (unset: none).")

@@ -256,7 +256,8 @@ def _write_adapter(job: Job) -> list[str]:
     writer = GGUFWriter(None, described.family.architecture)
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
-    arrays, alphas = {}, set()
+    arrays: dict[str, Array] = {}
+    alphas = set()
     for name, adapter in _adapters(job.original, described):
         a, b = np.asarray(adapter.lora_a), np.asarray(adapter.lora_b)
         if a.ndim == 2:  # (I, R) and (R, O); those of experts lie the other way round already
@@ -275,7 +276,7 @@ def _write_adapter(job: Job) -> list[str]:
             writer.write_tensor_data(array)
         writer.close()
     return [
-        f"{ADAPTER}: {len(arrays) // 2} layers, for a GGUF file of the base (llama-server -m BASE --lora {ADAPTER})"
+        f"{ADAPTER}: {len(arrays) // 2} layers; with a GGUF file of the base: llama-server -m BASE --lora {ADAPTER}"
     ]
 
 

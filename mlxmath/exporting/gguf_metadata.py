@@ -160,7 +160,7 @@ def _qwen3_moe(found: Described) -> None:
 
 
 def _query_scalar(found: Described, blocks_of_27b: int) -> None:
-    """llama.cpp divides scores by √ of a head's size; in the 27B models, known by their blocks, of the width's share."""
+    """llama.cpp divides scores by √ of a head's size; in 27B models, known by their blocks, of the width's share."""
     wanted = found.head_dim
     if found.metadata["block_count"] == blocks_of_27b:
         wanted = int(found.config["hidden_size"]) // found.num_heads

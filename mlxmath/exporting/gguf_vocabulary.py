@@ -12,16 +12,19 @@ from typing import Any
 from mlxmath.data.render import adds_bos
 from mlxmath.errors import InputError
 from mlxmath.runtime.files import read_json
-from mlxmath.weights.gguf_tokenizer import PRE_TOKENIZERS
+from mlxmath.weights.gguf_tokenizer import _PRE_TOKENIZERS as PRE_TOKENIZERS
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """`tokenizer.ggml.token_type`."""
 _PREFERRED = ("llama-bpe", "qwen2", "smollm", "gpt-2", "tekken", "gpt-4o", "deepseek-v3")
 """Of several names of one way, the one that most files have."""
 _PROBES = (
-    "Hello world's I'LL 3.14159 x1234567890y\n\n  a\t\tb  \n c \r\n\r\n!!??//..  ", "é中文字 русский العربية हिन्दी ¹²½ ٣٤ 😀👍🏽",
-    "camelCaseHTTPServer ÉCOLE don't DON'T 'tis we've\u00a0x\u3000y", "$\\frac{1}{2}$ #### 42\nA: 1,000.50%", "   leading", "trailing   ",
-    "한국어 カタカナ ひらがな １２３ ＡＢＣ", "a\u0301e\u0300 \u1e9b\u0323", "<|x|>[INST]//**--__==", "12 123 1234 12345 1234567",
+    "Hello world's I'LL 3.14159 x1234567890y\n\n  a\t\tb  \n c \r\n\r\n!!??//..  ",
+    "é中文字 русский العربية हिन्दी ¹²½ ٣٤ 😀👍🏽",
+    "camelCaseHTTPServer ÉCOLE don't DON'T 'tis we've\u00a0x\u3000y", "$\\frac{1}{2}$ #### 42\nA: 1,000.50%",
+    "   leading", "trailing   ",
+    "한국어 カタカナ ひらがな １２３ ＡＢＣ", "a\u0301e\u0300 \u1e9b\u0323", "<|x|>[INST]//**--__==",
+    "12 123 1234 12345 1234567",
 )  # fmt: skip
 """Texts that all ways cut differently."""
 
@@ -59,7 +62,7 @@ def vocabulary_of(folder: Path, tokenizer: Any, ends: Sequence[int], num_rows: i
     model = content["model"]
     if model.get("type") != "BPE":
         raise InputError(
-            f"--to: {path} is a tokenizer of the kind {model.get('type')}; llama.cpp is written BPE alone."
+            f"--to: {path} is a tokenizer of the kind {model.get('type')}; only BPE is written."
         )
     pairs = [merge if isinstance(merge, list) else merge.split(" ", 1) for merge in model["merges"]]
     tokens, types = _tokens(content, num_rows)

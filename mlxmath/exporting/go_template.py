@@ -1,16 +1,17 @@
 """A chat template in Jinja, translated to Go's text/template, as Ollama wants it.
 
 Ollama gives a template the messages, neighbours of one role joined, and lets an assistant's message at the end be
-continued. Its language has no variables of templates, no macros, no splitting: what Jinja templates do cannot be said in
-it word by word. So the Jinja template is not read but asked: what does it write before a message of each role, given the
-role before it, and at the end? If that is all there is to it, which texts of many kinds decide, the same table is
-written in Go's language. Otherwise the template is refused.
+continued. Its language has no lists to be changed, no macros, no splitting of texts: Jinja cannot be translated word by
+word. So the Jinja template is not read but asked: what does it write before a message of each role, given the role
+before it, and at the end? If that is all there is to it, which texts of many kinds decide, the same table is written in
+Go's language. Otherwise the template is refused.
 """
 
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from mlxmath.errors import InputError
 
@@ -25,7 +26,8 @@ _SHAPES = ("u", "su", "uau", "suau", "uauau", "suauau")
 _SPACE = " \t\n\r\v\f"
 _MARK = re.compile("\ue000([0-9]+)\ue001")
 _TEXTS = (
-    "Tom has 12 pens & 3 books; how many?", "<b>2 < 3</b> {{ x }} {% y %} {# z #}", 'a "quoted" \\frac{1}{2}\nline\n\nend',
+    "Tom has 12 pens & 3 books; how many?",
+    "<b>2 < 3</b> {{ x }} {% y %} {# z #}", 'a "quoted" \\frac{1}{2}\nline\n\nend',
     "é中😀 -> \u00bd", "  spaces around \n", "0", "{{ .Content }} `x` '''y'''", "Zebra\tstripes %s %d",
 )  # fmt: skip
 """Contents of messages: what templates of both languages might take for something of theirs."""
@@ -130,8 +132,8 @@ def translate(render: Render) -> GoTemplate:
         InputError: it does more than a table of roles can say.
     """
     between: dict[tuple[str, str], str] = {}
-    alone = _pieces(render, "u")
-    if alone is None:
+    alone = render(_marked("u"))
+    if alone is None or _pieces(render, "u") is None:
         raise _refused("it does not write a user's message once")
     with_system = render(_marked("su"))
     is_refused = with_system is None
@@ -231,7 +233,7 @@ def _roles(shape: str) -> list[str]:
 
 def _steps(shape: str) -> list[tuple[str, str]]:
     roles = [_START, *_roles(shape), _END]
-    return list(zip(roles, roles[1:], strict=False))
+    return list(pairwise(roles))
 
 
 def _shown(text: str) -> str:

@@ -1,4 +1,7 @@
-"""`--to ollama`: a GGUF file and the Modelfile that gives it the trained template, `ollama create NAME -f Modelfile`."""
+"""`--to ollama`: a GGUF file and the Modelfile that gives it the trained template."""
+
+from collections.abc import Sequence
+from typing import Any
 
 from mlxmath.data.render import adds_bos
 from mlxmath.errors import InputError
@@ -38,21 +41,22 @@ def go_template(original: Original) -> GoTemplate:
     jinja = original.template.chat_template(bos=begins)
     plain = getattr(tokenizer, "_tokenizer", tokenizer)
 
-    def render(messages: "list[Message]") -> str | None:
+    def render(messages: Sequence[Message]) -> str | None:
         return written(plain, jinja, messages)
 
     found = translate(render)
     return found.without_start(tokenizer.bos_token) if begins else found
 
 
-def written(tokenizer: object, jinja: str, messages: "list[Message]") -> str | None:
+def written(tokenizer: Any, jinja: str, messages: Sequence[Message]) -> str | None:
     """What a chat template makes of messages and the beginning of an answer; None if it refuses them."""
     import jinja2
 
     try:
-        return tokenizer.apply_chat_template(
+        text: str = tokenizer.apply_chat_template(
             [dict(message) for message in messages], chat_template=jinja, add_generation_prompt=True, tokenize=False
         )
+        return text
     except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError):
         return None
 

@@ -61,14 +61,15 @@ def plan_run(config: "RunConfig", objective: "Objective" = "train", memory_bytes
     from mlxmath.runtime.device import opened_backend
     from mlxmath.runtime.files import read_json
     from mlxmath.weights.hub import fetch
+    from mlxmath.weights.opened import source_config
 
     with opened_backend(config.runtime, seed=0) as (_, device):
         if memory_bytes is not None:
             device = replace(device, memory_bytes=memory_bytes)
         held = converted(config.model)
         source = fetch(config.model.model, config.model.revision, config_only=True) if held is None else None
-        folder = source.folder if source else Path(config.model.mlx_path).expanduser()
-        model_config = read_json(folder / "config.json")
+        held_config = Path(config.model.mlx_path).expanduser() / "config.json"
+        model_config = source_config(source) if source else read_json(held_config)
         refuse_untrainable(model_config)
         longest = config.data.max_seq_len
         config = settled(config, model_config, device, longest, objective)

@@ -12,14 +12,14 @@ from typing import Any
 
 from mlxmath.config.schema import ModelConfig
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.runtime.console import Progress, duration, say, size, warn
+from mlxmath.runtime.console import Progress, duration, say, size
 from mlxmath.runtime.files import atomic_folder, sha256
 from mlxmath.weights.architecture import Built, shortened
-from mlxmath.weights.configuration import read_config
 from mlxmath.weights.dtypes import DTYPES, FLOAT8, Array, prevailing, stored_as
-from mlxmath.weights.hub import LICENSES, TOKENIZER_FILES, Source, Weights, open_weights
+from mlxmath.weights.hub import Source, Weights
 from mlxmath.weights.layout import Layout, check_built, plan_layout
 from mlxmath.weights.manifest import FileRecord, Manifest, fingerprint, fingerprint_of_files, hashing, verify, versions
+from mlxmath.weights.opened import open_source
 from mlxmath.weights.quantize import (
     Made,
     MadeTensor,
@@ -31,7 +31,6 @@ from mlxmath.weights.quantize import (
 from mlxmath.weights.quantized import Stored, natural_dtype, stored, unscaled
 from mlxmath.weights.safetensor import Declared, SafetensorsWriter
 from mlxmath.weights.tensors import TensorRef
-from mlxmath.weights.tokenizer import name_plain_class
 
 SHARD_BYTES = 5_000_000_000
 SPARE_BYTES = 64 << 20
@@ -83,23 +82,21 @@ def build_model(config: ModelConfig, source: Source, *, shard_bytes: int = SHARD
         raise InputError(
             f"--mlx-path {config.mlx_path} would replace the model that it is made from; choose another folder."
         )
-    model_config = read_config(source.folder)
-    stored_as_they_are = stored(model_config)  # what cannot be read is refused before anything else
-    weights = open_weights(source.folder)
-    plan = _plan(config, model_config, stored_as_they_are, weights, source.folder)
+    opened = open_source(source, packed=config.quantize is None and config.dtype == "auto")
+    weights = opened.weights
+    plan = _plan(config, opened.config, stored(opened.config), weights, source.folder)
     if weights.num_ignored:
         say(f"  ignored {weights.num_ignored} entries of the weight files that are no tensors")
-    for note in plan.notes:
+    for note in (*opened.notes, *plan.notes):
         say(f"  {note}")
     total = sum(output.num_bytes for output in plan.outputs)
     check_space(target, total + (plan.made.copied_bytes if plan.made else 0))
-    say(f"  writing {size(total)} from {len(weights.files)} {weights.files[0].suffix} file(s) to {config.mlx_path}")
+    say(f"  writing {size(total)} from {len(weights.files)} {opened.form} file(s) to {config.mlx_path}")
     with atomic_folder(target) as folder, hashing(weights, source.folder) as source_records:
         with plan.made.opened(folder) if plan.made else nullcontext():
             records, digests = _write_weights(folder, plan.outputs, shard_bytes)
         (folder / "config.json").write_text(json.dumps(plan.layout.config, indent=2) + "\n", encoding="utf-8")
-        copy_companions(source.folder, folder, trust_remote_code=config.trust_remote_code)
-        name_plain_class(folder)
+        opened.write_companions(folder, trust_remote_code=config.trust_remote_code)
         known = {record.name for record in records}
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             name = path.relative_to(folder).as_posix()
@@ -261,15 +258,3 @@ def _write_weights(
         path = folder / "model.safetensors.index.json"
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return records, digests
-
-
-def copy_companions(source: Path, folder: Path, *, trust_remote_code: bool) -> None:
-    """Copy tokenizer, generation settings and licence."""
-    for pattern in (*TOKENIZER_FILES, *LICENSES, *(("*.py",) if trust_remote_code else ())):
-        for path in source.glob(pattern):
-            copy = folder / path.relative_to(source)
-            if path.is_file() and not copy.exists():
-                copy.parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, copy)
-    if not any(folder.glob("tokenizer*")) and not any(folder.glob("*.model")):
-        warn(f"{source} holds no tokenizer files; the model can be loaded, but not used for text.")

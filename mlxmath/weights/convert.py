@@ -125,6 +125,7 @@ def _differences(config: ModelConfig, manifest: Manifest, *, any_form: bool, its
 def _source_changed(manifest: Manifest) -> bool:
     """Whether the local folder of the source is there and holds other weights now."""
     folder = DEMO_FOLDER if manifest.source == DEMO else Path(manifest.source)
+    folder = folder.parent if folder.is_file() else folder
     if manifest.revision is not None or not folder.is_dir():
         return False
     return not all(record.unchanged(folder) for record in manifest.source_files)

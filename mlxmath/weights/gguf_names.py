@@ -33,6 +33,7 @@ _SHARED_EXPERT = {
     "ffn_up_shexp": "mlp.shared_expert.up_proj", "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }  # fmt: skip
 _MIXTRAL = {
+    "ffn_norm": _MLP["ffn_norm"],
     "ffn_gate_inp": "block_sparse_moe.gate", "ffn_gate_exps": "block_sparse_moe.experts.{e}.w1",
     "ffn_up_exps": "block_sparse_moe.experts.{e}.w3", "ffn_down_exps": "block_sparse_moe.experts.{e}.w2",
 }  # fmt: skip
@@ -41,6 +42,7 @@ _SANDWICH = {
     "post_ffw_norm": "post_feedforward_layernorm",
 }  # fmt: skip
 _DENSE = {**_ATTENTION, **_MLP}
+_SPARSE = {**_ATTENTION, "ffn_norm": _MLP["ffn_norm"], **_EXPERTS}
 _PHI3 = {
     "attn_norm": _ATTENTION["attn_norm"], "attn_qkv": "self_attn.qkv_proj", "attn_output": "self_attn.o_proj",
     "ffn_norm": _MLP["ffn_norm"], "ffn_up": "mlp.gate_up_proj", "ffn_down": "mlp.down_proj",
@@ -105,11 +107,11 @@ class Family:
 FAMILIES = (
     Family("llama", "llama", _DENSE, permuted=True),
     Family("llama", "mistral", _DENSE, permuted=True),
-    Family("llama", "mixtral", {**_ATTENTION, "ffn_norm": _MLP["ffn_norm"], **_MIXTRAL}, permuted=True),
+    Family("llama", "mixtral", {**_ATTENTION, **_MIXTRAL}, permuted=True),
     Family("qwen2", "qwen2", _DENSE),
-    Family("qwen2moe", "qwen2_moe", {**_DENSE, **_EXPERTS, **_SHARED_EXPERT}),
+    Family("qwen2moe", "qwen2_moe", {**_SPARSE, **_SHARED_EXPERT}),
     Family("qwen3", "qwen3", {**_DENSE, **_QK_NORM}),
-    Family("qwen3moe", "qwen3_moe", {**_DENSE, **_QK_NORM, **_EXPERTS}),
+    Family("qwen3moe", "qwen3_moe", {**_SPARSE, **_QK_NORM}),
     Family("gemma", "gemma", _DENSE, norm_offset=1),
     Family("gemma2", "gemma2", {**_DENSE, **_SANDWICH}, norm_offset=1),
     Family("gemma3", "gemma3_text", {**_DENSE, **_SANDWICH, **_QK_NORM}, norm_offset=1),

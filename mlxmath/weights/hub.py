@@ -1,29 +1,22 @@
 """Finds a model: the bundled demo, a local folder or a snapshot of a Hugging Face repository, and the weights in it."""
 
-import errno
-import fnmatch
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlxmath.config.section import DEMO
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.runtime.console import size
+from mlxmath.runtime.console import say, size
 from mlxmath.runtime.files import inside, read_json
+from mlxmath.weights.download import FORMATS, download, has_weights
+from mlxmath.weights.gguf_choice import chosen_gguf, is_gguf
+from mlxmath.weights.local_models import LM_STUDIO, OLLAMA, lm_studio_model, ollama_model, ollama_name
 from mlxmath.weights.safetensor import open_safetensors
 from mlxmath.weights.tensors import TensorRef
 from mlxmath.weights.torch_bin import Region, open_torch
 
 DEMO_FOLDER = Path(__file__).resolve().parent.parent / "demo" / "model"
-TOKENIZER_FILES = (
-    "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
-    "merges.txt", "*.model", "*.tiktoken", "*.jinja", "additional_chat_templates/*.jinja",
-)  # fmt: skip
-"""What travels with the weights, besides config.json."""
-LICENSES = ("LICENSE*", "NOTICE*")
-FORMATS = (("model", "safetensors"), ("pytorch_model", "bin"))
-"""Stem and suffix of the weight files, the preferred first."""
 MAX_TIMES = 100
 """How many times the size of its files a model may have: names share tensors, and tensors repeat numbers."""
 MAX_SMALL_BYTES = 64 << 20
@@ -32,25 +25,34 @@ MAX_SMALL_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Source:
-    """A folder with a model in Hugging Face form.
+    """A folder with a model in Hugging Face form, or a GGUF file.
 
     Attributes:
-        name: how a manifest names it: repository, absolute path or "demo".
+        name: how a manifest names it: repository, absolute path, Ollama's name or "demo".
         folder: where its files lie.
         revision: commit of the repository.
+        gguf: the file that holds the model, or the first of a set, where it is in that form.
+        template: in the language of Go's text/template, where it lies beside the model ("": it does not).
+        stop: texts that end an answer, where these are said beside the model.
     """
 
     name: str
     folder: Path
     revision: str | None = None
+    gguf: Path | None = None
+    template: str = ""
+    stop: tuple[str, ...] = ()
 
 
 def is_source(model: str, recorded: str) -> bool:
     """Whether `--model model` means the source that a manifest recorded; its folder need not exist any more."""
+    if model == DEMO:
+        return recorded == DEMO
+    if model.startswith(OLLAMA):
+        return recorded == ollama_name(model)
     path = Path(model).expanduser()
-    if model == DEMO or not path.is_dir():
-        return recorded in ({model} if model == DEMO else {model, str(path.resolve())})
-    return recorded == str(path.resolve())
+    places = {str(path.resolve()), str(path.absolute())}
+    return recorded in (places if path.exists() else {model, *places})
 
 
 def fetch(
@@ -59,7 +61,8 @@ def fetch(
     """Find a model, downloading what is missing of it (an interrupted download is continued).
 
     Args:
-        model: "demo", a local folder, or a Hugging Face repository.
+        model: "demo", a local folder or GGUF file, a Hugging Face repository, `ollama:NAME`, `lmstudio:owner/name`;
+            of several GGUF files in one place, the one meant stands after a colon.
         revision: branch, tag or commit of the repository.
         trust_remote_code: download the repository's Python files too.
         config_only: download config.json alone.
@@ -70,110 +73,55 @@ def fetch(
     """
     if model == DEMO:
         return Source(DEMO, DEMO_FOLDER)
-    path = Path(model).expanduser()
-    if path.is_dir():
+    local = _local(model)
+    if local is not None:
         if revision is not None:
-            raise InputError(f"--revision {revision}: {model} is a local folder, which has no revisions.")
-        return Source(str(path.resolve()), path.resolve())
+            raise InputError(f"--revision {revision}: {model} is on this machine, where it has no revisions.")
+        return local
+    repo, _, wanted = model.partition(":")
     is_path = not model or model.startswith((".", "/", "~")) or "\\" in model or model.count("/") > 1
-    if path.exists() or is_path:
-        found = "is a file" if path.exists() else "does not exist"
-        raise InputError(f"--model {model} {found}; expected a model folder, a Hugging Face repository or 'demo'.")
-    folder = _snapshot(model, revision, trust_remote_code, config_only)
-    return Source(model, folder, folder.name)
-
-
-def needed_files(names: Iterable[str], *, trust_remote_code: bool = False) -> list[str]:
-    """Which of a repository's files are needed: configuration, tokenizer, and the weights in one format."""
-    names = list(names)
-    code = ("*.py",) if trust_remote_code else ()
-    patterns = ("config.json", "hf_quant_config.json", *TOKENIZER_FILES, *LICENSES, *code)
-    needed = [name for name in names if _matches(name, patterns)]
-    for stem, suffix in FORMATS:
-        weights = [name for name in names if _matches(name, (f"{stem}.{suffix}", f"{stem}-*-of-*.{suffix}"))]
-        if weights:
-            index = f"{stem}.{suffix}.index.json"
-            return [*needed, *weights, *([index] if index in names else [])]
-    return needed
-
-
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch.fnmatchcase(name, p) and name.count("/") == p.count("/") for p in patterns)
-
-
-def _snapshot(repo: str, revision: str | None, trust_remote_code: bool, config_only: bool) -> Path:
-    """Download a repository's needed files into the Hugging Face cache."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (  # type: ignore[attr-defined]
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        HTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
+    if Path(model).expanduser().exists() or is_path:
+        found = "is a file" if Path(model).expanduser().exists() else "does not exist"
+        raise InputError(
+            f"--model {model} {found}; expected a model folder, a .gguf file, a Hugging Face repository or 'demo'."
+        )
+    if revision is None and (path := lm_studio_model(repo, wanted or None, required=False)):
+        say(f"{model} is in LM Studio's folder, so it is not downloaded: {path}")
+        return Source(model, path.parent, gguf=path)
+    folder, gguf = download(
+        repo, revision, wanted or None, trust_remote_code=trust_remote_code, config_only=config_only
     )
-
-    at = f" at revision {revision!r}" if revision else ""
-    # The hub's own messages are not repeated: they may quote the request. Hence also `from None`.
-    try:
-        # not list_repo_files, which retries for 20 s where there is no network
-        names = [file.rfilename for file in HfApi().model_info(repo, revision=revision).siblings or ()]
-        wanted = ["config.json"] if config_only else needed_files(names, trust_remote_code=trust_remote_code)
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
-    except HFValidationError:
-        raise InputError(
-            f"--model {repo}: neither an existing folder nor a repository name (owner/name) of Hugging Face."
-        ) from None
-    except GatedRepoError:
-        raise MlxmathError(
-            f"{repo} is gated: accept its terms on its page and log in (`hf auth login`), then run this again."
-        ) from None
-    except RepositoryNotFoundError:
-        raise InputError(
-            f"--model {repo}: there is no such folder here, and no such repository on the Hugging Face Hub that you "
-            "can see. Check the name; for a private repository log in (`hf auth login`)."
-        ) from None
-    except RevisionNotFoundError:
-        raise InputError(f"--revision {revision}: {repo} has no such branch, tag or commit.") from None
-    except (HTTPError, LocalEntryNotFoundError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise MlxmathError(
-                f"no space left for {repo} in the Hugging Face cache; free some, or set HF_HOME to a folder on a "
-                "larger disk. What was downloaded is kept and continued."
-            ) from None
-        reason = type(error).__name__
-        if isinstance(error, HfHubHTTPError) and error.response is not None:
-            reason = f"HTTP status {error.response.status_code}"
-        cached = _cached(repo, revision, config_only)
-        if cached is not None:
-            return cached
-        raise MlxmathError(
-            f"cannot download {repo}{at} ({reason}), and the local Hugging Face cache does not hold all of it. Check "
-            "the connection and run this again (a partial download is continued), or give a local folder as --model."
-        ) from None
+    return Source(model, folder, folder.name, folder / gguf if gguf else None)
 
 
-def _cached(repo: str, revision: str | None, config_only: bool) -> Path | None:
-    """The cached snapshot, if its weights are all there, or its config.json where that is enough."""
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    if config_only:
-        try:
-            return Path(hf_hub_download(repo, "config.json", revision=revision, local_files_only=True)).parent
-        except LocalEntryNotFoundError:
+def _local(model: str) -> Source | None:
+    """A model on this machine; None where the name is none of one."""
+    if model.startswith(OLLAMA):
+        found = ollama_model(model)
+        return Source(found.name, found.gguf.parent, gguf=found.gguf, template=found.template, stop=found.stop)
+    if model.startswith(LM_STUDIO):
+        repo, _, wanted = model.removeprefix(LM_STUDIO).partition(":")
+        path = lm_studio_model(repo, wanted or None, required=True)
+        assert path is not None
+        return Source(model, path.parent, gguf=path)
+    path = Path(model).expanduser()
+    wanted = ""
+    if not path.exists():
+        before, _, wanted = model.rpartition(":")
+        path = Path(before).expanduser()
+        if not before or not path.is_dir():
             return None
-
-    for stem, suffix in FORMATS:
-        patterns = ["config.json", f"{stem}.{suffix}", f"{stem}-*-of-*.{suffix}", f"{stem}.{suffix}.index.json"]
-        try:
-            folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=patterns))
-            weight_files(folder)
-        except (LocalEntryNotFoundError, MlxmathError):
-            continue
-        return folder
-    return None
+    if path.is_file():
+        return (
+            Source(str(path.absolute()), path.absolute().parent, gguf=path.absolute()) if is_gguf(path.name) else None
+        )
+    if not path.is_dir():
+        return None
+    names = [each.name for each in path.iterdir() if each.is_file()]
+    if not wanted and (has_weights(names) or not any(map(is_gguf, names))):
+        return Source(str(path.resolve()), path.resolve())
+    gguf = path.resolve() / chosen_gguf(names, wanted or None, str(path))[0]
+    return Source(str(gguf) if wanted else str(path.resolve()), gguf.parent, gguf=gguf)
 
 
 @dataclass(frozen=True)
@@ -210,7 +158,8 @@ def weight_files(folder: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
         if numbered:
             return _numbered(numbered), {}
     raise MlxmathError(
-        f"{folder} holds no weights: expected model.safetensors or pytorch_model.bin, or their numbered files."
+        f"{folder} holds no weights: expected model.safetensors or pytorch_model.bin, or their numbered files, or a "
+        ".gguf file."
     )
 
 

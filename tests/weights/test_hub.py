@@ -15,7 +15,8 @@ from huggingface_hub import constants
 from mlxmath.config.schema import ModelConfig
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.weights.convert import ensure_model
-from mlxmath.weights.hub import fetch, is_source, needed_files
+from mlxmath.weights.download import needed_files
+from mlxmath.weights.hub import fetch, is_source
 from tests.weights.handmade import llama_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
