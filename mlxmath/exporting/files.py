@@ -17,8 +17,9 @@ from mlxmath.generation.model import load_generation_tokenizer
 from mlxmath.models.load import check_finite
 from mlxmath.runtime.console import Progress
 from mlxmath.runtime.files import atomic_json, atomic_write, read_json
-from mlxmath.weights.build import SHARD_BYTES, check_space, copy_companions
+from mlxmath.weights.build import SHARD_BYTES, check_space
 from mlxmath.weights.dtypes import DTYPES, Array, stored_as
+from mlxmath.weights.opened import copy_companions
 from mlxmath.weights.quantize import as_numpy
 from mlxmath.weights.safetensor import Declared, SafetensorsWriter
 

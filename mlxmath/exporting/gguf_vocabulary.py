@@ -61,9 +61,7 @@ def vocabulary_of(folder: Path, tokenizer: Any, ends: Sequence[int], num_rows: i
     content = read_json(path)
     model = content["model"]
     if model.get("type") != "BPE":
-        raise InputError(
-            f"--to: {path} is a tokenizer of the kind {model.get('type')}; only BPE is written."
-        )
+        raise InputError(f"--to: {path} is a tokenizer of the kind {model.get('type')}; only BPE is written.")
     pairs = [merge if isinstance(merge, list) else merge.split(" ", 1) for merge in model["merges"]]
     tokens, types = _tokens(content, num_rows)
     settings = _settings(tokenizer, ends)

@@ -137,14 +137,7 @@ def translate(render: Render) -> GoTemplate:
         raise _refused("it does not write a user's message once")
     with_system = render(_marked("su"))
     is_refused = with_system is None
-    dropped = frozenset(
-        {"system"}
-        if with_system
-        == render(
-            _marked("u"),
-        ).replace(_mark(0), _mark(1))
-        else ()
-    )
+    dropped = frozenset({"system"} if with_system == alone.replace(_mark(0), _mark(1)) else ())
     for shape in _SHAPES:
         if "s" in shape and (dropped or is_refused):
             continue

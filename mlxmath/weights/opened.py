@@ -43,7 +43,7 @@ class Opened:
         if self.gguf:
             write_tokenizer(self.gguf, folder)
         else:
-            _copy_companions(self.source.folder, folder, trust_remote_code=trust_remote_code)
+            copy_companions(self.source.folder, folder, trust_remote_code=trust_remote_code)
         name_plain_class(folder)
 
 
@@ -77,7 +77,7 @@ def source_config(source: Source) -> dict[str, Any]:
     return config_of(file, family_of(file))
 
 
-def _copy_companions(source: Path, folder: Path, *, trust_remote_code: bool) -> None:
+def copy_companions(source: Path, folder: Path, *, trust_remote_code: bool) -> None:
     for pattern in (*TOKENIZER_FILES, *LICENSES, *(("*.py",) if trust_remote_code else ())):
         for path in source.glob(pattern):
             copy = folder / path.relative_to(source)

@@ -149,7 +149,7 @@ def test_dropped_thinking_is_noted() -> None:
         ("{% for m in messages %}{{ m['content'].rstrip() }}|{% endfor %}", "changes the spaces"),
         ("{{ raise_exception('never') }}", "does not write a user's message"),
         ("{{ messages | length }}", "does not write a user's message"),
-        ("{% for m in messages %}{{ 'L' if m['content'] | length > 30 }}{{ m['content'] }}|{% endfor %}", "on the text"),
+        ("{% for m in messages %}{{ 'L' if m['content'] | length > 9 }}{{ m['content'] }}|{% endfor %}", "on the text"),
     ],
 )  # fmt: skip
 def test_what_a_table_of_roles_cannot_say_is_refused(source: str, why: str) -> None:
