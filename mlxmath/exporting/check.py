@@ -62,6 +62,7 @@ class ModelAnswers:
 
 def answer_logprobs(model: nn.Module, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
     """log p of each token of `answer` after `prompt`, computed in float32 of the model's logits (1, L, V)."""
+    model.eval()
     ids = mx.array([[*prompt, *answer]])
     logits_1TV = model(ids[:, :-1])[:, len(prompt) - 1 :].astype(mx.float32)
     logprobs_1TV = logits_1TV - mx.logsumexp(logits_1TV, axis=-1, keepdims=True)

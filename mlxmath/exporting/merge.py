@@ -17,7 +17,8 @@ import numpy as np
 
 from mlxmath.errors import InputError
 from mlxmath.models.load import Loaded
-from mlxmath.models.lora.layers import AdapterLayer, DoRALinear, ExpertsLoRALinear, linear_shape
+from mlxmath.models.lora.inject import adapter_arrays
+from mlxmath.models.lora.layers import ADAPTER_PARAMETERS, AdapterLayer, DoRALinear, ExpertsLoRALinear, linear_shape
 from mlxmath.weights.dtypes import FLOATING
 from mlxmath.weights.hub import open_weights
 from mlxmath.weights.tensors import TensorRef
@@ -121,7 +122,7 @@ def merged_tensors(loaded: Loaded, folder: Path) -> list[Dense]:
         InputError: an adapter is on layers that mlx_lm puts together in a way that cannot be undone.
     """
     parts, found = parts_of(loaded), list[Dense]()
-    pieces = expert_pieces(loaded, folder)
+    pieces = expert_pieces(loaded, folder) | _trained_whole(loaded)
     packed = {f"{part.name.removesuffix('.weight')}.{name}" for part in parts.values() if part.is_packed
               for name in ("scales", "biases")}  # fmt: skip
     for name, ref in open_weights(folder).tensors.items():
@@ -130,6 +131,21 @@ def merged_tensors(loaded: Loaded, folder: Path) -> list[Dense]:
         elif name not in packed:
             found.append(Dense(name, ref.shape, ref.dtype, pieces.get(name) or partial(array_of, ref)))
     return found
+
+
+def _trained_whole(loaded: Loaded) -> dict[str, Callable[[], mx.array]]:
+    """Of a full fine-tuning: how to make the stored tensors that were trained themselves."""
+    made: dict[str, Callable[[], mx.array]] = {}
+    for name, array in adapter_arrays(loaded.model).items():
+        if name.rpartition(".")[2] in ADAPTER_PARAMETERS:
+            continue
+        if name not in loaded.stored:
+            raise InputError(
+                f"--to: {name}, which was trained, is put together by mlx_lm of several stored tensors, and cannot be "
+                "taken apart again. mlx_lm reads the adapter folder as it is."
+            )
+        made[loaded.stored[name].name] = partial(array.astype, mx.float32)
+    return made
 
 
 def _whole(part: Part) -> Dense:

@@ -42,6 +42,7 @@ class Original:
             MlxmathError: the model or the adapter is damaged, or they do not belong together.
         """
         loaded = load_model(self.model, "float32", lazy=True)
+        loaded.model.freeze()
         if self.adapter:
             load_adapter(loaded.model, self.adapter, read_fingerprint(self.model))
         return loaded

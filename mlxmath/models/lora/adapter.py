@@ -274,8 +274,4 @@ def _load_peft(model: nn.Module, folder: Path) -> None:
 
 def _arrays(adapted: Sequence[Adapted]) -> dict[str, mx.array]:
     """By their names in the model."""
-    return {
-        f"{one.layer.path.removesuffix('.linear')}.{name}": array
-        for one in adapted
-        for name, array in one.arrays.items()
-    }
+    return {f"{one.layer.path}.{name}": array for one in adapted for name, array in one.arrays.items()}

@@ -9,8 +9,9 @@ Shapes: I inputs, O outputs, E experts, R rank.
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,6 +20,7 @@ import numpy as np
 from mlxmath.errors import MlxmathError
 from mlxmath.models.lora.layers import AdapterLayer
 from mlxmath.models.lora.peft_config import CONFIG, WEIGHTS, PeftConfig, weights_path
+from mlxmath.models.lora.peft_experts import DOWN, GATE, GATE_UP, apart, home_in_peft
 from mlxmath.models.lora.targets import Layer, linear_layers
 from mlxmath.weights.dtypes import FLOATING
 from mlxmath.weights.safetensor import open_safetensors
@@ -71,6 +73,11 @@ def read_peft(folder: Path, model: nn.Module) -> tuple[PeftConfig, list[Adapted]
             parts[match[1]][match[2]] = tensor
     found: list[Adapted] = []
     for name, refs in parts.items():
+        if experts := _experts(name, config, layers, parts):
+            wrong = list(_wrong_experts(name, refs, experts, config))
+            problems += wrong
+            found += [] if wrong else _adapted_experts(refs, experts, config)
+            continue
         layer = layers.get(_plain(name))
         if layer is None:
             problems.append(f"{name} is no linear layer of this model")
@@ -97,8 +104,8 @@ def _layers(model: nn.Module) -> dict[str, Layer]:
     found = {}
     for layer in linear_layers(model):
         outer = layer.path.removesuffix(".linear")
-        inner = outer != layer.path and outer in adapted
-        found[_plain(outer if inner else layer.path)] = layer
+        path = outer if outer != layer.path and outer in adapted else layer.path
+        found[_plain(path)] = replace(layer, path=path)
     return found
 
 
@@ -114,8 +121,13 @@ def _wrong(name: str, refs: Mapping[str, TensorRef], layer: Layer, config: PeftC
     if config.is_dora:
         expected["lora_magnitude_vector"] = (layer.outputs,)
     if layer.num_experts is not None:
-        yield f"{name} has experts, whose adapters cannot be taken in"
+        yield f"{name} has experts, whose adapters are none of a single layer"
         return
+    yield from _misfits(name, refs, expected)
+
+
+def _misfits(name: str, refs: Mapping[str, TensorRef], expected: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """Tensors that are missing, misshapen, no numbers or too many."""
     for part, shape in expected.items():
         if part not in refs:
             yield f"{name}.{part} is missing"
@@ -124,7 +136,57 @@ def _wrong(name: str, refs: Mapping[str, TensorRef], layer: Layer, config: PeftC
         elif refs[part].dtype not in FLOATING:
             yield f"{refs[part].name} holds {refs[part].dtype}, expected floating-point numbers"
     for part in refs.keys() - expected.keys():
-        yield f"{refs[part].name} is of DoRA, and use_dora is not set"
+        yield f"{refs[part].name} is not expected (DoRA's magnitudes need use_dora)"
+
+
+class _Experts(NamedTuple):
+    """A parameter of stacked experts."""
+
+    name: str
+    """PEFT's, of the parameter."""
+    layers: Mapping[str, Layer]
+    """Ours, by the last part of their paths."""
+
+
+def _experts(
+    name: str, config: PeftConfig, layers: Mapping[str, Layer], parts: Mapping[str, object]
+) -> _Experts | None:
+    """Which parameter a wrapper of experts adapts; None where `name` is none of such a wrapper."""
+    home = name.removesuffix(".base_layer")
+    ours = {path.rpartition(".")[2]: each for path, each in layers.items() if home_in_peft(path) == _plain(home)}
+    if not ours:
+        return None
+    targeted = [each for each in (GATE_UP, DOWN) if any(_ends(f"{home}.{each}", end) for end in config.parameters)]
+    is_outer = name == home and f"{home}.base_layer" in parts
+    if not targeted or (len(targeted) == 1) == (name != home or is_outer):
+        return None
+    return _Experts(f"{home}.{targeted[-1] if name == home else targeted[0]}", ours)
+
+
+def _ends(name: str, end: str) -> bool:
+    return name == end or name.endswith(f".{end}")
+
+
+def _wrong_experts(name: str, refs: Mapping[str, TensorRef], experts: _Experts, config: PeftConfig) -> Iterator[str]:
+    """What is wrong with the tensors of an adapter of experts."""
+    rank, part = config.rank_of(experts.name), experts.name.rpartition(".")[2]
+    one = experts.layers[DOWN if part == DOWN else GATE]
+    count, outputs = one.num_experts or 1, one.outputs * (1 if part == DOWN else 2)
+    expected = {"lora_A": (count * rank, one.inputs), "lora_B": (outputs, rank * count)}
+    if config.is_dora:
+        yield f"{name} has experts, for which neither PEFT nor mlx_lm has DoRA"
+    yield from _misfits(name, refs, expected)
+
+
+def _adapted_experts(refs: Mapping[str, TensorRef], experts: _Experts, config: PeftConfig) -> list[Adapted]:
+    count = experts.layers[DOWN].num_experts or 1
+    part = experts.name.rpartition(".")[2]
+    pairs = apart(part, _array(refs["lora_A"]), _array(refs["lora_B"]), count)
+    scale = config.scale_of(experts.name)
+    return [
+        Adapted(experts.layers[key], pair.a_ERI.shape[1], scale, {"lora_a": pair.a_ERI, "lora_b": pair.b_EOR})
+        for key, pair in pairs.items()
+    ]
 
 
 def _array(ref: TensorRef) -> mx.array:

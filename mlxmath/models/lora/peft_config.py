@@ -59,6 +59,8 @@ class PeftConfig:
     ranks: Mapping[str, float]
     """By pattern; see `_by_pattern`."""
     alphas: Mapping[str, float]
+    parameters: tuple[str, ...]
+    """Stacked experts that are adapted, by the ends of their names."""
     base: str
     """The base model's name, as PEFT has it."""
 
@@ -106,6 +108,7 @@ class PeftConfig:
             is_dora=is_dora,
             ranks=_patterns(record, "rank_pattern", path, 1, 65_536),
             alphas=_patterns(record, "alpha_pattern", path, -_MOST_NUMBERS, _MOST_NUMBERS),
+            parameters=_texts(record, "target_parameters", path),
             base=str(record.get("base_model_name_or_path") or "unknown")[:200],
         )
 
@@ -171,6 +174,13 @@ def _number(record: Mapping[str, Any], key: str, path: Path, least: float, most:
     if least == 1 and value != int(value):
         raise _refused(path, key, value, "expected a whole number")
     return float(value)
+
+
+def _texts(record: Mapping[str, Any], key: str, path: Path) -> tuple[str, ...]:
+    value = record.get(key) or []
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise _refused(path, key, value, "expected a list of names")
+    return tuple(value)
 
 
 def _flag(record: Mapping[str, Any], key: str, path: Path) -> bool:
