@@ -108,7 +108,8 @@ def reopened(job: Job) -> Answers:
 
 def described_model(original: Original) -> Described:
     """The metadata of a model; see `describe`."""
-    return describe(text_part(read_json(original.model / "config.json")))
+    config = read_json(original.model / "config.json")
+    return describe(text_part(config) or config)
 
 
 def planned(described: Described, tensors: Sequence[Dense], gguf_type: str) -> list[Planned]:
