@@ -103,7 +103,8 @@ def reopened(job: Job) -> Answers:
     (path,) = job.folder.glob("*.gguf")
     tokenizer = load_generation_tokenizer(job.original.model, job.original.template)
     longest = job.settings.check_tokens + 4096
-    return LlamaCpp(path, tokenizer.decode, sorted(tokenizer.eos_token_ids), longest)
+    ends, stops = sorted(tokenizer.eos_token_ids), job.original.template.stop_strings
+    return LlamaCpp(path, tokenizer.decode, ends, longest, stops)
 
 
 def described_model(original: Original) -> Described:

@@ -7,15 +7,19 @@ are told without the bias.
 
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.exporting.check import Answer
+from mlxmath.generation.engine import cut
 
+PACKAGE = "xllamacpp"
 _FORCED = 1e6
 """Added to a logit: more than any other one."""
+_ALL = 1_000_000
+"""Tokens: more than any vocabulary has."""
 
 
 def require_llama_cpp() -> None:
@@ -24,7 +28,7 @@ def require_llama_cpp() -> None:
         InputError: llama.cpp's package is not installed.
     """
     try:
-        importlib.import_module("xllamacpp")
+        importlib.import_module(PACKAGE)
     except ImportError:
         raise InputError(
             "--check asks a GGUF file in llama.cpp, whose package is not installed: pip install xllamacpp, or leave "
@@ -39,13 +43,17 @@ class LlamaCpp:
         path: of the GGUF file.
         decode: text of token ids, as the original's tokenizer writes it.
         ends: tokens that end an answer.
+        stops: texts that do.
         context: longest prompt and answer together, in tokens.
 
     Raises:
         MlxmathError: llama.cpp does not load the file.
     """
 
-    def __init__(self, path: Path, decode: Any, ends: Sequence[int], context: int) -> None:
+    def __init__(
+        self, path: Path, decode: Callable[[list[int]], str], ends: Sequence[int], context: int,
+        stops: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         import xllamacpp
 
         settings = xllamacpp.CommonParams()
@@ -57,44 +65,58 @@ class LlamaCpp:
             self._server = xllamacpp.Server(settings)
         except Exception as error:  # whatever type xllamacpp raises
             raise MlxmathError(f"llama.cpp does not load {path}: {str(error)[:300]}") from error
-        self._decode, self._ends = decode, frozenset(ends)
+        self._decode, self._ends, self._stops = decode, tuple(ends), tuple(stops)
 
     def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Answer]:
         """See `Answers`."""
         answers = []
         for prompt in prompts:
-            drawn, is_over = self._drawn(prompt, max_tokens)
-            tokens = tuple(token for token, _ in drawn if token not in self._ends)
-            answers.append(Answer(tokens, self._decode(list(tokens)), truncated=not is_over))
+            choice, drawn = self._ask(prompt, max_tokens, stop=list(self._stops))
+            tokens = tuple(token for token, *_ in drawn if token not in self._ends)
+            told_all = choice["num_tokens"] == len(drawn)  # but those that end within a character
+            text, _ = cut(self._decode(list(tokens)) if told_all else choice["text"], self._stops)
+            answers.append(Answer(tokens, text, truncated=choice["finish_reason"] != "stop"))
         return answers
 
     def logprobs(self, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
         """See `Answers`."""
         found: list[float] = []
         while len(found) < len(answer):
-            before, rest = [*prompt, *answer[: len(found)]], answer[len(found) :]
-            drawn, _ = self._drawn(before, len(rest))
-            for (token, logprob), wanted in zip(drawn, rest, strict=False):
+            rest = answer[len(found) :]
+            _, drawn = self._ask([*prompt, *answer[: len(found)]], len(rest))
+            for (token, logprob, _), wanted in zip(drawn, rest, strict=False):
                 if token != wanted:
                     break
                 found.append(logprob)
             if len(found) < len(answer):
-                before, wanted = [*prompt, *answer[: len(found)]], answer[len(found)]
-                ((token, logprob),), _ = self._drawn(before, 1, {"logit_bias": [[int(wanted), _FORCED]]})
-                assert token == wanted
-                found.append(logprob)
+                found.append(self._logprob([*prompt, *answer[: len(found)]], answer[len(found)]))
         return found
 
-    def _drawn(
-        self, prompt: Sequence[int], max_tokens: int, more: dict[str, Any] | None = None
-    ) -> tuple[list[tuple[int, float]], bool]:
-        """The likeliest tokens after a prompt with their log-probabilities, and whether an end token ended them."""
+    def _logprob(self, before: Sequence[int], wanted: int) -> float:
+        """Of a token that is not the likeliest."""
+        for forced, num_told in ((wanted, 1), (self._ends[0], _ALL)):
+            # nothing is told of a token that ends within a character; then all are asked for beside one that does not
+            _, drawn = self._ask(before, 1, logit_bias=[[int(forced), _FORCED]], n_probs=num_told)
+            for token, logprob, others in drawn:
+                told = {token: logprob, **others}
+                if wanted in told:
+                    return told[wanted]
+        raise MlxmathError(f"llama.cpp does not tell the log-probability of token {wanted}.")
+
+    def _ask(
+        self, prompt: Sequence[int], max_tokens: int, **more: Any
+    ) -> tuple[dict[str, Any], list[tuple[int, float, dict[int, float]]]]:
+        """The server's answer, greedy, and of each token that it drew: number, log-probability, and those of others."""
         answer = self._server.handle_completions(
             {"prompt": [int(token) for token in prompt], "n_predict": max_tokens, "temperature": 0.0, "n_probs": 1,
-             "cache_prompt": True, **(more or {})}
+             "cache_prompt": True, **more}
         )  # fmt: skip
         if "choices" not in answer:
             raise MlxmathError(f"llama.cpp does not answer: {str(answer)[:300]}")
         (choice,) = answer["choices"]
+        choice["num_tokens"] = answer["usage"]["completion_tokens"]
         content = (choice.get("logprobs") or {}).get("content") or []
-        return [(one["id"], one["logprob"]) for one in content], choice["finish_reason"] == "stop"
+        return choice, [
+            (one["id"], one["logprob"], {other["id"]: other["logprob"] for other in one["top_logprobs"]})
+            for one in content
+        ]

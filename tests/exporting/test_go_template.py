@@ -1,10 +1,6 @@
 """Jinja chat templates in Go's language: rendered by Go itself, as Ollama does."""
 
-import json
-import shutil
-import subprocess
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import jinja2
 import jinja2.sandbox
@@ -73,24 +69,6 @@ def prompts(count: int = 50) -> list[list[Message]]:
             [{"role": role, "content": f"{texts[(number + place) % 5]} {number}"} for place, role in enumerate(roles)]
         )
     return found
-
-
-@pytest.fixture(scope="module")
-def go(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Sequence[Sequence[Message]]], list[str]]:
-    """Renders with Go's text/template."""
-    if shutil.which("go") is None:
-        pytest.skip("Go is not installed")
-    program = tmp_path_factory.mktemp("go") / "render"
-    source = Path(__file__).with_name("ollama_render.go")
-    subprocess.run(["go", "build", "-o", program, source], check=True, timeout=300)
-
-    def render(template: str, conversations: Sequence[Sequence[Message]]) -> list[str]:
-        given = json.dumps({"Template": template, "Conversations": conversations})
-        done = subprocess.run([program], input=given, capture_output=True, text=True, timeout=60, check=True)
-        found: list[str] = json.loads(done.stdout)
-        return found
-
-    return render
 
 
 @pytest.mark.parametrize("name", TRANSLATED)
