@@ -2,14 +2,16 @@
 
 import errno
 import fnmatch
+import glob
 import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.runtime.console import say, size
+from mlxmath.runtime.console import size
 from mlxmath.weights.gguf_choice import chosen_gguf, is_gguf
+from mlxmath.weights.resume import MIN_BYTES, begun_bytes, fetch_large
 
 TOKENIZER_FILES = (
     "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
@@ -90,7 +92,9 @@ def download(
             gguf, files = chosen[0], [*chosen, *(name for name in sizes if _matches(name, LICENSES))]
         else:
             files = ["config.json"] if config_only else needed_files(sizes, trust_remote_code=trust_remote_code)
-        _check_space(repo, info.sha, {name: sizes.get(name, 0) for name in files})
+        missing = _missing(repo, info.sha, {name: sizes.get(name, 0) for name in files})
+        if info.sha:
+            fetch_large(repo, info.sha, [name for name, num_bytes in missing.items() if num_bytes >= MIN_BYTES])
         return Path(snapshot_download(repo, revision=revision, allow_patterns=files)), gguf
     except HFValidationError:
         raise InputError(
@@ -125,51 +129,58 @@ def download(
         ) from None
 
 
-def _check_space(repo: str, commit: str | None, sizes: dict[str, int]) -> None:
-    """Refuse a download for which there is no room, before it begins."""
+def _missing(repo: str, commit: str | None, sizes: dict[str, int]) -> dict[str, int]:
+    """Which files, of these sizes, are not in the cache yet.
+
+    Raises:
+        MlxmathError: there is no room for them.
+    """
     from huggingface_hub import constants, try_to_load_from_cache
 
-    missing = sum(
-        num_bytes
+    missing = {
+        name: num_bytes
         for name, num_bytes in sizes.items()
         if not isinstance(try_to_load_from_cache(repo, name, revision=commit), str)
-    )
+    }
+    needed = max(sum(missing.values()) - begun_bytes(repo), 0)
     place = Path(os.path.abspath(constants.HF_HUB_CACHE))  # noqa: PTH100 - resolve would follow links that end nowhere
     place = next(path for path in (place, *place.parents) if path.exists())
-    begun = sum(
-        file.stat().st_size
-        for file in (Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "blobs").glob("*.incomplete")
-    )
-    missing = max(missing - begun, 0)
     free = shutil.disk_usage(place).free
-    if missing and missing + SPARE_BYTES > free:
+    if needed and needed + SPARE_BYTES > free:
         raise MlxmathError(
-            f"{repo}: {size(missing)} are to be downloaded, and {size(free)} are free in the Hugging Face cache "
+            f"{repo}: {size(needed)} are to be downloaded, and {size(free)} are free in the Hugging Face cache "
             f"({constants.HF_HUB_CACHE}). Nothing was downloaded; free some space, or set HF_HOME to a folder on a "
             "larger disk."
         )
-    if missing > SPARE_BYTES:
-        say(f"downloading {size(missing)} of {repo}")
+    return missing
 
 
 def _cached(repo: str, revision: str | None, wanted: str | None, config_only: bool) -> tuple[Path, str | None] | None:
     """The cached snapshot, if its weights are all there, or its config.json where that is enough."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    try:
-        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    if wanted is None and has_weights(names):
-        return (folder, None) if config_only or is_whole(folder) else None
-    if config_only and "config.json" in names:
-        return folder, None
-    try:
-        return folder, chosen_gguf(names, wanted, repo)[0]
-    except InputError:
-        return None
+    if config_only and wanted is None:
+        try:
+            return Path(hf_hub_download(repo, "config.json", revision=revision, local_files_only=True)).parent, None
+        except LocalEntryNotFoundError:
+            pass
+    formats = [
+        ["config.json", f"{stem}.{suffix}", f"{stem}-*-of-*.{suffix}", f"{stem}.{suffix}.index.json"]
+        for stem, suffix in FORMATS
+    ]
+    ends = [f"*{glob.escape(wanted)}*" if wanted else "*.gguf"]
+    for patterns in [ends] if wanted else [*formats, ends]:
+        try:
+            folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=patterns))
+        except LocalEntryNotFoundError:
+            continue
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        if patterns is not ends and is_whole(folder):
+            return folder, None
+        if patterns is ends and (wanted or not has_weights(names)) and any(map(is_gguf, names)):
+            return folder, chosen_gguf(names, wanted, repo)[0]
+    return None
 
 
 def is_whole(folder: Path) -> bool:

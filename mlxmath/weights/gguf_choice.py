@@ -46,7 +46,9 @@ def _is_meant(stem: str, files: list[str], wanted: str) -> bool:
     name = stem.rpartition("/")[2].removesuffix(".gguf")
     if wanted in (*files, stem, name):
         return True
-    return re.search(rf"(^|[-_./]){re.escape(wanted)}([-_./]|$)", stem.removesuffix(".gguf"), re.IGNORECASE) is not None
+    if wanted.lower() == _kind(stem).lower():
+        return True
+    return re.search(rf"(^|[-./]){re.escape(wanted)}([-./]|$)", stem.removesuffix(".gguf"), re.IGNORECASE) is not None
 
 
 def _kind(stem: str) -> str:

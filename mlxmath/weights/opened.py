@@ -41,7 +41,7 @@ class Opened:
     def write_companions(self, folder: Path, *, trust_remote_code: bool) -> None:
         """Put tokenizer, generation settings and licence beside the converted weights."""
         if self.gguf:
-            write_tokenizer(self.gguf, folder)
+            write_tokenizer(self.gguf, folder, self.source.stop)
         else:
             copy_companions(self.source.folder, folder, trust_remote_code=trust_remote_code)
         name_plain_class(folder)

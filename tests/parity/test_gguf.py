@@ -46,7 +46,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         "llama", rope(rope_type="linear", factor=2.0), {"rope.scaling.type": "linear", "rope.scaling.factor": 2.0},
     ),
     "mixtral": (
-        "llama", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}, EXPERTS,
+        "llama", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None, **rope()}, EXPERTS,
     ),
     "qwen2": ("qwen2", {"tie_word_embeddings": True}, {}),
     "qwen2_moe": (
@@ -66,8 +66,8 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
     "gemma": ("gemma", {"head_dim": 32}, HEADS),
     "gemma2": (
-        "gemma2", {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8},
-        {**HEADS, "attention.sliding_window": 8, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+        "gemma2", {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 32},
+        {**HEADS, "attention.sliding_window": 32, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
     ),
     "gemma3_text": (
         "gemma3",
@@ -89,7 +89,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"attention_multiplier": 0.2, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},
         {"attention.scale": 0.2, "embedding_scale": 3.0, "residual_scale": 0.5, "logit_scale": 2.0},
     ),
-    "smollm3": ("smollm3", {"num_hidden_layers": 5, "use_sliding_window": False}, {"block_count": 5}),
+    "smollm3": ("smollm3", {"num_hidden_layers": 5, "use_sliding_window": False, **rope()}, {"block_count": 5}),
     "olmo2": ("olmo2", {}, {}),
     "starcoder2": (
         "starcoder2", {"use_bias": True, "norm_epsilon": 1e-5, "sliding_window": None},

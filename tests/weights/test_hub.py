@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +18,7 @@ from mlxmath.errors import InputError, MlxmathError
 from mlxmath.weights.convert import ensure_model
 from mlxmath.weights.download import needed_files
 from mlxmath.weights.hub import fetch, is_source
+from tests.weights.gguf_models import llama_gguf
 from tests.weights.handmade import llama_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -30,6 +32,7 @@ class Hub:
     def __init__(self, folder: Path) -> None:
         self.folder, self.status, self.code = folder, 200, ""
         self.asked: list[str] = []
+        self.first_bytes: list[int] = []
         self.cut_after: int | None = None
 
     def files(self) -> list[Path]:
@@ -42,7 +45,10 @@ class Hub:
         if f"/api/models/{REPO}" in path and ("/revision/" in path or path.endswith(REPO)):
             if path.rsplit("/", 1)[1] not in ("main", COMMIT, "tiny", "v1"):
                 return self.send(request, 404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-            names = [{"rfilename": file.relative_to(self.folder).as_posix()} for file in self.files()]
+            names = [
+                {"rfilename": file.relative_to(self.folder).as_posix(), "size": file.stat().st_size}
+                for file in self.files()
+            ]
             body = {"id": REPO, "sha": COMMIT, "siblings": names, "private": False, "downloads": 0, "tags": []}
             return self.send(request, 200, json.dumps(body).encode())
         if f"/api/models/{REPO}/tree/" in path:
@@ -77,6 +83,8 @@ class Hub:
         wanted = request.headers.get("Range", "")
         if status == 200 and wanted.startswith("bytes="):
             start = int(wanted.removeprefix("bytes=").split("-")[0])
+        if request.command == "GET" and status == 200:
+            self.first_bytes.append(start)
         request.send_response(206 if start else status)
         for key, value in (headers or {}).items():
             request.send_header(key, value)
@@ -190,15 +198,44 @@ def test_an_incomplete_cache_does_not(server: Hub, unplug: Callable[[], None]) -
         fetch(REPO)
 
 
-def test_an_interrupted_download_is_continued(server: Hub, tmp_path: Path) -> None:
+def test_an_interrupted_download_is_continued(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file goes on where it was, in another run."""
+    monkeypatch.setattr("mlxmath.weights.download.MIN_BYTES", 10_000)
+    monkeypatch.setattr("mlxmath.weights.resume.ATTEMPTS", 0)
     server.cut_after = 50_000
-    with pytest.raises(MlxmathError, match="cannot download") as caught:
+    with pytest.raises(MlxmathError, match="cannot download .*a partial download is continued") as caught:
         fetch(REPO)
     assert TOKEN not in str(caught.value)
     server.cut_after = None
+    server.first_bytes.clear()
     manifest = ensure_model(ModelConfig(model=REPO, mlx_path=str(tmp_path / "mlx_model")))
     local = ensure_model(ModelConfig(model=str(server.folder), mlx_path=str(tmp_path / "local")))
     assert manifest.fingerprint == local.fingerprint
+    assert max(server.first_bytes) == 50_000
+
+
+def test_a_connection_that_is_cut_again_and_again(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on as long as something comes; the file is what the repository has, or refused."""
+    monkeypatch.setattr("mlxmath.weights.download.MIN_BYTES", 60_000)
+    server.cut_after = 20_000
+    name = "pytorch_model-00001-of-00002.bin"
+    monkeypatch.setattr("mlxmath.weights.download.needed_files", lambda *_, **__: [name])
+    assert (fetch(REPO).folder / name).read_bytes() == (server.folder / name).read_bytes()
+    assert [start for start in server.first_bytes if start] == [20_000, 40_000, 60_000, 80_000, 100_000]
+    assert not list((fetch(REPO).folder.parent.parent / "blobs").glob("*.part"))
+
+
+def test_what_is_not_the_file_is_refused(server: Hub, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setattr("mlxmath.weights.download.MIN_BYTES", 60_000)
+    blobs = cache / "models--owner--tiny" / "blobs"
+    blobs.mkdir(parents=True)
+    data = (server.folder / "pytorch_model-00001-of-00002.bin").read_bytes()
+    part = blobs / f"{hashlib.sha256(data).hexdigest()}.part"
+    part.write_bytes(b"x" * 1000)
+    with pytest.raises(MlxmathError, match="did not come as it is in the repository"):
+        fetch(REPO)
+    assert not part.exists()
+    fetch(REPO)
 
 
 def test_unreachable(cache: Path, unplug: Callable[[], None]) -> None:
@@ -279,3 +316,39 @@ def test_is_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_source("owner/gone", str(tmp_path / "owner" / "gone"))
     assert is_source("demo", "demo")
     assert not is_source("demo", str(tmp_path / "demo"))
+
+
+@pytest.fixture
+def gguf_files(server: Hub) -> Hub:
+    """The repository holds two GGUF files instead."""
+    for path in server.files():
+        if path.suffix in (".bin", ".json"):
+            path.unlink()
+    llama_gguf(server.folder / "tiny-F32.gguf")
+    llama_gguf(server.folder / "tiny-Q8_0.gguf", seed=1)
+    return server
+
+
+def test_a_repository_of_gguf_files(
+    gguf_files: Hub, tmp_path: Path, unplug: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with pytest.raises(InputError, match=f"{REPO} holds 2 models .* There are: F32, Q8_0"):
+        fetch(REPO)
+    config = ModelConfig(model=f"{REPO}:Q8_0", mlx_path=str(tmp_path / "m"))
+    manifest = ensure_model(config)
+    assert (manifest.source, manifest.revision, gguf_files.asked) == (config.model, COMMIT, ["tiny-Q8_0.gguf"])
+    local = ensure_model(ModelConfig(model=str(gguf_files.folder / "tiny-Q8_0.gguf"), mlx_path=str(tmp_path / "l")))
+    assert local.fingerprint == manifest.fingerprint
+    unplug()
+    assert fetch(config.model).gguf is not None
+    with pytest.raises(MlxmathError, match="does not hold all of it"):
+        fetch(f"{REPO}:F32")
+
+
+def test_room_is_checked_before_a_download(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr("mlxmath.weights.download.shutil.disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(MlxmathError, match=r"owner/tiny: \d.* are to be downloaded, and 1.00 kB are free"):
+        fetch(REPO)
+    assert server.asked == []
