@@ -4,7 +4,7 @@ The original answers some problems greedily. Of the tokens of its answers, both 
 problems; and, if wanted, the answers are graded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -112,12 +112,12 @@ class Checked:
         return found
 
 
-def check(job: Job, exported: Answers) -> Checked:
+def check(job: Job, reopened: Callable[[], Answers]) -> Checked:
     """Compare what was exported with the original; one model of MLX is in memory at a time.
 
     Args:
         job: what was exported.
-        exported: answers with it.
+        reopened: loads what was written, once the original is forgotten.
 
     Raises:
         InputError: there is no such benchmark.
@@ -128,10 +128,10 @@ def check(job: Job, exported: Answers) -> Checked:
     items = benchmark.items
     opened = original.open()
     prompts = [opened.encode(item.question) for item in items]
-    del opened
     limit = settings.check_tokens
-    wanted, before = _asked(ModelAnswers(original.open()), prompts, None, limit, "the original")
-    found, after = _asked(exported, prompts, wanted, limit, "what was exported")
+    wanted, before = _asked(ModelAnswers(opened), prompts, None, limit, "the original")
+    del opened
+    found, after = _asked(reopened(), prompts, wanted, limit, "what was exported")
     differences = np.abs(np.concatenate(after) - np.concatenate(before))
     kept = num_changed = None
     if original.adapter:

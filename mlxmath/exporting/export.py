@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -91,7 +92,7 @@ def export(config: RunConfig, adapter: Path | None, *, overwrite: bool = False) 
         checked = None
         if settings.check:
             job = replace(job, folder=folder)
-            checked = check(job, target.reopened(job))
+            checked = check(job, partial(target.reopened, job))
             for line in checked.lines():
                 say(f"  {line}")
             atomic_json(folder / RECORD, _record(job) | {"check": asdict(checked)})

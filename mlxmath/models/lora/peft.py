@@ -8,6 +8,7 @@ Shapes: I inputs, O outputs, E experts, R rank.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,6 +88,8 @@ def read_peft(folder: Path, model: nn.Module) -> tuple[PeftConfig, list[Adapted]
             arrays = {_PARTS[part]: _array(ref) for part, ref in refs.items()}
             ours = {part: array if part == "m" else mx.contiguous(array.T) for part, array in arrays.items()}
             found.append(Adapted(layer, config.rank_of(name), config.scale_of(name), ours))
+    counts = Counter(one.layer.path for one in found)
+    problems += [f"{path} has {count} adapters" for path, count in counts.items() if count > 1]
     if not parts and not problems:
         problems.append("there is no tensor")
     if problems:

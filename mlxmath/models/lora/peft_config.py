@@ -155,7 +155,7 @@ def _by_pattern(patterns: Mapping[str, float], name: str, otherwise: float) -> f
 
 def _patterns(record: Mapping[str, Any], key: str, path: Path, least: float, most: float) -> dict[str, float]:
     found = record.get(key) or {}
-    if not isinstance(found, dict) or len(found) > 20_000:
+    if not isinstance(found, dict) or len(found) > 5_000:
         raise _refused(path, key, found, "expected a table of numbers by layer")
     for pattern in found:
         if not _PLAIN.fullmatch(pattern.replace(".*", "")) or pattern.count("*") > 2:
