@@ -12,7 +12,7 @@ from typing import Any
 from mlxmath.data.render import adds_bos
 from mlxmath.errors import InputError
 from mlxmath.runtime.files import read_json
-from mlxmath.weights.gguf_tokenizer import _PRE_TOKENIZERS as PRE_TOKENIZERS
+from mlxmath.weights.gguf_tokenizer import PRE_TOKENIZERS
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """`tokenizer.ggml.token_type`."""

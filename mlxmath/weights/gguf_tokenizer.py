@@ -59,7 +59,7 @@ class _Cuts:
 
 
 _DIGITS = _Cuts((r"\p{N}",), gpt2=True)
-_PRE_TOKENIZERS = {
+PRE_TOKENIZERS = {
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _DIGITS),
     **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4"), _Cuts(gpt2=True)),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _Cuts(_QWEN2, normalizer="NFC")),
@@ -212,9 +212,9 @@ def _vocabulary(file: GgufFile) -> _Vocabulary:
 def _byte_level(vocabulary: _Vocabulary) -> tuple[dict[str, Any], bool]:
     """BPE on bytes, and whether texts begin with a token of their own by default."""
     name = vocabulary.metadata.get("pre")
-    cuts = _PRE_TOKENIZERS.get(name) if isinstance(name, str) else None
+    cuts = PRE_TOKENIZERS.get(name) if isinstance(name, str) else None
     if cuts is None:
-        known = ", ".join(sorted(_PRE_TOKENIZERS))
+        known = ", ".join(sorted(PRE_TOKENIZERS))
         raise MlxmathError(
             f"{vocabulary.path}: tokenizer.ggml.pre is {str(name)[:40]!r}, a way to cut text that is not known here "
             f"(known: {known}). With another one the model would read other tokens than it was trained on. Choose the "
