@@ -54,6 +54,13 @@ CASES: dict[str, dict[str, Any]] = {
         },
     },
     "phi3": {"sliding_window": None, "original_max_position_embeddings": 256},
+    "phi3-longrope": {
+        "sliding_window": None, "original_max_position_embeddings": 512, "max_position_embeddings": 2048,
+        **rope(
+            rope_type="longrope", short_factor=[1 + 0.1 * n for n in range(8)], long_factor=[2.0 + n for n in range(8)],
+            original_max_position_embeddings=512,
+        ),
+    },
     "granite": {
         "attention_multiplier": 0.2, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0,
     },
