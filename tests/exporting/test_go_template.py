@@ -1,6 +1,8 @@
 """Jinja chat templates in Go's language: rendered by Go itself, as Ollama does."""
 
+import importlib.util
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jinja2
 import jinja2.sandbox
@@ -27,13 +29,16 @@ QWEN = (  # a default system message; tools, which no problem has
     "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' + '\n' }}{%- endif %}{%- endfor %}"
     "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- endif %}"
 )
+Go = Callable[[str, Sequence[Sequence[Message]]], list[str]]
 PLAIN = {name: get_template(name).chat_template(bos=True) for name in ("plain", "r1-think", "demo-base")}
 TRANSLATED = {**TEMPLATES, "gemma": GEMMA, "qwen": QWEN, **PLAIN}
 
 
 def rendering(source: str) -> Render:
     """As transformers renders."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
 
     def raise_exception(text: str) -> None:
         raise jinja2.TemplateError(text)
@@ -72,7 +77,7 @@ def prompts(count: int = 50) -> list[list[Message]]:
 
 
 @pytest.mark.parametrize("name", TRANSLATED)
-def test_go_writes_what_jinja_writes(name: str, go: Callable[[str, Sequence[Sequence[Message]]], list[str]]) -> None:
+def test_go_writes_what_jinja_writes(name: str, go: Go) -> None:
     render = rendering(TRANSLATED[name])
     conversations = [one for one in prompts() if render(one) is not None]
     assert len(conversations) >= 30
@@ -81,16 +86,37 @@ def test_go_writes_what_jinja_writes(name: str, go: Callable[[str, Sequence[Sequ
 
 
 @pytest.mark.parametrize("name", TRANSLATED)
-def test_the_table_says_what_go_writes_in_any_conversation(
-    name: str, go: Callable[[str, Sequence[Sequence[Message]]], list[str]]
-) -> None:
+def test_the_table_says_what_go_writes_in_any_conversation(name: str, go: Go) -> None:
     found = translate(rendering(TRANSLATED[name]))
     odd = ["assistant"], ["system"], ["user", "assistant"], ["user", "tool", "user"], ["assistant", "user"], []
     conversations = [[{"role": role, "content": " \n x \t"} for role in roles] for roles in odd]
     assert go(found.source(), conversations) == [found.rendered(one) for one in conversations]
 
 
-def test_trimming_is_that_of_python(go: Callable[[str, Sequence[Sequence[Message]]], list[str]]) -> None:
+@pytest.mark.parametrize(
+    ("name", "thinks"),
+    [
+        ("deepseek_r1_distill", True), ("gemma", False), ("gemma3", False), ("gptoss", False), ("llama3", False),
+        ("llama3_2", False), ("phi3", False), ("qwen2_5", False), ("qwen3", True), ("qwen3_instruct_2507", False),
+    ],
+)  # fmt: skip
+def test_templates_of_real_models(name: str, thinks: bool, go: Go) -> None:
+    """As TRL brings them along."""
+    trl = importlib.util.find_spec("trl")
+    if trl is None or trl.origin is None:
+        pytest.skip("trl is not installed")
+    path = Path(trl.origin).parent / "chat_templates" / f"{name}.jinja"
+    if not path.is_file():
+        pytest.skip(f"this version of trl brings no {path.name}")
+    render = rendering(path.read_text(encoding="utf-8"))
+    conversations = [one for one in prompts() if render(one) is not None]
+    found = translate(render)
+    assert len(conversations) >= 30
+    assert go(found.source(), conversations) == [render(one) for one in conversations]
+    assert bool(found.notes) is thinks
+
+
+def test_trimming_is_that_of_python(go: Go) -> None:
     found = GoTemplate({("", "user"): "<", ("user", "end"): ">"}, frozenset({"user"}))
     texts = ["", " ", "a", " \t\n\r\v\fa b\n ", "é ", "\n\n中\n", "x" * 2000 + " " * 2000]
     assert go(found.source(), [[{"role": "user", "content": text}] for text in texts]) == [
