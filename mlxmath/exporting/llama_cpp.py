@@ -31,8 +31,8 @@ def require_llama_cpp() -> None:
         importlib.import_module(PACKAGE)
     except ImportError:
         raise InputError(
-            "--check asks a GGUF file in llama.cpp, whose package is not installed: pip install xllamacpp, or leave "
-            "out --check."
+            "--check asks a GGUF file in llama.cpp, whose package is not installed: pip install "
+            "'mlxmath[llama-cpp]', or leave out --check."
         ) from None
 
 
@@ -54,8 +54,7 @@ class LlamaCpp:
         self, path: Path, decode: Callable[[list[int]], str], ends: Sequence[int], context: int,
         stops: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        import xllamacpp
-
+        xllamacpp = importlib.import_module(PACKAGE)
         settings = xllamacpp.CommonParams()
         settings.model.path = str(path)
         settings.n_ctx, settings.n_parallel = context, 1

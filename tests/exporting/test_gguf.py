@@ -245,7 +245,7 @@ def test_refused_settings(tuned: Path, tmp_path: Path, settings: dict[str, Any],
 
 def test_a_check_needs_llama_cpp(tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama_cpp, "PACKAGE", "no_such_package_of_llama_cpp")
-    with pytest.raises(InputError, match="pip install xllamacpp"):
+    with pytest.raises(InputError, match="pip install"):
         exported(tuned / "mlx_model", tuned / "adapters", "gguf", tmp_path / "out", check=True)
 
 
