@@ -18,7 +18,7 @@ import mlx.core as mx
 
 GATE, UP, DOWN = "gate_proj", "up_proj", "down_proj"
 GATE_UP = "gate_up_proj"
-TYPES = frozenset({"mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "qwen3_next"})
+TYPES = frozenset({"mixtral", "olmoe", "qwen2_moe", "qwen3_moe"})
 """Types of models whose experts are compared with PEFT's in the tests."""
 _HOMES = ("mlp", "block_sparse_moe")
 """Of `switch_mlp` in mlx_lm's models; in transformers 5 all are `mlp.experts`."""
