@@ -39,6 +39,8 @@ class Part:
     adapter: AdapterLayer | None
     dtype: str
     """That its weight is stored in; of a packed one that of its scales."""
+    stored: Mapping[str, TensorRef]
+    """Its arrays on the disk, by their names in the layer."""
 
     @property
     def is_packed(self) -> bool:
@@ -59,9 +61,16 @@ class Part:
         return merged(base, self.adapter, expert)
 
     def base_weight(self, expert: int | None = None) -> mx.array:
-        """The same without the adapter: dequantized with scales in float32."""
+        """The same without the adapter: dequantized with scales in float32.
+
+        It is read from the disk: what the model reads, it keeps. (Of experts, which are asked for one by one, their
+        stack is kept.)
+        """
         names = [name for name in ("weight", "scales", "biases") if self.layer.get(name) is not None]
-        arrays = [self.layer[name] if expert is None else self.layer[name][expert] for name in names]
+        if expert is None and self.stored.keys() >= {*names}:
+            arrays = [array_of(self.stored[name]) for name in names]
+        else:
+            arrays = [self.layer[name] if expert is None else self.layer[name][expert] for name in names]
         if not self.is_packed:
             return arrays[0].astype(mx.float32)
         if "global_scale" in self.layer:
@@ -106,8 +115,13 @@ def parts_of(loaded: Loaded) -> dict[str, Part]:
         adapter = adapters.get(path)
         layer = adapter.linear if adapter is not None else modules.get(path)
         if part == "weight" and layer is not None and (adapter is not None or "scales" in layer):
-            scales = loaded.stored.get(f"{path}.scales")
-            found[ref.name] = Part(path, ref.name, layer, adapter, scales.dtype if scales else ref.dtype)
+            stored = {
+                name: loaded.stored[f"{path}.{name}"]
+                for name in ("weight", "scales", "biases")
+                if f"{path}.{name}" in loaded.stored
+            }
+            dtype = stored["scales"].dtype if "scales" in stored else ref.dtype
+            found[ref.name] = Part(path, ref.name, layer, adapter, dtype, stored)
     return found
 
 
