@@ -7,13 +7,16 @@ where the model does otherwise (`src/llama-model.cpp`, `src/models/` there).
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mlxmath.errors import InputError
+from mlxmath.runtime.files import read_json
+from mlxmath.weights.architecture import text_part
 from mlxmath.weights.dtypes import Array
-from mlxmath.weights.gguf_names import Family, family_of_model_type
+from mlxmath.weights.gguf_names import Family, family_of_model_type, rows_to_gguf
 from mlxmath.weights.rotary import angles, kind_of, rope_kinds
 
 Value = int | float | str | bool
@@ -50,6 +53,18 @@ class Described:
     def head_dim(self) -> int:
         """Values of a head."""
         return int(self.config.get("head_dim") or self.config["hidden_size"] // self.num_heads)
+
+    def row_order(self, name: str, num_rows: int) -> Array | None:
+        """The rows of a tensor, by its name in the file, in llama.cpp's order; None where that is their own."""
+        if not self.family.is_permuted(name):
+            return None
+        return rows_to_gguf(num_rows, self.num_heads if ".attn_q." in name else self.num_key_heads)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model, its text part."""
+    config: dict[str, Any] = read_json(folder / "config.json")
+    return text_part(config) or config
 
 
 def describe(config: Mapping[str, Any]) -> Described:

@@ -14,8 +14,8 @@ from mlxmath.config.schema import ModelConfig
 from mlxmath.data.templates import get_template
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.exporting import llama_cpp
-from mlxmath.exporting.gguf import quantized, type_of
 from mlxmath.exporting.gguf_metadata import describe
+from mlxmath.exporting.gguf_types import quantized, type_of
 from mlxmath.exporting.go_template import Message
 from mlxmath.exporting.merge import merged_tensors
 from mlxmath.exporting.ollama import go_template, modelfile
@@ -224,7 +224,7 @@ def test_a_modelfile_holds_the_system_message_and_stop_texts(tuned: Path, tmp_pa
 @pytest.mark.parametrize(
     ("settings", "adapter", "why"),
     [
-        ({"adapter_only": True}, "dora", "has no DoRA adapters"),
+        ({"adapter_only": True}, "dora", "DoRA adapters are not written"),
         ({"adapter_only": True}, None, "there is none"),
         ({"to": "ollama", "adapter_only": True}, "adapters", "no meaning with --to ollama"),
         ({"dequantize": True}, "adapters", "no meaning with --to gguf"),
