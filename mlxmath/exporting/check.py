@@ -12,7 +12,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlxmath.evaluation.benchmarks import load_benchmark
+from mlxmath.config.methods import ExportConfig
+from mlxmath.errors import InputError
+from mlxmath.evaluation.benchmarks import LoadedBenchmark, load_benchmark
 from mlxmath.evaluation.stats import mcnemar_exact, paired_interval
 from mlxmath.exporting.original import Job, Original
 from mlxmath.generation.engine import Sampling, generate_batch
@@ -124,8 +126,7 @@ def check(job: Job, reopened: Callable[[], Answers]) -> Checked:
         MlxmathError: its problems cannot be read.
     """
     settings, original = job.settings, job.original
-    benchmark = load_benchmark(settings.check_benchmark, settings.check_problems)
-    items = benchmark.items
+    items = problems_of(settings).items
     opened = original.open()
     prompts = [opened.encode(item.question) for item in items]
     limit = settings.check_tokens
@@ -149,6 +150,19 @@ def check(job: Job, reopened: Callable[[], Answers]) -> Checked:
         num_changed=num_changed,
         accuracy=_accuracy([item.gold for item in items], wanted, found) if settings.check_accuracy else None,
     )
+
+
+def problems_of(settings: ExportConfig) -> LoadedBenchmark:
+    """What a check asks.
+
+    Raises:
+        InputError: there is no such benchmark or file, or nothing in it can be asked.
+        MlxmathError: it cannot be read.
+    """
+    try:
+        return load_benchmark(settings.check_benchmark, settings.check_problems)
+    except InputError as error:
+        raise InputError(str(error).replace("--benchmark", "--check-benchmark")) from None
 
 
 def _base(original: Original) -> LanguageModel:

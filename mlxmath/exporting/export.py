@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 
 from mlxmath.config.schema import RunConfig
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.exporting.check import Answers, Checked, check
+from mlxmath.exporting.check import Answers, Checked, check, problems_of
 from mlxmath.exporting.original import Job, Original
 from mlxmath.runtime.console import say, size
 from mlxmath.runtime.device import opened_backend
@@ -78,6 +78,8 @@ def export(config: RunConfig, adapter: Path | None, *, overwrite: bool = False) 
         raise InputError(f"--to is missing; give one of {', '.join(TARGETS)}.")
     folder = Path(settings.export_path or f"exported/{settings.to}").expanduser()
     _check_free(folder, overwrite=overwrite)
+    if settings.check:
+        problems_of(settings)  # so that a wrong name is said before anything is written
     target = cast(Target, importlib.import_module(TARGETS[settings.to]))
     with opened_backend(config.runtime, 0) as (_, device):
         original = Original(Path(config.model.mlx_path), adapter, device.compute_dtype)
