@@ -12,7 +12,7 @@ from typing import Any
 from mlxmath.data.render import adds_bos
 from mlxmath.errors import InputError
 from mlxmath.runtime.files import read_json
-from mlxmath.weights.gguf_tokenizer import PRE_TOKENIZERS
+from mlxmath.weights.gguf_cuts import PRE_TOKENIZERS, Cuts
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """`tokenizer.ggml.token_type`."""
@@ -149,7 +149,7 @@ def _pre(content: Mapping[str, Any], path: Path) -> str:
     )
 
 
-def _made(cuts: Any) -> Any:
+def _made(cuts: Cuts) -> Any:
     """The pre-tokenizer that a name of llama.cpp means."""
     from tokenizers import Regex, pre_tokenizers
 

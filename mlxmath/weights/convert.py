@@ -125,6 +125,8 @@ def _differences(config: ModelConfig, manifest: Manifest, *, any_form: bool, its
 def _source_changed(manifest: Manifest) -> bool:
     """Whether the local folder of the source is there and holds other weights now."""
     folder = DEMO_FOLDER if manifest.source == DEMO else Path(manifest.source)
+    if not folder.exists() and ":" in folder.name:  # of several GGUF files in a folder, one is named after a colon
+        folder = folder.with_name(folder.name.rpartition(":")[0])
     folder = folder.parent if folder.is_file() else folder
     if manifest.revision is not None or not folder.is_dir():
         return False

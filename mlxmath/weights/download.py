@@ -60,7 +60,7 @@ def download(
         revision: branch, tag or commit.
         wanted: which of its GGUF files ("Q4_K_M"); None: its weights in another form, if it has them.
         trust_remote_code: its Python files too.
-        config_only: config.json alone, where the weights are not in GGUF files.
+        config_only: config.json alone, where there is one.
 
     Returns:
         The folder in the cache, and which GGUF file in it is the model, or the first of its set.
@@ -87,11 +87,13 @@ def download(
         info = HfApi().model_info(repo, revision=revision, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
         gguf: str | None = None
-        if wanted is not None or (not has_weights(sizes) and any(map(is_gguf, sizes))):
+        if config_only and "config.json" in sizes:
+            files = ["config.json"]
+        elif wanted is not None or (not has_weights(sizes) and any(map(is_gguf, sizes))):
             chosen = chosen_gguf(sizes, wanted, repo)
             gguf, files = chosen[0], [*chosen, *(name for name in sizes if _matches(name, LICENSES))]
         else:
-            files = ["config.json"] if config_only else needed_files(sizes, trust_remote_code=trust_remote_code)
+            files = needed_files(sizes, trust_remote_code=trust_remote_code)
         missing = _missing(repo, info.sha, {name: sizes.get(name, 0) for name in files})
         if info.sha:
             fetch_large(repo, info.sha, [name for name, num_bytes in missing.items() if num_bytes >= MIN_BYTES])

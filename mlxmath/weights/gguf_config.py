@@ -100,6 +100,8 @@ def config_of(file: GgufFile, family: Family) -> dict[str, Any]:
     head_dim = meta.count("attention.key_length", max(hidden_size // num_heads, 1))
     if meta.count("attention.value_length", head_dim) != head_dim:
         raise meta.wrong("attention.value_length", meta.get("attention.value_length"), f"{head_dim}, as of the keys")
+    if meta.count("block_count") > len(file.tensors):
+        raise meta.wrong("block_count", meta.get("block_count"), f"no more than its {len(file.tensors)} tensors")
     config = {
         "architectures": [_CLASSES[family.model_type]],
         "model_type": family.model_type,

@@ -25,6 +25,8 @@ _SMALLEST_ENTRY = 8 + 1 + 4 + 1
 """Bytes of a metadata entry: length and text of its key, its type, its value."""
 _SMALLEST_TENSOR = 8 + 1 + 4 + 8 + 4 + 8
 _MAX_STRING = 16 << 20
+_MAX_HEADER = 512 << 20
+"""Of real models, a vocabulary of 262,144 with its scores takes some 10 MB."""
 _MAX_ALIGNMENT = 1 << 20
 _OF_SEVERAL = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
@@ -223,6 +225,8 @@ class _Header:
     def _bytes(self, count: int, what: str) -> bytes:
         if count > self._size - self._position:
             raise self._ended(what)
+        if count > _MAX_HEADER - self._position:
+            raise self._damaged(f"its header is of more than {_MAX_HEADER >> 20} MB")
         data = self._file.read(count)
         if len(data) != count:
             raise self._ended(what)

@@ -1,8 +1,8 @@
 """The tokenizer of a GGUF file as the files that transformers reads: tokenizer.json and tokenizer_config.json.
 
-Of how text is cut before merges a GGUF file has the name alone (`tokenizer.ggml.pre`), so what it means stands in a
-table here. A name that is not in it is refused: with other cuts everything works, on other tokens than those that the
-model was trained on.
+Of how text is cut before merges a GGUF file has the name alone (`tokenizer.ggml.pre`); what it means is in `gguf_cuts`.
+A name that is not there is refused: with other cuts everything works, on other tokens than those that the model was
+trained on.
 """
 
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxmath.errors import MlxmathError
+from mlxmath.weights.gguf_cuts import PRE_TOKENIZERS
 from mlxmath.weights.gguf_file import GgufFile
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
@@ -23,66 +24,6 @@ _END_TOKENS = (
 """What ends a turn or a text in the models of this time; a GGUF file names one of several."""
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _SPACE = "▁"
-
-_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_REST_OF_O200K = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_WORDS = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_CASED = (rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*")
-_LLAMA3 = (rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}",)
-_QWEN2 = (rf"{_WORDS}|\p{{N}}|{_REST}",)
-_TEKKEN = (rf"{_CASED[0]}|{_CASED[1]}|\p{{N}}|{_REST_OF_O200K}",)
-_O200K = (
-    rf"{_CASED[0]}{_CONTRACTIONS}?|{_CASED[1]}{_CONTRACTIONS}?|\p{{N}}{{1,3}}|{_REST_OF_O200K}",
-)  # fmt: skip
-_CJK = "[一-龥ࠀ-一가-퟿]+"
-
-
-@dataclass(frozen=True)
-class _Cuts:
-    """How text is cut before merges.
-
-    Attributes:
-        patterns: each one cuts what the ones before have left.
-        gpt2: whether GPT-2's pattern cuts after them.
-        whole_words: a piece that is a token is taken as it is, whatever its merges.
-        adds_bos: whether texts begin with the beginning-of-text token if the file does not say.
-        normalizer: of the original tokenizer.
-    """
-
-    patterns: tuple[str, ...] = ()
-    gpt2: bool = False
-    whole_words: bool = False
-    adds_bos: bool = False
-    normalizer: str | None = None
-
-
-_DIGITS = _Cuts((r"\p{N}",), gpt2=True)
-PRE_TOKENIZERS = {
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _DIGITS),
-    **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4"), _Cuts(gpt2=True)),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _Cuts(_QWEN2, normalizer="NFC")),
-    **dict.fromkeys(("stablelm2", "megrez", "hunyuan"), _Cuts(_QWEN2)),
-    **dict.fromkeys(
-        ("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral"), _Cuts(_LLAMA3, whole_words=True, adds_bos=True)
-    ),
-    **dict.fromkeys(("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"), _Cuts(_LLAMA3)),
-    "tekken": _Cuts(_TEKKEN, whole_words=True, adds_bos=True),
-    **dict.fromkeys(("gpt-4o", "llama4"), _Cuts(_O200K)),
-    "deepseek-llm": _Cuts(
-        ("[\r\n]", r"\s?[\p{Lu}\p{Ll}\p{Lt}]+", r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", _CJK, r"\p{N}+")
-    ),
-    "deepseek-coder": _Cuts(("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}")),
-    "deepseek-v3": _Cuts(
-        (
-            r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+",
-            r"[!-/:-@\[-`{-~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|"
-            r"\s+(?!\S)|\s+",
-        )
-    ),
-}  # fmt: skip
-"""`tokenizer.ggml.pre` -> what it means; the patterns are those of the tokenizers that llama.cpp gave these names."""
 
 
 @dataclass(frozen=True)

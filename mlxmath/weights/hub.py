@@ -11,6 +11,7 @@ from mlxmath.runtime.console import say, size
 from mlxmath.runtime.files import inside, read_json
 from mlxmath.weights.download import FORMATS, download, has_weights
 from mlxmath.weights.gguf_choice import chosen_gguf, is_gguf
+from mlxmath.weights.gguf_file import MAGIC
 from mlxmath.weights.local_models import LM_STUDIO, OLLAMA, lm_studio_model, ollama_model, ollama_name
 from mlxmath.weights.safetensor import open_safetensors
 from mlxmath.weights.tensors import TensorRef
@@ -112,16 +113,24 @@ def _local(model: str) -> Source | None:
         if not before or not path.is_dir():
             return None
     if path.is_file():
-        return (
-            Source(str(path.absolute()), path.absolute().parent, gguf=path.absolute()) if is_gguf(path.name) else None
-        )
+        path = path.absolute()
+        return Source(str(path), path.parent, gguf=path) if path.suffix.lower() == ".gguf" or _begins(path) else None
     if not path.is_dir():
         return None
     names = [each.name for each in path.iterdir() if each.is_file()]
     if not wanted and (has_weights(names) or not any(map(is_gguf, names))):
         return Source(str(path.resolve()), path.resolve())
     gguf = path.resolve() / chosen_gguf(names, wanted or None, str(path))[0]
-    return Source(str(gguf) if wanted else str(path.resolve()), gguf.parent, gguf=gguf)
+    return Source(f"{path.resolve()}{f':{wanted}' if wanted else ''}", gguf.parent, gguf=gguf)
+
+
+def _begins(path: Path) -> bool:
+    """Whether a file begins as a GGUF file does, whatever its name."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True)

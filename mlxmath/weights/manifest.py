@@ -234,12 +234,13 @@ def _record(path: Path, folder: Path, storages: Mapping[str, Region], stop: thre
         raise MlxmathError(f"cannot read {path}: {error.strerror or error}") from error
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise MlxmathError(f"{path} changed while it was read; run the command again when it is complete.")
-    blob = path.resolve()  # the Hugging Face cache stores a large file under its hash
-    is_known = blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name)
-    if is_known and blob.name != digest.hexdigest() and not stop.is_set():
+    blob = path.resolve()  # the Hugging Face cache stores a large file under its hash, as Ollama does
+    known = re.fullmatch("(sha256-)?([0-9a-f]{64})", blob.name) if blob.parent.name == "blobs" else None
+    if known and known[2] != digest.hexdigest() and not stop.is_set():
+        anew = "pull the model again" if known[1] else "run the command again to download it anew"
         raise MlxmathError(
-            f"{path} is damaged: its SHA-256 is {digest.hexdigest()[:12]}..., the repository's {blob.name[:12]}... "
-            f"Delete {blob} and run the command again to download it anew."
+            f"{path} is damaged: its SHA-256 is {digest.hexdigest()[:12]}..., the repository's {known[2][:12]}... "
+            f"Delete {blob} and {anew}."
         )
     for key, region in storages.items():
         if region.crc not in (0, checksums[key]) and not stop.is_set():

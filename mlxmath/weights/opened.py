@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxmath.runtime.console import warn
+from mlxmath.runtime.console import say, warn
 from mlxmath.weights.configuration import read_config
 from mlxmath.weights.download import LICENSES, TOKENIZER_FILES
-from mlxmath.weights.gguf_config import config_of
 from mlxmath.weights.gguf_file import GgufFile, open_gguf
-from mlxmath.weights.gguf_model import family_of, read_gguf
+from mlxmath.weights.gguf_model import read_gguf
 from mlxmath.weights.gguf_tokenizer import write_tokenizer
 from mlxmath.weights.hub import Source, Weights, open_weights
+from mlxmath.weights.ollama_template import CannotTranslateError, to_jinja
 from mlxmath.weights.tokenizer import name_plain_class
 
 
@@ -42,9 +42,23 @@ class Opened:
         """Put tokenizer, generation settings and licence beside the converted weights."""
         if self.gguf:
             write_tokenizer(self.gguf, folder, self.source.stop)
+            self._translate_template(folder)
         else:
             copy_companions(self.source.folder, folder, trust_remote_code=trust_remote_code)
         name_plain_class(folder)
+
+    def _translate_template(self, folder: Path) -> None:
+        """Take the template that lies beside the model, where its file has none."""
+        path = folder / "chat_template.jinja"
+        if path.exists():
+            return
+        if self.source.template:
+            try:
+                path.write_text(to_jinja(self.source.template), encoding="utf-8")
+                return
+            except CannotTranslateError as error:
+                warn(f"{self.source.name}: Ollama's template cannot be translated ({error}).")
+        say(f"  {self.source.name} brings no chat template; choose how it is asked with --template")
 
 
 def open_source(source: Source, *, packed: bool = True) -> Opened:
@@ -73,8 +87,7 @@ def source_config(source: Source) -> dict[str, Any]:
     """
     if source.gguf is None:
         return read_config(source.folder)
-    file = open_gguf(source.gguf)
-    return config_of(file, family_of(file))
+    return read_gguf(open_gguf(source.gguf)).config
 
 
 def copy_companions(source: Path, folder: Path, *, trust_remote_code: bool) -> None:

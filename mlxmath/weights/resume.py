@@ -85,7 +85,7 @@ def _fetch(url: str, location: str, num_bytes: int, file: BinaryIO, name: str) -
     """Append what is missing of a file."""
     from huggingface_hub import get_session
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
-    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
     headers: dict[str, Any] = {**build_hf_headers(), "Accept-Encoding": "identity"}
     if urlsplit(location).netloc != urlsplit(url).netloc:  # another host has no business with the token

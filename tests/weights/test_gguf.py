@@ -135,6 +135,29 @@ def test_a_converted_file_is_the_model(tmp_path: Path) -> None:
     assert ensure_model(ModelConfig(model=str(path), mlx_path=str(tmp_path / "packed"))) == manifest
 
 
+def test_adapters_train_on_packed_weights(tmp_path: Path) -> None:
+    """From the file to an adapter in one call; the loss falls, and mlx_lm puts the adapter on the folder."""
+    import mlx_lm
+
+    import mlxmath
+
+    path = llama_gguf(tmp_path / "a.gguf", kind=Kind.Q4_0, kinds={"token_embd.weight": Kind.Q8_0})
+    losses: list[float] = []
+
+    def note(event: dict[str, Any]) -> None:
+        if event["event"] == "step":
+            losses.append(event["loss"])
+
+    mlxmath.sft(
+        [{"question": f"{a} + {b}?", "answer": f"{a + b}"} for a in range(4) for b in range(3)], callback=note,
+        model=str(path), mlx_path=str(tmp_path / "m"), cache_dir=str(tmp_path / "c"), adapter_path=str(tmp_path / "a"),
+        backend="cpu", max_steps=8, learning_rate=0.02, grad_accumulation_steps=2, template="plain",
+    )  # fmt: skip
+    assert losses[-1] < losses[0]
+    model, _ = mlx_lm.load(str(tmp_path / "m"), adapter_path=str(tmp_path / "a"))
+    assert mx.isfinite(model(mx.array([[5, 7, 9]]))).all()
+
+
 def test_quantized_anew_if_asked(tmp_path: Path) -> None:
     path = llama_gguf(tmp_path / "a.gguf", kind=Kind.Q5_0)
     config = ModelConfig(model=str(path), mlx_path=str(tmp_path / "m"), quantize=8, group_size=32)
@@ -223,7 +246,7 @@ def test_configuration(tmp_path: Path) -> None:
         ({"attention.value_length": 8}, "value_length is 8, expected 16"),
         ({"attention.head_count_kv": 3}, "32 rows, which are not those of 3 heads"),
         ({"rope.scaling.type": "odd"}, "rope.scaling.type is 'odd'"),
-        ({"block_count": 1 << 20}, "num_hidden_layers 1048576, but the weights are"),
+        ({"block_count": 1 << 20}, "block_count is 1048576, expected no more than its 20 tensors"),
     ],
 )
 def test_metadata_that_cannot_be(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -332,6 +355,16 @@ def test_damage_anywhere_is_one_error(tmp_path: Path) -> None:
             refused += 1
             assert "\n" not in str(error) and str(path) in str(error)
     assert refused > 50
+
+
+def test_a_header_without_end(tmp_path: Path) -> None:
+    """A list of a billion numbers, in a file that is large enough (a hole on the disk), is not read."""
+    path = tmp_path / "bad.gguf"
+    with path.open("wb") as file:
+        file.write(header(entries=1, rest=text(b"a") + struct.pack("<IIQ", 9, 0, 1 << 30)))
+        file.truncate(1 << 31)
+    with pytest.raises(MlxmathError, match="its header is of more than 512 MB"):
+        open_gguf(path)
 
 
 def test_scales_that_mlx_cannot_hold(tmp_path: Path) -> None:

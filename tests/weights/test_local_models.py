@@ -53,6 +53,13 @@ def test_ollama(home: Path, tmp_path: Path) -> None:
     assert ensure_model(config) == manifest
     direct = ensure_model(ModelConfig(model=str(tmp_path / "a.gguf"), mlx_path=str(tmp_path / "direct")))
     assert direct.fingerprint == manifest.fingerprint
+    blob = fetch("ollama:tiny").gguf
+    assert blob is not None and fetch(str(blob)).gguf == blob
+    data = bytearray(blob.read_bytes())
+    data[-1] ^= 1
+    blob.write_bytes(data)
+    with pytest.raises(MlxmathError, match="is damaged: its SHA-256 .* pull the model again"):
+        ensure_model(ModelConfig(model="ollama:tiny", mlx_path=str(tmp_path / "n")))
 
 
 @pytest.mark.parametrize(
@@ -110,6 +117,20 @@ def test_stop_texts_of_ollama_end_answers(home: Path, tmp_path: Path) -> None:
     assert read_json(tmp_path / "m" / "generation_config.json")["eos_token_id"] == [260, 258, 270]
 
 
+def test_ollama_s_template_where_the_file_has_none(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, place = home / ".ollama" / "models", "registry.ollama.ai/library/{}/latest"
+    pulled(root, place.format("tiny"), {"model": tiny(tmp_path), "template": b"Q: {{ .Prompt }}\nA: {{ .Response }}\n"})
+    ensure_model(ModelConfig(model="ollama:tiny", mlx_path=str(tmp_path / "m")))
+    template = (tmp_path / "m" / "chat_template.jinja").read_text()
+    assert "Q: " in template
+    pulled(root, place.format("odd"), {"model": tiny(tmp_path), "template": b"{{ with .System }}{{ . }}{{ end }}"})
+    ensure_model(ModelConfig(model="ollama:odd", mlx_path=str(tmp_path / "n")))
+    assert not (tmp_path / "n" / "chat_template.jinja").exists()
+    assert "Ollama's template cannot be translated ({{ with .System }})" in capsys.readouterr().err
+
+
 def test_lm_studio(home: Path, tmp_path: Path) -> None:
     folder = home / ".lmstudio" / "models" / "owner" / "tiny-GGUF"
     folder.mkdir(parents=True)
@@ -138,6 +159,11 @@ def test_a_folder_with_gguf_files(tmp_path: Path) -> None:
     assert fetch(f"{folder}:q8_0").gguf == one
     with pytest.raises(InputError, match="there is no GGUF file Q4_0 there; it has: F32, Q8_0"):
         fetch(f"{folder}:Q4_0")
+    config = ModelConfig(model=f"{folder}:q8_0", mlx_path=str(tmp_path / "n"))
+    assert ensure_model(config) == ensure_model(config)
+    llama_gguf(one, seed=2)
+    with pytest.raises(InputError, match="have changed since"):
+        ensure_model(config)
 
 
 def test_a_file_that_changed_is_noticed(tmp_path: Path) -> None:
