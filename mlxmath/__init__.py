@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         distill,
         dpo,
         evaluate,
+        export,
         generate,
         grpo,
         load,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 _FROM = {
     **dict.fromkeys(
-        ("convert", "distill", "dpo", "evaluate", "generate", "grpo", "load", "plan", "reward_model", "sft"),
+        ("convert", "distill", "dpo", "evaluate", "export", "generate", "grpo", "load", "plan", "reward_model", "sft"),
         "mlxmath.api",
     ),
     "grade": "mlxmath.grading",
@@ -40,8 +41,8 @@ _FROM = {
     "MlxmathError": "mlxmath.errors",
 }
 __all__ = [
-    "InputError", "MlxmathError", "convert", "distill", "dpo", "evaluate", "generate", "grade", "grpo", "load", "plan",
-    "reward_model", "sft",
+    "InputError", "MlxmathError", "convert", "distill", "dpo", "evaluate", "export", "generate", "grade", "grpo",
+    "load", "plan", "reward_model", "sft",
 ]  # fmt: skip
 
 

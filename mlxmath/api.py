@@ -23,6 +23,7 @@ from mlxmath.runtime.console import shown
 
 if TYPE_CHECKING:
     from mlxmath.distillation.dataset import DistillResult
+    from mlxmath.exporting.export import Exported
     from mlxmath.generation.engine import Completion
     from mlxmath.generation.model import LanguageModel
     from mlxmath.training.events import TrainResult
@@ -265,6 +266,31 @@ def convert(model: str | Path, *, verbose: bool = False, **settings: Any) -> Pat
         config = settings_from(("model",), model=str(model), **settings).config
         ensure_model(config.model, exact=True)
     return Path(config.model.mlx_path)
+
+
+def export(
+    to: str, model: str | Path = "mlx_model", adapter: str | Path | None = "adapters", *, overwrite: bool = False,
+    verbose: bool = False, **settings: Any,
+) -> "Exported":  # fmt: skip
+    """Write a tuned model for another program: `mlxmath export`.
+
+    Args:
+        to: "peft", "mlx", "hf", "gguf" or "ollama".
+        model: a folder with a converted model.
+        adapter: its folder (None: the base alone).
+        overwrite: replace an earlier export.
+        verbose: print what the command prints.
+        **settings: of the sections export and runtime.
+
+    Raises:
+        InputError: a setting is wrong, the folder holds something else, or the target cannot express the adapter.
+        MlxmathError: the model or the adapter is missing or damaged.
+    """
+    from mlxmath.exporting.export import export as run
+
+    with _called(verbose):
+        config = settings_from(("model", "export", "runtime"), to=to, mlx_path=str(model), **settings).config
+        return run(config, None if adapter is None else Path(adapter), overwrite=overwrite)
 
 
 def distill(

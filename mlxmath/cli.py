@@ -19,6 +19,7 @@ COMMANDS = {
     "pipeline": "Distil, fine-tune, improve by GRPO and compare, one stage after the other.",
     "evaluate": "Ask benchmarks, grade, compare the tuned model with its base, write a report.",
     "report": "Build an evaluation's report again from its samples.",
+    "export": "Write the tuned model for PEFT, mlx_lm, transformers, llama.cpp or Ollama, and check it.",
     "doctor": "Check what this machine, or a cluster, has and lacks.",
     "infer": "Answer a prompt with the base model or the tuned one.",
 }

@@ -1,4 +1,4 @@
-"""Settings that one method alone has: reinforcement learning, preferences, distillation, evaluation."""
+"""Settings that one method alone has: reinforcement learning, preferences, distillation, evaluation, export."""
 
 import json
 import math
@@ -65,6 +65,9 @@ _weighted = require(lambda value, others: not value or others.get("vote") == "we
 _positive = require(
     lambda value, _: not value or (all(0 <= weight < math.inf for weight in value) and any(value)),
     "give numbers from 0, not all of them 0",
+)
+_no_dequantize = require(
+    lambda value, others: not value or not others.get("dequantize"), "give --dequantize or --requantize, not both"
 )
 _one_folder = require(
     lambda value, _: value is None or (value.strip(". ") and "/" not in value and "\\" not in value),
@@ -249,3 +252,32 @@ class EvaluationConfig(Section):
     run_name: Annotated[str | None, _one_folder] = Field(
         None, description="Name of this run's folder (unset: made from its settings)."
     )
+
+
+class ExportConfig(Section):
+    """What a tuned model is written as, for other programs."""
+
+    to: Literal["peft", "mlx", "hf", "gguf", "ollama"] | None = Field(
+        None,
+        description="peft: the adapter for PEFT; mlx: fused, for mlx_lm; hf: merged, for transformers; gguf and "
+        "ollama: merged, for llama.cpp and Ollama.",
+    )
+    export_path: Folder | None = Field(None, description="What is written (unset: exported/ and the name of --to).")
+    export_dtype: Literal["auto", "float16", "bfloat16", "float32"] = Field(
+        "auto", description="Type of weights that are not quantized; 'auto' keeps the base's."
+    )
+    dequantize: bool = Field(False, description="--to mlx: write the whole model without quantization.")
+    requantize: Annotated[bool, _no_dequantize] = Field(
+        False, description="--to mlx: round fused layers to the base's bits again, which loses part of the adapter."
+    )
+    gguf_type: Literal["f16", "bf16", "q8_0", "q6_k", "q4_k_m", "q4_0"] = Field(
+        "f16", description="--to gguf, ollama: type of the weights: 16 bits, or quantized to 8.5, 6.6, 4.8 or 4.5."
+    )
+    adapter_only: bool = Field(False, description="--to gguf: write the adapter alone, for llama.cpp's --lora.")
+    check: bool = Field(
+        False, description="Compare what was written with the original: log-probabilities and greedy answers."
+    )
+    check_benchmark: str = Field(DEMO, description="Problems of the check: a name or a file, as for evaluate.")
+    check_problems: Annotated[int, Field(ge=1)] = Field(20, description="Problems of the check.")
+    check_tokens: Annotated[int, Field(ge=1)] = Field(128, description="Longest answer in the check, in tokens.")
+    check_accuracy: bool = Field(False, description="Grade the check's answers too, and compare the accuracies.")

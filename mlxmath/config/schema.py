@@ -8,7 +8,14 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
-from mlxmath.config.methods import DistillationConfig, DpoConfig, EvaluationConfig, GrpoConfig, RewardModelConfig
+from mlxmath.config.methods import (
+    DistillationConfig,
+    DpoConfig,
+    EvaluationConfig,
+    ExportConfig,
+    GrpoConfig,
+    RewardModelConfig,
+)
 from mlxmath.config.section import Folder, Names, Section, parts, plain_type, require
 
 DEFAULT_MODEL = "deepseek-ai/deepseek-math-7b-instruct"
@@ -267,6 +274,7 @@ class RunConfig(Section):
     grpo: GrpoConfig = GrpoConfig()
     dpo: DpoConfig = DpoConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
+    export: ExportConfig = ExportConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
 

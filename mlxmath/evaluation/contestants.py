@@ -10,7 +10,7 @@ from mlxmath.config.section import nearest
 from mlxmath.data.codec import load_tokenizer
 from mlxmath.data.templates import Template, own_template, recorded_template, template_of
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.models.lora.adapter import CONFIG, WEIGHTS, read_config
+from mlxmath.models.lora.adapter import CONFIG, read_config, weights_file
 from mlxmath.runtime.files import sha256
 from mlxmath.weights.manifest import read_fingerprint
 
@@ -46,13 +46,14 @@ class Contestant:
         model = read_fingerprint(self.model) or f"{sha256(self.model / 'config.json')[:16]}:{','.join(sizes)}"
         if self.adapter is None:
             return {"model": model, "adapter": None}
-        for name in (CONFIG, WEIGHTS):
-            if not (self.adapter / name).is_file():
+        weights = weights_file(self.adapter)
+        for path in (self.adapter / CONFIG, weights):
+            if not path.is_file():
                 raise MlxmathError(
-                    f"{self.adapter} holds no adapter: {name} is missing. Train one (`mlxmath train`), name another "
-                    "folder with --adapter-path, or evaluate the base model with --no-adapter."
+                    f"{self.adapter} holds no adapter: {path.name} is missing. Train one (`mlxmath train`), name "
+                    "another folder with --adapter-path, or evaluate the base model with --no-adapter."
                 )
-        return {"model": model, "adapter": sha256(self.adapter / WEIGHTS)[:16] + sha256(self.adapter / CONFIG)[:16]}
+        return {"model": model, "adapter": sha256(weights)[:16] + sha256(self.adapter / CONFIG)[:16]}
 
     def recorded_template(self) -> Template | None:
         """The template that the adapter was trained with, where it tells."""

@@ -19,7 +19,7 @@ from mlxmath.data.templates import get_template
 from mlxmath.errors import InputError
 from mlxmath.models.kernels import kernels_for
 from mlxmath.models.load import check_ids, load_model, refuse_untrainable
-from mlxmath.models.lora.adapter import WEIGHTS, adapter_config, load_initial
+from mlxmath.models.lora.adapter import adapter_config, load_initial, weights_file
 from mlxmath.models.lora.inject import inject, open_blocks
 from mlxmath.models.memory import Batching
 from mlxmath.models.offload import HEAD, Offloaded
@@ -247,7 +247,7 @@ class Run(Part):
             load_initial(model, initial, self.adapter_config)
             say(f"starting from the adapter in {initial}")
         if self.keep_start:
-            self.fixed["initial adapter"] = sha256(initial / WEIGHTS) if initial else None
+            self.fixed["initial adapter"] = sha256(weights_file(initial)) if initial else None
             share_adapters(model, ranks)
         self._tune()
 

@@ -90,7 +90,7 @@ def build_model(config: ModelConfig, source: Source, *, shard_bytes: int = SHARD
     for note in (*opened.notes, *plan.notes):
         say(f"  {note}")
     total = sum(output.num_bytes for output in plan.outputs)
-    _check_space(target, total + (plan.made.copied_bytes if plan.made else 0))
+    check_space(target, total + (plan.made.copied_bytes if plan.made else 0))
     say(f"  writing {size(total)} from {len(weights.files)} {opened.form} file(s) to {config.mlx_path}")
     with atomic_folder(target) as folder, hashing(weights, source.folder) as source_records:
         with plan.made.opened(folder) if plan.made else nullcontext():
@@ -214,13 +214,14 @@ def _output(name: str, tensor: TensorRef | MadeTensor, dtype: str, bits: tuple[i
     )
 
 
-def _check_space(target: Path, needed: int) -> None:
+def check_space(target: Path, needed: int) -> None:
+    """Refuse to write what has no room on the disk."""
     parent = next(path for path in target.parents if path.exists())
     free = shutil.disk_usage(parent).free
     if needed + SPARE_BYTES > free:
         raise MlxmathError(
             f"cannot write {target}: the model takes {size(needed)}, and {size(free)} are free there. Nothing was "
-            "written; free some space or choose another folder with --mlx-path."
+            "written; free some space or choose another folder."
         )
 
 

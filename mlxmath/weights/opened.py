@@ -44,7 +44,7 @@ class Opened:
             write_tokenizer(self.gguf, folder, self.source.stop)
             self._translate_template(folder)
         else:
-            _copy_companions(self.source.folder, folder, trust_remote_code=trust_remote_code)
+            copy_companions(self.source.folder, folder, trust_remote_code=trust_remote_code)
         name_plain_class(folder)
 
     def _translate_template(self, folder: Path) -> None:
@@ -90,7 +90,7 @@ def source_config(source: Source) -> dict[str, Any]:
     return read_gguf(open_gguf(source.gguf)).config
 
 
-def _copy_companions(source: Path, folder: Path, *, trust_remote_code: bool) -> None:
+def copy_companions(source: Path, folder: Path, *, trust_remote_code: bool) -> None:
     for pattern in (*TOKENIZER_FILES, *LICENSES, *(("*.py",) if trust_remote_code else ())):
         for path in source.glob(pattern):
             copy = folder / path.relative_to(source)

@@ -100,7 +100,7 @@ def built_otherwise(model: Any, config: Mapping[str, Any]) -> str | None:
         model: built by mlx_lm; its weights are not looked at.
         config: config.json, or the part of it that describes the text model, with the scaling that is meant.
     """
-    meant = list(_meant(config))
+    meant = list(rope_kinds(config))
     if not meant or any(kind_of(rope) not in _KINDS for rope, _ in meant):
         return None
     scaled = {i for i, (rope, _) in enumerate(meant) if kind_of(rope) not in ("default", "dynamic")}
@@ -126,7 +126,7 @@ def built_otherwise(model: Any, config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _meant(config: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], float]]:
+def rope_kinds(config: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], float]]:
     """Scaling and base of each kind of layer."""
     parameters = config.get("rope_parameters")
     parameters = parameters if isinstance(parameters, dict) else {}

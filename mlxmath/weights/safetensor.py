@@ -90,9 +90,9 @@ def _num_bytes(tensor: Declared) -> int:
     return DTYPES[tensor[1]].itemsize * math.prod(tensor[2])
 
 
-def _head(tensors: Sequence[Declared]) -> tuple[bytes, int]:
+def _head(tensors: Sequence[Declared], form: str = "mlx") -> tuple[bytes, int]:
     """What stands in a file before the tensors' bytes, and how many these are."""
-    header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+    header: dict[str, Any] = {"__metadata__": {"format": form}}
     position = 0
     for name, dtype, shape in tensors:
         start, position = position, position + _num_bytes((name, dtype, shape))
@@ -116,13 +116,14 @@ class SafetensorsWriter:
     Use as a context manager; `num_bytes`, `sha256` and `digests` describe the finished file.
     """
 
-    def __init__(self, path: Path, tensors: Sequence[Declared]) -> None:
+    def __init__(self, path: Path, tensors: Sequence[Declared], form: str = "mlx") -> None:
         """
         Args:
             path: the file to write.
             tensors: (name, dtype, shape) of each.
+            form: whose tensors they are, as the metadata say.
         """
-        head, num_bytes = _head(tensors)
+        head, num_bytes = _head(tensors, form)
         self._file = path.open("wb", buffering=0)
         self._hash = hashlib.sha256()
         self._names = [name for name, _, _ in tensors]

@@ -1,6 +1,5 @@
 """LoRA layers, injection, the adapter folder."""
 
-import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -261,16 +260,6 @@ def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
     edit(folder, **{A0: mx.zeros((32, 4), mx.int32)})
     with pytest.raises(MlxmathError, match=r"layers\.0\.self_attn\.q_proj\.lora_a holds mlx.core.int32, expected"):
         load_adapter(make_tiny_llama(), folder)
-
-
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
-def test_what_to_do_with_an_adapter_of_peft(tmp_path: Path, name: str) -> None:
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4}))
-    (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(MlxmathError, match=rf"PEFT's form \({name}\).*merge_and_unload"):
-        load_adapter(make_tiny_llama(), tmp_path)
-    with pytest.raises(InputError, match=r"--init-adapter: .*PEFT's form"):
-        load_initial(make_tiny_llama(), tmp_path, {})
 
 
 def test_an_initial_adapter_without_keys_fits_by_its_arrays(tmp_path: Path) -> None:

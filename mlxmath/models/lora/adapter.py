@@ -1,6 +1,7 @@
-"""The adapter folder: written so that mlx_lm reads it, read so that nothing wrong passes."""
+"""The adapter folder: written so that mlx_lm reads it, read so that nothing wrong passes; PEFT's is read too."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from mlxmath.errors import InputError, MlxmathError
 from mlxmath.models.lm_head import add_score_head
 from mlxmath.models.load import check_finite
 from mlxmath.models.lora.form import Form, differences
-from mlxmath.models.lora.inject import adapter_arrays, open_blocks, put_adapters
+from mlxmath.models.lora.inject import adapter_arrays, open_blocks, put_adapters, put_each
+from mlxmath.models.lora.peft import Adapted, read_peft
+from mlxmath.models.lora.peft_config import WEIGHTS as PEFT_WEIGHTS
+from mlxmath.models.lora.peft_config import PeftConfig, is_peft, weights_path
 from mlxmath.models.lora.targets import resolve_keys
 from mlxmath.runtime.files import atomic_file, atomic_json, read_json
 from mlxmath.weights.manifest import same_weights
@@ -21,7 +25,6 @@ WEIGHTS = "adapters.safetensors"
 CONFIG = "adapter_config.json"
 REWARD_MODEL = "reward_model"
 """Key of adapter_config.json: true if the weights hold a score head too."""
-_PEFT = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def adapter_config(config: LoraConfig, keys: tuple[str, ...], *, full: bool = False, **extra: Any) -> dict[str, Any]:
@@ -74,11 +77,11 @@ def load_adapter(model: nn.Module, folder: Path, base_fingerprint: str | None = 
 
     Args:
         model: a base model without adapters.
-        folder: an adapter folder, ours or one that mlx_lm made.
+        folder: an adapter folder, ours or one that mlx_lm or PEFT made.
         base_fingerprint: the base's; an adapter that records another one is refused.
 
     Returns:
-        The parsed adapter_config.json.
+        The parsed adapter_config.json; PEFT's in the form that mlx_lm gives it.
 
     Raises:
         MlxmathError: a file or key is missing, the adapter was made for another base, or any tensor is missing,
@@ -90,6 +93,9 @@ def load_adapter(model: nn.Module, folder: Path, base_fingerprint: str | None = 
             f"{folder} holds a reward model, which scores answers and gives none. Use it as grpo --reward "
             f"model:{folder}, or name another folder with --adapter-path."
         )
+    if is_peft(folder):
+        _load_peft(model, folder)
+        return record
     _prepare(model, folder, record)
     load_weights(model, folder / WEIGHTS)
     return record
@@ -126,8 +132,7 @@ def read_reward_model(folder: Path, base_fingerprint: str | None = None) -> dict
 def _read(folder: Path, base_fingerprint: str | None) -> dict[str, Any]:
     if absent := _absent(folder):
         raise MlxmathError(
-            _of_peft(folder)
-            or f"{folder} holds no adapter: {absent} is missing. Train one (`mlxmath train`), name another folder "
+            f"{folder} holds no adapter: {absent} is missing. Train one (`mlxmath train`), name another folder "
             "with --adapter-path, or ask the base model with --no-adapter."
         )
     record = read_config(folder)
@@ -142,27 +147,34 @@ def _read(folder: Path, base_fingerprint: str | None) -> dict[str, Any]:
 
 def _absent(folder: Path) -> str | None:
     """The first of an adapter's files that is missing in a folder."""
-    return next((name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()), None)
+    return next((path.name for path in (folder / CONFIG, weights_file(folder)) if not path.is_file()), None)
 
 
-def _of_peft(folder: Path) -> str | None:
-    """What to say of an adapter in PEFT's form, which neither mlx_lm nor this program reads; None if it is not one."""
-    name = next((name for name in _PEFT if (folder / name).is_file()), None)
-    return name and (
-        f"{folder} holds an adapter in PEFT's form ({name}), not in mlx_lm's ({WEIGHTS}). Merge it into its base with "
-        "PEFT (merge_and_unload, save_pretrained), and give the merged model as --model."
-    )
+def weights_file(folder: Path) -> Path:
+    """The file with an adapter's tensors, in mlx_lm's form or PEFT's; it need not be there."""
+    return (weights_path(folder) or folder / PEFT_WEIGHTS[0]) if is_peft(folder) else folder / WEIGHTS
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json.
+    """adapter_config.json; PEFT's in the form that mlx_lm gives it, without the layers.
 
     Raises:
-        MlxmathError: it is absent, no JSON or no adapter configuration.
+        MlxmathError: it is absent, no JSON or no adapter configuration, or PEFT's has what cannot be taken in.
     """
+    if is_peft(folder):
+        return PeftConfig.read(folder).record()
     record = read_json(folder / CONFIG)
     Form.of(record, folder / CONFIG)
     return dict(record)
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """What an adapter folder says of its adapter, in mlx_lm's form.
+
+    Raises:
+        MlxmathError: there is no adapter, or its configuration is damaged.
+    """
+    return _read(folder, None)
 
 
 def load_initial(model: nn.Module, folder: Path, wanted: dict[str, Any]) -> None:
@@ -178,17 +190,25 @@ def load_initial(model: nn.Module, folder: Path, wanted: dict[str, Any]) -> None
         MlxmathError: a file is damaged, or a tensor missing, extra or misshapen.
     """
     if _absent(folder):
-        reason = _of_peft(folder) or f"{folder} holds no adapter; expected {CONFIG} and {WEIGHTS}."
-        raise InputError(f"--init-adapter: {reason}")
+        raise InputError(f"--init-adapter: {folder} holds no adapter; expected {CONFIG} and {WEIGHTS}.")
     found = read_config(folder)
+    of_peft = is_peft(folder) and read_peft(folder, model)
+    if of_peft:
+        found = found | {"num_layers": wanted["num_layers"]}  # its tensors tell which layers
     there, here = (Form.of(record, folder / CONFIG) for record in (found, wanted))
     different = differences(there, here, len(model.layers))
     theirs, ours = found.get("base_fingerprint"), wanted.get("base_fingerprint")
     if theirs is not None and not same_weights(ours, theirs):
         different = [f"base_fingerprint is {theirs!r} there and {ours!r} here", *different]
+    for one in of_peft[1] if of_peft else ():
+        if (one.rank, one.scale) != (here.rank, here.scale):
+            different.append(f"{one.layer.key} has rank {one.rank} and scale {one.scale:g} there")
     if different:
         raise InputError(f"--init-adapter: {folder} does not fit this run: {'; '.join(different)}.")
-    load_weights(model, folder / WEIGHTS)
+    if of_peft:
+        _put_arrays(model, weights_file(folder), _arrays(of_peft[1]))
+    else:
+        load_weights(model, folder / WEIGHTS)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -203,6 +223,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
         found: dict[str, mx.array] = mx.load(str(path), format="safetensors")
     except RuntimeError as error:
         raise MlxmathError(f"{path} is damaged or not a safetensors file ({error}).") from None
+    _put_arrays(model, path, found)
+
+
+def _put_arrays(model: nn.Module, path: Path, found: dict[str, mx.array]) -> None:
+    """The arrays that train; they are those of a file. Raises as `load_weights`."""
     check_finite(path, found)
     expected = adapter_arrays(model)
     problems = [f"{name} is missing" for name in expected if name not in found]
@@ -237,3 +262,16 @@ def _prepare(model: nn.Module, folder: Path, record: dict[str, Any]) -> None:
     if form.kind == "dora" and any(layer.num_experts is not None for layer in targets.layers):
         raise MlxmathError(f"{folder / CONFIG} asks for DoRA on experts, which neither mlx_lm nor mlxmath has.")
     put_adapters(model, targets, form.kind, form.rank, form.scale, form.dropout)
+
+
+def _load_peft(model: nn.Module, folder: Path) -> None:
+    """Put an adapter in PEFT's form into a base; each layer has the rank and the scale that PEFT gives it."""
+    config, adapted = read_peft(folder, model)
+    kind = "dora" if config.is_dora else "lora"
+    put_each(model, [(one.layer, kind, one.rank, one.scale, config.dropout) for one in adapted])
+    _put_arrays(model, weights_file(folder), _arrays(adapted))
+
+
+def _arrays(adapted: Sequence[Adapted]) -> dict[str, mx.array]:
+    """By their names in the model."""
+    return {f"{one.layer.path}.{name}": array for one in adapted for name, array in one.arrays.items()}

@@ -1,5 +1,6 @@
 """Puts adapters into a model, or opens its blocks for full fine-tuning, and finds what trains."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlxmath.config.schema import LoraConfig
 from mlxmath.errors import InputError
 from mlxmath.models.lora.layers import AdapterLayer, adapter_layer
-from mlxmath.models.lora.targets import Targets, first_block, natural, resolve_targets
+from mlxmath.models.lora.targets import Layer, Targets, first_block, natural, resolve_targets
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,16 @@ def put_adapters(
     model: nn.Module, targets: Targets, variant: str, rank: int, scale: float, dropout: float = 0.0
 ) -> None:
     """Replace layers by adapter layers around them; freeze everything but the adapters."""
+    put_each(model, [(layer, variant, rank, scale, dropout) for layer in targets.layers])
+
+
+def put_each(model: nn.Module, chosen: Sequence[tuple[Layer, str, int, float, float]]) -> None:
+    """The same, with variant, rank, scale and dropout of each layer."""
     modules = dict(model.named_modules())
     model.freeze()
     layers: list[tuple[str, Any]] = [
-        (layer.path, adapter_layer(modules[layer.path], variant, rank, scale, dropout)) for layer in targets.layers
+        (layer.path, adapter_layer(modules[layer.path], variant, rank, scale, dropout))
+        for layer, variant, rank, scale, dropout in chosen
     ]
     model.update_modules(tree_unflatten(layers))
 
