@@ -21,6 +21,8 @@ COMMANDS = {
     "report": "Build an evaluation's report again from its samples.",
     "doctor": "Check what this machine, or a cluster, has and lacks.",
     "infer": "Answer a prompt with the base model or the tuned one.",
+    "chat": "Talk with the tuned model in the terminal, over several turns.",
+    "serve": "Serve the tuned model, its base and further adapters to programs (OpenAI's protocol).",
 }
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -13,6 +13,7 @@ from mlx_lm.generate import stream_generate
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlxmath.generation.decode import Decoder, Prefix, prefilled_prefix
+from mlxmath.generation.kept import KeptPrefix
 from mlxmath.generation.neighbours import way_of
 from mlxmath.generation.sampling import Sampling as Sampling
 from mlxmath.generation.sampling import draw, uniforms
@@ -46,11 +47,19 @@ class Completion:
 
 
 def stream(
-    model: nn.Module, tokenizer: TokenizerWrapper, prompt: Sequence[int], sampling: Sampling
-) -> Iterator[str | Completion]:
+    model: nn.Module, tokenizer: TokenizerWrapper, prompt: Sequence[int], sampling: Sampling,
+    kept: KeptPrefix | None = None,
+) -> Generator[str | Completion, None, None]:  # fmt: skip
     """Yield pieces of text as they come, then the whole `Completion`.
 
     What may be the beginning of a stop string is held back until it is known not to be.
+
+    Args:
+        model: the model, put into evaluation mode.
+        tokenizer: see `generate_batch`.
+        prompt: token ids, at least one.
+        sampling: how tokens are drawn.
+        kept: what an earlier prompt has left, and what this one leaves to the next, also if it is not read to its end.
     """
     model.eval()
     check_ids(model, max(prompt, default=0), "the prompt")
@@ -62,19 +71,27 @@ def stream(
     def sampler(logprobs_BV: mx.array) -> mx.array:
         return draw(logprobs_BV, uniforms(seeds_B, np.array([next(numbers)], np.uint64)), sampling)[0]
 
-    for response in stream_generate(
-        model, tokenizer, list(prompt), max_tokens=sampling.max_new_tokens, sampler=sampler
-    ):
-        if response.finish_reason != "stop":
-            tokens.append(response.token)
-        text, has_stopped = cut(text + response.text, stops)
-        reason = "stop" if has_stopped else response.finish_reason or reason
-        done = has_stopped or response.finish_reason is not None
-        if new := text[num_shown : len(text) if done else max(num_shown, len(text) - held_back)]:
-            num_shown += len(new)
-            yield new
-        if has_stopped:
-            break
+    cache, num_kept = kept.take(prompt) if kept else (None, 0)
+    responses = stream_generate(
+        model, tokenizer, list(prompt[num_kept:]), max_tokens=sampling.max_new_tokens, sampler=sampler,
+        prompt_cache=cache,
+    )  # fmt: skip
+    try:
+        for response in responses:
+            if response.finish_reason != "stop":
+                tokens.append(response.token)
+            text, has_stopped = cut(text + response.text, stops)
+            reason = "stop" if has_stopped else response.finish_reason or reason
+            done = has_stopped or response.finish_reason is not None
+            if new := text[num_shown : len(text) if done else max(num_shown, len(text) - held_back)]:
+                num_shown += len(new)
+                yield new
+            if has_stopped:
+                break
+    finally:
+        responses.close()
+        if kept:  # the last token that came has perhaps not been read yet
+            kept.keep([*prompt, *tokens[:-1]] if tokens else prompt[:num_kept])
     yield Completion(text, tuple(tokens), reason, len(prompt))
 
 
