@@ -25,7 +25,7 @@ class Prompt:
     """The longest answer that there is room for."""
 
 
-def fit(model: LanguageModel, messages: Sequence[Message], max_new_tokens: int) -> Prompt:
+def fit(model: LanguageModel, messages: Sequence[Message], max_new_tokens: int, start: int = 0) -> Prompt:
     """The newest messages of a conversation with which there is room for an answer.
 
     When room runs out, the oldest questions and their answers go until half of the context is free: the keys and values
@@ -35,17 +35,18 @@ def fit(model: LanguageModel, messages: Sequence[Message], max_new_tokens: int) 
         model: with its template.
         messages: the last one is a question.
         max_new_tokens: longest answer wanted.
+        start: messages before this one are left out in any case.
 
     Raises:
         InputError: the last question alone is too long.
     """
-    ids, limit, start = model.encode_messages(messages), model.context, 0
+    ids, limit = model.encode_messages(messages[start:]), model.context
     if limit is None:
-        return Prompt(ids, 0, max_new_tokens)
+        return Prompt(ids, start, max_new_tokens)
     wanted = min(max_new_tokens, limit // _ROOM)
     if len(ids) + wanted > limit:
-        questions = [place for place, message in enumerate(messages) if message.role == "user"]
-        for start in questions[1:]:
+        questions = [place for place, message in enumerate(messages) if message.role == "user" and place > start]
+        for start in questions:
             ids = model.encode_messages(messages[start:])
             if len(ids) + max(wanted, limit // 2) <= limit:
                 break
@@ -114,7 +115,7 @@ class Conversation:
         self.messages, self.num_left_out = [], 0
 
     def _drawn(self, asked: "_Asked", messages: Sequence[Message], is_stopped: Callable[[], bool]) -> Pieces:
-        prompt = fit(asked.model, messages, self._sampling.max_new_tokens)
+        prompt = fit(asked.model, messages, self._sampling.max_new_tokens, self.num_left_out)
         self.num_left_out = prompt.num_left_out
         number = self._num_answers - (asked is self._base)
         sampling = replace(

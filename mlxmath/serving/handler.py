@@ -87,7 +87,7 @@ class Handler(mlx_lm_server.APIHandler):
         self._name = body.get("model") or DEFAULT
         if self._name == DEFAULT:
             self._name = next(iter(self._models))
-        if self._name not in self._models:
+        if not isinstance(self._name, str) or self._name not in self._models:
             names = ", ".join(self._models)
             return self._refuse(
                 404, f"there is no model {str(self._name)[:100]!r}; there are {names}", "model_not_found"
@@ -129,6 +129,8 @@ class Handler(mlx_lm_server.APIHandler):
         for name in ("temperature", "top_p", "max_tokens"):  # null means the default, as in OpenAI's
             if getattr(self, name) is None:
                 setattr(self, name, getattr(self.response_generator.cli_args, {"temperature": "temp"}.get(name, name)))
+        if self.temperature == 0:
+            self.seed = None  # it decides nothing, and mlx_lm answers requests that have one by themselves
         if isinstance(body.get("logit_bias"), dict):
             rows = num_embeddings(self._models[self._name].model) or math.inf
             if not all(str(token).isdigit() and int(token) < rows and isinstance(bias, int | float)

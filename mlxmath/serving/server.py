@@ -1,6 +1,8 @@
 """Where `mlxmath serve` listens, and how long."""
 
+import atexit
 import ipaddress
+import os
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -78,7 +80,7 @@ def serve(
     models: Mapping[str, LanguageModel], listener: Listener, sampling: Sampling, origins: Sequence[str],
     cache_bytes: int,
 ) -> None:  # fmt: skip
-    """Answer requests until Ctrl-C.
+    """Answer requests until Ctrl-C. It is the last thing that a process does.
 
     Args:
         models: by name; the first one answers requests that name none.
@@ -112,6 +114,8 @@ def serve(
         say("stopped")
     finally:
         engine.stop_and_join()
+        # One of MLX's threads may still free what it has computed, and ends the process if Python is gone then.
+        atexit.register(os._exit, 1 if failures else 0)
     if failures:
         found = trouble(failures[0])
         what = (
