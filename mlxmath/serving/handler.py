@@ -44,6 +44,7 @@ class Handler(mlx_lm_server.APIHandler):
 
     rfile: Any
     max_tokens: int
+    seed: int | None
 
     def __init__(self, engine: Engine, *args: Any) -> None:
         self._models: Mapping[str, LanguageModel] = engine.model_provider.models
