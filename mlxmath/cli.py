@@ -22,6 +22,8 @@ COMMANDS = {
     "export": "Write the tuned model for PEFT, mlx_lm, transformers, llama.cpp or Ollama, and check it.",
     "doctor": "Check what this machine, or a cluster, has and lacks.",
     "infer": "Answer a prompt with the base model or the tuned one.",
+    "chat": "Talk with the tuned model in the terminal, over several turns.",
+    "serve": "Serve the tuned model, its base and further adapters to programs (OpenAI's protocol).",
 }
 
 

@@ -75,6 +75,15 @@ class ChatTemplate(Template):
         except SkippedRowError as error:
             raise InputError(f"--template {self.name}: {error}; choose another template.") from None
 
+    def conversation(self, messages: Sequence[Message]) -> tuple[Text, ...]:
+        """See `Template.conversation`; a system message counts, or the template's own where there is none."""
+        turns = [self._user(one.content) if one.role == "user" else one for one in messages]
+        begun = turns if turns[0].role == "system" else [*self._system(), *turns]
+        try:
+            return (self._context(self._as_taken(begun)),)
+        except SkippedRowError as error:
+            raise InputError(f"--template {self.name}: {error}; choose another template.") from None
+
     def _user(self, question: str) -> Message:
         return Message("user", fill(self.spec.prompt, {"question": question}))
 

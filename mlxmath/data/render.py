@@ -53,8 +53,28 @@ def encode_prompt(tokenizer: Any, prompt: str | Text) -> list[int]:
         prompt: of a template, or a text as it is.
     """
     codec = codec_of(tokenizer)
+    return _ids(codec, _parts(codec, (Segment(prompt, False),) if isinstance(prompt, str) else prompt))
+
+
+def encode_conversation(tokenizer: Any, texts: Sequence[Text]) -> list[int]:
+    """The ids of `Template.conversation`: of a single text those of `encode_prompt`.
+
+    Args:
+        tokenizer: of `transformers`, or mlx_lm's wrapper around one.
+        texts: one after the other, with the end-of-text token between them.
+    """
+    codec = codec_of(tokenizer)
+    ids = encode_prompt(tokenizer, texts[0])
+    for text in texts[1:]:
+        run = Run(True, tuple(segment.text for segment in text))
+        ids += [tokenizer.eos_token_id, *_ids(codec, [(run, ())])]
+    return ids
+
+
+def _ids(codec: TextCodec, parts: Sequence[Part]) -> list[int]:
+    """The ids of parts, one after the other."""
     ids: list[int] = []
-    for content, _ in _parts(codec, (Segment(prompt, False),) if isinstance(prompt, str) else prompt):
+    for content, _ in parts:
         if not isinstance(content, Run):
             ids += content
         elif found := encode_runs(codec, [content])[0]:

@@ -14,7 +14,7 @@ Values are put into the places as they are: braces, quotes and control tokens in
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from pydantic import field_validator
 from mlxmath.config.load import TEMPLATES
 from mlxmath.config.section import Section, check_section, no_such, read_toml
 from mlxmath.data.gold import gold
-from mlxmath.data.problem import Problem, SkippedRowError
+from mlxmath.data.problem import Message, Problem, SkippedRowError
 from mlxmath.errors import InputError
 
 TEMPLATE_FOLDER = Path(__file__).parent / "prompt_templates"
@@ -111,6 +111,23 @@ class Template:
     def prompt(self, question: str) -> Text:
         """What the model is given: the text up to the place where it is to write."""
         return (Segment(fill(self.spec.prompt, {"question": question}), False),)
+
+    def conversation(self, messages: Sequence[Message]) -> tuple[Text, ...]:
+        """What the model is given after several turns, of which the last one is a user's; see `chat_template`.
+
+        Returns:
+            Earlier problems with their solutions, each to be closed by the end-of-text token, then the last problem.
+            (In a chat template one text holds everything.)
+        """
+        texts: list[list[Segment]] = []
+        is_answered = True
+        for message in messages:
+            if message.role != "system":
+                if is_answered:
+                    texts.append([])
+                is_answered = message.role == "assistant"
+                texts[-1] += (Segment(message.content, True),) if is_answered else self.prompt(message.content)
+        return tuple(map(tuple, texts))
 
     def render(self, problem: Problem) -> Text:
         """A training text. It begins with `prompt(problem.question)` if the problem is one question and its solution.

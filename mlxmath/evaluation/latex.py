@@ -8,7 +8,7 @@ import re
 from functools import lru_cache
 from xml.etree import ElementTree
 
-_MATH = re.compile(
+MATH = re.compile(
     r"\$\$(?P<display>.+?)\$\$"
     r"|\\\[(?P<bracket>.+?)\\\]"
     r"|\\\((?P<paren>.+?)\\\)"
@@ -18,7 +18,7 @@ _MATH = re.compile(
     r"|(?P<boxed>\\boxed\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})",
     re.DOTALL,
 )
-_LONGEST = 2000
+LONGEST = 2000
 _ELEMENTS = frozenset(
     re.findall(
         r"\w+",
@@ -39,7 +39,7 @@ _VALUE = re.compile(r"[-\w.%# ]{0,40}")
 def to_html(text: str) -> str:
     """Escaped text with its formulas as MathML; a formula that cannot be read stays as its source."""
     parts, end = [], 0
-    for match in _MATH.finditer(text):
+    for match in MATH.finditer(text):
         kind, source = next((k, found) for k, found in match.groupdict().items() if found is not None)
         made = formula(source, kind in ("display", "bracket", "environment"))
         parts += [html.escape(text[end : match.start()]), made or f'<code class="tex">{html.escape(match[0])}</code>']
@@ -55,15 +55,20 @@ def answer_to_html(text: str) -> str:
 @lru_cache(maxsize=4096)
 def formula(source: str, display: bool = False) -> str | None:
     """LaTeX as MathML; None if it cannot be read."""
-    if len(source) > _LONGEST or source.count("{") > 200:
+    element = tree(source, display)
+    return None if element is None else ElementTree.tostring(element, encoding="unicode")
+
+
+def tree(source: str, display: bool = False) -> ElementTree.Element | None:
+    """LaTeX as a tree of MathML's known elements; None if it cannot be read."""
+    if len(source) > LONGEST or source.count("{") > 200:
         return None
     from latex2mathml.converter import convert_to_element
 
     try:
-        element = convert_to_element(source.strip(), display="block" if display else "inline")
+        return _clean(convert_to_element(source.strip(), display="block" if display else "inline"))
     except Exception:  # a converter of untrusted text fails in its own ways; the source is shown then
         return None
-    return ElementTree.tostring(_clean(element), encoding="unicode")
 
 
 def _clean(element: ElementTree.Element) -> ElementTree.Element:

@@ -3,9 +3,10 @@
 import hashlib
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,11 +16,13 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlxmath.generation.decode import Decoder, Prefix, prefill_tokens, prefilled_prefix
+from mlxmath.generation.kept import KeptPrefix
 from mlxmath.generation.lanes import Lanes, num_lanes
 from mlxmath.generation.neighbours import way_of
 from mlxmath.generation.sampling import Sampling as Sampling
 from mlxmath.generation.sampling import draw, uniforms
 from mlxmath.models import cpu_decoding
+from mlxmath.models.kernels.portable import log_sum_exp
 from mlxmath.models.load import check_ids
 from mlxmath.models.served import is_served
 from mlxmath.models.shared_prefix import cannot_share_prefixes, without_gaps
@@ -50,11 +53,19 @@ class Completion:
 
 
 def stream(
-    model: nn.Module, tokenizer: TokenizerWrapper, prompt: Sequence[int], sampling: Sampling
-) -> Iterator[str | Completion]:
+    model: nn.Module, tokenizer: TokenizerWrapper, prompt: Sequence[int], sampling: Sampling,
+    kept: KeptPrefix | None = None,
+) -> Generator[str | Completion, None, None]:  # fmt: skip
     """Yield pieces of text as they come, then the whole `Completion`.
 
     What may be the beginning of a stop string is held back until it is known not to be.
+
+    Args:
+        model: the model, put into evaluation mode.
+        tokenizer: see `generate_batch`.
+        prompt: token ids, at least one.
+        sampling: how tokens are drawn.
+        kept: what an earlier prompt has left, and what this one leaves to the next, also if it is not read to its end.
     """
     model.eval()
     check_ids(model, max(prompt, default=0), "the prompt")
@@ -66,18 +77,27 @@ def stream(
     def sampler(logprobs_BV: mx.array) -> mx.array:
         return draw(logprobs_BV, uniforms(seeds_B, np.array([next(numbers)], np.uint64)), sampling)[0]
 
-    responses = _from_disk if is_served(model) else stream_generate
-    for response in responses(model, tokenizer, list(prompt), max_tokens=sampling.max_new_tokens, sampler=sampler):
-        if response.finish_reason != "stop":
-            tokens.append(response.token)
-        text, has_stopped = cut(text + response.text, stops)
-        reason = "stop" if has_stopped else response.finish_reason or reason
-        done = has_stopped or response.finish_reason is not None
-        if new := text[num_shown : len(text) if done else max(num_shown, len(text) - held_back)]:
-            num_shown += len(new)
-            yield new
-        if has_stopped:
-            break
+    cache, num_kept = kept.take(prompt) if kept else (None, 0)
+    responses = (_from_disk if is_served(model) else stream_generate)(
+        model, tokenizer, list(prompt[num_kept:]), max_tokens=sampling.max_new_tokens, sampler=sampler,
+        prompt_cache=cache,
+    )  # fmt: skip
+    try:
+        for response in responses:
+            if response.finish_reason != "stop":
+                tokens.append(response.token)
+            text, has_stopped = cut(text + response.text, stops)
+            reason = "stop" if has_stopped else response.finish_reason or reason
+            done = has_stopped or response.finish_reason is not None
+            if new := text[num_shown : len(text) if done else max(num_shown, len(text) - held_back)]:
+                num_shown += len(new)
+                yield new
+            if has_stopped:
+                break
+    finally:
+        responses.close()
+        if kept:  # the last token that came has perhaps not been read yet
+            kept.keep([*prompt, *tokens[:-1]] if tokens else prompt[:num_kept])
     yield Completion(text, tuple(tokens), reason, len(prompt))
 
 
@@ -92,16 +112,17 @@ class _Response:
 
 def _from_disk(
     model: nn.Module, tokenizer: TokenizerWrapper, prompt: list[int], max_tokens: int,
-    sampler: Callable[[mx.array], mx.array],
-) -> Iterator[_Response]:  # fmt: skip
+    sampler: Callable[[mx.array], mx.array], prompt_cache: list[Any] | None = None,
+) -> Generator[_Response, None, None]:  # fmt: skip
     """mlx_lm's `stream_generate`, without its passes over the model ahead of what is wanted, each of which reads it."""
-    cache, detokenizer, step, token = make_prompt_cache(model), tokenizer.detokenizer, prefill_tokens(model), 0
+    cache = make_prompt_cache(model) if prompt_cache is None else prompt_cache
+    detokenizer, step, token = tokenizer.detokenizer, prefill_tokens(model), 0
     for start in range(0, len(prompt) - 1, step):
         model(mx.array([prompt[start : min(start + step, len(prompt) - 1)]]), cache=cache)
     last, reason = prompt[-1], "length"
     for number in range(max_tokens):
         logits_BV = model(mx.array([[last]]), cache=cache)[:, -1]
-        token = last = int(sampler(logits_BV - mx.logsumexp(logits_BV, keepdims=True)).item())
+        token = last = int(sampler(logits_BV - log_sum_exp(logits_BV, keepdims=True)).item())
         if token in tokenizer.eos_token_ids:
             reason = "stop"
             break
@@ -158,7 +179,10 @@ def generate_batch(
         shares = min(map(len, prompts)) > 1 and (
             cpu_decoding.unsupported(model) is None or (repeat and cannot_share_prefixes(model) is None)
         )
-        prefix, lanes = _shared_prefix(model, prompts), num_lanes(model, min(concurrency, len(prompts))) if shares else 1
+        prefix, lanes = (
+            _shared_prefix(model, prompts),
+            num_lanes(model, min(concurrency, len(prompts))) if shares else 1,
+        )
         make = partial(Decoder, model, sampling, logprobs=logprobs, prefix=prefix, shares=shares)
         decoder = Lanes(model, lanes, partial(make, num_cores=1)) if lanes > 1 else make()
     else:

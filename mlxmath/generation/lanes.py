@@ -54,12 +54,16 @@ class Lanes:
         most = -(-(sum(sizes) + len(prompts)) // len(sizes))
         chosen: list[list[int]] = [[] for _ in sizes]
         for i in sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), tuple(prompts[i]))):
-            before = next((lane for lane, taken in enumerate(chosen) if taken and prompts[taken[-1]] == prompts[i]), None)
+            before = next(
+                (lane for lane, taken in enumerate(chosen) if taken and prompts[taken[-1]] == prompts[i]), None
+            )
             if before is None or sizes[before] >= most:
                 before = min(range(len(sizes)), key=sizes.__getitem__)
             chosen[before].append(i)
             sizes[before] += 1
-        numbers = {i: (lane, len(self._decoders[lane]) + n) for lane, taken in enumerate(chosen) for n, i in enumerate(taken)}
+        numbers = {
+            i: (lane, len(self._decoders[lane]) + n) for lane, taken in enumerate(chosen) for n, i in enumerate(taken)
+        }
         self._places += [numbers[i] for i in range(len(prompts))]
         self._on_all(lambda decoder, taken: decoder.add([prompts[i] for i in taken], [seeds[i] for i in taken]), chosen)
 

@@ -3,8 +3,9 @@
 Its answers end at the end tokens that its files and its template name, and at the template's stop strings.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,22 @@ import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
 
-from mlxmath.data.render import encode_prompt
+from mlxmath.data.problem import Message
+from mlxmath.data.render import encode_conversation, encode_prompt
 from mlxmath.data.templates import Template, get_template, own_template, recorded_template
 from mlxmath.errors import MlxmathError
 from mlxmath.generation.engine import Completion, Sampling, generate_batch, stream
 from mlxmath.generation.placing import serve
 from mlxmath.models.load import load_model
+from mlxmath.generation.kept import KeptPrefix
+from mlxmath.models.load import load_again, load_model
 from mlxmath.models.lora.adapter import CONFIG, load_adapter
 from mlxmath.runtime.files import read_json
 from mlxmath.weights.manifest import read_fingerprint
 from mlxmath.weights.tokenizer import keep_cuts
+
+_CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
+"""Names under which config.json tells how long a text may be."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,23 @@ class LanguageModel:
     folder: Path
     adapter: Path | None = None
 
+    @cached_property
+    def context(self) -> int | None:
+        """The most tokens that a prompt and its answer may have together; None where config.json does not tell."""
+        record = read_json(self.folder / "config.json")
+        sections = [record, *(record[name] for name in ("text_config", "llm_config") if name in record)]
+        found = (one.get(name) for one in sections if isinstance(one, dict) for name in _CONTEXT)
+        return next((number for number in found if type(number) is int and number > 0), None)
+
+    def encode_messages(self, messages: Sequence[Message]) -> list[int]:
+        """The token ids of a conversation in the template; of a single question those of `encode`.
+
+        Raises:
+            InputError: the template does not take such turns.
+        """
+        assert self.template is not None
+        return encode_conversation(self.tokenizer, self.template.conversation(messages))
+
     def encode(self, problem: str) -> list[int]:
         """The token ids of a problem in the template."""
         return encode_prompt(self.tokenizer, self.template.prompt(problem) if self.template else problem)
@@ -43,6 +67,12 @@ class LanguageModel:
     def stream(self, problem: str, sampling: Sampling) -> Iterator[str | Completion]:
         """Pieces of the answer's text as they come, then the whole completion."""
         return stream(self.model, self.tokenizer, self.encode(problem), sampling)
+
+    def stream_ids(
+        self, ids: Sequence[int], sampling: Sampling, kept: KeptPrefix | None = None
+    ) -> Generator[str | Completion, None, None]:
+        """As `stream`, for token ids; see `mlxmath.generation.engine.stream`."""
+        return stream(self.model, self.tokenizer, ids, sampling, kept)
 
     def generate(self, problems: Sequence[str], sampling: Sampling) -> list[Completion]:
         """The answer to each problem; they are drawn together."""
@@ -81,6 +111,30 @@ def open_model(
     chosen = chosen.for_tokenizer(tokenizer)
     end_as(tokenizer, chosen)
     return LanguageModel(model, tokenizer, chosen, folder, adapter)
+
+
+def open_models(
+    folder: Path, dtype: str, adapters: Mapping[str, Path | None], template: Template | None = None, *, usual: Template
+) -> dict[str, LanguageModel]:
+    """One model with several adapters, by their names; the weights are in memory once.
+
+    Args:
+        folder: of the model.
+        dtype: of its unquantized weights in memory.
+        adapters: folders by name; None is the base itself.
+        template: that all are asked in (None: each in its own; see `open_model`).
+        usual: see `open_model`.
+
+    Raises:
+        MlxmathError: the model or an adapter is damaged, or they do not belong together.
+    """
+    base, fingerprint = load_model(folder, dtype).model, read_fingerprint(folder)
+    opened = {}
+    for name, adapter in adapters.items():
+        model = load_again(folder, dtype, base) if adapter else base
+        record = load_adapter(model, adapter, fingerprint) if adapter else {}
+        opened[name] = open_model(folder, dtype, adapter, template, usual=usual, loaded=(model, record))
+    return opened
 
 
 def load_generation_tokenizer(folder: Path, template: Template | None = None) -> TokenizerWrapper:

@@ -88,6 +88,20 @@ def load_model(folder: Path, dtype: str, *, lazy: bool = False) -> Loaded:
     return Loaded(model, built.config, stored)
 
 
+def load_again(folder: Path, dtype: str, loaded: nn.Module) -> nn.Module:
+    """The model in `folder` once more, for another adapter: its layers are its own, its weights are those of `loaded`.
+
+    Args:
+        folder: of the model.
+        dtype: as it was loaded.
+        loaded: what `load_model` gave, without adapters.
+    """
+    model = load_model(folder, dtype, lazy=True).model
+    suit(model, dtype)
+    model.update(loaded.parameters())
+    return model
+
+
 def suit(model: nn.Module, dtype: str) -> None:
     """Let a model's layers compute as is best on MLX's default device."""
     use_chunks()
