@@ -20,7 +20,8 @@ from tests.helpers import REPOSITORY
 DOCS = REPOSITORY / "docs"
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 OF_OTHERS = {
-    "--adapter-path", "--apply_chat_template", "--chat-template", "--dequantize", "--gpus", "--lora", "--hostfile", "--model",
+    "--adapter-path", "--apply_chat_template", "--chat-template", "--dequantize", "--gpus", "--lora", "--hostfile",
+    "--model",
     "--model_args", "--nccl-port", "--part", "--plan", "--prompt", "--save-path", "--starting-port", "--strict",
     "--tasks",
 }  # fmt: skip

@@ -5,7 +5,7 @@ is no product keeps one core busy. So the sequences are shared out instead: each
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from typing import TypeVar
 
@@ -95,6 +95,6 @@ class Lanes:
 
 
 @cache
-def _threads() -> list:
+def _threads() -> list[ThreadPoolExecutor]:
     """The process's threads, each of which has its own decoder of every `Lanes`."""
     return [computing_threads(1) for _ in range(num_usable_cores())]

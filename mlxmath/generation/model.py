@@ -18,9 +18,8 @@ from mlxmath.data.render import encode_conversation, encode_prompt
 from mlxmath.data.templates import Template, get_template, own_template, recorded_template
 from mlxmath.errors import MlxmathError
 from mlxmath.generation.engine import Completion, Sampling, generate_batch, stream
-from mlxmath.generation.placing import serve
-from mlxmath.models.load import load_model
 from mlxmath.generation.kept import KeptPrefix
+from mlxmath.generation.placing import serve
 from mlxmath.models.load import load_again, load_model
 from mlxmath.models.lora.adapter import CONFIG, load_adapter
 from mlxmath.runtime.files import read_json
