@@ -104,7 +104,7 @@ def test_the_losses_and_gradients_are_the_same(objective: str, kernels: Any, mor
         for each, step in ((plain, steps[0]), (apart, steps[0]), (gradients, steps[1]))
     )
     arrays = dict(tree_flatten(found.grad_sum))
-    for expected, closeness in ((not_shared, 1e-5), (autodiff, 1e-4)):  # a margin is a small difference of long sums
+    for expected, closeness in ((not_shared, 2e-5), (autodiff, 1e-4)):  # a margin is a small difference of long sums
         assert found.loss_sum == pytest.approx(expected.loss_sum, rel=1e-5)
         np.testing.assert_allclose(found.metric_sums, expected.metric_sums, rtol=1e-5, atol=1e-5)
         wanted = dict(tree_flatten(expected.grad_sum))
