@@ -19,6 +19,7 @@ COMMANDS = {
     "pipeline": "Distil, fine-tune, improve by GRPO and compare, one stage after the other.",
     "evaluate": "Ask benchmarks, grade, compare the tuned model with its base, write a report.",
     "report": "Build an evaluation's report again from its samples.",
+    "push": "Put an adapter or a model on the Hugging Face Hub, with a card of how it was made.",
     "doctor": "Check what this machine, or a cluster, has and lacks.",
     "infer": "Answer a prompt with the base model or the tuned one.",
 }
