@@ -42,7 +42,7 @@ def test_imports_are_the_declared_dependencies() -> None:
         if any(module in names and all(file.startswith(f"{part}/") for file in files) for part, names in TOOLS.items()):
             continue
         if module in TRACKERS:
-            assert files == {"mlxmath/runtime/tracker.py"}
+            assert files == {"mlxmath/runtime/tracker_services.py"}
             continue
         names = {plain(name) for name in distributions.get(module, [module])}
         assert names & declared, f"{sorted(files)[0]} imports {module}, which is not declared"
@@ -52,7 +52,7 @@ def test_imports_are_the_declared_dependencies() -> None:
 
 def test_each_tracker_is_an_extra() -> None:
     from mlxmath.config.schema import TRACKERS as NAMES
-    from mlxmath.runtime.tracker import TRACKERS as BY_NAME
+    from mlxmath.runtime.tracker_services import TRACKERS as BY_NAME
 
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(NAMES) == set(BY_NAME) == TRACKERS

@@ -25,8 +25,8 @@ from mlxmath.runtime.device import DeviceInfo
 from mlxmath.runtime.files import atomic_json, atomic_write, disk_errors, read_json, remove_leftovers
 from mlxmath.runtime.locks import locked
 from mlxmath.runtime.ranks import Ranks
-from mlxmath.runtime.tracker import BOARD
-from mlxmath.runtime.tracker import FOLDER as TRACKERS
+from mlxmath.runtime.tracker_services import BOARD
+from mlxmath.runtime.tracker_services import FOLDER as TRACKERS
 from mlxmath.training.checkpoint import FOLDER, HOLD_OUT, Checkpoint, newest_checkpoint
 from mlxmath.training.events import EVENTS
 from mlxmath.training.grpo.rewards import MODEL

@@ -17,12 +17,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import mlxmath
 from mlxmath.config.load import Resolved
 from mlxmath.errors import InputError
-from mlxmath.runtime import tracker as process
 from mlxmath.runtime.console import say, warn
 from mlxmath.runtime.secrets import hidden, without_secrets
-from mlxmath.runtime.tracker import BOARD, FOLDER, Kept, Task
+from mlxmath.runtime.tracker import Kept
+from mlxmath.runtime.tracker_services import BOARD, FOLDER, Task
 
 PATIENCE_S = 60.0
 """How long a run that has ended waits for a tracker to send the rest."""
@@ -82,9 +83,11 @@ class Trackers:
             say(f"tensorboard: `tensorboard --logdir {folder / BOARD}`")
 
     def _start(self, name: str, task: str) -> None:
+        path = os.pathsep.join(filter(None, [str(Path(mlxmath.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
         started = subprocess.Popen(
-            [sys.executable, "-P", process.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True, start_new_session=True,
+            [sys.executable, "-P", "-m", "mlxmath.runtime.tracker"], env=os.environ | {"PYTHONPATH": path},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            start_new_session=True,
         )  # fmt: skip
         assert started.stdin
         self._running[name] = started

@@ -137,11 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._create(json.loads(body))
         elif path.endswith("/preupload/main"):
             found = self.hub.models[path.removeprefix("/api/models/").removesuffix("/preupload/main")]
-            self._answer({"files": [
-                {"path": one["path"], "shouldIgnore": False, "oid": _git_oid(found.files.get(one["path"])),
-                 "uploadMode": "lfs" if one["path"].endswith((".safetensors", ".gguf", ".png")) else "regular"}
-                for one in json.loads(body)["files"]
-            ]})  # fmt: skip
+            self._answer({"files": [_mode(one["path"], found) for one in json.loads(body)["files"]]})
         elif path.endswith("/info/lfs/objects/batch"):
             request = json.loads(body)
             assert request["operation"] == "upload" and request["hash_algo"] == "sha256"
@@ -188,5 +184,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer({"success": True, "commitOid": oid, "commitUrl": f"{self.hub.url}/{name}/commit/{oid}"})
 
 
-def _git_oid(data: bytes | None) -> str | None:
-    return None if data is None else hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+def _mode(path: str, repository: Repository) -> dict[str, Any]:
+    """How a file is to be sent, and what is there under its name."""
+    is_large = path.endswith((".safetensors", ".gguf", ".png"))
+    data, oid = repository.files.get(path), None
+    if data is not None:
+        of_git = hashlib.sha1(b"blob %d\0" % len(data) + data)
+        oid = (hashlib.sha256(data) if is_large else of_git).hexdigest()
+    return {"path": path, "shouldIgnore": False, "oid": oid, "uploadMode": "lfs" if is_large else "regular"}
