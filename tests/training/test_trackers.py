@@ -1,5 +1,6 @@
 """`--report-to`: what trackers are told, and that nothing they do touches the run."""
 
+import importlib.util
 import json
 import shutil
 import sqlite3
@@ -242,7 +243,9 @@ def test_a_full_disk_ends_the_tracker_alone(
 
 
 def test_missing_packages_are_named_before_anything_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    find = importlib.util.find_spec
+    missing = ("wandb", "trackio")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name in missing else find(name, *rest))
     with pytest.raises(InputError, match=r"wandb and trackio are not .* pip install 'mlxmath\[wandb,trackio\]'"):
         check_installed(["wandb", "trackio"])
     found = run(tmp_path, "train", "--debug", "--report-to", "wandb")
