@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "Ask benchmarks, grade, compare the tuned model with its base, write a report.",
     "report": "Build an evaluation's report again from its samples.",
     "export": "Write the tuned model for PEFT, mlx_lm, transformers, llama.cpp or Ollama, and check it.",
+    "push": "Put an adapter or a model on the Hugging Face Hub, with a card of how it was made.",
     "doctor": "Check what this machine, or a cluster, has and lacks.",
     "infer": "Answer a prompt with the base model or the tuned one.",
     "chat": "Talk with the tuned model in the terminal, over several turns.",

@@ -12,6 +12,8 @@ READ_BY_OTHERS = {"sentencepiece"}
 """Not imported here: transformers needs it for some tokenizers."""
 TOOLS = {"mlxmath/demo": {"torch"}}
 """What needs an extra: the scripts that make the bundled base model."""
+TRACKERS = {"tensorboard", "wandb", "trackio"}
+"""What `--report-to` names: each the extra of its name, imported by one file."""
 
 
 def imported() -> dict[str, set[str]]:
@@ -39,10 +41,22 @@ def test_imports_are_the_declared_dependencies() -> None:
     for module, files in imported().items():
         if any(module in names and all(file.startswith(f"{part}/") for file in files) for part, names in TOOLS.items()):
             continue
+        if module in TRACKERS:
+            assert files == {"mlxmath/runtime/tracker_services.py"}
+            continue
         names = {plain(name) for name in distributions.get(module, [module])}
         assert names & declared, f"{sorted(files)[0]} imports {module}, which is not declared"
         used |= names & declared
     assert declared - used == READ_BY_OTHERS
+
+
+def test_each_tracker_is_an_extra() -> None:
+    from mlxmath.config.schema import TRACKERS as NAMES
+    from mlxmath.runtime.tracker_services import TRACKERS as BY_NAME
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(NAMES) == set(BY_NAME) == TRACKERS
+    assert all(re.split("[<>=]", extras[name][0])[0] == name for name in TRACKERS)
 
 
 def test_mlx_on_a_mac_is_new_enough() -> None:

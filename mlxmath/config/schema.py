@@ -21,6 +21,8 @@ from mlxmath.config.section import Folder, Names, Section, parts, plain_type, re
 DEFAULT_MODEL = "deepseek-ai/deepseek-math-7b-instruct"
 DEFAULT_DATASET = "open-r1/OpenR1-Math-220k"
 
+TRACKERS = ("tensorboard", "wandb", "trackio")
+
 Filters = Annotated[tuple[str, ...], BeforeValidator(partial(parts, separator=";"))]
 Benchmarks = Annotated[tuple[str, ...], BeforeValidator(lambda value: () if value == "none" else parts(value))]
 
@@ -36,6 +38,9 @@ _no_warmup_steps = require(
 _whole_or_fraction = require(
     lambda value, _: value is None or value < 1 or value.is_integer(),
     "give a fraction below 1 or a whole number of problems",
+)
+_trackers = require(
+    lambda value, _: set(value) <= set(TRACKERS), f"expected some of {', '.join(TRACKERS)}, separated by commas"
 )
 _no_split = require(
     lambda value, others: value is None or others.get("validation_split") is None,
@@ -239,6 +244,9 @@ class TrainingConfig(Section):
     )
     early_stopping_min_delta: Annotated[float, Field(ge=0)] = Field(
         0.0, description="By how much a validation must be better to count as an improvement."
+    )
+    report_to: Annotated[Names, _trackers] = Field(
+        (), description="Also follow the run in tensorboard, wandb or trackio; several separated by commas."
     )
     resume: bool = Field(False, description="Continue from the newest checkpoint in the adapter folder.")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Seed of the order, the adapters and dropout.")

@@ -119,8 +119,13 @@ def sentence(detail: Any, model: type[BaseModel]) -> str:
         hint = " (numbers stand without quotes)" if is_number else ""
         return f"expected {_EXPECTED[kind]}; found the text {found!r}{hint}"
     message = detail["msg"].removeprefix("Value error, ")
-    shown = _QUERY.sub(r"\1[hidden]", _PASSWORD.sub("//[hidden]@", found)) if isinstance(found, str) else found
+    shown = without_passwords(found) if isinstance(found, str) else found
     return f"{message[0].lower()}{message[1:]}; found {shown!r}"
+
+
+def without_passwords(text: str) -> str:
+    """Addresses without what lets somebody in: `user:password@`, and what follows a `?`."""
+    return _QUERY.sub(r"\1[hidden]", _PASSWORD.sub("//[hidden]@", text))
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

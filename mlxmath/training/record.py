@@ -25,6 +25,8 @@ from mlxmath.runtime.device import DeviceInfo
 from mlxmath.runtime.files import atomic_json, atomic_write, disk_errors, read_json, remove_leftovers
 from mlxmath.runtime.locks import locked
 from mlxmath.runtime.ranks import Ranks
+from mlxmath.runtime.tracker_services import BOARD
+from mlxmath.runtime.tracker_services import FOLDER as TRACKERS
 from mlxmath.training.checkpoint import FOLDER, HOLD_OUT, Checkpoint, newest_checkpoint
 from mlxmath.training.events import EVENTS
 from mlxmath.training.grpo.rewards import MODEL
@@ -33,11 +35,13 @@ from mlxmath.training.validation import BEST
 
 BLAS = "blas"
 CHAT_TEMPLATE = "chat_template.jinja"
-_OF_ONE_HOST = ("adapter_path", "init_adapter", "resume", "validation_dataset", "save_every", "keep_checkpoints")
+_OF_ONE_HOST = (
+    "adapter_path", "init_adapter", "resume", "validation_dataset", "save_every", "keep_checkpoints", "report_to",
+)  # fmt: skip
 """Settings of [training] that may differ between the ranks of a run: paths, and what rank 0 alone does."""
 EARLIER_WEIGHTS = "adapters.earlier.safetensors"
 """What a resumed run that begins anew leaves of the adapters that it found, all of whose checkpoints are damaged."""
-_OURS = (WEIGHTS, CONFIG, EVENTS, LOSS_PLOT, CURVES_PLOT, RUN, FOLDER, BEST, CHAT_TEMPLATE)
+_OURS = (WEIGHTS, CONFIG, EVENTS, LOSS_PLOT, CURVES_PLOT, RUN, FOLDER, BEST, CHAT_TEMPLATE, TRACKERS, BOARD)
 
 
 def agree(ranks: Ranks, config: RunConfig, device: DeviceInfo, fixed: dict[str, Any]) -> None:

@@ -34,6 +34,7 @@ from mlxmath.training.gradients import Gradients, Loss, choose_gradients
 from mlxmath.training.offloaded import OffloadedGradients
 from mlxmath.training.placing import cannot_offload, settled
 from mlxmath.training.plan import batching_of, check_fits
+from mlxmath.training.trackers import check_installed
 from mlxmath.weights.convert import ensure_model
 
 Method = Literal["train", "dpo", "reward-model", "grpo"]
@@ -117,6 +118,8 @@ class Run(Part):
             )
         config = settings.config
         record.check_initial_adapter(config.training)
+        if ranks.first:
+            check_installed(config.training.report_to)
         reason = cannot_offload(config, method)
         if config.runtime.offload == "on" and reason:
             raise InputError(f"{settings.where('runtime.offload')}: {reason}.")

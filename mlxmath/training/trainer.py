@@ -22,6 +22,7 @@ from itertools import islice
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlxmath import __version__
 from mlxmath.data.batching import BatchSampler, StepBatch
 from mlxmath.data.load import TrainingData
 from mlxmath.errors import MlxmathError
@@ -31,13 +32,14 @@ from mlxmath.training import record
 from mlxmath.training.accumulate import StepSums, Workers, accumulate, over_ranks
 from mlxmath.training.checkpoint import Ending, Part, Position, Saver, check_settings, restore, share_state
 from mlxmath.training.deadline import Deadline, StopRequest
-from mlxmath.training.events import COMPLETE, StepReport, TrainResult
+from mlxmath.training.events import COMPLETE, EVENTS, StepReport, TrainResult
 from mlxmath.training.gradients import Gradients
 from mlxmath.training.held_out import HeldOut, held_out_rows
-from mlxmath.training.logging import RunLogger
+from mlxmath.training.logging import CURVES_PLOT, LOSS_PLOT, RunLogger
 from mlxmath.training.optimizers import apply_gradients, make_optimizer
 from mlxmath.training.schedule import Pace
 from mlxmath.training.setup import Batches, Run
+from mlxmath.training.trackers import Trackers
 from mlxmath.training.validation import BEST, Validation
 
 MAX_BAD_STEPS = 5
@@ -162,6 +164,13 @@ class Trainer:
         self._record = record.Record(run.folder, run.settings, run.device, run.blas, run.data.facts, run.injected)
         self._log.begin(run.folder, self.position, self.total_steps, self.deadline, run.backend)
         self._log.write("start" if anew else "resume", step=self.position.step, total_steps=self.total_steps)
+        self._trackers = Trackers(
+            self.config.report_to, run.folder, run.method, run.settings, run.sections,
+            {"mlxmath": __version__, "backend": run.device.backend, "device": run.device.device,
+             "planned_steps": self.total_steps},
+            events=run.folder / EVENTS, images=[run.folder / name for name in (LOSS_PLOT, CURVES_PLOT)],
+        )  # fmt: skip
+        run.closing.callback(self._trackers.close, failed=True)
         self.validation.listeners = (
             self._log.validation, lambda _: self._record.update(validation=self.validation.summary()),
         )  # fmt: skip
@@ -275,6 +284,7 @@ class Trainer:
         memory, seconds, step = run.backend.memory(), self.deadline.elapsed_s, self.position.step
         self._log.write("end", step=step, status=ending, seconds=seconds, peak_bytes=memory.peak_bytes)
         self._log.plot()
+        self._trackers.close()
         self._record.write(
             status=ending, steps=step, seconds=seconds, validation=validation.summary(), pace=self.pace.summary(),
             **self._log.facts(), planned_bytes=run.planned_bytes, batching=vars(run.batching), tuning=run.tuning,
