@@ -23,7 +23,7 @@ from mlxmath.exporting.check import Answers
 from mlxmath.exporting.gguf_adapter import write_adapter
 from mlxmath.exporting.gguf_metadata import Described, Value, describe, read_config
 from mlxmath.exporting.gguf_types import FILE_TYPES, quantized, type_of
-from mlxmath.exporting.gguf_vocabulary import Vocabulary, vocabulary_of
+from mlxmath.exporting.gguf_vocabulary import END_KEYS, Vocabulary, vocabulary_of
 from mlxmath.exporting.llama_cpp import LlamaCpp, require_llama_cpp
 from mlxmath.exporting.merge import Dense, merged_tensors
 from mlxmath.exporting.original import Job, Original, refuse_flags
@@ -74,12 +74,15 @@ def write(job: Job) -> list[str]:
     writer.add_quantization_version(GGML_QUANT_VERSION)
     _add(writer, described.metadata, f"{described.family.architecture}.")
     rows = next(each.shape[0] for each in tensors if each.name == "token_embd.weight")
-    _add_vocabulary(writer, original, rows)
+    ends = _add_vocabulary(writer, original, rows)
     _write_tensors(writer, path, tensors, described)
     counts: dict[str, int] = {}
     for each in tensors:
         counts[each.type.name] = counts.get(each.type.name, 0) + 1
-    return [f"{path.name}: " + ", ".join(f"{number} tensors in {name}" for name, number in counts.items())]
+    notes = [f"{path.name}: " + ", ".join(f"{number} tensors in {name}" for name, number in counts.items())]
+    if len(ends) > len(END_KEYS):
+        notes.append(f"a GGUF file names {len(END_KEYS)} tokens that end an answer; this model has {len(ends)}")
+    return notes
 
 
 def reopened(job: Job) -> Answers:
@@ -108,6 +111,8 @@ def planned(described: Described, tensors: Sequence[Dense], gguf_type: str) -> l
                 "export with --to hf instead."
             )
         named.setdefault(name, []).append(dense)
+    for parts in named.values():
+        parts.sort(key=lambda dense: int(re.findall(r"\.experts\.(\d+)\.|$", dense.name)[0] or 0))
     is_tied = "output.weight" not in named
     blocks = int(described.metadata["block_count"])
     return [
@@ -161,10 +166,11 @@ def _add(writer: GGUFWriter, entries: Mapping[str, Value], start: str) -> None:
             writer.add_string(start + key, value)
 
 
-def _add_vocabulary(writer: GGUFWriter, original: Original, num_rows: int) -> None:
-    """The tokenizer, and the chat template that the model was trained in."""
+def _add_vocabulary(writer: GGUFWriter, original: Original, num_rows: int) -> list[int]:
+    """Add the tokenizer, and the chat template that the model was trained in; the tokens that end an answer."""
     tokenizer = load_generation_tokenizer(original.model, original.template)
-    vocabulary: Vocabulary = vocabulary_of(original.model, tokenizer, ends_of(tokenizer, original), num_rows)
+    ends = ends_of(tokenizer, original)
+    vocabulary: Vocabulary = vocabulary_of(original.model, tokenizer, ends, num_rows)
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.types)
@@ -172,6 +178,7 @@ def _add_vocabulary(writer: GGUFWriter, original: Original, num_rows: int) -> No
     writer.add_token_scores(vocabulary.scores)
     _add(writer, vocabulary.settings, "tokenizer.ggml.")
     writer.add_chat_template(original.template.chat_template(bos=adds_bos(tokenizer)))
+    return ends
 
 
 def ends_of(tokenizer: Any, original: Original) -> list[int]:

@@ -16,6 +16,8 @@ from mlxmath.weights.gguf_cuts import PRE_TOKENIZERS, Cuts
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """`tokenizer.ggml.token_type`."""
+END_KEYS = ("eos", "eot", "eom")
+"""What a file can name as the end of an answer (`eos_token_id` and so on)."""
 _PREFERRED = ("llama-bpe", "qwen2", "smollm", "gpt-2", "tekken", "gpt-4o", "deepseek-v3")
 """Of several names of one way, the one that most files have."""
 _PROBES = (
@@ -99,7 +101,7 @@ def _settings(tokenizer: Any, ends: Sequence[int]) -> dict[str, int | bool | str
         number = getattr(tokenizer, f"{name}_token_id", None)
         if number is not None:
             found[f"{key}_token_id"] = int(number)
-    for key, number in zip(("eos", "eot", "eom"), ends, strict=False):
+    for key, number in zip(END_KEYS, ends, strict=False):
         found[f"{key}_token_id"] = int(number)
     return found
 

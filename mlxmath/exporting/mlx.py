@@ -20,7 +20,7 @@ import mlx.core as mx
 from mlxmath.exporting.check import Answers, ModelAnswers
 from mlxmath.exporting.files import Output, one_tensor, write_companions, write_tensors
 from mlxmath.exporting.merge import Dense, Part, array_of, expert_pieces, merged_tensors, parts_of
-from mlxmath.exporting.original import Job
+from mlxmath.exporting.original import Job, refuse_flags
 from mlxmath.generation.model import open_model
 from mlxmath.runtime.console import Progress, size
 from mlxmath.runtime.files import read_json
@@ -89,6 +89,7 @@ class AsStored(Output):
 def write(job: Job) -> list[str]:
     """Write the fused model; see `Target`."""
     original, settings = job.original, job.settings
+    refuse_flags(settings, "adapter_only")
     loaded = original.load()
     config = read_json(original.model / "config.json")
     quantization = next((config[key] for key in _QUANTIZATION if isinstance(config.get(key), dict)), None)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mlxmath.config.schema import ModelConfig
+from mlxmath.models.load import load_model
 from mlxmath.weights.convert import ensure_model
 from tests.exporting.tuned import exported
 from tests.llama_cpp import LlamaCpp
@@ -108,3 +110,23 @@ def test_llama_cpp_gives_torch_s_logits(name: str, tmp_path: Path) -> None:
         found = theirs.logits(ids)
         assert theirs.end_tokens >= {258}
     assert np.abs(found - wanted).max() <= 1e-2 * np.abs(wanted).max()  # its keys and values are float16
+
+
+@pytest.mark.parametrize("kind", ["q4_k_m", "q6_k"])
+def test_llama_cpp_reads_our_quantizers_blocks_as_we_do(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    settings = {**SIZES, "hidden_size": 256, "intermediate_size": 512, "initializer_range": 0.05, **rope()}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **settings), dtype=torch.float32)
+    model.save_pretrained(tmp_path / "hf")
+    save_tokenizer(tmp_path / "hf")
+    ensure_model(ModelConfig(model=str(tmp_path / "hf"), mlx_path=str(tmp_path / "mlx")))
+    exported(tmp_path / "mlx", None, "gguf", tmp_path / "out", gguf_type=kind)
+    path = tmp_path / "out" / f"model-{kind}.gguf"
+    ensure_model(ModelConfig(model=str(path), mlx_path=str(tmp_path / "again")))
+    ids = np.random.default_rng(1).integers(0, 256, 48).tolist()
+    again = np.array(load_model(tmp_path / "again", "float32").model(mx.array([ids]))[0])
+    with LlamaCpp(path) as theirs:  # which rounds what it multiplies by to 8 bits
+        assert np.abs(theirs.logits(ids) - again).mean() < 0.05 * np.abs(again).mean()
+    with torch.no_grad():
+        before = model(torch.tensor([ids])).logits[0].numpy()
+    assert np.abs(again - before).mean() < {"q4_k_m": 0.3, "q6_k": 0.1}[kind] * np.abs(before).mean()
