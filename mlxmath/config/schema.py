@@ -1,6 +1,7 @@
 """Every setting of a run, once: its type, its limits, its default and the sentence that `--help` shows for it."""
 
 import math
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Literal
@@ -42,6 +43,41 @@ _measured = require(
     "needs --validation-split or --validation-dataset",
 )
 
+_no_own_groups = require(
+    lambda value, others: value is None or not isinstance(others.get("quantize"), str),
+    "belongs to --quantize 2 to 8; mxfp4, nvfp4 and mxfp8 have their own, auto chooses by layer",
+)
+
+
+def quantization(value: object) -> object:
+    """What `--quantize` says: bits, a name of MLX's float forms, or auto and bits a weight.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if value is None:
+        return None
+    text = str(value).strip().lower()
+    if text in ("2", "3", "4", "5", "6", "8") and not isinstance(value, bool | float):
+        return int(text)
+    bits = auto_bits(text)
+    if text in ("mxfp4", "nvfp4", "mxfp8") or (bits is not None and _FEWEST_BITS <= bits <= _MOST_BITS):
+        return text
+    raise ValueError(
+        "expected 2, 3, 4, 5, 6, 8, mxfp4, nvfp4, mxfp8 or, with bits a weight from "
+        f"{_FEWEST_BITS} to {_MOST_BITS:g}, auto:4.5"
+    )
+
+
+_FEWEST_BITS, _MOST_BITS = 2.25, 9.0
+"""A weight, with the scales and biases of the largest and of the smallest groups, in 16 bits."""
+
+
+def auto_bits(quantize: object) -> float | None:
+    """Bits a weight that `--quantize auto:…` asks for; None where it says something else."""
+    match = re.fullmatch(r"auto:(\d{1,2}(\.\d{1,4})?)", str(quantize))
+    return float(match[1]) if match else None
+
 
 class ModelConfig(Section):
     """Where the base model comes from and the form in which it is kept."""
@@ -49,8 +85,14 @@ class ModelConfig(Section):
     model: str = Field(DEFAULT_MODEL, description="Hugging Face repository or local folder; 'demo' is the bundled one.")
     revision: str | None = Field(None, description="Branch, tag or commit of the model repository.")
     mlx_path: Folder = Field("mlx_model", description="Folder for the converted model.")
-    quantize: Literal[4, 8] | None = Field(None, description="Bits a weight of the linear layers (unset: none).")
-    group_size: Literal[32, 64, 128] = Field(64, description="Weights that share one quantization scale.")
+    quantize: Annotated[str | int | None, BeforeValidator(quantization)] = Field(
+        None,
+        description="Pack the weights of linear layers: in 2, 3, 4, 5, 6 or 8 bits, as floats (mxfp4, nvfp4, mxfp8) or, "
+        "with auto:4.5, in that many bits a weight in all, chosen by layer on problems of --dataset (unset: not).",
+    )
+    group_size: Annotated[Literal[32, 64, 128] | None, _no_own_groups] = Field(
+        None, description="Weights that share one quantization scale, with 2 to 8 bits (unset: 64)."
+    )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="Type of the stored weights; 'auto' keeps the source's."
     )
