@@ -87,8 +87,8 @@ class ModelConfig(Section):
     mlx_path: Folder = Field("mlx_model", description="Folder for the converted model.")
     quantize: Annotated[str | int | None, BeforeValidator(quantization)] = Field(
         None,
-        description="Pack the weights of linear layers: in 2, 3, 4, 5, 6 or 8 bits, as floats (mxfp4, nvfp4, mxfp8) or, "
-        "with auto:4.5, in that many bits a weight in all, chosen by layer on problems of --dataset (unset: not).",
+        description="Pack the weights of linear layers: in 2, 3, 4, 5, 6 or 8 bits, as floats (mxfp4, nvfp4, mxfp8), "
+        "or, with auto:4.5, in that many bits a weight in all, chosen by layer on problems of --dataset (unset: not).",
     )
     group_size: Annotated[Literal[32, 64, 128] | None, _no_own_groups] = Field(
         None, description="Weights that share one quantization scale, with 2 to 8 bits (unset: 64)."
