@@ -13,7 +13,7 @@ sure, and any noise makes the loss better.)
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,21 @@ UNIFORM = Packing(4, 64)
 SINGLE = Packing(3, 64)
 """The form that single layers are given."""
 Costs = dict[str, list[float]]
+
+
+class Kept:
+    """Figures that are computed once, and found in a file by a benchmark that is started again."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def __call__(self, name: str, compute: Callable[[], Any]) -> Any:
+        """What is kept under a name, or is computed now."""
+        if name not in self._found:
+            self._found[name] = compute()
+            save_json(self._path, self._found)
+        return self._found[name]
 
 
 def main() -> None:
@@ -98,20 +113,27 @@ def measure(args: Any, work: Path, calibration: Path, held_out: Path) -> dict[st
     shapes = {path: layer.weight.shape for path, layer in packable(model)}
     ids = list(range(min(args.held_out, len(measured_on))))
     folders = {"uniform": made(args.model, work / "uniform", quantize=4)}
-    seconds, choices, singles = [], {}, {}
+    kept, choices, singles = Kept(work / "kept.json"), {}, {}
+    seconds = {}
     for seed in SEEDS:
-        started = time.perf_counter()
-        folders[f"auto {seed}"] = made(
-            args.model, work / f"auto-{seed}", data=calibration, quantize="auto:4.5", mixture_seed=seed,
-            cache_dir=str(work / "cache"), decontaminate="none",
-        )  # fmt: skip
-        seconds.append(round(time.perf_counter() - started, 1))
+        name, folder = f"auto {seed}", work / f"auto-{seed}"
+        folders[name] = folder
+
+        def choose() -> float:
+            started = time.perf_counter()
+            made(
+                args.model, folder, data=calibration, quantize="auto:4.5", mixture_seed=seed,  # noqa: B023
+                cache_dir=str(work / "cache"), decontaminate="none", backend="cpu",
+            )  # fmt: skip
+            return round(time.perf_counter() - started, 1)
+
+        seconds[name] = kept(f"{name}, seconds", choose)
         chosen = ours.drawn(rows, seed)
-        diagonal = diagonal_costs(model, rows, chosen[:64], dtype)
+        diagonal = kept(f"diagonal {seed}, costs", lambda: diagonal_costs(model, rows, chosen[:48], dtype))  # noqa: B023
         choices[f"diagonal {seed}"] = by_costs(model, diagonal, dtype)
         if seed == 0 and args.singles:
-            singles = of_singles(model, rows, chosen, diagonal, dtype, args.singles)
-    losses, divergences = compared(model, folders, choices, measured_on, ids, dtype)
+            singles = kept("singles", lambda: of_singles(model, rows, chosen, diagonal, dtype, args.singles))  # noqa: B023
+    losses, divergences = compared(model, folders, choices, measured_on, ids, dtype, kept)
     stored = {name: stored_bytes(folder) for name, folder in folders.items()}
     stored |= {
         name: sum(form.num_bytes(dtype, shapes[path]) for path, form in own.items()) for name, own in choices.items()
@@ -202,7 +224,7 @@ def of_singles(model: nn.Module, rows: Rows, ids: list[int], diagonal: Costs, dt
     expected = sensitivities(
         model, ours._batches(rows, ids, 1024), {path: [SINGLE] for path in some}, getattr(mx, dtype)
     )
-    few = ids[:24]
+    few = ids[:12]
     reference = [log_p(model, tokens_BL) for tokens_BL, _ in ours._batches(rows, few, 1024)]
     mx.eval(reference)
     found = {}
@@ -214,9 +236,8 @@ def of_singles(model: nn.Module, rows: Rows, ids: list[int], diagonal: Costs, dt
                 num_targets += mask_BL[:, 1:].sum().item()
         of_diagonal = diagonal[path][forms_of(layers[path]).index(SINGLE)]
         found[path] = {"measured": total / num_targets, "fisher": expected[path][0], "diagonal": of_diagonal}
-    logs = {
-        kind: np.log([max(each[kind], 1e-12) for each in found.values()]) for kind in ("measured", "fisher", "diagonal")
-    }
+    kinds = ("measured", "fisher", "diagonal")
+    logs = {kind: np.log([max(each[kind], 1e-12) for each in found.values()]) for kind in kinds}
     return {
         "layers": found,
         "correlation_of_logs": {
@@ -257,43 +278,36 @@ def divergence(before_BLV: mx.array, after_BLV: mx.array, mask_BL: mx.array) -> 
 
 def compared(
     model: nn.Module, folders: Mapping[str, Path], choices: Mapping[str, Mapping[str, Packing]], rows: Rows,
-    ids: list[int], dtype: str,
+    ids: list[int], dtype: str, kept: Kept,
 ) -> tuple[dict[str, float], dict[str, float]]:  # fmt: skip
     """Loss and divergence a target of the model as it is, of the folders', and of it with forms by layer."""
     layers = dict(packable(model))
-    others = {name: load_model(folder, "float32").model for name, folder in folders.items()}
-    losses = dict.fromkeys(("plain", *folders, *choices), 0.0)
-    apart = dict.fromkeys((*folders, *choices), 0.0)
-    num_targets = 0.0
-
-    def add(name: str, log_p_BLV: mx.array, before_BLV: mx.array | None) -> None:
-        of_targets = mx.take_along_axis(log_p_BLV, tokens_BL[:, 1:, None], axis=-1)[..., 0]
-        losses[name] -= (of_targets * mask_BL[:, 1:]).sum().item()
-        if before_BLV is not None:
-            apart[name] += divergence(before_BLV, log_p_BLV, mask_BL)
-
+    batches = list(ours._batches(rows, ids, 1024))
     before = []
-    for tokens_BL, mask_BL in each_batch(rows, ids):
-        before_BLV = log_p(model, tokens_BL)
-        add("plain", before_BLV, None)
-        for name, other in others.items():
-            add(name, log_p(other, tokens_BL), before_BLV)
-        before.append(before_BLV.astype(mx.float16))
+    for tokens_BL, _ in batches:
+        before.append(log_p(model, tokens_BL).astype(mx.float16))
         mx.eval(before)
-        num_targets += mask_BL[:, 1:].sum().item()
-    for name, forms in choices.items():
+
+    def figures(other: nn.Module) -> list[float]:
+        loss = apart = num_targets = 0.0
+        for (tokens_BL, mask_BL), before_BLV in zip(batches, before, strict=True):
+            log_p_BLV = log_p(other, tokens_BL)
+            of_targets = mx.take_along_axis(log_p_BLV, tokens_BL[:, 1:, None], axis=-1)[..., 0]
+            loss -= (of_targets * mask_BL[:, 1:]).sum().item()
+            apart += divergence(before_BLV.astype(mx.float32), log_p_BLV, mask_BL)
+            num_targets += mask_BL[:, 1:].sum().item()
+        return [loss / num_targets, apart / num_targets]
+
+    def of_choice(forms: Mapping[str, Packing]) -> list[float]:
         with packed(layers, forms, dtype):
-            for (tokens_BL, mask_BL), before_BLV in zip(each_batch(rows, ids), before, strict=True):  # noqa: B007
-                add(name, log_p(model, tokens_BL), before_BLV.astype(mx.float32))
-    return (
-        {name: value / num_targets for name, value in losses.items()},
-        {name: value / num_targets for name, value in apart.items()},
-    )
+            return figures(model)
 
-
-def each_batch(rows: Rows, ids: list[int]) -> Iterator[tuple[mx.array, mx.array]]:
-    """Tokens and masks."""
-    return ours._batches(rows, ids, 1024)
+    found = {"plain": kept("plain", lambda: figures(model))}
+    for name, folder in folders.items():
+        found[name] = kept(name, lambda: figures(load_model(folder, "float32").model))  # noqa: B023
+    for name, forms in choices.items():
+        found[name] = kept(name, lambda: of_choice(forms))  # noqa: B023
+    return {name: loss for name, (loss, _) in found.items()}, {name: apart for name, (_, apart) in found.items()}
 
 
 def show(name: str, found: Mapping[str, Any]) -> None:

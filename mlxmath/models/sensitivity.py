@@ -98,7 +98,7 @@ def _probed(
 ) -> Iterator[None]:
     """Meanwhile these layers have a parameter that alone trains, and whose gradient is Σ_t (g_tᵀ E x_t)²."""
     trained = [(module, list(module.trainable_parameters())) for module in model.modules()]
-    kinds = {path: type(layer) for path, layer in layers.items()}
+    kinds: dict[str, Any] = {path: type(layer) for path, layer in layers.items()}
     model.freeze()
     try:
         for path, layer in layers.items():
