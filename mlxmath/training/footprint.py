@@ -83,7 +83,7 @@ def _measured(model_config: dict[str, Any], config: RunConfig, device: DeviceInf
     state = mx.array(mx.random.state[0])
     mx.eval(state)
     lora, training = config.lora, config.training
-    model = skeleton(model_config, device.compute_dtype, planned_packing(config.model, device.compute_dtype))
+    model = skeleton(model_config, device.compute_dtype, planned_packing(config.model))
     weights, at_hand = weight_bytes(model), bytes_at_hand(model)
     if training.full:
         open_blocks(model, lora.num_layers)

@@ -98,19 +98,16 @@ def asked_for(config: ModelConfig) -> Packing | None:
     return Packing(config.quantize, config.group_size or _GROUP_SIZE)
 
 
-def planned_packing(config: ModelConfig, dtype: str) -> Packing | None:
+def planned_packing(config: ModelConfig) -> Packing | None:
     """The same for plans that are made before any choice by layer: the smallest affine form that takes no less.
 
-    Args:
-        config: its `quantize` and `group_size`.
-        dtype: of scales and biases.
+    In groups of 32, which divide the rows of all layers that can be packed, and with scales of 16 bits.
     """
-    bits = auto_bits(config.quantize)
-    if bits is None:
+    target = auto_bits(config.quantize)
+    if target is None:
         return asked_for(config)
-    sizes = {form: form.bits_a_weight(dtype) for form in CANDIDATES}
-    enough = [form for form, size in sizes.items() if size >= bits]
-    return min(enough or [max(sizes, key=sizes.__getitem__)], key=sizes.__getitem__)
+    forms = [form for form in CANDIDATES if form.group_size == 32]
+    return next((form for form in forms if form.bits_a_weight("bfloat16") >= target), forms[-1])
 
 
 def held_otherwise(config: ModelConfig, quantization: Mapping[str, Any] | None, asked: str | None) -> bool:

@@ -16,6 +16,7 @@ from mlxmath.models.lora.layers import LoRALinear
 from mlxmath.weights.convert import ensure_model
 from mlxmath.weights.packing import FLOATS, Packing
 from tests.conftest import make_tiny_llama
+from tests.weights.handmade import llama_folder
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -57,6 +58,22 @@ def test_lora_on_each_form_is_that_on_the_dequantized_weight(form: Packing, rows
 
     for one, other in zip(*map(gradients, layers), strict=True):
         np.testing.assert_allclose(np.array(one), np.array(other), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", FLOATS)
+def test_a_model_in_a_float_form_computes_in_its_own_type(mode: str, tmp_path: Path) -> None:
+    source = llama_folder(tmp_path / "source")
+    ensure_model(ModelConfig(model=str(source), mlx_path=str(tmp_path / "out"), quantize=mode))
+    model = load_model(tmp_path / "out", "float32").model
+    tokens = mx.array([[1, 2, 3, 4, 5, 6]])
+    assert model.model.embed_tokens(tokens).dtype == mx.float32
+    dense = load_model(tmp_path / "out", "float32").model
+    for module in dense.modules():
+        if isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
+            form = {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
+            module.weight = mx.dequantize(module.weight, module.scales, **form).astype(mx.float32)
+            module.__class__ = nn.Linear if isinstance(module, nn.QuantizedLinear) else nn.Embedding
+    np.testing.assert_allclose(np.array(model(tokens)), np.array(dense(tokens)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("vocabulary", [64, 16_384, 40_000])

@@ -27,8 +27,9 @@ def test_bits_a_weight() -> None:
     assert Packing(4).bits_a_weight("float16") == 4.5
     assert Packing(3, 32).bits_a_weight("float32") == 5
     assert [form.bits_a_weight("float16") for form in FLOATS.values()] == [4.25, 4.5, 8.25]
-    assert planned_packing(ModelConfig(quantize="auto:4.4"), "float16") == Packing(4)
-    assert planned_packing(ModelConfig(quantize="auto:9"), "float32") == Packing(8)
+    assert planned_packing(ModelConfig(quantize="auto:4.4")) == Packing(4, 32)
+    assert planned_packing(ModelConfig(quantize="auto:9")) == Packing(8, 32)
+    assert planned_packing(ModelConfig(quantize="mxfp8")) == FLOATS["mxfp8"]
 
 
 @pytest.mark.parametrize(
