@@ -4,7 +4,7 @@ from typing import Any
 
 from mlxmath.commands import options
 from mlxmath.config.load import CONVERTED_FROM, settings_from
-from mlxmath.config.schema import auto_bits
+from mlxmath.config.quantization import auto_bits
 from mlxmath.runtime.console import say
 
 

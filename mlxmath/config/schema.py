@@ -1,7 +1,6 @@
 """Every setting of a run, once: its type, its limits, its default and the sentence that `--help` shows for it."""
 
 import math
-import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Literal
@@ -10,6 +9,7 @@ from pydantic import BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
 from mlxmath.config.methods import DistillationConfig, DpoConfig, EvaluationConfig, GrpoConfig, RewardModelConfig
+from mlxmath.config.quantization import quantization
 from mlxmath.config.section import Folder, Names, Section, parts, plain_type, require
 
 DEFAULT_MODEL = "deepseek-ai/deepseek-math-7b-instruct"
@@ -47,36 +47,6 @@ _no_own_groups = require(
     lambda value, others: value is None or not isinstance(others.get("quantize"), str),
     "belongs to --quantize 2 to 8; mxfp4, nvfp4 and mxfp8 have their own, auto chooses by layer",
 )
-
-
-def quantization(value: object) -> object:
-    """What `--quantize` says: bits, a name of MLX's float forms, or auto and bits a weight.
-
-    Raises:
-        ValueError: it is none of these.
-    """
-    if value is None:
-        return None
-    text = str(value).strip().lower()
-    if text in ("2", "3", "4", "5", "6", "8") and not isinstance(value, bool | float):
-        return int(text)
-    bits = auto_bits(text)
-    if text in ("mxfp4", "nvfp4", "mxfp8") or (bits is not None and _FEWEST_BITS <= bits <= _MOST_BITS):
-        return text
-    raise ValueError(
-        "expected 2, 3, 4, 5, 6, 8, mxfp4, nvfp4, mxfp8 or, with bits a weight from "
-        f"{_FEWEST_BITS} to {_MOST_BITS:g}, auto:4.5"
-    )
-
-
-_FEWEST_BITS, _MOST_BITS = 2.25, 9.0
-"""A weight, with the scales and biases of the largest and of the smallest groups, in 16 bits."""
-
-
-def auto_bits(quantize: object) -> float | None:
-    """Bits a weight that `--quantize auto:…` asks for; None where it says something else."""
-    match = re.fullmatch(r"auto:(\d{1,2}(\.\d{1,4})?)", str(quantize))
-    return float(match[1]) if match else None
 
 
 class ModelConfig(Section):

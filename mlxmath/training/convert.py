@@ -1,7 +1,7 @@
 """A conversion as the command makes it: with a device and problems where `--quantize auto` measures."""
 
 from mlxmath.config.load import Resolved
-from mlxmath.config.schema import auto_bits
+from mlxmath.config.quantization import auto_bits
 from mlxmath.errors import InputError
 from mlxmath.weights.convert import ensure_model
 from mlxmath.weights.manifest import Manifest

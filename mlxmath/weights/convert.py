@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from mlxmath.config.schema import ModelConfig, auto_bits
+from mlxmath.config.quantization import auto_bits
+from mlxmath.config.schema import ModelConfig
 from mlxmath.config.section import DEMO
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.console import say, warn

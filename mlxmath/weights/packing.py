@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlxmath.config.schema import ModelConfig, auto_bits
+from mlxmath.config.quantization import auto_bits
+from mlxmath.config.schema import ModelConfig
 from mlxmath.weights.dtypes import DTYPES
 from mlxmath.weights.safetensor import Declared
 
