@@ -102,6 +102,7 @@ class Manifest(BaseModel):
         """`deepseek-ai/deepseek-math-7b-instruct, float16, 13.82 GB`."""
         revision = f" at {self.revision[:12]}" if self.revision else ""
         form = self.quantize if self.quantize and not self.quantize.isdecimal() else ""
+        form += f" by {self.calibration}" if self.calibration else ""
         if not form and self.quantization:
             form = f"{self.quantization.get('bits')} bits"
         return f"{self.source}{revision}, {f'{form}, ' if form else ''}{self.dtype}, {size(self.num_bytes)}"

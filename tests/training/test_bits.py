@@ -47,7 +47,7 @@ def test_bytes_are_counted_and_others_read_it(chosen: Path) -> None:
     manifest = read_manifest(chosen)
     assert manifest.quantize == "auto:4.5"
     assert manifest.calibration.startswith("16 problems, ")
-    assert "demo, auto:4.5, float16" in manifest.describe()
+    assert f"demo, auto:4.5 by {manifest.calibration}, float16" in manifest.describe()
 
 
 def test_the_same_again(chosen: Path, tmp_path: Path) -> None:
