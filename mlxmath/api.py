@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxmath.config.load import TRAINED_FROM, Resolved, in_keywords, settings_from
+from mlxmath.config.load import CONVERTED_FROM, TRAINED_FROM, Resolved, in_keywords, settings_from
 from mlxmath.config.schema import RunConfig, RuntimeConfig
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.console import shown
@@ -245,13 +245,14 @@ def evaluate(
     return Evaluation(Path(found.pop("folder")), found)
 
 
-def convert(model: str | Path, *, verbose: bool = False, **settings: Any) -> Path:
+def convert(model: str | Path, data: Data | None = None, *, verbose: bool = False, **settings: Any) -> Path:
     """Turn Hugging Face weights (.bin or safetensors) into an MLX model: `mlxmath convert`.
 
     Args:
         model: a Hugging Face repository, a local folder or "demo".
+        data: problems on which `quantize="auto:..."` measures, as `dataset`, or rows as a file would have them.
         verbose: print what the command prints.
-        **settings: of the section model.
+        **settings: of the section model, and of data and runtime for that measurement.
 
     Returns:
         The folder, `mlx_path`.
@@ -260,12 +261,12 @@ def convert(model: str | Path, *, verbose: bool = False, **settings: Any) -> Pat
         InputError: a setting is wrong, or the folder holds something else.
         MlxmathError: the weights cannot be had, or are damaged.
     """
-    from mlxmath.weights.convert import ensure_model
+    from mlxmath.training.convert import convert_model
 
     with _called(verbose):
-        config = settings_from(("model",), model=str(model), **settings).config
-        ensure_model(config.model, exact=True)
-    return Path(config.model.mlx_path)
+        found = _settings((), data, {"model": str(model), **settings}, CONVERTED_FROM)
+        convert_model(found)
+    return Path(found.config.model.mlx_path)
 
 
 def export(
@@ -341,13 +342,15 @@ def plan(
         return plan_run(config, method, None if memory is None else parse_size(memory))
 
 
-def _settings(sections: tuple[str, ...], data: Data | None, settings: dict[str, Any]) -> Resolved:
+def _settings(
+    sections: tuple[str, ...], data: Data | None, settings: dict[str, Any], common: tuple[str, ...] = TRAINED_FROM
+) -> Resolved:
     """The settings of a run of these sections besides those of every training; `data` is its dataset."""
-    found = settings_from((*TRAINED_FROM, *sections), **settings)
+    found = settings_from((*common, *sections), **settings)
     if data is None:
         return found
     name = str(data) if isinstance(data, str | Path) else _written(data, Path(found.config.data.cache_dir))
-    return settings_from((*TRAINED_FROM, *sections), **{**settings, "dataset": name})
+    return settings_from((*common, *sections), **{**settings, "dataset": name})
 
 
 def _written(rows: Sequence[Mapping[str, Any]], cache: Path) -> str:

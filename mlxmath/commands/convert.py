@@ -3,24 +3,29 @@
 from typing import Any
 
 from mlxmath.commands import options
-from mlxmath.config.load import settings_from
+from mlxmath.config.load import CONVERTED_FROM, settings_from
+from mlxmath.config.quantization import auto_bits
 from mlxmath.runtime.console import say
 
 
 @options.command("convert")
 @options.configured
-@options.setting_options(*options.MODEL, *options.MODEL_WRITE, "model.trust_remote_code")
+@options.setting_options(
+    *options.MODEL, *options.MODEL_WRITE, "model.trust_remote_code", *options.DATA, *options.RUNTIME
+)
 def main(**values: Any) -> None:
     """Turn Hugging Face weights or a GGUF file into a model that MLX reads.
 
     Reads .safetensors or PyTorch .bin files without PyTorch; nothing in a .bin file is run. Packed weights of a GGUF
     file keep their bits where MLX has such a form, unless --dtype or --quantize ask for another. The result is checked,
-    and a folder that already holds the wanted model is left as it is.
+    and a folder that already holds the wanted model is left as it is. The options from --dataset on are for --quantize
+    auto, which measures on these problems.
     """
-    resolved = settings_from(("model",), origin="option", **values)
-    for line in resolved.lines(("model",)):
+    resolved = settings_from(CONVERTED_FROM, origin="option", **values)
+    measures = auto_bits(resolved.config.model.quantize) is not None
+    for line in resolved.lines(CONVERTED_FROM if measures else ("model",)):
         say(line)
 
-    from mlxmath.weights.convert import ensure_model
+    from mlxmath.training.convert import convert_model
 
-    ensure_model(resolved.config.model, exact=True)
+    convert_model(resolved)

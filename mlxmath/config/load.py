@@ -26,6 +26,8 @@ RUN = "run.json"
 """In the adapter folder: what the run was."""
 TRAINED_FROM = ("model", "data", "lora", "training", "runtime")
 """The sections that a fine-tuning uses."""
+CONVERTED_FROM = ("model", "data", "runtime")
+"""Those that a conversion uses; the last two where bits are chosen by layer."""
 
 _ONE_OF = (
     ("data.template", "data.template_file"),

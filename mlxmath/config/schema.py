@@ -16,6 +16,7 @@ from mlxmath.config.methods import (
     GrpoConfig,
     RewardModelConfig,
 )
+from mlxmath.config.quantization import quantization
 from mlxmath.config.section import Folder, Names, Section, parts, plain_type, require
 
 DEFAULT_MODEL = "deepseek-ai/deepseek-math-7b-instruct"
@@ -54,6 +55,11 @@ _measured = require(
     "needs --validation-split or --validation-dataset",
 )
 
+_no_own_groups = require(
+    lambda value, others: value is None or not isinstance(others.get("quantize"), str),
+    "belongs to --quantize 2 to 8; mxfp4, nvfp4 and mxfp8 have their own, auto chooses by layer",
+)
+
 
 class ModelConfig(Section):
     """Where the base model comes from and the form in which it is kept."""
@@ -64,8 +70,14 @@ class ModelConfig(Section):
     )
     revision: str | None = Field(None, description="Branch, tag or commit of the model repository.")
     mlx_path: Folder = Field("mlx_model", description="Folder for the converted model.")
-    quantize: Literal[4, 8] | None = Field(None, description="Bits a weight of the linear layers (unset: none).")
-    group_size: Literal[32, 64, 128] = Field(64, description="Weights that share one quantization scale.")
+    quantize: Annotated[str | int | None, BeforeValidator(quantization)] = Field(
+        None,
+        description="Pack the weights of linear layers: in 2, 3, 4, 5, 6 or 8 bits, as floats (mxfp4, nvfp4, mxfp8), "
+        "or, with auto:4.5, in that many bits a weight in all, chosen by layer on problems of --dataset (unset: not).",
+    )
+    group_size: Annotated[Literal[32, 64, 128] | None, _no_own_groups] = Field(
+        None, description="Weights that share one quantization scale, with 2 to 8 bits (unset: 64)."
+    )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="Type of the stored weights; 'auto' keeps the source's."
     )

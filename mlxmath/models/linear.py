@@ -126,6 +126,23 @@ def use_products(model: nn.Module, products: Products = DEQUANTIZED) -> None:
             module.products = products
 
 
+class FloatEmbedding(nn.QuantizedEmbedding):
+    """An embedding in one of MLX's float forms, which MLX unpacks as bfloat16 whatever the type of the model is."""
+
+    activations: mx.Dtype
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Apply the layer."""
+        return super().__call__(x).astype(self.activations)
+
+
+def use_activations(model: nn.Module, dtype: mx.Dtype) -> None:
+    """Let embeddings in float forms give activations of the model's type, or all of them would be of another."""
+    for module in model.modules():
+        if type(module) is nn.QuantizedEmbedding and module.mode != "affine":
+            module.__class__, module.activations = FloatEmbedding, dtype
+
+
 @mx.custom_function
 def _now(x: mx.array, weight: mx.array) -> mx.array:
     x_NI = view(x).reshape(-1, x.shape[-1])

@@ -16,7 +16,7 @@ from mlx_lm.utils import MODEL_REMAPPING
 
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.models.gated_delta import use_chunks
-from mlxmath.models.linear import use_numpy, use_products
+from mlxmath.models.linear import use_activations, use_numpy, use_products
 from mlxmath.models.norm import use_products_for_norms
 from mlxmath.runtime.blas import blas_is_missing
 from mlxmath.runtime.files import read_json
@@ -105,6 +105,7 @@ def load_again(folder: Path, dtype: str, loaded: nn.Module) -> nn.Module:
 def suit(model: nn.Module, dtype: str) -> None:
     """Let a model's layers compute as is best on MLX's default device."""
     use_chunks()
+    use_activations(model, getattr(mx, dtype))
     if mx.default_device() == mx.Device(mx.cpu, 0):
         use_products(model)
         use_products_for_norms(model)

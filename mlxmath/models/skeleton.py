@@ -23,6 +23,7 @@ from mlxmath.models.blocks import kinds_of, path_of_blocks
 from mlxmath.models.lora.layers import EXPERTS, AdapterLayer
 from mlxmath.runtime.device import machine_memory_bytes
 from mlxmath.weights.configuration import known_type, translate
+from mlxmath.weights.packing import AFFINE, FLOATS, Packing
 
 _LIMITS = {
     r"layers?$|blocks$|^depth$|^n_layer": 10_000,
@@ -35,18 +36,15 @@ _BUILD_ERRORS = (
     ValueError,
 )  # fmt: skip
 """What mlx_lm's classes raise for a configuration that is not theirs."""
-_MXFP4 = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
-_MXFP8 = {"group_size": 32, "bits": 8, "mode": "mxfp8"}
 
 
-def skeleton(config: Mapping[str, Any], dtype: str, quantize: int | None = None, group_size: int = 64) -> nn.Module:
+def skeleton(config: Mapping[str, Any], dtype: str, packing: Packing | None = None) -> nn.Module:
     """A model without weights, quantized as its config.json says or, where that says nothing, as a conversion would.
 
     Args:
         config: its config.json.
         dtype: of the unquantized parameters, as `mlxmath.models.load.load_model` has it.
-        quantize: bits to which plain weights are to be quantized.
-        group_size: neighbours in a row that share a scale then.
+        packing: the form in which plain weights are to be quantized.
 
     Raises:
         MlxmathError: config.json describes no model that mlx_lm can build.
@@ -60,8 +58,8 @@ def skeleton(config: Mapping[str, Any], dtype: str, quantize: int | None = None,
     _tie(model, config)
     if (settings := stored_settings(config)) is not None:
         _quantize(model, settings)
-    elif quantize is not None:
-        _quantize(model, {"group_size": group_size, "bits": quantize, "mode": "affine"})
+    elif packing is not None:
+        _quantize(model, packing.settings)
     may_cast = getattr(model, "cast_predicate", lambda _: True)
 
     def hollow(name: str, array: mx.array) -> mx.array:
@@ -151,9 +149,9 @@ def stored_settings(config: Mapping[str, Any]) -> dict[str, Any] | None:
     method = found.get("quant_method")
     kept = {"kept": found.get("modules_to_not_convert") or found.get("ignore") or []}
     if method == "mxfp4":
-        return _MXFP4 | kept
+        return FLOATS["mxfp4"].settings | kept
     if method == "mxfp8" or (method == "fp8" and found.get("scale_fmt") == "ue8m0"):
-        return _MXFP8 | kept
+        return FLOATS["mxfp8"].settings | kept
     if method == "awq":
         return {"group_size": found.get("group_size", 128), "bits": 4, "mode": "affine"} | kept
     return dict(found) if "bits" in found and "group_size" in found and method is None else None
@@ -200,8 +198,10 @@ _SHARE = 1 / 8
 
 _DEVIATION = 0.02
 """Of weights."""
-_EXPONENT = 120
-"""Of a scale of MXFP4 or MXFP8: 2 to the power of this less 127."""
+_SCALES = {"mxfp4": 120, "mxfp8": 122, "nvfp4": 4}
+"""Bytes of scales: 2 to the power of this less 127; of NVFP4 an E4M3 number, 2 to the power of -7."""
+_BELOW_2 = 0xBFBFBFBF
+"""Of four E4M3 numbers, all bits but the highest of each exponent: none is NaN."""
 
 
 def embody(model: nn.Module, vocab_size: int) -> None:
@@ -242,14 +242,16 @@ def _fill(module: nn.Module, *, in_full: bool) -> None:
             shape = (*shape[:-2], 1, shape[-1])
         made = _random(shape, array.dtype)
         if hasattr(module, "bits") and name in ("scales", "biases"):
-            made = mx.full(shape, _packing(name, module.bits, array.dtype), array.dtype)
+            made = mx.full(shape, _packing(name, module.bits, module.mode), array.dtype)
+        elif getattr(module, "mode", "") == "mxfp8" and name == "weight":
+            made = made & _BELOW_2
         module[name] = mx.broadcast_to(made, array.shape)
 
 
-def _packing(name: str, bits: int, dtype: mx.Dtype) -> float:
+def _packing(name: str, bits: int, mode: str) -> float:
     """With which random words of so many bits are weights around zero, of the deviation of the others."""
-    if dtype == mx.uint8:
-        return _EXPONENT
+    if mode in _SCALES:
+        return _SCALES[mode]
     return _DEVIATION * 12**0.5 / 2**bits if name == "scales" else -_DEVIATION * 3**0.5
 
 
@@ -276,4 +278,5 @@ def unpacked_bytes(module: nn.Module) -> int:
     """Of a quantized linear layer's weight, dequantized."""
     if not isinstance(module, nn.QuantizedLinear):
         return 0
-    return int(module.weight.size * 32 // module.bits * module.scales.itemsize)
+    itemsize = module.scales.itemsize if module.mode == AFFINE else 2  # MLX unpacks the others as bfloat16
+    return int(module.weight.size * 32 // module.bits * itemsize)

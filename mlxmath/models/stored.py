@@ -126,7 +126,8 @@ class DiskQuantizedEmbedding(nn.QuantizedEmbedding):
     def __call__(self, x: mx.array) -> mx.array:
         """Apply the layer."""
         rows = self.rows.of(x)
-        return mx.dequantize(
+        vectors = mx.dequantize(
             rows["weight"], scales=rows["scales"], biases=rows.get("biases"), group_size=self.group_size,
             bits=self.bits, mode=self.mode,
         )  # fmt: skip
+        return vectors.astype(getattr(self, "activations", vectors.dtype))

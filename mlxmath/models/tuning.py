@@ -111,7 +111,8 @@ def seconds_of(layer: nn.QuantizedLinear, num_rows: int, direction: Direction, f
     """The least of a few measurements on MLX's default device."""
     weight = weight_of(layer)
     width = weight.inputs if direction == "forward" else weight.outputs
-    x = mx.random.normal((num_rows, width), key=mx.random.key(0)).astype(layer.scales.dtype)
+    dtype = mx.bfloat16 if layer.scales.dtype == mx.uint8 else layer.scales.dtype  # float forms: 8 bits a scale
+    x = mx.random.normal((num_rows, width), key=mx.random.key(0)).astype(dtype)
     inputs = mx.zeros((num_rows, weight.inputs), x.dtype)
     multiply = product(*weight[2:], Products(first, first) if first else PACKED)
     packed = packed_of(layer)

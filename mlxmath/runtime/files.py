@@ -153,6 +153,13 @@ def _beside(path: Path) -> Iterator[Path]:
             _writing.discard(temporary.resolve())
 
 
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """A name beside `path` for a folder that is removed afterwards, or by a later run if this one is killed."""
+    with _beside(path) as temporary:
+        yield temporary
+
+
 def remove_folder(path: Path) -> None:
     """Remove a folder that must not be there in part: a kill meanwhile leaves it whole, or a leftover."""
     temporary = _temporary(path)

@@ -36,6 +36,7 @@ from mlxmath.models.skeleton import VOCABULARY, embody, own_arrays, skeleton, un
 from mlxmath.models.trust import apart
 from mlxmath.runtime.device import DeviceInfo, machine_memory_bytes
 from mlxmath.training.gradients import AutodiffGradients, BlockwiseGradients, choose_gradients
+from mlxmath.weights.packing import planned_packing
 
 _FLOPS = 1.2e11
 """That all passes may take together: a second or so on two cores."""
@@ -82,7 +83,7 @@ def _measured(model_config: dict[str, Any], config: RunConfig, device: DeviceInf
     state = mx.array(mx.random.state[0])
     mx.eval(state)
     lora, training = config.lora, config.training
-    model = skeleton(model_config, device.compute_dtype, config.model.quantize, config.model.group_size)
+    model = skeleton(model_config, device.compute_dtype, planned_packing(config.model))
     weights, at_hand = weight_bytes(model), bytes_at_hand(model)
     if training.full:
         open_blocks(model, lora.num_layers)

@@ -85,6 +85,7 @@ def converted(config: "ModelConfig") -> str | None:
     from mlxmath.errors import MlxmathError
     from mlxmath.weights.hub import is_source
     from mlxmath.weights.manifest import FILE_NAME, read_manifest
+    from mlxmath.weights.packing import held_otherwise
 
     folder = Path(config.mlx_path).expanduser()
     if config.overwrite or not (folder / FILE_NAME).is_file():
@@ -93,8 +94,8 @@ def converted(config: "ModelConfig") -> str | None:
         manifest = read_manifest(folder)
     except MlxmathError:
         return None
-    bits = (manifest.quantization or {}).get("bits")
-    if not is_source(config.model, manifest.source) or config.quantize not in (None, bits):
+    other = config.quantize is not None and held_otherwise(config, manifest.quantization, manifest.quantize)
+    if not is_source(config.model, manifest.source) or other:
         return None
     return manifest.describe()
 
@@ -213,8 +214,8 @@ def remedies(
 
     changes: list[tuple[str, str, dict[str, Any], int]] = [
         ("--grad-checkpoint 1", "training", {"grad_checkpoint": 1}, longest),
-        ("--quantize 8", "model", {"quantize": 8}, longest),
-        ("--quantize 4", "model", {"quantize": 4}, longest),
+        ("--quantize 8", "model", {"quantize": 8, "group_size": None}, longest),
+        ("--quantize 4", "model", {"quantize": 4, "group_size": None}, longest),
         (f"--max-seq-len {longest // 2}", "data", {"max_seq_len": longest // 2}, longest // 2),
     ]
     if (

@@ -29,6 +29,7 @@ from mlxmath.runtime.device import opened_backend
 from mlxmath.runtime.files import read_json, sha256
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.training import record
+from mlxmath.training.bits import chooser
 from mlxmath.training.checkpoint import Part, share_adapters, share_checkpoint, with_recorded_targets
 from mlxmath.training.gradients import Gradients, Loss, choose_gradients
 from mlxmath.training.offloaded import OffloadedGradients
@@ -154,7 +155,7 @@ class Run(Part):
         """
         config = self.config
         with self.ranks.in_turn("preparing"):
-            self.manifest = ensure_model(config.model)
+            self.manifest = ensure_model(config.model, choose=chooser(config, self.device, load))
             self.model_config: dict[str, Any] = read_json(self.model_folder / "config.json")
             refuse_untrainable(self.model_config)
             data = load(config, self.model_folder)

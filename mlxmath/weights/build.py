@@ -20,12 +20,12 @@ from mlxmath.weights.hub import Source, Weights
 from mlxmath.weights.layout import Layout, check_built, plan_layout
 from mlxmath.weights.manifest import FileRecord, Manifest, fingerprint, fingerprint_of_files, hashing, verify, versions
 from mlxmath.weights.opened import open_source
+from mlxmath.weights.packing import Chosen, Packing, asked_for
 from mlxmath.weights.quantize import (
     Made,
     MadeTensor,
     plan_quantization,
     quantized_blocks,
-    quantized_tensors,
     stored_rows,
 )
 from mlxmath.weights.quantized import Stored, natural_dtype, stored, unscaled
@@ -64,12 +64,15 @@ class _Plan:
     made: Made | None
 
 
-def build_model(config: ModelConfig, source: Source, *, shard_bytes: int = SHARD_BYTES) -> Manifest:
+def build_model(
+    config: ModelConfig, source: Source, chosen: Chosen | None = None, *, shard_bytes: int = SHARD_BYTES
+) -> Manifest:
     """Write `config.mlx_path` from `source`, whole or not at all.
 
     Args:
         config: where to, the type of the weights, the quantization.
         source: the model folder.
+        chosen: the form of each layer, where the configuration leaves that to a choice.
         shard_bytes: a safetensors file is not begun a tensor beyond this size.
 
     Raises:
@@ -84,7 +87,7 @@ def build_model(config: ModelConfig, source: Source, *, shard_bytes: int = SHARD
         )
     opened = open_source(source, packed=config.quantize is None and config.dtype == "auto")
     weights = opened.weights
-    plan = _plan(config, opened.config, stored(opened.config), weights, source.folder)
+    plan = _plan(config, opened.config, stored(opened.config), weights, source.folder, chosen)
     if weights.num_ignored:
         say(f"  ignored {weights.num_ignored} entries of the weight files that are no tensors")
     for note in (*opened.notes, *plan.notes):
@@ -112,6 +115,8 @@ def build_model(config: ModelConfig, source: Source, *, shard_bytes: int = SHARD
             requested_dtype=config.dtype,
             dtype=plan.dtype,
             quantization=plan.quantization,
+            quantize=None if config.quantize is None else str(config.quantize),
+            calibration=chosen.calibration if chosen else None,
             quantization_of_source=config.quantize is None and plan.quantization is not None,
             num_parameters=sum(tensor.num_elements for tensor in plan.layout.tensors.values()),
             versions=versions(),
@@ -127,7 +132,10 @@ def build_model(config: ModelConfig, source: Source, *, shard_bytes: int = SHARD
     return manifest
 
 
-def _plan(config: ModelConfig, model_config: dict[str, Any], form: Stored, weights: Weights, folder: Path) -> _Plan:
+def _plan(
+    config: ModelConfig, model_config: dict[str, Any], form: Stored, weights: Weights, folder: Path,
+    by_layer: Chosen | None,
+) -> _Plan:  # fmt: skip
     """Decide every tensor of the output before any is read."""
     if form.how not in ("plain", "scaled") and (config.quantize is not None or config.dtype != "auto"):
         raise InputError(
@@ -146,7 +154,7 @@ def _plan(config: ModelConfig, model_config: dict[str, Any], form: Stored, weigh
     notes += layout.notes
     built, output_config, tensors = layout.built, layout.config, layout.tensors
     quantized = form.settings
-    chosen: Mapping[str, tuple[int, int]] = {}
+    chosen: Mapping[str, Packing] = {}
     entries: dict[str, TensorRef | MadeTensor] = dict(tensors)
     made = None
     if config.quantize is not None or form.how == "rearranged":
@@ -156,12 +164,13 @@ def _plan(config: ModelConfig, model_config: dict[str, Any], form: Stored, weigh
             for name, array in built.arrays.items()
         }
     if config.quantize is not None:
-        plan = plan_quantization(built, bits=config.quantize, group_size=config.group_size)
+        packing = asked_for(config) or Packing(4)
+        plan = plan_quantization(built, packing, by_layer.packings if by_layer else None)
         if plan.skipped:
             notes.append(
-                f"not quantized, since {config.group_size} does not divide their rows: {shortened(plan.skipped, 4)}"
+                f"not quantized, since {packing.group_size} does not divide their rows: {shortened(plan.skipped, 4)}"
             )
-        quantized, chosen = plan.settings, plan.bits
+        quantized, chosen = plan.settings, plan.packings
     if quantized is not None and form.method != "bitnet":
         output_config["quantization"] = output_config["quantization_config"] = quantized
 
@@ -204,13 +213,13 @@ def _kept_floats(built: Built, names: Iterable[str]) -> frozenset[str]:
     return frozenset(name for name in names if name in kept or not predicate(name))
 
 
-def _output(name: str, tensor: TensorRef | MadeTensor, dtype: str, bits: tuple[int, int] | None) -> _Output:
-    if bits is None:
+def _output(name: str, tensor: TensorRef | MadeTensor, dtype: str, packing: Packing | None) -> _Output:
+    if packing is None:
         return _Output(((name, dtype, tensor.shape),), lambda: tensor.blocks_as(dtype))
     rows_of = stored_rows if isinstance(tensor, TensorRef) else MadeTensor.rows
     return _Output(
-        tuple(quantized_tensors(name, dtype, tensor.shape, *bits)),
-        lambda: quantized_blocks(rows_of(tensor, dtype), *bits),  # type: ignore[arg-type]
+        tuple(packing.declared(name, dtype, tensor.shape)),
+        lambda: quantized_blocks(rows_of(tensor, dtype), packing),  # type: ignore[arg-type]
     )
 
 

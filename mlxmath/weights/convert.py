@@ -1,12 +1,14 @@
 """Decides whether a converted model can be used again, must be made, or must not be touched."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+from mlxmath.config.quantization import auto_bits
 from mlxmath.config.schema import ModelConfig
 from mlxmath.config.section import DEMO
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.console import say, warn
-from mlxmath.runtime.files import read_json, remove_leftovers
+from mlxmath.runtime.files import read_json, remove_leftovers, temporary_folder
 from mlxmath.weights.build import build_model
 from mlxmath.weights.configuration import differing, read_config
 from mlxmath.weights.dtypes import prevailing
@@ -22,11 +24,15 @@ from mlxmath.weights.manifest import (
     verify,
     versions,
 )
+from mlxmath.weights.packing import Chosen, Packing, asked_for, held_otherwise
 from mlxmath.weights.quantized import stored
 from mlxmath.weights.safetensor import digest_file
 
+Chooser = Callable[[Path, float], Chosen]
+"""Given a converted model that is not quantized, and bits a weight: a form for each layer."""
 
-def ensure_model(config: ModelConfig, *, exact: bool = False) -> Manifest:
+
+def ensure_model(config: ModelConfig, *, exact: bool = False, choose: Chooser | None = None) -> Manifest:
     """Make sure that `config.mlx_path` holds the model that `config` describes.
 
     A whole folder made from the same source with the same settings is used again, without the network. A damaged one
@@ -36,6 +42,7 @@ def ensure_model(config: ModelConfig, *, exact: bool = False) -> Manifest:
         config: the model that is wanted.
         exact: take an unset `quantize` for "not quantized", and `dtype` "auto" for the source's; otherwise a folder
             made with other values of the two will do.
+        choose: chooses what `--quantize auto` leaves open; None where there is nothing to measure on.
 
     Returns:
         The manifest of the folder.
@@ -47,7 +54,7 @@ def ensure_model(config: ModelConfig, *, exact: bool = False) -> Manifest:
     folder = Path(config.mlx_path).expanduser()
     remove_leftovers(folder.parent)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return convert(config)
+        return convert(config, choose)
     if not folder.is_dir():
         raise InputError(f"--mlx-path {config.mlx_path} is a file; expected a folder.")
     itself = config.model != DEMO and Path(config.model).expanduser().resolve() == folder.resolve()
@@ -67,12 +74,12 @@ def ensure_model(config: ModelConfig, *, exact: bool = False) -> Manifest:
                 "make it anew with --overwrite."
             ) from None
         warn(f"{error} Making {config.mlx_path} anew.")
-        return convert(config)
+        return convert(config, choose)
     differences = _differences(config, manifest, any_form=itself or not exact, itself=itself)
     if differences:
         if not itself and (config.overwrite or manifest.source == DEMO):
             say(f"{config.mlx_path} holds {manifest.describe()}; replacing it.")
-            return convert(config)
+            return convert(config, choose)
         raise InputError(
             f"--mlx-path {config.mlx_path} holds {manifest.describe()}, but {' and '.join(differences)}. Ask for what "
             "it holds, choose another --mlx-path, or replace it with --overwrite."
@@ -84,19 +91,33 @@ def ensure_model(config: ModelConfig, *, exact: bool = False) -> Manifest:
     if itself:
         raise MlxmathError(f"{config.mlx_path} is damaged: {reason}. Make it anew from {manifest.source}.")
     warn(f"{config.mlx_path} is damaged ({reason}); making it anew.")
-    return convert(config)
+    return convert(config, choose)
 
 
-def convert(config: ModelConfig) -> Manifest:
+def convert(config: ModelConfig, choose: Chooser | None = None) -> Manifest:
     """Find or download `config.model` and write `config.mlx_path`, replacing what is there.
+
+    For `--quantize auto` the model is converted twice: as it is, beside `config.mlx_path`, to be measured, and then as
+    it was chosen.
 
     Raises:
         InputError: the model does not exist, or the settings do not fit it.
         MlxmathError: the model cannot be downloaded, read or written; nothing is left behind.
     """
+    bits = auto_bits(config.quantize)
+    if bits is not None and choose is None:
+        raise InputError(
+            f"--quantize {config.quantize} measures on problems, and there are none here. Make the model first: "
+            f"`mlxmath convert --model {config.model} --quantize {config.quantize} --dataset ...`."
+        )
     source = fetch(config.model, config.revision, trust_remote_code=config.trust_remote_code)
     say(f"converting {source.name}{f' at {source.revision[:12]}' if source.revision else ''}")
-    return build_model(config, source)
+    if bits is None or choose is None:
+        return build_model(config, source)
+    with temporary_folder(Path(config.mlx_path).expanduser().resolve()) as plain:
+        build_model(config.model_copy(update={"quantize": None, "mlx_path": str(plain)}), source)
+        chosen = choose(plain, bits)
+    return build_model(config, source, chosen)
 
 
 def _differences(config: ModelConfig, manifest: Manifest, *, any_form: bool, itself: bool) -> list[str]:
@@ -107,13 +128,14 @@ def _differences(config: ModelConfig, manifest: Manifest, *, any_form: bool, its
     commits = (manifest.requested_revision or "main", manifest.revision or "")
     if config.revision is not None and config.revision not in commits:
         found.append(f"--revision {config.revision} was asked for")
-    bits = (manifest.quantization or {}).get("bits")
-    if not (any_form and config.quantize is None) and not (config.quantize is None and manifest.quantization_of_source):
-        group_size = (manifest.quantization or {}).get("group_size")
-        if config.quantize != bits:
+    unasked = config.quantize is None and (any_form or manifest.quantization_of_source)
+    if not unasked and held_otherwise(config, manifest.quantization, manifest.quantize):
+        held = Packing.of(manifest.quantization or {})
+        wanted = asked_for(config)
+        if wanted and manifest.quantize == str(config.quantize) and wanted.bits == held.bits:
+            found.append(f"--group-size {wanted.group_size} was asked for, not {held.group_size}")
+        else:
             found.append(f"--quantize {config.quantize} was asked for" if config.quantize else "no --quantize was")
-        elif config.quantize is not None and config.group_size != group_size:
-            found.append(f"--group-size {config.group_size} was asked for, not {group_size}")
     asked = {manifest.requested_dtype, manifest.dtype}
     if config.dtype not in asked and not (any_form and config.dtype == "auto"):
         found.append(f"--dtype {config.dtype} was asked for")
@@ -144,7 +166,8 @@ def _adopt(config: ModelConfig, folder: Path) -> Manifest:
     if form.how in ("rearranged", "scaled"):
         raise InputError(f"--mlx-path {config.mlx_path} is --model itself, quantized by {form.method}, {elsewhere}")
     dtype = prevailing((tensor.dtype, tensor.num_elements) for tensor in weights.tensors.values())
-    if config.quantize not in (None, (form.settings or {}).get("bits")) or config.dtype not in ("auto", dtype):
+    other_form = config.quantize is not None and held_otherwise(config, form.settings, None)
+    if other_form or config.dtype not in ("auto", dtype):
         raise InputError(
             f"--mlx-path {config.mlx_path} is --model itself, so --quantize and --dtype cannot change it; choose "
             "another --mlx-path."

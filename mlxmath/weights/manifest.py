@@ -60,6 +60,8 @@ class Manifest(BaseModel):
         dtype: floating type of most of the weights (under quantization: of the scales).
         quantization: "quantization" of config.json.
         quantization_of_source: whether the source was quantized already.
+        quantize: `--quantize` as given; None in manifests of 0.1.0 too.
+        calibration: the problems on which the bits of each layer were chosen.
         num_parameters: elements of all tensors before quantization.
         versions: of mlxmath and mlx.
         fingerprint: the same for the same weights, however they are stored; adapters record it to know their base.
@@ -78,6 +80,8 @@ class Manifest(BaseModel):
     dtype: str
     quantization: dict[str, Any] | None
     quantization_of_source: bool = False
+    quantize: str | None = None
+    calibration: str | None = None
     num_parameters: int
     versions: dict[str, str]
     fingerprint: str
@@ -97,8 +101,11 @@ class Manifest(BaseModel):
     def describe(self) -> str:
         """`deepseek-ai/deepseek-math-7b-instruct, float16, 13.82 GB`."""
         revision = f" at {self.revision[:12]}" if self.revision else ""
-        bits = (self.quantization or {}).get("bits")
-        return f"{self.source}{revision}, {f'{bits} bits, ' if bits else ''}{self.dtype}, {size(self.num_bytes)}"
+        form = self.quantize if self.quantize and not self.quantize.isdecimal() else ""
+        form += f" by {self.calibration}" if self.calibration else ""
+        if not form and self.quantization:
+            form = f"{self.quantization.get('bits')} bits"
+        return f"{self.source}{revision}, {f'{form}, ' if form else ''}{self.dtype}, {size(self.num_bytes)}"
 
     def write(self, folder: Path) -> None:
         """Save as `mlxmath.json`."""

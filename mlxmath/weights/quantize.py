@@ -19,16 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from mlxmath.errors import InputError, MlxmathError
+from mlxmath.errors import MlxmathError
 from mlxmath.weights.architecture import Built, probe
 from mlxmath.weights.dtypes import DTYPES, FLOAT8, Array, readable
+from mlxmath.weights.packing import Packing
 from mlxmath.weights.quantized import ScaledTensor
 from mlxmath.weights.safetensor import SafetensorsWriter, write_hollow
 from mlxmath.weights.tensors import TensorRef
 
-MODE = "affine"
-_BITS, _GROUP_SIZE = 4, 64
-"""MLX's own, for a layer whose settings leave them out."""
 CHUNK_ELEMENTS = 1 << 22
 """Elements of an array in memory that are quantized at once."""
 CHUNK_BYTES = 1 << 22
@@ -38,77 +36,73 @@ CHUNK_BYTES = 1 << 22
 class QuantizationPlan:
     """
     Attributes:
-        bits: name of each weight that is quantized -> its (bits, group size).
+        packings: name of each weight that is quantized -> its form.
         settings: what config.json says under "quantization".
         skipped: layers that stay as they are because the group size does not divide their last dimension.
     """
 
-    bits: Mapping[str, tuple[int, int]]
+    packings: Mapping[str, Packing]
     settings: dict[str, Any]
     skipped: tuple[str, ...]
 
 
-def plan_quantization(built: Built, *, bits: int, group_size: int) -> QuantizationPlan:
+def plan_quantization(
+    built: Built, packing: Packing, by_layer: Mapping[str, Packing] | None = None
+) -> QuantizationPlan:
     """Decide what is quantized.
 
-    Raises:
-        InputError: the model asks for a quantization that is not affine.
+    Args:
+        built: the model.
+        packing: the form of all layers that have none of their own.
+        by_layer: path of a layer -> its form, where that was chosen for each; the others stay as they are.
     """
-    from mlx.nn.layers.base import Module
-    from mlx.utils import tree_flatten
-
-    chosen: dict[str, tuple[int, int]] = {}
+    chosen: dict[str, Packing] = {}
     skipped = []
-    settings: dict[str, Any] = {"group_size": group_size, "bits": bits, "mode": MODE}
+    settings = packing.settings
     predicate = getattr(built.model, "quant_predicate", None)
-    leaves: Any = tree_flatten(built.model.leaf_modules(), is_leaf=Module.is_module)
-    for path, module in leaves:
-        if not hasattr(module, "to_quantized"):
+    for path, module in packable(built.model):
+        if by_layer is not None:
+            if path in by_layer:
+                settings[path] = by_layer[path].settings
+                chosen[f"{path}.weight"] = by_layer[path]
             continue
-        if module.weight.shape[-1] % group_size:
+        if module.weight.shape[-1] % packing.group_size:
             skipped.append(path)
             continue
         answer = True if predicate is None else predicate(path, module)
         if isinstance(answer, dict):
-            if answer.get("mode", MODE) != MODE:
-                raise InputError(f"--quantize: {path} wants the quantization {answer['mode']!r}; only affine is done.")
             settings[path] = answer
-            chosen[f"{path}.weight"] = (answer.get("bits", _BITS), answer.get("group_size", _GROUP_SIZE))
+            chosen[f"{path}.weight"] = Packing.of(answer)
         elif answer:
-            chosen[f"{path}.weight"] = (bits, group_size)
+            chosen[f"{path}.weight"] = packing
     return QuantizationPlan(chosen, settings, tuple(skipped))
 
 
-def quantized_tensors(name: str, dtype: str, shape: tuple[int, ...], bits: int, group_size: int) -> list[Any]:
-    """(name, dtype, shape) of the three tensors that take a weight's place: packed (..., in * bits / 32), scales and
-    biases (..., in / group size)."""
-    path = name.removesuffix(".weight")
-    rows, columns = shape[:-1], shape[-1]
-    return [
-        (name, "uint32", (*rows, columns * bits // 32)),
-        (f"{path}.scales", dtype, (*rows, columns // group_size)),
-        (f"{path}.biases", dtype, (*rows, columns // group_size)),
-    ]
+def packable(model: Any) -> list[tuple[str, Any]]:
+    """(path, layer) of all layers that MLX can quantize."""
+    from mlx.nn.layers.base import Module
+    from mlx.utils import tree_flatten
+
+    leaves: Any = tree_flatten(model.leaf_modules(), is_leaf=Module.is_module)
+    return [(path, module) for path, module in leaves if hasattr(module, "to_quantized")]
 
 
-def quantized_blocks(rows_of: Iterator[Any], bits: int, group_size: int) -> Iterator[Array]:
+def quantized_blocks(rows_of: Iterator[Any], packing: Packing) -> Iterator[Array]:
     """Quantize a weight: all packed rows, then all scales, then all biases.
 
     Args:
-        rows_of: yields its rows in order, as arrays (any, in) of MLX, of the type that scales and biases will have.
-        bits: bits an element.
-        group_size: neighbours in a row that share a scale and a bias.
+        rows_of: yields its rows in order, as arrays (any, in) of MLX, of the type that affine scales will have.
+        packing: the form.
     """
     import mlx.core as mx
 
-    scales, biases = [], []
+    beside: list[list[Array]] = []
     for rows in rows_of:
-        packed, scale, bias = mx.quantize(rows, group_size, bits, mode=MODE)
-        scales.append(as_numpy(scale))
-        biases.append(as_numpy(bias))
+        packed, *others = mx.quantize(rows, packing.group_size, packing.bits, mode=packing.mode)
+        beside.append([as_numpy(other) for other in others])
         yield np.array(packed)
-    yield from scales
-    yield from biases
+    for kind in zip(*beside, strict=True):
+        yield from kind
 
 
 def stored_rows(tensor: TensorRef, dtype: str) -> Iterator[Any]:

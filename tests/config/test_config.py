@@ -63,7 +63,12 @@ def test_debug_is_a_recipe() -> None:
         ("[training]\nfull = 'yes'", r"line 2: training\.full: expected true or false; found the text 'yes'"),
         ("[training]\nfull = 1", r"line 2: training\.full: expected true or false; found 1"),
         ("[model]\nmodel = 7", r"line 2: model\.model: expected text in quotes; found 7"),
-        ("[model]\nquantize = 5", r"line 2: model\.quantize: expected 4 or 8; found 5"),
+        ("[model]\nquantize = 7", r"line 2: model\.quantize: expected 2, 3, 4, .* from 2\.25 to 9, auto:4\.5; found 7"),
+        ("[model]\nquantize = 'auto:1.5'", r"line 2: model\.quantize: expected .* from 2\.25 to 9,"),
+        (
+            "[model]\nquantize = 'nvfp4'\ngroup_size = 32",
+            r"line 3: model\.group_size: belongs to --quantize 2 to 8; mxfp4",
+        ),
         ("[training]\noptimizer = 'adamv'", r"expected 'adamw', .* found 'adamv'; did you mean 'adamw'\?"),
         ("[training]\nlearning_rate = inf", r"line 2: training\.learning_rate: expected a finite number; found inf"),
         ("[lora]\nrank = 0", r"line 2: lora\.rank: .*greater than or equal to 1; found 0"),

@@ -12,8 +12,11 @@ from mlxmath.models.linear import FEW_ROWS, DequantizedLinear, NumpyLinear, use_
 from mlxmath.models.lm_head import Head
 from mlxmath.models.load import load_model
 from mlxmath.models.lora.inject import inject
+from mlxmath.models.lora.layers import LoRALinear
 from mlxmath.weights.convert import ensure_model
+from mlxmath.weights.packing import FLOATS, Packing
 from tests.conftest import make_tiny_llama
+from tests.weights.handmade import llama_folder
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -31,6 +34,46 @@ def test_dequantized_values_and_gradients(rows: int, bits: int, bias: bool) -> N
     found, expected = (mx.vjp(layer, [x], [cotangent]) for layer in (ours, plain))
     for one, other in zip([*found[0], *found[1]], [*expected[0], *expected[1]], strict=True):
         np.testing.assert_allclose(np.array(one), np.array(other), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", [Packing(2, 32), Packing(3), Packing(5), Packing(6, 32), *FLOATS.values()], ids=str)
+@pytest.mark.parametrize("rows", [1, 40])
+def test_lora_on_each_form_is_that_on_the_dequantized_weight(form: Packing, rows: int) -> None:
+    plain = nn.Linear(64, 24, bias=False)
+    packed = plain.to_quantized(form.group_size, form.bits, form.mode)
+    use_products(packed)
+    settings = {"group_size": form.group_size, "bits": form.bits, "mode": form.mode}
+    plain.weight = mx.dequantize(packed.weight, packed.scales, packed.get("biases"), **settings).astype(mx.float32)
+    layers = [LoRALinear(linear, rank=4, scale=2.0) for linear in (packed, plain)]
+    layers[0].lora_b = mx.random.normal((4, 24))
+    layers[1].lora_a, layers[1].lora_b = layers[0].lora_a, layers[0].lora_b
+    x, cotangent = mx.random.normal((2, rows, 64)), mx.random.normal((2, rows, 24))
+
+    def gradients(layer: LoRALinear) -> list[mx.array]:
+        def loss(x: mx.array, lora_a: mx.array, lora_b: mx.array) -> mx.array:
+            layer.lora_a, layer.lora_b = lora_a, lora_b
+            return (layer(x) * cotangent).sum()
+
+        return list(mx.grad(loss, argnums=(0, 1, 2))(x, layer.lora_a, layer.lora_b))
+
+    for one, other in zip(*map(gradients, layers), strict=True):
+        np.testing.assert_allclose(np.array(one), np.array(other), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", FLOATS)
+def test_a_model_in_a_float_form_computes_in_its_own_type(mode: str, tmp_path: Path) -> None:
+    source = llama_folder(tmp_path / "source")
+    ensure_model(ModelConfig(model=str(source), mlx_path=str(tmp_path / "out"), quantize=mode))
+    model = load_model(tmp_path / "out", "float32").model
+    tokens = mx.array([[1, 2, 3, 4, 5, 6]])
+    assert model.model.embed_tokens(tokens).dtype == mx.float32
+    dense = load_model(tmp_path / "out", "float32").model
+    for module in dense.modules():
+        if isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
+            form = {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
+            module.weight = mx.dequantize(module.weight, module.scales, **form).astype(mx.float32)
+            module.__class__ = nn.Linear if isinstance(module, nn.QuantizedLinear) else nn.Embedding
+    np.testing.assert_allclose(np.array(model(tokens)), np.array(dense(tokens)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("vocabulary", [64, 16_384, 40_000])

@@ -27,6 +27,7 @@ from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.optimizers import apply_gradients, make_optimizer
 from mlxmath.training.plan import planned
 from mlxmath.training.sft import sft_loss
+from mlxmath.weights.packing import planned_packing
 from tests.loop import summed
 from tests.models import architectures
 
@@ -74,7 +75,7 @@ def taken(model_config: dict[str, Any], length: int, rows: int, settings: dict[s
     })]).config  # fmt: skip
     _, device = open_backend(RuntimeConfig(), seed=0)
     plan, batching = planned(config, model_config, device, length)
-    model = skeleton(model_config, device.compute_dtype, config.model.quantize, config.model.group_size)
+    model = skeleton(model_config, device.compute_dtype, planned_packing(config.model))
     model.update(architectures.tree_unflatten([
         (name, architectures._random(mx.array(np.zeros(array.shape, np.float32)).astype(array.dtype)))
         for name, array in architectures.tree_flatten(model.parameters())

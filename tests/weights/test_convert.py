@@ -15,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from mlxmath.config.schema import ModelConfig
 from mlxmath.errors import InputError, MlxmathError
@@ -24,6 +25,7 @@ from mlxmath.weights.convert import ensure_model
 from mlxmath.weights.dtypes import narrow
 from mlxmath.weights.hub import fetch
 from mlxmath.weights.manifest import Manifest, read_fingerprint, read_manifest, verify
+from mlxmath.weights.packing import asked_for
 from mlxmath.weights.safetensor import SafetensorsWriter, open_safetensors
 from tests.models import architectures
 from tests.weights.handmade import LLAMA, llama_arrays, llama_folder, state_dict, tensor, torch_bin, zip_file
@@ -173,6 +175,34 @@ class TestQuantize:
         assert manifest.quantization == {"group_size": 64, "bits": bits, "mode": "affine"}
         assert "model.layers.0.mlp.down_proj.scales" not in found  # rows of 96 are no multiple of 64
         load_model(out)
+
+    @pytest.mark.parametrize("form", [2, 3, 5, 6, "mxfp4", "nvfp4", "mxfp8"])
+    def test_other_forms_equal_mlx_lms(self, tmp_path: Path, out: Path, form: int | str) -> None:
+        from mlx_lm.utils import load_model, quantize_model
+
+        model = llama_folder(tmp_path / "source")
+        ensure_model(settings(model, out.with_name("plain")))
+        manifest = ensure_model(settings(model, out, quantize=form))
+        theirs, config = load_model(out.with_name("plain"))
+        packing = asked_for(settings(model, out, quantize=form))
+        theirs, config = quantize_model(theirs, config, packing.group_size, packing.bits, mode=packing.mode)
+        assert json.loads((out / "config.json").read_text())["quantization"] == config["quantization"]
+        expected = dict(tree_flatten(theirs.parameters()))
+        found = mx.load(str(out / "model.safetensors"))
+        assert found.keys() == expected.keys()
+        for name, array in expected.items():
+            assert found[name].dtype == array.dtype
+            assert mx.array_equal(found[name], array), name
+        load_model(out)
+        assert ensure_model(settings(model, out, quantize=form)) == manifest
+        with pytest.raises(InputError, match="--quantize 8 was asked for"):
+            ensure_model(settings(model, out, quantize=8))
+        assert f"{form}" in manifest.describe()
+
+    def test_auto_needs_problems(self, model: Path, out: Path) -> None:
+        with pytest.raises(InputError, match=r"--quantize auto:4.5 measures on problems, .* `mlxmath convert --model"):
+            ensure_model(settings(model, out, quantize="auto:4.5"))
+        assert not out.exists()
 
     def test_what_is_skipped_is_said(self, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
         model = llama_folder(tmp_path / "source", intermediate_size=96)
