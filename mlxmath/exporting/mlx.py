@@ -27,7 +27,8 @@ from mlxmath.runtime.files import read_json
 from mlxmath.weights.dtypes import Array, stored_as
 from mlxmath.weights.hub import open_weights
 from mlxmath.weights.layout import check_built
-from mlxmath.weights.quantize import as_numpy, quantized_tensors
+from mlxmath.weights.packing import Packing
+from mlxmath.weights.quantize import as_numpy
 from mlxmath.weights.tensors import TensorRef
 
 LARGEST_SHARE = 0.05
@@ -187,7 +188,7 @@ def _rounded(rounding: Rounding) -> Output:
     part = rounding.part
     if rounding.bits is None:
         return one_tensor(Dense(part.name, part.shape, rounding.dtype, part.weight), rounding.dtype)
-    tensors = quantized_tensors(part.name, rounding.dtype, part.shape, rounding.bits, rounding.group_size)
+    tensors = Packing(rounding.bits, rounding.group_size).declared(part.name, rounding.dtype, part.shape)
     return Requantized(tuple(tensors), part, rounding.bits, rounding.group_size)
 
 

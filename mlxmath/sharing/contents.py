@@ -16,7 +16,8 @@ from mlxmath.errors import InputError, MlxmathError
 from mlxmath.models.lora.adapter import CONFIG, WEIGHTS
 from mlxmath.runtime.files import inside, read_json
 from mlxmath.runtime.secrets import has_secret
-from mlxmath.weights.download import LICENSES, TOKENIZER_FILES, weight_files
+from mlxmath.weights.download import LICENSES, TOKENIZER_FILES
+from mlxmath.weights.hub import weight_files
 from mlxmath.weights.manifest import FILE_NAME
 from mlxmath.weights.safetensor import open_safetensors
 

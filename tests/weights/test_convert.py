@@ -489,7 +489,7 @@ class TestFullDisk:
         if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)], check=False).returncode:
             pytest.skip("cannot mount here")
         try:
-            monkeypatch.setattr("mlxmath.weights.build._check_space", lambda *_: None)
+            monkeypatch.setattr("mlxmath.weights.build.check_space", lambda *_: None)
             with pytest.raises(MlxmathError, match="No space left on device"):
                 ensure_model(settings(model, disk / "mlx_model"))
             assert list(disk.iterdir()) == []
