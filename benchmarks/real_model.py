@@ -214,10 +214,10 @@ def test(work: Work) -> Record:
 def export(work: Work) -> Record:
     """The chosen adapter merged into a GGUF, imported again and asked."""
     chosen = work.record["choose"]["chosen"]
-    if not work.file("exported.gguf").exists():
+    if not work.file("gguf").exists():
         paths = ("--mlx-path", "model", "--adapter-path", chosen)
-        work.mlxmath("export", "--to", "gguf", *paths, "--gguf-type", "Q8_0", "--output-path", "exported.gguf")
-    work.mlxmath("convert", "--model", "exported.gguf", "--mlx-path", "exported", "--dtype", "float32")
+        work.mlxmath("export", "--to", "gguf", *paths, "--gguf-type", "q8_0", "--export-path", "gguf")
+    work.mlxmath("convert", "--model", "gguf", "--mlx-path", "exported", "--dtype", "float32")
     benchmark = f"gsm8k={work.data / BENCHMARKS['gsm8k']}" if work.data else "gsm8k"
     return work.evaluation("exported", benchmark, "--mlx-path", "exported", "--no-adapter", "--template", "chat")
 
