@@ -90,7 +90,7 @@ def _drawn(model: nn.Module, tokens_BL: mx.array, mask_BL: mx.array, key: mx.arr
     p_BLV = mx.softmax(mx.stop_gradient(logits_BLV), axis=-1)
     root_BLV = mx.sqrt(p_BLV)
     signed_BLV = mx.where(mx.random.bernoulli(0.5, root_BLV.shape, key=key), root_BLV, -root_BLV)
-    v_BLV = signed_BLV - p_BLV * (root_BLV * signed_BLV).sum(axis=-1, keepdims=True)
+    v_BLV = signed_BLV - p_BLV * signed_BLV.sum(axis=-1, keepdims=True)
     return (v_BLV * logits_BLV * mask_BL[:, 1:, None]).sum()
 
 
