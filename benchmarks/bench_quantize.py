@@ -17,6 +17,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mlxmath.runtime.blas import preload
+
+preload()  # before anything loads MLX
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -66,7 +70,10 @@ def main() -> None:
     parser.add_argument("--model", default="demo", help="folder of a model in 16 bits (default: the demo's)")
     parser.add_argument("--name", default="demo", help="of the model in the JSON (default: demo)")
     parser.add_argument("--note", default="", help="how its weights came about, for the JSON")
-    parser.add_argument("--held-out", type=int, default=120, help="problems to measure on (default: 120)")
+    parser.add_argument("--held-out", type=int, default=400, help="problems to measure on (default: 400)")
+    parser.add_argument(
+        "--diagonal", type=int, default=48, help="problems for the diagonal (default: 48; 0: leave it out)"
+    )
     parser.add_argument("--singles", type=int, default=32, help="layers that are packed alone (default: 32)")
     args = parser.parse_args()
     work = args.work / f"quantize-{args.name}"
@@ -128,8 +135,11 @@ def measure(args: Any, work: Path, calibration: Path, held_out: Path) -> dict[st
             return round(time.perf_counter() - started, 1)
 
         seconds[name] = kept(f"{name}, seconds", choose)
+    losses, divergences = compared(model, folders, {}, measured_on, ids, dtype, kept)
+    for seed in SEEDS if args.diagonal else ():
         chosen = ours.drawn(rows, seed)
-        diagonal = kept(f"diagonal {seed}, costs", lambda: diagonal_costs(model, rows, chosen[:48], dtype))  # noqa: B023
+        few = chosen[: args.diagonal]
+        diagonal = kept(f"diagonal {seed}, costs", lambda: diagonal_costs(model, rows, few, dtype))  # noqa: B023
         choices[f"diagonal {seed}"] = by_costs(model, diagonal, dtype)
         if seed == 0 and args.singles:
             singles = kept("singles", lambda: of_singles(model, rows, chosen, diagonal, dtype, args.singles))  # noqa: B023

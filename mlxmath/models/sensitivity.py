@@ -82,13 +82,15 @@ def _square(error: mx.array) -> float:
 def _drawn(model: nn.Module, tokens_BL: mx.array, mask_BL: mx.array, key: mx.array) -> mx.array:
     """Σ vᵀ logits over the targets, with v drawn anew for each: its gradients' covariance is the Fisher matrix.
 
-    That of the logits is diag(p) - p pᵀ, the covariance of v = √p ∘ (ε - √p (√pᵀ ε)) with ε normal. Tokens drawn from p
-    would do as well on average; but where a model is sure, it would take many to see the others at all.
+    That of the logits is diag(p) - p pᵀ, the covariance of v = √p ∘ (ε - √p (√pᵀ ε)) with ε of random
+    signs. Tokens drawn from p would do as well on average; but where a model is sure, it would take many to see the
+    others at all.
     """
     logits_BLV = model(tokens_BL[:, :-1]).astype(mx.float32)
-    root_BLV = mx.sqrt(mx.softmax(mx.stop_gradient(logits_BLV), axis=-1))
-    noise_BLV = mx.random.normal(root_BLV.shape, key=key)
-    v_BLV = root_BLV * (noise_BLV - root_BLV * (root_BLV * noise_BLV).sum(axis=-1, keepdims=True))
+    p_BLV = mx.softmax(mx.stop_gradient(logits_BLV), axis=-1)
+    root_BLV = mx.sqrt(p_BLV)
+    signed_BLV = mx.where(mx.random.bernoulli(0.5, root_BLV.shape, key=key), root_BLV, -root_BLV)
+    v_BLV = signed_BLV - p_BLV * signed_BLV.sum(axis=-1, keepdims=True)
     return (v_BLV * logits_BLV * mask_BL[:, 1:, None]).sum()
 
 

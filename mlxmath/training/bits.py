@@ -30,7 +30,7 @@ from mlxmath.weights.manifest import read_manifest
 from mlxmath.weights.packing import CANDIDATES, Chosen, Packing
 from mlxmath.weights.quantize import packable
 
-_MOST_PROBLEMS, _MOST_TOKENS = 128, 16_384
+_MOST_PROBLEMS, _MOST_TOKENS = 128, 8_192
 """Rows that are measured on, and their tokens."""
 _TOKENS_AT_ONCE, _LOGITS_BYTES = 1024, 256 << 20
 """Of a micro-batch, and of one array of its logits."""

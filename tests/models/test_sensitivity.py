@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxmath.models.sensitivity import error_of, sensitivities
+from mlxmath.models.sensitivity import _drawn, error_of, sensitivities
 from mlxmath.weights.packing import CANDIDATES, Packing
 from mlxmath.weights.quantize import packable
 from tests.conftest import make_tiny_llama
@@ -32,9 +32,30 @@ def measured(model: Any, forms: dict[str, Packing]) -> float:
     return (((mx.exp(before) * (before - after)).sum(-1) * mask).sum() / mask.sum()).item()
 
 
+class Fixed(nn.Module):
+    """Gives these logits, whatever the tokens."""
+
+    def __init__(self, logits_BLV: mx.array) -> None:
+        super().__init__()
+        self.logits_BLV = logits_BLV
+
+    def __call__(self, tokens_BL: mx.array) -> mx.array:
+        return self.logits_BLV[:, : tokens_BL.shape[1]]
+
+
+def test_gradients_of_logits_have_the_covariance_of_the_fisher_matrix() -> None:
+    logits_V = np.array([2.0, 1.5, 0.0, -1.0, -4.0])
+    p_V = np.exp(logits_V) / np.exp(logits_V).sum()
+    model = Fixed(mx.broadcast_to(mx.array(logits_V, mx.float32), (40, 1000, 5)))
+    tokens_BL, mask_BL = mx.zeros((40, 1001), mx.int32), mx.ones((40, 1001), mx.bool_)
+    gradient = nn.value_and_grad(model, _drawn)(model, tokens_BL, mask_BL, mx.random.key(0))[1]["logits_BLV"]
+    v_NV = np.array(gradient).reshape(-1, 5)
+    np.testing.assert_allclose(v_NV.T @ v_NV / len(v_NV), np.diag(p_V) - np.outer(p_V, p_V), atol=0.005)
+
+
 def test_the_head_is_exact_but_for_what_is_drawn() -> None:
     model = make_tiny_llama(tie_word_embeddings=False)
-    model.lm_head.weight = model.lm_head.weight * 20
+    model.lm_head.weight = model.lm_head.weight * 30  # some tokens are likely, most are not
     form = Packing(3, 32)
     found = sensitivities(model, [(TOKENS_BL, MASK_BL)] * 20, {"lm_head": [form]}, mx.float32)["lm_head"][0]
     # ½ δᵀ (diag p - p pᵀ) δ with δ = E h, in NumPy

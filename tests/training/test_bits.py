@@ -85,12 +85,12 @@ def of_lengths(lengths: list[int]) -> Any:
 
 
 def test_what_is_measured_on() -> None:
-    rows = of_lengths([60] * 1000)
+    rows = of_lengths([50] * 1000)
     first, second = bits.drawn(rows, 0), bits.drawn(rows, 1)
     assert len(first) == len(set(first)) == 128
     assert first != second
     assert first == bits.drawn(rows, 0)
-    assert len(bits.drawn(of_lengths([1000] * 40), 0)) == 16
+    assert len(bits.drawn(of_lengths([1000] * 40), 0)) == 8
     assert len(bits.drawn(of_lengths([20_000] * 4), 0)) == 1
     batches = list(bits._batches(rows, first, 256))
     assert sum(len(tokens) for tokens, _ in batches) == 128
