@@ -1,27 +1,36 @@
 """`--to mlx`: the fused model, as mlx_lm loads it.
 
 Into a quantized base an adapter is not simply rounded: a step between two values of 4 bits is as large as what an
-adapter moves a weight. So each fused layer gets the fewest bits with which rounding moves its weight by at most a
-twentieth of what the adapter moves it, or stays in 16 bits; the other layers stay as they are. --dequantize writes all
+adapter moves a weight. So each fused layer gets the fewest bits with which rounding changes its outputs by at most a
+tenth of what the adapter changes them, or stays in 16 bits; the other layers stay as they are. --dequantize writes all
 layers in 16 bits; --requantize rounds the fused ones to the bits that they had, and says what that costs.
 
-The measure is of weights: ‖round(W') - W'‖ / ‖W' - W‖ with W' the merged weight; see `--check` for what becomes of
-answers.
+The measure is ‖X (round(W') - W')ᵀ‖ / ‖X (W' - W)ᵀ‖ with W' the merged weight and X the layer's inputs while the tuned
+model reads a few problems; of experts, whose inputs differ, without X. See `--check` for what becomes of answers.
+
+Shapes: N tokens, I inputs, O outputs.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
 
+from mlxmath.config.section import DEMO
+from mlxmath.data.render import encode_prompt
+from mlxmath.evaluation.benchmarks import load_benchmark
 from mlxmath.exporting.check import Answers, ModelAnswers
 from mlxmath.exporting.files import Output, one_tensor, write_companions, write_tensors
 from mlxmath.exporting.merge import Dense, Part, array_of, expert_pieces, merged_tensors, parts_of
 from mlxmath.exporting.original import Job, refuse_flags
-from mlxmath.generation.model import open_model
+from mlxmath.generation.model import load_generation_tokenizer, open_model
+from mlxmath.models.load import suit
+from mlxmath.models.lora.layers import LoRALinear
 from mlxmath.runtime.console import Progress, size
 from mlxmath.runtime.files import read_json
 from mlxmath.weights.dtypes import Array, stored_as
@@ -30,10 +39,11 @@ from mlxmath.weights.layout import check_built
 from mlxmath.weights.quantize import as_numpy, quantized_tensors
 from mlxmath.weights.tensors import TensorRef
 
-LARGEST_SHARE = 0.05
-"""Of what an adapter moves a weight: what rounding may move it by default. Logits lose up to twice that share of what
-the adapter does to them (on the demo 0.11 where it was 0.07 of the weights)."""
+LARGEST_SHARE = 0.1
+"""Of what an adapter changes a layer's outputs: what rounding may change them by default."""
 _MUCH = 0.2
+_PROBLEMS = 3
+"""That the tuned model reads to give its layers inputs."""
 _MORE_BITS = (5, 6, 8)
 _QUANTIZATION = ("quantization", "quantization_config")
 
@@ -47,9 +57,9 @@ class Rounding:
     group_size: int
     dtype: str
     moved: float
-    """‖W' - W‖², what the adapter moves."""
+    """‖X (W' - W)ᵀ‖², what the adapter changes."""
     error: float
-    """‖round(W') - W'‖²."""
+    """‖X (round(W') - W')ᵀ‖²."""
 
     @property
     def settings(self) -> dict[str, Any] | bool:
@@ -102,7 +112,7 @@ def write(job: Job) -> list[str]:
         config = {key: value for key, value in config.items() if key not in _QUANTIZATION}
     else:
         parts = {name: part for name, part in parts_of(loaded).items() if part.adapter is not None and part.is_packed}
-        roundings = _roundings(job, parts)
+        roundings = _roundings(job, loaded.model, parts)
         outputs = _outputs(job, loaded, roundings)
         quantization |= {rounding.part.path: rounding.settings for rounding in roundings.values()}
         config |= dict.fromkeys(_QUANTIZATION, quantization)
@@ -120,27 +130,70 @@ def reopened(job: Job) -> Answers:
     return ModelAnswers(open_model(job.folder, job.original.dtype, None, job.original.template))
 
 
-def _roundings(job: Job, parts: Mapping[str, Part]) -> dict[str, Rounding]:
+def _roundings(job: Job, model: nn.Module, parts: Mapping[str, Part]) -> dict[str, Rounding]:
     """How each fused layer is stored."""
-    found = {}
+    original, found = job.original, {}
+    tokenizer = load_generation_tokenizer(original.model)
+    texts = [original.template.prompt(item.question) for item in load_benchmark(DEMO, _PROBLEMS).items]
+    suit(model, "float32")
+    inputs = inputs_of(model, [encode_prompt(tokenizer, text) for text in texts])
     with Progress("measuring", len(parts)) as progress:
         for name, part in parts.items():
-            found[name] = rounding_of(part, job.settings.export_dtype, requantize=job.settings.requantize)
+            found[name] = rounding_of(
+                part, inputs.get(part.path), job.settings.export_dtype, requantize=job.settings.requantize
+            )
             progress.update()
             mx.clear_cache()
     return found
 
 
-def rounding_of(part: Part, dtype: str = "auto", *, requantize: bool = False) -> Rounding:
+class _Recorder(nn.Module):
+    """A layer that keeps what it is given."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self._layer = layer
+        self._inputs: list[mx.array] = []
+
+    def __call__(self, x_BLI: mx.array) -> mx.array:
+        """Apply the layer."""
+        self._inputs.append(x_BLI.reshape(-1, x_BLI.shape[-1]))
+        return self._layer(x_BLI)
+
+
+def inputs_of(model: nn.Module, prompts: Sequence[Sequence[int]]) -> dict[str, mx.array]:
+    """(N, I) in float32: what each plain layer with an adapter is given while the model reads some prompts; by path."""
+    adapters = {path: each for path, each in model.named_modules() if isinstance(each, LoRALinear)}
+    recorders = {path: _Recorder(adapter) for path, adapter in adapters.items()}
+    model.eval()
+    model.update_modules(tree_unflatten(list(recorders.items())))
+    try:
+        for prompt in prompts:
+            mx.eval(model(mx.array([prompt])))
+    finally:
+        model.update_modules(tree_unflatten(list(adapters.items())))
+    found = {path: mx.concatenate(each._inputs).astype(mx.float32) for path, each in recorders.items() if each._inputs}
+    mx.eval(found)
+    return found
+
+
+def rounding_of(
+    part: Part, inputs_NI: mx.array | None = None, dtype: str = "auto", *, requantize: bool = False
+) -> Rounding:
     """The fewest bits, from those that a layer has, with which rounding is small beside what its adapter does.
 
     Args:
         part: a packed layer with an adapter.
+        inputs_NI: what it is given; None looks at the weights alone.
         dtype: of scales, and of a weight that is not packed ("auto": as before).
         requantize: take the bits that it has, whatever rounding costs.
     """
     base, wanted = part.base_weight(), part.weight()
-    moved = float(mx.square(wanted - base).sum())
+
+    def squared(change: mx.array) -> float:
+        return float(mx.square(change if inputs_NI is None else inputs_NI @ change.T).sum())
+
+    moved = squared(wanted - base)
     kept = stored_as(part.dtype, dtype) if part.dtype in ("float32", "float16", "bfloat16") else "bfloat16"
     layer = part.layer
     is_affine = getattr(layer, "mode", "affine") == "affine"
@@ -150,13 +203,13 @@ def rounding_of(part: Part, dtype: str = "auto", *, requantize: bool = False) ->
     for bits in choices[:1] if requantize else choices:
         packed = mx.quantize(wanted.astype(getattr(mx, kept)), group_size, bits)
         again = mx.dequantize(packed[0], *(each.astype(mx.float32) for each in packed[1:]), group_size, bits)
-        error = float(mx.square(again - wanted).sum())
+        error = squared(again - wanted)
         rounding = Rounding(part, bits, group_size, kept, moved, error)
         if error <= LARGEST_SHARE**2 * moved:
             return rounding
     if requantize and rounding is not None:
         return rounding
-    error = float(mx.square(wanted.astype(getattr(mx, kept)).astype(mx.float32) - wanted).sum())
+    error = squared(wanted.astype(getattr(mx, kept)).astype(mx.float32) - wanted)
     return Rounding(part, None, group_size, kept, moved, error)
 
 
@@ -197,8 +250,8 @@ def _notes(roundings: list[Rounding]) -> list[str]:
     for rounding in roundings:
         by_bits.setdefault(rounding.bits, []).append(rounding)
     found = [
-        f"{len(each)} fused layers in {bits or 16} bits: rounding moves their weights by {share(each):.2g} of what the "
-        "adapter moves them"
+        f"{len(each)} fused layers in {bits or 16} bits: rounding changes their outputs by {share(each):.2g} of what "
+        "the adapter changes them"
         for bits, each in sorted(by_bits.items(), key=lambda item: item[0] or 16)
     ]
     if any(bits and share(each) > _MUCH for bits, each in by_bits.items()):
@@ -207,6 +260,6 @@ def _notes(roundings: list[Rounding]) -> list[str]:
 
 
 def share(roundings: list[Rounding]) -> float:
-    """‖round(W') - W'‖ / ‖W' - W‖ over some layers."""
+    """‖X (round(W') - W')ᵀ‖ / ‖X (W' - W)ᵀ‖ over some layers."""
     moved = sum(each.moved for each in roundings)
     return math.sqrt(sum(each.error for each in roundings) / moved) if moved else 0.0

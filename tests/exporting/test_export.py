@@ -14,7 +14,7 @@ from mlxmath.errors import InputError, MlxmathError
 from mlxmath.exporting.check import Answer, ModelAnswers, check
 from mlxmath.exporting.files import one_tensor, write_tensors
 from mlxmath.exporting.merge import Dense, parts_of
-from mlxmath.exporting.mlx import LARGEST_SHARE, rounding_of
+from mlxmath.exporting.mlx import LARGEST_SHARE, inputs_of, rounding_of
 from mlxmath.exporting.original import Job, Original
 from mlxmath.exporting.peft import shortest_ends
 from mlxmath.models.load import load_model
@@ -59,16 +59,23 @@ def test_fewest_bits_with_which_rounding_is_small(packed: Path) -> None:
     loaded = Original(packed / "mlx_model", packed / "adapters", "float32").load()
     parts = [part for part in parts_of(loaded).values() if part.adapter is not None]
     assert len(parts) > 6
+    inputs = inputs_of(loaded.model, [IDS, IDS[:5]])
+    assert {array.shape[0] for array in inputs.values()} == {len(IDS) + 5}
+    before = logits_of(load_model(packed / "mlx_model", "float32").model, IDS)
+    assert np.abs(logits_of(loaded.model, IDS) - before).max() > 0.1  # the adapters are in place again
     seen = set()
     for part in parts[:4]:
         rounding = rounding_of(part)
         base, wanted = part.base_weight(), part.weight()
+        given = inputs[part.path]
+        for values in (given, None):
+            moved = (values @ (wanted - base).T) if values is not None else wanted - base
+            assert rounding_of(part, values).moved == pytest.approx(float(mx.square(moved).sum()), rel=1e-4)
         assert rounding.bits in (4, 5, 6, 8, None)
         seen.add(rounding.bits)
-        assert rounding.moved == pytest.approx(float(mx.square(wanted - base).sum()), rel=1e-5)
         if rounding.bits:
             assert rounding.error <= LARGEST_SHARE**2 * rounding.moved
-        assert rounding_of(part, requantize=True).bits == 4
+        assert rounding_of(part, given, requantize=True).bits == 4
     assert seen - {4}
 
 
