@@ -38,12 +38,40 @@ def rope(**settings: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default", **settings}}
 
 
+SHORT, LONG = [1 + i / 10 for i in range(8)], [2.0 + i for i in range(8)]
+LLAMA3 = [1.0] * 6 + [1 / ((1 - 0.10126) / 32 + 0.10126), 32.0]
+"""Waves are 6.3, 20, ... 1987, 6283, 19869 tokens long: two over 8192 / 4, one over 8192; (8192 / 6283.2 - 1) / 3 is
+0.10126."""
+TENSORS = {
+    "llama-llama3": {"rope_freqs.weight": np.array(LLAMA3, np.float32)},
+    "phi3-longrope": {
+        "rope_factors_short.weight": np.array(SHORT, np.float32), "rope_factors_long.weight": np.array(LONG, np.float32)
+    },
+}  # fmt: skip
+OTHERWISE_IN_LLAMA_CPP = ("phi3-longrope",)
+"""It takes the long factors by the length of the context that it is opened with, not of the text."""
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     # name: architecture, settings of transformers, metadata
     "llama": ("llama", {"tie_word_embeddings": False}, {}),
     "llama-tied-bias": ("llama", {"tie_word_embeddings": True, "attention_bias": True, "head_dim": 16}, {}),
     "llama-linear": (
         "llama", rope(rope_type="linear", factor=2.0), {"rope.scaling.type": "linear", "rope.scaling.factor": 2.0},
+    ),
+    "llama-llama3": (
+        "llama", rope(rope_type="llama3", factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                      original_max_position_embeddings=8192), {},
+    ),
+    "llama-yarn": (
+        "llama", rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=64),
+        {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64},
+    ),
+    "phi3-longrope": (
+        "phi3",
+        {
+            "sliding_window": None, "original_max_position_embeddings": 64,
+            **rope(rope_type="longrope", short_factor=SHORT, long_factor=LONG, original_max_position_embeddings=64),
+        },
+        {"rope.scaling.original_context_length": 64, "rope.scaling.attn_factor": 1.1547005},
     ),
     "mixtral": (
         "llama", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None, **rope()}, EXPERTS,
@@ -116,8 +144,8 @@ def test_logits(name: str, tmp_path: Path) -> None:
     model, state = reference(name, settings, tmp_path / "hf")
     metadata = {**BASE, **changes}
     path = write_gguf(
-        tmp_path / "tiny.gguf", architecture, stored_tensors(architecture, state, metadata["block_count"], (4, 2)),
-        metadata,
+        tmp_path / "tiny.gguf", architecture,
+        {**stored_tensors(architecture, state, metadata["block_count"], (4, 2)), **TENSORS.get(name, {})}, metadata,
     )  # fmt: skip
     ids = np.random.default_rng(1).integers(0, 256, 24).tolist()
     with torch.no_grad():
@@ -126,6 +154,8 @@ def test_logits(name: str, tmp_path: Path) -> None:
     own = load_model(tmp_path / "mlx", "float32").model
     got = np.array(own(mx.array([ids]))[0])
     assert np.abs(got - want).max() <= 1e-3 * np.abs(want).max()
+    if name in OTHERWISE_IN_LLAMA_CPP:
+        return
     with LlamaCpp(path) as theirs:
         logits = theirs.logits(ids)
     assert np.abs(logits - want).max() <= 1e-2 * np.abs(want).max()  # its keys and values are float16
