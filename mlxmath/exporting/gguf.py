@@ -58,7 +58,7 @@ class Planned:
 
 def write(job: Job) -> list[str]:
     """Write the model or its adapter; see `Target`."""
-    refuse_flags(job.settings, "dequantize", "requantize")
+    refuse_flags(job.settings, "dequantize", "requantize", "export_dtype")
     original, settings = job.original, job.settings
     if settings.check:
         require_llama_cpp()

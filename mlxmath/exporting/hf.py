@@ -14,7 +14,7 @@ _QUANTIZATION = ("quantization", "quantization_config")
 
 def write(job: Job) -> list[str]:
     """Write the merged model; see `Target`."""
-    refuse_flags(job.settings, "dequantize", "requantize", "adapter_only")
+    refuse_flags(job.settings, "dequantize", "requantize", "adapter_only", "gguf_type")
     original = job.original
     outputs = [one_tensor(each, job.settings.export_dtype) for each in merged_tensors(original.load(), original.model)]
     declared = [tensor for output in outputs for tensor in output.tensors]

@@ -100,7 +100,7 @@ class AsStored(Output):
 def write(job: Job) -> list[str]:
     """Write the fused model; see `Target`."""
     original, settings = job.original, job.settings
-    refuse_flags(settings, "adapter_only")
+    refuse_flags(settings, "adapter_only", "gguf_type")
     loaded = original.load()
     config = read_json(original.model / "config.json")
     quantization = next((config[key] for key in _QUANTIZATION if isinstance(config.get(key), dict)), None)

@@ -70,8 +70,8 @@ def refuse_flags(settings: ExportConfig, *names: str) -> None:
     """Refuse settings that have no meaning for a target.
 
     Raises:
-        InputError: one of them is set.
+        InputError: one of them is not its default.
     """
     for name in names:
-        if getattr(settings, name):
+        if getattr(settings, name) != ExportConfig.model_fields[name].default:
             raise InputError(f"--{name.replace('_', '-')} has no meaning with --to {settings.to}; leave it out.")

@@ -34,7 +34,7 @@ _PREFIX = "base_model.model."
 
 def write(job: Job) -> list[str]:
     """Write the adapter; see `Target`."""
-    refuse_flags(job.settings, "dequantize", "requantize", "adapter_only")
+    refuse_flags(job.settings, "dequantize", "requantize", "adapter_only", "gguf_type", "export_dtype")
     original = job.original
     if original.adapter is None:
         raise InputError("--to peft: an adapter is what is written; --no-adapter leaves nothing.")

@@ -81,6 +81,8 @@ def fetch(
         return local
     repo, _, wanted = model.partition(":")
     is_path = not model or model.startswith((".", "/", "~")) or "\\" in model or model.count("/") > 1
+    if model.lower().endswith(".gguf") and Path(model).parent.is_dir():
+        is_path = True  # a mistyped file: the hub need not be asked, nor its error be shown
     if Path(model).expanduser().exists() or is_path:
         found = "is a file" if Path(model).expanduser().exists() else "does not exist"
         raise InputError(

@@ -117,6 +117,11 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "a file": (("--to", "hf", "--export-path", "mlx_model/config.json"), "is a file"),
     "both ways": (("--to", "mlx", "--dequantize", "--requantize"), "not both"),
     "not its own": (("--to", "hf", "--requantize"), "--requantize has no meaning with --to hf"),
+    "a type of GGUF's": (("--to", "hf", "--gguf-type", "q4_0"), "--gguf-type has no meaning with --to hf"),
+    "a type of others": (
+        ("--to", "gguf", "--export-dtype", "bfloat16"),
+        "--export-dtype has no meaning with --to gguf",
+    ),
     "no adapter at all": (("--to", "peft", "--no-adapter"), "an adapter is what is written"),
     "adapter and none": (("--to", "hf", "--no-adapter", "--adapter-path", "x"), "excludes"),
     "no such adapter": (("--to", "hf", "--adapter-path", "nowhere"), "nowhere holds no adapter"),

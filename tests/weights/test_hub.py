@@ -279,7 +279,9 @@ def test_full_disk(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         fetch(REPO)
 
 
-@pytest.mark.parametrize("name", ["./absent", "/absent/model", "~/absent-model", "a/b/c", "absent\\model"])
+@pytest.mark.parametrize(
+    "name", ["./absent", "/absent/model", "~/absent-model", "a/b/c", "absent\\model", "absent.gguf"]
+)
 def test_a_path_that_does_not_exist(name: str, unplug: Callable[[], None]) -> None:
     unplug()
     with pytest.raises(InputError, match="does not exist; expected a model folder"):
