@@ -26,6 +26,10 @@ MOST_MESSAGES = 512
 _MOST_AT_ONCE = 128
 _MOST_STOPS = 16
 _DRAINED = 64 << 20
+_TOO_MUCH = {bool: 2, int: 1 << 31, float: 3e38}
+"""What MLX computes with: beyond, the thread that computes for all would raise, or a logit be no number."""
+_LEAST_TEMPERATURE = 1e-6
+"""Below, float32 has no room for what logits become."""
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _FINGERPRINT = mlx_lm_server.get_system_fingerprint()
 
@@ -44,6 +48,8 @@ class Handler(mlx_lm_server.APIHandler):
 
     rfile: Any
     max_tokens: int
+    top_k: int
+    temperature: float
     seed: int | None
 
     def __init__(self, engine: Engine, *args: Any) -> None:
@@ -80,7 +86,7 @@ class Handler(mlx_lm_server.APIHandler):
             return self._refuse(413, f"a request may have {MOST_BYTES:,} bytes, this one has {length}", "too_large")
         raw = self.rfile.read(int(length))
         try:
-            body = json.loads(raw, parse_constant=_no_number)
+            body = json.loads(raw.decode(), parse_constant=_no_number)  # bytes might be UTF-16, which mlx_lm's cannot
         except (ValueError, RecursionError) as error:
             return self._refuse(400, f"the request is not JSON: {error}", "invalid_json")
         if not isinstance(body, dict):
@@ -112,8 +118,8 @@ class Handler(mlx_lm_server.APIHandler):
         """
         self.requested_model, body = self._name, self.body
         for name, value in body.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{name} must be a finite number")
+            if name != "seed" and isinstance(value, int | float) and not abs(value) < _TOO_MUCH[type(value)]:
+                raise ValueError(f"{name}: {str(value)[:20]} is more than there is a use for")
         if body.get("adapters") is not None or body.get("draft_model") is not None:
             raise ValueError("adapters, draft_model: not here; an adapter is chosen by its name in `model`")
         for name in ("tools", "functions", "chat_template_kwargs", "role_mapping"):
@@ -121,6 +127,8 @@ class Handler(mlx_lm_server.APIHandler):
                 raise ValueError(f"{name}: not here; prompts are those of the training's template, which has none")
         if body.get("n") not in (None, 1):
             raise ValueError("n: one answer a request; send several")
+        if not isinstance(body.get("stream_options"), dict | None):
+            raise ValueError("stream_options: expected an object")
         stops = body.get("stop") or []
         stops = [stops] if isinstance(stops, str) else stops
         if not isinstance(stops, list) or len(stops) > _MOST_STOPS or not all(isinstance(s, str) and s for s in stops):
@@ -130,13 +138,19 @@ class Handler(mlx_lm_server.APIHandler):
         for name in ("temperature", "top_p", "max_tokens"):  # null means the default, as in OpenAI's
             if getattr(self, name) is None:
                 setattr(self, name, getattr(self.response_generator.cli_args, {"temperature": "temp"}.get(name, name)))
+        rows = num_embeddings(self._models[self._name].model) or math.inf
+        if type(self.top_k) is int and self.top_k >= rows:
+            self.top_k = 0  # all tokens; mlx_lm's thread would raise, and answer nobody any more
+        if isinstance(self.temperature, int | float) and 0 < self.temperature < _LEAST_TEMPERATURE:
+            self.temperature = 0.0
         if self.temperature == 0:
             self.seed = None  # it decides nothing, and mlx_lm answers requests that have one by themselves
-        if isinstance(body.get("logit_bias"), dict):
-            rows = num_embeddings(self._models[self._name].model) or math.inf
-            if not all(str(token).isdigit() and int(token) < rows and isinstance(bias, int | float)
-                       for token, bias in body["logit_bias"].items()):  # fmt: skip
-                raise ValueError("logit_bias: expected numbers by token ids of this model")
+        biases = body.get("logit_bias")
+        if isinstance(biases, dict) and not all(
+            token.isdecimal() and int(token) < rows and isinstance(bias, int | float) and abs(bias) < _TOO_MUCH[float]
+            for token, bias in biases.items()
+        ):
+            raise ValueError("logit_bias: expected numbers by token ids of this model")
         super().validate_model_parameters()
 
     def handle_chat_completions(self) -> Any:
@@ -160,7 +174,9 @@ class Handler(mlx_lm_server.APIHandler):
         model = self._models[self._name]
         check_ids(model.model, max(ids, default=0), "the request")
         if not ids or (model.context is not None and len(ids) >= model.context):
-            raise ValueError(f"the prompt has {len(ids):,} tokens; the model's context ends at {model.context:,}")
+            raise ValueError(
+                f"the prompt has {len(ids):,} tokens; the model's context ends at {model.context or math.inf:,}"
+            )
         if model.context is not None:
             self.max_tokens = min(self.max_tokens, model.context - len(ids))
         request.prompt, request.messages, request.tools, request.role_mapping = ids, [], None, None

@@ -29,6 +29,8 @@ CARD = "README.md"
 _PICTURES = ("loss.png", "curves.png")
 _BESIDE = ("chat_template.jinja", "mlxmath_adapter.json", *LICENSES)
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json")
+_OBJECTS = ("config", "origin", "data", "device", "adapter")
+"""Of run.json."""
 _BINARY = (".safetensors", ".gguf", ".model", ".tiktoken", ".png")
 _HEAD_BYTES = 1 << 20
 """Of a file with weights, where its own texts stand."""
@@ -87,14 +89,14 @@ def contents_of(folder: Path, run: Path | None = None) -> Contents:
     if not isinstance(config, dict):
         raise MlxmathError(f"{folder} holds no configuration: expected an object of JSON.")
     run_folder = _run_folder(folder, run)
-    record = read_json(run_folder / RUN) if run_folder else {}
+    record = _record(run_folder / RUN) if run_folder else {}
     files: dict[str, Path | bytes] = {name: folder / name for name in names}
     for name in _PICTURES:
         if run_folder and (run_folder / name).is_file():
             files[name] = run_folder / name
     for name, path in files.items():
         files[name] = _checked(name, Path(str(path)))
-    return Contents(kind, folder, files, config, run_folder, record if isinstance(record, dict) else {})
+    return Contents(kind, folder, files, config, run_folder, record)
 
 
 def _found(folder: Path) -> tuple[Kind, list[str]]:
@@ -151,6 +153,26 @@ def _run_folder(folder: Path, run: Path | None) -> Path | None:
         if isinstance(adapter, str):
             places += [Path(adapter), Path(adapter).parent]
     return next((place for place in places if (place / RUN).is_file()), None)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """What run.json holds.
+
+    Raises:
+        MlxmathError: it is damaged.
+    """
+    record = read_json(path)
+    parts = {"it": record}
+    if isinstance(record, dict):
+        parts |= {name: record.get(name, {}) for name in _OBJECTS}
+        if isinstance(record.get("config"), dict):
+            parts |= {f"config.{name}": section for name, section in record["config"].items()}
+        if type(record.get("steps", 0)) is not int:
+            raise MlxmathError(f"{path} is damaged: steps is no number.")
+    for name, part in parts.items():
+        if not isinstance(part, dict):
+            raise MlxmathError(f"{path} is damaged: {name} is no object of JSON.")
+    return parts["it"]
 
 
 def _checked(name: str, path: Path) -> Path | bytes:

@@ -120,8 +120,8 @@ def settings_of(contents: Contents) -> list[tuple[str, str]]:
             chosen = origin.get(full, "default") != "default" or full in _ALWAYS
             if chosen and name not in _NO_METHOD and value is not None:
                 found.append((full, last_parts(", ".join(map(str, value)) if isinstance(value, list) else str(value))))
-    adapter = contents.record.get("adapter", {})
-    if keys := adapter.get("keys"):
+    keys = contents.record.get("adapter", {}).get("keys")
+    if isinstance(keys, list) and keys:
         found.append(("adapted layers", ", ".join(map(str, keys))))
     return found
 

@@ -174,6 +174,12 @@ def test_an_unknown_model_is_none(client: Any) -> None:
         (user("a") | {"max_tokens": 0}, 400, "max_tokens"),
         (user("a") | {"temperature": "warm"}, 400, "temperature"),
         (user("a") | {"logit_bias": {"99999999": 5}}, 400, "logit_bias"),
+        (user("a") | {"logit_bias": {"5": 10**400}}, 400, "logit_bias"),
+        (user("a") | {"temperature": 10**400}, 400, "temperature"),
+        (user("a") | {"top_k": 10**30}, 400, "top_k"),
+        (user("a") | {"repetition_penalty": 1.2, "repetition_context_size": 1 << 70}, 400, "repetition_context_size"),
+        (user("a") | {"stream": True, "stream_options": 5}, 400, "stream_options"),
+        (json.dumps(user("a")).encode("utf-16"), 400, "not JSON"),
         (user("a") | {"model": "/etc/passwd"}, 404, "there is no model"),
         (user("a") | {"model": ["sft"]}, 404, "there is no model"),
     ],
@@ -183,6 +189,14 @@ def test_bad_requests(url: str, body: Any, status: int, message: str) -> None:
     found, answer = post(url, body)
     text = answer["error"] if isinstance(answer["error"], str) else answer["error"]["message"]
     assert (found, message in text) == (status, True), answer
+
+
+def test_extreme_ways_of_drawing_leave_the_server_alone(url: str, folder: Path) -> None:
+    few = user(QUESTIONS[0]) | {"max_tokens": 8}
+    assert post(url, few | {"temperature": 1, "top_k": 1_000_000})[0] == 200
+    _, answer = post(url, few | {"temperature": 1e-300})
+    expected = infer(folder, QUESTIONS[0], "--max-new-tokens", "8")["text"]
+    assert answer["choices"][0]["message"]["content"] == expected
 
 
 def test_what_is_no_request_and_who_may_not_ask(url: str) -> None:

@@ -256,6 +256,17 @@ def test_wrong_folders(hub: Hub, adapters: Path, tmp_path: Path) -> None:
     (adapters / "adapters.safetensors").write_bytes(data[:100])
     with pytest.raises(MlxmathError, match=r"adapters\.safetensors"):
         push(adapters, "me/tuned")
+    (adapters / "adapters.safetensors").write_bytes(data)
+    record = json.loads((adapters / "run.json").read_text())
+    for damaged, expected in (
+        ([], "it is no object"),
+        (record | {"data": None}, "data is no object"),
+        (record | {"config": {"training": []}}, r"config\.training is no object"),
+        (record | {"steps": "many"}, "steps is no number"),
+    ):
+        (adapters / "run.json").write_text(json.dumps(damaged))
+        with pytest.raises(MlxmathError, match=rf"run\.json is damaged: {expected}"):
+            push(adapters, "me/tuned")
     assert not any(method == "POST" for method, *_ in hub.requests)
 
 
