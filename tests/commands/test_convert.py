@@ -25,7 +25,7 @@ def test_convert_and_again(tmp_path: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["--model", "./absent"], 2, "does not exist"),
-        (["--quantize", "3"], 2, "'4', '8'"),
+        (["--quantize", "7"], 2, "mxfp4"),
         (["--dtype", "float8"], 2, "float8"),
     ],
 )
