@@ -50,7 +50,7 @@ def test_fused_into_a_quantized_base_the_adapter_is_kept(packed: Path, tmp_path:
         lost[way] = np.abs(logits_of(theirs, IDS) - wanted).mean() / effect
         sizes[way] = (tmp_path / way / "model.safetensors").stat().st_size
         assert "weights of" in found.notes[0]
-    assert lost["default"] < 0.1 and lost["dequantize"] < 0.01 and lost["requantize"] > 2 * lost["default"]
+    assert lost["default"] < 0.15 and lost["dequantize"] < 0.01 and lost["requantize"] > 2 * lost["default"]
     assert sizes["requantize"] < sizes["default"] < sizes["dequantize"]
     assert "lost by this rounding" in found.notes[-1]
 
