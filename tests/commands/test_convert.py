@@ -25,7 +25,7 @@ def test_convert_and_again(tmp_path: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["--model", "./absent"], 2, "does not exist"),
-        (["--quantize", "7"], 2, "mxfp4"),
+        (["--quantize", "7"], 2, "expected 2, 3, 4, 5, 6, 8, mxfp4, nvfp4, mxfp8 or"),
         (["--dtype", "float8"], 2, "float8"),
     ],
 )
