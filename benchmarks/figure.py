@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator
 RESULTS = Path(__file__).parent / "results"
 NAMES = {
     "ours": ("mlxmath", "tab:green", "*"), "mlx_lm": ("mlx_lm.lora", "tab:blue", "o"),
-    "mlx_lm_lora": ("mlx-lm-lora", "tab:blue", "o"), "unsloth": ("Unsloth MLX", "tab:purple", "s"),
+    "mlx_lm_lora": ("mlx-lm-lora", "tab:cyan", "v"), "train_perf": ("mlx-train-perf", "tab:red", "D"), "unsloth": ("Unsloth MLX", "tab:purple", "s"),
     "torch": ("torch + PEFT", "tab:orange", "^"),
 }  # fmt: skip
 """Of each contestant: name, colour, marker."""
