@@ -15,8 +15,8 @@ from matplotlib.ticker import LogLocator
 RESULTS = Path(__file__).parent / "results"
 NAMES = {
     "ours": ("mlxmath", "tab:green", "*"), "mlx_lm": ("mlx_lm.lora", "tab:blue", "o"),
-    "mlx_lm_lora": ("mlx-lm-lora", "tab:cyan", "v"), "train_perf": ("mlx-train-perf", "tab:red", "D"), "unsloth": ("Unsloth MLX", "tab:purple", "s"),
-    "torch": ("torch + PEFT", "tab:orange", "^"),
+    "mlx_lm_lora": ("mlx-lm-lora", "tab:cyan", "v"), "train_perf": ("mlx-train-perf", "tab:red", "D"),
+    "unsloth": ("Unsloth MLX", "tab:purple", "s"), "torch": ("torch + PEFT", "tab:orange", "^"),
 }  # fmt: skip
 """Of each contestant: name, colour, marker."""
 OWN_DEFAULTS = ("default", "batch 8")
@@ -40,7 +40,9 @@ def panels() -> list[tuple[str, str, str, list[dict[str, Any]]]]:
 
 
 def draw(axes: Axes, title: str, key: str, unit: str, runs: list[dict[str, Any]]) -> None:
-    """One shape: a point for each contestant and setting that was measured."""
+    """One shape: a point for each contestant and setting that was measured; the fastest of each tells its setting."""
+    fastest = {run["contestant"]: max(one.get(key) or 0 for one in runs if one["contestant"] == run["contestant"])
+               for run in runs}  # fmt: skip
     for run in runs:
         if not run.get(key) or not run.get("above_weights_bytes"):
             continue
@@ -50,7 +52,8 @@ def draw(axes: Axes, title: str, key: str, unit: str, runs: list[dict[str, Any]]
         axes.scatter(*at, color=colour, marker=marker, s=220 if own else 60, zorder=3, label=name)
         setting = "" if own and run["setting"] in OWN_DEFAULTS else run["setting"].replace("no checkpointing", "plain")
         setting = setting.removeprefix("default (").removesuffix(")").replace(", checkpointing", ", default")
-        axes.annotate(setting, at, xytext=(7, 6), textcoords="offset points", fontsize=8)
+        if own or run[key] == fastest[run["contestant"]]:
+            axes.annotate(setting, at, xytext=(7, 6), textcoords="offset points", fontsize=8)
     axes.set_title(title, fontsize=10)
     axes.set(xlabel="peak memory above the weights (GB)", ylabel=unit, xscale="log")
     axes.margins(x=0.25, y=0.2)
@@ -66,7 +69,7 @@ def draw(axes: Axes, title: str, key: str, unit: str, runs: list[dict[str, Any]]
 def draw_all(path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write the figure, with `metadata` in the PNG's fields."""
     found = panels()
-    columns = 2
+    columns = 3 if len(found) % 2 else 2
     rows = -(-len(found) // columns)
     figure = Figure(figsize=(6.5 * columns, 4.2 * rows), layout="constrained")
     for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, found, strict=False):

@@ -178,8 +178,8 @@ def _speeds(file: str, key: str, digits: int) -> Iterator[tuple[str, ...]]:
             what = ""
 
 
-NAMES = {"ours": "mlxmath", "mlx_lm": "`mlx_lm.lora`", "mlx_lm_lora": "mlx-lm-lora", "train_perf": "mlx-train-perf", "unsloth": "Unsloth's MLX trainer",
-         "torch": "torch + PEFT"}  # fmt: skip
+NAMES = {"ours": "mlxmath", "mlx_lm": "`mlx_lm.lora`", "mlx_lm_lora": "mlx-lm-lora", "train_perf": "mlx-train-perf",
+         "unsloth": "Unsloth's MLX trainer", "torch": "torch + PEFT"}  # fmt: skip
 
 
 def training_table() -> str:
