@@ -40,9 +40,9 @@ from mlxmath.weights.quantize import as_numpy, quantized_tensors
 from mlxmath.weights.tensors import TensorRef
 
 LARGEST_SHARE = 0.1
-"""Of what an adapter changes a layer's outputs: what rounding may change them by default. A trained adapter's changes add
-up over the layers as rounding's do not (on the demo 0.3 % of its effect on log-probabilities is lost); a random
-one's do not either, and logits lose 11 % of it."""
+"""Of what an adapter changes a layer's outputs: what rounding may change them by default. What a trained adapter
+changes adds up over the layers, what rounding does not: on the demo 0.3 % of the effect on log-probabilities is lost.
+Of a random adapter's effect on logits it is 11 %."""
 _MUCH = 0.2
 _PROBLEMS = 3
 """That the tuned model reads to give its layers inputs."""
