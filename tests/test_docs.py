@@ -20,9 +20,9 @@ from tests.helpers import REPOSITORY
 DOCS = REPOSITORY / "docs"
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 OF_OTHERS = {
-    "--adapter-path", "--apply_chat_template", "--chat-template", "--dequantize", "--gpus", "--lora", "--hostfile", "--model",
-    "--model_args", "--nccl-port", "--part", "--plan", "--prompt", "--save-path", "--starting-port", "--strict",
-    "--tasks",
+    "--adapter-path", "--apply_chat_template", "--chat-template", "--dequantize", "--gpus", "--hostfile", "--lora",
+    "--model", "--model_args", "--nccl-port", "--part", "--plan", "--prompt", "--save-path", "--starting-port",
+    "--strict", "--tasks",
 }  # fmt: skip
 """Options of mlx.launch, mlx_lm, lm_eval, docker, mypy and the benchmarks that pages mention."""
 MODULES = {"train": "train", "infer": "infer"}
