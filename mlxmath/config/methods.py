@@ -69,6 +69,7 @@ _positive = require(
 _no_dequantize = require(
     lambda value, others: not value or not others.get("dequantize"), "give --dequantize or --requantize, not both"
 )
+_with_check = require(lambda value, others: not value or others.get("check", True), "needs --check")
 _one_folder = require(
     lambda value, _: value is None or (value.strip(". ") and "/" not in value and "\\" not in value),
     "give the name of a folder, without a path",
@@ -280,4 +281,6 @@ class ExportConfig(Section):
     check_benchmark: str = Field(DEMO, description="Problems of the check: a name or a file, as for evaluate.")
     check_problems: Annotated[int, Field(ge=1)] = Field(20, description="Problems of the check.")
     check_tokens: Annotated[int, Field(ge=1)] = Field(128, description="Longest answer in the check, in tokens.")
-    check_accuracy: bool = Field(False, description="Grade the check's answers too, and compare the accuracies.")
+    check_accuracy: Annotated[bool, _with_check] = Field(
+        False, description="Grade the check's answers too, and compare the accuracies."
+    )

@@ -116,6 +116,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "a foreign folder": (("--to", "hf", "--export-path", "mlx_model", "--overwrite"), "no export of mlxmath"),
     "a file": (("--to", "hf", "--export-path", "mlx_model/config.json"), "is a file"),
     "both ways": (("--to", "mlx", "--dequantize", "--requantize"), "not both"),
+    "accuracy of no check": (("--to", "mlx", "--check-accuracy"), "needs --check"),
     "not its own": (("--to", "hf", "--requantize"), "--requantize has no meaning with --to hf"),
     "a type of GGUF's": (("--to", "hf", "--gguf-type", "q4_0"), "--gguf-type has no meaning with --to hf"),
     "a type of others": (
