@@ -16,7 +16,7 @@ from mlxmath.generation.decode import Decoder
 from mlxmath.models import cpu_decoding
 from mlxmath.models.served import is_served
 from mlxmath.models.shared_prefix import without_gaps
-from mlxmath.models.threads import computing_threads
+from mlxmath.models.threads import OF_PROCESS, computing_threads
 from mlxmath.runtime.blas import can_limit_threads, limit_threads, num_usable_cores
 
 T = TypeVar("T")
@@ -97,4 +97,4 @@ class Lanes:
 @cache
 def _threads() -> list[ThreadPoolExecutor]:
     """The process's threads, each of which has its own decoder of every `Lanes`."""
-    return [computing_threads(1) for _ in range(num_usable_cores())]
+    return [computing_threads(1, OF_PROCESS) for _ in range(num_usable_cores())]

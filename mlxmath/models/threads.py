@@ -26,12 +26,16 @@ class _Stream:
         mx.clear_streams()
 
 
-def computing_threads(count: int) -> ThreadPoolExecutor:
+OF_PROCESS = "mlxmath"
+"""How threads are called that stay, as those of NumPy's products do."""
+
+
+def computing_threads(count: int, name: str = "worker") -> ThreadPoolExecutor:
     """Threads with MLX streams of their own. MLX makes a stream for each, and keeps it when the thread has ended."""
-    return ThreadPoolExecutor(count, "worker", _Stream.end_with_thread)
+    return ThreadPoolExecutor(count, name, _Stream.end_with_thread)
 
 
 @functools.cache
 def thread_for_each_core() -> ThreadPoolExecutor:
     """The process's threads for work that is limited to one core each; a single one where products cannot be."""
-    return computing_threads(num_usable_cores() if can_limit_threads() else 1)
+    return computing_threads(num_usable_cores() if can_limit_threads() else 1, OF_PROCESS)
