@@ -2,6 +2,7 @@
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +29,14 @@ _LARGEST_FLOAT16 = 65504.0
 
 
 @dataclass(frozen=True)
-class Output:
+class Output(ABC):
     """Tensors that are written one after the other, and made together."""
 
     tensors: tuple[Declared, ...]
 
+    @abstractmethod
     def blocks(self) -> Iterator[Array]:
         """Their values, a tensor each."""
-        raise NotImplementedError
 
     @property
     def num_bytes(self) -> int:

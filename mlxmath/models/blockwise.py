@@ -19,8 +19,8 @@ segments and their gradients are in `mlxmath.models.segments`.
 Shapes: B rows, L positions, D hidden width.
 """
 
-from collections.abc import Collection, Generator, Hashable, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Generator, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -278,8 +278,9 @@ def _try(
     return None, whole
 
 
-def _wrong(model: nn.Module, parts: Split, kernels: Kernels, number: int) -> tuple[str | None, str | None]:
-    """How block `number` alone disagrees with autodiff, its MLP in segments and, if it does, as one; None: not."""
+@contextmanager
+def one_block(model: nn.Module, parts: Split, number: int) -> Iterator[tuple[mx.array, Outcome]]:
+    """With block `number` alone, on a stand-in: the tokens (1, L) that it is tried on, and what autodiff gives."""
     tokens_1L = mx.array([tokens_of(parts.head.vocab_size)])
 
     def hidden(added: mx.array) -> mx.array:
@@ -288,7 +289,12 @@ def _wrong(model: nn.Module, parts: Split, kernels: Kernels, number: int) -> tup
 
     with stand_in(model, [number]):
         added = mx.zeros_like(given_to(model.layers[0], lambda: parts.hidden(tokens_1L)))
-        expected = autodiff(model, [number], hidden, added)
+        yield tokens_1L, autodiff(model, [number], hidden, added)
+
+
+def _wrong(model: nn.Module, parts: Split, kernels: Kernels, number: int) -> tuple[str | None, str | None]:
+    """How block `number` alone disagrees with autodiff, its MLP in segments and, if it does, as one; None: not."""
+    with one_block(model, parts, number) as (tokens_1L, expected):
 
         def differs(whole_mlps: Collection[int]) -> str | None:
             blocks = Blockwise(model, kernels, parts=parts, chosen=[number], whole_mlps=whole_mlps)

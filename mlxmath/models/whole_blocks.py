@@ -16,14 +16,14 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlxmath.models.attention import TrainingAttention
-from mlxmath.models.blocks import kinds_of, only, path_of_blocks
-from mlxmath.models.blockwise import Blockwise, Tape
-from mlxmath.models.calls import ERRORS, given_to, standing_in, without_dropout
+from mlxmath.models.blocks import kinds_of, path_of_blocks
+from mlxmath.models.blockwise import Blockwise, Tape, one_block
+from mlxmath.models.calls import ERRORS, standing_in, without_dropout
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.layouts import Rows
 from mlxmath.models.lm_head import Split
 from mlxmath.models.segments import Gradients, parameters_of, vjp
-from mlxmath.models.trust import autodiff, disagreement, remembered, stand_in, tokens_of
+from mlxmath.models.trust import disagreement, remembered
 
 
 @dataclass(frozen=True)
@@ -149,15 +149,7 @@ class WholeBlocks(Blockwise):
 
 def _wrong(model: nn.Module, parts: Split, kernels: Kernels, number: int) -> str | None:
     """How block `number` alone disagrees with autodiff; None: not."""
-    tokens_1L = mx.array([tokens_of(parts.head.vocab_size)])
-
-    def hidden(added: mx.array) -> mx.array:
-        with only(model.layers, [number], added):
-            return parts.hidden(tokens_1L)[0]
-
-    with stand_in(model, [number]):
-        added = mx.zeros_like(given_to(model.layers[0], lambda: parts.hidden(tokens_1L)))
-        expected = autodiff(model, [number], hidden, added)
+    with one_block(model, parts, number) as (tokens_1L, expected):
         found = WholeBlocks(model, parts, kernels, chosen=[number]).trial(
             Rows(tokens_1L), mx.arange(tokens_1L.size), to_input=True
         )
