@@ -70,9 +70,8 @@ class Lanes:
     def step(self) -> tuple[list[int], list[float]]:
         """See `Decoder`."""
         found = self._on_all(lambda decoder, _: decoder.step(), [[*range(len(each))] for each in self._decoders])
-        both = [found[lane] for lane, _ in self._places]
-        numbers = [number for _, number in self._places]
-        return tuple([one[part][n] for one, n in zip(both, numbers, strict=True)] for part in (0, 1))  # type: ignore[return-value]
+        tokens, logprobs = zip(*((found[lane][0][n], found[lane][1][n]) for lane, n in self._places), strict=True)
+        return list(tokens), list(logprobs)
 
     def keep(self, indices: Sequence[int]) -> None:
         """See `Decoder`."""

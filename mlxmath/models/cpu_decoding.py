@@ -1,8 +1,9 @@
 """Decoding on a CPU in float32 with the device's own kernels, on all cores.
 
 Prompts are read in parts by threads that have a core each: element-wise operations of MLX run on one, and products of
-many rows are as fast on one core each as on all of them one after the other. A step of few rows, whose products wait
-for the weights, stays together; its attention and SwiGLU are shared out among the cores.
+many rows are as fast on one core each as on all of them one after the other. Many rows are drawn likewise
+(`mlxmath.generation.lanes`); of few, whose products wait for the weights, a step stays together, and its attention and
+SwiGLU are shared out among the cores.
 
 mlx_lm's models run as they are: their attention asks the cache, and their SwiGLU gives way (`mlxmath.models.segments`).
 
