@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from mlxmath.data.problem import SkippedRowError
 from mlxmath.errors import InputError
+from mlxmath.runtime.bounded import OverrunError
+from mlxmath.runtime.foreign import TemplateError, rendered
 
 DATE = "26 Jul 2024"
 """What a template that writes today's date is told, so that every day gives the same rows (Llama's own default)."""
@@ -109,12 +111,14 @@ class ChatFormat:
     def written(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None, *, generate: bool = False
     ) -> str | None:
-        """What the chat template makes of messages; None if it refuses them."""
-        import jinja2
+        """What the chat template makes of messages; None if it refuses them.
 
+        Raises:
+            InputError: see `write`.
+        """
         try:
             return self._written(messages, tools, generate)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError):
+        except TemplateError:
             return None
 
     @cached_property
@@ -144,11 +148,9 @@ class ChatFormat:
         return re.compile("|".join(map(re.escape, ends)))
 
     def _find_layout(self, roles: tuple[str, ...], generate: bool) -> Layout:
-        import jinja2
-
         try:
             pieces = self._pieces(roles, generate)
-        except (jinja2.TemplateError, _LostMessageError) as error:
+        except (TemplateError, _LostMessageError) as error:
             if roles[:2] == ("system", "user"):  # some templates know no system message: it goes to the user's
                 return self._find_layout(roles[1:], generate)._replace(folds_system=True)
             if roles != ("user", "assistant")[: len(roles)]:
@@ -177,11 +179,32 @@ class ChatFormat:
         return tuple(MARKER.split(text)[::2])
 
     def _written(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, generate: bool) -> str:
-        """What the template makes of messages, with a fixed date in it (a function is no argument of a template)."""
+        """The same with a fixed date in it (a function is no argument of a template)."""
         source = (STRFTIME_NOW if "strftime_now" in self.source else "") + self.source
-        return str(
-            self._tokenizer.apply_chat_template(
-                list(messages), tools=tools, tokenize=False, chat_template=source, add_generation_prompt=generate,
-                date_string=DATE,
-            )
-        )  # fmt: skip
+        try:
+            return write(self._tokenizer, source, messages, tools, generate)
+        except OverrunError as error:
+            raise InputError(
+                f"--template {self._name}: the tokenizer's chat template is not followed to its end: {error}; choose "
+                "another template, or correct the tokenizer's chat_template.jinja."
+            ) from None
+
+
+def write(
+    tokenizer: Any, source: str, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, generate: bool
+) -> str:
+    """What a chat template makes of messages, as `apply_chat_template` of `transformers` has it.
+
+    Args:
+        tokenizer: of `transformers`; the template may name its special tokens.
+        source: Jinja.
+        messages: with their roles and contents.
+        tools: that may be called.
+        generate: end with the beginning of an answer.
+
+    Raises:
+        TemplateError: the template fails, or refuses the messages.
+        OverrunError: it takes, or writes, too much.
+    """
+    given = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": generate}
+    return rendered(source, {**tokenizer.special_tokens_map, "date_string": DATE, **given})
