@@ -32,10 +32,10 @@ def main(
         folder, repository, run=run, evaluations=evaluation, licence=licence, public=public, dry_run=dry_run
     )  # fmt: skip
     if dry_run:
-        put(found.card or "")
+        put(found.card)
         for name, count in found.sizes.items():
             say(f"  {name}  {size(count)}")
         say(f"nothing was sent; {'public' if public else 'private'}, to {found.repository}")
         return
     say(f"pushed to {found.repository}")
-    put(found.url)
+    put(found.url or "")

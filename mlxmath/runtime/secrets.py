@@ -38,9 +38,7 @@ def spelt(key: str) -> re.Pattern[str]:
     forms = dict.fromkeys((key, key.encode().hex(), *_in_base64(key.encode())))
     return re.compile(
         "|".join(
-            gap.join(
-                rf"(?:\\{{0,8}}{re.escape(c)}|\\{{1,8}}u00{ord(c):02x}|%(?:25){{0,4}}{ord(c):02x})" for c in form
-            )
+            gap.join(rf"(?:\\{{0,8}}{re.escape(c)}|\\{{1,8}}u00{ord(c):02x}|%(?:25){{0,4}}{ord(c):02x})" for c in form)
             for form in forms
         ),
         re.IGNORECASE,

@@ -32,7 +32,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "source",
     [LOOP, DOUBLED, "{{ 'a' * 10**10 }}", "{{ '%9999999999d' | format(1) }}", "{{ 'a'.center(10**10) }}",
-     "{% for i in range(9999) %}{{ 'abcdefghij' * 100 }}{% endfor %}", "{{ 7 ** 10**8 }}", " " * 4_000_001],
+     "{% for i in range(9999) %}{{ 'abcdefghij' * 100 }}{% endfor %}", "{{ 7 ** (10**8) }}", " " * 4_000_001],
 )  # fmt: skip
 def test_a_template_without_end_or_measure_is_ended(source: str) -> None:
     start = time.monotonic()
@@ -53,7 +53,7 @@ def test_a_template_without_end_or_measure_is_ended(source: str) -> None:
         ("{% if", "TemplateSyntaxError"),
         ("{{ x.y.z }}", "UndefinedError"),
         ("{{ range(10**9) | list }}", "OverflowError"),
-        ("{{ ''.__class__ }}", "SecurityError"),
+        ("{{ ''.__class__.__mro__ }}", "SecurityError"),
         ("{{ cycler.__init__.__globals__ }}", "SecurityError"),
         ("{{ [].append(1) }}", "SecurityError"),
         ("{{ namespace(__class__=1) }}", "SecurityError"),
@@ -80,6 +80,8 @@ def test_many_threads_render_at_once() -> None:
         (LOOP, "it takes more than 0.5 s of a processor.*choose another template"),
         (DOUBLED, "it takes more than 512 MB"),
         ("{{ messages | length // 0 }}", "refuses the turns user: ZeroDivisionError"),
+        ("{{ messages[0].content }}{{ 1 // 0 if messages[0].content[0] == ' ' }}", "refuses the turns user: ZeroDiv"),
+        ("\ue000{{ '9' * 5000 }}\ue001", "refuses the turns user: it does not keep user"),
     ],
 )
 def test_a_model_s_template_that_is_bad_is_one_clear_error(template: str, said: str) -> None:
@@ -89,7 +91,7 @@ def test_a_model_s_template_that_is_bad_is_one_clear_error(template: str, said: 
         get_template("chat").for_tokenizer(tokenizer).prompt("q")
 
 
-@pytest.mark.parametrize("pattern", [r"(a+)+\x02", r"(\w+\s?)+$", r"(?:a*)*(?:a*)*(?:a*)*!x", "(" * 4_000_001])
+@pytest.mark.parametrize("pattern", [r"(a+)+\x02", r"(\w+\s?)+$", "(" * 4_000_001])
 def test_a_tokenizer_s_expression_that_takes_for_ever_is_found(pattern: str) -> None:
     with pytest.raises(OverrunError):
         try_cuts((pattern,))
