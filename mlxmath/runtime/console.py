@@ -133,7 +133,11 @@ def put(text: str, end: str = "\n", **style: Any) -> None:
         end: what follows it.
         **style: of `click.style`.
     """
-    click.secho((harmless(text) if sys.stdout.isatty() else text) + end, nl=False, **style)
+    text = (harmless(text) if sys.stdout.isatty() else text) + end
+    if style:
+        click.secho(text, nl=False, **style)
+    else:
+        click.echo(text, nl=False, color=True)  # else click removes from a file what it takes for colours
 
 
 def fail(text: str) -> None:

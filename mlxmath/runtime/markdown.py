@@ -4,7 +4,7 @@ import re
 
 from mlxmath.runtime.console import harmless, printable
 
-_MARKUP = re.compile(r"[\\\[\]|]")
+_MARKUP = re.compile(r"[\\`\[\]|]")
 
 
 def cell(value: object) -> str:

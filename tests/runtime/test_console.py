@@ -77,8 +77,8 @@ def test_a_result_is_as_it_is_in_a_file_and_harmless_on_a_terminal(
     is_terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
-    put("a\x07\u202e\nb", end="")
-    assert capsys.readouterr().out == ("a  \nb" if is_terminal else "a\x07\u202e\nb")
+    put("a\x1b[2J\u202e\nb", end="")
+    assert capsys.readouterr().out == ("a [2J \nb" if is_terminal else "a\x1b[2J\u202e\nb")
 
 
 def test_a_progress_bar_shows_no_control_characters() -> None:

@@ -11,6 +11,7 @@ from mlxmath.runtime.markdown import block, cell, code
         ("plain, 5 % of 3_000", "plain, 5 % of 3_000"),
         ("![x](//evil.test/x.png)", "!\\[x\\](//evil.test/x.png)"),
         ("\\[x](y)", "\\\\\\[x\\](y)"),  # the backslash of others does not eat ours
+        ("a`b", "a\\`b"),  # nor does their code begin where ours does
         ("<img src=x>", "&lt;img src=x>"),
         ("a | b\n| c", "a \\| b \\| c"),
         ("a\x1b[2J\u202eb\r\n\x00", "a \\[2J b"),
