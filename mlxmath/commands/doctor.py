@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mlxmath.commands import options
+from mlxmath.runtime.console import harmless, printable
 
 if TYPE_CHECKING:
     from mlxmath.runtime.doctor import Check
@@ -51,5 +52,5 @@ def show(checks: "list[Check]") -> None:
     for column in ("", "what", "found"):
         table.add_column(column, overflow="fold")
     for check in checks:
-        table.add_row(_SIGNS[check.status], check.name, escape(check.found))
+        table.add_row(_SIGNS[check.status], escape(printable(check.name)), escape(harmless(check.found)))
     Console().print(table)

@@ -14,7 +14,7 @@ from mlxmath.commands import options
 from mlxmath.config.load import settings_from
 from mlxmath.config.schema import RunConfig
 from mlxmath.errors import InputError
-from mlxmath.runtime.console import say
+from mlxmath.runtime.console import put, say
 
 if TYPE_CHECKING:
     from mlxmath.data.templates import Template
@@ -151,7 +151,7 @@ def answer(
         if isinstance(piece, Completion):
             completion = piece
         elif ranks.first and not as_json:
-            click.echo(piece, nl=False)
+            put(piece, end="")
     assert completion is not None
     seconds = time.perf_counter() - start
     if not ranks.first:
@@ -167,9 +167,9 @@ def answer(
             "adapter": str(adapter) if adapter else None,
             "template": used,
         }
-        click.echo(json.dumps(result, ensure_ascii=False))
+        put(json.dumps(result, ensure_ascii=False))
     else:
-        click.echo()
+        put("")
     say(
         f"{len(completion.tokens)} tokens in {seconds:.1f}s ({len(completion.tokens) / seconds:.0f} tok/s), "
         f"ended by {completion.finish_reason}"

@@ -15,7 +15,7 @@ from mlxmath.config.load import RECIPES, RUN, Resolved
 from mlxmath.config.schema import SECTIONS, SETTINGS, ModelConfig, RunConfig, keyword, option_name
 from mlxmath.config.section import plain_type
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.runtime.console import fail, say, shown
+from mlxmath.runtime.console import fail, harmless, say, shown
 from mlxmath.runtime.trouble import trouble
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class Command(click.Command):
                 raise  # with click a reader of the results that goes away ends the command quietly
             except MlxmathError as error:
                 if verbose:
-                    traceback.print_exc()
+                    click.echo(harmless(traceback.format_exc()), err=True)
                 fail(str(error))
                 ctx.exit(error.exit_code)
             except KeyboardInterrupt:
@@ -175,7 +175,7 @@ class Command(click.Command):
                 ctx.exit(130)
             except Exception as error:
                 if verbose:
-                    traceback.print_exc()
+                    click.echo(harmless(traceback.format_exc()), err=True)
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     fail(f"cannot write the results: {error.strerror}; free some space, then run the command again.")
                 elif (found := trouble(error)) is not None:

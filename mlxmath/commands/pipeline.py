@@ -12,7 +12,7 @@ from mlxmath.commands import options
 from mlxmath.config.load import TRAINED_FROM, Layer, Resolved, full_names, recipe_layer, resolve
 from mlxmath.config.section import read_toml
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.runtime.console import duration, say
+from mlxmath.runtime.console import duration, put, say
 
 T = TypeVar("T")
 
@@ -119,7 +119,7 @@ def pipeline(
     results = run("evaluate", lambda: evaluate(config, contestants, Ranks(), resume=True, overwrite=overwrite))
     if results is not None:
         say("\n" + ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in took.items()))
-        click.echo((Path(results["folder"]) / "model_card.md").read_text(encoding="utf-8"))
+        put((Path(results["folder"]) / "model_card.md").read_text(encoding="utf-8"))
 
 
 def configure(

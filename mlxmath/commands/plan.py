@@ -6,7 +6,7 @@ import click
 
 from mlxmath.commands import options
 from mlxmath.config.load import TRAINED_FROM, settings_from
-from mlxmath.runtime.console import size
+from mlxmath.runtime.console import put, size
 from mlxmath.training.plan import OBJECTIVES, Objective, parse_size, plan_run
 
 
@@ -47,9 +47,9 @@ def main(memory: str | None, objective: Objective, **values: Any) -> None:
     config = settings_from((*TRAINED_FROM, "grpo"), origin="option", **values).config
     found = plan_run(config, objective, None if memory is None else parse_size(memory))
     for line in (found.model, *found.lines):
-        click.echo(line)
+        put(line)
     for change, total in found.remedies:
         verdict = "fits" if total <= found.device_bytes else "still too much"
-        click.echo(f"  with {change}: {size(total)} ({verdict})")
+        put(f"  with {change}: {size(total)} ({verdict})")
     if not found.fits:
         raise SystemExit(1)

@@ -7,7 +7,7 @@ import click
 
 from mlxmath.commands import options
 from mlxmath.config.load import settings_from
-from mlxmath.runtime.console import say
+from mlxmath.runtime.console import put, say
 
 if TYPE_CHECKING:
     from mlxmath.data.cache import TokenRows
@@ -54,12 +54,12 @@ def show_rows(rows: "TokenRows", model_folder: Path, count: int, *, trust_remote
     for index in range(min(count, len(rows))):
         tokens, mask = rows.row(index)
         ends = [*(np.flatnonzero(np.diff(mask)) + 1).tolist(), len(tokens)]
-        click.echo(f"--- row {index}: {len(tokens)} tokens, {int(mask.sum())} targets")
+        put(f"--- row {index}: {len(tokens)} tokens, {int(mask.sum())} targets")
         start = shown = 0
         for end in ends:
             text = codec.decode(tokens[:end].tolist())
             target = bool(mask[start])
             part = f"⟦{text[shown:]}⟧" if target else text[shown:]
-            click.secho(part, nl=False, fg="green" if target else None, dim=not target)
+            put(part, end="", fg="green" if target else None, dim=not target)
             start, shown = end, len(text)
-        click.echo()
+        put("")

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from mlxmath.commands import options
-from mlxmath.runtime.console import say, size
+from mlxmath.runtime.console import put, say, size
 
 _FOLDER = click.Path(path_type=Path)
 
@@ -32,10 +32,10 @@ def main(
         folder, repository, run=run, evaluations=evaluation, licence=licence, public=public, dry_run=dry_run
     )  # fmt: skip
     if dry_run:
-        click.echo(found.card)
+        put(found.card)
         for name, count in found.sizes.items():
             say(f"  {name}  {size(count)}")
         say(f"nothing was sent; {'public' if public else 'private'}, to {found.repository}")
         return
     say(f"pushed to {found.repository}")
-    click.echo(found.url)
+    put(found.url or "")

@@ -8,7 +8,7 @@ import click
 from mlxmath.commands import options
 from mlxmath.config.load import RECIPES, recipe_path
 from mlxmath.errors import InputError
-from mlxmath.runtime.console import say
+from mlxmath.runtime.console import put, say
 from mlxmath.runtime.files import atomic_write
 
 
@@ -20,14 +20,14 @@ def main(context: click.Context) -> None:
         width = max(map(len, RECIPES))
         for name in RECIPES:
             description = tomllib.loads(recipe_path(name).read_text(encoding="utf-8"))["description"]
-            click.echo(f"{name:{width}}  {description}")
+            put(f"{name:{width}}  {description}")
 
 
 @main.command("show", cls=options.Command)
 @click.argument("name")
 def show(name: str) -> None:
     """Print a recipe's file."""
-    click.echo(recipe_path(name).read_text(encoding="utf-8"), nl=False)
+    put(recipe_path(name).read_text(encoding="utf-8"), end="")
 
 
 @main.command("copy", cls=options.Command)

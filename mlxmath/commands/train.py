@@ -9,6 +9,7 @@ from mlxmath.commands import options
 from mlxmath.config.load import TRAINED_FROM, Resolved, settings_from
 from mlxmath.config.schema import RunConfig
 from mlxmath.errors import InputError, MlxmathError
+from mlxmath.runtime.console import put
 
 
 @options.command("train", shared=True, long=True)
@@ -33,7 +34,7 @@ def show(resolved: Resolved) -> None:
     config = resolved.config
     get_template(config.data.template, config.data.template_file)
     for line in resolved.lines((*TRAINED_FROM, *resolved.others(TRAINED_FROM))):
-        click.echo(line)
+        put(line)
     _, device = open_backend(config.runtime, config.training.seed)
     try:
         model_config = _model_config(config)
@@ -41,10 +42,10 @@ def show(resolved: Resolved) -> None:
     except InputError:
         raise
     except MlxmathError as error:
-        click.echo(f"memory plan: not available: {error}")
+        put(f"memory plan: not available: {error}")
         return
     for line in lines:
-        click.echo(line)
+        put(line)
 
 
 def _model_config(config: RunConfig) -> dict[str, Any]:

@@ -5,18 +5,21 @@ same for all texts.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from mlxmath.data.problem import SkippedRowError
 from mlxmath.errors import InputError
+from mlxmath.runtime.bounded import OverrunError
+from mlxmath.runtime.foreign import TemplateError, rendered
 
 DATE = "26 Jul 2024"
 """What a template that writes today's date is told, so that every day gives the same rows (Llama's own default)."""
 STRFTIME_NOW = f"{{%- macro strftime_now(format) -%}}{DATE}{{%- endmacro -%}}"
-MARKER = re.compile("\ue000([0-9]+)\ue001")
+MARKER = re.compile("\ue000([0-9]{1,6})\ue001")
 
+_MOST_LAYOUTS = 1000
 _CALL_ENDS = ("<|eom_id|>", "<|call|>")
 """What ends a turn that calls a tool in the templates of Llama 3.1 and gpt-oss."""
 _THINKING_FIELDS = ("reasoning_content", "thinking", "reasoning")
@@ -89,6 +92,8 @@ class ChatFormat:
         """
         key = (*roles, "generate" if generate else "")
         if key not in self._layouts:
+            if len(self._layouts) >= _MOST_LAYOUTS:  # a server's clients choose the roles
+                self._layouts.clear()
             try:
                 self._layouts[key] = self._find_layout(roles, generate)
             except (InputError, SkippedRowError) as error:
@@ -109,12 +114,14 @@ class ChatFormat:
     def written(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None, *, generate: bool = False
     ) -> str | None:
-        """What the chat template makes of messages; None if it refuses them."""
-        import jinja2
+        """What the chat template makes of messages; None if it refuses them.
 
+        Raises:
+            InputError: see `write`.
+        """
         try:
             return self._written(messages, tools, generate)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError):
+        except TemplateError:
             return None
 
     @cached_property
@@ -144,11 +151,10 @@ class ChatFormat:
         return re.compile("|".join(map(re.escape, ends)))
 
     def _find_layout(self, roles: tuple[str, ...], generate: bool) -> Layout:
-        import jinja2
-
         try:
             pieces = self._pieces(roles, generate)
-        except (jinja2.TemplateError, _LostMessageError) as error:
+            trimmed = self._trimmed(roles, generate, pieces)
+        except (TemplateError, _LostMessageError) as error:
             if roles[:2] == ("system", "user"):  # some templates know no system message: it goes to the user's
                 return self._find_layout(roles[1:], generate)._replace(folds_system=True)
             if roles != ("user", "assistant")[: len(roles)]:
@@ -156,18 +162,26 @@ class ChatFormat:
             raise InputError(
                 f"--template {self._name}: the tokenizer's chat template refuses the turns {', '.join(roles)}: {error}"
             ) from None
-        trimmed = (self._pieces(roles, generate, padded=index) == pieces for index in range(len(roles)))
-        return Layout(pieces, tuple(trimmed))
+        return Layout(pieces, trimmed)
 
-    def _pieces(self, roles: tuple[str, ...], generate: bool, padded: int | None = None) -> tuple[str, ...]:
+    def _trimmed(self, roles: tuple[str, ...], generate: bool, pieces: tuple[str, ...]) -> tuple[bool, ...]:
+        """Of each message, whether spaces around its text are removed; most templates remove all or none."""
+        last = len(roles)
+        padded = self._pieces(roles, generate, padded=range(last))
+        if padded == tuple(" " * (i > 0) + piece + " " * (i < last) for i, piece in enumerate(pieces)):
+            return (False,) * last
+        return tuple(padded == pieces or self._pieces(roles, generate, padded=(i,)) == pieces for i in range(last))
+
+    def _pieces(self, roles: tuple[str, ...], generate: bool, padded: Container[int] = ()) -> tuple[str, ...]:
         """What stands before, between and after the messages' texts.
 
         Args:
             roles: of the messages.
             generate: end with the beginning of an answer.
-            padded: the text of this message has spaces around it (they are in the pieces unless the template trims).
+            padded: the texts of these messages have spaces around them (they are in the pieces unless the template
+                trims).
         """
-        marks = [f" {marker(index)} " if index == padded else marker(index) for index in range(len(roles))]
+        marks = [f" {marker(index)} " if index in padded else marker(index) for index in range(len(roles))]
         messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
         text = self._written(messages, None, generate)
         found = numbers_of(text)
@@ -177,11 +191,32 @@ class ChatFormat:
         return tuple(MARKER.split(text)[::2])
 
     def _written(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, generate: bool) -> str:
-        """What the template makes of messages, with a fixed date in it (a function is no argument of a template)."""
+        """The same with a fixed date in it (a function is no argument of a template)."""
         source = (STRFTIME_NOW if "strftime_now" in self.source else "") + self.source
-        return str(
-            self._tokenizer.apply_chat_template(
-                list(messages), tools=tools, tokenize=False, chat_template=source, add_generation_prompt=generate,
-                date_string=DATE,
-            )
-        )  # fmt: skip
+        try:
+            return write(self._tokenizer, source, messages, tools, generate)
+        except OverrunError as error:
+            raise InputError(
+                f"--template {self._name}: the tokenizer's chat template is not followed to its end: {error}; choose "
+                "another template, or correct the tokenizer's chat_template.jinja."
+            ) from None
+
+
+def write(
+    tokenizer: Any, source: str, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, generate: bool
+) -> str:
+    """What a chat template makes of messages, as `apply_chat_template` of `transformers` has it.
+
+    Args:
+        tokenizer: of `transformers`; the template may name its special tokens.
+        source: Jinja.
+        messages: with their roles and contents.
+        tools: that may be called.
+        generate: end with the beginning of an answer.
+
+    Raises:
+        TemplateError: the template fails, or refuses the messages.
+        OverrunError: it takes, or writes, too much.
+    """
+    given = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": generate}
+    return rendered(source, {**tokenizer.special_tokens_map, "date_string": DATE, **given})

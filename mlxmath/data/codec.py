@@ -7,7 +7,8 @@ tokenizer adds, and the end-of-text token of a training row, are put there as id
 import copy
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,11 +138,12 @@ class FastCodec(TextCodec):
 
     def encode(self, text: str, led: bool = False) -> list[int]:
         """See `TextCodec.encode`."""
-        if led:
-            with_mark: list[int] = self._marked.encode(self._mark + text, add_special_tokens=False).ids
-            return with_mark[1:]
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-        return ids
+        with _no_panic():
+            if led:
+                with_mark: list[int] = self._marked.encode(self._mark + text, add_special_tokens=False).ids
+                return with_mark[1:]
+            ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+            return ids
 
     def decode(self, ids: list[int]) -> str:
         """The text of `ids`, control tokens shown."""
@@ -166,7 +168,8 @@ class FastCodec(TextCodec):
         """Both sides of each pair, None where the anchor's ids do not begin the completion's side."""
         middle = self._mark + anchor
         texts = [(self._mark if led else "") + prompt + middle + completion for prompt, completion, led in pairs]
-        encodings = self._marked.encode_batch_fast(texts, add_special_tokens=False)
+        with _no_panic():
+            encodings = self._marked.encode_batch_fast(texts, add_special_tokens=False)
         result: list[IdPair | None] = []
         for encoding, pair in zip(encodings, pairs, strict=True):
             ids = encoding.ids[pair.led :]
@@ -203,6 +206,23 @@ def codec_of(tokenizer: Any) -> TextCodec:
         codec = TextCodec(tokenizer) if backend is None else FastCodec(tokenizer, backend)
         _codecs[tokenizer] = (len(tokenizer), codec)
     return codec
+
+
+@contextmanager
+def _no_panic() -> Iterator[None]:
+    """Turn what the `tokenizers` library raises where it gives up, which is no `Exception`, into an error.
+
+    Its regular expressions have a bound of their own; `try_cuts` has found those that reach it easily.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise MlxmathError(
+            f"the tokenizer gives up on a text: {str(error)[:200]}; a regular expression in its tokenizer.json takes "
+            "too long. Take the model's tokenizer from its source again."
+        ) from None
 
 
 def _prefix(tokenizer: Any) -> list[int]:

@@ -9,6 +9,8 @@ from operator import ge, gt, le, lt
 from mlxmath.data.columns import Columns, near
 from mlxmath.data.problem import Problem
 from mlxmath.errors import InputError
+from mlxmath.runtime.bounded import OverrunError
+from mlxmath.runtime.foreign import Pattern
 
 FIELDS = ("question", "solution", "answer", "difficulty", "subject", "source", "length")
 """Fields that every problem has, whatever its dataset; `length` is that of question and solution, in characters."""
@@ -101,16 +103,23 @@ def _condition(text: str, operator: str, wanted: str) -> Callable[[Value], bool]
         return lambda value: (found := number(value)) is not None and compare(found, limit)
     if operator == "matches":
         try:
-            pattern = re.compile(wanted, re.DOTALL)
-        except re.error as error:
+            pattern = Pattern(wanted)
+        except ValueError as error:
             raise InputError(f"--filters: {text!r}: {wanted!r} is not a regular expression: {error}") from None
-        return lambda value: value is not None and pattern.search(str(value)) is not None
+        return lambda value: value is not None and _matches(text, pattern, str(value))
     if operator.endswith("contains"):
         part = wanted.casefold()
         return lambda value: (value is not None and part in str(value).casefold()) != negated
     options = [wanted] if operator in ("=", "!=") else wanted.split(",")
     allowed = {_folded(option.strip().strip("'\"")) for option in options}
     return lambda value: (value is not None and _folded(value) in allowed) != negated
+
+
+def _matches(text: str, pattern: Pattern, value: str) -> bool:
+    try:
+        return pattern.is_in(value)
+    except OverrunError as error:
+        raise InputError(f"--filters: {text!r}: {error}; write a simpler regular expression.") from None
 
 
 def _folded(value: Value) -> str | float:

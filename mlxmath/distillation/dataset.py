@@ -17,6 +17,7 @@ from mlxmath.distillation.filter import NOT_BEST, REPEATED, choose, judge, pair
 from mlxmath.distillation.questions import Task
 from mlxmath.distillation.responses import Response
 from mlxmath.runtime.files import atomic_file, atomic_write
+from mlxmath.runtime.markdown import cell
 
 SOLUTIONS, REJECTED, PAIRS, CARD, LENGTHS = "solutions.jsonl", "rejected.jsonl", "pairs.jsonl", "card.md", "lengths.png"
 NOT_ANSWERED = "not answered"
@@ -154,7 +155,7 @@ def write_card(result: DistillResult, title: str, facts: Mapping[str, Any], sett
     ]  # fmt: skip
     parts = []
     for heading, head, rows in tables:
-        lines = [f"| {' | '.join(map(_cell, row))} |" for row in (head, *rows)]
+        lines = [f"| {' | '.join(cell('-' if value is None else value) for value in row)} |" for row in (head, *rows)]
         if len(lines) > 1:
             parts.append("\n".join([heading, "", lines[0], "|" + "---|" * len(head), *lines[1:]]))
     parts.append(
@@ -167,10 +168,6 @@ def write_card(result: DistillResult, title: str, facts: Mapping[str, Any], sett
 
 def _share(part: int, whole: int) -> tuple[str, str]:
     return f"{part:,}", f"{100 * part / whole:.1f} %" if whole else "-"
-
-
-def _cell(value: Any) -> str:
-    return " ".join(str("-" if value is None else value).split()).replace("|", "\\|")
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

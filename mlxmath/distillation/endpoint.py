@@ -5,7 +5,6 @@ import json
 import math
 import os
 import random
-import re
 import signal
 import ssl
 import threading
@@ -24,6 +23,7 @@ from mlxmath.distillation.questions import Task, sample_seed
 from mlxmath.distillation.teacher import Answer, OnOutcome, Refused, TryAgain, error_message, prompt, read_answer
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.console import say, warn
+from mlxmath.runtime.secrets import spelt
 
 _MOST_BYTES, _MOST_ERROR_BYTES = 64 << 20, 1 << 16
 _TRIED_AGAIN = (408, 409, 425, 429)
@@ -71,6 +71,7 @@ class Endpoint:
                 )
             if self.url.startswith("http:") and self._host not in _LOCAL:
                 warn(f"--teacher-url {self.url}: the key crosses the network unencrypted; use https.")
+        self._spelt = spelt(self._key) if self._key and len(self._key) >= _SHORTEST_KEY else None
         self._body = settings.model_dump(include={"temperature", "top_p", "max_tokens"})
         self._body |= json.loads(settings.teacher_extra or "{}")
 
@@ -126,6 +127,8 @@ class Endpoint:
                     content_read += piece
                     if len(content_read) > most:
                         break
+            if len(content_read) > most and not reply.is_success:
+                content_read.clear()  # as below
         except (TimeoutError, httpx2.HTTPError) as error:
             if reply is None or reply.is_success:
                 raise self._broken(error) from None
@@ -159,11 +162,8 @@ class Endpoint:
         return MlxmathError(f"--teacher-url {self.url}: {reason}; {hint}.") if hint else Refused(reason)
 
     def _hide(self, text: str) -> str:
-        """The text without the key, however it is spelt: in JSON's escapes, or a URL's."""
-        if self._key is None or len(self._key) < _SHORTEST_KEY:
-            return text
-        spelt = (rf"(?:\\{{0,8}}{re.escape(c)}|\\{{1,8}}u00{ord(c):02x}|%(?:25){{0,4}}{ord(c):02x})" for c in self._key)
-        return re.sub("".join(spelt), "[key]", text, flags=re.IGNORECASE)
+        """The text without the key."""
+        return text if self._spelt is None else self._spelt.sub("[key]", text)
 
 
 class _Asking:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from mlxmath.config.methods import DistillationConfig
 from mlxmath.config.schema import RuntimeConfig
 from mlxmath.distillation.questions import Task
-from mlxmath.runtime.console import say
+from mlxmath.runtime.console import printable, say
 from mlxmath.runtime.files import parse_json
 
 _OPENED = "<think>"
@@ -129,7 +129,7 @@ def error_message(text: str) -> str:
         found = text
     for name in ("error", "message"):
         found = found.get(name, found) if isinstance(found, dict) else found
-    return " ".join("".join(c if c.isprintable() else " " for c in str(found)).split())[:200]
+    return " ".join(printable(str(found)).split())[:200]
 
 
 def _parts(content: Any) -> tuple[str, str]:

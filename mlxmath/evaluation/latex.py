@@ -8,13 +8,15 @@ import re
 from functools import lru_cache
 from xml.etree import ElementTree
 
-MATH = re.compile(
-    r"\$\$(?P<display>.+?)\$\$"
-    r"|\\\[(?P<bracket>.+?)\\\]"
-    r"|\\\((?P<paren>.+?)\\\)"
-    r"|(?P<environment>\\begin\{(?P<name>align\*?|aligned|equation\*?|gather\*?|cases|[pbvV]?matrix)\}.+?\\end\{(?P=name)\})"
+from mlxmath.runtime.console import harmless
+
+MATH = re.compile(  # 2000 is LONGEST: else each beginning without an end would be followed through the whole text
+    r"\$\$(?P<display>.{1,2000}?)\$\$"
+    r"|\\\[(?P<bracket>.{1,2000}?)\\\]"
+    r"|\\\((?P<paren>.{1,2000}?)\\\)"
+    r"|(?P<environment>\\begin\{(?P<name>align\*?|aligned|equation\*?|gather\*?|cases|[pbvV]?matrix)\}.{1,2000}?\\end\{(?P=name)\})"
     # one line, no blank inside the marks, no digit behind them: "$5 and $6" is money
-    r"|(?<![\\$])\$(?!\s)(?P<inline>[^$\n]+?)(?<![\s\\])\$(?![\d$])"
+    r"|(?<![\\$])\$(?!\s)(?P<inline>[^$\n]{1,2000}?)(?<![\s\\])\$(?![\d$])"
     r"|(?P<boxed>\\boxed\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})",
     re.DOTALL,
 )
@@ -38,6 +40,7 @@ _VALUE = re.compile(r"[-\w.%# ]{0,40}")
 
 def to_html(text: str) -> str:
     """Escaped text with its formulas as MathML; a formula that cannot be read stays as its source."""
+    text = harmless(text)
     parts, end = [], 0
     for match in MATH.finditer(text):
         kind, source = next((k, found) for k, found in match.groupdict().items() if found is not None)
@@ -49,6 +52,7 @@ def to_html(text: str) -> str:
 
 def answer_to_html(text: str) -> str:
     """A final answer: a formula if it looks like one, else text."""
+    text = harmless(text)
     return (formula(text.strip().strip("$")) if set(text) & set("\\^_") else None) or html.escape(text)
 
 

@@ -22,8 +22,9 @@ from mlxmath.evaluation.samples import SAMPLES, Sample, read_samples, read_setti
 from mlxmath.evaluation.score import CATEGORIES, OUTCOMES, Scored, collect, outcome, results
 from mlxmath.evaluation.wording import SOUNDNESS, each, interval, p_value, percent, points, sentence, soundness
 from mlxmath.grading import grade_many
-from mlxmath.runtime.console import is_shown, printable, say
+from mlxmath.runtime.console import harmless, is_shown, printable, say
 from mlxmath.runtime.files import atomic_json, atomic_write
+from mlxmath.runtime.markdown import cell
 
 _FOLDER = Path(__file__).with_name("page")
 _MOST_SHOWN = 20_000
@@ -195,18 +196,14 @@ def card(view: Mapping[str, Any]) -> str:
     return _environment().get_template("model_card.md").render(view, heads=heads, rows=rows)
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
-
-
 def _environment(*, autoescape: bool = False) -> Environment:
     found = Environment(
         loader=FileSystemLoader(_FOLDER), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True, autoescape=autoescape,
+        keep_trailing_newline=True, autoescape=autoescape, finalize=_shown,
     )  # fmt: skip
     found.filters |= {
         "percent": percent, "points": points, "interval": interval, "commas": "{:,}".format, "tex": to_html,
-        "answer": answer_to_html, "csp": _csp, "cell": _cell,
+        "answer": answer_to_html, "csp": _csp, "cell": cell,
     }  # fmt: skip
     found.globals |= {
         "verdict": wording.verdict, "evidence": wording.evidence, "sentence": sentence, "outcome": outcome,
@@ -214,6 +211,11 @@ def _environment(*, autoescape: bool = False) -> Environment:
         "most_shown": _MOST_SHOWN,
     }  # fmt: skip
     return found
+
+
+def _shown(value: Any) -> Any:
+    """A value as it is shown: text of others without control characters and what turns the direction of text."""
+    return harmless(value) if type(value) is str else value
 
 
 def _csp(text: str) -> str:

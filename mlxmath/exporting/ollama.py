@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from mlxmath.data.chat_format import write as write_chat
 from mlxmath.data.render import adds_bos
 from mlxmath.errors import InputError
 from mlxmath.exporting import gguf
@@ -10,6 +11,8 @@ from mlxmath.exporting.check import Answers
 from mlxmath.exporting.go_template import GoTemplate, Message, translate
 from mlxmath.exporting.original import Job, Original, refuse_flags
 from mlxmath.generation.model import load_generation_tokenizer
+from mlxmath.runtime.bounded import OverrunError
+from mlxmath.runtime.foreign import TemplateError
 
 MODELFILE = "Modelfile"
 
@@ -50,15 +53,12 @@ def go_template(original: Original) -> GoTemplate:
 
 def written(tokenizer: Any, jinja: str, messages: Sequence[Message]) -> str | None:
     """What a chat template makes of messages and the beginning of an answer; None if it refuses them."""
-    import jinja2
-
     try:
-        text: str = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], chat_template=jinja, add_generation_prompt=True, tokenize=False
-        )
-        return text
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError):
+        return write_chat(tokenizer, jinja, messages, None, generate=True)
+    except TemplateError:
         return None
+    except OverrunError as error:
+        raise InputError(f"--to ollama: the chat template is not followed to its end: {error}.") from None
 
 
 def modelfile(original: Original, file: str, template: GoTemplate) -> str:

@@ -1,20 +1,12 @@
 """What a worker process runs: math_verify on one pair of answers. Only `workers` starts it; see there."""
 
-import contextlib
-import json
-import logging
-import os
 import re
-import signal
-import sys
 from collections.abc import Mapping
-from itertools import chain
 from typing import Any
 
 from mlxmath.grading.normal import replaced, rules
 from mlxmath.grading.units import read_unit
-
-_MEMORY_BYTES = 4 << 30
+from mlxmath.runtime.bounded import serve
 
 _DIGITS = 30
 _EXACT = 0.0
@@ -155,41 +147,15 @@ def _as_variables(letters: re.Match[str]) -> str:
     return letters[1] if is_unit else "".join(x if x in "ie" else f"{{{x}}}" for x in letters[1])
 
 
-def _alarm(seconds: float) -> None:
-    """End this process after so much processor time, whatever it is doing; 0 takes that back."""
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-
-
-def main() -> None:
-    """Answer JSON lines [answer, gold] with true, false, or null after an error, until the input ends.
-
-    Nothing but replies reaches the original standard output; the first says that the worker is ready.
-    """
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.disable()
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    limit_s = 0.0  # none for the first question, which imports sympy
-    for line in chain(['["x+1", "1+x"]'], sys.stdin):
-        _alarm(limit_s)
-        verdict: bool | None
-        try:
-            verdict = equivalent(*json.loads(line))
-        except (RecursionError, MemoryError):
-            verdict = None  # not decided, and so not remembered
-        except Exception:  # sympy raises of all kinds; the pair is then not shown to be equal
-            verdict = False
-        _alarm(0)
-        limit_s = float(sys.argv[1])
-        print(json.dumps(verdict), file=replies, flush=True)
+def _compared(answers: list[str]) -> bool | None:
+    """Whether two answers are the same; None where that cannot be told."""
+    try:
+        return equivalent(*answers)
+    except (RecursionError, MemoryError):
+        return None  # not decided, and so not remembered
+    except Exception:  # sympy raises of all kinds; the pair is then not shown to be equal
+        return False
 
 
 if __name__ == "__main__":
-    main()
+    serve(_compared, ["x+1", "1+x"])

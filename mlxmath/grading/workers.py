@@ -1,28 +1,14 @@
-"""A pool of worker processes for algebra on what a model wrote: each item has a time limit, a hung or crashed worker is
-killed and replaced. Processes are started when first needed and ended with this one.
+"""Worker processes for algebra on what a model wrote, each item within bounds; see `mlxmath.runtime.bounded`."""
 
-They are started by command line, not by `multiprocessing`: nothing is forked under Metal or CUDA, and the caller's main
-module is not imported again.
-"""
-
-import atexit
-import contextlib
-import json
 import os
-import queue
 import re
-import socket
-import subprocess
-import sys
-import threading
-from functools import lru_cache
 from itertools import accumulate
-from pathlib import Path
+
+from mlxmath.runtime import bounded
 
 TIME_LIMIT_S = 5.0
 """Processor time for one item; the verdict does not depend on how busy the machine is."""
-_WALL_FACTOR = 6
-_START_LIMIT_S = 60.0
+_MEMORY_BYTES = 4 << 30
 _MAX_WORKERS = 8
 _MAX_CHARACTERS = 1000
 _MAX_DEPTH = 24
@@ -63,58 +49,11 @@ def _num_powers(text: str) -> int:
     return highest
 
 
-class _Failure(Exception):  # noqa: N818
-    """The worker gave no reply in time, or died."""
-
-
-class _Worker:
-    """One process, one request at a time, over a socket."""
-
-    def __init__(self, limit_s: float) -> None:
-        paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._socket, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "mlxmath.grading.symbolic", str(limit_s)],
-                stdin=theirs.fileno(),
-                stdout=theirs.fileno(),
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "0"},
-            )
-        self._lines = self._socket.makefile("rw", encoding="utf-8")
-        self._reply(_START_LIMIT_S)
-
-    def ask(self, answer: str, gold: str, limit_s: float) -> bool | None:
-        return self._reply(limit_s, json.dumps([answer, gold]) + "\n")
-
-    def _reply(self, limit_s: float, request: str = "") -> bool | None:
-        """What is answered to a request, or, to none, at the start."""
-        self._socket.settimeout(limit_s)
-        try:
-            self._lines.write(request)
-            self._lines.flush()
-            return json.loads(self._lines.readline())
-        except (OSError, ValueError) as error:  # no time left, or the other end closed
-            raise _Failure from error
-
-    def end(self) -> None:
-        self._process.kill()
-        with contextlib.suppress(OSError):  # what is left in its buffer has no reader
-            self._lines.close()
-        self._socket.close()
-        self._process.wait()
-
-
-class Pool:
-    """Up to `size` workers, shared by all threads."""
+class Pool(bounded.Pool):
+    """Workers that compare two answers."""
 
     def __init__(self, size: int, limit_s: float = TIME_LIMIT_S) -> None:
-        self.size = size
-        self.num_started = 0
-        self._limit_s = limit_s
-        self._slots: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
-        for _ in range(size):
-            self._slots.put(None)
+        super().__init__("mlxmath.grading.symbolic", size, limit_s, _MEMORY_BYTES)
         self._known: dict[tuple[str, str], bool] = {}
 
     def ask(self, answer: str, gold: str) -> bool | None:
@@ -123,48 +62,21 @@ class Pool:
             return False
         if (known := self._known.get((answer, gold))) is not None:
             return known
-        worker = self._slots.get()
         try:
-            if worker is None:
-                self.num_started += 1
-                worker = _Worker(self._limit_s)
-            verdict = worker.ask(answer, gold, _WALL_FACTOR * self._limit_s)
-        except BaseException as error:
-            # Interrupted or not: a reply may still be under way, so this worker can serve no other question.
-            if worker:
-                worker.end()
-                worker = None
-            if isinstance(error, _Failure):
-                return None
-            raise
-        finally:
-            self._slots.put(worker)
+            verdict: bool | None = self.reply([answer, gold])
+        except bounded.OverrunError:
+            return None
         if verdict is not None:
             if len(self._known) > 50_000:
                 self._known.clear()
             self._known[answer, gold] = verdict
         return verdict
 
-    def close(self) -> None:
-        """End all idle workers; the pool can be used again."""
-        for worker in [self._slots.get_nowait() for _ in range(self._slots.qsize())]:
-            if worker:
-                worker.end()
-            self._slots.put(None)
-
-
-_lock = threading.Lock()
-
 
 def pool() -> Pool:
     """This process's pool."""
-    with _lock:
-        return _pool_of(os.getpid())
+    return bounded.own(_make)
 
 
-@lru_cache(maxsize=1)
-def _pool_of(_: int) -> Pool:
-    """One pool a process: after a fork the child has its own workers and leaves the parent's alone."""
-    created = Pool(max(1, min(_MAX_WORKERS, os.cpu_count() or 1)))
-    atexit.register(created.close)
-    return created
+def _make() -> Pool:
+    return Pool(max(1, min(_MAX_WORKERS, os.cpu_count() or 1)))

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 
@@ -30,7 +30,7 @@ class _Stderr(logging.Handler):
     num_uses = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
+        text = harmless(record.getMessage())
         if record.levelno >= logging.ERROR:
             text = prefixed(f"error: {text}")
         elif self.prefix:
@@ -115,7 +115,29 @@ def warn(text: str) -> None:
 
 def printable(text: str) -> str:
     """Text of others on one line, without what would steer a terminal: control characters become blanks."""
-    return "".join(c if c.isprintable() else " " for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
+
+
+def harmless(text: str) -> str:
+    """Text of others without control characters and what hides or turns the direction of text; lines and tabs stay."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text.replace("\r", ""))
+
+
+def put(text: str, end: str = "\n", **style: Any) -> None:
+    """A result, on standard output: as it is into a file or a pipe, `harmless` on a terminal.
+
+    Args:
+        text: the result, or a piece of it.
+        end: what follows it.
+        **style: of `click.style`.
+    """
+    text = (harmless(text) if sys.stdout.isatty() else text) + end
+    if style:
+        click.secho(text, nl=False, **style)
+    else:
+        click.echo(text, nl=False, color=True)  # else click removes from a file what it takes for colours
 
 
 def fail(text: str) -> None:
@@ -139,7 +161,7 @@ class Progress:
     def __init__(
         self, label: str, total: int | None, done: int = 0, unit: str = "", clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.label, self.total, self.done, self.unit = label, total, done, unit
+        self.label, self.total, self.done, self.unit = printable(label), total, done, unit
         self._before, self._clock = done, clock
         self._start_s = self._said_s = clock()
         self._bar = None
@@ -147,7 +169,7 @@ class Progress:
             from tqdm import tqdm
 
             self._bar = tqdm(
-                desc=label, total=total, initial=done, unit=unit or "it", unit_scale=unit == "B", leave=False,
+                desc=self.label, total=total, initial=done, unit=unit or "it", unit_scale=unit == "B", leave=False,
                 dynamic_ncols=True, bar_format="{desc} {n_fmt}/{total_fmt} {bar} {elapsed}{postfix}",
             )  # fmt: skip
 
@@ -183,7 +205,7 @@ class Progress:
         if math.isfinite(left_s):
             parts.append(f"{duration(left_s)} left")
         if self._bar is not None:
-            self._bar.set_postfix_str(", ".join(parts), refresh=False)
+            self._bar.set_postfix_str(printable(", ".join(parts)), refresh=False)
             self._bar.update(count)
         elif now or self._clock() - self._said_s >= EVERY_S:
             self._said_s = self._clock()

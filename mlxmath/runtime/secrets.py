@@ -1,8 +1,9 @@
 """What must not leave the machine: keys and passwords."""
 
+import base64
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlxmath.config.section import without_passwords
@@ -29,6 +30,27 @@ def own_secrets(environment: Mapping[str, str] = os.environ) -> list[str]:
 def has_secret(text: str, also: tuple[str, ...] = ()) -> bool:
     """Whether a key stands in a text: one of `also`, of the environment, or one by its form."""
     return bool(_KEYS.search(text)) or any(secret in text for secret in (*also, *own_secrets()))
+
+
+def spelt(key: str) -> re.Pattern[str]:
+    """Finds a key however it is spelt: in JSON's escapes or a URL's, in base64 or hexadecimal, in pieces."""
+    gap = r"(?:\s|\\{1,8}[nrt]|[\"'+,]){0,4}"
+    forms = dict.fromkeys((key, key.encode().hex(), *_in_base64(key.encode())))
+    return re.compile(
+        "|".join(
+            gap.join(rf"(?:\\{{0,8}}{re.escape(c)}|\\{{1,8}}u00{ord(c):02x}|%(?:25){{0,4}}{ord(c):02x})" for c in form)
+            for form in forms
+        ),
+        re.IGNORECASE,
+    )
+
+
+def _in_base64(secret: bytes) -> Iterator[str]:
+    """What stands in base64 wherever a secret stands in what is encoded: after 0, 1 or 2 bytes of a group of 3."""
+    for before in range(3):
+        whole = base64.b64encode(bytes(before) + secret + bytes(3)).decode()
+        core = whole[-(-before * 8 // 6) : (before + len(secret)) * 8 // 6]
+        yield from (core, core.replace("+", "-").replace("/", "_"))
 
 
 def hidden(text: str) -> str:

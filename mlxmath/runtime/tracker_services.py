@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from mlxmath.runtime.markdown import block, cell
+
 PROJECT = "mlxmath"
 FOLDER, BOARD = "trackers", "tensorboard"
 """In the run's folder: what is kept of each tracker, and what TensorBoard reads."""
@@ -76,7 +78,7 @@ class TensorBoard:
         self._num_unsafe = 0
         if is_new:
             flat = {f"{section}.{name}": value for section, own in task.config.items() for name, value in own.items()}
-            rows = "".join(f"| {name} | {_cell(value)} |\n" for name, value in flat.items())
+            rows = "".join(f"| {name} | {cell('' if value is None else value)} |\n" for name, value in flat.items())
             self._write(0, self._text("settings", f"| setting | value |\n|---|---|\n{rows}"))
             plain = {
                 name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
@@ -96,7 +98,7 @@ class TensorBoard:
 
     def sample(self, step: int, sample: Mapping[str, Any]) -> None:
         """See `Tracker`."""
-        text = "\n\n".join(f"**{name}**\n\n{_indented(value)}" for name, value in sample.items())
+        text = "\n\n".join(f"**{name}**\n\n{block(value)}" for name, value in sample.items())
         self._write(step, self._text("sample", text))
 
     def image(self, step: int, path: Path) -> None:
@@ -200,15 +202,6 @@ TRACKERS: dict[str, type[TensorBoard] | type[WandB] | type[Trackio]] = {
     "tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio
 }  # fmt: skip
 """By what `--report-to` calls them; each is the name of its package and of the extra that brings it."""
-
-
-def _cell(value: Any) -> str:
-    return str("" if value is None else value).replace("|", "\\|").replace("\n", " ")
-
-
-def _indented(value: Any) -> str:
-    """As a block of Markdown that shows a text as it is."""
-    return "\n".join(f"    {line}" for line in str(value).splitlines())
 
 
 def tell(kind: str, text: str) -> None:

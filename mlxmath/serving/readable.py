@@ -3,17 +3,13 @@
 import re
 
 from mlxmath.evaluation.latex import LONGEST, MATH
+from mlxmath.runtime.console import harmless
 from mlxmath.serving.plain_math import to_text
 
 _OPENS = re.compile(r"(?<!\\)\$\$?|\\\[|\\\(|\\begin\{|\\boxed\{")
 _MAY_OPEN = re.compile(r"\\[a-z]{0,5}\Z")
 _MONEY = re.compile(r"\$\d[\d,.]*\s+[a-z]{2}", re.IGNORECASE)
 """A sum before a word: no formula begins there."""
-
-
-def harmless(text: str) -> str:
-    """Text without control characters and what hides or turns the direction of text; lines and tabs stay."""
-    return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text.replace("\r", ""))
 
 
 class Readable:

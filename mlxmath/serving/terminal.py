@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-import click
-
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.generation.engine import Completion
-from mlxmath.runtime.console import counted, fail, say, warn
+from mlxmath.runtime.console import counted, fail, put, say, warn
 from mlxmath.runtime.files import atomic_write
 from mlxmath.serving.conversation import Conversation, Pieces
 from mlxmath.serving.readable import Readable
@@ -50,12 +48,12 @@ def talk(conversation: Conversation, *, remembers: bool = True) -> None:
                 question = _read(is_person)
             except EOFError:
                 if is_person:
-                    click.echo()
+                    put("")
                 return
             except KeyboardInterrupt:
                 if not is_person:
                     raise
-                click.echo()
+                put("")
                 say("Ctrl-D or /quit ends the chat.")
                 continue
             if not question:
@@ -100,11 +98,11 @@ def _do(question: str, conversation: Conversation, *, is_person: bool) -> None:
         if not conversation.messages:
             raise InputError("/source: there is no answer yet.")
         shown = Readable(formulas=False)
-        click.echo(shown.feed(conversation.messages[-1].content) + shown.finish())
+        put(shown.feed(conversation.messages[-1].content) + shown.finish())
     elif question == "/help":
         for name, what in COMMANDS.items():
-            click.echo(f"{name:8} {what}")
-        click.echo(f"{_SEVERAL_LINES:8} begins and ends a question of several lines")
+            put(f"{name:8} {what}")
+        put(f"{_SEVERAL_LINES:8} begins and ends a question of several lines")
     else:
         raise InputError(f"{question.split()[0][:40]!r}: there is no such command; there are {', '.join(COMMANDS)}.")
 

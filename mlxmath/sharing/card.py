@@ -6,6 +6,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mlxmath import __version__
+from mlxmath.runtime.markdown import cell, code
 from mlxmath.sharing.contents import CARD, Contents, check_public
 from mlxmath.sharing.facts import Figures, Origin, base_of, data_of, outcome_of, settings_of
 from mlxmath.sharing.usage import usage
@@ -45,12 +46,13 @@ def card_of(
     def licence_of(origin: Origin) -> str:
         if origin.repository is None:
             return ""
-        return f" (licence: {licences.get(origin.repository, 'not known')})"
+        return f" (licence: {cell(licences.get(origin.repository, 'not known'))})"
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True,
     )  # fmt: skip
+    environment.filters |= {"cell": cell, "code": code}
     text = environment.get_template("card.md").render(
         metadata=_metadata(contents, repository, figures, base, data, licences, licence),
         title=repository.partition("/")[2], base=base, data=data, outcome=outcome_of(contents), figures=figures,

@@ -13,12 +13,15 @@ from mlxmath.config.section import DEMO
 from mlxmath.data.datasets import known
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.models.lora.adapter import WEIGHTS
-from mlxmath.runtime.console import duration
+from mlxmath.runtime.console import duration, harmless
 from mlxmath.runtime.files import read_json, sha256
+from mlxmath.runtime.markdown import cell, code
 from mlxmath.sharing.contents import Contents, is_local_path, last_parts, without_paths
 from mlxmath.weights.manifest import FILE_NAME
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_MARKUP = re.compile(r"<[^\s<]{0,40}|(?<!\\)\]\s?[(\[:]")
+"""HTML, links and images."""
 _SECTIONS = ("lora", "training", "dpo", "grpo", "reward_model")
 _NO_METHOD = ("adapter_path", "init_adapter", "resume", "report_to", "save_every", "keep_checkpoints",
               "validation_dataset", "reward_weights")  # fmt: skip
@@ -50,7 +53,7 @@ class Origin:
     @property
     def shown(self) -> str:
         """In Markdown."""
-        return f"`{self.name}`" if self.repository else self.name
+        return code(self.name) if self.repository else cell(self.name)
 
 
 def base_of(contents: Contents) -> Origin | None:
@@ -174,7 +177,12 @@ def figures_of(contents: Contents, folders: Sequence[Path]) -> list[Figures]:
                 "evaluation (`mlxmath report` makes them from its samples)."
             )
         results = read_json(folder / "results.json")
-        text = (folder / "model_card.md").read_text(encoding="utf-8")
+        text = harmless((folder / "model_card.md").read_text(encoding="utf-8"))
+        if found_markup := _MARKUP.search(text):
+            raise MlxmathError(
+                f"{folder / 'model_card.md'} is not what an evaluation writes: it has {found_markup[0]!r} in it; "
+                "`mlxmath report` makes it again."
+            )
         try:
             label = _label(contents, results["settings"]["contestants"], folder)
             own = results["contestants"][label]

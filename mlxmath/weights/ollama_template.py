@@ -15,6 +15,8 @@ _TOKEN = re.compile(
     r'\s*("(?:[^"\\\n]|\\.)*"|`[^`]*`|:=|[()|,=]|\d+|true|false|\$?(?:\.\w+)+|\$\w*(?:\.\w+)*|\.|\w+|\S)'
 )  # fmt: skip
 _MAX_DEPTH = 40
+_MOST_CHARACTERS = 50_000
+"""The longest template in use has some 9,000."""
 _COMPARISONS = {"ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _ROOT = {"Messages": "messages", "System": "ns.system", "Prompt": "ns.prompt", "Response": "ns.response"}
 _MESSAGE = {"Role": "m['role']", "Content": "m['content']"}
@@ -54,6 +56,8 @@ def to_jinja(template: str) -> str:
     Raises:
         CannotTranslateError: it has something that is not translated.
     """
+    if len(template) > _MOST_CHARACTERS:
+        raise CannotTranslateError(f"more than {_MOST_CHARACTERS:,} characters")
     nodes = _parsed(iter(_pieces(template)), 0)[0]
     system = (
         "{% for m in messages %}{% if m['role'] == 'system' %}{% set ns.system = m['content'] %}{% endif %}{% endfor %}"
@@ -97,7 +101,8 @@ def _pieces(template: str) -> list[tuple[str, str]]:
     """("text", …) and ("action", …) in turn; white space is cut where the actions say."""
     pieces: list[tuple[str, str]] = []
     position, cut = 0, False
-    for found in _ACTION.finditer(template):
+    last = template.rfind("}}") + 2  # behind it an action would be sought to the end from each of its beginnings
+    for found in _ACTION.finditer(template, 0, last):
         text = template[position : found.start()]
         text = text.lstrip(" \t\r\n") if cut else text
         text = text.rstrip(" \t\r\n") if found[1] else text

@@ -1,12 +1,16 @@
 """Tokenizer files whose named class makes transformers cut text otherwise than tokenizer.json says."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mlxmath.errors import MlxmathError
+from mlxmath.runtime.bounded import OverrunError
 from mlxmath.runtime.console import say
 from mlxmath.runtime.files import atomic_write, read_json
+from mlxmath.runtime.foreign import try_cuts
+from mlxmath.weights.gguf_cuts import PRE_TOKENIZERS
 
 SETTINGS = "tokenizer_config.json"
 PLAIN_CLASS = "PreTrainedTokenizerFast"
@@ -27,6 +31,9 @@ def keep_cuts(tokenizer: Any, folder: Path) -> str | None:
 
     Returns:
         The name of that class; None where nothing was changed.
+
+    Raises:
+        MlxmathError: a regular expression in tokenizer.json takes for ever on some texts.
     """
     inner = getattr(tokenizer, "_tokenizer", None)  # of mlx_lm's wrapper
     owner = inner if hasattr(inner, "backend_tokenizer") else tokenizer
@@ -36,6 +43,7 @@ def keep_cuts(tokenizer: Any, folder: Path) -> str | None:
     from tokenizers import Tokenizer
 
     found, written = json.loads(backend.to_str()), json.loads(file.read_text(encoding="utf-8"))
+    _check_cuts(written, file)
     if all(found.get(part) == written.get(part) for part in ("normalizer", "pre_tokenizer")):
         return None
     own = Tokenizer.from_file(str(file))
@@ -44,6 +52,32 @@ def keep_cuts(tokenizer: Any, folder: Path) -> str | None:
         return None
     backend.normalizer, backend.pre_tokenizer = own.normalizer, own.pre_tokenizer
     return type(owner).__name__
+
+
+def _check_cuts(written: Any, file: Path) -> None:
+    """Refuse regular expressions that take for ever on some texts; those of the tokenizers in use are known."""
+    known = {pattern for cuts in PRE_TOKENIZERS.values() for pattern in cuts.patterns}
+    try:
+        if strange := tuple(sorted(set(_expressions(written)) - known)):
+            try_cuts(strange)
+    except OverrunError as error:
+        raise MlxmathError(
+            f"{file}: a regular expression by which it cuts text cannot be used: {error}; take the model's tokenizer "
+            "from its source again."
+        ) from None
+
+
+def _expressions(value: Any) -> Iterator[str]:
+    """The regular expressions in what normalizers, pre-tokenizers and decoders say."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if name == "Regex" and isinstance(inner, str):
+                yield inner
+            elif name not in ("model", "added_tokens"):  # large, and without any
+                yield from _expressions(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _expressions(inner)
 
 
 def name_plain_class(folder: Path) -> None:

@@ -332,6 +332,15 @@ def test_wrong_values() -> None:
         parse_filter("level <= three")
     with pytest.raises(InputError, match=r"'\(' is not a regular expression"):
         parse_filter("solution matches (")
+    with pytest.raises(InputError, match="it has more than 2,000 characters"):
+        parse_filter("solution matches " + "a" * 2001)
+
+
+def test_a_regular_expression_that_takes_for_ever_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlxmath.runtime.foreign.LIMIT_S", 0.2)
+    slow = parse_filter(r"question matches (a|aa|a\b|.a)+$")
+    with pytest.raises(InputError, match=r"--filters: 'question matches .*it takes more than 0\.2 s for a text of 60"):
+        slow(Problem("0", "a" * 59 + "!"))
 
 
 def test_unknown_field_names_the_nearest() -> None:

@@ -1,6 +1,7 @@
 """One question: every form of answer, every kind of failure, and the key nowhere but in its header."""
 
 import asyncio
+import base64
 import gzip
 import json
 import shutil
@@ -140,7 +141,7 @@ def test_what_is_no_answer_is_asked_again(act: Any, said: str) -> None:
 
 SPELT = (
     KEY, KEY.replace("s", "\\u0073"), KEY.replace("-", "\\\\u002D"), KEY.replace("-", "%2d"), KEY.replace("-", "%252D"),
-    "".join(f"\\u{ord(c):04x}" for c in KEY),
+    "".join(f"\\u{ord(c):04x}" for c in KEY), KEY.encode().hex(), "\\n".join(KEY), KEY[:9] + " + '" + KEY[9:],
 )  # fmt: skip
 
 
@@ -161,6 +162,27 @@ def test_the_key_does_not_come_back_however_it_is_spelt(spelt: str) -> None:
             with pytest.raises((Refused, TryAgain), match=r"https://h/v1\?key=\[key\]&xxx") as caught:
                 ask(server, seed)
             assert KEY[:6] not in str(caught.value) and spelt[:6] not in str(caught.value)
+
+
+@pytest.mark.parametrize("before", ["", "a", "Bearer ", "user:"])
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+def test_the_key_does_not_come_back_in_base64(before: str, encode: Any) -> None:
+    told = encode(f"{before}{KEY}".encode()).decode()
+    with (
+        scripted(lambda request, body, n: request.reply({"error": {"message": f"({told})"}}, 400)) as server,
+        pytest.raises(Refused, match=r"\(\w*\[key\]\w?=*\)") as caught,
+    ):
+        ask(server)
+    assert told[12:24] not in str(caught.value)
+
+
+def test_an_error_that_ends_in_half_a_key_is_not_said() -> None:
+    body = " " * ((1 << 16) - 12) + KEY * 2
+    with (
+        scripted(lambda request, _, n: request.reply(body.encode(), 400)) as server,
+        pytest.raises(Refused, match=r"^HTTP 400$"),
+    ):
+        ask(server)
 
 
 def test_nothing_that_a_terminal_obeys_is_said() -> None:

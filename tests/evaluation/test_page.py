@@ -69,6 +69,84 @@ def scored_with(made: list, chosen: dict) -> tuple[dict, Scored]:
     return results(scored, chosen), scored
 
 
+MARKS = "\x00\x07\x08\x0b\x1b[2J\x1b]0;owned\x07\x7f\x9b31m\u202e\u2066\u200f\u2028\ufeff\ud800"
+HOSTILES = [
+    HOSTILE, "<script src=//evil.test/x.js></script>", "</script><script>document.title='owned'</script>",
+    "</style><style>@import url(//evil.test/x.css);</style>", "<style>*{background:url(//evil.test/x)}</style>",
+    "<svg onload=\"document.title='owned'\">", "<svg><script>document.title='owned'</script></svg>",
+    "<math><mtext><img src=//evil.test/x onerror=alert(1)></mtext></math>", "<iframe src=//evil.test></iframe>",
+    "<iframe srcdoc='<script>top.document.title=1</script>'>", "<object data=//evil.test/x></object>",
+    "<embed src=//evil.test/x>", "<link rel=stylesheet href=//evil.test/x>", "<base href=//evil.test/>",
+    "<meta http-equiv=refresh content='0;url=//evil.test'>", "<form action=//evil.test><button>x",
+    "<input autofocus onfocus=alert(1)>",
+    "<details open ontoggle=alert(1)>", "<body onload=alert(1)>", "<video src=//evil.test/x autoplay>",
+    "<audio src=//evil.test/x autoplay>", "<a href=javascript:alert(1) autofocus>x</a>", "<template><script>1</script>",
+    "<noscript><p title='</noscript><img src=x onerror=alert(1)>'>", "<!--><img src=x onerror=alert(1)>-->",
+    "<![CDATA[<script>alert(1)</script>]]>", "<?xml-stylesheet href='//evil.test/x'?>", "<title>owned</title>",
+    "<plaintext>", "<textarea>", "<select>", "</main></body></html>", "</div></div></div></article></details>",
+    "\" onmouseover=\"alert(1)\" x=\"", "' onclick='alert(1)' x='", "` onclick=alert(1) ", "{{ 7 * 7 }}{% raw %}",
+    "${alert(1)}",
+    "&lt;script&gt;", "&#60;script&#62;alert(1)&#60;/script&#62;", "&#x3c;img src=x onerror=alert(1)&#x3e;", MARKS,
+    f"{MARKS}<script>{MARKS}", "\u202e<b>gnp.exe", "$\\text{<script>document.title='owned'</script>}$",
+    "$\\text{&lt;img src=x onerror=alert(1)&gt;}$", "$\\href{javascript:alert(1)}{x}$", "$\\url{javascript:alert(1)}$",
+    "$\\includegraphics{//evil.test/x}$", "$\\style{background:url(//evil.test/x)}{x}$", "$\\class{a}{x}$",
+    "$\\cssId{a}{x}$",
+    "$\\html{<img src=x>}$", "$\\unicode{x3c}img$", "$\\def\\a{\\a\\a}\\a$", "\\[ \\input{/etc/passwd} \\]",
+    "\\begin{align}<script>alert(1)</script>\\end{align}", "\\boxed{<img src=x onerror=alert(1)>}",
+    "$x_{\"><img src=x onerror=alert(1)>}$",
+    f"$\\text{{{MARKS}}}$", "![x](//evil.test/x.png)", "[x](javascript:alert(1))", "x | y |\n|---|---|\n<img src=x>",
+    "\\[" * 5000, "$" + "{" * 190 + "<b>" + "}" * 190 + "$",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every text of others on the page is hostile: answers, solutions, names of models, data, groups and devices."""
+    made = [
+        sample(label, i, text, question=f"Q{i} {text}", gold=text, response=f"A{i} {text}", subject=text,
+               level=HOSTILES[-i], solution=text, id=f"{text}/{i}", extracted=text, benchmark=HOSTILE,
+               correct=i % 3 == j)
+        for i, text in enumerate(HOSTILES) for j, label in enumerate((HOSTILE, f"{HOSTILES[2]}{MARKS}"))
+    ]  # fmt: skip
+    chosen = settings(HOSTILE, f"{HOSTILES[2]}{MARKS}", retrieve=HOSTILE, template=HOSTILE)
+    chosen["benchmarks"], chosen["device"] = [{"name": HOSTILE}], {"name": HOSTILE, "dtype": HOSTILES[1]}
+    for one in chosen["contestants"]:
+        one |= {"folder": HOSTILE, "adapter_folder": HOSTILES[2], "asked_in": HOSTILES[5]}
+    view = view_of(*scored_with(made, chosen), NOW)
+    path = tmp_path_factory.mktemp("hostile") / "report.html"
+    path.write_text(page(view), encoding="utf-8")
+    (path.parent / "model_card.md").write_text(card(view), encoding="utf-8")
+    return path
+
+
+def test_no_control_character_comes_into_the_page_or_the_card(hostile: Path) -> None:
+    for file in (hostile, hostile.with_name("model_card.md")):
+        text = file.read_text(encoding="utf-8")
+        assert not set(text) & (set(MARKS) - set("[2J]0;owned31m"))
+    assert not re.search(r"<|(?<!\\)(\\\\)*[\[\]]", hostile.with_name("model_card.md").read_text(encoding="utf-8"))
+
+
+def test_nothing_hostile_runs_or_is_fetched_in_a_browser(browser: Any, hostile: Path) -> None:
+    tab, troubles = opened(browser, hostile, viewport={"width": 1200, "height": 900})
+    tab.on("dialog", lambda dialog: troubles.append(dialog.message))
+    assert len(HOSTILES) >= 60 and visible(tab) == len(HOSTILES)
+    tab.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+    for each in tab.locator("#explorer button, .search input").all():
+        each.click()
+    tab.wait_for_timeout(200)
+    names, attributes = tab.evaluate("""() => {
+        const all = [...document.querySelectorAll("body *, head *")];
+        return [all.map(e => e.localName), all.flatMap(e => e.getAttributeNames().map(n => [n, e.getAttribute(n)]))];
+    }""")
+    assert names.count("script") == names.count("style") == 1
+    assert not set(names) & {"img", "iframe", "object", "embed", "base", "form", "video", "audio", "textarea", "a"}
+    assert not [n for n, _ in attributes if n.startswith("on") or n in ("src", "srcdoc", "style", "action")]
+    assert [value for name, value in attributes if name == "href"] == ["data:,"]
+    assert tab.locator(".side .text").count() == 2 * len(HOSTILES)
+    assert HOSTILE in tab.locator("#problems").inner_text()
+    assert troubles == [] and tab.title().endswith("mlxmath evaluation") and tab.url == hostile.as_uri()
+
+
 def test_how_this_was_measured_names_everything() -> None:
     made = [sample(label, i, "1", finish_reason="length" if i < cut else "stop", response="1 + 1 = 2\n#### 1")
             for label, cut in (("base", 2), ("tuned", 0)) for i in range(4)]  # fmt: skip

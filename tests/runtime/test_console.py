@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlxmath.runtime import console
-from mlxmath.runtime.console import Progress, fail, only_errors, say, shown, warn
+from mlxmath.runtime.console import Progress, fail, only_errors, put, say, shown, warn
 from tests.helpers import ENVIRONMENT, command
 
 LIBRARY = """
@@ -55,6 +55,46 @@ def test_a_command_prints_each_line_once_however_many_are_in_each_other(capsys: 
         fail("failed")
     assert capsys.readouterr().err == "said\nwarning: 100 % wrong\nerror: failed\n"
     assert not logging.getLogger("mlxmath").propagate  # the fixture's is still there
+
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\r\x9b31m\u202egnp\u2066\ud800 é\n\tx"
+SHOWN = " ]0;owned  [2J 31m gnp   é\n\tx"
+
+
+def test_nothing_that_is_said_steers_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with shown():
+        say(HOSTILE)
+        warn(HOSTILE)
+        fail(HOSTILE)
+        with Progress(HOSTILE, 2) as progress:
+            progress.update(status=HOSTILE, now=True)
+    said = f"{SHOWN}\nwarning: {SHOWN}\nerror: {SHOWN}\n"
+    assert capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_result_is_as_it_is_in_a_file_and_harmless_on_a_terminal(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    put("a\x1b[2J\u202e\nb", end="")
+    assert capsys.readouterr().out == ("a [2J \nb" if is_terminal else "a\x1b[2J\u202e\nb")
+
+
+def test_a_progress_bar_shows_no_control_characters() -> None:
+    code = """
+from mlxmath.runtime.console import Progress, shown
+with shown(), Progress("a\\x1b]0;owned\\x07", 4) as progress:
+    progress.update(1, "b\\x1b]0;owned\\x07")
+    progress._bar.refresh()
+"""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT | {"TERM": "xterm"}, stderr=theirs, check=True)
+    os.close(theirs)
+    written = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert "a ]0;owned" in written and "b ]0;owned" in written and "\x1b]0" not in written and "\x07" not in written
 
 
 def test_a_rank_that_nobody_watches_prints_errors_alone(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """`push` against a hub on this machine: what goes there, what does not, and what a cut connection costs."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -101,6 +102,32 @@ def test_card_and_files(hub: Hub, adapters: Path, tmp_path: Path) -> None:
                  "| training.learning_rate | 0.002 |", "Measured on gsm8k.jsonl.",
                  f'snapshot_download("{OWNER}/tuned")', "mlxmath convert --model open/base"):  # fmt: skip
         assert text in card, text
+
+
+def test_text_of_others_is_text_in_the_card(hub: Hub, adapters: Path, tmp_path: Path) -> None:
+    hostile = "x](e)<img src=e>![y](e)|\x1b[2J\u202e`\n<script>"
+    edit(adapters / "adapter_config.json", base_model=hostile, revision=hostile)
+    record = json.loads((adapters / "run.json").read_text())
+    record["data"]["mixture"] = json.dumps(
+        [{"name": name, "split": hostile, "revision": hostile, "taken": 3} for name in ("openai/gsm8k", hostile)]
+    )
+    record |= {"status": hostile, "device": {"device": hostile, "backend": hostile}}
+    record["config"]["training"]["optimizer"] = hostile
+    (adapters / "run.json").write_text(json.dumps(record))
+    card = push(adapters, "tuned", dry_run=True).card
+    assert card is not None
+    ours = r"```.*?```|(?<!\\)`[^`\n]*`|!\[loss\.png]\(loss\.png\)"
+    shown = re.sub(ours, "", card.split("---\n", 2)[2], flags=re.DOTALL)
+    assert "img src" in shown and not re.search(r"<|(?<!\\)(\\\\)*[\[\]]|[^\n -~]", shown)
+
+
+def test_an_evaluation_s_card_with_markup_is_refused(hub: Hub, adapters: Path, tmp_path: Path) -> None:
+    folder = evaluation(tmp_path / "evaluated", adapters)
+    text = (folder / "model_card.md").read_text()
+    for hostile in ("<img src=e>", "![y](e)", "[x]: e"):
+        (folder / "model_card.md").write_text(f"{text}\n{hostile}\n")
+        with pytest.raises(MlxmathError, match=r"model_card\.md is not what an evaluation writes"):
+            push(adapters, "tuned", evaluations=[folder], dry_run=True)
 
 
 def test_nothing_private_is_sent(hub: Hub, adapters: Path) -> None:

@@ -80,6 +80,8 @@ def test_messages() -> None:
         ("{{ template `x` }}", "template"),
         ("{{ if .Prompt }}" * 60, "too deep"),
         ("{{ " + "(" * 60 + " }}", "too deep"),
+        ("{{ " * 16_000, "does not end"),  # each of them was followed through all the rest
+        ("x" * 60_000, "more than 50,000 characters"),
     ],
 )
 def test_what_is_not_translated(template: str, what: str) -> None:

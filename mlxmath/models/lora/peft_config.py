@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mlxmath.errors import MlxmathError
+from mlxmath.runtime.bounded import OverrunError
 from mlxmath.runtime.files import read_json
+from mlxmath.runtime.foreign import Pattern
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -148,8 +150,11 @@ def _facts(folder: Path) -> dict[str, Any]:
 def _by_pattern(patterns: Mapping[str, float], name: str, otherwise: float) -> float:
     """The value of the first pattern that fits a name's end, as PEFT finds it."""
     for pattern, value in patterns.items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", name):
-            return value
+        try:
+            if Pattern(rf"(.*\.)?({pattern})").is_in(name, whole=True):
+                return value
+        except OverrunError as error:
+            raise MlxmathError(f"the adapter's pattern {pattern[:60]!r}: {error}.") from None
     return otherwise
 
 
@@ -161,8 +166,8 @@ def _patterns(record: Mapping[str, Any], key: str, path: Path, least: float, mos
         if not _PLAIN.fullmatch(pattern.replace(".*", "")) or pattern.count("*") > 2:
             raise _refused(path, key, pattern, "expected names of layers")
         try:
-            re.compile(pattern)
-        except re.error:
+            Pattern(pattern)
+        except ValueError:
             raise _refused(path, key, pattern, "expected names of layers") from None
     return {pattern: _number(found, pattern, path, least, most) for pattern in found}
 
