@@ -14,7 +14,8 @@ from mlxmath.data.datasets import known
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.models.lora.adapter import WEIGHTS
 from mlxmath.runtime.console import duration
-from mlxmath.runtime.files import read_json, sha256
+from mlxmath.runtime.files import sha256
+from mlxmath.runtime.sealed import unsealed_json
 from mlxmath.sharing.contents import Contents, is_local_path, last_parts, without_paths
 from mlxmath.weights.manifest import FILE_NAME
 
@@ -60,7 +61,7 @@ def base_of(contents: Contents) -> Origin | None:
     revision = contents.config.get("revision")
     manifest = contents.folder / FILE_NAME
     if not contents.is_adapter and manifest.is_file():
-        found = read_json(manifest)
+        found = unsealed_json(manifest, None)
         name, revision = found.get("source"), found.get("revision")
     name = name or record.get("model")
     if not isinstance(name, str):
@@ -173,7 +174,7 @@ def figures_of(contents: Contents, folders: Sequence[Path]) -> list[Figures]:
                 f"--evaluation {folder}: results.json and model_card.md are not there; expected the folder of an "
                 "evaluation (`mlxmath report` makes them from its samples)."
             )
-        results = read_json(folder / "results.json")
+        results = unsealed_json(folder / "results.json", None)
         text = (folder / "model_card.md").read_text(encoding="utf-8")
         try:
             label = _label(contents, results["settings"]["contestants"], folder)
@@ -204,7 +205,7 @@ def _label(contents: Contents, contestants: list[dict[str, Any]], folder: Path) 
         if one["adapter"][:16] in sums:
             return str(one["label"])
     if not sums:
-        fingerprint = read_json(contents.folder / FILE_NAME).get("fingerprint") if (
+        fingerprint = unsealed_json(contents.folder / FILE_NAME, None).get("fingerprint") if (
             contents.folder / FILE_NAME).is_file() else None  # fmt: skip
         for one in contestants:
             if fingerprint and one.get("model") == fingerprint and not one.get("adapter"):

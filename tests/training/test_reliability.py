@@ -13,7 +13,8 @@ import pytest
 import mlxmath
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.locks import locked
-from mlxmath.training.record import EARLIER_WEIGHTS
+from mlxmath.runtime.sealed import sealed_json, unsealed_json
+from mlxmath.training.record import EARLIER
 from tests.data.material import write_lines
 from tests.helpers import events
 from tests.models.architectures import VOCAB_SIZE, write
@@ -53,12 +54,13 @@ def damage(checkpoint: Path) -> None:
 
 def test_a_run_without_a_whole_checkpoint_begins_anew(capsys: pytest.CaptureFixture[str]) -> None:
     adapters = Path("adapters/adapters.safetensors")
-    METHODS["train"]()
+    METHODS["train"](validation_split=0.3)
     straight = adapters.read_bytes()
+    best = Path("adapters/best/adapters.safetensors").read_bytes()
 
     (newest, before) = sorted(Path("adapters/checkpoints").iterdir(), reverse=True)
     damage(newest)
-    METHODS["train"](resume=True, verbose=True)
+    METHODS["train"](resume=True, verbose=True, validation_split=0.3)
     error = capsys.readouterr().err
     assert f"{newest / 'optimizer.safetensors'} is damaged" in error and f"resuming {before} (step 2)" in error
     assert adapters.read_bytes() == straight
@@ -67,8 +69,17 @@ def test_a_run_without_a_whole_checkpoint_begins_anew(capsys: pytest.CaptureFixt
         damage(checkpoint)
     METHODS["train"](resume=True, verbose=True, max_steps=2)
     assert "holds no whole checkpoint; starting from the beginning" in capsys.readouterr().err
-    assert (adapters.parent / EARLIER_WEIGHTS).read_bytes() == straight != adapters.read_bytes()
+    earlier = adapters.parent / EARLIER
+    assert (earlier / adapters.name).read_bytes() == straight != adapters.read_bytes()
+    assert (earlier / "best" / adapters.name).read_bytes() == best and not Path("adapters/best").exists()
+    assert mlxmath.generate(mlxmath.load("llama", earlier), ROWS[0]["problem"], max_new_tokens=2).text
     assert [event["step"] for event in events(Path()) if event["event"] == "step"] == [1, 2]
+
+    shutil.rmtree("adapters/checkpoints")  # as a full disk that took the adapters alone
+    record = Path("adapters/run.json")
+    sealed_json(record, unsealed_json(record, None) | {"status": "failed"})
+    METHODS["train"](resume=True, max_steps=1)
+    assert Path(f"adapters/{EARLIER}-2/adapters.safetensors").exists()
 
 
 @pytest.mark.parametrize("method", METHODS)
