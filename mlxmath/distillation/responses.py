@@ -76,10 +76,13 @@ def open_responses(
             if overwrite:
                 file.truncate(0)
             is_new = overwrite or not ((folder / SETTINGS).exists() or file.tell())
-            if is_new or not _holds(folder, identity, resume=resume):
-                sealed_json(folder / SETTINGS, {"format": _FORMAT, "identity": dict(identity)})
+            is_known = not is_new and _holds(folder, identity, resume=resume)
             reader = opened.enter_context(path.open("rb"))
         responses = Responses(file, reader, path, identify(identity))
+        if responses.left_out and not responses and not is_known:
+            raise _damaged(folder, "none of the answers beside it is to these settings")
+        if not is_known:
+            sealed_json(folder / SETTINGS, {"format": _FORMAT, "identity": dict(identity)})
         yield responses
         responses.sync()
 
@@ -93,11 +96,8 @@ def _holds(folder: Path, identity: Mapping[str, Any], *, resume: bool) -> bool:
         there = None
     if not isinstance(there, dict):
         if not resume:
-            raise MlxmathError(
-                f"{path} is damaged or gone; use the answers beside it that are of these settings with --resume, "
-                "choose another --output-path, or start anew with --overwrite."
-            )
-        warn(f"{path} is damaged or gone; the answers beside it that are of these settings count")
+            raise _damaged(folder, "use the answers beside it that are to these settings with --resume")
+        warn(f"{path} is damaged or gone; the answers beside it that are to these settings count")
         return False
     if name := next((name for name in {**identity, **there} if there.get(name) != identity.get(name)), None):
         raise InputError(
@@ -107,6 +107,12 @@ def _holds(folder: Path, identity: Mapping[str, Any], *, resume: bool) -> bool:
     if not resume:
         raise InputError(f"{folder} holds answers already; use them with --resume, or start anew with --overwrite.")
     return True
+
+
+def _damaged(folder: Path, what: str) -> MlxmathError:
+    return MlxmathError(
+        f"{folder / SETTINGS} is damaged or gone; {what}; choose another --output-path, or start anew with --overwrite."
+    )
 
 
 class Responses:

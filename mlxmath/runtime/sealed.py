@@ -35,7 +35,7 @@ def unsealed_json(path: Path, unsealed: Collection[str] | None) -> dict[str, Any
     """
     value = read_json(path)
     if not isinstance(value, dict):
-        raise MlxmathError(f"{path} is damaged: expected an object of JSON")
+        raise MlxmathError(f"{path} is damaged: it is no object of JSON")
     if _SUM in value:
         if value.pop(_SUM) != _checksum(value):
             raise MlxmathError(f"{path} is damaged: its checksum is not that of what it holds")
