@@ -171,6 +171,9 @@ class Command(click.Command):
                     kept_awake() if self._long and (not launch or launch.first_on_host) else nullcontext(),
                 ):
                     return super().invoke(ctx)
+            except Terminated as signalled:
+                say(f"ended by {signalled.name}")
+                raise
             except (click.exceptions.Exit, click.ClickException, click.Abort, SystemExit, BrokenPipeError):
                 raise  # with click a reader of the results that goes away ends the command quietly
             except MlxmathError as error:
@@ -178,9 +181,6 @@ class Command(click.Command):
                     traceback.print_exc()
                 fail(str(error))
                 ctx.exit(error.exit_code)
-            except Terminated as signalled:
-                say(f"ended by {signalled}")
-                ctx.exit(128 + signalled.number)
             except KeyboardInterrupt:
                 say("interrupted")
                 ctx.exit(128 + SIGINT)

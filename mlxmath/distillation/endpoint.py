@@ -85,7 +85,7 @@ class Endpoint:
 
         Raises:
             MlxmathError: the endpoint answers nobody. What was under way has been waited for.
-            KeyboardInterrupt: likewise; a second one does not wait.
+            KeyboardInterrupt, Terminated: likewise; a second one does not wait.
         """
         asking = _Asking(self, on_outcome).run(tasks)
         try:
@@ -193,7 +193,7 @@ class _Asking:
 
     def _end(self, error: BaseException) -> None:
         """Begin nothing more; the first error is the one that counts."""
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt | Terminated):
             say("waiting for the answers under way; Ctrl-C again stops at once")
         self._error = self._error or error
         self._ended.set()
@@ -265,7 +265,7 @@ class _Asking:
 
 
 @contextmanager
-def _interrupts(handle: Callable[[KeyboardInterrupt], object]) -> Iterator[None]:
+def _interrupts(handle: Callable[[BaseException], object]) -> Iterator[None]:
     """Have the loop give `handle` each Ctrl-C, SIGTERM or SIGHUP, which then never falls between two answers."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -274,7 +274,7 @@ def _interrupts(handle: Callable[[KeyboardInterrupt], object]) -> Iterator[None]
     found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     before = {number: handler for number, handler in found.items() if handler != signal.SIG_IGN}  # as under nohup
     for number in before:
-        reason = KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
+        reason: BaseException = KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
         loop.add_signal_handler(number, handle, reason)  # wakes the loop, which a handler of Python's alone may not
     try:
         yield

@@ -28,8 +28,6 @@ class _Stderr(logging.Handler):
 
     prefix = ""
     num_uses = 0
-    stream: TextIO
-    """What standard error is without us."""
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
@@ -83,10 +81,10 @@ def shown() -> Iterator[None]:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # the process was started without it
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123
+    stderr = sys.stderr
+    if not isinstance(stderr, _Unfailing):
+        sys.stderr = _Unfailing(stderr)
     with _lock:
-        if not _stderr.num_uses:
-            _stderr.stream = sys.stderr
-            sys.stderr = _Unfailing(sys.stderr)
         _stderr.num_uses += 1
         _log.addHandler(_stderr)
         _log.setLevel(logging.INFO)
@@ -101,8 +99,8 @@ def shown() -> Iterator[None]:
                 _log.setLevel(logging.NOTSET)
                 _log.propagate = True
                 _stderr.prefix = ""
-                sys.stderr = _stderr.stream
-        for stream in (sys.stdout, sys.stderr):
+        sys.stderr = stderr
+        for stream in (sys.stdout, stderr):
             _drop_unwritten(stream)
 
 

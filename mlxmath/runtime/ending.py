@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Terminated(KeyboardInterrupt):
+class Terminated(SystemExit):
     """Somebody asked this process to end, or its terminal has gone."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
+        super().__init__(128 + number)
+        self.name = signal.Signals(number).name
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def test_a_folder_belongs_to_one_evaluation(tmp_path: Path) -> None:
     claim(tmp_path, moved, resume=True, overwrite=False)
 
     save_samples(tmp_path / "samples.jsonl", [replace(sample(), fingerprint="g")])
-    for damaged in (b"[1]", (tmp_path / "settings.json").read_bytes().replace(b'"seed": 1', b'"seed": 3')):
+    for damaged in (b"[1]", (tmp_path / "settings.json").read_bytes().replace(b'"seed": 0', b'"seed": 3')):
         (tmp_path / "settings.json").write_bytes(damaged)
         with pytest.raises(InputError, match=r"without whole settings\.json"):
             claim(tmp_path, other, resume=False, overwrite=False)

@@ -185,5 +185,5 @@ def test_what_a_terminal_does_not_take_is_dropped(error: Exception, monkeypatch:
 
 def test_a_process_without_standard_input_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
-    with shown():
-        assert sys.stdin.read() == ""
+    with shown(), sys.stdin as stdin:
+        assert stdin.read() == ""

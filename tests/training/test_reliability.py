@@ -195,9 +195,7 @@ def test_of_two_that_want_a_model_one_makes_it(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_wrong_column_is_told_before_a_model_is_converted(method: str) -> None:
-    column = {"question_column": "absent"} if method in ("train", "grpo") else {"chosen_column": "absent"}
-    wrong = [column, {"validation_dataset": "absent.jsonl"}]
-    for given in wrong:
+    for given in ({"question_column": "absent"}, {"filters": ["absent > 1"]}, {"validation_dataset": "absent.jsonl"}):
         with pytest.raises(InputError, match="absent"):
             METHODS[method](max_steps=1, **given)
     assert not Path("mlx_model").exists()
