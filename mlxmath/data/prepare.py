@@ -21,7 +21,7 @@ from mlxmath.data.templates import Template, get_template
 from mlxmath.data.tokenize import SKIPPED, tokenize, tokenize_pairs
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.console import Progress, duration, say, size, warn
-from mlxmath.runtime.files import sha256
+from mlxmath.runtime.files import real, sha256
 from mlxmath.runtime.locks import making
 from mlxmath.runtime.sealed import sealed_json, unsealed_json
 from mlxmath.weights.hub import is_source
@@ -224,7 +224,7 @@ def _key(config: DataConfig, model_folder: Path, *, pairs: bool) -> str:
     names = [name for name in (config.dataset, config.template_file) if name and is_file_name(str(name))]
     files = [path.stat() for path in map(Path, map(str, names)) if path.exists()]
     facts = [
-        config.model_dump(mode="json", exclude={"cache_dir"}), str(model_folder.resolve()), pairs,
+        config.model_dump(mode="json", exclude={"cache_dir"}), str(real(model_folder)), pairs,
         [[found.st_size, found.st_mtime_ns] for found in files],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

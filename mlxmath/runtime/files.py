@@ -3,6 +3,7 @@ others may have written.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -35,6 +36,11 @@ before it, as in a container."""
 _cleaned: set[Path] = set()
 
 
+def real(path: Path) -> Path:
+    """A path from the root on, without links; one of links that name each other ends there (`Path.resolve` raises)."""
+    return Path(os.path.realpath(path))
+
+
 def fsync_path(path: Path) -> None:
     """Flush a file's, or a folder's, contents to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -51,10 +57,11 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         there = next(each for each in (path, *path.parents) if os.path.exists(each))  # noqa: PTH110  a name may be too long
-        free = f"{shutil.disk_usage(there).free / 1e9:.2f} GB free there"
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        free = f" ({shutil.disk_usage(there).free / 1e9:.2f} GB free there)" if is_full else ""
         raise MlxmathError(
-            f"cannot write {path}: {error.strerror or error} ({free}). Nothing there was changed; "
-            "free some space or choose another folder, then run the command again."
+            f"cannot write {path}: {error.strerror or error}{free}. Nothing there was changed; "
+            f"{'free some space or ' if is_full else ''}choose another folder, then run the command again."
         ) from error
 
 
@@ -67,7 +74,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """
     if os.path.exists(path) and not path.is_file():  # noqa: PTH110
         raise MlxmathError(f"cannot write {path}: it is {'a folder' if path.is_dir() else 'no file'}; expected a file.")
-    with _beside(path) as temporary:
+    with temporary_beside(path) as temporary:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         with os.fdopen(descriptor, "wb") as file:
             yield file
@@ -99,8 +106,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     An existing folder at `path` is replaced only after the new one is complete; of a link the folder that it names.
     """
-    path = Path(os.path.realpath(path))
-    with _beside(path) as temporary:
+    path = real(path)
+    with temporary_beside(path) as temporary:
         temporary.mkdir()
         yield temporary
         for file in (*temporary.rglob("*"), temporary):
@@ -115,29 +122,22 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A temporary name for `path`, in its folder, where whatever has that name afterwards is removed."""
+def temporary_beside(path: Path) -> Iterator[Path]:
+    """A temporary name in the folder of `path`; what has it afterwards is removed, by a later run after a kill."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if (folder := path.parent.resolve()) not in _cleaned:
+        if (folder := real(path.parent)) not in _cleaned:
             _cleaned.add(folder)
             remove_leftovers(folder)
         temporary = _temporary(path)
-        _writing.add(temporary.resolve())
+        _writing.add(real(temporary))
         try:
             yield temporary
             fsync_path(path.parent)
         finally:
             with contextlib.suppress(OSError):
                 remove(temporary)
-            _writing.discard(temporary.resolve())
-
-
-@contextmanager
-def temporary_folder(path: Path) -> Iterator[Path]:
-    """A name beside `path` for a folder that is removed afterwards, or by a later run if this one is killed."""
-    with _beside(path) as temporary:
-        yield temporary
+            _writing.discard(real(temporary))
 
 
 def remove_folder(path: Path) -> None:
@@ -197,7 +197,7 @@ def _is_being_written(path: Path, host: str, pid: int) -> bool:
     if host != this_host():
         return time.time() - _last_write(path) < ABANDONED_S
     if pid == os.getpid():
-        return path.with_suffix(".tmp").resolve() in _writing
+        return real(path.with_suffix(".tmp")) in _writing
     try:
         return psutil.pid_exists(pid)
     except OverflowError:  # no process has such a number

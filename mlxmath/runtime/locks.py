@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mlxmath.errors import InputError
 from mlxmath.runtime.console import say, warn
-from mlxmath.runtime.files import disk_errors, remove_leftovers
+from mlxmath.runtime.files import disk_errors, real, remove_leftovers
 
 _LOCK = ".lock"
 
@@ -62,7 +62,7 @@ def making(path: Path, command: str, option: str | None = None) -> Iterator[bool
         InputError: `option` is given and somebody holds it; the error says who, where and since when.
         MlxmathError: its folder cannot be written.
     """
-    path = Path(os.path.realpath(path))
+    path = real(path)
     with _held(path.with_name(f".{path.name}{_LOCK}"), path, command, option) as waited:
         yield waited
 

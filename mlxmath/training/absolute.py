@@ -7,12 +7,13 @@ from mlxmath.config.schema import RunConfig
 from mlxmath.config.section import DEMO
 from mlxmath.data.datasets import known
 from mlxmath.data.rows import is_file_name
+from mlxmath.runtime.files import real
 from mlxmath.training.grpo.rewards import MODEL
 
 
 def absolute(path: str) -> str:
     """A path without `~` and links, from the root on."""
-    return str(Path(path).expanduser().resolve())
+    return str(real(Path(path).expanduser()))
 
 
 def absolute_model(name: str) -> str:

@@ -21,7 +21,7 @@ from mlxmath.models.lora.inject import Injected
 from mlxmath.runtime.blas import preload
 from mlxmath.runtime.console import say, warn
 from mlxmath.runtime.device import DeviceInfo
-from mlxmath.runtime.files import atomic_write, disk_errors, remove, remove_leftovers
+from mlxmath.runtime.files import atomic_write, disk_errors, real, remove, remove_leftovers
 from mlxmath.runtime.locks import locked
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.runtime.sealed import sealed_json, unsealed_json
@@ -93,7 +93,7 @@ def check_initial_adapter(training: TrainingConfig) -> None:
     """
     if not training.init_adapter:
         return
-    initial, folder = Path(training.init_adapter).resolve(), Path(training.adapter_path).resolve()
+    initial, folder = real(Path(training.init_adapter)), real(Path(training.adapter_path))
     if initial == folder:
         raise InputError(
             f"--init-adapter and --adapter-path are both {training.adapter_path}; write the result to another folder."

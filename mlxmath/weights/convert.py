@@ -8,7 +8,7 @@ from mlxmath.config.schema import ModelConfig
 from mlxmath.config.section import DEMO
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.console import say, warn
-from mlxmath.runtime.files import read_json, remove_leftovers, temporary_folder
+from mlxmath.runtime.files import read_json, real, remove_leftovers, temporary_beside
 from mlxmath.runtime.locks import making
 from mlxmath.weights.build import build_model
 from mlxmath.weights.configuration import differing, read_config
@@ -74,7 +74,7 @@ def _held(config: ModelConfig, *, exact: bool) -> Manifest | None:
         return None
     if not folder.is_dir():
         raise InputError(f"--mlx-path {config.mlx_path} is a file; expected a folder.")
-    itself = config.model != DEMO and Path(config.model).expanduser().resolve() == folder.resolve()
+    itself = config.model != DEMO and real(Path(config.model).expanduser()) == real(folder)
     if not (folder / FILE_NAME).exists():
         if itself:
             return _adopt(config, folder)
@@ -131,7 +131,7 @@ def convert(config: ModelConfig, choose: Chooser | None = None) -> Manifest:
     say(f"converting {source.name}{f' at {source.revision[:12]}' if source.revision else ''}")
     if bits is None or choose is None:
         return build_model(config, source)
-    with temporary_folder(Path(config.mlx_path).expanduser().resolve()) as plain:
+    with temporary_beside(real(Path(config.mlx_path).expanduser())) as plain:
         build_model(config.model_copy(update={"quantize": None, "mlx_path": str(plain)}), source)
         chosen = choose(plain, bits)
     return build_model(config, source, chosen)
