@@ -23,6 +23,8 @@ _FORMAT = 3
 _REPORTED = (2, 3)
 """Formats of which a report can be made. In the older one every model was asked in one template, and answers ended at
 the tokenizer's end token alone."""
+_MOST = 1 << 53
+"""No count in settings.json is as large."""
 _NUMBERED = re.compile(r"/\d{1,9}$")
 """How ids end: the problem's place in its benchmark."""
 _ANSWERS = re.compile(r"samples(\.rank-\d+)?\.jsonl")
@@ -218,16 +220,33 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def _is_whole(settings: Any) -> bool:
-    """Whether settings.json holds what a report needs."""
-    return bool(
-        _holds(settings, format=int, contestants=list, benchmarks=list, device=dict, samples=int, shots=int,
-               temperature=float | int, seed=int, template=str, retrieve=str | None, mlxmath=str)
-        and settings["format"] in _REPORTED
-        and settings["contestants"]
-        and all(_holds(one, label=str, fingerprint=str, against=str | None) for one in settings["contestants"])
-        and all(_holds(one, name=str) for one in settings["benchmarks"])
+    """Whether settings.json holds what a report needs; of what earlier versions did not note, nothing or the same."""
+    if not _holds(settings, format=int, contestants=list, benchmarks=list, device=dict, samples=int, shots=int,
+                  temperature=float | int, seed=int, template=str, retrieve=str | None, mlxmath=str):  # fmt: skip
+        return False
+    may = {"vote": None, "voters": [], "weights": [], "decoding": {}} | settings
+    unnoted = {"asked_in": "", "adapter": None, "adapter_folder": None}
+    contestants = [unnoted | one if isinstance(one, dict) else one for one in settings["contestants"]]
+    if not contestants or not all(
+        _holds(one, label=str, fingerprint=str, against=str | None, asked_in=str, adapter=str | None,
+               adapter_folder=str | None)
+        for one in contestants
+    ) or not _holds(may, vote=str | None, voters=list, weights=list, decoding=dict):  # fmt: skip
+        return False
+    labels = [one["label"] for one in contestants]
+    return (
+        settings["format"] in _REPORTED
+        and 1 <= settings["samples"] < _MOST
+        and 0 <= settings["temperature"] < _MOST
+        and all(_holds({"max_tokens": None} | one if isinstance(one, dict) else one, name=str, max_tokens=int | None)
+                for one in settings["benchmarks"])
         and _holds(settings["device"], name=str, dtype=str)
-        and {c["against"] for c in settings["contestants"]} <= {None, *(c["label"] for c in settings["contestants"])}
+        and all(one["against"] in (None, *labels) for one in contestants)
+        and all(isinstance(label, str) and label in labels for label in may["voters"])
+        and all(isinstance(text, str) for text in may["decoding"].values())
+        and all(_holds({"weight": weight}, weight=float | int) for weight in may["weights"])
+        and len(may["weights"]) in (0, len(may["voters"]))
+        and (may["vote"] is None or len(may["voters"]) > 1)
     )  # fmt: skip
 
 

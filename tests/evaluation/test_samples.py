@@ -108,7 +108,10 @@ def test_how_answers_were_decoded_is_kept_over_a_resumption(tmp_path: Path) -> N
         {"contestants": [5]}, {"contestants": "abc"}, {"contestants": [{"label": "base"}]}, {"samples": "2"},
         {"contestants": [{"label": ["a"], "fingerprint": "x", "against": None}]}, {"benchmarks": {}},
         {"contestants": [{"label": "a", "fingerprint": "x", "against": "nobody"}]}, {"device": {"name": 3}},
-        {"benchmarks": [{}]}, {"temperature": None}, {"format": 1}, {"samples": True},
+        {"benchmarks": [{}]}, {"temperature": None}, {"format": 1}, {"samples": True}, {"samples": 0},
+        {"temperature": 10**400}, {"decoding": {"base": 1}}, {"voters": ["nobody"]}, {"vote": "majority"},
+        {"weights": ["x"]}, {"benchmarks": [{"name": "b", "max_tokens": "x"}]}, {"benchmarks": ["b"]},
+        {"contestants": [{"label": "a", "fingerprint": "x", "against": None, "asked_in": []}]},
     ],
 )  # fmt: skip
 def test_damaged_settings_are_one_error(tmp_path: Path, change: dict[str, object]) -> None:
