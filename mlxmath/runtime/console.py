@@ -42,7 +42,7 @@ class _Stderr(logging.Handler):
 
             tqdm.write(text, file=sys.stderr)
         else:
-            click.echo(text, err=True)
+            print(text, file=sys.stderr, flush=True)  # click.echo may go round `_Unfailing`
 
 
 class _Unfailing:
