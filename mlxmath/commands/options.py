@@ -2,11 +2,13 @@
 
 import errno
 import importlib
+import os
 import shlex
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from signal import SIGINT
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 import click
@@ -15,7 +17,8 @@ from mlxmath.config.load import RECIPES, RUN, Resolved
 from mlxmath.config.schema import SECTIONS, SETTINGS, ModelConfig, RunConfig, keyword, option_name
 from mlxmath.config.section import plain_type
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.runtime.console import fail, harmless, say, shown
+from mlxmath.runtime.console import fail, harmless, printable, say, shown
+from mlxmath.runtime.ending import Terminated, signals_interrupt
 from mlxmath.runtime.trouble import trouble
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 VERBOSE = "mlxmath.verbose"
 CONTEXT = {"max_content_width": 110}
+_MOST_OF_A_NAME = 200
 
 
 def _of(section: str, *but: str) -> tuple[str, ...]:
@@ -161,8 +165,15 @@ class Command(click.Command):
                         f"`mlxmath {self.name}` is the work of one process, and mlx.launch started {launch.size}; "
                         "start it without mlx.launch."
                     )
-                with kept_awake() if self._long and (not launch or launch.first_on_host) else nullcontext():
+                with (
+                    # A rank may be inside a computation with others, which no handler of Python's interrupts.
+                    nullcontext() if launch else signals_interrupt(),
+                    kept_awake() if self._long and (not launch or launch.first_on_host) else nullcontext(),
+                ):
                     return super().invoke(ctx)
+            except Terminated as signalled:
+                say(f"ended by {signalled.name}")
+                raise
             except (click.exceptions.Exit, click.ClickException, click.Abort, SystemExit, BrokenPipeError):
                 raise  # with click a reader of the results that goes away ends the command quietly
             except MlxmathError as error:
@@ -172,12 +183,16 @@ class Command(click.Command):
                 ctx.exit(error.exit_code)
             except KeyboardInterrupt:
                 say("interrupted")
-                ctx.exit(130)
+                ctx.exit(128 + SIGINT)
             except Exception as error:
                 if verbose:
                     click.echo(harmless(traceback.format_exc()), err=True)
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     fail(f"cannot write the results: {error.strerror}; free some space, then run the command again.")
+                elif isinstance(error, OSError) and error.strerror:
+                    name = "" if error.filename is None else printable(os.fsdecode(error.filename))
+                    name = name if len(name) <= _MOST_OF_A_NAME else f"{name[:_MOST_OF_A_NAME]}…"
+                    fail(f"{name}{': ' if name else ''}{error.strerror}.")
                 elif (found := trouble(error)) is not None:
                     fail(f"{found.what} ({error}). {found.remedy}")
                 else:

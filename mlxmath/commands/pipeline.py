@@ -11,14 +11,19 @@ import click
 from mlxmath.commands import options
 from mlxmath.config.load import TRAINED_FROM, Layer, Resolved, full_names, recipe_layer, resolve
 from mlxmath.config.section import read_toml
-from mlxmath.errors import InputError, MlxmathError
+from mlxmath.errors import InputError, MlxmathError, OtherRunError
 from mlxmath.runtime.console import duration, put, say
+from mlxmath.runtime.locks import locked
 
 T = TypeVar("T")
 
 DEMO = Path(__file__).parents[1] / "config" / "pipelines" / "demo.toml"
 STAGES = ("teacher", "distill", "train", "grpo", "evaluate")
 TEACHER = tuple(f"distillation.teacher{part}" for part in ("", "_url", "_model", "_key_env", "_extra"))
+_AFTER = {"teacher": "distilled", "train": "grpo", "grpo": "evaluation"}
+"""What the stage after one makes."""
+_MADE_BEFORE = {"data", "held-out rows", "initial adapter"}
+"""What a stage has from the one before: it changes if that one goes on, as with answers that failed before."""
 _USED = {"distill": ("data", "distillation"), "grpo": (*TRAINED_FROM, "grpo"), "evaluate": ("evaluation",)}
 
 
@@ -79,12 +84,19 @@ def pipeline(
         SystemExit: a signal ended a stage, saved.
     """
     configs = configure(stages, folder, chosen, overwrite=overwrite)
+    with locked(folder, "--folder", "mlxmath pipeline"):
+        _run(configs, folder, overwrite=overwrite)
 
+
+def _run(configs: Mapping[str, Resolved], folder: Path, *, overwrite: bool) -> None:
+    """See `pipeline`; the folder is nobody else's meanwhile."""
     from mlxmath.distillation.distill import distill
     from mlxmath.evaluation.contestants import Contestant
     from mlxmath.evaluation.runner import evaluate
     from mlxmath.runtime.ranks import Ranks
+    from mlxmath.training.events import TrainResult
     from mlxmath.training.grpo.train import grpo
+    from mlxmath.training.record import set_aside, status_of
     from mlxmath.training.sft import sft
 
     took: dict[str, float] = {}
@@ -100,15 +112,31 @@ def pipeline(
         gc.collect()  # this stage's model, before the next one's is loaded
         return result
 
+    def train(stage: str, method: Callable[[Resolved], TrainResult]) -> None:
+        settings, place = configs[stage], folder / stage
+        if not overwrite and status_of(place) == "deadline" and (folder / _AFTER[stage]).exists():
+            say(f"\n== {stage}: its time was up before; what it came to is used")
+            return
+        try:
+            code = run(stage, lambda: method(settings).exit_code)
+        except OtherRunError as error:
+            if not error.names <= _MADE_BEFORE:
+                raise
+            say(f"{stage}: {' and '.join(sorted(error.names))} changed, since a stage before it went on; begun anew")
+            set_aside(place)
+            code = run(stage, lambda: method(settings).exit_code)
+        if code:  # a signal, or no way to go on
+            raise SystemExit(code)
+
     if "teacher" in configs:
-        _end_on(run("teacher", lambda: sft(configs["teacher"]).exit_code))
+        train("teacher", sft)
     made = run("distill", lambda: distill(configs["distill"].config, resume=True, overwrite=overwrite))
     for line in made.summary():
         say(line)
     if not made.num_kept:
         raise MlxmathError(f"none of the teacher's solutions is kept; {folder}/distilled/rejected.jsonl says why.")
-    _end_on(run("train", lambda: sft(configs["train"]).exit_code))
-    _end_on(run("grpo", lambda: grpo(configs["grpo"]).exit_code))
+    train("train", sft)
+    train("grpo", grpo)
     model = Path(configs["grpo"].config.model.mlx_path)
     contestants = [
         Contestant("base", model),
@@ -116,7 +144,13 @@ def pipeline(
         Contestant("distilled + GRPO", model, folder / "grpo", against="distilled"),
     ]
     config = configs["evaluate"].config
-    results = run("evaluate", lambda: evaluate(config, contestants, Ranks(), resume=True, overwrite=overwrite))
+    try:
+        results = run("evaluate", lambda: evaluate(config, contestants, Ranks(), resume=True, overwrite=overwrite))
+    except OtherRunError as error:
+        if error.names != {"contestants"}:
+            raise
+        say("evaluate: the models changed, since a stage before it went on; begun anew")
+        results = run("evaluate", lambda: evaluate(config, contestants, Ranks(), overwrite=True))
     if results is not None:
         say("\n" + ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in took.items()))
         put((Path(results["folder"]) / "model_card.md").read_text(encoding="utf-8"))
@@ -148,9 +182,3 @@ def configure(
     elif not named:
         raise InputError("there is no teacher: give --teacher or --teacher-url, or a table [teacher] that trains one.")
     return found | {stage: resolve([*stages[stage], Layer("pipeline", values)]) for stage, values in wiring.items()}
-
-
-def _end_on(exit_code: int) -> None:
-    """Leave if a signal ended a stage."""
-    if exit_code:
-        raise SystemExit(exit_code)

@@ -29,9 +29,11 @@ from mlxmath.data.batch import Rows
 from mlxmath.data.batching import BatchSampler
 from mlxmath.data.cache import TokenRows
 from mlxmath.data.dedup import mix
+from mlxmath.data.mixture import Mixture
 from mlxmath.data.pairs import Pairs, PairSampler
-from mlxmath.data.prepare import prepare_held_out, prepare_rows
+from mlxmath.data.prepare import held_out_config, prepare_held_out, prepare_rows
 from mlxmath.data.summary import mixture_lines
+from mlxmath.data.templates import get_template
 from mlxmath.data.tokenize import SKIPPED
 from mlxmath.errors import InputError
 from mlxmath.runtime.console import say, warn
@@ -218,6 +220,22 @@ def load_pairs(config: RunConfig, model_folder: Path, *, scored: bool = False) -
         Pairs(held_out, first_id=first_id, packed=packed, scored=scored) if held_out else None,
         tokens, held_out.fingerprint if held_out else None, PairSampler, "pairs", 1 if packed else 2,
     )  # fmt: skip
+
+
+def look_at_data(config: RunConfig, method: str) -> None:
+    """Open what a method reads, before anything long is done for it; rows are not read yet.
+
+    Raises:
+        InputError: no such dataset, column, split, filter or template.
+        MlxmathError: the data cannot be fetched.
+    """
+    pairs = method in ("dpo", "reward-model")
+    get_template(config.data.template, config.data.template_file)
+    wanted = [config.data]
+    if config.training.validation_dataset is not None:
+        wanted.append(held_out_config(config.data, config.training.validation_dataset)[0])
+    for data in wanted:
+        Mixture(data, solutions_required=method != "grpo", pairs=pairs)
 
 
 def check_pairs(settings: Resolved) -> None:

@@ -1,5 +1,6 @@
 """A dataset into tokens, once; training finds them in the cache."""
 
+import contextlib
 import hashlib
 import json
 import time
@@ -20,7 +21,9 @@ from mlxmath.data.templates import Template, get_template
 from mlxmath.data.tokenize import SKIPPED, tokenize, tokenize_pairs
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.console import Progress, duration, say, size, warn
-from mlxmath.runtime.files import atomic_json, read_json, sha256
+from mlxmath.runtime.files import real, sha256
+from mlxmath.runtime.locks import making
+from mlxmath.runtime.sealed import sealed_json, unsealed_json
 from mlxmath.weights.hub import is_source
 from mlxmath.weights.manifest import FILE_NAME, read_manifest
 
@@ -72,26 +75,37 @@ def prepare_rows(
         "max_seq_len": config.max_seq_len,
     }
     path = Path(config.cache_dir).expanduser() / f"{fingerprint(key)}.pkl"
+    rows = _cached(path)
+    if rows is None:
+        with making(path, "mlxmath prepare") as waited:
+            rows = _cached(path) if waited else None
+            if rows is None:
+                started = time.perf_counter()
+                with write_rows(path, token_dtype(max(tokenizer.get_vocab().values()) + 1)) as writer:
+                    _write_all(mixture, template, config, tokenizer, writer, pairs=pairs)
+                rows = TokenRows.load(path)
+                spent = time.perf_counter() - started
+                say(
+                    f"{path}: {len(rows):,} rows, {len(rows.tokens):,} tokens, {size(path.stat().st_size)} "
+                    f"in {duration(spent)} ({len(rows.tokens) / spent:,.0f} tokens/s)"
+                )
+    note(config, model_folder, rows, pairs=pairs)
+    return rows
+
+
+def _cached(path: Path) -> TokenRows | None:
+    """What a cache file holds, if it is there and whole."""
     started = time.perf_counter()
     try:
         rows = TokenRows.load(path)
     except FileNotFoundError:
-        pass
+        return None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder; expected a file. Remove it, or give another --cache-dir.") from None
     except CacheError as error:
         warn(f"{error}; rebuilding")
-    else:
-        say(f"{path} holds these rows already: {len(rows):,}, loaded in {time.perf_counter() - started:.3f}s")
-        note(config, model_folder, rows, pairs=pairs)
-        return rows
-    with write_rows(path, token_dtype(max(tokenizer.get_vocab().values()) + 1)) as writer:
-        _write_all(mixture, template, config, tokenizer, writer, pairs=pairs)
-    rows = TokenRows.load(path)
-    spent = time.perf_counter() - started
-    say(
-        f"{path}: {len(rows):,} rows, {len(rows.tokens):,} tokens, {size(path.stat().st_size)} "
-        f"in {duration(spent)} ({len(rows.tokens) / spent:,.0f} tokens/s)"
-    )
-    note(config, model_folder, rows, pairs=pairs)
+        return None
+    say(f"{path} holds these rows already: {len(rows):,}, loaded in {time.perf_counter() - started:.3f}s")
     return rows
 
 
@@ -186,7 +200,7 @@ def prepared(config: DataConfig, model_folder: Path, *, pairs: bool = False) -> 
     """What `prepare_rows` with these settings came to the last time. Neither the data nor the tokenizer is opened."""
     try:
         return Prepared(
-            **read_json(Path(config.cache_dir).expanduser() / _NOTES)[_key(config, model_folder, pairs=pairs)]
+            **unsealed_json(Path(config.cache_dir).expanduser() / _NOTES, ())[_key(config, model_folder, pairs=pairs)]
         )
     except (MlxmathError, OSError, KeyError, TypeError):
         return None
@@ -195,11 +209,13 @@ def prepared(config: DataConfig, model_folder: Path, *, pairs: bool = False) -> 
 def note(config: DataConfig, model_folder: Path, rows: TokenRows, *, pairs: bool) -> None:
     """Write down for `prepared` what rows there are."""
     path = Path(config.cache_dir).expanduser() / _NOTES
+    notes: dict[str, Any] = {}
+    with contextlib.suppress(MlxmathError):  # there are none, or damaged ones
+        notes = unsealed_json(path, ())
+    notes[_key(config, model_folder, pairs=pairs)] = {"rows": len(rows), "tokens": len(rows.tokens)}
     try:
-        notes = read_json(path) if path.exists() else {}
-        notes[_key(config, model_folder, pairs=pairs)] = {"rows": len(rows), "tokens": len(rows.tokens)}
-        atomic_json(path, notes)
-    except (MlxmathError, TypeError) as error:
+        sealed_json(path, notes)
+    except MlxmathError as error:
         warn(f"{path} is not up to date, which only `mlxmath plan` notices: {error}")
 
 
@@ -208,7 +224,7 @@ def _key(config: DataConfig, model_folder: Path, *, pairs: bool) -> str:
     names = [name for name in (config.dataset, config.template_file) if name and is_file_name(str(name))]
     files = [path.stat() for path in map(Path, map(str, names)) if path.exists()]
     facts = [
-        config.model_dump(mode="json", exclude={"cache_dir"}), str(model_folder.resolve()), pairs,
+        config.model_dump(mode="json", exclude={"cache_dir"}), str(real(model_folder)), pairs,
         [[found.st_size, found.st_mtime_ns] for found in files],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

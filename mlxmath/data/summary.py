@@ -1,9 +1,9 @@
 """What a prepared dataset consists of, for people: where its rows came from, and how long they are."""
 
 import io
-import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from mlxmath.data.cache import TokenRows
 from mlxmath.data.tokenize import SKIPPED, SYSTEM_LEFT_OUT
+from mlxmath.errors import MlxmathError
 from mlxmath.runtime.console import counted
-from mlxmath.runtime.files import atomic_file
+from mlxmath.runtime.files import atomic_file, parse_json
 
 MIXTURE = "mixture"
 """The statistic that holds the mixture's reports as JSON."""
@@ -23,8 +24,24 @@ MOST_SHOWN = 10
 """So many problems that occur in a benchmark are named."""
 
 
+@contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MlxmathError(
+            f"the statistics of the prepared rows are damaged ({repr(error)[:80]}); remove the cache folder, prepare "
+            "the rows anew."
+        ) from None
+
+
+@_readable()
 def statistics(rows: TokenRows) -> list[str]:
-    """What became of the dataset, one line a fact."""
+    """What became of the dataset, one line a fact.
+
+    Raises:
+        MlxmathError: the cache's statistics are of odd types.
+    """
     stats: Mapping[str, Any] = defaultdict(int, rows.stats)
     lines = [
         *mixture_lines(stats),
@@ -56,9 +73,14 @@ def statistics(rows: TokenRows) -> list[str]:
     return [*lines, *length_histogram(rows.lengths)]
 
 
+@_readable()
 def mixture_lines(stats: Mapping[str, Any]) -> list[str]:
-    """A table of the sources, and a line for each reason for which rows were left out."""
-    reports = json.loads(str(stats.get(MIXTURE, "[]")))
+    """A table of the sources, and a line for each reason for which rows were left out.
+
+    Raises:
+        MlxmathError: the cache's statistics are of odd types.
+    """
+    reports = parse_json(str(stats.get(MIXTURE, "[]")))
     if not reports:
         return []
     from rich.console import Console

@@ -23,6 +23,7 @@ from mlxmath.distillation.questions import Task, sample_seed
 from mlxmath.distillation.teacher import Answer, OnOutcome, Refused, TryAgain, error_message, prompt, read_answer
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.console import say, warn
+from mlxmath.runtime.ending import Terminated
 from mlxmath.runtime.secrets import spelt
 
 _MOST_BYTES, _MOST_ERROR_BYTES = 64 << 20, 1 << 16
@@ -85,7 +86,7 @@ class Endpoint:
 
         Raises:
             MlxmathError: the endpoint answers nobody. What was under way has been waited for.
-            KeyboardInterrupt: likewise; a second one does not wait.
+            KeyboardInterrupt, Terminated: likewise; a second one does not wait.
         """
         asking = _Asking(self, on_outcome).run(tasks)
         try:
@@ -182,17 +183,17 @@ class _Asking:
         count = min(self._settings.concurrency or 8, len(tasks))
         async with self._endpoint.client() as client:
             work = asyncio.gather(*(self._work(client, waiting) for _ in range(count)))
-            with _interrupts(lambda: work.cancel() if self._ended.is_set() else self._end(KeyboardInterrupt())):
+            with _interrupts(lambda reason: work.cancel() if self._ended.is_set() else self._end(reason)):
                 try:
                     await work
                 except asyncio.CancelledError:
-                    raise KeyboardInterrupt from None
+                    raise self._error or KeyboardInterrupt from None
         if self._error is not None:
             raise self._error
 
     def _end(self, error: BaseException) -> None:
         """Begin nothing more; the first error is the one that counts."""
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt | Terminated):
             say("waiting for the answers under way; Ctrl-C again stops at once")
         self._error = self._error or error
         self._ended.set()
@@ -264,15 +265,17 @@ class _Asking:
 
 
 @contextmanager
-def _interrupts(handle: Callable[[], object]) -> Iterator[None]:
-    """Have the loop call `handle` at each Ctrl-C or SIGTERM, which then never falls between two answers."""
+def _interrupts(handle: Callable[[BaseException], object]) -> Iterator[None]:
+    """Have the loop give `handle` each Ctrl-C, SIGTERM or SIGHUP, which then never falls between two answers."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     loop = asyncio.get_running_loop()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: handler for number, handler in found.items() if handler != signal.SIG_IGN}  # as under nohup
     for number in before:
-        loop.add_signal_handler(number, handle)  # wakes the loop, which a handler of Python's alone may not
+        reason: BaseException = KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
+        loop.add_signal_handler(number, handle, reason)  # wakes the loop, which a handler of Python's alone may not
     try:
         yield
     finally:

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.runtime.files import disk_errors, read_record, sealed_json, unsealed_json
+from mlxmath.runtime.console import warn
+from mlxmath.runtime.files import disk_errors, write_all
 from mlxmath.runtime.locks import locked
+from mlxmath.runtime.sealed import read_record, sealed_json, sealed_line, unsealed_json
 
 SETTINGS, RESPONSES = "settings.json", "responses.jsonl"
 _FORMAT = 1
@@ -71,25 +73,32 @@ def open_responses(
     with locked(folder, "--output-path", "mlxmath distill"), ExitStack() as opened:
         with disk_errors(path):
             file = opened.enter_context(path.open("ab", buffering=0))
-            if overwrite or not ((folder / SETTINGS).exists() or file.tell()):
+            if overwrite:
                 file.truncate(0)
-                sealed_json(folder / SETTINGS, {"format": _FORMAT, "identity": dict(identity)})
-            else:
-                _check(folder, identity, resume=resume)
+            is_new = overwrite or not ((folder / SETTINGS).exists() or file.tell())
+            is_known = not is_new and _holds(folder, identity, resume=resume)
             reader = opened.enter_context(path.open("rb"))
         responses = Responses(file, reader, path, identify(identity))
+        if responses.left_out and not responses and not is_known:
+            raise _damaged(folder, "none of the answers beside it is to these settings")
+        if not is_known:
+            sealed_json(folder / SETTINGS, {"format": _FORMAT, "identity": dict(identity)})
         yield responses
         responses.sync()
 
 
-def _check(folder: Path, identity: Mapping[str, Any], *, resume: bool) -> None:
+def _holds(folder: Path, identity: Mapping[str, Any], *, resume: bool) -> bool:
+    """Whether settings.json is whole, and of these settings; without it each answer still says what it belongs to."""
     path = folder / SETTINGS
     try:
         there: Any = unsealed_json(path, ("format", "identity")).get("identity")
     except MlxmathError:
         there = None
     if not isinstance(there, dict):
-        raise MlxmathError(f"{path} is damaged or gone; choose another --output-path, or start anew with --overwrite.")
+        if not resume:
+            raise _damaged(folder, "use the answers beside it that are to these settings with --resume")
+        warn(f"{path} is damaged or gone; the answers beside it that are to these settings count")
+        return False
     if name := next((name for name in {**identity, **there} if there.get(name) != identity.get(name)), None):
         raise InputError(
             f"{folder} holds answers to other settings ({name}: {str(there.get(name))[:60]!r} there, "
@@ -97,6 +106,13 @@ def _check(folder: Path, identity: Mapping[str, Any], *, resume: bool) -> None:
         )
     if not resume:
         raise InputError(f"{folder} holds answers already; use them with --resume, or start anew with --overwrite.")
+    return True
+
+
+def _damaged(folder: Path, what: str) -> MlxmathError:
+    return MlxmathError(
+        f"{folder / SETTINGS} is damaged or gone; {what}; choose another --output-path, or start anew with --overwrite."
+    )
 
 
 class Responses:
@@ -145,7 +161,7 @@ class Responses:
         Raises:
             MlxmathError: the disk is full. What could be written is not counted, and left out when it is read again.
         """
-        offset = self._write((json.dumps(asdict(response), ensure_ascii=False) + "\n").encode("utf-8", "replace"))
+        offset = self._write(sealed_line(asdict(response)))
         if time.monotonic() - self._synced_s > _SYNC_EVERY_S:
             self.sync()
         self._note(response, offset)
@@ -160,6 +176,5 @@ class Responses:
         """Append bytes; where they begin."""
         with disk_errors(self._path):
             offset = self._file.seek(0, os.SEEK_END)
-            while line:
-                line = line[self._file.write(line) :]
+            write_all(self._file, line)
         return offset

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,6 +34,7 @@ from mlxmath.models.offload import bytes_at_hand
 from mlxmath.models.served import Served
 from mlxmath.runtime.console import say
 from mlxmath.runtime.device import Backend, DeviceInfo
+from mlxmath.runtime.files import disk_errors
 from mlxmath.weights.manifest import read_fingerprint
 
 
@@ -136,7 +137,10 @@ def ask_all(
     models = _Models(device, sharding, runtime or RuntimeConfig())
     everything = ((b, item, n) for b in benchmarks for item in b.items for n in range(settings.samples))
     tasks = list(islice(everything, share.rank, None, share.world))
-    with path.open("ab") as file, closing(models):
+    with ExitStack() as opened:
+        with disk_errors(path):
+            file = opened.enter_context(path.open("ab", buffering=0))
+        opened.enter_context(closing(models))
         for entry in entries:
             label = entry.contestant.label
             there = [done.get((label, item.id, n)) for _, item, n in tasks]
@@ -232,16 +236,15 @@ def _ask(
         item, number = chosen[index]
         truncated = completion.finish_reason == "length"
         verdict = grade(completion.text, item.gold, truncated=truncated)
-        write_sample(
-            file,
-            Sample(
-                entry.contestant.label, entry.fingerprint, benchmark.name, item.id, number, item.level, item.subject,
-                item.question, item.gold, item.solution,
-                entry.num_formulas[item.id],
-                completion.text, verdict.extracted, verdict.rule, verdict.correct, completion.finish_reason,
-                verdict.truncated, completion.num_prompt_tokens, len(completion.tokens), round(seconds, 4),
-            ),
+        sample = Sample(
+            entry.contestant.label, entry.fingerprint, benchmark.name, item.id, number, item.level, item.subject,
+            item.question, item.gold, item.solution,
+            entry.num_formulas[item.id],
+            completion.text, verdict.extracted, verdict.rule, verdict.correct, completion.finish_reason,
+            verdict.truncated, completion.num_prompt_tokens, len(completion.tokens), round(seconds, 4),
         )  # fmt: skip
+        with disk_errors(Path(file.name)):
+            write_sample(file, sample)
         progress.answered(verdict.correct)
 
     with ThreadPoolExecutor(max_workers=1) as grader:

@@ -23,8 +23,9 @@ from mlxmath.evaluation.score import CATEGORIES, OUTCOMES, Scored, collect, outc
 from mlxmath.evaluation.wording import SOUNDNESS, each, interval, p_value, percent, points, sentence, soundness
 from mlxmath.grading import grade_many
 from mlxmath.runtime.console import harmless, is_shown, printable, say
-from mlxmath.runtime.files import atomic_json, atomic_write
+from mlxmath.runtime.files import atomic_write
 from mlxmath.runtime.markdown import cell
+from mlxmath.runtime.sealed import sealed_json
 
 _FOLDER = Path(__file__).with_name("page")
 _MOST_SHOWN = 20_000
@@ -56,7 +57,7 @@ def write_report(folder: Path, *, regrade: bool = False) -> dict[str, Any]:
         )
     found = results(scored, settings)
     view = view_of(found, scored, datetime.now(UTC))
-    atomic_json(folder / "results.json", found)
+    sealed_json(folder / "results.json", found)
     atomic_write(folder / "model_card.md", card(view))
     write_plots(found, folder)
     atomic_write(folder / "report.html", page(view))

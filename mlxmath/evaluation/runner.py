@@ -30,6 +30,7 @@ from mlxmath.evaluation.samples import (
 from mlxmath.models.lora.sharding import Sharding
 from mlxmath.runtime.console import say
 from mlxmath.runtime.device import DeviceInfo, opened_backend
+from mlxmath.runtime.files import atomic_write
 from mlxmath.runtime.locks import locked
 from mlxmath.runtime.ranks import Ranks
 
@@ -207,8 +208,8 @@ def answer(ask: Ask, folder: Path, ranks: Ranks, fingerprints: Mapping[str, str]
     ask({sample.key: sample for sample in found}, path, share)
     if share.world > 1:
         for rank, content in enumerate(ranks.gather("samples", path.read_text() if path.exists() else "")):
-            if ranks.first:
-                (folder / f"samples.rank-{rank}.jsonl").write_text(content)
+            if ranks.first and rank:
+                atomic_write(folder / f"samples.rank-{rank}.jsonl", content)
     return ranks.first
 
 

@@ -8,19 +8,23 @@ never counted.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from mlxmath.errors import InputError, MlxmathError
-from mlxmath.runtime.files import atomic_file, atomic_json, read_json, read_record
+from mlxmath.errors import InputError, MlxmathError, OtherRunError
+from mlxmath.runtime.console import warn
+from mlxmath.runtime.files import atomic_file, disk_errors, write_all
+from mlxmath.runtime.sealed import read_record, sealed_json, sealed_line, unsealed_json
 
 SETTINGS, SAMPLES = "settings.json", "samples.jsonl"
 _FORMAT = 3
 _REPORTED = (2, 3)
 """Formats of which a report can be made. In the older one every model was asked in one template, and answers ended at
 the tokenizer's end token alone."""
+_MOST = 1 << 53
+"""No count in settings.json is as large."""
 _NUMBERED = re.compile(r"/\d{1,9}$")
 """How ids end: the problem's place in its benchmark."""
 _ANSWERS = re.compile(r"samples(\.rank-\d+)?\.jsonl")
@@ -68,15 +72,14 @@ def fingerprint(value: Any) -> str:
 
 def write_sample(file: IO[bytes], sample: Sample) -> None:
     """Append one line and hand it to the system, so that a killed process loses at most the line at hand."""
-    file.write((json.dumps(asdict(sample), ensure_ascii=False) + "\n").encode())
-    file.flush()
+    write_all(file, sealed_line(asdict(sample)))
 
 
 def save_samples(path: Path, samples: Iterable[Sample]) -> None:
     """Write all samples in one step."""
     with atomic_file(path) as file:
         for sample in samples:
-            file.write((json.dumps(asdict(sample), ensure_ascii=False) + "\n").encode())
+            file.write(sealed_line(asdict(sample)))
 
 
 def read_samples(folder: Path, fingerprints: Mapping[str, str]) -> tuple[list[Sample], int]:
@@ -118,8 +121,8 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def note_decoding(folder: Path, decoding: Mapping[str, str]) -> None:
     """Add to the settings of a run how answers of contestants, by their labels, were decoded."""
-    settings = read_json(folder / SETTINGS)
-    atomic_json(folder / SETTINGS, settings | {"decoding": settings.get("decoding", {}) | decoding})
+    settings = unsealed_json(folder / SETTINGS, None)
+    sealed_json(folder / SETTINGS, settings | {"decoding": settings.get("decoding", {}) | decoding})
 
 
 def claim(folder: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
@@ -128,14 +131,11 @@ def claim(folder: Path, settings: Mapping[str, Any], *, resume: bool, overwrite:
     Raises:
         InputError: the folder holds another run, or this one or answers of nobody knows what, and neither `resume` nor
             `overwrite` is given.
-        MlxmathError: its settings are damaged.
     """
     path = folder / SETTINGS
     record = {"format": _FORMAT, **settings}
-    if path.exists() and not overwrite:
-        found = read_json(path)
-        if not _is_whole(found):
-            raise MlxmathError(f"{path} is damaged; choose another --run-name, or replace it with --overwrite.")
+    found = None if overwrite else _found(path)
+    if found is not None:
         if found["format"] != _FORMAT:
             raise InputError(
                 f"{folder} holds an evaluation of an earlier version, which asked all models in one template and ended "
@@ -143,9 +143,10 @@ def claim(folder: Path, settings: Mapping[str, Any], *, resume: bool, overwrite:
                 "--run-name, or replace it with --overwrite; `mlxmath report` shows what is there."
             )
         if identity(found) != identity(record):
-            raise InputError(
+            raise OtherRunError(
                 f"{folder} holds an evaluation with other settings ({_difference(found, record)}); choose another "
-                "--run-name, or replace it with --overwrite."
+                "--run-name, or replace it with --overwrite.",
+                (name for name, value in identity(record).items() if identity(found)[name] != value),
             )
         if not resume:
             raise InputError(
@@ -153,18 +154,54 @@ def claim(folder: Path, settings: Mapping[str, Any], *, resume: bool, overwrite:
                 "--overwrite."
             )
         record["decoding"] = found.get("decoding", {})
-        atomic_json(path, record)  # how the answers are put together may change
+        sealed_json(path, record)  # how the answers are put together may change
         return
-    found = _answers(folder)
-    if found and not (resume or overwrite):
+    answers = _answers(folder)
+    if answers and not (resume or overwrite):
         raise InputError(
-            f"{folder} holds answers ({found[0].name}) without {SETTINGS}; use those that are of this evaluation with "
-            "--resume, choose another --run-name, or replace them with --overwrite."
+            f"{folder} holds answers ({answers[0].name}) without whole {SETTINGS}; use those that are of this "
+            "evaluation with --resume, choose another --run-name, or replace them with --overwrite."
         )
-    for old in found if overwrite else ():
-        old.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic_json(path, record)
+    if answers and resume and not overwrite:
+        _check_own(folder, {one["label"]: one["fingerprint"] for one in settings["contestants"]})
+    with disk_errors(folder):
+        for old in answers if overwrite else ():
+            old.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+    sealed_json(path, record)
+
+
+def _found(path: Path) -> dict[str, Any] | None:
+    """The settings in a folder, if they are whole; each answer says by itself what it belongs to."""
+    if not path.exists():
+        return None
+    try:
+        found = unsealed_json(path, None)
+        if _is_whole(found):
+            return found
+        warn(f"{path} is damaged")
+    except MlxmathError as error:
+        warn(str(error))
+    return None
+
+
+def _check_own(folder: Path, fingerprints: Mapping[str, str]) -> None:
+    """Refuse whole answers of which none is this evaluation's: they would be removed, as half lines are.
+
+    Raises:
+        InputError: the folder holds nothing else.
+    """
+    found = [sample for path in _answers(folder) for sample in _whole(path)]
+    if found and not any(fingerprints.get(sample.contestant) == sample.fingerprint for sample in found):
+        raise InputError(
+            f"{folder} holds answers of another evaluation alone; choose another --run-name, or replace them with "
+            "--overwrite."
+        )
+
+
+def _whole(path: Path) -> Iterator[Sample]:
+    with path.open("rb") as file:
+        yield from filter(None, (read_record(Sample, line) for line in file))
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -176,23 +213,40 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """
     if not (folder / SETTINGS).is_file():
         raise InputError(f"{folder} holds no evaluation: {SETTINGS} is missing; name a folder of `mlxmath evaluate`.")
-    settings: dict[str, Any] = read_json(folder / SETTINGS)
+    settings = unsealed_json(folder / SETTINGS, None)
     if not _is_whole(settings):
         raise MlxmathError(f"{folder / SETTINGS} is damaged or of another version; run `mlxmath evaluate` again.")
     return settings
 
 
 def _is_whole(settings: Any) -> bool:
-    """Whether settings.json holds what a report needs."""
-    return bool(
-        _holds(settings, format=int, contestants=list, benchmarks=list, device=dict, samples=int, shots=int,
-               temperature=float | int, seed=int, template=str, retrieve=str | None, mlxmath=str)
-        and settings["format"] in _REPORTED
-        and settings["contestants"]
-        and all(_holds(one, label=str, fingerprint=str, against=str | None) for one in settings["contestants"])
-        and all(_holds(one, name=str) for one in settings["benchmarks"])
+    """Whether settings.json holds what a report needs; of what earlier versions did not note, nothing or the same."""
+    if not _holds(settings, format=int, contestants=list, benchmarks=list, device=dict, samples=int, shots=int,
+                  temperature=float | int, seed=int, template=str, retrieve=str | None, mlxmath=str):  # fmt: skip
+        return False
+    may = {"vote": None, "voters": [], "weights": [], "decoding": {}} | settings
+    unnoted = {"asked_in": "", "adapter": None, "adapter_folder": None}
+    contestants = [unnoted | one if isinstance(one, dict) else one for one in settings["contestants"]]
+    if not contestants or not all(
+        _holds(one, label=str, fingerprint=str, against=str | None, asked_in=str, adapter=str | None,
+               adapter_folder=str | None)
+        for one in contestants
+    ) or not _holds(may, vote=str | None, voters=list, weights=list, decoding=dict):  # fmt: skip
+        return False
+    labels = [one["label"] for one in contestants]
+    return (
+        settings["format"] in _REPORTED
+        and 1 <= settings["samples"] < _MOST
+        and 0 <= settings["temperature"] < _MOST
+        and all(_holds({"max_tokens": None} | one if isinstance(one, dict) else one, name=str, max_tokens=int | None)
+                for one in settings["benchmarks"])
         and _holds(settings["device"], name=str, dtype=str)
-        and {c["against"] for c in settings["contestants"]} <= {None, *(c["label"] for c in settings["contestants"])}
+        and all(one["against"] in (None, *labels) for one in contestants)
+        and all(isinstance(label, str) and label in labels for label in may["voters"])
+        and all(isinstance(text, str) for text in may["decoding"].values())
+        and all(_holds({"weight": weight}, weight=float | int) for weight in may["weights"])
+        and len(may["weights"]) in (0, len(may["voters"]))
+        and (may["vote"] is None or len(may["voters"]) > 1)
     )  # fmt: skip
 
 

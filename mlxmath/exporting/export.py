@@ -13,7 +13,9 @@ from mlxmath.exporting.check import Answers, Checked, check, problems_of
 from mlxmath.exporting.original import Job, Original
 from mlxmath.runtime.console import say, size
 from mlxmath.runtime.device import opened_backend
-from mlxmath.runtime.files import atomic_folder, atomic_json, read_json
+from mlxmath.runtime.files import atomic_folder
+from mlxmath.runtime.locks import making
+from mlxmath.runtime.sealed import sealed_json, unsealed_json
 from mlxmath.weights.manifest import read_fingerprint, versions
 
 RECORD = "mlxmath_export.json"
@@ -77,16 +79,23 @@ def export(config: RunConfig, adapter: Path | None, *, overwrite: bool = False) 
     if settings.to is None:
         raise InputError(f"--to is missing; give one of {', '.join(TARGETS)}.")
     folder = Path(settings.export_path or f"exported/{settings.to}").expanduser()
+    with making(folder, "mlxmath export", "--export-path"):
+        return _export(config, adapter, folder, overwrite=overwrite)
+
+
+def _export(config: RunConfig, adapter: Path | None, folder: Path, *, overwrite: bool) -> Exported:
+    """See `export`; the folder is nobody else's meanwhile."""
+    settings = config.export
     _check_free(folder, overwrite=overwrite)
     if settings.check:
         problems_of(settings)  # so that a wrong name is said before anything is written
-    target = cast(Target, importlib.import_module(TARGETS[settings.to]))
+    target = cast(Target, importlib.import_module(TARGETS[str(settings.to)]))
     with opened_backend(config.runtime, 0) as (_, device):
         original = Original(Path(config.model.mlx_path), adapter, device.compute_dtype)
         with atomic_folder(folder) as temporary:
             job = Job(original, settings, temporary)
             notes = tuple(target.write(job))
-            atomic_json(temporary / RECORD, _record(job))
+            sealed_json(temporary / RECORD, _record(job))
         num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         say(f"wrote {folder} ({size(num_bytes)})")
         for note in notes:
@@ -97,8 +106,8 @@ def export(config: RunConfig, adapter: Path | None, *, overwrite: bool = False) 
             checked = check(job, partial(target.reopened, job))
             for line in checked.lines():
                 say(f"  {line}")
-            atomic_json(folder / RECORD, _record(job) | {"check": asdict(checked)})
-    return Exported(folder, settings.to, num_bytes, notes, checked)
+            sealed_json(folder / RECORD, _record(job) | {"check": asdict(checked)})
+    return Exported(folder, str(settings.to), num_bytes, notes, checked)
 
 
 def _check_free(folder: Path, *, overwrite: bool) -> None:
@@ -108,14 +117,14 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     try:
-        record = read_json(folder / RECORD)
+        record = unsealed_json(folder / RECORD, None)
     except MlxmathError:
         raise InputError(
             f"--export-path {folder} holds files that are no export of mlxmath, so it is not replaced; choose another."
         ) from None
     if not overwrite:
         raise InputError(
-            f"--export-path {folder} holds an export already ({dict(record).get('to')}); choose another folder, or "
+            f"--export-path {folder} holds an export already ({record.get('to')}); choose another folder, or "
             "replace it with --overwrite."
         )
 

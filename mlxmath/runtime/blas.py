@@ -19,7 +19,7 @@ from typing import Any
 from mlxmath.errors import MlxmathError
 from mlxmath.runtime import sgemm
 from mlxmath.runtime.blas_trials import VARIABLE, Blas, libraries, trials
-from mlxmath.runtime.files import read_json
+from mlxmath.runtime.sealed import unsealed_json
 from mlxmath.runtime.symbols import make_global
 
 INSTALL_HINT = (
@@ -40,7 +40,7 @@ def take_again(run_file: Path, rank: int = 0) -> None:
     """Let `preload` load what a run used before that is resumed, if it is still here."""
     global _again
     with contextlib.suppress(MlxmathError, KeyError, TypeError, IndexError):
-        _again = read_json(run_file)["blas"][rank]
+        _again = unsealed_json(run_file, None)["blas"][rank]
 
 
 @functools.cache

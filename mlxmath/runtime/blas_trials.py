@@ -24,7 +24,8 @@ from pathlib import Path
 from mlxmath import __version__
 from mlxmath.errors import MlxmathError
 from mlxmath.runtime import sgemm
-from mlxmath.runtime.files import fits, sealed_json, unsealed_json
+from mlxmath.runtime.files import fits, user_cache
+from mlxmath.runtime.sealed import sealed_json, unsealed_json
 
 VARIABLE = "OPENBLAS_CORETYPE"
 KERNELS = {
@@ -132,7 +133,7 @@ def remembered(name: str, measure: Callable[[], tuple[Blas, ...]]) -> tuple[Blas
     Of processes that come at once the first one measures, and the others wait for it.
     """
     try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlxmath"
+        folder = user_cache()
         folder.mkdir(parents=True, exist_ok=True)
         if found := _read(folder / name):
             return found

@@ -37,15 +37,38 @@ class _Stderr(logging.Handler):
             return
         elif record.levelno >= logging.WARNING:
             text = click.style("warning: ", fg="yellow") + text if sys.stderr.isatty() else f"warning: {text}"
-        # The log's reader may go, its disk be full, its terminal be closed; a signal may come in the middle of a line:
-        # the run counts more.
-        with contextlib.suppress(OSError, ValueError, RuntimeError):
-            if "tqdm" in sys.modules:
-                from tqdm import tqdm
+        if "tqdm" in sys.modules:
+            from tqdm import tqdm
 
-                tqdm.write(text, file=sys.stderr)
-            else:
-                click.echo(text, err=True)
+            tqdm.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)  # click.echo may go round `_Unfailing`
+
+
+class _Unfailing:
+    """A stream that drops what cannot be written, since the run counts more: its reader may go, its disk be full, its
+    terminal be closed, a signal come in the middle of a line. Bars and panels of other packages go through it too.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        with contextlib.suppress(ValueError):
+            return self._stream.isatty()
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 _stderr = _Stderr()
@@ -55,9 +78,12 @@ _lock = threading.Lock()
 @contextmanager
 def shown() -> Iterator[None]:
     """Print what is said meanwhile, by any thread."""
-    for name in ("stdout", "stderr"):
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # the process was started without it
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123
+    stderr = sys.stderr
+    if not isinstance(stderr, _Unfailing):
+        sys.stderr = _Unfailing(stderr)
     with _lock:
         _stderr.num_uses += 1
         _log.addHandler(_stderr)
@@ -73,7 +99,8 @@ def shown() -> Iterator[None]:
                 _log.setLevel(logging.NOTSET)
                 _log.propagate = True
                 _stderr.prefix = ""
-        for stream in (sys.stdout, sys.stderr):
+        sys.stderr = stderr
+        for stream in (sys.stdout, stderr):
             _drop_unwritten(stream)
 
 

@@ -3,6 +3,7 @@ others may have written.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -13,18 +14,16 @@ import socket
 import time
 import types
 import typing
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, TypeVar
+from typing import IO, Any, BinaryIO
 
 import psutil
 
 from mlxmath.errors import MlxmathError
 
-T = TypeVar("T")
-_SUM = "checksum"
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})\.(?P<pid>\d+)\.[^.]+\.(?P<kind>tmp|old)")
 """Names of temporary files and folders: that of what they become, the host and the process that write them, something
 random."""
@@ -35,6 +34,11 @@ _writing: set[Path] = set()
 """Temporary files and folders of this process. A leftover of its own number that is not among them is of a process
 before it, as in a container."""
 _cleaned: set[Path] = set()
+
+
+def real(path: Path) -> Path:
+    """A path from the root on, without links; one of links that name each other ends there (`Path.resolve` raises)."""
+    return Path(os.path.realpath(path))
 
 
 def fsync_path(path: Path) -> None:
@@ -52,11 +56,12 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        there = next(each for each in (path, *path.parents) if each.exists())
-        free = f"{shutil.disk_usage(there).free / 1e9:.2f} GB free there"
+        there = next(each for each in (path, *path.parents) if os.path.exists(each))  # noqa: PTH110  a name may be too long
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        free = f" ({shutil.disk_usage(there).free / 1e9:.2f} GB free there)" if is_full else ""
         raise MlxmathError(
-            f"cannot write {path}: {error.strerror or error} ({free}). Nothing there was changed; "
-            "free some space or choose another folder, then run the command again."
+            f"cannot write {path}: {error.strerror or error}{free}. Nothing there was changed; "
+            f"{'free some space or ' if is_full else ''}choose another folder, then run the command again."
         ) from error
 
 
@@ -65,15 +70,23 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path`; on success it replaces `path`, on any error it is removed.
 
     Raises:
-        MlxmathError: the disk is full or the folder cannot be written.
+        MlxmathError: the disk is full, the folder cannot be written, or `path` is a folder, a device or a pipe.
     """
-    with _beside(path) as temporary:
+    if os.path.exists(path) and not path.is_file():  # noqa: PTH110
+        raise MlxmathError(f"cannot write {path}: it is {'a folder' if path.is_dir() else 'no file'}; expected a file.")
+    with temporary_beside(path) as temporary:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+
+
+def write_all(file: IO[bytes], data: bytes) -> None:
+    """Write to a file without a buffer, which may take a part at a time."""
+    while data:
+        data = data[file.write(data) :]
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -87,41 +100,14 @@ def atomic_json(path: Path, value: Any) -> None:
     atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def sealed_json(path: Path, value: dict[str, Any]) -> None:
-    """Write an object as JSON with a checksum over all of it, for `unsealed_json`."""
-    atomic_json(path, value | {_SUM: _checksum(value)})
-
-
-def unsealed_json(path: Path, unsealed: Sequence[str]) -> dict[str, Any]:
-    """Read what `sealed_json` wrote.
-
-    Args:
-        path: the file.
-        unsealed: names of which an object without a checksum may have no others: 0.1.0 wrote none.
-
-    Raises:
-        MlxmathError: the file is absent or damaged.
-    """
-    value = read_json(path)
-    if not isinstance(value, dict) or (
-        value.pop(_SUM) != _checksum(value) if _SUM in value else not value.keys() <= set(unsealed)
-    ):
-        raise MlxmathError(f"{path} is damaged")
-    return value
-
-
-def _checksum(value: dict[str, Any]) -> str:
-    read_back = json.loads(json.dumps(value))  # keys are text then
-    return hashlib.sha256(json.dumps(read_back, sort_keys=True).encode()).hexdigest()
-
-
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; on success it takes `path`'s place, on any error it is removed.
 
-    An existing folder at `path` is replaced only after the new one is complete.
+    An existing folder at `path` is replaced only after the new one is complete; of a link the folder that it names.
     """
-    with _beside(path) as temporary:
+    path = real(path)
+    with temporary_beside(path) as temporary:
         temporary.mkdir()
         yield temporary
         for file in (*temporary.rglob("*"), temporary):
@@ -136,28 +122,22 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A temporary name for `path`, in its folder, where whatever has that name afterwards is removed."""
+def temporary_beside(path: Path) -> Iterator[Path]:
+    """A temporary name in the folder of `path`; what has it afterwards is removed, by a later run after a kill."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if (folder := path.parent.resolve()) not in _cleaned:
+        if (folder := real(path.parent)) not in _cleaned:
             _cleaned.add(folder)
             remove_leftovers(folder)
         temporary = _temporary(path)
-        _writing.add(temporary.resolve())
+        _writing.add(real(temporary))
         try:
             yield temporary
             fsync_path(path.parent)
         finally:
-            _remove(temporary)
-            _writing.discard(temporary.resolve())
-
-
-@contextmanager
-def temporary_folder(path: Path) -> Iterator[Path]:
-    """A name beside `path` for a folder that is removed afterwards, or by a later run if this one is killed."""
-    with _beside(path) as temporary:
-        yield temporary
+            with contextlib.suppress(OSError):
+                remove(temporary)
+            _writing.discard(real(temporary))
 
 
 def remove_folder(path: Path) -> None:
@@ -168,13 +148,26 @@ def remove_folder(path: Path) -> None:
         shutil.rmtree(temporary)
 
 
+def user_cache() -> Path:
+    """The folder in which mlxmath remembers things of this user.
+
+    https://specifications.freedesktop.org/basedir-spec: a relative $XDG_CACHE_HOME does not count.
+
+    Raises:
+        RuntimeError: the user has no home.
+    """
+    asked = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (asked if asked.is_absolute() else Path.home() / ".cache") / "mlxmath"
+
+
 def _temporary(path: Path) -> Path:
     return path.parent / f".{path.name}.{this_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, a folder or a link (not what it names), if it is there."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
@@ -197,14 +190,14 @@ def remove_leftovers(folder: Path) -> None:
             if match["kind"] == "old" and not target.exists():
                 leftover.rename(target)  # killed between the two renames: the old folder is the whole one
             else:
-                _remove(leftover)
+                remove(leftover)
 
 
 def _is_being_written(path: Path, host: str, pid: int) -> bool:
     if host != this_host():
         return time.time() - _last_write(path) < ABANDONED_S
     if pid == os.getpid():
-        return path.with_suffix(".tmp").resolve() in _writing
+        return real(path.with_suffix(".tmp")) in _writing
     try:
         return psutil.pid_exists(pid)
     except OverflowError:  # no process has such a number
@@ -278,22 +271,14 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def read_record(kind: Callable[..., T], line: str | bytes) -> T | None:
-    """A JSON line as a dataclass, None unless it is an object with a value of the right type for each field."""
-    try:
-        row = parse_json(line)
-    except ValueError:
-        return None
-    return kind(**{name: row[name] for name, _ in _kinds(kind)}) if fits(row, kind) else None
-
-
 def fits(value: Any, kind: Callable[..., Any]) -> bool:
     """Whether a JSON value is an object with a value of the right type for each field of a class, and maybe others."""
-    return isinstance(value, dict) and all(name in value and _is(value[name], types_) for name, types_ in _kinds(kind))
+    return isinstance(value, dict) and all(name in value and _is(value[name], types_) for name, types_ in kinds(kind))
 
 
 @cache
-def _kinds(kind: Hashable) -> tuple[tuple[str, tuple[type, ...]], ...]:
+def kinds(kind: Hashable) -> tuple[tuple[str, tuple[type, ...]], ...]:
+    """The fields of a class, each with the types that its JSON value may have."""
     return tuple((name, _allowed(hint)) for name, hint in typing.get_type_hints(kind).items())
 
 

@@ -1,4 +1,9 @@
-"""Folders that one process at a time writes to."""
+"""Folders and files that one process at a time writes to.
+
+A lock is the system's (flock): it ends with its process, however that ends, so a file that a killed one left behind
+locks nothing. On NFS it counts between hosts too (Linux asks the server for it). Where a file system has no locks, a
+warning says so.
+"""
 
 import contextlib
 import fcntl
@@ -7,11 +12,12 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from mlxmath.errors import InputError
-from mlxmath.runtime.console import warn
-from mlxmath.runtime.files import disk_errors
+from mlxmath.runtime.console import say, warn
+from mlxmath.runtime.files import disk_errors, real, remove_leftovers
 
 _LOCK = ".lock"
 
@@ -20,49 +26,85 @@ _LOCK = ".lock"
 def locked(folder: Path, option: str, command: str) -> Iterator[None]:
     """Keep a folder to this process (and this thread): nobody else can lock it meanwhile.
 
-    The lock is the system's (flock on `folder/.lock`): it ends with its process, however that ends, so a file that a
-    killed one left behind locks nothing. Where the file system has no locks, a warning says so.
-
     Args:
-        folder: made if it is not there.
+        folder: made if it is not there. What killed runs left half-written in it is removed.
         option: what names the folder, for the error.
         command: who holds it, for others' errors.
 
     Raises:
-        InputError: somebody holds it; the error says who.
+        InputError: somebody holds it; the error says who, where and since when.
         MlxmathError: the folder cannot be written.
     """
     is_new = not folder.exists()
-    with _locked_file(folder / _LOCK, option) as file:
+    try:
+        with _held(folder / _LOCK, folder, command, option):
+            remove_leftovers(folder)
+            yield
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # if nothing came of it
+
+
+@contextmanager
+def making(path: Path, command: str, option: str | None = None) -> Iterator[bool]:
+    """Make a file or a folder that is replaced as a whole, while nobody else makes it.
+
+    Args:
+        path: what is made. The lock lies beside it.
+        command: who makes it, for others.
+        option: what names it, if two are not to make it one after the other; None waits for the other one.
+
+    Yields:
+        Whether somebody else held it until now, so that it may be there.
+
+    Raises:
+        InputError: `option` is given and somebody holds it; the error says who, where and since when.
+        MlxmathError: its folder cannot be written.
+    """
+    path = real(path)
+    with _held(path.with_name(f".{path.name}{_LOCK}"), path, command, option) as waited:
+        yield waited
+
+
+@contextmanager
+def _held(lock: Path, what: Path, command: str, option: str | None) -> Iterator[bool]:
+    file, waited = _locked_file(lock, what, option)
+    with file:
         with contextlib.suppress(OSError):  # a full disk is told where it matters
             file.truncate(0)
-            file.write(f"`{command}`, process {os.getpid()} on {socket.gethostname()}".encode())
+            since = datetime.now(UTC).isoformat(" ", "seconds").removesuffix("+00:00")
+            file.write(f"`{command}`, process {os.getpid()} on {socket.gethostname()} since {since} UTC".encode())
         try:
-            yield
+            yield waited
         finally:
             with contextlib.suppress(OSError):
-                (folder / _LOCK).unlink()
-                if is_new:
-                    folder.rmdir()  # if nothing came of it
+                lock.unlink()
 
 
-def _locked_file(path: Path, option: str) -> io.FileIO:
+def _locked_file(lock: Path, what: Path, option: str | None) -> tuple[io.FileIO, bool]:
+    waited = False
     while True:
-        with disk_errors(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("ab+", buffering=0)
+        with disk_errors(lock.parent):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = lock.open("ab+", buffering=0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            with file:
-                file.seek(0)
-                holder = file.read(200).decode("utf-8", "replace") or "another process"
-            raise InputError(
-                f"{option}: {path.parent} is in use by {holder}; wait until it ends, or choose another folder."
-            ) from None
+            file.seek(0)
+            holder = file.read(300).decode("utf-8", "replace") or "another process"
+            if option is not None:
+                file.close()
+                raise InputError(
+                    f"{option}: {what} is in use by {holder}; wait until it ends, or choose another folder."
+                ) from None
+            if not waited:
+                say(f"{what} is being made by {holder}; waiting for it")
+            waited = True
+            fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            warn(f"{path.parent} cannot be locked ({error.strerror}): let no other process write to it meanwhile")
+            warn(f"{what} cannot be locked ({error.strerror}): let no other process write to it meanwhile")
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(path.stat(), os.fstat(file.fileno())):
-                return file
+            if os.path.samestat(lock.stat(), os.fstat(file.fileno())):
+                return file, waited
         file.close()  # the one who held it has removed it since

@@ -18,7 +18,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from mlxmath.errors import MlxmathError
 from mlxmath.runtime import tracker_services
+from mlxmath.runtime.sealed import sealed_json, unsealed_json, unsealed_line
 from mlxmath.runtime.tracker_services import FOLDER, TRACKERS, Task, Tracker, tell
 
 POLL_S = 0.5
@@ -45,16 +47,14 @@ class Kept:
     def read(cls, path: Path) -> "Kept | None":
         """None where there is none, or a damaged one."""
         try:
-            found = json.loads(path.read_text())
+            found = unsealed_json(path, ("id", "sent"))
             return cls(str(found["id"]), {str(kind): int(step) for kind, step in found["sent"].items()})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (MlxmathError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def write(self, path: Path) -> None:
         """Whole or not at all."""
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(json.dumps(asdict(self)) + "\n")
-        temporary.replace(path)
+        sealed_json(path, asdict(self))
 
 
 def follow(task: Task, ended: threading.Event, tracker: Tracker) -> None:
@@ -90,11 +90,8 @@ def follow(task: Task, ended: threading.Event, tracker: Tracker) -> None:
 def _whole_lines(file: BinaryIO) -> Iterator[dict[str, Any]]:
     """Events; the file stands behind the last whole line afterwards."""
     while (line := file.readline()).endswith(b"\n"):
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and "event" in event:
+        event = unsealed_line(line)
+        if event is not None and isinstance(event.get("event"), str):
             yield event
     file.seek(-len(line), os.SEEK_CUR)
 

@@ -5,12 +5,11 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from pathlib import Path
 
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.generation.engine import Completion
 from mlxmath.runtime.console import counted, fail, put, say, warn
-from mlxmath.runtime.files import atomic_write
+from mlxmath.runtime.files import atomic_write, user_cache
 from mlxmath.serving.conversation import Conversation, Pieces
 from mlxmath.serving.readable import Readable
 
@@ -171,7 +170,7 @@ def _remembered(remembers: bool) -> Iterator[Callable[[str], None]]:
     It is kept where only the user can read it. A line with several lines in it is kept as one.
     """
     lines: list[str] = []
-    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlxmath" / "chat_history"
+    path = user_cache() / "chat_history"
     with suppress(ImportError):
         import readline  # also gives `input` its keys
 

@@ -15,6 +15,7 @@ from mlxmath.config.load import RUN
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.models.lora.adapter import CONFIG, WEIGHTS
 from mlxmath.runtime.files import inside, read_json
+from mlxmath.runtime.sealed import resealed, unsealed_json
 from mlxmath.runtime.secrets import has_secret
 from mlxmath.weights.download import LICENSES, TOKENIZER_FILES
 from mlxmath.weights.hub import weight_files
@@ -148,8 +149,7 @@ def _run_folder(folder: Path, run: Path | None) -> Path | None:
         return run
     places = [folder, folder.resolve().parent] if folder.resolve().name == "best" else [folder]
     if (folder / EXPORT).is_file():
-        record = read_json(folder / EXPORT)
-        adapter = record.get("adapter") if isinstance(record, dict) else None
+        adapter = unsealed_json(folder / EXPORT, None).get("adapter")
         if isinstance(adapter, str):
             places += [Path(adapter), Path(adapter).parent]
     return next((place for place in places if (place / RUN).is_file()), None)
@@ -161,18 +161,16 @@ def _record(path: Path) -> dict[str, Any]:
     Raises:
         MlxmathError: it is damaged.
     """
-    record = read_json(path)
-    parts = {"it": record}
-    if isinstance(record, dict):
-        parts |= {name: record.get(name, {}) for name in _OBJECTS}
-        if isinstance(record.get("config"), dict):
-            parts |= {f"config.{name}": section for name, section in record["config"].items()}
-        if type(record.get("steps", 0)) is not int:
-            raise MlxmathError(f"{path} is damaged: steps is no number.")
+    record = unsealed_json(path, None)
+    parts = {name: record.get(name, {}) for name in _OBJECTS}
+    if isinstance(record.get("config"), dict):
+        parts |= {f"config.{name}": section for name, section in record["config"].items()}
+    if type(record.get("steps", 0)) is not int:
+        raise MlxmathError(f"{path} is damaged: steps is no number.")
     for name, part in parts.items():
         if not isinstance(part, dict):
             raise MlxmathError(f"{path} is damaged: {name} is no object of JSON.")
-    return parts["it"]
+    return record
 
 
 def _checked(name: str, path: Path) -> Path | bytes:
@@ -183,7 +181,7 @@ def _checked(name: str, path: Path) -> Path | bytes:
     """
     if name.endswith(".json") and name not in _VOCABULARIES:
         data = read_json(path)
-        public = without_paths(data)
+        public = resealed(without_paths(data))
         text = json.dumps(public, indent=2, ensure_ascii=False) + "\n"
         check_public(name, text)
         return path if public == data else text.encode()

@@ -14,8 +14,9 @@ from mlxmath.data.datasets import known
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.models.lora.adapter import WEIGHTS
 from mlxmath.runtime.console import duration, harmless
-from mlxmath.runtime.files import read_json, sha256
+from mlxmath.runtime.files import sha256
 from mlxmath.runtime.markdown import cell, code
+from mlxmath.runtime.sealed import unsealed_json
 from mlxmath.sharing.contents import Contents, is_local_path, last_parts, without_paths
 from mlxmath.weights.manifest import FILE_NAME
 
@@ -63,7 +64,7 @@ def base_of(contents: Contents) -> Origin | None:
     revision = contents.config.get("revision")
     manifest = contents.folder / FILE_NAME
     if not contents.is_adapter and manifest.is_file():
-        found = read_json(manifest)
+        found = unsealed_json(manifest, None)
         name, revision = found.get("source"), found.get("revision")
     name = name or record.get("model")
     if not isinstance(name, str):
@@ -176,7 +177,7 @@ def figures_of(contents: Contents, folders: Sequence[Path]) -> list[Figures]:
                 f"--evaluation {folder}: results.json and model_card.md are not there; expected the folder of an "
                 "evaluation (`mlxmath report` makes them from its samples)."
             )
-        results = read_json(folder / "results.json")
+        results = unsealed_json(folder / "results.json", None)
         text = harmless((folder / "model_card.md").read_text(encoding="utf-8"))
         if found_markup := _MARKUP.search(text):
             raise MlxmathError(
@@ -212,7 +213,7 @@ def _label(contents: Contents, contestants: list[dict[str, Any]], folder: Path) 
         if one["adapter"][:16] in sums:
             return str(one["label"])
     if not sums:
-        fingerprint = read_json(contents.folder / FILE_NAME).get("fingerprint") if (
+        fingerprint = unsealed_json(contents.folder / FILE_NAME, None).get("fingerprint") if (
             contents.folder / FILE_NAME).is_file() else None  # fmt: skip
         for one in contestants:
             if fingerprint and one.get("model") == fingerprint and not one.get("adapter"):

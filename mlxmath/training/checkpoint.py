@@ -18,12 +18,13 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlxmath.config.load import Resolved
 from mlxmath.config.schema import TrainingConfig
 from mlxmath.data.batching import StepBatch
-from mlxmath.errors import InputError, MlxmathError
+from mlxmath.errors import MlxmathError, OtherRunError
 from mlxmath.models.lora.adapter import WEIGHTS, load_weights, save_arrays, save_weights
 from mlxmath.models.lora.inject import adapter_arrays
 from mlxmath.runtime.console import say, warn
-from mlxmath.runtime.files import atomic_folder, fits, link_or_copy, remove_folder, sealed_json, sha256, unsealed_json
+from mlxmath.runtime.files import atomic_folder, fits, link_or_copy, remove_folder, sha256
 from mlxmath.runtime.ranks import Ranks
+from mlxmath.runtime.sealed import sealed_json, unsealed_json
 from mlxmath.training.deadline import Deadline
 from mlxmath.weights.manifest import same_weights
 
@@ -129,14 +130,14 @@ def save_checkpoint(
         digests = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
         found = {"position": asdict(position), "settings": settings, "state": state, "sha256": digests}
         sealed_json(temporary / _STATE, found)
-    for old in _by_step(folder)[:-keep]:
+    for old in by_step(folder)[:-keep]:
         remove_folder(old)
     return path
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest whole checkpoint under `folder`; damaged ones are named and passed over."""
-    for path in reversed(_by_step(folder)):
+    for path in reversed(by_step(folder)):
         try:
             state = unsealed_json(path / _STATE, ("position", "settings", "state", "sha256"))
             for name, digest in state["sha256"].items():
@@ -154,18 +155,18 @@ def check_settings(checkpoint: Checkpoint, settings: dict[str, Any]) -> None:
     """Raise if the run to be resumed was another one.
 
     Raises:
-        InputError: names every setting that differs.
+        OtherRunError: names every setting that differs.
     """
-    differing = [
-        f"{name} was {checkpoint.settings.get(name, _UNSAID.get(name))!r} and is {value!r}"
+    differing = {
+        name: f"{name} was {checkpoint.settings.get(name, _UNSAID.get(name))!r} and is {value!r}"
         for name, value in settings.items()
         if not same_weights(value, checkpoint.settings.get(name))
-    ]
+    }
     if differing:
-        raise InputError(
-            f"--resume: {checkpoint.path} belongs to another run: {'; '.join(differing)}. Give the same settings, or "
-            "start anew with --overwrite or another --adapter-path."
-        )
+        raise OtherRunError(
+            f"--resume: {checkpoint.path} belongs to another run: {'; '.join(differing.values())}. Give the same "
+            "settings, or start anew with --overwrite or another --adapter-path.", differing,
+        )  # fmt: skip
 
 
 def with_recorded_targets(resolved: Resolved, checkpoint: Checkpoint | None) -> Resolved:
@@ -267,6 +268,7 @@ class Saver:
         self._deadline.note_save(self._deadline.elapsed_s - start)
 
 
-def _by_step(folder: Path) -> list[Path]:
+def by_step(folder: Path) -> list[Path]:
+    """The folders of a run's checkpoints, the newest last."""
     found = [path for path in (folder / FOLDER).glob("step-*") if path.name[5:].isdecimal()]
     return sorted(found, key=lambda path: int(path.name[5:]))

@@ -1,7 +1,6 @@
 """What programs learn of a run: its result, and events.jsonl, out of which the curves are drawn as well."""
 
 import contextlib
-import json
 import math
 import os
 import time
@@ -15,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxmath.runtime.console import warn
-from mlxmath.runtime.files import atomic_file, parse_json
+from mlxmath.runtime.files import atomic_file
+from mlxmath.runtime.sealed import sealed_line, unsealed_line
 from mlxmath.training.checkpoint import Ending, Position
 from mlxmath.training.held_out import Best, Measurement
 
@@ -111,9 +111,10 @@ class Smoothing:
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
 
-    def add(self, name: str, value: float | None) -> None:
-        """Take a step's value in."""
-        if value is not None and math.isfinite(value):
+    def add(self, name: str, value: Any) -> None:
+        """Take a step's value in, if it is a number."""
+        value = number(value)
+        if value is not None:
             self._sums[name] = DECAY * self._sums.get(name, 0.0) + (1 - DECAY) * value
             self._counts[name] = self._counts.get(name, 0) + 1
 
@@ -151,23 +152,23 @@ class EventLog:
         self.path, self._callback = path, callback
         self._metrics, self._smooth = metrics, smooth
         self._smoothing = Smoothing()
-        self._waiting: list[str] = []
+        self._waiting: list[bytes] = []
         with atomic_file(path) as file:
             for event in read_events(path) if from_step else ():
                 if event.get("step", 0) <= from_step:
-                    file.write(_line(event).encode())
+                    file.write(sealed_line(event))
                     for name in smooth if event["event"] == "step" and event.get("applied", True) else ():
                         self._smoothing.add(name, event.get(name))
 
     def write(self, kind: str, **fields: Any) -> None:
         """Append an event with the time of day in seconds since 1970. Numbers that JSON lacks become null."""
         event = {"event": kind, "time": round(time.time(), 3), **{k: _plain(v) for k, v in fields.items()}}
-        self._waiting.append(_line(event))
+        self._waiting.append(sealed_line(event))
         length = None
         try:
             with self.path.open("ab") as file:
                 length = file.tell()
-                file.write("".join(self._waiting).encode())
+                file.write(b"".join(self._waiting))
         except OSError as error:
             if len(self._waiting) == 1:
                 warn(f"{self.path} cannot be written now ({error.strerror}); its lines wait in memory")
@@ -201,19 +202,20 @@ class EventLog:
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """The events in a log, one after the other; a last line cut off by a kill, and anything else, is left out."""
+    """The events in a log, one after the other; a last line cut off by a kill, and what is damaged, is left out."""
     if not path.exists():
         return
     with path.open("rb") as file:
         for line in file:
-            with contextlib.suppress(ValueError):
-                event = parse_json(line)
-                if isinstance(event, dict) and "event" in event and isinstance(event.get("step", 0), int):
-                    yield event
+            event = unsealed_line(line)
+            if event and isinstance(event.get("event"), str) and isinstance(event.get("step", 0), int):
+                yield event
 
 
-def _line(event: dict[str, Any]) -> str:
-    return json.dumps(event) + "\n"
+def number(value: Any) -> float | None:
+    """A value of an event that is a finite number; None for anything else, as a log of others may hold."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and math.isfinite(value) else None
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from mlxmath.runtime.device import Backend
 from mlxmath.runtime.files import atomic_file
 from mlxmath.training.checkpoint import Position
 from mlxmath.training.deadline import Deadline
-from mlxmath.training.events import EVENTS, SMOOTHED, Callback, EventLog, StepReport, read_events, smoothed
+from mlxmath.training.events import EVENTS, SMOOTHED, Callback, EventLog, StepReport, number, read_events, smoothed
 from mlxmath.training.held_out import Best, Measurement
 from mlxmath.training.pairs import REWARDS
 
@@ -161,10 +161,11 @@ def plot_loss(events: Path, path: Path) -> None:
     curves: Curves = {"step": [], "validation": []}
     recorded: list[float | None] = []
     for event in read_events(events):
-        if event["event"] in curves and event.get("loss") is not None:
-            curves[event["event"]].append((event["step"], event["loss"]))
+        loss, step = number(event.get("loss")), event.get("step")
+        if event["event"] in curves and loss is not None and step is not None:
+            curves[event["event"]].append((step, loss))
             if event["event"] == "step":
-                recorded.append(event.get(SMOOTHED + "loss"))
+                recorded.append(number(event.get(SMOOTHED + "loss")))
     figure = _figure(8, 4.5)
     axes = figure.subplots()
     if curves["step"]:
@@ -212,8 +213,8 @@ def plot_rollouts(events: Path, path: Path) -> None:
         num_steps[-1] += event["event"] == "step"
     rollouts, steps, place = 0, 0, 0.0
 
-    def add(name: str, value: float | None) -> None:
-        if value is not None:
+    def add(name: str, value: Any) -> None:
+        if (value := number(value)) is not None:
             curves.setdefault(name, []).append((place, value))
 
     for event in log:
@@ -221,17 +222,18 @@ def plot_rollouts(events: Path, path: Path) -> None:
             rollouts, steps = rollouts + 1, 0
             place = float(rollouts)
             for name in ("reward", "zero_variance", "truncated", "mean_length"):
-                add(name, event[name])
-            for name, value in event["rewards"].items():
+                add(name, event.get(name))
+            found = event.get("rewards")
+            for name, value in found.items() if isinstance(found, dict) else ():
                 rewards.add(f"reward: {name}")
                 add(f"reward: {name}", value)
         elif event["event"] == "step":
             place = rollouts + steps / num_steps[rollouts]
             steps += 1
             for name in ("clipped", "kl", "entropy"):
-                add(name, event[name])
+                add(name, event.get(name))
         elif event["event"] == "validation":
-            add("held-out accuracy", event["accuracy"])
+            add("held-out accuracy", event.get("accuracy"))
     panels = (
         ("reward", ["reward", *sorted(rewards), "held-out accuracy"]),
         ("tokens", ["mean_length"]),
@@ -247,8 +249,9 @@ def plot_pairs(events: Path, path: Path) -> None:
     for event in read_events(events):
         prefix = {"step": "", "validation": "held-out "}.get(event["event"])
         for name in ("loss", SMOOTHED + "loss", *REWARDS) if prefix is not None else ():
-            if event.get(name) is not None:
-                curves.setdefault(f"{prefix}{name}", []).append((event["step"], event[name]))
+            value, step = number(event.get(name)), event.get("step")
+            if value is not None and step is not None:
+                curves.setdefault(f"{prefix}{name}", []).append((step, value))
     panels = [
         (label, [f"{prefix}{name}" for name in names for prefix in ("", "held-out ")])
         for label, names in (

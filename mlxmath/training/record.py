@@ -1,6 +1,7 @@
 """The folder of a run: whose it is, what it records, and how it ends whole."""
 
-import shutil
+import contextlib
+import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,23 +14,22 @@ from mlxmath import __version__
 from mlxmath.config.load import RUN, RUN_FILE, Resolved
 from mlxmath.config.schema import RunConfig, TrainingConfig
 from mlxmath.config.section import DEMO
-from mlxmath.data.datasets import known
 from mlxmath.data.load import RULE
-from mlxmath.data.rows import is_file_name
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.models.lora.adapter import CONFIG, WEIGHTS, save_config
 from mlxmath.models.lora.inject import Injected
 from mlxmath.runtime.blas import preload
 from mlxmath.runtime.console import say, warn
 from mlxmath.runtime.device import DeviceInfo
-from mlxmath.runtime.files import atomic_json, atomic_write, disk_errors, read_json, remove_leftovers
+from mlxmath.runtime.files import atomic_write, disk_errors, real, remove, remove_leftovers
 from mlxmath.runtime.locks import locked
 from mlxmath.runtime.ranks import Ranks
+from mlxmath.runtime.sealed import sealed_json, unsealed_json
 from mlxmath.runtime.tracker_services import BOARD
 from mlxmath.runtime.tracker_services import FOLDER as TRACKERS
-from mlxmath.training.checkpoint import FOLDER, HOLD_OUT, Checkpoint, newest_checkpoint
+from mlxmath.training.absolute import absolute_settings
+from mlxmath.training.checkpoint import FOLDER, HOLD_OUT, Checkpoint, by_step, newest_checkpoint
 from mlxmath.training.events import EVENTS
-from mlxmath.training.grpo.rewards import MODEL
 from mlxmath.training.logging import CURVES_PLOT, LOSS_PLOT
 from mlxmath.training.validation import BEST
 
@@ -39,8 +39,8 @@ _OF_ONE_HOST = (
     "adapter_path", "init_adapter", "resume", "validation_dataset", "save_every", "keep_checkpoints", "report_to",
 )  # fmt: skip
 """Settings of [training] that may differ between the ranks of a run: paths, and what rank 0 alone does."""
-EARLIER_WEIGHTS = "adapters.earlier.safetensors"
-"""What a resumed run that begins anew leaves of the adapters that it found, all of whose checkpoints are damaged."""
+EARLIER = "earlier"
+"""Where a resumed run that begins anew leaves what it found, all of whose checkpoints are damaged."""
 _OURS = (WEIGHTS, CONFIG, EVENTS, LOSS_PLOT, CURVES_PLOT, RUN, FOLDER, BEST, CHAT_TEMPLATE, TRACKERS, BOARD)
 
 
@@ -93,7 +93,7 @@ def check_initial_adapter(training: TrainingConfig) -> None:
     """
     if not training.init_adapter:
         return
-    initial, folder = Path(training.init_adapter).resolve(), Path(training.adapter_path).resolve()
+    initial, folder = real(Path(training.init_adapter)), real(Path(training.adapter_path))
     if initial == folder:
         raise InputError(
             f"--init-adapter and --adapter-path are both {training.adapter_path}; write the result to another folder."
@@ -132,7 +132,8 @@ def _found(config: RunConfig, folder: Path) -> Checkpoint | None:
         if checkpoint := newest_checkpoint(folder):
             say(f"resuming {checkpoint.path} (step {checkpoint.position.step})")
             return checkpoint
-    may_begin = config.model.overwrite or (config.training.resume and (folder / FOLDER).exists())
+    begun = (folder / FOLDER).exists() or status_of(folder) in ("running", "failed")
+    may_begin = config.model.overwrite or (config.training.resume and begun)
     if any((folder / name).exists() for name in (WEIGHTS, FOLDER)) and not (may_begin or _is_demo_run(folder)):
         without = ", and no checkpoint to go on from" if config.training.resume else ""
         raise InputError(
@@ -177,23 +178,30 @@ def start(folder: Path, adapter: dict[str, Any], chat_template: str, *, anew: bo
         adapter: adapter_config.json.
         chat_template: Jinja, for chat servers.
         anew: remove what an earlier run left there.
-        resumed: set its adapters aside.
+        resumed: set it aside, if it had come to adapters.
     """
     _clean(folder)
     if anew:
         with disk_errors(folder):
-            if resumed and (folder / WEIGHTS).exists():
-                (folder / WEIGHTS).replace(folder / EARLIER_WEIGHTS)
-                warn(f"the adapters that were in {folder} are in {EARLIER_WEIGHTS} now")
-            for name in _OURS:
-                path = folder / name
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
+            if resumed and any((folder / name).exists() for name in (WEIGHTS, BEST)):
+                set_aside(folder)
+            is_elsewhere = (folder / FOLDER).is_symlink()  # somebody keeps checkpoints on another disk
+            for path in [*by_step(folder), *(folder / name for name in _OURS if name != FOLDER or not is_elsewhere)]:
+                remove(path)
             folder.mkdir(parents=True, exist_ok=True)
     save_config(folder, adapter)
     atomic_write(folder / CHAT_TEMPLATE, chat_template)
+
+
+def set_aside(folder: Path) -> None:
+    """Move what a run has left into a folder within its own, whole: its adapters can be used there."""
+    numbered = (folder / (EARLIER if n == 1 else f"{EARLIER}-{n}") for n in itertools.count(1))
+    place = next(path for path in numbered if not path.exists())
+    place.mkdir()
+    for name in _OURS:
+        if (folder / name).exists():
+            (folder / name).rename(place / name)
+    warn(f"what was in {folder} is in {place} now; remove it if you do not need it")
 
 
 def save_settings(folder: Path, settings: Resolved, sections: tuple[str, ...], revision: str | None) -> None:
@@ -233,7 +241,7 @@ class Record:
 
     def write(self, **outcome: Any) -> None:
         """Write the file again with what is known of the outcome."""
-        atomic_json(self._path, self._record | outcome | {"updated": timestamp()})
+        sealed_json(self._path, self._record | outcome | {"updated": timestamp()})
 
 
 def _clean(folder: Path) -> None:
@@ -249,57 +257,13 @@ def timestamp() -> str:
 
 def _is_demo_run(folder: Path) -> bool:
     try:
-        return bool(read_json(folder / RUN)["config"]["model"]["model"] == DEMO)
+        return bool(unsealed_json(folder / RUN, None)["config"]["model"]["model"] == DEMO)
     except (MlxmathError, KeyError, TypeError):
         return False
 
 
-def absolute(path: str) -> str:
-    """A path without `~` and links, from the root on."""
-    return str(Path(path).expanduser().resolve())
-
-
-def absolute_model(name: str) -> str:
-    """`--model`: a local folder's path; a repository's name and "demo" as they are."""
-    return absolute(name) if name != DEMO and Path(name).expanduser().is_dir() else name
-
-
-def absolute_dataset(name: str) -> str:
-    """`--dataset`: a local file's or folder's path; a repository's or a known dataset's name and "demo" as they are."""
-    dataset = known(name)
-    is_known = dataset is not None and name.lower() in (dataset.name, dataset.repository.lower())
-    return absolute(name) if not is_known and is_file_name(name) else name
-
-
-def absolute_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings that hold paths, as "section.field", with absolute ones."""
-    model, data, training = config.model, config.data, config.training
-    found: dict[str, Any] = {
-        "model.model": absolute_model(model.model),
-        "model.mlx_path": absolute(model.mlx_path),
-        "data.cache_dir": absolute(data.cache_dir),
-        "data.decontaminate": [absolute(n) if Path(n).expanduser().is_file() else n for n in data.decontaminate],
-        "training.adapter_path": absolute(training.adapter_path),
-    }
-    for name, path in (("data.template_file", data.template_file), ("training.init_adapter", training.init_adapter)):
-        if path is not None:
-            found[name] = absolute(path)
-    if training.validation_dataset is not None:
-        found["training.validation_dataset"] = absolute_dataset(training.validation_dataset)
-    if data.sources:
-        found["data.sources"] = [
-            _absolute_source(source.model_dump(mode="json", exclude_none=True)) for source in data.sources
-        ]
-    else:
-        found["data.dataset"] = absolute_dataset(data.dataset)
-    weights = config.grpo.reward_weights
-    found["grpo.reward_weights"] = {
-        MODEL + absolute(name.removeprefix(MODEL)) if name.startswith(MODEL) else name: weight
-        for name, weight in weights.items()
-    }
-    return found
-
-
-def _absolute_source(source: dict[str, Any]) -> dict[str, Any]:
-    names = {name: absolute_dataset(source[name]) for name in ("dataset", "fallback") if name in source}
-    return source | names
+def status_of(folder: Path) -> Any:
+    """What run.json says of the run's end; None if it says nothing."""
+    with contextlib.suppress(MlxmathError):
+        return unsealed_json(folder / RUN, None).get("status")
+    return None

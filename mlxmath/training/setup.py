@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, TypeVar
 
@@ -14,6 +15,7 @@ from mlxmath.config.schema import RunConfig
 from mlxmath.data.batch import Shape
 from mlxmath.data.batching import StepBatch
 from mlxmath.data.codec import load_tokenizer
+from mlxmath.data.load import look_at_data
 from mlxmath.data.render import adds_bos
 from mlxmath.data.templates import get_template
 from mlxmath.errors import InputError
@@ -29,6 +31,7 @@ from mlxmath.runtime.device import opened_backend
 from mlxmath.runtime.files import read_json, sha256
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.training import record
+from mlxmath.training.absolute import absolute_model
 from mlxmath.training.bits import chooser
 from mlxmath.training.checkpoint import Part, share_adapters, share_checkpoint, with_recorded_targets
 from mlxmath.training.gradients import Gradients, Loss, choose_gradients
@@ -155,7 +158,8 @@ class Run(Part):
         """
         config = self.config
         with self.ranks.in_turn("preparing"):
-            self.manifest = ensure_model(config.model, choose=chooser(config, self.device, load))
+            look = partial(look_at_data, config, self.method)
+            self.manifest = ensure_model(config.model, choose=chooser(config, self.device, load), before=look)
             self.model_config: dict[str, Any] = read_json(self.model_folder / "config.json")
             refuse_untrainable(self.model_config)
             data = load(config, self.model_folder)
@@ -242,7 +246,7 @@ class Run(Part):
         for line in (*self.injected.notes, str(self.injected)):
             say(line)
         self.adapter_config = adapter_config(
-            config.lora, self.injected.keys, full=training.full, base_model=record.absolute_model(config.model.model),
+            config.lora, self.injected.keys, full=training.full, base_model=absolute_model(config.model.model),
             base_fingerprint=self.manifest.identity, template=self.template.name,
             template_definition=self.template.definition, mlxmath_version=__version__, **facts,
         )  # fmt: skip

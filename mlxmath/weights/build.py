@@ -13,7 +13,7 @@ from typing import Any
 from mlxmath.config.schema import ModelConfig
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.console import Progress, duration, say, size
-from mlxmath.runtime.files import atomic_folder, sha256
+from mlxmath.runtime.files import atomic_folder, real, sha256
 from mlxmath.weights.architecture import Built, shortened
 from mlxmath.weights.dtypes import DTYPES, FLOAT8, Array, prevailing, stored_as
 from mlxmath.weights.hub import Source, Weights
@@ -80,7 +80,7 @@ def build_model(
         MlxmathError: the source is damaged or incomplete, or the disk is full. Nothing is left behind.
     """
     started = time.perf_counter()
-    target = Path(config.mlx_path).expanduser().resolve()
+    target = real(Path(config.mlx_path).expanduser())
     if target == source.folder or target in source.folder.parents:
         raise InputError(
             f"--mlx-path {config.mlx_path} would replace the model that it is made from; choose another folder."

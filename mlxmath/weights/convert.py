@@ -8,7 +8,8 @@ from mlxmath.config.schema import ModelConfig
 from mlxmath.config.section import DEMO
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.console import say, warn
-from mlxmath.runtime.files import read_json, remove_leftovers, temporary_folder
+from mlxmath.runtime.files import read_json, real, remove_leftovers, temporary_beside
+from mlxmath.runtime.locks import making
 from mlxmath.weights.build import build_model
 from mlxmath.weights.configuration import differing, read_config
 from mlxmath.weights.dtypes import prevailing
@@ -32,17 +33,22 @@ Chooser = Callable[[Path, float], Chosen]
 """Given a converted model that is not quantized, and bits a weight: a form for each layer."""
 
 
-def ensure_model(config: ModelConfig, *, exact: bool = False, choose: Chooser | None = None) -> Manifest:
+def ensure_model(
+    config: ModelConfig, *, exact: bool = False, choose: Chooser | None = None,
+    before: Callable[[], object] = lambda: None,
+) -> Manifest:  # fmt: skip
     """Make sure that `config.mlx_path` holds the model that `config` describes.
 
     A whole folder made from the same source with the same settings is used again, without the network. A damaged one
-    is made anew. One made from something else is replaced only with `config.overwrite`, or if it is the demo's.
+    is made anew. One made from something else is replaced only with `config.overwrite`, or if it is the demo's. What
+    another process is making is waited for.
 
     Args:
         config: the model that is wanted.
         exact: take an unset `quantize` for "not quantized", and `dtype` "auto" for the source's; otherwise a folder
             made with other values of the two will do.
         choose: chooses what `--quantize auto` leaves open; None where there is nothing to measure on.
+        before: called before a model is downloaded and converted, which may take long; it may raise.
 
     Returns:
         The manifest of the folder.
@@ -51,13 +57,24 @@ def ensure_model(config: ModelConfig, *, exact: bool = False, choose: Chooser | 
         InputError: the folder holds something else; the model does not exist.
         MlxmathError: the model cannot be downloaded, read or written.
     """
+    if manifest := _held(config, exact=exact):
+        return manifest
+    before()
+    with making(Path(config.mlx_path).expanduser(), "mlxmath convert") as waited:
+        if waited and (manifest := _held(config, exact=exact)):
+            return manifest
+        return convert(config, choose)
+
+
+def _held(config: ModelConfig, *, exact: bool) -> Manifest | None:
+    """The manifest of `config.mlx_path` if that holds what is wanted; None if it is to be made. See `ensure_model`."""
     folder = Path(config.mlx_path).expanduser()
     remove_leftovers(folder.parent)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return convert(config, choose)
+        return None
     if not folder.is_dir():
         raise InputError(f"--mlx-path {config.mlx_path} is a file; expected a folder.")
-    itself = config.model != DEMO and Path(config.model).expanduser().resolve() == folder.resolve()
+    itself = config.model != DEMO and real(Path(config.model).expanduser()) == real(folder)
     if not (folder / FILE_NAME).exists():
         if itself:
             return _adopt(config, folder)
@@ -74,12 +91,12 @@ def ensure_model(config: ModelConfig, *, exact: bool = False, choose: Chooser | 
                 "make it anew with --overwrite."
             ) from None
         warn(f"{error} Making {config.mlx_path} anew.")
-        return convert(config, choose)
+        return None
     differences = _differences(config, manifest, any_form=itself or not exact, itself=itself)
     if differences:
         if not itself and (config.overwrite or manifest.source == DEMO):
             say(f"{config.mlx_path} holds {manifest.describe()}; replacing it.")
-            return convert(config, choose)
+            return None
         raise InputError(
             f"--mlx-path {config.mlx_path} holds {manifest.describe()}, but {' and '.join(differences)}. Ask for what "
             "it holds, choose another --mlx-path, or replace it with --overwrite."
@@ -91,7 +108,7 @@ def ensure_model(config: ModelConfig, *, exact: bool = False, choose: Chooser | 
     if itself:
         raise MlxmathError(f"{config.mlx_path} is damaged: {reason}. Make it anew from {manifest.source}.")
     warn(f"{config.mlx_path} is damaged ({reason}); making it anew.")
-    return convert(config, choose)
+    return None
 
 
 def convert(config: ModelConfig, choose: Chooser | None = None) -> Manifest:
@@ -114,7 +131,7 @@ def convert(config: ModelConfig, choose: Chooser | None = None) -> Manifest:
     say(f"converting {source.name}{f' at {source.revision[:12]}' if source.revision else ''}")
     if bits is None or choose is None:
         return build_model(config, source)
-    with temporary_folder(Path(config.mlx_path).expanduser().resolve()) as plain:
+    with temporary_beside(real(Path(config.mlx_path).expanduser())) as plain:
         build_model(config.model_copy(update={"quantize": None, "mlx_path": str(plain)}), source)
         chosen = choose(plain, bits)
     return build_model(config, source, chosen)
@@ -123,7 +140,7 @@ def convert(config: ModelConfig, choose: Chooser | None = None) -> Manifest:
 def _differences(config: ModelConfig, manifest: Manifest, *, any_form: bool, itself: bool) -> list[str]:
     """In what the wanted model is not the one that the folder holds, as parts of a sentence."""
     found = []
-    if not itself and not is_source(config.model, manifest.source):
+    if not itself and not is_source(config.model, manifest.source) and not _has_moved(config.model, manifest):
         return [f"--model {config.model} was asked for"]
     commits = (manifest.requested_revision or "main", manifest.revision or "")
     if config.revision is not None and config.revision not in commits:
@@ -142,6 +159,19 @@ def _differences(config: ModelConfig, manifest: Manifest, *, any_form: bool, its
     if not found and not itself and _source_changed(manifest):
         found.append(f"the weights in {manifest.source} have changed since")
     return found
+
+
+def _has_moved(model: str, manifest: Manifest) -> bool:
+    """Whether a local folder holds the very weights that a folder was made from which is no longer there."""
+    folder = Path(model).expanduser()
+    return (
+        manifest.revision is None
+        and manifest.source != DEMO
+        and not Path(manifest.source).exists()
+        and folder.is_dir()
+        and bool(manifest.source_files)
+        and all(record.unchanged(folder) for record in manifest.source_files)
+    )
 
 
 def _source_changed(manifest: Manifest) -> bool:

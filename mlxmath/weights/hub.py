@@ -8,7 +8,7 @@ from pathlib import Path
 from mlxmath.config.section import DEMO
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.console import say, size
-from mlxmath.runtime.files import inside, read_json
+from mlxmath.runtime.files import inside, read_json, real
 from mlxmath.weights.download import FORMATS, download, has_weights
 from mlxmath.weights.gguf_choice import chosen_gguf, is_gguf
 from mlxmath.weights.gguf_file import MAGIC
@@ -52,7 +52,7 @@ def is_source(model: str, recorded: str) -> bool:
     if model.startswith(OLLAMA):
         return recorded == ollama_name(model)
     path = Path(model).expanduser()
-    places = {str(path.resolve()), str(path.absolute())}
+    places = {str(real(path)), str(path.absolute())}
     return recorded in (places if path.exists() else {model, *places})
 
 

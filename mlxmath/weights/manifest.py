@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mlxmath import __version__
 from mlxmath.errors import MlxmathError
 from mlxmath.runtime.console import size
-from mlxmath.runtime.files import atomic_json, inside, sha256
+from mlxmath.runtime.files import inside, sha256
+from mlxmath.runtime.sealed import sealed_json, unsealed_json
 from mlxmath.weights.hub import Weights
 from mlxmath.weights.tensors import pieces
 from mlxmath.weights.torch_bin import Region, checksum_error
@@ -109,7 +110,7 @@ class Manifest(BaseModel):
 
     def write(self, folder: Path) -> None:
         """Save as `mlxmath.json`."""
-        atomic_json(folder / FILE_NAME, self.model_dump(mode="json"))
+        sealed_json(folder / FILE_NAME, self.model_dump(mode="json"))
 
 
 class Fingerprint(str):
@@ -169,12 +170,11 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / FILE_NAME
     try:
-        return Manifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise MlxmathError(f"{path} does not exist; {folder} was not made by mlxmath.") from None
-    except (OSError, ValidationError) as error:
-        detail = error.strerror if isinstance(error, OSError) else f"{error.error_count()} damaged entries"
-        raise MlxmathError(f"{path} cannot be read ({detail}).") from error
+        if not path.exists():
+            raise MlxmathError(f"{path} does not exist; {folder} was not made by mlxmath.")
+        return Manifest.model_validate_json(json.dumps(unsealed_json(path, None)))
+    except ValidationError as error:
+        raise MlxmathError(f"{path} cannot be read ({error.error_count()} damaged entries).") from error
 
 
 def read_fingerprint(folder: Path) -> Fingerprint | None:

@@ -92,6 +92,32 @@ def test_a_corrupt_cache_is_named_and_rebuilt(prepared: Path, damage: str) -> No
     assert not (prepared / "executed").exists()
 
 
+def test_a_folder_in_the_place_of_a_cache_is_named(prepared: Path) -> None:
+    (path,) = (prepared / "cache").glob("*.pkl")
+    path.unlink()
+    path.mkdir()
+    result = run(prepared, "train", "--debug", "--max-steps", "1")
+    assert result.returncode == 2 and f"cache/{path.name} is a folder; expected a file" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "--debug", "--adapter-path", "n" * 300),
+        ("prepare", "--model", "demo", "--dataset", "n" * 300 + ".jsonl"),
+        ("report", "n" * 300),
+        ("recipes", "copy", "demo", "n" * 300),
+        ("convert", "--model", "demo", "--mlx-path", "n" * 300),
+        ("export", "--to", "peft", "--export-path", "n" * 300),
+        ("infer", "--prompt", "x", "--adapter-path", "n" * 300),
+    ],
+)
+def test_a_name_that_is_too_long_is_one_line(arguments: tuple[str, ...], prepared: Path) -> None:
+    result = run(prepared, *arguments)
+    assert result.returncode in (1, 2)
+    assert "error: " in result.stderr and "defect" not in result.stderr and "Traceback" not in result.stderr
+
+
 def test_an_adapter_folder_that_cannot_be_written(prepared: Path) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may write anywhere")

@@ -13,6 +13,7 @@ import mlxmath.training.grpo.train
 from mlxmath.commands.pipeline import DEMO, configure, read_stages
 from mlxmath.config.schema import RunConfig
 from mlxmath.errors import InputError
+from mlxmath.runtime.sealed import sealed_json, unsealed_json
 from tests.data.material import write_lines
 from tests.distillation.scripted import completion, scripted, solution, sum_of
 from tests.helpers import json_lines, run, succeed
@@ -98,6 +99,41 @@ def test_every_stage_is_on_what_the_one_before_made_and_goes_on(place: Path, mon
         "| base", "| distilled", "| distilled + GRPO",
     ]  # fmt: skip
     assert result.stdout == (folder / "evaluation" / "model_card.md").read_text() + "\n"
+
+
+def test_a_stage_whose_data_changed_begins_anew_and_the_teacher_s_answers_stay(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = {5}
+
+    def sometimes(request: object, body: dict, attempt: int) -> None:
+        a, b = sum_of(body)
+        if a in failing:
+            request.reply({"error": {"message": "not now"}}, 400)  # type: ignore[attr-defined]
+        else:
+            request.reply(completion(solution(a, b)))  # type: ignore[attr-defined]
+
+    folder = place / "two-stage"
+    with scripted(sometimes) as server:
+        command = ("stages.toml", "--teacher-url", server.url, "--teacher-model", "m")
+        succeed(place, "pipeline", *command)
+        before = {name: (folder / name / "adapters.safetensors").read_bytes() for name in ("train", "grpo")}
+        failing.clear()
+        (folder / "distilled" / "settings.json").write_text("{damaged")
+        (folder / "evaluation" / "settings.json").write_text("{damaged")
+        result = succeed(place, "pipeline", *command)
+        assert sorted(server.seen.values()) == [1] * 5 + [2]
+    assert "distilled/settings.json is damaged or gone; the answers beside it" in result.stderr
+    assert "train: data changed, since a stage before it went on; begun anew" in result.stderr
+    for name, earlier in before.items():
+        assert (folder / name / "earlier" / "adapters.safetensors").read_bytes() == earlier
+        assert (folder / name / "adapters.safetensors").read_bytes() != earlier
+    assert len(json_lines(folder / "distilled" / "solutions.jsonl")) == 6
+
+    record = folder / "grpo" / "run.json"
+    sealed_json(record, unsealed_json(record, None) | {"status": "deadline"})
+    monkeypatch.setattr(mlxmath.training.grpo.train, "grpo", lambda _: pytest.fail("its time was up"))
+    assert "grpo: its time was up before" in succeed(place, "pipeline", *command).stderr
 
 
 def configs(**chosen: str) -> dict[str, RunConfig]:

@@ -119,6 +119,17 @@ def test_damaged_cache_is_rebuilt(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "holds these rows already" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "stats",
+    [{"problems": "x"}, {"mixture": "{"}, {"mixture": "[5]"}, {"mixture": '[{"name": 1}]'}, {"mixture": "[" * 100_000},
+     {"overlong_rows": 3, "overflow": "no"}, {"mixture": 5}],
+)  # fmt: skip
+def test_statistics_of_odd_types_are_one_error(stats: dict[str, Any]) -> None:
+    rows = TokenRows(np.zeros(2, np.uint16), np.ones(2, np.uint8), np.array([0, 2]), stats=stats)
+    with pytest.raises(MlxmathError, match="the statistics of the prepared rows are damaged"):
+        statistics(rows)
+
+
 def test_statistics(tmp_path: Path) -> None:
     rows = [{"problem": "Add 1 and 1.", "solution": "1 + 1 = 2\n" * 40}, {"problem": None, "solution": "s"}]
     rows += [{"problem": f"Add {i}.", "solution": "2"} for i in range(3)]

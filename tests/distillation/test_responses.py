@@ -102,10 +102,13 @@ def test_a_folder_belongs_to_its_settings(tmp_path: Path) -> None:
     held = (tmp_path / RESPONSES).read_bytes()
     (tmp_path / "settings.json").write_text("[]")
     for _ in range(2):
-        with pytest.raises(MlxmathError, match="is damaged"):
-            write(tmp_path)
+        for resume in (True, False):  # all that is there is of the others
+            with pytest.raises(MlxmathError, match="is damaged"):
+                write(tmp_path, resume=resume)
         assert (tmp_path / RESPONSES).read_bytes() == held
-        (tmp_path / "settings.json").unlink(missing_ok=True)
+        with open_responses(tmp_path, others, resume=True) as found:
+            assert len(found) == 1
+        (tmp_path / "settings.json").unlink()
     assert identify(OURS) == identify(dict(reversed(OURS.items()))) != identify(OURS | {"model": "b"})
 
 

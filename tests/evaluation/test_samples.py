@@ -56,15 +56,22 @@ def test_a_folder_belongs_to_one_evaluation(tmp_path: Path) -> None:
     moved = settings("base")
     moved["contestants"][0] |= {"fingerprint": "g", "folder": "elsewhere", "asked_in": "another name"}
     claim(tmp_path, moved, resume=True, overwrite=False)
-    (tmp_path / "settings.json").write_text("[1]")
-    with pytest.raises(MlxmathError, match=r"settings\.json is damaged"):
+
+    save_samples(tmp_path / "samples.jsonl", [replace(sample(), fingerprint="g")])
+    for damaged in (b"[1]", (tmp_path / "settings.json").read_bytes().replace(b'"seed": 0', b'"seed": 3')):
+        (tmp_path / "settings.json").write_bytes(damaged)
+        with pytest.raises(InputError, match=r"without whole settings\.json"):
+            claim(tmp_path, other, resume=False, overwrite=False)
+        with pytest.raises(InputError, match="holds answers of another evaluation alone"):
+            claim(tmp_path, mine, resume=True, overwrite=False)
         claim(tmp_path, other, resume=True, overwrite=False)
+        assert read_samples(tmp_path, {"base": "g"})[0]
 
 
 def test_answers_without_settings_are_nobody_elses_to_remove(tmp_path: Path) -> None:
     save_samples(tmp_path / "samples.jsonl", [sample()])
     (tmp_path / "samples-of-mine.jsonl").write_text("mine")
-    with pytest.raises(InputError, match=r"holds answers \(samples.jsonl\) without settings.json"):
+    with pytest.raises(InputError, match=r"holds answers \(samples.jsonl\) without whole settings.json"):
         claim(tmp_path, settings("base"), resume=False, overwrite=False)
     claim(tmp_path, settings("base"), resume=True, overwrite=False)
     assert read_samples(tmp_path, {"base": "f-base"}) == ([sample()], 0)
@@ -101,7 +108,10 @@ def test_how_answers_were_decoded_is_kept_over_a_resumption(tmp_path: Path) -> N
         {"contestants": [5]}, {"contestants": "abc"}, {"contestants": [{"label": "base"}]}, {"samples": "2"},
         {"contestants": [{"label": ["a"], "fingerprint": "x", "against": None}]}, {"benchmarks": {}},
         {"contestants": [{"label": "a", "fingerprint": "x", "against": "nobody"}]}, {"device": {"name": 3}},
-        {"benchmarks": [{}]}, {"temperature": None}, {"format": 1}, {"samples": True},
+        {"benchmarks": [{}]}, {"temperature": None}, {"format": 1}, {"samples": True}, {"samples": 0},
+        {"temperature": 10**400}, {"decoding": {"base": 1}}, {"voters": ["nobody"]}, {"vote": "majority"},
+        {"weights": ["x"]}, {"benchmarks": [{"name": "b", "max_tokens": "x"}]}, {"benchmarks": ["b"]},
+        {"contestants": [{"label": "a", "fingerprint": "x", "against": None, "asked_in": []}]},
     ],
 )  # fmt: skip
 def test_damaged_settings_are_one_error(tmp_path: Path, change: dict[str, object]) -> None:

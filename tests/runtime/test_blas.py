@@ -15,7 +15,7 @@ import mlxmath
 from mlxmath.config.load import RUN
 from mlxmath.runtime import blas, blas_trials
 from mlxmath.runtime.blas_trials import VARIABLE, Blas
-from mlxmath.runtime.files import sealed_json
+from mlxmath.runtime.sealed import sealed_json
 from mlxmath.training import record
 from tests.runtime.blas_process import in_a_process
 

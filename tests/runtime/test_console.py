@@ -1,5 +1,7 @@
 """What is said: to those who watch a command, not to a library's caller; a run goes on when nobody can hear it."""
 
+import errno
+import io
 import logging
 import os
 import pty
@@ -10,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from mlxmath.runtime import console
 from mlxmath.runtime.console import Progress, fail, only_errors, put, say, shown, warn
+from mlxmath.training.grpo.logging import LiveView, terminal
 from tests.helpers import ENVIRONMENT, command
 
 LIBRARY = """
@@ -185,10 +187,43 @@ def test_results_that_cannot_be_written_are_one_clear_error(arguments: tuple[str
     assert done.stderr.startswith("error: cannot write the results: No space left") and done.stderr.count("\n") == 1
 
 
-def test_the_lines_of_a_signal_in_the_middle_of_a_line_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    def reentrant(*_: object, **__: object) -> None:
-        raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
+class Broken(io.StringIO):
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
 
-    monkeypatch.setattr(console.click, "echo", reentrant)
-    monkeypatch.setattr("tqdm.tqdm.write", reentrant)
-    say("stopping")
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>"),
+        OSError(errno.EIO, "Input/output error"),
+        BrokenPipeError(errno.EPIPE, "Broken pipe"),
+        ValueError("I/O operation on closed file"),
+    ],
+)
+def test_what_a_terminal_does_not_take_is_dropped(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of lines, of tqdm's bar, of rich's panel."""
+    monkeypatch.setattr(sys, "stderr", stream := Broken(error))
+    with shown():
+        say("stopping")
+        with Progress("step", 3) as progress:
+            progress.update()
+            progress._bar.refresh()  # type: ignore[union-attr]
+        console_ = terminal()
+        assert console_ is not None
+        with LiveView(console_, 3) as live:
+            live.show({"reward": (0.5, "0.5")}, "1/3 steps")
+    assert sys.stderr is stream
+
+
+def test_a_process_without_standard_input_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with shown(), sys.stdin as stdin:
+        assert stdin.read() == ""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,16 @@ import pytest
 from mlxmath.config.schema import ModelConfig
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime import files, locks
+from mlxmath.runtime.console import shown
 from mlxmath.runtime.files import (
     atomic_file,
     atomic_folder,
     atomic_write,
     remove_leftovers,
-    sealed_json,
     this_host,
-    unsealed_json,
 )
-from mlxmath.runtime.locks import locked
+from mlxmath.runtime.locks import locked, making
+from mlxmath.runtime.sealed import read_record, sealed_json, sealed_line, unsealed_json, unsealed_line
 from mlxmath.weights.convert import ensure_model
 from tests.helpers import ENVIRONMENT
 
@@ -170,7 +171,7 @@ def test_a_name_that_leads_out_of_its_folder_is_refused(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from mlxmath.runtime.locks import locked
+from mlxmath.runtime.locks import locked, making
 with locked(Path(sys.argv[1]), "--out", "mlxmath train"):
     print("held", flush=True)
     time.sleep(60)
@@ -183,7 +184,8 @@ def test_a_lock_dies_with_its_holder_however_that_ends(tmp_path: Path) -> None:
         [sys.executable, "-c", HOLDER, str(folder)], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None and process.stdout.readline() == "held\n"
-    expected = rf"^--out: {folder} is in use by `mlxmath train`, process {process.pid} on {socket.gethostname()}; wait"
+    holder = f"`mlxmath train`, process {process.pid} on {socket.gethostname()}"
+    expected = rf"^--out: {folder} is in use by {holder} since 20\d\d-\d\d-\d\d [\d:]{{8}} UTC; wait"
     with pytest.raises(InputError, match=expected), locked(folder, "--out", "mlxmath x"):
         pass
     process.kill()
@@ -251,3 +253,115 @@ def test_every_bit_of_a_sealed_file_counts(tmp_path: Path) -> None:
         with pytest.raises(MlxmathError, match=r"state\.json is damaged"):
             unsealed_json(path, ("state",))
     assert unsealed_json(path, ("position", "state")) == {"position": 1}
+
+
+def test_every_bit_of_a_sealed_line_counts() -> None:
+    value = {"a": {"7": [0.5, None, 1e22]}, "text": "é \\ \u2028 half \ud800", "b": True}
+    line = sealed_line(value)
+    read = value | {"text": value["text"][:-1] + "?"}
+    assert line.count(b"\n") == 1 and unsealed_line(line) == read
+    accepted = []
+    for place in range(8 * (len(line) - 1)):
+        damaged = bytearray(line)
+        damaged[place // 8] ^= 1 << place % 8
+        found = unsealed_line(bytes(damaged))
+        if found is not None and {name: found.get(name) for name in value} != read:
+            accepted.append(bytes(damaged))
+    assert not accepted
+    assert unsealed_line(b'{"of": "an earlier version"}\n') == {"of": "an earlier version"}
+    for other in (b"[1]", b"", b"\xff", line[: len(line) // 2], b"[" * 100_000):
+        assert unsealed_line(other) is None
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    count: int
+
+
+def test_a_record_is_a_whole_line_with_the_right_types() -> None:
+    assert read_record(Row, sealed_line({"name": "a", "count": 1, "more": 2})) == Row("a", 1)
+    assert read_record(Row, sealed_line({"name": "a", "count": "1"})) is None
+    assert read_record(Row, sealed_line({"name": "a", "count": 1}).replace(b"1,", b"2,")) is None
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device"])
+def test_what_is_no_file_is_not_replaced_by_one(kind: str, tmp_path: Path) -> None:
+    path = Path("/dev/null") if kind == "device" else tmp_path / "there"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    before = path.lstat()
+    with pytest.raises(MlxmathError, match=rf"^cannot write {path}: it is .*; expected a file\.$"):
+        atomic_write(path, "x")
+    assert os.path.samestat(path.lstat(), before) and len(list(tmp_path.iterdir())) == (kind != "device")
+
+
+def test_a_folder_that_is_a_link_is_replaced_where_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere")
+    for content in ("one", "two"):
+        with atomic_folder(tmp_path / "link") as folder:
+            (folder / "file").write_text(content)
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "elsewhere" / "file").read_text() == "two"
+    assert {path.name for path in tmp_path.iterdir()} == {"elsewhere", "link"}
+
+
+def test_a_relative_cache_folder_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for asked, found in (("relative", f"{tmp_path}/.cache"), ("", f"{tmp_path}/.cache"), ("/x", "/x")):
+        monkeypatch.setenv("XDG_CACHE_HOME", asked)
+        assert files.user_cache() == Path(found) / "mlxmath"
+
+
+def test_who_makes_the_same_waits_or_is_told_who_makes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, order = tmp_path / "model", list[str]()
+
+    def second() -> None:
+        with shown(), making(path, "mlxmath convert") as waited:
+            order.append(f"second, waited: {waited}")
+
+    thread = threading.Thread(target=second)
+    with making(path, "mlxmath train") as waited:
+        assert not waited
+        thread.start()
+        while "waiting for it" not in (told := capsys.readouterr().err):
+            time.sleep(0.01)
+        with pytest.raises(InputError, match=f"^--x: {path} is in use by `mlxmath train`"), making(path, "y", "--x"):
+            pass
+        order.append("first")
+    thread.join()
+    assert f"{path} is being made by `mlxmath train`, process {os.getpid()} on" in told
+    assert order == ["first", "second, waited: True"] and not list(tmp_path.iterdir())
+
+
+ENDED = """
+import sys, time
+from pathlib import Path
+import click
+from mlxmath.commands.options import command
+from mlxmath.runtime.files import atomic_file, atomic_folder
+@command("long")
+def main():
+    with atomic_folder(Path("folder")) as folder, atomic_file(Path("file")) as file:
+        (folder / "half").write_text("half")
+        file.write(b"half")
+        print("writing", flush=True)
+        time.sleep(60)
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing_half_written(number: signal.Signals, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDED], env=ENVIRONMENT, cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "writing\n"
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert told == ("interrupted\n" if number == signal.SIGINT else f"ended by {number.name}\n")
+    assert not list(tmp_path.iterdir())

@@ -15,8 +15,10 @@ from huggingface_hub import constants
 
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.files import sha256
+from mlxmath.runtime.sealed import resealed, sealed_json, unsealed_json
 from mlxmath.sharing.contents import contents_of, last_parts, without_paths
 from mlxmath.sharing.push import push
+from mlxmath.weights.manifest import read_manifest
 from tests.helpers import ENVIRONMENT, run, spawn, succeed
 from tests.sharing.hub import OWNER, TOKEN, Hub, Repository
 
@@ -46,17 +48,17 @@ def adapters(debug_run: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "adapters"
     shutil.copytree(debug_run / "adapters", folder)
     edit(folder / "adapter_config.json", base_model="open/base")
-    record = json.loads((folder / "run.json").read_text())
+    record = unsealed_json(folder / "run.json", ())
     mixture = [{"name": "openai/gsm8k", "split": "train", "revision": "e53f048856ff", "taken": 7473},
                {"name": "/home/me/secret-project/mine.jsonl", "split": None, "revision": None, "taken": 3}]  # fmt: skip
     record["config"]["model"]["model"] = "open/base"
     record["data"]["mixture"] = json.dumps(mixture)
-    (folder / "run.json").write_text(json.dumps(record))
+    sealed_json(folder / "run.json", record)
     return folder
 
 
 def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(json.dumps(resealed(json.loads(path.read_text()) | changes)))
 
 
 def evaluation(folder: Path, adapter: Path) -> Path:
@@ -235,6 +237,8 @@ def test_models_and_exports(hub: Hub, adapters: Path, debug_run: Path, tmp_path:
     push(debug_run / "mlx_model", "me/model")
     files = hub.models["me/model"].files
     assert {"config.json", "model.safetensors", "tokenizer.json", "mlxmath.json", "README.md"} <= set(files)
+    (tmp_path / "mlxmath.json").write_bytes(files["mlxmath.json"])
+    assert read_manifest(tmp_path) == read_manifest(debug_run / "mlx_model")
     assert (
         'load("me/model")' in files["README.md"].decode()
         and metadata(files["README.md"].decode())["library_name"] == "mlx"
@@ -284,7 +288,7 @@ def test_wrong_folders(hub: Hub, adapters: Path, tmp_path: Path) -> None:
     with pytest.raises(MlxmathError, match=r"adapters\.safetensors"):
         push(adapters, "me/tuned")
     (adapters / "adapters.safetensors").write_bytes(data)
-    record = json.loads((adapters / "run.json").read_text())
+    record = unsealed_json(adapters / "run.json", ())
     for damaged, expected in (
         ([], "it is no object"),
         (record | {"data": None}, "data is no object"),

@@ -53,6 +53,31 @@ def test_lines_that_are_no_events_are_left_out(tmp_path: Path) -> None:
     assert [event["loss"] for event in read_events(path)] == [2.0]
 
 
+ODD = [
+    {"event": "step", "step": 1, "loss": "x", "smoothed_loss": [1], "kl": {}, "margin": None},
+    {"event": "step", "step": 1, "loss": 1e400, "entropy": True},
+    {"event": "step", "loss": 1.0, "accuracy": 0.5},
+    {"event": "rollout", "step": 1, "rewards": 5, "reward": "high"},
+    {"event": "rollout", "step": 1, "rewards": {"a": "b"}},
+    {"event": "validation", "step": 1},
+    {"event": ["step"], "step": 1},
+]
+
+
+def test_events_of_odd_types_fail_neither_a_resumed_run_nor_its_curves(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text("".join(json.dumps(event) + "\n" for event in ODD))
+    log = EventLog(path, from_step=1)
+    log.on_step(step_report(2))
+    assert log.smoothed()["loss"] == pytest.approx(1.0)
+    for plot in (plot_loss, plot_pairs, plot_rollouts):
+        plot(path, tmp_path / "curves.png")
+    damaged = path.read_bytes().replace(b'"loss": 1.0, "smoothed', b'"loss": 9.0, "smoothed')
+    assert damaged != path.read_bytes()
+    path.write_bytes(damaged)
+    assert 2 not in [event.get("step") for event in read_events(path)]
+
+
 def test_a_resumed_run_drops_what_is_about_to_happen_again(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     log = EventLog(path)

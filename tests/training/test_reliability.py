@@ -3,7 +3,9 @@
 import json
 import resource
 import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ import mlx.core as mx
 import pytest
 
 import mlxmath
+from mlxmath.config.schema import ModelConfig
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.runtime.locks import locked
-from mlxmath.training.record import EARLIER_WEIGHTS
+from mlxmath.runtime.locks import locked, making
+from mlxmath.runtime.sealed import sealed_json, unsealed_json
+from mlxmath.training.record import EARLIER
+from mlxmath.weights import convert as weights_convert
 from tests.data.material import write_lines
 from tests.helpers import events
 from tests.models.architectures import VOCAB_SIZE, write
@@ -53,12 +58,13 @@ def damage(checkpoint: Path) -> None:
 
 def test_a_run_without_a_whole_checkpoint_begins_anew(capsys: pytest.CaptureFixture[str]) -> None:
     adapters = Path("adapters/adapters.safetensors")
-    METHODS["train"]()
+    METHODS["train"](validation_split=0.3)
     straight = adapters.read_bytes()
+    best = Path("adapters/best/adapters.safetensors").read_bytes()
 
     (newest, before) = sorted(Path("adapters/checkpoints").iterdir(), reverse=True)
     damage(newest)
-    METHODS["train"](resume=True, verbose=True)
+    METHODS["train"](resume=True, verbose=True, validation_split=0.3)
     error = capsys.readouterr().err
     assert f"{newest / 'optimizer.safetensors'} is damaged" in error and f"resuming {before} (step 2)" in error
     assert adapters.read_bytes() == straight
@@ -67,8 +73,17 @@ def test_a_run_without_a_whole_checkpoint_begins_anew(capsys: pytest.CaptureFixt
         damage(checkpoint)
     METHODS["train"](resume=True, verbose=True, max_steps=2)
     assert "holds no whole checkpoint; starting from the beginning" in capsys.readouterr().err
-    assert (adapters.parent / EARLIER_WEIGHTS).read_bytes() == straight != adapters.read_bytes()
+    earlier = adapters.parent / EARLIER
+    assert (earlier / adapters.name).read_bytes() == straight != adapters.read_bytes()
+    assert (earlier / "best" / adapters.name).read_bytes() == best and not Path("adapters/best").exists()
+    assert mlxmath.generate(mlxmath.load("llama", earlier), ROWS[0]["problem"], max_new_tokens=2).text
     assert [event["step"] for event in events(Path()) if event["event"] == "step"] == [1, 2]
+
+    shutil.rmtree("adapters/checkpoints")  # as a full disk that took the adapters alone
+    record = Path("adapters/run.json")
+    sealed_json(record, unsealed_json(record, None) | {"status": "failed"})
+    METHODS["train"](resume=True, max_steps=1)
+    assert Path(f"adapters/{EARLIER}-2/adapters.safetensors").exists()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -152,6 +167,66 @@ def test_what_somebody_writes_to_is_nobody_elses(method: str) -> None:
         calls[method](overwrite=True)
     assert contents(folder) == before
     calls[method](**{"max_steps": 1} if method in METHODS else {}, overwrite=True)
+
+
+def test_two_do_not_export_into_one_folder() -> None:
+    METHODS["train"](max_steps=1)
+    with making(Path("out"), "mlxmath y"), pytest.raises(InputError, match="out is in use by `mlxmath y`"):
+        mlxmath.export("peft", "mlx_model", export_path="out", overwrite=True)
+    assert not Path("out").exists()
+    assert mlxmath.export("peft", "mlx_model", export_path="out").folder == Path("out")
+    assert not list(Path().glob(".out*"))
+
+
+def test_of_two_that_want_a_model_one_makes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, config = list[str](), ModelConfig(model="llama", mlx_path="made")
+    real = weights_convert.convert
+
+    def convert(*given: Any) -> Any:
+        made.append("")
+        time.sleep(0.5)
+        return real(*given)
+
+    monkeypatch.setattr(weights_convert, "convert", convert)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(weights_convert.ensure_model, [config] * 2)
+    assert first == second and len(made) == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_wrong_column_is_told_before_a_model_is_converted(method: str) -> None:
+    for given in ({"question_column": "absent"}, {"filters": ["absent > 1"]}, {"validation_dataset": "absent.jsonl"}):
+        with pytest.raises(InputError, match="absent"):
+            METHODS[method](max_steps=1, **given)
+    assert not Path("mlx_model").exists()
+
+
+def test_a_project_that_was_moved_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "before"
+    write("llama", place)
+    write_lines(place / "rows.jsonl", ROWS)
+    monkeypatch.chdir(place)
+    given = SHORT | {"validation_split": 0.3}
+    mlxmath.sft("rows.jsonl", **given)
+    adapters = Path("adapters/adapters.safetensors")
+    straight = adapters.read_bytes()
+    for path in (adapters, Path("adapters/checkpoints/step-3/state.json")):
+        path.unlink()
+    place.rename(tmp_path / "after")
+    monkeypatch.chdir(tmp_path / "after")
+    result = mlxmath.sft("rows.jsonl", resume=True, **given)
+    assert result.ending == "finished" and adapters.read_bytes() == straight
+    assert [event["event"] for event in events(Path())].count("resume") == 1
+
+
+def test_checkpoints_that_are_kept_elsewhere_stay_there() -> None:
+    METHODS["train"](max_steps=3)
+    shutil.move("adapters/checkpoints", "elsewhere")
+    Path("elsewhere/mine").write_text("not the run's")
+    Path("adapters/checkpoints").symlink_to("../elsewhere")
+    METHODS["train"](max_steps=2, overwrite=True)
+    assert Path("adapters/checkpoints").is_symlink()
+    assert {path.name for path in Path("elsewhere").iterdir()} == {"step-1", "step-2", "mine"}
 
 
 @pytest.mark.parametrize("is_added", [True, False])
