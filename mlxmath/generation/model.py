@@ -24,7 +24,7 @@ from mlxmath.models.load import load_again, load_model
 from mlxmath.models.lora.adapter import CONFIG, load_adapter
 from mlxmath.runtime.files import read_json
 from mlxmath.weights.manifest import read_fingerprint
-from mlxmath.weights.tokenizer import keep_cuts
+from mlxmath.weights.tokenizer import opened
 
 _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
 """Names under which config.json tells how long a text may be."""
@@ -150,11 +150,7 @@ def load_generation_tokenizer(folder: Path, template: Template | None = None) ->
         MlxmathError: the tokenizer does not load, or a file names an end token that is none.
     """
     named = {token for name in ("config.json", "generation_config.json") for token in _end_tokens(folder / name)}
-    try:
-        tokenizer = mlx_lm_load_tokenizer(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise MlxmathError(f"the tokenizer in {folder} does not load: {str(error).splitlines()[0]}") from error
-    keep_cuts(tokenizer, folder)
+    tokenizer, _ = opened(folder, lambda: mlx_lm_load_tokenizer(folder))
     tokenizer.eos_token_ids |= named
     if template is not None:
         end_as(tokenizer, template)
