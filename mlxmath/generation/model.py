@@ -16,7 +16,7 @@ from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
 from mlxmath.data.problem import Message
 from mlxmath.data.render import encode_conversation, encode_prompt
 from mlxmath.data.templates import Template, get_template, own_template, recorded_template
-from mlxmath.errors import MlxmathError
+from mlxmath.errors import InputError, MlxmathError
 from mlxmath.generation.engine import Completion, Sampling, generate_batch, stream
 from mlxmath.generation.kept import KeptPrefix
 from mlxmath.generation.placing import serve
@@ -45,10 +45,7 @@ class LanguageModel:
     @cached_property
     def context(self) -> int | None:
         """The most tokens that a prompt and its answer may have together; None where config.json does not tell."""
-        record = read_json(self.folder / "config.json")
-        sections = [record, *(record[name] for name in ("text_config", "llm_config") if name in record)]
-        found = (one.get(name) for one in sections if isinstance(one, dict) for name in _CONTEXT)
-        return next((number for number in found if type(number) is int and number > 0), None)
+        return context_of(self.folder)
 
     def encode_messages(self, messages: Sequence[Message]) -> list[int]:
         """The token ids of a conversation in the template; of a single question those of `encode`.
@@ -60,8 +57,18 @@ class LanguageModel:
         return encode_conversation(self.tokenizer, self.template.conversation(messages))
 
     def encode(self, problem: str) -> list[int]:
-        """The token ids of a problem in the template."""
-        return encode_prompt(self.tokenizer, self.template.prompt(problem) if self.template else problem)
+        """The token ids of a problem in the template.
+
+        Raises:
+            InputError: they leave no room for an answer.
+        """
+        ids = encode_prompt(self.tokenizer, self.template.prompt(problem) if self.template else problem)
+        if self.context is not None and len(ids) >= self.context:
+            raise InputError(
+                f"the prompt has {len(ids):,} tokens, and the model's context ends at {self.context:,}; ask a shorter "
+                "one."
+            )
+        return ids
 
     def stream(self, problem: str, sampling: Sampling) -> Iterator[str | Completion]:
         """Pieces of the answer's text as they come, then the whole completion."""
@@ -76,6 +83,14 @@ class LanguageModel:
     def generate(self, problems: Sequence[str], sampling: Sampling) -> list[Completion]:
         """The answer to each problem; they are drawn together."""
         return generate_batch(self.model, self.tokenizer, [self.encode(each) for each in problems], sampling)
+
+
+def context_of(folder: Path) -> int | None:
+    """The most tokens that a prompt and its answer may have together, as a model's config.json tells."""
+    record = read_json(folder / "config.json")
+    sections = [record, *(record[name] for name in ("text_config", "llm_config") if name in record)]
+    found = (one.get(name) for one in sections if isinstance(one, dict) for name in _CONTEXT)
+    return next((number for number in found if type(number) is int and number > 0), None)
 
 
 def open_model(
