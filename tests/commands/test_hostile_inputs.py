@@ -131,7 +131,7 @@ CASES = [
     *(
         Case(f"tokenizer_config.json: {name} {str(value)[:20]}", changed(SETTINGS, **{name: value}), INFER, 1,
              "mlx_model")
-        for name, value in (("bos_token", 5), ("model_max_length", "x"), ("chat_template", 5))
+        for name, value in (("model_max_length", "x"), ("tokenizer_class", [1]))
     ),
     Case("generation_config.json: deep", put("mlx_model/generation_config.json", DEEP), INFER, 1, "generation_config"),
     *(  # adapter_config.json
@@ -208,8 +208,10 @@ def folder(tmp_path: Path, debug_run: Path, source: Path) -> Path:
 
 
 def contents(folder: Path) -> Mapping[Path, tuple[int, int]]:
-    """All files, with what tells that one was written."""
-    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
+    """All files, with what tells that one was written; but for the cache of tokens, which is good for the next run."""
+    return {
+        path: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*") if "cache" not in path.parts
+    }
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.label for case in CASES])
