@@ -27,11 +27,15 @@ from mlxmath.weights.configuration import known_type, translate
 from mlxmath.weights.packing import AFFINE, FLOATS, Packing
 
 _LIMITS = {
-    r"layers?$|blocks$|^depth$|^n_layer": 10_000,
-    r"experts|heads|^n_head": 100_000,
-    r"size$|dim$|rank$": 1 << 30,
+    r"layers?$|blocks$|^depth$|^n_layer": 2_000,
+    r"experts|heads|^n_head": 20_000,
+    r"vocab_size": 1 << 23,
+    r"intermediate_size$|ffn|^d_ff$": 1 << 20,
+    r"^(hidden_size|d_model|n_embd|dim|model_dim|head_dim)$": 1 << 17,
+    r"size$|dim$|rank$": 1 << 24,
 }
-"""Names of whole numbers in config.json, and the most that one can be: a hundred times what any model has."""
+"""Names of whole numbers in config.json, and the most that one can be: some ten times what any model has. A pass is
+tried, so that what is absurd would take memory; the first that fits counts."""
 
 
 def skeleton(config: Mapping[str, Any], dtype: str, packing: Packing | None = None) -> nn.Module:

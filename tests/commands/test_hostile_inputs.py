@@ -113,6 +113,13 @@ CASES = [
             ("quantization", {"bits": 10**30, "group_size": 64}, 2),
         )
     ),
+    *(
+        Case(f"config.json for plan: {name} {value}", changed("source/config.json", **{name: value}), PLAN, 1, name)
+        for name, value in (
+            ("hidden_size", 1 << 29), ("vocab_size", 1 << 29), ("num_hidden_layers", 9_999),
+            ("intermediate_size", 1 << 30), ("num_attention_heads", 99_999), ("hidden_size", 10**400),
+        )
+    ),
     *(  # a tokenizer's files
         Case(f"{name.partition('/')[2]}: {content[:20]!r}", put(name, content), INFER, 1, "mlx_model")
         for name in (TOKENIZER, SETTINGS)
@@ -145,8 +152,12 @@ CASES = [
         for name, value in (
             ("lora_parameters__rank", 10**400), ("lora_parameters__scale", 10**400), ("lora_parameters", []),
             ("lora_parameters__keys", [MEGABYTE]), ("num_layers", 10**400), ("fine_tune_type", []),
-            ("base_fingerprint", MEGABYTE), ("base_fingerprint", [1]), ("template", 5), ("template", MEGABYTE),
+            ("base_fingerprint", MEGABYTE), ("base_fingerprint", [1]),
         )
+    ),
+    *(
+        Case(f"adapter_config.json: template {str(value)[:20]}", changed(ADAPTER, template=value), TUNED, 2, ADAPTER)
+        for value in (5, MEGABYTE)
     ),
     *(
         Case(f"PEFT's adapter_config.json: {name[:20]} {str(value)[:20]}", of_peft(**{name: value}), TUNED, 1, ADAPTER)
