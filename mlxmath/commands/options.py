@@ -7,6 +7,7 @@ import shlex
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from signal import SIGINT
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
@@ -16,7 +17,8 @@ import click
 from mlxmath.config.load import RECIPES, RUN, Resolved
 from mlxmath.config.schema import SECTIONS, SETTINGS, ModelConfig, RunConfig, keyword, option_name
 from mlxmath.config.section import plain_type
-from mlxmath.errors import InputError, MlxmathError
+from mlxmath.errors import InputError, MlxmathError, shortened
+from mlxmath.parsing import HALF_A_CHARACTER
 from mlxmath.runtime.console import fail, harmless, printable, say, shown
 from mlxmath.runtime.ending import Terminated, signals_interrupt
 from mlxmath.runtime.trouble import trouble
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 VERBOSE = "mlxmath.verbose"
 CONTEXT = {"max_content_width": 110}
-_MOST_OF_A_NAME = 200
 
 
 def _of(section: str, *but: str) -> tuple[str, ...]:
@@ -151,6 +152,21 @@ class Command(click.Command):
             )
         )
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse texts that no file can hold (a name in another encoding than UTF-8) and numbers beyond 64 bits."""
+        for name, argument in pairwise(["a value", *args]):
+            if HALF_A_CHARACTER.search(argument):
+                raise click.UsageError(f"{name.split('=')[0]}: expected text in UTF-8; found {argument!a:.200}", ctx)
+        try:
+            rest = super().parse_args(ctx, args)
+        except click.UsageError as error:
+            raise click.UsageError(shortened(error.format_message()), error.ctx) from None
+        for param in self.params:
+            value = ctx.params.get(param.name or "")
+            if isinstance(value, int | float) and not abs(value) < 1 << 63:
+                raise click.BadParameter("expected a number below 2^63", ctx, param)
+        return rest
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, print what it says, and turn its errors into exit codes."""
         from mlxmath.runtime.launch import launched
@@ -187,17 +203,21 @@ class Command(click.Command):
             except Exception as error:
                 if verbose:
                     click.echo(harmless(traceback.format_exc()), err=True)
-                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    fail(f"cannot write the results: {error.strerror}; free some space, then run the command again.")
-                elif isinstance(error, OSError) and error.strerror:
-                    name = "" if error.filename is None else printable(os.fsdecode(error.filename))
-                    name = name if len(name) <= _MOST_OF_A_NAME else f"{name[:_MOST_OF_A_NAME]}…"
-                    fail(f"{name}{': ' if name else ''}{error.strerror}.")
-                elif (found := trouble(error)) is not None:
-                    fail(f"{found.what} ({error}). {found.remedy}")
-                else:
-                    fail(f"{type(error).__name__}: {error} (this is a defect in mlxmath; --verbose shows where)")
+                fail(_explained(error))
                 ctx.exit(1)
+
+
+def _explained(error: Exception) -> str:
+    """What is said of an error that nobody turned into a `MlxmathError`: the system's are for the user to mend."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"cannot write the results: {error.strerror}; free some space, then run the command again."
+    if (found := trouble(error)) is not None:
+        return f"{found.what} ({error}). {found.remedy}"
+    if isinstance(error, OSError):
+        name = "a file" if error.filename is None else printable(os.fsdecode(error.filename))
+        what = str(error) if error.strerror is None else f"{name}: {error.strerror}"
+        return f"{what}; give another file or folder, or make this one usable."
+    return f"{type(error).__name__}: {error} (this is a defect in mlxmath; --verbose shows where)"
 
 
 class Group(Command, click.Group):
