@@ -5,12 +5,14 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mlxmath.errors import InputError, MlxmathError, foreign, shortened
 from mlxmath.models.lora.peft import read_peft
+from mlxmath.models.skeleton import embody, skeleton
 from tests.commands.damage import (
     ADAPTER,
     CONFIG,
@@ -77,6 +79,8 @@ CASES = [
         for label, content, named in (
             ("that is deep", f"a = {DEEP}", "c.toml"),
             ("that is not UTF-8", b"[lora]\nrank = '\xff'", "c.toml"),
+            ("with a name of 100,000 parts", f"a{'.a' * 100_000} = 1", "c.toml"),
+            ("with 20,000 lines", "[lora]" + "\n" * 20_000 + "rank = 'x'", "lora.rank"),
             ("with 400 digits", f"[lora]\nrank = {DIGITS}", "lora.rank"),
             ("with 5,000 digits", f"[lora]\nrank = {MANY_DIGITS}", "c.toml"),
             ("with a name of a megabyte", f"[lora]\n{MEGABYTE} = 1", "c.toml"),
@@ -113,13 +117,8 @@ CASES = [
             ("quantization", {"bits": 10**30, "group_size": 64}, 2),
         )
     ),
-    *(
-        Case(f"config.json for plan: {name} {value}", changed("source/config.json", **{name: value}), PLAN, 1, name)
-        for name, value in (
-            ("hidden_size", 1 << 29), ("vocab_size", 1 << 29), ("num_hidden_layers", 9_999),
-            ("intermediate_size", 1 << 30), ("num_attention_heads", 99_999), ("hidden_size", 10**400),
-        )
-    ),
+    Case("config.json for plan: hidden_size of 400 digits", changed("source/config.json", hidden_size=10**400), PLAN, 1,
+         "hidden_size"),
     *(  # a tokenizer's files
         Case(f"{name.partition('/')[2]}: {content[:20]!r}", put(name, content), INFER, 1, "mlx_model")
         for name in (TOKENIZER, SETTINGS)
@@ -250,6 +249,42 @@ def test_a_row_of_5000_digits_ends_nothing(folder: Path) -> None:
         folder, "evaluate", "--no-adapter", "--benchmark", "rows.jsonl", "--max-tokens", "2", "--results-path", "r"
     )
     assert result.returncode == 0, result.stderr[-1_000:]
+
+
+def test_a_prompt_that_is_not_utf8(folder: Path) -> None:
+    result = run(folder, *INFER[:2], stdin=b"\xff\xfe")
+    assert result.returncode == 1 and "not UTF-8" in result.stderr and "defect" not in result.stderr
+
+
+def test_a_problem_beyond_all_contexts(folder: Path) -> None:
+    put("rows.jsonl", json.dumps({"problem": "1 + 1 " * 20_000, "answer": "2"}) + "\n")(folder)
+    result = run(folder, "evaluate", "--no-adapter", "--benchmark", "rows.jsonl", "--results-path", "r")
+    assert result.returncode == 2 and "context ends at 1,024" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"hidden_size": 1 << 29},
+        {"vocab_size": 1 << 29},
+        {"num_hidden_layers": 9_999},
+        {"text_config": {"intermediate_size": 1 << 30}},
+        {"num_attention_heads": 99_999},
+    ],
+)
+def test_sizes_of_no_model_are_not_tried(sizes: dict[str, Any]) -> None:
+    """A model of them would take gigabytes, and minutes, of `plan`."""
+    with pytest.raises(MlxmathError, match=r"config\.json: expected .* to be at most"):
+        skeleton({"model_type": "llama", **sizes}, "float32")
+
+
+def test_matrices_of_gigabytes_are_not_tried() -> None:
+    """Of a model of 405 billion parameters one takes 3.5 GB."""
+    sizes = {"hidden_size": 16_384, "intermediate_size": 53_248, "num_hidden_layers": 2, "num_attention_heads": 128,
+             "num_key_value_heads": 8, "vocab_size": 128_256, "rms_norm_eps": 1e-5}  # fmt: skip
+    model = skeleton({"model_type": "llama", **sizes}, "float32")
+    with pytest.raises(MlxmathError, match=r"takes 3\.49 GB"):
+        embody(model, 128_256)
 
 
 def test_a_peft_adapter_of_another_bit(tmp_path: Path) -> None:
