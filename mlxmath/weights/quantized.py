@@ -139,13 +139,14 @@ def check_tables(config: Mapping[str, Any]) -> None:
     if _is_deep(config, _MOST_DEPTH):
         raise MlxmathError("config.json is nested too deeply; it is damaged, or of no model.")
     for found in (each.get(name) for each in (config, inner) for name in ("quantization", "quantization_config")):
-        for table in (found, *found.values()) if isinstance(found, dict) else ():
+        if not isinstance(found, dict):
+            continue
+        for table in (found, *found.values()):
             for name in ("bits", "group_size") if isinstance(table, dict) else ():
-                if table.get(name) is not None and not _is_small(table[name]) and "quant_method" not in found:
-                    raise MlxmathError(
-                        f"config.json: quantization: {name}: expected bits or a size, found {table[name]!r}"
-                    )
-        for name in ("modules_to_not_convert", "ignore") if isinstance(found, dict) else ():
+                number = table.get(name)
+                if number is not None and not _is_small(number) and "quant_method" not in found:
+                    raise MlxmathError(f"config.json: quantization: {name}: expected bits or a size, found {number!r}")
+        for name in ("modules_to_not_convert", "ignore"):
             kept = found.get(name) or []
             if not isinstance(kept, list) or not all(isinstance(each, str) for each in kept):
                 raise MlxmathError(f"config.json: quantization: {name}: expected names of layers, found {kept!r}")
