@@ -217,6 +217,8 @@ def _explained(error: Exception) -> str:
         name = "a file" if error.filename is None else printable(os.fsdecode(error.filename))
         what = str(error) if error.strerror is None else f"{name}: {error.strerror}"
         return f"{what}; give another file or folder, or make this one usable."
+    if isinstance(error, UnicodeError):
+        return f"a text is not UTF-8 ({error}); write it anew in UTF-8."
     return f"{type(error).__name__}: {error} (this is a defect in mlxmath; --verbose shows where)"
 
 

@@ -21,10 +21,12 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from mlxmath.errors import MlxmathError, foreign
 from mlxmath.models.blocks import kinds_of, path_of_blocks
 from mlxmath.models.lora.layers import EXPERTS, AdapterLayer
+from mlxmath.runtime.console import size
 from mlxmath.runtime.device import machine_memory_bytes
 from mlxmath.weights.architecture import explained
 from mlxmath.weights.configuration import known_type, translate
 from mlxmath.weights.packing import AFFINE, FLOATS, Packing
+from mlxmath.weights.quantized import check_tables
 
 _LIMITS = {
     r"layers?$|blocks$|^depth$|^n_layer": 2_000,
@@ -98,6 +100,7 @@ def check_sizes(config: Mapping[str, Any]) -> None:
     Raises:
         MlxmathError: a size is none.
     """
+    check_tables(config)
     for name, value in _numbers(config):
         most = next((most for pattern, most in _LIMITS.items() if re.search(pattern, name.rpartition(".")[2])), None)
         if most is not None and not -1 <= value <= most:
@@ -186,6 +189,9 @@ _LARGE = 1 << 28
 _SHARE = 1 / 8
 """Of the machine's memory that a block's weights may take. Of larger ones, one row of each matrix stands for all."""
 
+_LARGEST_TRIED = 1 << 30
+"""Bytes of a matrix. A product with a larger one would take that much, whatever stands for its rows (a model of 405
+billion parameters: 3.5 GB)."""
 _DEVIATION = 0.02
 """Of weights."""
 _SCALES = {"mxfp4": 120, "mxfp8": 122, "nvfp4": 4}
@@ -195,19 +201,25 @@ _BELOW_2 = 0xBFBFBFBF
 
 
 def embody(model: nn.Module, vocab_size: int) -> None:
-    """Give weights to one block of each kind, which the others of that kind share, and to what is not in blocks."""
+    """Give weights to one block of each kind, which the others of that kind share, and to what is not in blocks.
+
+    Raises:
+        MlxmathError: a block is too large to be tried.
+    """
     blocks, path = model.layers, path_of_blocks(model) + "."
     first: dict[Hashable, nn.Module] = {}
     for kind, block in zip(kinds_of(blocks), blocks, strict=True):
         if kind not in first:
             first[kind] = block
-            own_bytes = sum(
+            sizes = [
                 array.nbytes // (len(array) if isinstance(module, EXPERTS) else 1)
                 for module in block.modules()
                 for array in own_arrays(module).values()
-            )
+            ]
+            if (largest := max([*sizes, *map(unpacked_bytes, block.modules())])) > _LARGEST_TRIED:
+                raise MlxmathError(f"one of its matrices alone takes {size(largest)}")
             for module in block.modules():
-                _fill(module, in_full=own_bytes <= _SHARE * machine_memory_bytes())
+                _fill(module, in_full=sum(sizes) <= _SHARE * machine_memory_bytes())
         block.update(first[kind].parameters())
     for name, module in model.named_modules():
         if not name.startswith(path):

@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlxmath.errors import InputError, MlxmathError, foreign, shortened
-from mlxmath.models.lora.peft import read_peft
 from tests.commands.damage import (
     ADAPTER,
     CONFIG,
@@ -42,9 +40,8 @@ from tests.commands.damage import (
     put,
     repeated,
 )
-from tests.conftest import make_tiny_llama
 from tests.helpers import run
-from tests.weights.handmade import llama_folder, torch_bin
+from tests.weights.handmade import llama_folder
 
 CASES = [
     *(  # options
@@ -77,6 +74,8 @@ CASES = [
         for label, content, named in (
             ("that is deep", f"a = {DEEP}", "c.toml"),
             ("that is not UTF-8", b"[lora]\nrank = '\xff'", "c.toml"),
+            ("with a name of 100,000 parts", f"a{'.a' * 100_000} = 1", "c.toml"),
+            ("with 20,000 lines", "[lora]" + "\n" * 20_000 + "rank = 'x'", "lora.rank"),
             ("with 400 digits", f"[lora]\nrank = {DIGITS}", "lora.rank"),
             ("with 5,000 digits", f"[lora]\nrank = {MANY_DIGITS}", "c.toml"),
             ("with a name of a megabyte", f"[lora]\n{MEGABYTE} = 1", "c.toml"),
@@ -113,12 +112,22 @@ CASES = [
             ("quantization", {"bits": 10**30, "group_size": 64}, 2),
         )
     ),
+    Case("config.json for plan: hidden_size of 400 digits", changed("source/config.json", hidden_size=10**400), PLAN, 1,
+         "hidden_size"),
     *(
-        Case(f"config.json for plan: {name} {value}", changed("source/config.json", **{name: value}), PLAN, 1, name)
-        for name, value in (
-            ("hidden_size", 1 << 29), ("vocab_size", 1 << 29), ("num_hidden_layers", 9_999),
-            ("intermediate_size", 1 << 30), ("num_attention_heads", 99_999), ("hidden_size", 10**400),
+        Case(f"config.json quantized, for {command[0]}: {str(value)[:40]}", changed(name, quantization=value), command,
+             1, "config.json")
+        for name, command in ((CONFIG, INFER), ("source/config.json", PLAN))
+        for value in (
+            {"bits": 4, "group_size": 64, "model.layers.0.self_attn.q_proj": {"bits": 4, "group_size": 0}},
+            {"quant_method": "mxfp4", "modules_to_not_convert": 5},
+            {"quant_method": "mxfp4", "ignore": [5]},
         )
+    ),
+    *(
+        Case(f"config.json of 900 lists, for {command[0]}",
+             put(name, '{"model_type": "llama", "x": ' + "[" * 900 + "]" * 900 + "}"), command, 1, "config.json")
+        for name, command in ((CONFIG, INFER), ("source/config.json", PLAN), ("source/config.json", CONVERT))
     ),
     *(  # a tokenizer's files
         Case(f"{name.partition('/')[2]}: {content[:20]!r}", put(name, content), INFER, 1, "mlx_model")
@@ -252,41 +261,12 @@ def test_a_row_of_5000_digits_ends_nothing(folder: Path) -> None:
     assert result.returncode == 0, result.stderr[-1_000:]
 
 
-def test_a_peft_adapter_of_another_bit(tmp_path: Path) -> None:
-    """The checksums of a .bin count for adapters too."""
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    start = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
-    arrays = {f"{start}A.weight": np.ones((4, 32), np.float32), f"{start}B.weight": np.ones((32, 4), np.float32)}
-    data = bytearray(torch_bin(arrays))
-    (tmp_path / "adapter_model.bin").write_bytes(data)
-    assert len(read_peft(tmp_path, make_tiny_llama())[1]) == 1
-    at = data.index(np.ones(4, np.float32).tobytes())
-    data[at] ^= 1
-    (tmp_path / "adapter_model.bin").write_bytes(data)
-    with pytest.raises(MlxmathError, match=r"adapter_model\.bin is damaged: the checksum"):
-        read_peft(tmp_path, make_tiny_llama())
+def test_a_prompt_that_is_not_utf8(folder: Path) -> None:
+    result = run(folder, *INFER[:2], stdin=b"\xff\xfe")
+    assert result.returncode == 1 and "not UTF-8" in result.stderr and "defect" not in result.stderr
 
 
-def test_messages_lose_their_middle() -> None:
-    assert shortened("a short one stays: /a/b.json") == "a short one stays: /a/b.json"
-    assert len(str(InputError(f"--x: found {MEGABYTE}; give a number"))) < 800
-    assert str(InputError(f"--x: found {MEGABYTE}; give a number")).endswith("give a number")
-    assert len(str(MlxmathError("no such name " * 100_000))) < 5_000
-
-
-@pytest.mark.parametrize("error", [Exception("no\nmore"), RecursionError("deep"), BaseException("a panic of Rust's")])
-def test_whatever_a_library_raises_is_one_line(error: BaseException) -> None:
-    with (
-        pytest.raises(MlxmathError, match=r"^x\.json cannot be read: \w+: [\w ']+\. Fetch it again\.$") as caught,
-        foreign("x.json cannot be read", "Fetch it again."),
-    ):
-        raise error
-    assert caught.value.__cause__ is error
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), SystemExit(3), InputError("own words")])
-def test_what_is_nobodys_file_stays_what_it_is(error: BaseException) -> None:
-    with pytest.raises(type(error)) as caught, foreign("x.json cannot be read", ""):
-        raise error
-    assert caught.value is error
+def test_a_problem_beyond_all_contexts(folder: Path) -> None:
+    put("rows.jsonl", json.dumps({"problem": "1 + 1 " * 20_000, "answer": "2"}) + "\n")(folder)
+    result = run(folder, "evaluate", "--no-adapter", "--benchmark", "rows.jsonl", "--results-path", "r")
+    assert result.returncode == 2 and "context ends at 1,024" in result.stderr
