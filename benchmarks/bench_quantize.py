@@ -5,9 +5,6 @@ and the divergence (KL) from the model before packing, in nats a target token, a
 uniform form, with 95 % intervals (bootstrap over the held-out problems). Beside them the same allocation with the
 usual diagonal of the Fisher matrix as the measure, and for single layers what both say against what is measured.
 
-What is measured is the loss, not the speed: weights are unpacked once, and each core takes batches of its own.
-(MLX gives a BLAS attention's products one by one; shared out among its threads, each waits for the slowest one.)
-
 The demo's base has learned problems of one and two steps only; it is measured on these. (Of the others it is wrong and
 sure, and any noise makes the loss better.)
 
@@ -17,12 +14,11 @@ sure, and any noise makes the loss better.)
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlxmath.runtime.blas import limit_threads, preload
+from mlxmath.runtime.blas import preload
 
 preload()  # before anything loads MLX
 
@@ -31,7 +27,7 @@ import mlx.nn as nn
 import numpy as np
 from common import GSM8K, REPOSITORY, command_line, machine, save_json, show_table
 from mlx.utils import tree_flatten
-from numpy.typing import NDArray
+from quantized_loss import Kept, a_target, against, compared, divergences, having, of_forms, target_log_p
 
 from mlxmath.api import convert
 from mlxmath.config.schema import DataConfig, RuntimeConfig
@@ -39,7 +35,6 @@ from mlxmath.data.batch import Rows
 from mlxmath.data.prepare import prepare_rows
 from mlxmath.models.load import load_model
 from mlxmath.models.sensitivity import _drawn, error_of, sensitivities
-from mlxmath.models.threads import thread_for_each_core
 from mlxmath.runtime.console import shown
 from mlxmath.runtime.device import opened_backend
 from mlxmath.training import bits as ours
@@ -54,28 +49,6 @@ UNIFORM = Packing(4, 64)
 SINGLE = Packing(3, 64)
 """The form that single layers are given."""
 Costs = dict[str, list[float]]
-Sums = list[list[float]]
-"""Of each held-out problem: loss, divergence and targets."""
-
-
-class Kept:
-    """Figures that are computed once, and found in a file by a benchmark that is started again."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-
-    @property
-    def names(self) -> set[str]:
-        """Of what is kept."""
-        return set(self._found)
-
-    def __call__(self, name: str, compute: Callable[[], Any]) -> Any:
-        """What is kept under a name, or is computed now."""
-        if name not in self._found:
-            self._found[name] = compute()
-            save_json(self._path, self._found)
-        return self._found[name]
 
 
 def main() -> None:
@@ -254,17 +227,14 @@ def of_singles(model: nn.Module, rows: Rows, ids: list[int], diagonal: Costs, dt
         model, ours._batches(rows, ids, 1024), {path: [SINGLE] for path in some}, getattr(mx, dtype)
     )
     few = ids[:12]
-    reference = [log_p(model, tokens_BL) for tokens_BL, _ in ours._batches(rows, few, 1024)]
-    mx.eval(reference)
+    reference = [target_log_p(model, *batch) for batch in ours._batches(rows, few, 1024)]
     found = {}
     for path in some:
         with having(layers, of_forms(layers, {path: SINGLE}, dtype)):
-            total = num_targets = 0.0
-            for (tokens_BL, mask_BL), before in zip(ours._batches(rows, few, 1024), reference, strict=True):
-                total += divergence(before, log_p(model, tokens_BL), mask_BL)
-                num_targets += mask_BL[:, 1:].sum().item()
+            after = [target_log_p(model, *batch) for batch in ours._batches(rows, few, 1024)]
+        measured = float(np.concatenate([divergences(*each) for each in zip(reference, after, strict=True)]).mean())
         of_diagonal = diagonal[path][forms_of(layers[path]).index(SINGLE)]
-        found[path] = {"measured": total / num_targets, "fisher": expected[path][0], "diagonal": of_diagonal}
+        found[path] = {"measured": measured, "fisher": expected[path][0], "diagonal": of_diagonal}
     kinds = ("measured", "fisher", "diagonal")
     logs = {kind: np.log([max(each[kind], 1e-12) for each in found.values()]) for kind in kinds}
     return {
@@ -274,116 +244,6 @@ def of_singles(model: nn.Module, rows: Rows, ids: list[int], diagonal: Costs, dt
         },
         "factor": {kind: float(np.exp(np.mean(logs[kind] - logs["measured"]))) for kind in ("fisher", "diagonal")},
     }
-
-
-@contextmanager
-def having(layers: Mapping[str, Any], weights: Mapping[str, mx.array]) -> Iterator[None]:
-    """Meanwhile these layers have other weights."""
-    before = {path: layers[path].weight for path in weights}
-    for path, weight in weights.items():
-        layers[path].weight = weight
-    try:
-        yield
-    finally:
-        for path, weight in before.items():
-            layers[path].weight = weight
-
-
-def of_forms(layers: Mapping[str, Any], forms: Mapping[str, Packing], dtype: str) -> dict[str, mx.array]:
-    """What the layers' weights become in their forms."""
-    found = {}
-    for path, form in forms.items():
-        found[path] = layers[path].weight + error_of(layers[path].weight, form, getattr(mx, dtype))
-        mx.eval(found[path])
-    return found
-
-
-def of_folder(layers: Mapping[str, Any], folder: Path) -> dict[str, mx.array]:
-    """What the packed weights of a folder stand for."""
-    arrays = mx.load(str(folder / "model.safetensors"))
-    settings = json.loads((folder / "config.json").read_text())["quantization"]
-    found = {}
-    for path in layers:
-        form = Packing.of(settings.get(path) or settings)
-        scales, biases = (arrays[f"{path}.{name}"].astype(mx.float32) for name in ("scales", "biases"))
-        found[path] = mx.dequantize(arrays[f"{path}.weight"], scales, biases, form.group_size, form.bits)
-        mx.eval(found[path])
-    return found
-
-
-def log_p(model: nn.Module, tokens_BL: mx.array) -> mx.array:
-    """(B, L - 1, V)."""
-    return nn.log_softmax(model(tokens_BL[:, :-1]).astype(mx.float32), axis=-1)
-
-
-def divergence(before_BLV: mx.array, after_BLV: mx.array, mask_BL: mx.array) -> float:
-    """Σ KL over the targets."""
-    of_each = (mx.exp(before_BLV) * (before_BLV - after_BLV)).sum(axis=-1)
-    total: float = (of_each * mask_BL[:, 1:]).sum().item()
-    return total
-
-
-def target_log_p(model: nn.Module, tokens_BL: mx.array, mask_BL: mx.array) -> NDArray[np.float32]:
-    """(N, V) at the N targets, in NumPy, whose sums lose nothing over a large vocabulary."""
-    logits_BLV = model(tokens_BL[:, :-1]).astype(mx.float32)
-    logits_NV = np.asarray(logits_BLV)[np.asarray(mask_BL[:, 1:])]
-    logits_NV -= logits_NV.max(axis=-1, keepdims=True)
-    logits_NV -= np.log(np.exp(logits_NV).sum(axis=-1, keepdims=True))
-    return logits_NV
-
-
-def compared(
-    model: nn.Module, folders: Mapping[str, Path], choices: Mapping[str, Mapping[str, Packing]], rows: Rows,
-    ids: list[int], dtype: str, kept: Kept,
-) -> dict[str, Sums]:  # fmt: skip
-    """What the model says of held-out problems as it is, with the folders' weights, and with forms by layer."""
-    layers = dict(packable(model))
-    batches = list(ours._batches(rows, ids, 1024))
-    before: list[NDArray[np.float16]] = []
-
-    def mapped(function: Callable[..., Any], *given: Any) -> list[Any]:
-        with limit_threads(1):
-            return list(thread_for_each_core().map(function, *given))
-
-    def of_batch(batch: tuple[mx.array, mx.array], kept_NV: NDArray[np.float16]) -> Sums:
-        tokens_BL, mask_BL = (np.asarray(each)[:, 1:] for each in batch)
-        after_NV, before_NV = target_log_p(model, *batch), kept_NV.astype(np.float32)
-        loss_N = -np.take_along_axis(after_NV, tokens_BL[mask_BL][:, None], axis=-1)[:, 0]
-        apart_N = (np.exp(before_NV) * (before_NV - after_NV)).sum(axis=-1)
-        ends = np.cumsum(mask_BL.sum(axis=1))[:-1]
-        parts = zip(np.split(loss_N, ends), np.split(apart_N, ends), strict=True)
-        return [[float(loss.sum()), float(apart.sum()), len(loss)] for loss, apart in parts]
-
-    def sums() -> Sums:
-        return [problem for found in mapped(of_batch, batches, before) for problem in found]
-
-    if {"plain", *folders, *choices} - kept.names:  # while the weights are the model's own
-        before = mapped(lambda batch: target_log_p(model, *batch).astype(np.float16), batches)
-
-    def of(weights: dict[str, mx.array]) -> Sums:
-        with having(layers, weights):
-            return sums()
-
-    found = {"plain": kept("plain", sums)}
-    for name, folder in folders.items():
-        found[name] = kept(name, lambda: of(of_folder(layers, folder)))  # noqa: B023
-    for name, forms in choices.items():
-        found[name] = kept(name, lambda: of(of_forms(layers, forms, dtype)))  # noqa: B023
-    return found
-
-
-def a_target(found: Sums, kind: int) -> float:
-    """Nats a target: of the loss (0) or of the divergence (1)."""
-    sums = np.sum(found, axis=0)
-    return float(sums[kind] / sums[2])
-
-
-def against(found: Sums, uniform: Sums, kind: int) -> dict[str, float]:
-    """The difference from the uniform form in nats a target, paired by problem; the interval is a bootstrap's."""
-    apart_P, targets_P = np.array(found)[:, kind] - np.array(uniform)[:, kind], np.array(found)[:, 2]
-    picks = np.random.default_rng(0).integers(len(found), size=(10_000, len(found)))
-    low, high = np.quantile(apart_P[picks].sum(axis=1) / targets_P[picks].sum(axis=1), (0.025, 0.975))
-    return {"value": float(apart_P.sum() / targets_P.sum()), "low": float(low), "high": float(high)}
 
 
 def show(name: str, found: Mapping[str, Any]) -> None:
