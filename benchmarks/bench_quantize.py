@@ -145,9 +145,14 @@ def measure(args: Any, work: Path, calibration: Path, held_out: Path) -> dict[st
         "loss_against_uniform": {name: against(sums[name], sums["uniform"], 0) for name in others},
         "divergence_against_uniform": {name: against(sums[name], sums["uniform"], 1) for name in others},
         "bytes": stored, "auto_seconds": seconds,
-        "calibration": {f"auto {seed}": read_manifest(folders[f"auto {seed}"]).calibration for seed in SEEDS},
+        "calibration": {f"auto {seed}": chosen_on(folders[f"auto {seed}"], calibration) for seed in SEEDS},
         "forms": {name: counted(folder) for name, folder in folders.items()}, "single_layers": singles,
     }  # fmt: skip
+
+
+def chosen_on(folder: Path, calibration: Path) -> str:
+    """What a folder's forms were measured on; the file by its name alone."""
+    return str(read_manifest(folder).calibration).replace(str(calibration), calibration.name)
 
 
 def made(model: str, folder: Path, data: Path | None = None, **settings: Any) -> Path:
