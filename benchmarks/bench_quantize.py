@@ -1,7 +1,8 @@
 """`--quantize auto:4.5` against the same number of bytes with 4 bits in groups of 64 for all layers.
 
 For each model: three choices of calibration problems, each a conversion by the command; the loss on held-out problems
-and the divergence (KL) from the model before packing, in nats a target token. Beside them the same allocation with the
+and the divergence (KL) from the model before packing, in nats a target token, and how far they lie from those of the
+uniform form, with 95 % intervals (bootstrap over the held-out problems). Beside them the same allocation with the
 usual diagonal of the Fisher matrix as the measure, and for single layers what both say against what is measured.
 
 The demo's base has learned problems of one and two steps only; it is measured on these. (Of the others it is wrong and
@@ -13,7 +14,7 @@ sure, and any noise makes the loss better.)
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import mlx.nn as nn
 import numpy as np
 from common import GSM8K, REPOSITORY, command_line, machine, save_json, show_table
 from mlx.utils import tree_flatten
+from quantized_loss import Kept, a_target, against, compared, divergences, having, of_forms, target_log_p
 
 from mlxmath.api import convert
 from mlxmath.config.schema import DataConfig, RuntimeConfig
@@ -47,21 +49,6 @@ UNIFORM = Packing(4, 64)
 SINGLE = Packing(3, 64)
 """The form that single layers are given."""
 Costs = dict[str, list[float]]
-
-
-class Kept:
-    """Figures that are computed once, and found in a file by a benchmark that is started again."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-
-    def __call__(self, name: str, compute: Callable[[], Any]) -> Any:
-        """What is kept under a name, or is computed now."""
-        if name not in self._found:
-            self._found[name] = compute()
-            save_json(self._path, self._found)
-        return self._found[name]
 
 
 def main() -> None:
@@ -135,7 +122,7 @@ def measure(args: Any, work: Path, calibration: Path, held_out: Path) -> dict[st
             return round(time.perf_counter() - started, 1)
 
         seconds[name] = kept(f"{name}, seconds", choose)
-    losses, divergences = compared(model, folders, {}, measured_on, ids, dtype, kept)
+    compared(model, folders, {}, measured_on, ids, dtype, kept)
     for seed in SEEDS if args.diagonal else ():
         chosen = ours.drawn(rows, seed)
         few = chosen[: args.diagonal]
@@ -143,7 +130,8 @@ def measure(args: Any, work: Path, calibration: Path, held_out: Path) -> dict[st
         choices[f"diagonal {seed}"] = by_costs(model, diagonal, dtype)
         if seed == 0 and args.singles:
             singles = kept("singles", lambda: of_singles(model, rows, chosen, diagonal, dtype, args.singles))  # noqa: B023
-    losses, divergences = compared(model, folders, choices, measured_on, ids, dtype, kept)
+    sums = compared(model, folders, choices, measured_on, ids, dtype, kept)
+    others = [name for name in sums if name not in ("plain", "uniform")]
     stored = {name: stored_bytes(folder) for name, folder in folders.items()}
     stored |= {
         name: sum(form.num_bytes(dtype, shapes[path]) for path, form in own.items()) for name, own in choices.items()
@@ -151,11 +139,20 @@ def measure(args: Any, work: Path, calibration: Path, held_out: Path) -> dict[st
     return {
         "note": args.note, "dtype": dtype, "weights": sum(int(np.prod(shape)) for shape in shapes.values()),
         "held_out": str(held_out.name), "held_out_problems": len(ids),
-        "held_out_targets": int(sum(measured_on.row(i)[1][1:].sum() for i in ids)),
-        "loss": losses, "divergence": divergences, "bytes": stored, "auto_seconds": seconds,
-        "calibration": {f"auto {seed}": read_manifest(folders[f"auto {seed}"]).calibration for seed in SEEDS},
+        "held_out_targets": int(np.sum(sums["plain"], axis=0)[2]),
+        "loss": {name: a_target(found, 0) for name, found in sums.items()},
+        "divergence": {name: a_target(found, 1) for name, found in sums.items()},
+        "loss_against_uniform": {name: against(sums[name], sums["uniform"], 0) for name in others},
+        "divergence_against_uniform": {name: against(sums[name], sums["uniform"], 1) for name in others},
+        "bytes": stored, "auto_seconds": seconds,
+        "calibration": {f"auto {seed}": chosen_on(folders[f"auto {seed}"], calibration) for seed in SEEDS},
         "forms": {name: counted(folder) for name, folder in folders.items()}, "single_layers": singles,
     }  # fmt: skip
+
+
+def chosen_on(folder: Path, calibration: Path) -> str:
+    """What a folder's forms were measured on; the file by its name alone."""
+    return str(read_manifest(folder).calibration).replace(str(calibration), calibration.name)
 
 
 def made(model: str, folder: Path, data: Path | None = None, **settings: Any) -> Path:
@@ -235,17 +232,14 @@ def of_singles(model: nn.Module, rows: Rows, ids: list[int], diagonal: Costs, dt
         model, ours._batches(rows, ids, 1024), {path: [SINGLE] for path in some}, getattr(mx, dtype)
     )
     few = ids[:12]
-    reference = [log_p(model, tokens_BL) for tokens_BL, _ in ours._batches(rows, few, 1024)]
-    mx.eval(reference)
+    reference = [target_log_p(model, *batch) for batch in ours._batches(rows, few, 1024)]
     found = {}
     for path in some:
-        with packed(layers, {path: SINGLE}, dtype):
-            total = num_targets = 0.0
-            for (tokens_BL, mask_BL), before in zip(ours._batches(rows, few, 1024), reference, strict=True):
-                total += divergence(before, log_p(model, tokens_BL), mask_BL)
-                num_targets += mask_BL[:, 1:].sum().item()
+        with having(layers, of_forms(layers, {path: SINGLE}, dtype)):
+            after = [target_log_p(model, *batch) for batch in ours._batches(rows, few, 1024)]
+        measured = float(np.concatenate([divergences(*each) for each in zip(reference, after, strict=True)]).mean())
         of_diagonal = diagonal[path][forms_of(layers[path]).index(SINGLE)]
-        found[path] = {"measured": total / num_targets, "fisher": expected[path][0], "diagonal": of_diagonal}
+        found[path] = {"measured": measured, "fisher": expected[path][0], "diagonal": of_diagonal}
     kinds = ("measured", "fisher", "diagonal")
     logs = {kind: np.log([max(each[kind], 1e-12) for each in found.values()]) for kind in kinds}
     return {
@@ -255,69 +249,6 @@ def of_singles(model: nn.Module, rows: Rows, ids: list[int], diagonal: Costs, dt
         },
         "factor": {kind: float(np.exp(np.mean(logs[kind] - logs["measured"]))) for kind in ("fisher", "diagonal")},
     }
-
-
-class packed:  # noqa: N801
-    """Meanwhile these layers have the weights that their forms stand for."""
-
-    def __init__(self, layers: Mapping[str, Any], forms: Mapping[str, Packing], dtype: str) -> None:
-        self.layers, self.forms, self.stored = layers, forms, getattr(mx, dtype)
-
-    def __enter__(self) -> None:
-        self.before = {path: self.layers[path].weight for path in self.forms}
-        for path, form in self.forms.items():
-            self.layers[path].weight = self.before[path] + error_of(self.before[path], form, self.stored)
-            mx.eval(self.layers[path].weight)
-
-    def __exit__(self, *_: object) -> None:
-        for path, weight in self.before.items():
-            self.layers[path].weight = weight
-
-
-def log_p(model: nn.Module, tokens_BL: mx.array) -> mx.array:
-    """(B, L - 1, V)."""
-    return nn.log_softmax(model(tokens_BL[:, :-1]).astype(mx.float32), axis=-1)
-
-
-def divergence(before_BLV: mx.array, after_BLV: mx.array, mask_BL: mx.array) -> float:
-    """Σ KL over the targets."""
-    of_each = (mx.exp(before_BLV) * (before_BLV - after_BLV)).sum(axis=-1)
-    total: float = (of_each * mask_BL[:, 1:]).sum().item()
-    return total
-
-
-def compared(
-    model: nn.Module, folders: Mapping[str, Path], choices: Mapping[str, Mapping[str, Packing]], rows: Rows,
-    ids: list[int], dtype: str, kept: Kept,
-) -> tuple[dict[str, float], dict[str, float]]:  # fmt: skip
-    """Loss and divergence a target of the model as it is, of the folders', and of it with forms by layer."""
-    layers = dict(packable(model))
-    batches = list(ours._batches(rows, ids, 1024))
-    before = []
-    for tokens_BL, _ in batches:
-        before.append(log_p(model, tokens_BL).astype(mx.float16))
-        mx.eval(before)
-
-    def figures(other: nn.Module) -> list[float]:
-        loss = apart = num_targets = 0.0
-        for (tokens_BL, mask_BL), before_BLV in zip(batches, before, strict=True):
-            log_p_BLV = log_p(other, tokens_BL)
-            of_targets = mx.take_along_axis(log_p_BLV, tokens_BL[:, 1:, None], axis=-1)[..., 0]
-            loss -= (of_targets * mask_BL[:, 1:]).sum().item()
-            apart += divergence(before_BLV.astype(mx.float32), log_p_BLV, mask_BL)
-            num_targets += mask_BL[:, 1:].sum().item()
-        return [loss / num_targets, apart / num_targets]
-
-    def of_choice(forms: Mapping[str, Packing]) -> list[float]:
-        with packed(layers, forms, dtype):
-            return figures(model)
-
-    found = {"plain": kept("plain", lambda: figures(model))}
-    for name, folder in folders.items():
-        found[name] = kept(name, lambda: figures(load_model(folder, "float32").model))  # noqa: B023
-    for name, forms in choices.items():
-        found[name] = kept(name, lambda: of_choice(forms))  # noqa: B023
-    return {name: loss for name, (loss, _) in found.items()}, {name: apart for name, (_, apart) in found.items()}
 
 
 def show(name: str, found: Mapping[str, Any]) -> None:

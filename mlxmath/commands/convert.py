@@ -19,13 +19,12 @@ def main(**values: Any) -> None:
     Reads .safetensors or PyTorch .bin files without PyTorch; nothing in a .bin file is run. Packed weights of a GGUF
     file keep their bits where MLX has such a form, unless --dtype or --quantize ask for another. The result is checked,
     and a folder that already holds the wanted model is left as it is. The options from --dataset on are for --quantize
-    auto, which measures on these problems.
+    auto, which measures on these problems (of the bundled model on its own, if none are named).
     """
-    resolved = settings_from(CONVERTED_FROM, origin="option", **values)
+    from mlxmath.training.convert import convert_model, with_problems
+
+    resolved = with_problems(settings_from(CONVERTED_FROM, origin="option", **values))
     measures = auto_bits(resolved.config.model.quantize) is not None
     for line in resolved.lines(CONVERTED_FROM if measures else ("model",)):
         say(line)
-
-    from mlxmath.training.convert import convert_model
-
     convert_model(resolved)

@@ -69,6 +69,10 @@ _positive = require(
 _no_dequantize = require(
     lambda value, others: not value or not others.get("dequantize"), "give --dequantize or --requantize, not both"
 )
+_no_gguf_type = require(
+    lambda value, others: not value or others.get("gguf_type") == "f16",
+    "takes no --gguf-type: an adapter is not quantized",
+)
 _with_check = require(lambda value, others: not value or others.get("check", True), "needs --check")
 _one_folder = require(
     lambda value, _: value is None or (value.strip(". ") and "/" not in value and "\\" not in value),
@@ -274,7 +278,9 @@ class ExportConfig(Section):
     gguf_type: Literal["f16", "bf16", "q8_0", "q6_k", "q4_k_m", "q4_0"] = Field(
         "f16", description="--to gguf, ollama: type of the weights: 16 bits, or quantized to 8.5, 6.6, 4.8 or 4.5."
     )
-    adapter_only: bool = Field(False, description="--to gguf: write the adapter alone, for llama.cpp's --lora.")
+    adapter_only: Annotated[bool, _no_gguf_type] = Field(
+        False, description="--to gguf: write the adapter alone, for llama.cpp's --lora."
+    )
     check: bool = Field(
         False, description="Compare what was written with the original: log-probabilities and greedy answers."
     )

@@ -249,16 +249,22 @@ def _rounded(rounding: Rounding) -> Output:
 
 def _notes(roundings: list[Rounding]) -> list[str]:
     """How the fused layers are stored, and what rounding costs."""
-    by_bits: dict[int | None, list[Rounding]] = {}
-    for rounding in roundings:
-        by_bits.setdefault(rounding.bits, []).append(rounding)
+    by_form: dict[str, list[Rounding]] = {}
+    for rounding in sorted(roundings, key=lambda each: each.bits or 16):
+        by_form.setdefault(f"{rounding.bits} bits" if rounding.bits else rounding.dtype, []).append(rounding)
     found = [
-        f"{len(each)} fused layers in {bits or 16} bits: rounding changes their outputs by {share(each):.2g} of what "
+        f"{len(each)} fused layers in {form}: rounding changes their outputs by {share(each):.2g} of what "
         "the adapter changes them"
-        for bits, each in sorted(by_bits.items(), key=lambda item: item[0] or 16)
+        for form, each in by_form.items()
     ]
-    if any(bits and share(each) > _MUCH for bits, each in by_bits.items()):
+    if any(each[0].bits and share(each) > _MUCH for each in by_form.values()):
         found.append("much of the adapter is lost by this rounding; without --requantize it is kept")
+    if over := [each for each in roundings if each.bits is None and share([each]) > LARGEST_SHARE]:
+        worst = max(share([each]) for each in over)
+        found.append(
+            f"{over[0].dtype} is too coarse for {len(over)} of them: up to {worst:.2g}, where {LARGEST_SHARE:g} is "
+            "aimed at; --export-dtype float32 keeps the adapter"
+        )
     return found
 
 

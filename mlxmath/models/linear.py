@@ -22,6 +22,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlxmath.models.kernels.cpu import view
+from mlxmath.models.memory import QUANTIZED_HEAD_SLICE
 
 FEW_ROWS = 4
 """Rows up to which a CPU's product with packed weights is used."""
@@ -94,13 +95,34 @@ def dequantized(packed: Packed, group_size: int, bits: int, mode: str, *, after:
     return mx.dequantize(*packed, group_size=group_size, bits=bits, mode=mode)
 
 
+def product_in_slices(
+    x: mx.array, packed: Packed, group_size: int, bits: int, mode: str, *,
+    transpose: bool, multiply: Callable[[mx.array, mx.array], mx.array] = mx.matmul,
+) -> mx.array:  # fmt: skip
+    """x Wᵀ, or x W, of a head: only a slice of the vocabulary is dequantized at a time."""
+    parts: list[mx.array] = []
+    for start in range(0, len(packed[0]), QUANTIZED_HEAD_SLICE):
+        rows = slice(start, start + QUANTIZED_HEAD_SLICE)
+        before = parts[-1] if parts else x
+        weight_SD = dequantized(tuple(array[rows] for array in packed), group_size, bits, mode, after=before)
+        if transpose:
+            parts.append(multiply(x, weight_SD.astype(x.dtype).T))
+        else:
+            parts = [multiply(x[..., rows], weight_SD.astype(x.dtype)) + (parts[0] if parts else 0)]
+    return mx.concatenate(parts, axis=-1) if transpose else parts[0]
+
+
 @cache
-def product(group_size: int, bits: int, mode: str, products: Products) -> Callable[..., mx.array]:
+def product(
+    group_size: int, bits: int, mode: str, products: Products, in_slices: bool = False
+) -> Callable[..., mx.array]:
     """x Wᵀ as a function of x and the packed weight, which is frozen: only x has a gradient."""
 
     def multiply(x: mx.array, packed: Packed, *, first: bool, transpose: bool) -> mx.array:
         if not first:
             return mx.quantized_matmul(x, *packed, transpose=transpose, group_size=group_size, bits=bits, mode=mode)
+        if in_slices:
+            return product_in_slices(x, packed, group_size, bits, mode, transpose=transpose)
         weight_OI = dequantized(packed, group_size, bits, mode, after=x).astype(x.dtype)
         return x @ (weight_OI.T if transpose else weight_OI)
 
@@ -122,25 +144,35 @@ def use_products(model: nn.Module, products: Products = DEQUANTIZED) -> None:
     for module in model.modules():
         if type(module) is nn.QuantizedLinear:
             module.__class__ = DequantizedLinear
-        if isinstance(module, DequantizedLinear | nn.QuantizedEmbedding):
+        if isinstance(module, DequantizedLinear | PackedEmbedding):
             module.products = products
 
 
-class FloatEmbedding(nn.QuantizedEmbedding):
-    """An embedding in one of MLX's float forms, which MLX unpacks as bfloat16 whatever the type of the model is."""
+class PackedEmbedding(nn.QuantizedEmbedding):
+    """A quantized embedding; as a head it multiplies as `products` says.
 
+    MLX unpacks float forms as bfloat16, whatever the type of the model is: the vectors are given that.
+    """
+
+    products = PACKED
     activations: mx.Dtype
 
     def __call__(self, x: mx.array) -> mx.array:
         """Apply the layer."""
         return super().__call__(x).astype(self.activations)
 
+    def as_linear(self, x: mx.array) -> mx.array:
+        """(…, V): x Wᵀ."""
+        if x.size // x.shape[-1] <= self.products.few_rows:
+            return super().as_linear(x)
+        return product(self.group_size, self.bits, self.mode, self.products, in_slices=True)(x, *packed_of(self))
+
 
 def use_activations(model: nn.Module, dtype: mx.Dtype) -> None:
-    """Let embeddings in float forms give activations of the model's type, or all of them would be of another."""
+    """Let packed embeddings give activations of the model's type, or all of them would be of another."""
     for module in model.modules():
-        if type(module) is nn.QuantizedEmbedding and module.mode != "affine":
-            module.__class__, module.activations = FloatEmbedding, dtype
+        if type(module) is nn.QuantizedEmbedding:
+            module.__class__, module.activations = PackedEmbedding, dtype
 
 
 @mx.custom_function

@@ -24,8 +24,7 @@ from mlxmath.errors import MlxmathError
 from mlxmath.models.blocks import path_of_blocks
 from mlxmath.models.calls import ERRORS, given_to, made_by, standing_in, without_dropout
 from mlxmath.models.kernels.cpu import product
-from mlxmath.models.linear import dequantized, left_to_mlx, packed_of, products_of
-from mlxmath.models.memory import QUANTIZED_HEAD_SLICE
+from mlxmath.models.linear import left_to_mlx, packed_of, product_in_slices, products_of
 
 _LAYERS = nn.Linear | nn.Embedding | nn.QuantizedLinear | nn.QuantizedEmbedding
 _TOKENS = mx.zeros((1, 2), mx.int32)
@@ -75,31 +74,13 @@ class Head:
     def _product(self, x: mx.array, *, transpose: bool) -> mx.array:
         layer = self.layer
         if self._quantized:
-            products = products_of(layer)
+            products, form = products_of(layer), (layer.group_size, layer.bits, layer.mode)
             if products.forward if transpose else products.backward:
-                return self._dequantized_product(x, transpose=transpose)
-            return mx.quantized_matmul(
-                x, *packed_of(layer), transpose=transpose, group_size=layer.group_size, bits=layer.bits, mode=layer.mode
-            )
+                return product_in_slices(x, packed_of(layer), *form, transpose=transpose, multiply=_multiply(x.dtype))
+            return mx.quantized_matmul(x, *packed_of(layer), transpose, *form[:2], mode=form[2])
         weight_VD = layer.weight.astype(x.dtype)
         multiply = _multiply(x.dtype)
         return multiply(x, weight_VD.T if transpose else weight_VD)
-
-    def _dequantized_product(self, x: mx.array, *, transpose: bool) -> mx.array:
-        """In slices of the vocabulary, so that only one slice's weight is dequantized at a time."""
-        layer = self.layer
-        packed, multiply = packed_of(layer), _multiply(x.dtype)
-        parts: list[mx.array] = []
-        for start in range(0, self.vocab_size, QUANTIZED_HEAD_SLICE):
-            rows = slice(start, start + QUANTIZED_HEAD_SLICE)
-            chosen = tuple(array[rows] for array in packed)
-            before = parts[-1] if parts else x
-            weight_SD = dequantized(chosen, layer.group_size, layer.bits, layer.mode, after=before).astype(x.dtype)
-            if transpose:
-                parts.append(multiply(x, weight_SD.T))
-            else:
-                parts = [multiply(x[:, rows], weight_SD) + (parts[0] if parts else 0)]
-        return mx.concatenate(parts, axis=1) if transpose else parts[0]
 
 
 def _multiply(dtype: mx.Dtype) -> Callable[[mx.array, mx.array], mx.array]:

@@ -10,6 +10,7 @@ import mlx.nn as nn
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxmath.models.linear import PackedEmbedding
 from mlxmath.weights.dtypes import DTYPES, Array, convert
 from mlxmath.weights.tensors import TensorRef, uncached
 
@@ -118,7 +119,7 @@ class DiskEmbedding(nn.Embedding):
         return self.rows.of(x)["weight"]
 
 
-class DiskQuantizedEmbedding(nn.QuantizedEmbedding):
+class DiskQuantizedEmbedding(PackedEmbedding):
     """A quantized embedding whose rows are on the disk."""
 
     rows: Rows
@@ -130,4 +131,4 @@ class DiskQuantizedEmbedding(nn.QuantizedEmbedding):
             rows["weight"], scales=rows["scales"], biases=rows.get("biases"), group_size=self.group_size,
             bits=self.bits, mode=self.mode,
         )  # fmt: skip
-        return vectors.astype(getattr(self, "activations", vectors.dtype))
+        return vectors.astype(self.activations)

@@ -91,7 +91,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise MlxmathError(f"{path} does not exist; expected a Hugging Face model folder (config.json and weights).")
+        raise MlxmathError(
+            f"{path} does not exist; expected a folder with a Hugging Face model (config.json with .safetensors or "
+            ".bin files) or with a .gguf file."
+        )
     config = read_json(path)
     model_type = config.get("model_type") if isinstance(config, dict) else None
     if not isinstance(model_type, str):

@@ -79,6 +79,17 @@ def test_fewest_bits_with_which_rounding_is_small(packed: Path) -> None:
     assert seen - {4}
 
 
+def test_16_bits_that_are_too_coarse_are_said(packed: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(
+        tmp_path / "adapters", packed / "mlx_model", std=1e-3, rank=8, alpha=16, targets=("*.o_proj",)
+    )
+    notes = exported(packed / "mlx_model", adapter, "mlx", tmp_path / "16").notes
+    assert any("fused layers in float16: rounding changes" in note for note in notes)
+    assert "float16 is too coarse for" in notes[-1] and "--export-dtype float32" in notes[-1]
+    notes = exported(packed / "mlx_model", adapter, "mlx", tmp_path / "32", export_dtype="float32").notes
+    assert "fused layers in float32" in notes[-1]
+
+
 @pytest.mark.parametrize("is_packed", [False, True])
 def test_an_unpacked_fused_model_is_the_original(
     debug_run: Path, packed: Path, tmp_path: Path, is_packed: bool

@@ -226,6 +226,7 @@ def test_a_modelfile_holds_the_system_message_and_stop_texts(tuned: Path, tmp_pa
     [
         ({"adapter_only": True}, "dora", "DoRA adapters are not written"),
         ({"adapter_only": True}, None, "there is none"),
+        ({"adapter_only": True, "gguf_type": "q8_0"}, "adapters", "an adapter is not quantized"),
         ({"to": "ollama", "adapter_only": True}, "adapters", "no meaning with --to ollama"),
         ({"dequantize": True}, "adapters", "no meaning with --to gguf"),
     ],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlxmath.config.schema import LoraConfig, ModelConfig
-from mlxmath.models.linear import FEW_ROWS, DequantizedLinear, NumpyLinear, use_numpy, use_products
+from mlxmath.models.linear import FEW_ROWS, DequantizedLinear, NumpyLinear, use_activations, use_numpy, use_products
 from mlxmath.models.lm_head import Head
 from mlxmath.models.load import load_model
 from mlxmath.models.lora.inject import inject
@@ -74,6 +74,23 @@ def test_a_model_in_a_float_form_computes_in_its_own_type(mode: str, tmp_path: P
             module.weight = mx.dequantize(module.weight, module.scales, **form).astype(mx.float32)
             module.__class__ = nn.Linear if isinstance(module, nn.QuantizedLinear) else nn.Embedding
     np.testing.assert_allclose(np.array(model(tokens)), np.array(dense(tokens)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, FEW_ROWS + 1, 40])
+@pytest.mark.parametrize(("vocabulary", "form"), [(40, Packing(4, 32)), (9_000, Packing(3)), (64, FLOATS["mxfp4"])])
+def test_a_packed_embedding_as_the_head(vocabulary: int, form: Packing, rows: int) -> None:
+    plain, ours = (nn.Embedding(vocabulary, 64).to_quantized(form.group_size, form.bits, form.mode) for _ in range(2))
+    ours.update(plain.parameters())
+    use_activations(ours, mx.float32)
+    use_products(ours)
+    packed_products = mx.quantized_matmul
+    x, cotangent = mx.random.normal((1, rows, 64)), mx.random.normal((1, rows, vocabulary))
+    expected = mx.vjp(plain.as_linear, [x], [cotangent])
+    with pytest.MonkeyPatch.context() as patch:  # which MLX computes row by row
+        patch.setattr(mx, "quantized_matmul", None if rows > FEW_ROWS else packed_products)
+        found = mx.vjp(ours.as_linear, [x], [cotangent])
+    for one, other in zip([*found[0], *found[1]], [*expected[0], *expected[1]], strict=True):
+        np.testing.assert_allclose(np.array(one), np.array(other), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("vocabulary", [64, 16_384, 40_000])

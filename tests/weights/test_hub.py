@@ -288,6 +288,11 @@ def test_a_path_that_does_not_exist(name: str, unplug: Callable[[], None]) -> No
         fetch(name)
 
 
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(MlxmathError, match=r"expected a folder with .* or with a \.gguf file"):
+        ensure_model(ModelConfig(model=str(tmp_path), mlx_path=str(tmp_path / "out")))
+
+
 def test_names_that_cannot_be(tmp_path: Path, server: Hub) -> None:
     with pytest.raises(InputError, match="neither an existing folder nor a repository name"):
         fetch("what is this?")
