@@ -47,7 +47,7 @@ class OtherRunError(InputError):
 
 
 @contextmanager
-def foreign(what: str | Callable[[BaseException], str], remedy: str = "") -> Iterator[None]:
+def library_errors(what: str | Callable[[BaseException], str], remedy: str = "") -> Iterator[None]:
     """Let a library take what others have written; whatever it raises becomes one line.
 
     Libraries raise of all kinds for a file that is not theirs (tokenizers nothing more special than Exception, and

@@ -18,7 +18,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map_with_path
 
-from mlxmath.errors import MlxmathError, foreign
+from mlxmath.errors import MlxmathError, library_errors
 from mlxmath.models.blocks import kinds_of, path_of_blocks
 from mlxmath.models.lora.layers import EXPERTS, AdapterLayer
 from mlxmath.runtime.console import size
@@ -80,7 +80,7 @@ def _tie(model: nn.Module, config: Mapping[str, Any]) -> None:
     names = [name for name, _ in tree_flatten(model.parameters()) if name.endswith("lm_head.weight")]
     if not names or not hasattr(model, "sanitize") or _said(config, "tie_word_embeddings"):
         return
-    with suppress(MlxmathError), foreign(explained):
+    with suppress(MlxmathError), library_errors(explained):
         model.sanitize({name: array for name, array in tree_flatten(model.parameters()) if name not in names})
 
 
@@ -125,7 +125,7 @@ def _built(config: Mapping[str, Any]) -> Any:
     if "model_file" in config:
         raise MlxmathError("config.json builds the model with Python code of its own (model_file), which is not run.")
     try:
-        with foreign(lambda error: f"config.json describes no model of type {model_type!r}: {explained(error)}"):
+        with library_errors(lambda error: f"config.json describes no model of type {model_type!r}: {explained(error)}"):
             model_class, arguments = _get_classes(dict(config))
             model = model_class(arguments.from_dict(dict(config)))
             if not hasattr(model, "_no_grad"):  # RecurrentGemma's class in mlx_lm leaves out what every module has
@@ -171,7 +171,7 @@ def _quantize(model: nn.Module, settings: dict[str, Any]) -> None:
         return answer
 
     mode = settings.get("mode", "affine")
-    with foreign(lambda error: f"config.json: its quantization is none of MLX's: {explained(error)}"):
+    with library_errors(lambda error: f"config.json: its quantization is none of MLX's: {explained(error)}"):
         nn.quantize(model, settings["group_size"], settings["bits"], mode=mode, class_predicate=wanted)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mlxmath.errors import MlxmathError, foreign
+from mlxmath.errors import MlxmathError, library_errors
 from mlxmath.runtime.blas import preload
 from mlxmath.weights.dtypes import readable
 from mlxmath.weights.safetensor import Declared, write_hollow
@@ -244,7 +244,7 @@ def probe(folder: Path, names: Mapping[str, str] | None = None) -> Built:
         from mlx.utils import tree_flatten
         from mlx_lm.utils import load_model
 
-        with foreign(explained), redirect_stdout(sys.stderr):
+        with library_errors(explained), redirect_stdout(sys.stderr):
             model, config = load_model(folder, lazy=True, get_model_classes=model_classes)
         expected: dict[str, Any] = dict(tree_flatten(model.parameters()))
     stored = {id(array): key for key, array in loaded.items()}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mlxmath.errors import InputError, MlxmathError, foreign
+from mlxmath.errors import InputError, MlxmathError, library_errors
 from mlxmath.weights.architecture import Built, architecture, build, shortened, text_part
 from mlxmath.weights.configuration import Translation, check_angles, check_claims, translate
 from mlxmath.weights.dtypes import DTYPES
@@ -187,7 +187,7 @@ def check_called(built: Built, config: Mapping[str, Any], where: Path) -> None:
         )
 
     # RuntimeError and ValueError are of this device, which need not be the one that computes
-    with foreign(said), suppress(RuntimeError, ValueError):
+    with library_errors(said), suppress(RuntimeError, ValueError):
         built.model(mx.zeros((1, 2), mx.int32))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mlxmath.errors import MlxmathError, foreign
+from mlxmath.errors import MlxmathError, library_errors
 from mlxmath.runtime.bounded import OverrunError
 from mlxmath.runtime.console import say
 from mlxmath.runtime.files import atomic_write, read_json
@@ -53,7 +53,7 @@ def opened(folder: Path, load: Callable[[], T]) -> tuple[T, str | None]:
     written = files.get("tokenizer.json", {})
     _check_ids(folder / "tokenizer.json", written)
     _check_cuts(folder / "tokenizer.json", written)
-    with foreign(f"the tokenizer in {folder} cannot be loaded", "Take its files from the model's source again."):
+    with library_errors(f"the tokenizer in {folder} cannot be loaded", "Take its files from the model's source again."):
         tokenizer: Any = load()
         tokenizer.decode(tokenizer.encode("1"))  # some settings are looked at only then
         return tokenizer, _keep_cuts(tokenizer, folder / "tokenizer.json", written) if written else None
@@ -145,7 +145,7 @@ def name_plain_class(folder: Path) -> None:
     for more in ({}, ends):
         _write(path, {**own, **settings, **more, "tokenizer_class": PLAIN_CLASS})
         try:
-            with foreign("", ""):
+            with library_errors("", ""):
                 differing = _differing(named, of_transformers(folder))
         except MlxmathError:
             differing = ["all"]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlxmath.errors import InputError, MlxmathError, foreign, shortened
+from mlxmath.errors import InputError, MlxmathError, library_errors, shortened
 from mlxmath.models.lora.peft import read_peft
 from mlxmath.models.skeleton import embody, skeleton
 from tests.commands.damage import MEGABYTE
@@ -67,7 +67,7 @@ def test_messages_lose_their_middle() -> None:
 def test_whatever_a_library_raises_is_one_line(error: BaseException) -> None:
     with (
         pytest.raises(MlxmathError, match=r"^x\.json cannot be read: \w+: [\w ']+\. Fetch it again\.$") as caught,
-        foreign("x.json cannot be read", "Fetch it again."),
+        library_errors("x.json cannot be read", "Fetch it again."),
     ):
         raise error
     assert caught.value.__cause__ is error
@@ -75,6 +75,6 @@ def test_whatever_a_library_raises_is_one_line(error: BaseException) -> None:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), SystemExit(3), InputError("own words")])
 def test_what_is_nobodys_file_stays_what_it_is(error: BaseException) -> None:
-    with pytest.raises(type(error)) as caught, foreign("x.json cannot be read", ""):
+    with pytest.raises(type(error)) as caught, library_errors("x.json cannot be read", ""):
         raise error
     assert caught.value is error
