@@ -16,12 +16,12 @@ import argparse
 import importlib
 import os
 import platform
-import shutil
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,14 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_D
 
 from benchmarks.common import command_line, machine, save_json, show_table
 from benchmarks.fuzzing.children import Job, Outcome, Watch, in_child, judged, line, tried
-from benchmarks.fuzzing.formats import Format, attempt, make, put_original
+from benchmarks.fuzzing.command_lines import SUBJECT, in_process, prepare, try_line
+from benchmarks.fuzzing.formats import Format, attempt, attempt_by_command, make, put_original
 
-MODULES = ("weights",)
+MODULES = ("weights", "adapters", "rows", "runs", "texts")
 COMMANDS_SHARE = 0.02
-"""Of a format's inputs, those that the command itself is given."""
+"""So many inputs, compared with those that are read directly, are given to the commands."""
+PROCESSES_SHARE = 0.01
+"""Likewise of command lines in processes of their own."""
 
 
 def formats(only: Sequence[str]) -> dict[str, Format]:
@@ -46,36 +49,58 @@ def formats(only: Sequence[str]) -> dict[str, Format]:
     return {form.name: form for form in found if not only or any(form.name.startswith(one) for one in only)}
 
 
-def write_originals(forms: dict[str, Format], folder: Path) -> None:
-    """What is damaged later, whole; each must be read as it is."""
+def write_originals(forms: Mapping[str, Format], folder: Path, *, lines: bool) -> None:
+    """What is damaged later, whole; and what command lines find."""
+    tempfile.tempdir = str(folder)
     for form in forms.values():
         (folder / form.name).mkdir(parents=True)
         form.original(folder / form.name)
+    if lines:
+        (folder / SUBJECT).mkdir()
+        prepare(folder / SUBJECT)
 
 
-def check_original(forms: dict[str, Format], originals: Path, job: Job, folder: Path, watch: Watch) -> Outcome:
-    """A whole original."""
-    form = forms[job.subject]
-    put_original(originals / form.name, folder)
-    watch.may = form.may
-    return judged(lambda: form.read(folder), watch, 0)
+@dataclass(frozen=True)
+class Trials:
+    """How inputs of these formats are tried."""
+
+    forms: Mapping[str, Format]
+    originals: Path
+
+    def whole(self, job: Job, folder: Path, watch: Watch) -> Outcome:
+        """An original, which must be accepted."""
+        form = self.forms[job.subject]
+        put_original(self.originals / form.name, folder)
+        watch.may = form.may
+        return judged(lambda: form.read(folder), watch, 0)
+
+    def read(self, job: Job, folder: Path, watch: Watch) -> Outcome:
+        """An input."""
+        return attempt(self.forms[job.subject], job, self.originals, folder, watch)
+
+    def by_command(self, job: Job, folder: Path, watch: Watch) -> Outcome:
+        """An input, by the command."""
+        return attempt_by_command(self.forms[job.subject], job, self.originals, folder, watch)
+
+    def line(self, job: Job, folder: Path, watch: Watch) -> Outcome:
+        """A command line."""
+        return try_line(self.originals, job, folder, watch)
+
+    def process(self, job: Job, folder: Path, _: Watch) -> Outcome:
+        """A command line in a process of its own."""
+        return in_process(self.originals, job, folder)
 
 
-def jobs_of(forms: dict[str, Format], total: int, seed: int) -> Iterator[Job]:
-    """As many inputs as each format's share wants, a turn each."""
-    shares = sum(form.share for form in forms.values())
-    left = {name: max(1, round(total * form.share / shares)) for name, form in forms.items()}
+def jobs_of(shares: Mapping[str, float], total: int, seed: int) -> Iterator[Job]:
+    """As many inputs as each subject's share wants, a turn each."""
+    left = {name: max(1, round(total * share / sum(shares.values()))) for name, share in shares.items()}
     number = seed * 1_000_000
     while any(left.values()):
-        for name in forms:
+        for name in shares:
             if left[name]:
                 left[name] -= 1
                 yield Job(name, number)
         number += 1
-
-
-def try_input(forms: dict[str, Format], originals: Path, job: Job, folder: Path, watch: Watch) -> Outcome:
-    return attempt(forms[job.subject], job, originals, folder, watch)
 
 
 class Table:
@@ -116,54 +141,78 @@ class Table:
 
 
 def main() -> None:
-    """Try, print a table, write the JSON, and exit with 1 if anything failed."""
+    """Try, print tables, write the JSON, and exit with 1 if anything failed."""
     parser = command_line(__doc__, "fuzz.json")
     parser.add_argument("--inputs", type=int, default=20_000)
+    parser.add_argument("--command-lines", type=int, default=3000)
     parser.add_argument("--only", action="append", default=[], metavar="NAME[:NUMBER]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--log", type=Path, help="failures with all that is known of them, a line each")
     parser.add_argument("--keep", type=Path, help="with --only NAME:NUMBER, write its files there")
     options = parser.parse_args()
-    start = time.perf_counter()
-    platform.processor()  # asks another program, once
+    platform.processor()  # asks another program, once; as the fonts do
+    importlib.import_module("matplotlib.font_manager")
     with tempfile.TemporaryDirectory(prefix="fuzz-originals-") as name:
-        failed = run(options, Path(name), start)
+        failed = run(options, Path(name))
     sys.exit(failed)
 
 
-def run(options: argparse.Namespace, originals: Path, start: float) -> int:
+def run(options: argparse.Namespace, originals: Path) -> int:
+    """All that was asked for; 1 if anything failed."""
+    start = time.perf_counter()
     name, _, number = (options.only[0] if options.only else "").rpartition(":")
     single = number.isdigit()
     forms = formats([name] if single else options.only)
     if single:
-        forms = {name: forms[name]}
-    in_child(partial(write_originals, forms, originals))
+        forms = {key: form for key, form in forms.items() if key == name}
+    lines = options.command_lines > 0 and (not options.only or SUBJECT in (name, number))
+    in_child(partial(write_originals, forms, originals, lines=lines))
+    trials = Trials(forms, originals)
     if single:
-        job = Job(name, int(number))
-        if options.keep:
-            options.keep.mkdir(parents=True)
-            make(forms[name], job.seed, originals / name, options.keep)
-        for _, outcome in tried([job], partial(try_input, forms, originals)):
-            print(outcome.verdict, outcome.kind, outcome.detail, f"{outcome.seconds:.2f} s", sep="\n")
-        return outcome.verdict == "failed"
-    for job, outcome in tried([Job(n, 0) for n in forms], partial(check_original, forms, originals), options.workers):
-        if outcome.verdict != "accepted":
-            raise SystemExit(f"{job.subject}: what is whole is {outcome.verdict}: {outcome.kind} {outcome.detail}")
-    table = Table(options.log)
-    for job, outcome in tried(
-        jobs_of(forms, options.inputs, options.seed), partial(try_input, forms, originals), options.workers
-    ):
-        table.add(job, outcome)
-    show_table("inputs", ["format", "tried", "refused", "accepted", "failed", "slowest"], table.rows())
-    for subject, kinds in table.kinds.items():
-        for kind, count in kinds.most_common():
-            print(f"{subject}: {kind}: {count}")
-    seconds = time.perf_counter() - start
-    print(f"{seconds:.0f} s")
-    save_json(options.out, {"inputs": table.as_json(), "seconds": round(seconds, 1),
-                            "machine": machine(("mlx", "mlx-lm", "numpy", "tokenizers", "transformers"))})  # fmt: skip
-    return table.num_failed > 0
+        return try_one(trials, Job(name, int(number)), options.keep)
+    wrong = [
+        f"{job.subject}: what is whole is {outcome.verdict}: {outcome.kind} {outcome.detail}"
+        for job, outcome in tried([Job(name, 0) for name in forms], trials.whole, options.workers)
+        if outcome.verdict != "accepted"
+    ]
+    if wrong:
+        raise SystemExit("\n".join(wrong))
+    shares = {name: form.share for name, form in forms.items()}
+    commands = {name: form.share for name, form in forms.items() if form.command}
+    tables: dict[str, Table] = {}
+    for title, attempt_one, share, total in (
+        ("inputs", trials.read, shares, options.inputs),
+        ("inputs, by the command", trials.by_command, commands, round(options.inputs * COMMANDS_SHARE)),
+        ("command lines", trials.line, {SUBJECT: 1.0} if lines else {}, options.command_lines),
+        ("command lines, a process each", trials.process, {SUBJECT: 1.0} if lines else {},
+         round(options.command_lines * PROCESSES_SHARE)),
+    ):  # fmt: skip
+        if not share or not total:
+            continue
+        table = tables[title] = Table(options.log)
+        for job, outcome in tried(jobs_of(share, total, options.seed), attempt_one, options.workers):
+            table.add(job, outcome)
+        show_table(title, ["subject", "tried", "refused", "accepted", "failed", "slowest"], table.rows())
+        for subject, kinds in table.kinds.items():
+            for kind, count in kinds.most_common():
+                print(f"{subject}: {kind}: {count}")
+        found = {each: one.as_json() for each, one in tables.items()}
+        seconds = round(time.perf_counter() - start)
+        about = machine(("mlx", "mlx-lm", "numpy", "tokenizers", "transformers"))
+        save_json(options.out, {**found, "seed": options.seed, "seconds": seconds, "machine": about})
+    return any(table.num_failed for table in tables.values())
+
+
+def try_one(trials: Trials, job: Job, keep: Path | None) -> int:
+    """Try one input again, and show what happened."""
+    if keep and job.subject != SUBJECT:
+        keep.mkdir(parents=True)
+        make(trials.forms[job.subject], job.seed, trials.originals / job.subject, keep)
+    attempt_one = trials.line if job.subject == SUBJECT else trials.read
+    ((_, outcome),) = tried([job], attempt_one)
+    print(outcome.verdict, outcome.kind, outcome.detail, f"{outcome.seconds:.2f} s", sep="\n")
+    return outcome.verdict == "failed"
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ class Watch:
         if event in _ELSEWHERE and event not in self.may:
             self.seen.append(f"{event} {str(arguments)[:200]}")
         elif event == "open" and isinstance(arguments[1], str) and arguments[1][:1] in "wax+":
-            path = os.path.abspath(os.fsdecode(arguments[0])) if isinstance(arguments[0], str | bytes) else ""
+            path = str(Path(os.fsdecode(arguments[0])).absolute()) if isinstance(arguments[0], str | bytes) else ""
             if path and not path.startswith((str(self.folder), "/dev/", "/proc/")):
                 self.seen.append(f"writes {path}")
 
@@ -101,7 +101,9 @@ def judged(call: Callable[[], object], watch: Watch, num_bytes: int, limit_s: fl
     except OutOfTime as error:
         verdict = Outcome("failed", f"more than {limit_s:g} s", _frames(error))
     except BaseException as error:
-        verdict = Outcome("failed", f"{type(error).__name__} at {_place(error)}", f"{str(error)[:300]}\n{_frames(error)}")
+        verdict = Outcome(
+            "failed", f"{type(error).__name__} at {_place(error)}", f"{str(error)[:300]}\n{_frames(error)}"
+        )
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
     seconds = time.perf_counter() - start
@@ -195,7 +197,11 @@ def _serve(pipe: Connection, attempt: Attempt, folder: Path, may: frozenset[str]
         inner = folder / "input"
         inner.mkdir()
         os.chdir(inner)
-        pipe.send(attempt(job, inner, watch))
+        try:
+            outcome = attempt(job, inner, watch)
+        except Exception as error:
+            outcome = Outcome("failed", f"the fuzzer itself: {type(error).__name__}", _frames(error))
+        pipe.send(outcome)
         os.chdir(folder)
         shutil.rmtree(inner, ignore_errors=True)
 
@@ -257,7 +263,7 @@ def in_child(call: Callable[[], object]) -> None:
     process.start()
     process.join()
     if process.exitcode:
-        raise SystemExit(f"{call} ended with {process.exitcode}")
+        raise SystemExit(f"the originals were not made: {process.exitcode}")
 
 
 def line(job: Job, outcome: Outcome) -> str:

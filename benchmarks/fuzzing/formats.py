@@ -1,6 +1,5 @@
 """What a format is, and how an input of it is made: a whole original of which one file is damaged."""
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from random import Random
 
 from benchmarks.fuzzing.children import Job, Outcome, Watch, judged
+from benchmarks.fuzzing.invoking import COMMAND_LIMIT_S, MAY, invoke
 from benchmarks.fuzzing.mutations import Damage, other_file
 
 _COPIED_BYTES = 100_000
@@ -40,9 +40,9 @@ def put_original(source: Path, target: Path) -> None:
     """A copy of a folder; large files share their bytes, since readers replace files and do not change them."""
 
     def copy(one: str, other: str) -> str:
-        if os.path.getsize(one) < _COPIED_BYTES:
+        if Path(one).stat().st_size < _COPIED_BYTES:
             return shutil.copyfile(one, other)
-        os.link(one, other)
+        Path(other).hardlink_to(one)
         return other
 
     shutil.copytree(source, target, dirs_exist_ok=True, copy_function=copy)
@@ -70,3 +70,11 @@ def attempt(form: Format, job: Job, originals: Path, folder: Path, watch: Watch)
     num_bytes = make(form, job.seed, originals / form.name, folder)
     watch.may = form.may
     return judged(lambda: form.read(folder), watch, num_bytes)
+
+
+def attempt_by_command(form: Format, job: Job, originals: Path, folder: Path, watch: Watch) -> Outcome:
+    """Make an input and give it to the command."""
+    num_bytes = make(form, job.seed, originals / form.name, folder)
+    watch.may = MAY
+    name, *arguments = form.command
+    return judged(lambda: invoke(name, arguments), watch, num_bytes, COMMAND_LIMIT_S)

@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.fuzzing.mutations import NUMBERS, TEXTS, damaged_bytes, damaged_value, hostile, written
 
+_DTYPES = ("F64", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "C64", "X")
 _FLOATS = {"F32": "f", "F16": "e"}
 
 
@@ -22,7 +23,9 @@ def damaged_safetensors(random: Random, data: bytes) -> bytes:
         entry = random.choice([one for name, one in header.items() if name != "__metadata__"])
         start, end = entry["data_offsets"]
         if form := _FLOATS.get(entry["dtype"]):
-            value = random.choice((float("nan"), float("inf"), 3e38 if form == "f" else 6e4, -1e30 if form == "f" else -1))
+            value = random.choice(
+                (float("nan"), float("inf"), 3e38 if form == "f" else 6e4, -1e30 if form == "f" else -1)
+            )
             count = (end - start) // struct.calcsize(form)
             body = body[:start] + struct.pack(form, value) * count + body[end:]
         return data[: 8 + size] + body
@@ -38,7 +41,7 @@ def damaged_safetensors(random: Random, data: bytes) -> bytes:
                 if isinstance(header[names[0]], dict) else entry,
                 lambda entry: entry | {"shape": [*entry["shape"], random.choice(NUMBERS)]},
                 lambda entry: entry | {"shape": [random.choice(NUMBERS), *entry["shape"][1:]]},
-                lambda entry: entry | {"dtype": random.choice(("F64", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "C64", "X"))},
+                lambda entry: entry | {"dtype": random.choice(_DTYPES)},
                 lambda entry: entry | {"dtype": hostile(random)},
             ))(header[name])  # fmt: skip
         text = written(header)
@@ -121,7 +124,9 @@ def damaged_gguf(random: Random, data: bytes) -> bytes:
     if random.random() < 0.05:
         counts[random.randrange(2)] = random.choice((0, 1, 2**31, 2**62, 2**64 - 1))
     head = magic + struct.pack("<IQQ", version, *counts)
-    head += b"".join(_packed(_TEXT, key) + struct.pack("<I", kind) + _packed(kind, value) for key, kind, value in entries)
+    head += b"".join(
+        _packed(_TEXT, key) + struct.pack("<I", kind) + _packed(kind, value) for key, kind, value in entries
+    )
     for name, shape, kind, offset in tensors:
         head += _packed(_TEXT, name) + struct.pack("<I", len(shape)) + b"".join(struct.pack("<Q", n) for n in shape)
         head += struct.pack("<IQ", kind, offset)
@@ -151,7 +156,8 @@ def _change_entry(random: Random, entries: list[list[Any]]) -> None:
         place = random.randrange(len(values)) if values else 0
         new = _text(random) if inner == _TEXT else _scalar(random, inner)
         entries[at][2] = inner, random.choice((
-            [*values[:place], new, *values[place + 1 :]], values[:place], values + values[:1], [], [new] * 5, values * 2,
+            [*values[:place], new, *values[place + 1 :]], values[:place], values + values[:1], [],
+            [new] * 5, values * 2,
         ))  # fmt: skip
     elif action < 8 and kind != _ARRAY:
         entries[at][2] = _text(random) if kind == _TEXT else _scalar(random, kind)
@@ -176,7 +182,7 @@ def _scalar(random: Random, kind: int) -> Any:
 
 def _change_tensor(random: Random, tensors: list[list[Any]]) -> None:
     at = random.randrange(len(tensors))
-    name, shape, kind, offset = tensors[at]
+    name, shape, _, offset = tensors[at]
     action = random.randrange(8)
     if action == 0:
         del tensors[at]

@@ -48,7 +48,18 @@ _CALLS = (
 
 def damaged_torch(random: Random, data: bytes) -> bytes:
     """A .bin of the layout since PyTorch 1.6."""
-    ways = (_anywhere, _anywhere, _in_the_pickle, _in_the_pickle, _numbers, _numbers, _numbers, _calling, _calling, _zip)
+    ways = (
+        _anywhere,
+        _anywhere,
+        _in_the_pickle,
+        _in_the_pickle,
+        _numbers,
+        _numbers,
+        _numbers,
+        _calling,
+        _calling,
+        _zip,
+    )
     return random.choice(ways)(random, data)
 
 
@@ -161,7 +172,7 @@ def _zip(random: Random, data: bytes) -> bytes:
         lambda: _written(entries | {"model/data.pkl": big}, zipfile.ZIP_DEFLATED),
         lambda: _written(entries | {"model/version": big}, zipfile.ZIP_DEFLATED),
         lambda: _written(entries | {"model/byteorder": b"big"}),
-        lambda: _written({entry: b"" for entry in entries}),
+        lambda: _written(dict.fromkeys(entries, b"")),
         lambda: _written({}),
         lambda: _written({f"other/{number}": b"" for number in range(5000)}),
         lambda: _written(entries) + data,
