@@ -6,8 +6,13 @@ cores run tests already.
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+
+for _signal in (signal.SIGINT, signal.SIGHUP):  # ignored under nohup, and so by every process that a test starts
+    if signal.getsignal(_signal) is signal.SIG_IGN:
+        signal.signal(_signal, signal.default_int_handler if _signal is signal.SIGINT else signal.SIG_DFL)
 
 for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(_name, "1")

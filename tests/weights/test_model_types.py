@@ -86,7 +86,7 @@ def test_a_part_whose_settings_another_module_declares(tmp_path: Path) -> None:
     theirs, _ = mlx_lm_load_model(source)
     ours = load_model(convert(source, tmp_path / "out"), "float32").model
     tokens_BL = mx.array([[5, 6, 90, 17, 33, 41]])
-    assert mx.array_equal(ours(tokens_BL), theirs(tokens_BL))
+    assert mx.allclose(ours(tokens_BL), theirs(tokens_BL), rtol=1e-4, atol=1e-4)  # added in other orders
     assert ours.layers[1].self_attn.rope.dims == 8
 
 

@@ -82,12 +82,15 @@ def load_sharded(
         InputError: the architecture, its sizes or the adapter cannot be spread in this way over so many processes.
         MlxmathError: model or adapter do not load.
     """
-    loaded = load_model(folder, dtype, lazy=True)
+    is_alone = group.size() == 1
+    loaded = load_model(folder, dtype, lazy=not is_alone)
     record = {} if adapter is None else load_adapter(loaded.model, adapter, base_fingerprint)
-    if group.size() > 1:
-        spread = _by_tensor if sharding == "tensor" else _by_block
-        spread(loaded.model, loaded.config, group)
-        loaded.model.is_spread = True  # for who would leave a pass early, or make several at once
+    if is_alone:
+        loaded.model.eval()
+        return loaded, record
+    spread = _by_tensor if sharding == "tensor" else _by_block
+    spread(loaded.model, loaded.config, group)
+    loaded.model.is_spread = True  # for who would leave a pass early, or make several at once
     for number, block in enumerate(
         loaded.model.layers
     ):  # one after the other: a part is cut out of the whole, which is forgotten then
