@@ -24,6 +24,7 @@ class Format:
         read: reads what is in a folder, as mlxmath does.
         command: the command line that reads it, in that folder; tried on a few inputs.
         share: how many inputs there are of it, compared with others.
+        carried: the file is no format of anybody's: it holds what is given to a function (and is always whole).
         may: Python's audit events that are part of reading it.
     """
 
@@ -34,6 +35,7 @@ class Format:
     command: tuple[str, ...] = ()
     share: float = 1.0
     may: frozenset[str] = frozenset()
+    carried: bool = False
 
 
 def put_original(source: Path, target: Path) -> None:
@@ -54,9 +56,9 @@ def make(form: Format, seed: int, original: Path, folder: Path) -> int:
     put_original(original, folder)
     name = random.choice(sorted(form.damage))
     data = (folder / name).read_bytes()
-    damage = other_file if random.random() < _NOTHING_OF_THE_KIND else form.damage[name]
+    damage = other_file if random.random() < _NOTHING_OF_THE_KIND and not form.carried else form.damage[name]
     (folder / name).unlink()
-    if random.random() > _NOTHING_OF_THE_KIND / 3:
+    if form.carried or random.random() > _NOTHING_OF_THE_KIND / 3:
         changed = damage(random, data)
         (folder / name).write_bytes(changed)
         return len(changed)

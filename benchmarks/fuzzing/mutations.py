@@ -117,11 +117,12 @@ def damaged_json(random: Random, data: bytes) -> bytes:
 def damaged_lines(random: Random, data: bytes) -> bytes:
     """JSON lines of which one or two are damaged, repeated or gone."""
     lines = data.splitlines()
+    whole = set(lines)
     for _ in range(random.choice((1, 1, 2))):
         index = random.randrange(len(lines))
         action = random.randrange(8)
         if action < 5:
-            lines[index] = damaged_json(random, lines[index]) if lines[index].startswith(b"{") else b"{}"
+            lines[index] = damaged_json(random, lines[index]) if lines[index] in whole else b"{}"
         elif action == 5:
             lines[index] = damaged_bytes(random, lines[index] or b"x")
         elif action == 6:

@@ -219,7 +219,7 @@ FORMATS = (
     Format("recipe", lambda f: shutil.copy(recipe_path("debug"), f / "r.toml"), {"r.toml": damaged_file_of_text},
            _read_recipe, ("plan", "--model", str(DEMO_FOLDER), "--config", "r.toml"), 1.5),
     Format("pipeline", lambda f: shutil.copy(PIPELINE, f / "p.toml"), {"p.toml": damaged_file_of_text}, _read_stages),
-    Format("--set", lambda f: (f / "set").write_text(_SETS[0]), {"set": _set}, _read_set),
+    Format("--set", lambda f: (f / "set").write_text(_SETS[0]), {"set": _set}, _read_set, carried=True),
     Format("formulas", lambda f: (f / "formulas.jsonl").write_bytes(_lines(_FORMULAS)),
            {"formulas.jsonl": damaged_lines}, _read_formulas),
     Format("hosts file", lambda f: (f / "hosts.json").write_text(json.dumps(_HOSTS)), {"hosts.json": damaged_json},

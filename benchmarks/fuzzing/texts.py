@@ -166,10 +166,10 @@ def _translate(folder: Path) -> None:
 
 FORMATS = (
     Format("answers", lambda f: (f / "answer.json").write_text(json.dumps([_ANSWERS[0], "7"])),
-           {"answer.json": _answer}, _grade, (), 3.0, frozenset({"subprocess.Popen"})),
+           {"answer.json": _answer}, _grade, (), 3.0, frozenset({"subprocess.Popen"}), carried=True),
     Format("replies of endpoints", lambda f: (f / "reply.json").write_text(
-        json.dumps(_EXCHANGE | {"body": json.dumps(_REPLY)})), {"reply.json": _exchange}, _ask, (), 2.0),
+        json.dumps(_EXCHANGE | {"body": json.dumps(_REPLY)})), {"reply.json": _exchange}, _ask, (), 2.0, carried=True),
     Format("Ollama's manifest", _ollama,
            {"models/manifests/registry.ollama.ai/library/tiny/latest": damaged_json}, _find),
-    Format("Ollama's template", lambda f: (f / "template").write_text(_GO), {"template": _go}, _translate, (), 2.0),
+    Format("Ollama's template", lambda f: (f / "template").write_text(_GO), {"template": _go}, _translate, (), 2.0, carried=True),
 )  # fmt: skip
