@@ -137,13 +137,14 @@ def _find(folder: Path) -> None:
 
 
 _GO = (
-    "{{- if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}{{ range .Messages }}<|im_start|>{{ .Role }}\n"
+    "{{- if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}"
+    "{{ range .Messages }}<|im_start|>{{ .Role }}\n"
     "{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n{{ .Response }}"
 )
 _ACTIONS = (
     "{{ if .Prompt }}", "{{ end }}", "{{ range $i, $_ := .Messages }}", "{{ .X.Y }}", "{{-", "-}}",
-    "{{ else }}", "{{ template \"x\" }}", "{{ define \"x\" }}", "{{ if eq .Role \"user\" }}", "{{ and (or 1 2) }}", "{{",
-    "{{ \"a", "{{ `", "{{ (((((", "{{ $x := 1 }}", "{% x %}", "{{ index .Messages 0 }}", "{{/* */}}",
+    "{{ else }}", "{{ template \"x\" }}", "{{ define \"x\" }}", "{{ if eq .Role \"user\" }}", "{{",
+    "{{ and (or 1 2) }}", "{{ \"a", "{{ `", "{{ (((((", "{{ $x := 1 }}", "{% x %}", "{{ index .Messages 0 }}", "{{/* */}}",
 )  # fmt: skip
 
 
@@ -166,10 +167,11 @@ def _translate(folder: Path) -> None:
 
 FORMATS = (
     Format("answers", lambda f: (f / "answer.json").write_text(json.dumps([_ANSWERS[0], "7"])),
-           {"answer.json": _answer}, _grade, (), 3.0, frozenset({"subprocess.Popen"}), carried=True),
+           {"answer.json": _answer}, _grade, share=3.0, may=frozenset({"subprocess.Popen"}), carried=True),
     Format("replies of endpoints", lambda f: (f / "reply.json").write_text(
         json.dumps(_EXCHANGE | {"body": json.dumps(_REPLY)})), {"reply.json": _exchange}, _ask, (), 2.0, carried=True),
     Format("Ollama's manifest", _ollama,
            {"models/manifests/registry.ollama.ai/library/tiny/latest": damaged_json}, _find),
-    Format("Ollama's template", lambda f: (f / "template").write_text(_GO), {"template": _go}, _translate, (), 2.0, carried=True),
+    Format("Ollama's template", lambda f: (f / "template").write_text(_GO), {"template": _go}, _translate,
+           share=2.0, carried=True),
 )  # fmt: skip
