@@ -96,7 +96,7 @@ def _value(random: Random, parameter: click.Parameter) -> str:
 
 
 def line_of(seed: int) -> list[str]:
-    """The command line of a seed."""
+    """The command line of a seed; without --verbose, which asks for a traceback."""
     random = Random(f"command line {seed}")
     name = list(COMMANDS)[seed % len(COMMANDS)]
     command: Any = importlib.import_module(f"mlxmath.commands.{name.replace('-', '_')}").main
@@ -111,7 +111,7 @@ def _arguments(random: Random, name: str, command: click.Command) -> Iterator[st
             yield from _arguments(random, inner, command.commands[inner])
         return
     chosen: list[str] = []
-    options = [one for one in command.params if isinstance(one, click.Option)]
+    options = [one for one in command.params if isinstance(one, click.Option) and one.name != "verbose"]
     for option in random.sample(options, min(len(options), random.choice((0, 1, 1, 2, 2, 3, 5, 8)))):
         spelling = random.choice(option.opts)
         if option.is_flag:
@@ -137,7 +137,10 @@ def try_line(originals: Path, job: Job, folder: Path, watch: Watch) -> Outcome:
     put_original(originals / job.subject, folder)
     _add_loop(folder)
     watch.may = MAY
-    found = judged(lambda: invoke(name, arguments, _TIMED.get(name, 0)), watch, 0, COMMAND_LIMIT_S)
+    codes: list[int] = []
+    found = judged(lambda: codes.append(invoke(name, arguments, _TIMED.get(name, 0))), watch, 0, COMMAND_LIMIT_S)
+    if any(codes) and found.verdict == "accepted":
+        found = found._replace(verdict="refused")
     return found._replace(detail=f"{shlex.join([name, *arguments])[:2000]}\n{found.detail}")
 
 

@@ -79,4 +79,6 @@ def attempt_by_command(form: Format, job: Job, originals: Path, folder: Path, wa
     num_bytes = make(form, job.seed, originals / form.name, folder)
     watch.may = MAY
     name, *arguments = form.command
-    return judged(lambda: invoke(name, arguments), watch, num_bytes, COMMAND_LIMIT_S)
+    codes: list[int] = []
+    found = judged(lambda: codes.append(invoke(name, arguments)), watch, num_bytes, COMMAND_LIMIT_S)
+    return found._replace(verdict="refused") if any(codes) and found.verdict == "accepted" else found

@@ -19,8 +19,8 @@ class WrongEndError(Exception):
     """A command ends as none may."""
 
 
-def invoke(name: str, arguments: Sequence[str], interrupted_s: float = 0) -> str:
-    """Run a command; what it printed.
+def invoke(name: str, arguments: Sequence[str], interrupted_s: float = 0) -> int:
+    """Run a command; its exit code.
 
     Args:
         name: of the command.
@@ -36,7 +36,7 @@ def invoke(name: str, arguments: Sequence[str], interrupted_s: float = 0) -> str
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     check(result.exit_code, result.output)
-    return result.output
+    return result.exit_code
 
 
 def check(code: int, output: str) -> None:

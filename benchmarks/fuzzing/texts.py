@@ -144,7 +144,8 @@ _GO = (
 _ACTIONS = (
     "{{ if .Prompt }}", "{{ end }}", "{{ range $i, $_ := .Messages }}", "{{ .X.Y }}", "{{-", "-}}",
     "{{ else }}", "{{ template \"x\" }}", "{{ define \"x\" }}", "{{ if eq .Role \"user\" }}", "{{",
-    "{{ and (or 1 2) }}", "{{ \"a", "{{ `", "{{ (((((", "{{ $x := 1 }}", "{% x %}", "{{ index .Messages 0 }}", "{{/* */}}",
+    "{{ and (or 1 2) }}", "{{ \"a", "{{ `", "{{ (((((", "{{ $x := 1 }}", "{% x %}",
+    "{{ index .Messages 0 }}", "{{/* */}}",
 )  # fmt: skip
 
 
