@@ -59,6 +59,30 @@ _WORDS = (
 )  # fmt: skip
 
 
+_STAGES = """
+[distill]
+recipe = "demo"
+data.num_examples = 2
+distillation.samples = 1
+distillation.max_tokens = 4
+[train]
+recipe = "demo"
+data.max_seq_len = 64
+training.max_steps = 1
+[grpo]
+recipe = "demo"
+data.num_examples = 4
+training.max_steps = 1
+grpo.num_generations = 2
+grpo.max_completion_length = 4
+[evaluate]
+evaluation.benchmark = "demo"
+evaluation.num_examples = 2
+evaluation.max_new_tokens = 4
+"""
+"""A pipeline that does little: without a file, the bundled one would take minutes."""
+
+
 def prepare(folder: Path) -> None:
     """What all command lines find in their folder."""
     for name in ("mlx_model", "cache", "adapters"):
@@ -67,6 +91,7 @@ def prepare(folder: Path) -> None:
     pairs = [{"prompt": f"{n} + 1?", "chosen": f"{n + 1}", "rejected": "no"} for n in range(6)]
     for name, content in (("rows", rows), ("pairs", pairs)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    (folder / "stages.toml").write_text(_STAGES)
     (folder / "r.toml").write_text("[lora]\nrank = 4\n")
     (folder / "hosts.json").write_text(json.dumps([{"ssh": "localhost", "ips": ["127.0.0.1"]}] * 2))
     (folder / "a file").write_text("x")
@@ -125,6 +150,8 @@ def _arguments(random: Random, name: str, command: click.Command) -> Iterator[st
     ]
     if random.random() < 0.03:
         chosen.append(random.choice(("--no-such-option", "--", "-x", "extra", "--help", "--verb")))
+    if name == "pipeline":
+        arguments = arguments or ["stages.toml"]
     before = _BEFORE.get(name, ()) if random.random() < 0.8 else ()
     yield from (*before, *chosen, *_AFTER.get(name, ()))
     if arguments:
