@@ -33,9 +33,9 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_D
 
 from benchmarks.common import command_line, machine, save_json, show_table
 from benchmarks.fuzzing.children import Job, Outcome, Watch, in_child, judged, line, tried
-from benchmarks.fuzzing.command_lines import SUBJECT, in_process, prepare, try_line
 from benchmarks.fuzzing.formats import Format, attempt, attempt_by_command, make, put_original
 
+SUBJECT = "command lines"
 MODULES = ("weights", "adapters", "rows", "runs", "texts")
 COMMANDS_SHARE = 0.02
 """So many inputs, compared with those that are read directly, are given to the commands."""
@@ -49,6 +49,11 @@ def formats(only: Sequence[str]) -> dict[str, Format]:
     return {form.name: form for form in found if not only or any(form.name.startswith(one) for one in only)}
 
 
+def command_lines() -> Any:
+    """What makes command lines; it imports every command."""
+    return importlib.import_module("benchmarks.fuzzing.command_lines")
+
+
 def write_originals(forms: Mapping[str, Format], folder: Path, *, lines: bool) -> None:
     """What is damaged later, whole; and what command lines find."""
     tempfile.tempdir = str(folder)
@@ -57,7 +62,7 @@ def write_originals(forms: Mapping[str, Format], folder: Path, *, lines: bool) -
         form.original(folder / form.name)
     if lines:
         (folder / SUBJECT).mkdir()
-        prepare(folder / SUBJECT)
+        command_lines().prepare(folder / SUBJECT)
 
 
 @dataclass(frozen=True)
@@ -84,11 +89,11 @@ class Trials:
 
     def line(self, job: Job, folder: Path, watch: Watch) -> Outcome:
         """A command line."""
-        return try_line(self.originals, job, folder, watch)
+        return command_lines().try_line(self.originals / SUBJECT, job, folder, watch)
 
     def process(self, job: Job, folder: Path, _: Watch) -> Outcome:
         """A command line in a process of its own."""
-        return in_process(self.originals, job, folder)
+        return command_lines().in_process(self.originals / SUBJECT, job, folder)
 
 
 def jobs_of(shares: Mapping[str, float], total: int, seed: int) -> Iterator[Job]:
@@ -166,6 +171,7 @@ def run(options: argparse.Namespace, originals: Path) -> int:
     forms = formats([name] if single else options.only)
     if single:
         forms = {key: form for key, form in forms.items() if key == name}
+    command_lines()
     lines = options.command_lines > 0 and (not options.only or SUBJECT in (name, number))
     in_child(partial(write_originals, forms, originals, lines=lines))
     trials = Trials(forms, originals)

@@ -82,12 +82,19 @@ class Watch:
                 self.seen.append(f"writes {path}")
 
 
+class _Terminal(io.StringIO):
+    """Standard error as people see it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 def judged(call: Callable[[], object], watch: Watch, num_bytes: int, limit_s: float = LIMIT_S) -> Outcome:
     """Read an input, and say what became of it."""
     watch.seen.clear()
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
-    said = io.StringIO()
+    said = _Terminal()
     signal.setitimer(signal.ITIMER_PROF, limit_s)
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()), shown():
@@ -111,9 +118,10 @@ def judged(call: Callable[[], object], watch: Watch, num_bytes: int, limit_s: fl
     wrong = list(_wrong(said.getvalue(), verdict))
     if grown > max(MEMORY_BYTES, 2 * num_bytes):
         wrong.append(f"memory: {grown >> 20} MB")
-    if (watch.folder / CANARY).exists():
-        (watch.folder / CANARY).unlink()
-        wrong.append("code ran")
+    for canary in (CANARY, watch.folder / CANARY):
+        if canary.exists():
+            canary.unlink()
+            wrong.append("code ran")
     wrong += watch.seen[:1]
     if wrong and verdict.verdict != "failed":
         verdict = Outcome("failed", wrong[0], f"{verdict.detail[:500]}\n{said.getvalue()[-500:]}")
@@ -126,7 +134,7 @@ def _wrong(said: str, verdict: Outcome) -> Iterator[str]:
         yield "the word defect"
     if "Traceback (most recent call last)" in said:
         yield "a traceback"
-    if any(not (c.isprintable() or c in "\n\t\r") for c in said.replace("\x1b[33m", "").replace("\x1b[0m", "")):
+    if any(not (c.isprintable() or c in "\n\t") for c in said.rpartition("error: ")[2]):
         yield "a control character"
     if verdict.verdict == "refused" and len(verdict.detail) > _LONGEST_LINE:
         yield "an endless line"
@@ -136,7 +144,11 @@ def _place(error: BaseException) -> str:
     """The last line of ours in a traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "/mlxmath/" in frame.filename] or frames
-    return f"{ours[-1].filename.rpartition('/mlxmath/')[2]}:{ours[-1].name}" if ours else "?"
+    return (
+        f"{ours[-1].filename.rpartition('/mlxmath/')[2].rpartition('/site-packages/')[2]}:{ours[-1].name}"
+        if ours
+        else "?"
+    )
 
 
 def _frames(error: BaseException) -> str:

@@ -24,7 +24,6 @@ from benchmarks.fuzzing.runs import write_evaluation
 from benchmarks.fuzzing.trained import run_folder
 from mlxmath.cli import COMMANDS
 
-SUBJECT = "command lines"
 _DATA = ("--num-examples", "6", "--max-seq-len", "64")
 _TRAIN = (*_DATA, "--max-steps", "1", "--batch-size", "2", "--grad-accumulation-steps", "1")
 _BEFORE = {
@@ -37,13 +36,16 @@ _BEFORE = {
     "plan": ("--model", "demo"),
     "distill": ("--teacher", "mlx_model", "--dataset", "demo", "--output-path", "distilled"),
     "evaluate": ("--benchmark", "demo"),
+    "pipeline": ("--teacher", "mlx_model"),
     "export": ("--to", "mlx", "--export-path", "exported"),
 }
 _AFTER = {
     "train": _TRAIN, "dpo": _TRAIN, "reward-model": _TRAIN, "prepare": _DATA,
-    "grpo": ("--num-examples", "4", "--max-steps", "1", "--num-generations", "2", "--max-completion-length", "4"),
+    "grpo": ("--num-examples", "4", "--max-steps", "1", "--num-generations", "2", "--max-completion-length", "4",
+             "--num-iterations", "1"),
+    "export": ("--check-problems", "2", "--check-tokens", "4"),
     "distill": ("--num-examples", "2", "--max-tokens", "4", "--samples", "1"),
-    "evaluate": ("--num-examples", "2", "--max-new-tokens", "4", "--samples", "1"),
+    "evaluate": ("--limit", "2", "--max-tokens", "4", "--samples", "1"),
     "infer": ("--max-new-tokens", "2"), "chat": ("--max-new-tokens", "2"),
 }  # fmt: skip
 _TIMED = {"serve": 2.0, "chat": 20.0}
@@ -70,15 +72,16 @@ recipe = "demo"
 data.max_seq_len = 64
 training.max_steps = 1
 [grpo]
-recipe = "demo"
+recipe = "demo-grpo"
 data.num_examples = 4
 training.max_steps = 1
 grpo.num_generations = 2
 grpo.max_completion_length = 4
 [evaluate]
-evaluation.benchmark = "demo"
-evaluation.num_examples = 2
-evaluation.max_new_tokens = 4
+recipe = "demo"
+evaluation.benchmark = ["demo"]
+evaluation.limit = 2
+evaluation.max_tokens = 4
 """
 """A pipeline that does little: without a file, the bundled one would take minutes."""
 
@@ -158,10 +161,10 @@ def _arguments(random: Random, name: str, command: click.Command) -> Iterator[st
         yield from arguments
 
 
-def try_line(originals: Path, job: Job, folder: Path, watch: Watch) -> Outcome:
+def try_line(original: Path, job: Job, folder: Path, watch: Watch) -> Outcome:
     """Run a command line as click does, in this process."""
     name, *arguments = line_of(job.seed)
-    put_original(originals / job.subject, folder)
+    put_original(original, folder)
     _add_loop(folder)
     watch.may = MAY
     codes: list[int] = []
@@ -171,10 +174,10 @@ def try_line(originals: Path, job: Job, folder: Path, watch: Watch) -> Outcome:
     return found._replace(detail=f"{shlex.join([name, *arguments])[:2000]}\n{found.detail}")
 
 
-def in_process(originals: Path, job: Job, folder: Path, limit_s: float = 300.0) -> Outcome:
+def in_process(original: Path, job: Job, folder: Path, limit_s: float = 300.0) -> Outcome:
     """Run a command line in a process of its own."""
     arguments = line_of(job.seed)
-    put_original(originals / job.subject, folder)
+    put_original(original, folder)
     _add_loop(folder)
     encoded = [each.encode("utf-8", "surrogatepass") for each in arguments]  # some are no text
     process = subprocess.Popen(
