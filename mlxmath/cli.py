@@ -5,6 +5,7 @@ import importlib
 import click
 
 from mlxmath import __version__
+from mlxmath.errors import shortened
 
 COMMANDS = {
     "convert": "Turn Hugging Face weights (.bin or safetensors) into an MLX model.",
@@ -41,6 +42,16 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = importlib.import_module(f"mlxmath.commands.{cmd_name.replace('-', '_')}").main
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does; a very long name is not repeated whole."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            error.message = shortened(error.message)
+            raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table without importing anything."""

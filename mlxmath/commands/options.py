@@ -6,6 +6,7 @@ import shlex
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
@@ -14,7 +15,8 @@ import click
 from mlxmath.config.load import RECIPES, RUN, Resolved
 from mlxmath.config.schema import SECTIONS, SETTINGS, ModelConfig, RunConfig, keyword, option_name
 from mlxmath.config.section import plain_type
-from mlxmath.errors import InputError, MlxmathError
+from mlxmath.errors import InputError, MlxmathError, shortened
+from mlxmath.parsing import HALF_A_CHARACTER
 from mlxmath.runtime.console import fail, say, shown
 from mlxmath.runtime.trouble import trouble
 
@@ -147,6 +149,22 @@ class Command(click.Command):
             )
         )
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse texts that no file can hold (a name in another encoding than UTF-8) and numbers beyond 64 bits."""
+        for name, argument in pairwise(["a value", *args]):
+            if HALF_A_CHARACTER.search(argument):
+                raise click.UsageError(f"{name.split('=')[0]}: expected text in UTF-8; found {argument!a:.200}", ctx)
+        try:
+            rest = super().parse_args(ctx, args)
+        except click.UsageError as error:
+            error.message = shortened(error.message)
+            raise
+        for param in self.params:
+            value = ctx.params.get(param.name or "")
+            if isinstance(value, int | float) and not abs(value) < 1 << 63:
+                raise click.BadParameter("expected a number below 2^63", ctx, param)
+        return rest
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, print what it says, and turn its errors into exit codes."""
         from mlxmath.runtime.launch import launched
@@ -176,13 +194,20 @@ class Command(click.Command):
             except Exception as error:
                 if verbose:
                     traceback.print_exc()
-                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    fail(f"cannot write the results: {error.strerror}; free some space, then run the command again.")
-                elif (found := trouble(error)) is not None:
-                    fail(f"{found.what} ({error}). {found.remedy}")
-                else:
-                    fail(f"{type(error).__name__}: {error} (this is a defect in mlxmath; --verbose shows where)")
+                fail(_explained(error))
                 ctx.exit(1)
+
+
+def _explained(error: Exception) -> str:
+    """What is said of an error that nobody turned into a `MlxmathError`: the system's are for the user to mend."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"cannot write the results: {error.strerror}; free some space, then run the command again."
+    if (found := trouble(error)) is not None:
+        return f"{found.what} ({error}). {found.remedy}"
+    if isinstance(error, OSError):
+        what = str(error) if error.strerror is None else f"{error.filename or 'a file'}: {error.strerror}"
+        return f"{what}; give another file or folder, or make this one usable."
+    return f"{type(error).__name__}: {error} (this is a defect in mlxmath; --verbose shows where)"
 
 
 class Group(Command, click.Group):

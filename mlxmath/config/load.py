@@ -2,7 +2,6 @@
 
 import difflib
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import ValidationError
 from mlxmath.config.schema import SECTIONS, SETTINGS, RowsConfig, RunConfig, keyword, option_name
 from mlxmath.config.section import line_of, nearest, no_such, plain_type, read_toml, sentence, texts, validate
 from mlxmath.errors import InputError
+from mlxmath.parsing import parse_toml
 
 Values = Mapping[str, Any]
 """Settings by "section.field"."""
@@ -223,7 +223,7 @@ def set_layer(assignments: Iterable[str], label: str = "--set") -> Layer:
         if not equals:
             raise InputError(f"--set: expected SECTION.FIELD=VALUE, for example lora.rank=16; found {assignment!r}")
         try:
-            found = tomllib.loads(f"value = {text}")
+            found = parse_toml(f"value = {text}")
         except ValueError:
             found = {}
         is_text = name in SETTINGS and plain_type(SETTINGS[name].annotation) is str

@@ -1,6 +1,5 @@
 """Settings that one method alone has: reinforcement learning, preferences, distillation, evaluation, export."""
 
-import json
 import math
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -8,6 +7,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from mlxmath.config.section import DEMO, Folder, Names, Section, parts, require
+from mlxmath.parsing import parse_json
 
 
 def _numbers(value: object) -> object:
@@ -22,7 +22,7 @@ def _numbers(value: object) -> object:
 
 def _is_object(text: str | None, _: object) -> bool:
     try:
-        return text is None or isinstance(json.loads(text), dict)
+        return text is None or isinstance(parse_json(text), dict)
     except ValueError:
         return False
 

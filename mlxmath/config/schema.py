@@ -24,6 +24,7 @@ DEFAULT_DATASET = "open-r1/OpenR1-Math-220k"
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
+Revision = Annotated[str, Field(max_length=200)]
 Filters = Annotated[tuple[str, ...], BeforeValidator(partial(parts, separator=";"))]
 Benchmarks = Annotated[tuple[str, ...], BeforeValidator(lambda value: () if value == "none" else parts(value))]
 
@@ -68,7 +69,7 @@ class ModelConfig(Section):
         DEFAULT_MODEL,
         description="Hugging Face repository, local folder or .gguf file, or ollama:NAME; 'demo' is the bundled one.",
     )
-    revision: str | None = Field(None, description="Branch, tag or commit of the model repository.")
+    revision: Revision | None = Field(None, description="Branch, tag or commit of the model repository.")
     mlx_path: Folder = Field("mlx_model", description="Folder for the converted model.")
     quantize: Annotated[str | int | None, BeforeValidator(quantization)] = Field(
         None,
@@ -111,7 +112,7 @@ class SourceConfig(RowsConfig):
 
     dataset: str = Field(description="As without a mixture.")
     config: str | None = Field(None, description="Configuration (subset) of the dataset (unset: the usual one).")
-    revision: str | None = Field(None, description="Branch, tag or commit of the dataset.")
+    revision: Revision | None = Field(None, description="Branch, tag or commit of the dataset.")
     count: Annotated[int, Field(ge=1)] | None = Field(None, description="Take this many rows, drawn at random.")
     weight: Annotated[Annotated[float, Field(gt=0)] | None, _no_count] = Field(
         None, description="Take this share of the mixture, relative to the other sources' weights."
@@ -126,7 +127,7 @@ class DataConfig(RowsConfig):
     """
 
     dataset_config: str | None = Field(None, description="Configuration (subset) of the dataset.")
-    dataset_revision: str | None = Field(None, description="Branch, tag or commit of the dataset.")
+    dataset_revision: Revision | None = Field(None, description="Branch, tag or commit of the dataset.")
     sources: tuple[SourceConfig, ...] = Field(
         (), description="A mixture of datasets, instead of the one above ([[data.sources]] in a file)."
     )

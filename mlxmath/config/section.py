@@ -3,16 +3,16 @@
 import difflib
 import os.path
 import re
-import tomllib
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, LiteralString, TypeVar, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
-from pydantic_core import to_json
+from pydantic_core import InitErrorDetails, PydanticCustomError, to_json
 
 from mlxmath.errors import InputError
+from mlxmath.parsing import HALF_A_CHARACTER, parse_toml
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -81,7 +81,28 @@ def validate(model: type[S], values: Mapping[str, Any]) -> S:
     Raises:
         ValidationError: see pydantic.
     """
+    if wrong := [
+        InitErrorDetails(type=PydanticCustomError("unheard_of", why), loc=place, input=found)
+        for place, why, found in _unheard_of(values)
+    ]:
+        raise ValidationError.from_exception_data(model.__name__, wrong)
     return model.model_validate_json(to_json(values, inf_nan_mode="constants", fallback=str), strict=True)
+
+
+def _unheard_of(value: Any, *place: str | int) -> Iterator[tuple[tuple[str | int, ...], LiteralString, str]]:
+    """The places of what no setting can be, why, and what stands there: text that no file could hold, huge numbers."""
+    if isinstance(value, str):
+        if "\0" in value or (not value.isascii() and HALF_A_CHARACTER.search(value)):
+            yield place, "expected text that is UTF-8 and has no zero byte", value
+    elif isinstance(value, int):
+        if abs(value) >= 1 << 63:
+            yield place, "expected a number below 2^63", f"{value.bit_length():,} bits"
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _unheard_of(inner, *place, key)
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _unheard_of(inner, *place, number)
 
 
 def check_section(model: type[S], values: Mapping[str, Any], where: Path) -> S:
@@ -146,7 +167,7 @@ def read_toml(path: Path, option: str) -> dict[str, Any]:
         InputError: it is absent, unreadable or not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{option}: {path} does not exist; expected a TOML file.") from None
     except OSError as error:
@@ -167,7 +188,7 @@ def line_of(text: str, place: Sequence[str | int]) -> int | None:
     lines, begins = text.split("\n"), 1
     for end in range(1, len(lines) + 1):
         try:
-            value: Any = tomllib.loads("\n".join(lines[:end]))
+            value: Any = parse_toml("\n".join(lines[:end]))
         except ValueError:
             continue  # within a value of several lines
         try:

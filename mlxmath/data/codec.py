@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from mlxmath.data.control import control_tokens, without_control_tokens
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.console import warn
-from mlxmath.weights.tokenizer import keep_cuts
+from mlxmath.weights.tokenizer import of_transformers, opened
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
 _ANCHORS = ("\n", ":", "a", ".", "", " ")
@@ -54,23 +54,13 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
         raise InputError(
             f"{folder} holds no tokenizer (expected {', '.join(TOKENIZER_FILES[:3])}); convert a model first."
         )
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=trust_remote_code
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise MlxmathError(
-            f"the tokenizer in {folder} cannot be loaded: {type(error).__name__}: {str(error).strip()[:300]}; "
-            "fetch or convert the model again."
-        ) from error
+    tokenizer, name = opened(folder, lambda: of_transformers(folder, trust_remote_code))
     if tokenizer.eos_token_id is None:
         raise MlxmathError(
             f"the tokenizer in {folder} names no end-of-text token, so a solution could not end; "
             'set "eos_token" in its tokenizer_config.json.'
         )
-    if name := keep_cuts(tokenizer, folder):
+    if name:
         warn(
             f"{folder / 'tokenizer_config.json'} names the class {name}, with which transformers cuts text otherwise "
             "than tokenizer.json says and the model was trained; tokenizer.json is followed here. mlx_lm does the same "

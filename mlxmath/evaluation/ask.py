@@ -22,7 +22,7 @@ from mlxmath.evaluation.progress import Progress
 from mlxmath.evaluation.prompts import Prompts, Retriever
 from mlxmath.evaluation.samples import Sample, fingerprint, write_sample
 from mlxmath.generation.engine import Completion, Sampling, generate_batch, seed_of
-from mlxmath.generation.model import load_generation_tokenizer
+from mlxmath.generation.model import context_of, load_generation_tokenizer
 from mlxmath.generation.neighbours import way_of
 from mlxmath.generation.placing import serve, stays_on_disk
 from mlxmath.generation.slots import choose_slots
@@ -32,7 +32,7 @@ from mlxmath.models.lora.adapter import load_adapter
 from mlxmath.models.lora.sharding import Sharding, load_sharded
 from mlxmath.models.offload import bytes_at_hand
 from mlxmath.models.served import Served
-from mlxmath.runtime.console import say
+from mlxmath.runtime.console import counted, say, warn
 from mlxmath.runtime.device import Backend, DeviceInfo
 from mlxmath.weights.manifest import read_fingerprint
 
@@ -77,6 +77,9 @@ def make_entry(
     ids = {
         item.id: prompts.encode(item.question, benchmark.kind) for benchmark in benchmarks for item in benchmark.items
     }
+    limit = context_of(contestant.model)
+    if limit is not None and (num_long := sum(len(each) >= limit for each in ids.values())):
+        warn(f"{counted(num_long, 'prompt')} of {contestant.label} exceed the model's context ({limit:,} tokens)")
     seeded = {"seed": seed} if settings.temperature > 0 else {}
     settled = {
         "template": prompts.template.definition,

@@ -15,6 +15,7 @@ from mlx_lm.generate import stream_generate
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from mlxmath.errors import MlxmathError
 from mlxmath.generation.decode import Decoder, Prefix, prefill_tokens, prefilled_prefix
 from mlxmath.generation.kept import KeptPrefix
 from mlxmath.generation.lanes import Lanes, num_lanes
@@ -68,7 +69,9 @@ def stream(
         kept: what an earlier prompt has left, and what this one leaves to the next, also if it is not read to its end.
     """
     model.eval()
-    check_ids(model, max(prompt, default=0), "the prompt")
+    if not prompt:
+        raise without_tokens()
+    check_ids(model, max(prompt), "the prompt")
     tokens: list[int] = []
     text, reason, num_shown, stops = "", "length", 0, stop_strings(tokenizer)
     held_back = max(map(len, stops), default=1) - 1
@@ -99,6 +102,14 @@ def stream(
         if kept:  # the last token that came has perhaps not been read yet
             kept.keep([*prompt, *tokens[:-1]] if tokens else prompt[:num_kept])
     yield Completion(text, tuple(tokens), reason, len(prompt))
+
+
+def without_tokens() -> MlxmathError:
+    """The error for a prompt of which a tokenizer leaves nothing."""
+    return MlxmathError(
+        "the tokenizer gives no tokens for the prompt, so its vocabulary is not the model's; use the tokenizer that "
+        "came with the model."
+    )
 
 
 @dataclass(frozen=True)
@@ -170,6 +181,8 @@ def generate_batch(
     if not prompts:
         return []
     model.eval()
+    if not all(prompts):
+        raise without_tokens()
     check_ids(model, max(max(prompt) for prompt in prompts), "a prompt")
     seeds = seeds if seeds is not None else [seed_of(sampling.seed, i) for i in range(len(prompts))]
     way = "alone" if len(prompts) == 1 else way_of(model)

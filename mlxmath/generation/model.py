@@ -16,7 +16,7 @@ from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
 from mlxmath.data.problem import Message
 from mlxmath.data.render import encode_conversation, encode_prompt
 from mlxmath.data.templates import Template, get_template, own_template, recorded_template
-from mlxmath.errors import MlxmathError
+from mlxmath.errors import InputError, MlxmathError
 from mlxmath.generation.engine import Completion, Sampling, generate_batch, stream
 from mlxmath.generation.kept import KeptPrefix
 from mlxmath.generation.placing import serve
@@ -24,7 +24,7 @@ from mlxmath.models.load import load_again, load_model
 from mlxmath.models.lora.adapter import CONFIG, load_adapter
 from mlxmath.runtime.files import read_json
 from mlxmath.weights.manifest import read_fingerprint
-from mlxmath.weights.tokenizer import keep_cuts
+from mlxmath.weights.tokenizer import opened
 
 _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
 """Names under which config.json tells how long a text may be."""
@@ -45,10 +45,7 @@ class LanguageModel:
     @cached_property
     def context(self) -> int | None:
         """The most tokens that a prompt and its answer may have together; None where config.json does not tell."""
-        record = read_json(self.folder / "config.json")
-        sections = [record, *(record[name] for name in ("text_config", "llm_config") if name in record)]
-        found = (one.get(name) for one in sections if isinstance(one, dict) for name in _CONTEXT)
-        return next((number for number in found if type(number) is int and number > 0), None)
+        return context_of(self.folder)
 
     def encode_messages(self, messages: Sequence[Message]) -> list[int]:
         """The token ids of a conversation in the template; of a single question those of `encode`.
@@ -60,8 +57,18 @@ class LanguageModel:
         return encode_conversation(self.tokenizer, self.template.conversation(messages))
 
     def encode(self, problem: str) -> list[int]:
-        """The token ids of a problem in the template."""
-        return encode_prompt(self.tokenizer, self.template.prompt(problem) if self.template else problem)
+        """The token ids of a problem in the template.
+
+        Raises:
+            InputError: they leave no room for an answer.
+        """
+        ids = encode_prompt(self.tokenizer, self.template.prompt(problem) if self.template else problem)
+        if self.context is not None and len(ids) >= self.context:
+            raise InputError(
+                f"the prompt has {len(ids):,} tokens, and the model's context ends at {self.context:,}; ask a shorter "
+                "one."
+            )
+        return ids
 
     def stream(self, problem: str, sampling: Sampling) -> Iterator[str | Completion]:
         """Pieces of the answer's text as they come, then the whole completion."""
@@ -76,6 +83,14 @@ class LanguageModel:
     def generate(self, problems: Sequence[str], sampling: Sampling) -> list[Completion]:
         """The answer to each problem; they are drawn together."""
         return generate_batch(self.model, self.tokenizer, [self.encode(each) for each in problems], sampling)
+
+
+def context_of(folder: Path) -> int | None:
+    """The most tokens that a prompt and its answer may have together, as a model's config.json tells."""
+    record = read_json(folder / "config.json")
+    sections = [record, *(record[name] for name in ("text_config", "llm_config") if name in record)]
+    found = (one.get(name) for one in sections if isinstance(one, dict) for name in _CONTEXT)
+    return next((number for number in found if type(number) is int and number > 0), None)
 
 
 def open_model(
@@ -150,11 +165,7 @@ def load_generation_tokenizer(folder: Path, template: Template | None = None) ->
         MlxmathError: the tokenizer does not load, or a file names an end token that is none.
     """
     named = {token for name in ("config.json", "generation_config.json") for token in _end_tokens(folder / name)}
-    try:
-        tokenizer = mlx_lm_load_tokenizer(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise MlxmathError(f"the tokenizer in {folder} does not load: {str(error).splitlines()[0]}") from error
-    keep_cuts(tokenizer, folder)
+    tokenizer, _ = opened(folder, lambda: mlx_lm_load_tokenizer(folder))
     tokenizer.eos_token_ids |= named
     if template is not None:
         end_as(tokenizer, template)

@@ -18,10 +18,11 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map_with_path
 
-from mlxmath.errors import InputError, MlxmathError
+from mlxmath.errors import MlxmathError, foreign
 from mlxmath.models.blocks import kinds_of, path_of_blocks
 from mlxmath.models.lora.layers import EXPERTS, AdapterLayer
 from mlxmath.runtime.device import machine_memory_bytes
+from mlxmath.weights.architecture import explained
 from mlxmath.weights.configuration import known_type, translate
 from mlxmath.weights.packing import AFFINE, FLOATS, Packing
 
@@ -31,11 +32,6 @@ _LIMITS = {
     r"size$|dim$|rank$": 1 << 30,
 }
 """Names of whole numbers in config.json, and the most that one can be: a hundred times what any model has."""
-_BUILD_ERRORS = (
-    ArithmeticError, AssertionError, AttributeError, ImportError, IndexError, KeyError, RuntimeError, TypeError,
-    ValueError,
-)  # fmt: skip
-"""What mlx_lm's classes raise for a configuration that is not theirs."""
 
 
 def skeleton(config: Mapping[str, Any], dtype: str, packing: Packing | None = None) -> nn.Module:
@@ -78,7 +74,7 @@ def _tie(model: nn.Module, config: Mapping[str, Any]) -> None:
     names = [name for name, _ in tree_flatten(model.parameters()) if name.endswith("lm_head.weight")]
     if not names or not hasattr(model, "sanitize") or _said(config, "tie_word_embeddings"):
         return
-    with suppress(*_BUILD_ERRORS):
+    with suppress(MlxmathError), foreign(explained):
         model.sanitize({name: array for name, array in tree_flatten(model.parameters()) if name not in names})
 
 
@@ -122,18 +118,12 @@ def _built(config: Mapping[str, Any]) -> Any:
     if "model_file" in config:
         raise MlxmathError("config.json builds the model with Python code of its own (model_file), which is not run.")
     try:
-        model_class, arguments = _get_classes(dict(config))
-        model = model_class(arguments.from_dict(dict(config)))
-        if not hasattr(model, "_no_grad"):  # RecurrentGemma's class in mlx_lm leaves out what every module has
-            nn.Module.__init__(model)
-        len(model.layers)
-    except _BUILD_ERRORS as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        if isinstance(error, KeyError):
-            reason = f"{reason} is missing"
-        elif absent := re.search(r"missing \d+ required positional arguments?: (.*)", reason):
-            reason = f"it lacks {absent[1]}"
-        raise MlxmathError(f"config.json describes no model of type {model_type!r}: {reason}") from error
+        with foreign(lambda error: f"config.json describes no model of type {model_type!r}: {explained(error)}"):
+            model_class, arguments = _get_classes(dict(config))
+            model = model_class(arguments.from_dict(dict(config)))
+            if not hasattr(model, "_no_grad"):  # RecurrentGemma's class in mlx_lm leaves out what every module has
+                nn.Module.__init__(model)
+            len(model.layers)
     except SystemExit:  # after a line of mlx_lm's that names it (olmo)
         raise MlxmathError(f"mlx_lm needs another package for models of type {model_type!r}, named above.") from None
     return model
@@ -174,12 +164,8 @@ def _quantize(model: nn.Module, settings: dict[str, Any]) -> None:
         return answer
 
     mode = settings.get("mode", "affine")
-    try:
+    with foreign(lambda error: f"config.json: its quantization is none of MLX's: {explained(error)}"):
         nn.quantize(model, settings["group_size"], settings["bits"], mode=mode, class_predicate=wanted)
-    except _BUILD_ERRORS as error:
-        raise InputError(
-            f"config.json: its quantization is none of MLX's: {' '.join(str(error).split())[:200]}"
-        ) from error
 
 
 def weight_bytes(model: nn.Module) -> int:

@@ -17,6 +17,8 @@ from typing import TextIO
 
 import click
 
+from mlxmath.errors import shortened
+
 _log = logging.getLogger("mlxmath")
 _log.addHandler(logging.NullHandler())
 EVERY_S = 10.0
@@ -30,7 +32,7 @@ class _Stderr(logging.Handler):
     num_uses = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
+        text = shortened(record.getMessage())
         if record.levelno >= logging.ERROR:
             text = prefixed(f"error: {text}")
         elif self.prefix:

@@ -22,13 +22,14 @@ from typing import Any, BinaryIO, TypeVar
 import psutil
 
 from mlxmath.errors import MlxmathError
+from mlxmath.parsing import HALF_A_CHARACTER
+from mlxmath.parsing import parse_json as parse_json
 
 T = TypeVar("T")
 _SUM = "checksum"
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})\.(?P<pid>\d+)\.[^.]+\.(?P<kind>tmp|old)")
 """Names of temporary files and folders: that of what they become, the host and the process that write them, something
 random."""
-_HALF_A_CHARACTER = re.compile(r"[\ud800-\udfff]")
 ABANDONED_S = 24 * 3600.0
 """What another host has not written to for so long is taken for abandoned: its processes cannot be looked up."""
 _writing: set[Path] = set()
@@ -270,14 +271,6 @@ def inside(folder: Path, name: str) -> Path:
     return folder / parts
 
 
-def parse_json(text: str | bytes) -> Any:
-    """`json.loads` whose every failure is a ValueError, that of a text nested too deeply too."""
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
 def read_record(kind: Callable[..., T], line: str | bytes) -> T | None:
     """A JSON line as a dataclass, None unless it is an object with a value of the right type for each field."""
     try:
@@ -304,6 +297,6 @@ def _allowed(hint: Any) -> tuple[type, ...]:
 
 
 def _is(value: Any, allowed: tuple[type, ...]) -> bool:
-    if isinstance(value, str) and not value.isascii() and _HALF_A_CHARACTER.search(value):
+    if isinstance(value, str) and not value.isascii() and HALF_A_CHARACTER.search(value):
         return False  # it has no bytes: no file could hold it
     return isinstance(value, allowed) and (bool in allowed or not isinstance(value, bool))

@@ -20,13 +20,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mlxmath.errors import MlxmathError
+from mlxmath.errors import MlxmathError, foreign
 from mlxmath.runtime.blas import preload
 from mlxmath.weights.dtypes import readable
 from mlxmath.weights.safetensor import Declared, write_hollow
 
-BUILD_ERRORS = (ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError, AssertionError, ImportError)
-"""What mlx_lm's model classes raise for a configuration that is not theirs."""
 _SHARED = (
     "activations", "base", "cache", "gated_delta", "rope_utils", "ssm", "switch_layers", "mla", "pipeline",
 )  # fmt: skip
@@ -246,11 +244,8 @@ def probe(folder: Path, names: Mapping[str, str] | None = None) -> Built:
         from mlx.utils import tree_flatten
         from mlx_lm.utils import load_model
 
-        try:
-            with redirect_stdout(sys.stderr):
-                model, config = load_model(folder, lazy=True, get_model_classes=model_classes)
-        except BUILD_ERRORS as error:
-            raise MlxmathError(explained(error)) from error
+        with foreign(explained), redirect_stdout(sys.stderr):
+            model, config = load_model(folder, lazy=True, get_model_classes=model_classes)
         expected: dict[str, Any] = dict(tree_flatten(model.parameters()))
     stored = {id(array): key for key, array in loaded.items()}
     origins = {key: stored[id(array)] for key, array in final.items() if id(array) in stored}

@@ -18,8 +18,8 @@ from mlxmath.weights.tensors import TensorRef
 from mlxmath.weights.torch_bin import Region, open_torch
 
 DEMO_FOLDER = Path(__file__).resolve().parent.parent / "demo" / "model"
-MAX_TIMES = 100
-"""How many times the size of its files a model may have: names share tensors, and tensors repeat numbers."""
+MAX_TIMES, MAX_TIMES_NAMED = 2, 100
+"""How many times the size of its files a model may have: tensors repeat numbers, and names share tensors."""
 MAX_SMALL_BYTES = 64 << 20
 """Up to this size it may have it in any case."""
 
@@ -230,7 +230,8 @@ def open_weights(folder: Path) -> Weights:
     if not tensors:
         raise MlxmathError(f"{folder}: its weight files hold no tensors.")
     stored, meant = sum(file.stat().st_size for file in files), sum(tensor.num_bytes for tensor in tensors.values())
-    if meant > max(MAX_TIMES * stored, MAX_SMALL_BYTES):
+    apart = sum({tensor.place: tensor.num_bytes for tensor in tensors.values()}.values())
+    if meant > MAX_SMALL_BYTES and (apart > MAX_TIMES * stored or meant > MAX_TIMES_NAMED * stored):
         largest = max(tensors.values(), key=lambda tensor: tensor.num_bytes)
         raise MlxmathError(
             f"{largest.path}: the weights would take {size(meant)}, out of files of {size(stored)}: tensors repeat "

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mlxmath.errors import InputError, MlxmathError
+from mlxmath.errors import InputError, MlxmathError, foreign
 from mlxmath.weights.architecture import Built, architecture, build, shortened, text_part
 from mlxmath.weights.configuration import Translation, check_angles, check_claims, translate
 from mlxmath.weights.dtypes import DTYPES
@@ -176,16 +177,17 @@ def _check_called(built: Built, config: Mapping[str, Any], where: Path) -> None:
     found = architecture(str(config["model_type"]))
     if found is None or ".tolist()" in found.source:  # looks at values, of weights that are not there
         return
-    try:
-        built.model(mx.zeros((1, 2), mx.int32))
-    except (RuntimeError, ValueError):  # of this device, which need not be the one that computes
-        return
-    except (AttributeError, IndexError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise MlxmathError(
+
+    def said(error: BaseException) -> str:
+        return (
             f"{where}: mlx_lm builds the model of type {config['model_type']!r}, but cannot compute with it "
             f"({' '.join(str(error).split())[:120]}). A setting in config.json is one that mlx_lm does not expect; "
             "choose a model that it supports."
-        ) from error
+        )
+
+    # RuntimeError and ValueError are of this device, which need not be the one that computes
+    with foreign(said), suppress(RuntimeError, ValueError):
+        built.model(mx.zeros((1, 2), mx.int32))
 
 
 def _namings(tensors: Mapping[str, TensorRef]) -> Iterator[tuple[Mapping[str, TensorRef], str]]:

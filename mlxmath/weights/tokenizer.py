@@ -1,13 +1,17 @@
-"""Tokenizer files whose named class makes transformers cut text otherwise than tokenizer.json says."""
+"""A model's tokenizer files, looked at before a library takes them; and those whose named class makes transformers cut
+text otherwise than tokenizer.json says.
+"""
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from mlxmath.errors import MlxmathError
+from mlxmath.errors import MlxmathError, foreign
 from mlxmath.runtime.console import say
 from mlxmath.runtime.files import atomic_write, read_json
 
+T = TypeVar("T")
 SETTINGS = "tokenizer_config.json"
 PLAIN_CLASS = "PreTrainedTokenizerFast"
 """The class with which transformers takes tokenizer.json as it is."""
@@ -19,23 +23,59 @@ _BEHAVIOUR = (
     "model_input_names",
     "clean_up_tokenization_spaces",
 )
+_TABLES = ("tokenizer.json", SETTINGS, "special_tokens_map.json", "added_tokens.json")
+_MOST_IDS = 1 << 22
+"""Sixteen times as many as any model has."""
 _PROBE = "Tom has 12 pens.\n\nHe buys  $3.50 more: \\frac{1}{2}, it's é中."
 
 
-def keep_cuts(tokenizer: Any, folder: Path) -> str | None:
-    """Give a tokenizer the normalizer and pre-tokenizer of its tokenizer.json, where its class put others in.
+def opened(folder: Path, load: Callable[[], T]) -> tuple[T, str | None]:
+    """A tokenizer as a library loads it, with the normalizer and pre-tokenizer of its tokenizer.json.
+
+    Args:
+        folder: of the model.
+        load: loads it; it is called once its files have been looked at.
 
     Returns:
-        The name of that class; None where nothing was changed.
+        The tokenizer, and the name of its class if that had put others in.
+
+    Raises:
+        MlxmathError: a file is not what it should be, or the library does not take it.
     """
+    files = {name: read_json(folder / name) for name in _TABLES if (folder / name).is_file()}
+    for name, content in files.items():
+        if not isinstance(content, dict):
+            raise MlxmathError(f"{folder / name} is damaged: expected a table. Take it from the model's source again.")
+    written = files.get("tokenizer.json", {})
+    _check_ids(folder / "tokenizer.json", written)
+    with foreign(f"the tokenizer in {folder} cannot be loaded", "Take its files from the model's source again."):
+        tokenizer = load()
+        return tokenizer, _keep_cuts(tokenizer, folder / "tokenizer.json", written) if written else None
+
+
+def _check_ids(path: Path, content: dict[str, Any]) -> None:
+    """Refuse token numbers beyond all sense: tables as long as the largest are made."""
+    model, added = content.get("model"), content.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    ids = [*vocabulary.values()] if isinstance(vocabulary, dict) else []
+    ids += [each.get("id") for each in added if isinstance(each, dict)] if isinstance(added, list) else []
+    for number in ids:
+        if type(number) is not int or not 0 <= number < _MOST_IDS:
+            raise MlxmathError(
+                f"{path} is damaged: it has the token number {str(number)[:40]}; expected whole numbers below "
+                f"{_MOST_IDS:,}. Take it from the model's source again."
+            )
+
+
+def _keep_cuts(tokenizer: Any, file: Path, written: Mapping[str, Any]) -> str | None:
     inner = getattr(tokenizer, "_tokenizer", None)  # of mlx_lm's wrapper
     owner = inner if hasattr(inner, "backend_tokenizer") else tokenizer
-    backend, file = getattr(owner, "backend_tokenizer", None), folder / "tokenizer.json"
-    if backend is None or not file.is_file():
+    backend = getattr(owner, "backend_tokenizer", None)
+    if backend is None:
         return None
     from tokenizers import Tokenizer
 
-    found, written = json.loads(backend.to_str()), json.loads(file.read_text(encoding="utf-8"))
+    found = json.loads(backend.to_str())
     if all(found.get(part) == written.get(part) for part in ("normalizer", "pre_tokenizer")):
         return None
     own = Tokenizer.from_file(str(file))
@@ -54,16 +94,16 @@ def name_plain_class(folder: Path) -> None:
     the source's own code.
     """
     path = folder / SETTINGS
+    if not path.is_file() or not (folder / "tokenizer.json").is_file():
+        return
     try:
         settings = read_json(path)
-        if not (folder / "tokenizer.json").is_file() or settings.get("tokenizer_class") == PLAIN_CLASS:
+        if not isinstance(settings, dict) or settings.get("tokenizer_class") == PLAIN_CLASS or "auto_map" in settings:
             return
-        if settings.get("auto_map"):
-            return
-        named = _load(folder)
-    except (MlxmathError, OSError, ValueError, KeyError, TypeError, AttributeError, ImportError):
+        named, name = opened(folder, lambda: of_transformers(folder))
+    except MlxmathError:
         return  # whoever reads the folder is told what is wrong with it
-    if keep_cuts(named, folder) is None:
+    if name is None:
         return
     own = {name: getattr(named, name) for name in (*_TOKENS, *_BEHAVIOUR) if getattr(named, name, None) is not None}
     bos, eos = (getattr(named, f"{name}_token", None) for name in ("bos", "eos"))
@@ -73,8 +113,9 @@ def name_plain_class(folder: Path) -> None:
     for more in ({}, ends):
         _write(path, {**own, **settings, **more, "tokenizer_class": PLAIN_CLASS})
         try:
-            differing = _differing(named, _load(folder))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            with foreign("", ""):
+                differing = _differing(named, of_transformers(folder))
+        except MlxmathError:
             differing = ["all"]
         if not differing:
             say(
@@ -85,10 +126,11 @@ def name_plain_class(folder: Path) -> None:
     _write(path, settings)
 
 
-def _load(folder: Path) -> Any:
+def of_transformers(folder: Path, trust_remote_code: bool = False) -> Any:
+    """As transformers loads it, without network; for `opened`."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
 
 
 def _differing(named: Any, plain: Any) -> list[str]:

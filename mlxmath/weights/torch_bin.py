@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from mlxmath.errors import MlxmathError
-from mlxmath.weights.tensors import TensorRef, place_tensor
+from mlxmath.weights.tensors import TensorRef, pieces, place_tensor
 from mlxmath.weights.torch_pickle import ITEMSIZE, StateDictUnpickler, Tensor
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
@@ -114,6 +114,21 @@ def checksum_error(path: Path, entry: str) -> MlxmathError:
         f"{path} is damaged: the checksum (CRC-32) of its entry {entry} is not the one that the archive records; "
         "download it again."
     )
+
+
+def check_storages(path: Path, storages: Mapping[str, Region]) -> None:
+    """Compare what a file's storages hold with the archive's checksums. They are read; for small files.
+
+    Raises:
+        MlxmathError: one has changed since it was written.
+    """
+    checksums = dict.fromkeys(storages, 0)
+    for key, data in pieces(path, {key: (region.start, region.size) for key, region in storages.items()}):
+        if key is not None:
+            checksums[key] = zlib.crc32(data, checksums[key])
+    for key, region in storages.items():
+        if region.crc not in (0, checksums[key]):
+            raise checksum_error(path, f"data/{key}")
 
 
 def _stored_entry(path: Path, file: BinaryIO, entry: zipfile.ZipInfo | None, name: str) -> Region:

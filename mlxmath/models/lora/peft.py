@@ -26,7 +26,7 @@ from mlxmath.models.lora.targets import Layer, linear_layers
 from mlxmath.weights.dtypes import FLOATING
 from mlxmath.weights.safetensor import open_safetensors
 from mlxmath.weights.tensors import TensorRef
-from mlxmath.weights.torch_bin import open_torch
+from mlxmath.weights.torch_bin import check_storages, open_torch
 
 _NAME = re.compile(
     r"(?:base_model\.model\.)?(.{1,300})\.(lora_A|lora_B|lora_magnitude_vector)(?:\.default)?(?:\.weight)?"
@@ -60,7 +60,12 @@ def read_peft(folder: Path, model: nn.Module) -> tuple[PeftConfig, list[Adapted]
     path = weights_path(folder)
     if path is None:
         raise MlxmathError(f"{folder} holds no adapter: {WEIGHTS[0]} is missing.")
-    tensors = open_torch(path).tensors if path.suffix == ".bin" else open_safetensors(path)
+    if path.suffix == ".bin":
+        opened = open_torch(path)
+        check_storages(path, opened.storages)
+        tensors = opened.tensors
+    else:
+        tensors = open_safetensors(path)
     layers = _layers(model)
     problems: list[str] = []
     parts: dict[str, dict[str, TensorRef]] = {}
