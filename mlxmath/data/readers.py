@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from mlxmath.errors import MlxmathError
+from mlxmath.errors import MlxmathError, foreign
 from mlxmath.runtime.files import parse_json
 
 Row = dict[str, Any]
@@ -227,7 +227,10 @@ def _table(path: Path) -> Rows:
 
     def read(used: tuple[str, ...]) -> Iterator[Row]:
         for batch in itertools.islice(opened(used), 1, None):
-            yield from batch.to_pylist()
+            with foreign(f"{path} is damaged", "Fetch it or write it again."):
+                batch.validate(full=True)  # places and characters, which pyarrow takes as they are
+                rows = batch.to_pylist()
+            yield from rows
 
     found = opened(())
     schema = next(found)
