@@ -212,7 +212,7 @@ def _table(path: Path) -> Rows:
                     yield file.schema_arrow
                     yield from file.iter_batches(1000, columns=wanted(file.schema_arrow))
                 return
-            with pa.memory_map(str(path)) as source:
+            with pa.OSFile(str(path)) as source:  # a map of a file that is cut short would end the process
                 try:
                     file = pa.ipc.open_file(source)
                     batches = map(file.get_batch, range(file.num_record_batches))

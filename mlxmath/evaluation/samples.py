@@ -7,6 +7,7 @@ never counted.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -188,12 +189,28 @@ def _is_whole(settings: Any) -> bool:
         _holds(settings, format=int, contestants=list, benchmarks=list, device=dict, samples=int, shots=int,
                temperature=float | int, seed=int, template=str, retrieve=str | None, mlxmath=str)
         and settings["format"] in _REPORTED
+        and settings["samples"] >= 1
         and settings["contestants"]
         and all(_holds(one, label=str, fingerprint=str, against=str | None) for one in settings["contestants"])
         and all(_holds(one, name=str) for one in settings["benchmarks"])
         and _holds(settings["device"], name=str, dtype=str)
         and {c["against"] for c in settings["contestants"]} <= {None, *(c["label"] for c in settings["contestants"])}
+        and (not settings.get("vote") or _can_vote(settings))
     )  # fmt: skip
+
+
+def _can_vote(settings: Mapping[str, Any]) -> bool:
+    """Whether who votes is among the contestants, each with a weight or none."""
+    voters, weights = settings.get("voters"), settings.get("weights") or []
+    return (
+        settings["vote"] in ("equal", "weighted")
+        and isinstance(voters, list)
+        and len(voters) > 1
+        and all(voter in [contestant["label"] for contestant in settings["contestants"]] for voter in voters)
+        and isinstance(weights, list)
+        and len(weights) in (0, len(voters))
+        and all(type(weight) in (int, float) and 0 < weight < math.inf for weight in weights)
+    )
 
 
 def _holds(value: Any, **kinds: Any) -> bool:
