@@ -104,6 +104,10 @@ def judged(call: Callable[[], object], watch: Watch, num_bytes: int, limit_s: fl
             except MlxmathError as error:
                 fail(str(error))
                 verdict = Outcome("refused", type(error).__name__, str(error))
+            except OSError as error:  # what the system says of a file, which commands pass on as a line
+                if error.strerror is None:
+                    raise
+                verdict = Outcome("refused", "OSError")
         signal.setitimer(signal.ITIMER_PROF, 0)
     except OutOfTime as error:
         verdict = Outcome("failed", f"more than {limit_s:g} s", _frames(error))
