@@ -32,7 +32,7 @@ for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", "MPLBACKEND": "agg"}
 
 from benchmarks.common import command_line, machine, save_json, show_table
-from benchmarks.fuzzing.children import Job, Outcome, Watch, in_child, judged, line, tried
+from benchmarks.fuzzing.children import SILENCE_S, Job, Outcome, Watch, in_child, judged, line, tried
 from benchmarks.fuzzing.formats import Format, attempt, attempt_by_command, make, put_original
 
 SUBJECT = "command lines"
@@ -197,7 +197,7 @@ def run(options: argparse.Namespace, originals: Path) -> int:
         if not share or not total:
             continue
         table = tables[title] = Table(options.log)
-        for job, outcome in tried(jobs_of(share, total, options.seed), attempt_one, options.workers):
+        for job, outcome in tried(jobs_of(share, total, options.seed), attempt_one, options.workers, SILENCE_S * 4):
             table.add(job, outcome)
         show_table(title, ["subject", "tried", "refused", "accepted", "failed", "slowest"], table.rows())
         for subject, kinds in table.kinds.items():

@@ -29,8 +29,8 @@ from mlxmath.runtime.console import fail, shown
 
 LIMIT_S = 10.0
 """Of processor time, for one input."""
-GRACE_S = 50.0
-"""Of waiting beyond that, after which a child is ended from outside."""
+SILENCE_S = 180.0
+"""After which a child is ended from outside; a busy machine is no failure."""
 MEMORY_BYTES = 500 << 20
 """Beyond what a child begins with; or twice the input, if that is more."""
 ADDRESSES_BYTES = 4 << 30
@@ -165,19 +165,20 @@ Attempt = Callable[[Job, Path, Watch], Outcome]
 class _Child:
     """A process that tries inputs; it has one of them at a time."""
 
-    def __init__(self, attempt: Attempt, may: frozenset[str]) -> None:
+    def __init__(self, attempt: Attempt, silence_s: float) -> None:
+        self.silence_s = silence_s
         self.folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
         self.pipe, theirs = multiprocessing.Pipe()
         self.job: Job | None = None
         self.left, self.deadline = PER_CHILD, 0.0
         self.process = multiprocessing.get_context("fork").Process(
-            target=_serve, args=(theirs, attempt, self.folder, may), daemon=True
+            target=_serve, args=(theirs, attempt, self.folder), daemon=True
         )
         self.process.start()
         theirs.close()
 
     def give(self, job: Job) -> None:
-        self.job, self.deadline, self.left = job, time.monotonic() + LIMIT_S + GRACE_S, self.left - 1
+        self.job, self.deadline, self.left = job, time.monotonic() + self.silence_s, self.left - 1
         self.pipe.send(job)
 
     def end(self) -> None:
@@ -187,7 +188,7 @@ class _Child:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _serve(pipe: Connection, attempt: Attempt, folder: Path, may: frozenset[str]) -> None:
+def _serve(pipe: Connection, attempt: Attempt, folder: Path) -> None:
     def late(*_: object) -> None:
         raise OutOfTime
 
@@ -204,7 +205,7 @@ def _serve(pipe: Connection, attempt: Attempt, folder: Path, may: frozenset[str]
         resource.setrlimit(resource.RLIMIT_AS, (taken + ADDRESSES_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.setrecursionlimit(1000)
-    watch = Watch(folder, may)
+    watch = Watch(folder)
     while True:
         try:
             job = pipe.recv()
@@ -223,7 +224,7 @@ def _serve(pipe: Connection, attempt: Attempt, folder: Path, may: frozenset[str]
 
 
 def tried(
-    jobs: Iterable[Job], attempt: Attempt, workers: int = 2, may: frozenset[str] = frozenset()
+    jobs: Iterable[Job], attempt: Attempt, workers: int = 2, silence_s: float = SILENCE_S
 ) -> Iterator[tuple[Job, Outcome]]:
     """Try inputs in forked children; what became of each, as they end."""
     waiting = iter(jobs)
@@ -231,7 +232,7 @@ def tried(
     try:
         while True:
             for job in waiting if len(children) < workers else ():
-                children.append(_Child(attempt, may))
+                children.append(_Child(attempt, silence_s))
                 children[-1].give(job)
                 if len(children) == workers:
                     break
@@ -251,7 +252,7 @@ def tried(
                 child.end()
                 children.remove(child)
                 if following is not None:
-                    children.append(_Child(attempt, may))
+                    children.append(_Child(attempt, silence_s))
                     children[-1].give(following)
     finally:
         for child in children:

@@ -102,6 +102,9 @@ def test_how_answers_were_decoded_is_kept_over_a_resumption(tmp_path: Path) -> N
         {"contestants": [{"label": ["a"], "fingerprint": "x", "against": None}]}, {"benchmarks": {}},
         {"contestants": [{"label": "a", "fingerprint": "x", "against": "nobody"}]}, {"device": {"name": 3}},
         {"benchmarks": [{}]}, {"temperature": None}, {"format": 1}, {"samples": True},
+        {"samples": 0}, {"vote": "loud"}, {"vote": "equal"}, {"vote": "equal", "voters": ["base", "nobody"]},
+        {"vote": "equal", "voters": ["base", "base"], "weights": [1.0]}, {"vote": ["equal"]},
+        {"vote": "weighted", "voters": ["base", "base"], "weights": [1.0, "2"]},
     ],
 )  # fmt: skip
 def test_damaged_settings_are_one_error(tmp_path: Path, change: dict[str, object]) -> None:
