@@ -1,6 +1,6 @@
 """Does a damaged or hostile file, or a wild command line, ever get more than one clear line?
 
-    python benchmarks/fuzz.py [--inputs 20000] [--command-lines 3000] [--only GGUF] [--seed 0] [--workers 2]
+    python benchmarks/fuzz.py [--inputs 20000] [--command-lines 3000] [--only GGUF] [--seed 0 [--add]] [--workers 2]
 
 Every format that mlxmath reads is damaged again and again (`benchmarks/fuzzing/`), and read by the functions that the
 commands call, in forked children; a few inputs of each by the commands themselves. Accepted, or refused with one line
@@ -14,6 +14,7 @@ input is in the JSON: counts alone, and where in mlxmath a failure arose.
 
 import argparse
 import importlib
+import json
 import os
 import platform
 import sys
@@ -35,6 +36,7 @@ from benchmarks.common import command_line, machine, save_json, show_table
 from benchmarks.fuzzing.children import SILENCE_S, Job, Outcome, Watch, in_child, judged, line, tried
 from benchmarks.fuzzing.formats import Format, attempt, attempt_by_command, make, put_original
 
+VERDICTS = ("refused", "accepted", "failed")
 SUBJECT = "command lines"
 MODULES = ("weights", "adapters", "rows", "runs", "texts")
 COMMANDS_SHARE = 0.02
@@ -111,11 +113,15 @@ def jobs_of(shares: Mapping[str, float], total: int, seed: int) -> Iterator[Job]
 class Table:
     """What was tried, and what became of it."""
 
-    def __init__(self, log: Path | None) -> None:
+    def __init__(self, log: Path | None, before: Mapping[str, Any]) -> None:
+        self.log = log
         self.counts: dict[str, Counter[str]] = defaultdict(Counter)
         self.kinds: dict[str, Counter[str]] = defaultdict(Counter)
         self.slowest: dict[str, float] = defaultdict(float)
-        self.log = log
+        for name, found in before.items():
+            self.counts[name].update({verdict: found[verdict] for verdict in VERDICTS})
+            self.kinds[name].update(found["failures"])
+            self.slowest[name] = found["slowest_seconds"]
 
     def add(self, job: Job, outcome: Outcome) -> None:
         self.counts[job.subject][outcome.verdict] += 1
@@ -128,7 +134,7 @@ class Table:
 
     def rows(self) -> list[list[str]]:
         return [
-            [name, f"{count.total():,}", *(f"{count[verdict]:,}" for verdict in ("refused", "accepted", "failed")),
+            [name, f"{count.total():,}", *(f"{count[verdict]:,}" for verdict in VERDICTS),
              f"{self.slowest[name]:.1f} s"]
             for name, count in self.counts.items()
         ]  # fmt: skip
@@ -139,7 +145,7 @@ class Table:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            name: {"tried": count.total(), **{verdict: count[verdict] for verdict in ("refused", "accepted", "failed")},
+            name: {"tried": count.total(), **{verdict: count[verdict] for verdict in VERDICTS},
                    "slowest_seconds": round(self.slowest[name], 2), "failures": dict(self.kinds[name])}
             for name, count in self.counts.items()
         }  # fmt: skip
@@ -152,6 +158,7 @@ def main() -> None:
     parser.add_argument("--command-lines", type=int, default=3000)
     parser.add_argument("--only", action="append", default=[], metavar="NAME[:NUMBER]")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--add", action="store_true", help="add to what is in --out (with another --seed)")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--log", type=Path, help="failures with all that is known of them, a line each")
     parser.add_argument("--keep", type=Path, help="with --only NAME:NUMBER, write its files there")
@@ -186,17 +193,19 @@ def run(options: argparse.Namespace, originals: Path) -> int:
         raise SystemExit("\n".join(wrong))
     shares = {name: form.share for name, form in forms.items()}
     commands = {name: form.share for name, form in forms.items() if form.command}
-    tables: dict[str, Table] = {}
+    before: dict[str, Any] = json.loads(options.out.read_text()) if options.add and options.out.exists() else {}
+    titles = ("inputs", "inputs, by the command", "command lines", "command lines, a process each")
+    tables = {title: Table(options.log, before[title]) for title in titles if title in before}
     for title, attempt_one, share, total in (
-        ("inputs", trials.read, shares, options.inputs),
-        ("inputs, by the command", trials.by_command, commands, round(options.inputs * COMMANDS_SHARE)),
-        ("command lines", trials.line, {SUBJECT: 1.0} if lines else {}, options.command_lines),
-        ("command lines, a process each", trials.process, {SUBJECT: 1.0} if lines else {},
+        (titles[0], trials.read, shares, options.inputs),
+        (titles[1], trials.by_command, commands, round(options.inputs * COMMANDS_SHARE)),
+        (titles[2], trials.line, {SUBJECT: 1.0} if lines else {}, options.command_lines),
+        (titles[3], trials.process, {SUBJECT: 1.0} if lines else {},
          round(options.command_lines * PROCESSES_SHARE)),
     ):  # fmt: skip
         if not share or not total:
             continue
-        table = tables[title] = Table(options.log)
+        table = tables.setdefault(title, Table(options.log, {}))
         for job, outcome in tried(jobs_of(share, total, options.seed), attempt_one, options.workers, SILENCE_S * 4):
             table.add(job, outcome)
         show_table(title, ["subject", "tried", "refused", "accepted", "failed", "slowest"], table.rows())
@@ -204,9 +213,12 @@ def run(options: argparse.Namespace, originals: Path) -> int:
             for kind, count in kinds.most_common():
                 print(f"{subject}: {kind}: {count}")
         found = {each: one.as_json() for each, one in tables.items()}
-        seconds = round(time.perf_counter() - start)
+        seconds = round(time.perf_counter() - start) + before.get("seconds", 0)
         about = machine(("mlx", "mlx-lm", "numpy", "tokenizers", "transformers"))
-        save_json(options.out, {**found, "seed": options.seed, "seconds": seconds, "machine": about})
+        save_json(
+            options.out,
+            {**found, "seeds": [*before.get("seeds", []), options.seed], "seconds": seconds, "machine": about},
+        )
     return any(table.num_failed for table in tables.values())
 
 

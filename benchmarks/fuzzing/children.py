@@ -70,16 +70,16 @@ class Watch:
     """Events that are part of what is tried."""
 
     def __post_init__(self) -> None:
-        self.seen: list[str] = []
+        self.seen: list[tuple[str, str]] = []
         sys.addaudithook(self._note)
 
     def _note(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event in _ELSEWHERE and event not in self.may:
-            self.seen.append(f"{event} {str(arguments)[:200]}")
+            self.seen.append((event, str(arguments)[:200]))
         elif event == "open" and isinstance(arguments[1], str) and arguments[1][:1] in "wax+":
             path = str(Path(os.fsdecode(arguments[0])).absolute()) if isinstance(arguments[0], str | bytes) else ""
             if path and not path.startswith((str(self.folder), "/dev/", "/proc/")):
-                self.seen.append(f"writes {path}")
+                self.seen.append(("writes elsewhere", path))
 
 
 class _Terminal(io.StringIO):
@@ -126,9 +126,9 @@ def judged(call: Callable[[], object], watch: Watch, num_bytes: int, limit_s: fl
         if canary.exists():
             canary.unlink()
             wrong.append("code ran")
-    wrong += watch.seen[:1]
+    wrong += [event for event, _ in watch.seen[:1]]
     if wrong and verdict.verdict != "failed":
-        verdict = Outcome("failed", wrong[0], f"{verdict.detail[:500]}\n{said.getvalue()[-500:]}")
+        verdict = Outcome("failed", wrong[0], f"{watch.seen[:3]} {verdict.detail[:500]}\n{said.getvalue()[-500:]}")
     return verdict._replace(seconds=seconds)
 
 
