@@ -138,7 +138,8 @@ def _wrong(said: str, verdict: Outcome) -> Iterator[str]:
         yield "the word defect"
     if "Traceback (most recent call last)" in said:
         yield "a traceback"
-    if any(not (c.isprintable() or c in "\n\t") for c in said.rpartition("error: ")[2]):
+    _, is_error, told = said.rpartition("error: ")
+    if is_error and any(not (c.isprintable() or c in "\n\t") for c in told):
         yield "a control character"
     if verdict.verdict == "refused" and len(verdict.detail) > _LONGEST_LINE:
         yield "an endless line"
