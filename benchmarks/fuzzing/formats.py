@@ -25,7 +25,6 @@ class Format:
         command: the command line that reads it, in that folder; tried on a few inputs.
         share: how many inputs there are of it, compared with others.
         carried: the file is no format of anybody's: it holds what is given to a function (and is always whole).
-        may: Python's audit events that are part of reading it.
     """
 
     name: str
@@ -34,7 +33,6 @@ class Format:
     read: Callable[[Path], object]
     command: tuple[str, ...] = ()
     share: float = 1.0
-    may: frozenset[str] = frozenset()
     carried: bool = False
 
 
@@ -70,7 +68,6 @@ def make(form: Format, seed: int, original: Path, folder: Path) -> int:
 def attempt(form: Format, job: Job, originals: Path, folder: Path, watch: Watch) -> Outcome:
     """Make an input and read it."""
     num_bytes = make(form, job.seed, originals / form.name, folder)
-    watch.may = form.may
     return judged(lambda: form.read(folder), watch, num_bytes)
 
 
