@@ -45,7 +45,7 @@ class Finished(NamedTuple):
     stderr: str
 
 
-def run(folder: Path, name: str, *arguments: str, stdin: str = "") -> Finished:
+def run(folder: Path, name: str, *arguments: str, stdin: str | bytes = "") -> Finished:
     """Run a command to its end in `folder`, within this process."""
     main = importlib.import_module(name if "." in name else f"mlxmath.commands.{name.replace('-', '_')}").main
     paths, modules = sys.path[:], set(sys.modules)

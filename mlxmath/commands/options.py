@@ -157,8 +157,7 @@ class Command(click.Command):
         try:
             rest = super().parse_args(ctx, args)
         except click.UsageError as error:
-            error.message = shortened(error.message)
-            raise
+            raise click.UsageError(shortened(error.format_message()), error.ctx) from None
         for param in self.params:
             value = ctx.params.get(param.name or "")
             if isinstance(value, int | float) and not abs(value) < 1 << 63:
@@ -207,6 +206,8 @@ def _explained(error: Exception) -> str:
     if isinstance(error, OSError):
         what = str(error) if error.strerror is None else f"{error.filename or 'a file'}: {error.strerror}"
         return f"{what}; give another file or folder, or make this one usable."
+    if isinstance(error, UnicodeError):
+        return f"a text is not UTF-8 ({error}); write it anew in UTF-8."
     return f"{type(error).__name__}: {error} (this is a defect in mlxmath; --verbose shows where)"
 
 

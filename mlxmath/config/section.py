@@ -19,6 +19,8 @@ S = TypeVar("S", bound=BaseModel)
 DEMO = "demo"
 """The bundled model, and its problems."""
 
+_MOST_LINES = 1000
+"""In longer files a place is not looked for, since they are read once up to each line."""
 _PASSWORD = re.compile(r"//[^/@\s]+@")
 _QUERY = re.compile(r"(://[^\s?]*\?)\S+")
 """Of a URL; keys stand there too."""
@@ -183,9 +185,9 @@ def line_of(text: str, place: Sequence[str | int]) -> int | None:
         text: a whole TOML file.
         place: the keys and indexes that lead to the value.
     """
-    if not place:
-        return None
     lines, begins = text.split("\n"), 1
+    if not place or len(lines) > _MOST_LINES:
+        return None
     for end in range(1, len(lines) + 1):
         try:
             value: Any = parse_toml("\n".join(lines[:end]))

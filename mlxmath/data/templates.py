@@ -238,9 +238,12 @@ def recorded_template(record: Mapping[str, Any], where: Path) -> Template | None
     Raises:
         InputError: the file names a template that does not exist or is none.
     """
+    name = record.get("template") or ""
+    if not isinstance(name, str) or len(name) > 200:
+        raise InputError(f"{where}: template: expected a template's name; found {name!r}")
     if definition := record.get("template_definition"):
-        return _make(str(record.get("template", "")), _checked(check_section(Definition, definition, where), where))
-    return get_template(str(record["template"])) if record.get("template") else None
+        return _make(name, _checked(check_section(Definition, definition, where), where))
+    return get_template(name) if name else None
 
 
 def own_template(tokenizer: Any, recorded: Template | None, otherwise: Template) -> Template:

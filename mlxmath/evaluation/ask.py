@@ -16,6 +16,7 @@ from mlxmath.config.methods import EvaluationConfig
 from mlxmath.config.schema import RuntimeConfig
 from mlxmath.data.codec import load_tokenizer
 from mlxmath.data.templates import Template
+from mlxmath.errors import InputError
 from mlxmath.evaluation.benchmarks import Item, LoadedBenchmark
 from mlxmath.evaluation.contestants import Contestant
 from mlxmath.evaluation.progress import Progress
@@ -35,6 +36,9 @@ from mlxmath.models.served import Served
 from mlxmath.runtime.console import counted, say, warn
 from mlxmath.runtime.device import Backend, DeviceInfo
 from mlxmath.weights.manifest import read_fingerprint
+
+_MOST_CONTEXTS = 8
+"""A prompt that is longer than so many of the model's contexts is a mistake; of a shorter one people are warned."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ def make_entry(
     """Write the prompts of a contestant that has its template; see `mlxmath.evaluation.contestants.with_templates`.
 
     Raises:
+        InputError: a prompt is many times as long as the model's context.
         MlxmathError: its model or adapter is missing, or its tokenizer does not load.
     """
     assert contestant.template is not None
@@ -78,6 +83,8 @@ def make_entry(
         item.id: prompts.encode(item.question, benchmark.kind) for benchmark in benchmarks for item in benchmark.items
     }
     limit = context_of(contestant.model)
+    if limit is not None and (longest := max(map(len, ids.values()), default=0)) > _MOST_CONTEXTS * limit:
+        raise InputError(f"--benchmark: a prompt has {longest:,} tokens, where the model's context ends at {limit:,}")
     if limit is not None and (num_long := sum(len(each) >= limit for each in ids.values())):
         warn(f"{counted(num_long, 'prompt')} of {contestant.label} exceed the model's context ({limit:,} tokens)")
     seeded = {"seed": seed} if settings.temperature > 0 else {}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxmath.data.render import adds_bos
-from mlxmath.errors import InputError
+from mlxmath.errors import InputError, foreign
 from mlxmath.runtime.files import read_json
 from mlxmath.weights.gguf_cuts import PRE_TOKENIZERS, Cuts
 
@@ -136,7 +136,8 @@ def _pre(content: Mapping[str, Any], path: Path) -> str:
     """llama.cpp's name of the way in which a tokenizer cuts text: the one that cuts the same texts alike."""
     from tokenizers import Tokenizer, normalizers
 
-    own = Tokenizer.from_file(str(path))
+    with foreign(f"{path} cannot be read", "Take it from the model's source again."):
+        own = Tokenizer.from_file(str(path))
     own_cuts = [_cut(own.normalizer, own.pre_tokenizer, probe) for probe in _PROBES]
     whole_words = bool(content["model"].get("ignore_merges"))
     names = sorted(PRE_TOKENIZERS, key=lambda name: _PREFERRED.index(name) if name in _PREFERRED else len(_PREFERRED))

@@ -187,7 +187,7 @@ def _end_tokens(path: Path) -> set[int]:
     record: Any = read_json(path)
     found = record.get("eos_token_id") if isinstance(record, dict) else record
     numbers = [] if found is None else found if isinstance(found, list) else [found]
-    if not isinstance(record, dict) or not all(type(number) is int and number >= 0 for number in numbers):
+    if not isinstance(record, dict) or not all(type(number) is int and 0 <= number < 1 << 31 for number in numbers):
         raise MlxmathError(
             f"{path}: eos_token_id: expected the number of a token or a list of such numbers, found "
             f"{str(found)[:60]!r}; correct it, or take the model's folder from its source again."

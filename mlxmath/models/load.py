@@ -23,6 +23,7 @@ from mlxmath.runtime.files import read_json
 from mlxmath.weights.architecture import probe
 from mlxmath.weights.configuration import check_claims
 from mlxmath.weights.hub import open_weights
+from mlxmath.weights.layout import check_called
 from mlxmath.weights.manifest import FILE_NAME, verify
 from mlxmath.weights.tensors import TensorRef
 
@@ -73,6 +74,7 @@ def load_model(folder: Path, dtype: str, *, lazy: bool = False) -> Loaded:
             f"{folder} does not load, since its weights are not those of the model that config.json describes. Tensors "
             f"{'; '.join(built.problems)}. {_advice(folder)}"
         )
+    check_called(built, config, folder)
     model = built.model
     model.__class__ = type(model).__mro__[1]  # mlx_lm's own
     if not hasattr(model, "_no_grad"):  # RecurrentGemma's class in mlx_lm leaves out what every module has

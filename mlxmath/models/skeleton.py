@@ -21,17 +21,22 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from mlxmath.errors import MlxmathError, foreign
 from mlxmath.models.blocks import kinds_of, path_of_blocks
 from mlxmath.models.lora.layers import EXPERTS, AdapterLayer
+from mlxmath.runtime.console import size
 from mlxmath.runtime.device import machine_memory_bytes
 from mlxmath.weights.architecture import explained
 from mlxmath.weights.configuration import known_type, translate
 from mlxmath.weights.packing import AFFINE, FLOATS, Packing
 
 _LIMITS = {
-    r"layers?$|blocks$|^depth$|^n_layer": 10_000,
-    r"experts|heads|^n_head": 100_000,
-    r"size$|dim$|rank$": 1 << 30,
+    r"layers?$|blocks$|^depth$|^n_layer": 2_000,
+    r"experts|heads|^n_head": 20_000,
+    r"vocab_size": 1 << 23,
+    r"intermediate_size$|ffn|^d_ff$": 1 << 20,
+    r"^(hidden_size|d_model|n_embd|dim|model_dim|head_dim)$": 1 << 17,
+    r"size$|dim$|rank$": 1 << 24,
 }
-"""Names of whole numbers in config.json, and the most that one can be: a hundred times what any model has."""
+"""Names of whole numbers in config.json, and the most that one can be: some ten times what any model has. A pass is
+tried, so that what is absurd would take memory; the first that fits counts."""
 
 
 def skeleton(config: Mapping[str, Any], dtype: str, packing: Packing | None = None) -> nn.Module:
@@ -182,6 +187,9 @@ _LARGE = 1 << 28
 _SHARE = 1 / 8
 """Of the machine's memory that a block's weights may take. Of larger ones, one row of each matrix stands for all."""
 
+_LARGEST_TRIED = 1 << 30
+"""Bytes of a matrix. A product with a larger one would take that much, whatever stands for its rows (a model of 405
+billion parameters: 3.5 GB)."""
 _DEVIATION = 0.02
 """Of weights."""
 _SCALES = {"mxfp4": 120, "mxfp8": 122, "nvfp4": 4}
@@ -191,19 +199,25 @@ _BELOW_2 = 0xBFBFBFBF
 
 
 def embody(model: nn.Module, vocab_size: int) -> None:
-    """Give weights to one block of each kind, which the others of that kind share, and to what is not in blocks."""
+    """Give weights to one block of each kind, which the others of that kind share, and to what is not in blocks.
+
+    Raises:
+        MlxmathError: a block is too large to be tried.
+    """
     blocks, path = model.layers, path_of_blocks(model) + "."
     first: dict[Hashable, nn.Module] = {}
     for kind, block in zip(kinds_of(blocks), blocks, strict=True):
         if kind not in first:
             first[kind] = block
-            own_bytes = sum(
+            sizes = [
                 array.nbytes // (len(array) if isinstance(module, EXPERTS) else 1)
                 for module in block.modules()
                 for array in own_arrays(module).values()
-            )
+            ]
+            if (largest := max([*sizes, *map(unpacked_bytes, block.modules())])) > _LARGEST_TRIED:
+                raise MlxmathError(f"one of its matrices alone takes {size(largest)}")
             for module in block.modules():
-                _fill(module, in_full=own_bytes <= _SHARE * machine_memory_bytes())
+                _fill(module, in_full=sum(sizes) <= _SHARE * machine_memory_bytes())
         block.update(first[kind].parameters())
     for name, module in model.named_modules():
         if not name.startswith(path):

@@ -18,6 +18,8 @@ from mlxmath.weights.tensors import uncached
 SHARE = {"cpu": 0.6, "metal": 0.4, "cuda": 0.4}
 """Of the matrix products' rate, what a training step reaches (measured on a CPU; taken to be so on the others)."""
 _ROWS = 512
+_WIDEST = 8192
+"""Wider products are no faster, and a matrix of the largest models' would take gigabytes."""
 _MEASURE_S = 0.3
 _DISK_BYTES = 64 << 20
 
@@ -36,14 +38,15 @@ def flops_per_token(shape: ModelShape, config: RunConfig) -> float:
 def matmul_flops_per_s(shape: ModelShape, device: DeviceInfo) -> float:
     """FLOP/s of products of the feed-forward layers' sizes, measured for a moment."""
     dtype = getattr(mx, device.compute_dtype)
-    x = mx.random.normal((_ROWS, shape.hidden), key=mx.random.key(0)).astype(dtype)
-    weight = mx.random.normal((shape.hidden, shape.feed_forward), key=mx.random.key(1)).astype(dtype)
+    hidden, inner = min(shape.hidden, _WIDEST), min(shape.feed_forward, _WIDEST)
+    x = mx.random.normal((_ROWS, hidden), key=mx.random.key(0)).astype(dtype)
+    weight = mx.random.normal((hidden, inner), key=mx.random.key(1)).astype(dtype)
     mx.eval(x @ weight)
     count, start = 0, time.perf_counter()
     while (spent := time.perf_counter() - start) < _MEASURE_S:
         mx.eval(x @ weight)
         count += 1
-    return 2 * _ROWS * shape.hidden * shape.feed_forward * count / spent
+    return 2 * _ROWS * hidden * inner * count / spent
 
 
 def tokens_per_s(shape: ModelShape, config: RunConfig, device: DeviceInfo) -> float:

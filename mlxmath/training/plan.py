@@ -265,7 +265,7 @@ def parse_size(text: str) -> int:
     Raises:
         InputError: it is not a size.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?b)?\s*", text.lower())
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d+)?)\s*([kmgt]?b)?\s*", text.lower())
     if not match or not float(match[1]):
         raise InputError(f"--memory: expected a size such as 16GB, found {text!r}")
     return int(float(match[1]) * _UNITS[match[2] or ""] if match[2] != "b" else float(match[1]))

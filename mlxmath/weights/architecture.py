@@ -75,7 +75,7 @@ def _source_path(name: str) -> Path | None:
     spec = importlib.util.find_spec("mlx_lm")
     for root in spec.submodule_search_locations or () if spec is not None else ():
         path = Path(root) / "models" / f"{name}.py"
-        if re.fullmatch(r"[\w-]+", name) and path.is_file():
+        if re.fullmatch(r"[\w-]{1,100}", name) and path.is_file():
             return path
     return None
 

@@ -74,7 +74,7 @@ def plan_layout(config: dict[str, Any], tensors: Mapping[str, TensorRef], where:
                 failed = layout
                 break
             check_angles(translation.config, layout.built)
-            _check_called(layout.built, config, where)
+            check_called(layout.built, config, where)
             lost = left_out(layout.config, layout.tensors, layout.built)
             return replace(layout, notes=tuple(filter(None, (note, *layout.notes, lost))))
         failed = failed or layout
@@ -166,7 +166,7 @@ def check_built(config: dict[str, Any], tensors: Sequence[Declared], where: Path
         raise MlxmathError(f"{where}: mlx_lm cannot load this model quantized. Tensors {reason}.")
 
 
-def _check_called(built: Built, config: Mapping[str, Any], where: Path) -> None:
+def check_called(built: Built, config: Mapping[str, Any], where: Path) -> None:
     """Make sure that the model takes a text: some settings are looked at only then. Nothing is computed.
 
     Raises:

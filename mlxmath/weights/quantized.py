@@ -82,10 +82,11 @@ def stored(config: Mapping[str, Any]) -> Stored:
         return Stored(method, *_KNOWN[method])
     if method == "fp8":
         block = found.get("weight_block_size") or (_BLOCK, _BLOCK)
-        if len(block) == 2 and all(type(n) is int and n > 0 for n in block):
+        if isinstance(block, list | tuple) and len(block) == 2 and all(type(n) is int and n > 0 for n in block):
             powers = found.get("scale_fmt") == "ue8m0" and list(block) == [32, 32]
             return Stored(method, "packed", _MXFP8) if powers else Stored(method, "scaled", None, (block[0], block[1]))
     if method == "awq" and found.get("bits", 4) == 4 and str(found.get("version", "gemm")).lower() == "gemm":
+        _settings({"bits": 4, "group_size": found.get("group_size", 128)})
         return Stored(method, "rearranged", {"group_size": found.get("group_size", 128), "bits": 4, "mode": "affine"})
     if method == "bitnet":
         return Stored(method, "packed", dict(found))
@@ -102,14 +103,19 @@ def unreadable(method: str, settings: Mapping[str, Any] | None = None, why: str 
     )
 
 
+def _is_small(number: Any) -> bool:
+    """Whether it can be a count of bits, or of what they share a scale with."""
+    return type(number) is int and 0 < number <= 1 << 10
+
+
 def _settings(found: Any) -> dict[str, Any]:
     """MLX's own settings, checked."""
     if not isinstance(found, dict):
         raise InputError("config.json: its quantization is no table of settings; download the model again.")
     for table in (found, *found.values()):
         if isinstance(table, dict) and not (
-            type(table.get("bits", found.get("bits"))) is int
-            and type(table.get("group_size", found.get("group_size"))) is int
+            _is_small(table.get("bits", found.get("bits")))
+            and _is_small(table.get("group_size", found.get("group_size")))
             and table.get("mode", "affine") in MODES
         ):
             raise InputError(
@@ -128,9 +134,11 @@ def _groups(found: Mapping[str, Any]) -> tuple[int, int] | None:
         if not isinstance(table, dict) or table.get("num_bits", 8) != 8 or not table.get("symmetric", True):
             return None
         block = table.get("block_structure") or (1, table.get("group_size") or _BLOCK)
+        if not isinstance(block, list | tuple) or not all(type(n) is int and n > 0 for n in block):
+            return None
         sizes.add(tuple(block) if table.get("strategy") in ("block", "group") else (_BLOCK, _BLOCK))
     size = sizes.pop() if sizes else (_BLOCK, _BLOCK)
-    return size if not sizes and len(size) == 2 and all(type(n) is int and n > 0 for n in size) else None
+    return size if not sizes and len(size) == 2 else None
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,8 @@ def opened(folder: Path, load: Callable[[], T]) -> tuple[T, str | None]:
     written = files.get("tokenizer.json", {})
     _check_ids(folder / "tokenizer.json", written)
     with foreign(f"the tokenizer in {folder} cannot be loaded", "Take its files from the model's source again."):
-        tokenizer = load()
+        tokenizer: Any = load()
+        tokenizer.decode(tokenizer.encode("1"))  # some settings are looked at only then
         return tokenizer, _keep_cuts(tokenizer, folder / "tokenizer.json", written) if written else None
 
 

@@ -5,12 +5,14 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mlxmath.errors import InputError, MlxmathError, foreign, shortened
 from mlxmath.models.lora.peft import read_peft
+from mlxmath.models.skeleton import embody, skeleton
 from tests.commands.damage import (
     ADAPTER,
     CONFIG,
@@ -77,6 +79,8 @@ CASES = [
         for label, content, named in (
             ("that is deep", f"a = {DEEP}", "c.toml"),
             ("that is not UTF-8", b"[lora]\nrank = '\xff'", "c.toml"),
+            ("with a name of 100,000 parts", f"a{'.a' * 100_000} = 1", "c.toml"),
+            ("with 20,000 lines", "[lora]" + "\n" * 20_000 + "rank = 'x'", "lora.rank"),
             ("with 400 digits", f"[lora]\nrank = {DIGITS}", "lora.rank"),
             ("with 5,000 digits", f"[lora]\nrank = {MANY_DIGITS}", "c.toml"),
             ("with a name of a megabyte", f"[lora]\n{MEGABYTE} = 1", "c.toml"),
@@ -113,6 +117,8 @@ CASES = [
             ("quantization", {"bits": 10**30, "group_size": 64}, 2),
         )
     ),
+    Case("config.json for plan: hidden_size of 400 digits", changed("source/config.json", hidden_size=10**400), PLAN, 1,
+         "hidden_size"),
     *(  # a tokenizer's files
         Case(f"{name.partition('/')[2]}: {content[:20]!r}", put(name, content), INFER, 1, "mlx_model")
         for name in (TOKENIZER, SETTINGS)
@@ -131,7 +137,7 @@ CASES = [
     *(
         Case(f"tokenizer_config.json: {name} {str(value)[:20]}", changed(SETTINGS, **{name: value}), INFER, 1,
              "mlx_model")
-        for name, value in (("bos_token", 5), ("model_max_length", "x"), ("chat_template", 5))
+        for name, value in (("model_max_length", "x"), ("tokenizer_class", [1]))
     ),
     Case("generation_config.json: deep", put("mlx_model/generation_config.json", DEEP), INFER, 1, "generation_config"),
     *(  # adapter_config.json
@@ -145,8 +151,12 @@ CASES = [
         for name, value in (
             ("lora_parameters__rank", 10**400), ("lora_parameters__scale", 10**400), ("lora_parameters", []),
             ("lora_parameters__keys", [MEGABYTE]), ("num_layers", 10**400), ("fine_tune_type", []),
-            ("base_fingerprint", MEGABYTE), ("base_fingerprint", [1]), ("template", 5), ("template", MEGABYTE),
+            ("base_fingerprint", MEGABYTE), ("base_fingerprint", [1]),
         )
+    ),
+    *(
+        Case(f"adapter_config.json: template {str(value)[:20]}", changed(ADAPTER, template=value), TUNED, 2, ADAPTER)
+        for value in (5, MEGABYTE)
     ),
     *(
         Case(f"PEFT's adapter_config.json: {name[:20]} {str(value)[:20]}", of_peft(**{name: value}), TUNED, 1, ADAPTER)
@@ -208,8 +218,10 @@ def folder(tmp_path: Path, debug_run: Path, source: Path) -> Path:
 
 
 def contents(folder: Path) -> Mapping[Path, tuple[int, int]]:
-    """All files, with what tells that one was written."""
-    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
+    """All files, with what tells that one was written; but for the cache of tokens, which is good for the next run."""
+    return {
+        path: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*") if "cache" not in path.parts
+    }
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.label for case in CASES])
@@ -237,6 +249,42 @@ def test_a_row_of_5000_digits_ends_nothing(folder: Path) -> None:
         folder, "evaluate", "--no-adapter", "--benchmark", "rows.jsonl", "--max-tokens", "2", "--results-path", "r"
     )
     assert result.returncode == 0, result.stderr[-1_000:]
+
+
+def test_a_prompt_that_is_not_utf8(folder: Path) -> None:
+    result = run(folder, *INFER[:2], stdin=b"\xff\xfe")
+    assert result.returncode == 1 and "not UTF-8" in result.stderr and "defect" not in result.stderr
+
+
+def test_a_problem_beyond_all_contexts(folder: Path) -> None:
+    put("rows.jsonl", json.dumps({"problem": "1 + 1 " * 20_000, "answer": "2"}) + "\n")(folder)
+    result = run(folder, "evaluate", "--no-adapter", "--benchmark", "rows.jsonl", "--results-path", "r")
+    assert result.returncode == 2 and "context ends at 1,024" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"hidden_size": 1 << 29},
+        {"vocab_size": 1 << 29},
+        {"num_hidden_layers": 9_999},
+        {"text_config": {"intermediate_size": 1 << 30}},
+        {"num_attention_heads": 99_999},
+    ],
+)
+def test_sizes_of_no_model_are_not_tried(sizes: dict[str, Any]) -> None:
+    """A model of them would take gigabytes, and minutes, of `plan`."""
+    with pytest.raises(MlxmathError, match=r"config\.json: expected .* to be at most"):
+        skeleton({"model_type": "llama", **sizes}, "float32")
+
+
+def test_matrices_of_gigabytes_are_not_tried() -> None:
+    """Of a model of 405 billion parameters one takes 3.5 GB."""
+    sizes = {"hidden_size": 16_384, "intermediate_size": 53_248, "num_hidden_layers": 2, "num_attention_heads": 128,
+             "num_key_value_heads": 8, "vocab_size": 128_256, "rms_norm_eps": 1e-5}  # fmt: skip
+    model = skeleton({"model_type": "llama", **sizes}, "float32")
+    with pytest.raises(MlxmathError, match=r"takes 3\.49 GB"):
+        embody(model, 128_256)
 
 
 def test_a_peft_adapter_of_another_bit(tmp_path: Path) -> None:

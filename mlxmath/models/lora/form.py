@@ -41,6 +41,8 @@ class Form:
         if kind not in ("lora", "dora", "full"):
             raise MlxmathError(f"{path}: fine_tune_type {kind!r} is not supported; expected lora, dora or full.")
         num_layers = _value(record, "num_layers", path, int, default=-1 if kind == "full" else None)
+        if not -1 <= num_layers < 1 << 20:
+            raise _senseless(path, "num_layers", "a whole number of blocks, or -1 for all", num_layers)
         if kind == "full":
             return cls(kind, num_layers)
         parameters = _value(record, "lora_parameters", path, dict)
