@@ -32,13 +32,21 @@ def _catches_all() -> None:
             continue
 
 
+class _EndlessError(MlxmathError):
+    def __init__(self) -> None:
+        super().__init__("9" * 10_000)
+
+    def __str__(self) -> str:
+        return "9" * 10_000
+
+
 READERS: dict[str, Callable[[], object]] = {
     "reads": lambda: None,
     "refuses": _raises(InputError("m.bin: expected a zip, found text.")),
     "raises": _raises(ValueError("x")),
     "says defect": lambda: say("ValueError (this is a defect in mlxmath)"),
     "steers": _raises(MlxmathError("m.bin: \x1b[2J")),
-    "never ends": _raises(MlxmathError("9" * 10_000)),
+    "never ends": _raises(_EndlessError()),
     "loops": _loops,
     "catches": _catches_all,
     "runs code": lambda: Path("canary").write_text(""),
