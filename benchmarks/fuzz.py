@@ -123,6 +123,7 @@ class Table:
             self.slowest[name] = found["slowest_seconds"]
 
     def add(self, job: Job, outcome: Outcome) -> None:
+        """Count an outcome; a failure goes into the log too."""
         self.counts[job.subject][outcome.verdict] += 1
         self.slowest[job.subject] = max(self.slowest[job.subject], outcome.seconds)
         if outcome.verdict == "failed":
@@ -132,6 +133,7 @@ class Table:
                     file.write(line(job, outcome) + "\n")
 
     def rows(self) -> list[list[str]]:
+        """For people."""
         return [
             [name, f"{count.total():,}", *(f"{count[verdict]:,}" for verdict in VERDICTS),
              f"{self.slowest[name]:.1f} s"]
@@ -140,9 +142,11 @@ class Table:
 
     @property
     def num_failed(self) -> int:
+        """Inputs that got something else than acceptance or a line."""
         return sum(count["failed"] for count in self.counts.values())
 
     def as_json(self) -> dict[str, Any]:
+        """For `--out`."""
         return {
             name: {"tried": count.total(), **{verdict: count[verdict] for verdict in VERDICTS},
                    "slowest_seconds": round(self.slowest[name], 2), "failures": dict(self.kinds[name])}

@@ -5,6 +5,7 @@ What a command needs to do little stands at the end of its line, where it counts
 
 import importlib
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 
 import click
 
+from benchmarks.common import REPOSITORY
 from benchmarks.fuzzing.children import Job, Outcome, Watch, judged
 from benchmarks.fuzzing.formats import put_original
 from benchmarks.fuzzing.invoking import COMMAND_LIMIT_S, MAY, WrongEndError, check, invoke
@@ -180,10 +182,12 @@ def in_process(original: Path, job: Job, folder: Path, limit_s: float = 300.0) -
     put_original(original, folder)
     _add_loop(folder)
     encoded = [each.encode("utf-8", "surrogatepass") for each in arguments]  # some are no text
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a signal that is ignored here would be ignored there
     process = subprocess.Popen(
         [sys.executable, "-m", "mlxmath", *encoded], cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         output = process.communicate(timeout=_TIMED.get(arguments[0], limit_s))[0]
     except subprocess.TimeoutExpired:
