@@ -189,7 +189,7 @@ def in_process(original: Path, job: Job, folder: Path, limit_s: float = 300.0) -
     )  # fmt: skip
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        output = process.communicate(timeout=_TIMED.get(arguments[0], limit_s))[0]
+        output = process.communicate(timeout=5 * _TIMED[arguments[0]] if arguments[0] in _TIMED else limit_s)[0]
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)
         try:
