@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from mlxmath.errors import MlxmathError
+from mlxmath.errors import MlxmathError, library_errors
 from mlxmath.runtime.files import parse_json
 
 Row = dict[str, Any]
@@ -212,7 +212,7 @@ def _table(path: Path) -> Rows:
                     yield file.schema_arrow
                     yield from file.iter_batches(1000, columns=wanted(file.schema_arrow))
                 return
-            with pa.memory_map(str(path)) as source:
+            with pa.OSFile(str(path)) as source:  # a map of a file that is cut short would end the process
                 try:
                     file = pa.ipc.open_file(source)
                     batches = map(file.get_batch, range(file.num_record_batches))
@@ -227,7 +227,10 @@ def _table(path: Path) -> Rows:
 
     def read(used: tuple[str, ...]) -> Iterator[Row]:
         for batch in itertools.islice(opened(used), 1, None):
-            yield from batch.to_pylist()
+            with library_errors(f"{path} is damaged", "Fetch it or write it again."):
+                batch.validate(full=True)  # places and characters, which pyarrow takes as they are
+                rows = batch.to_pylist()
+            yield from rows
 
     found = opened(())
     schema = next(found)

@@ -29,6 +29,8 @@ from mlxmath.parsing import parse_json as parse_json
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})\.(?P<pid>\d+)\.[^.]+\.(?P<kind>tmp|old)")
 """Names of temporary files and folders: that of what they become, the host and the process that write them, something
 random."""
+_LONGEST_NAME = 255
+"""Bytes, on all file systems in use."""
 ABANDONED_S = 24 * 3600.0
 """What another host has not written to for so long is taken for abandoned: its processes cannot be looked up."""
 _writing: set[Path] = set()
@@ -97,8 +99,8 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 
 def atomic_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON in one step."""
-    atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write `value` as indented JSON in one step; half a character in a text, which has no bytes, as JSON's escape."""
+    atomic_write(path, f"{json.dumps(value, indent=2, ensure_ascii=False)}\n".encode("utf-8", "backslashreplace"))
 
 
 @contextmanager
@@ -256,8 +258,10 @@ def inside(folder: Path, name: str) -> Path:
     """`folder / name`, for a name read from a file: relative and without a way out.
 
     Raises:
-        MlxmathError: `name` is absolute or climbs out of `folder`.
+        MlxmathError: `name` is absolute or climbs out of `folder`, or no file can have it.
     """
+    if not name.isprintable() or any(len(part.encode()) > _LONGEST_NAME for part in name.split("/")):
+        raise MlxmathError(f"{folder} names the file {name!a:.200}, which can be no file's name; it is refused.")
     parts = PurePosixPath(name.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts or not parts.parts or ":" in parts.parts[0]:
         raise MlxmathError(f"{folder} names the file {name!r}, which lies outside the folder; it is refused.")

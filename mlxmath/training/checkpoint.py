@@ -19,7 +19,7 @@ from mlxmath.config.load import Resolved
 from mlxmath.config.schema import TrainingConfig
 from mlxmath.data.batching import StepBatch
 from mlxmath.errors import MlxmathError, OtherRunError
-from mlxmath.models.lora.adapter import WEIGHTS, load_weights, save_arrays, save_weights
+from mlxmath.models.lora.adapter import WEIGHTS, load_arrays, load_weights, save_arrays, save_weights
 from mlxmath.models.lora.inject import adapter_arrays
 from mlxmath.runtime.console import say, warn
 from mlxmath.runtime.files import atomic_folder, fits, link_or_copy, remove_folder, sha256
@@ -186,7 +186,7 @@ def with_recorded_targets(resolved: Resolved, checkpoint: Checkpoint | None) -> 
 def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: optim.Optimizer) -> None:
     """Put adapters, optimizer state and random state back."""
     load_weights(model, checkpoint.path / WEIGHTS)
-    arrays: dict[str, mx.array] = mx.load(str(checkpoint.path / _OPTIMIZER))
+    arrays = load_arrays(checkpoint.path / _OPTIMIZER)
     mx.random.state[0][:] = arrays.pop(_RANDOM)
     optimizer.state = tree_unflatten(list(arrays.items()))
     mx.eval(optimizer.state, mx.random.state)

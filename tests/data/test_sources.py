@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
@@ -135,6 +136,23 @@ def test_bad_files(tmp_path: Path, name: str, content: str | bytes, error: type[
     with pytest.raises(error, match=message) as caught:
         list(load_problems(config(tmp_path / name)))
     assert type(caught.value) is error
+
+
+def test_a_table_whose_texts_are_none(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    texts = [f"solution {number}" for number in range(5)]
+    table = pa.Table.from_pylist([{"problem": "q", "solution": text} for text in texts])
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as file:
+        file.write_table(table)
+    whole = (tmp_path / "a.arrow").read_bytes()
+    assert [problem.solution for problem in load_problems(config(tmp_path / "a.arrow"))] == texts
+    places = np.arange(6, dtype=np.int32) * len(texts[0])  # where each text begins
+    for old, new in ((b"solution 3", b"solution \xff"), (places.tobytes(), places[::-1].tobytes())):
+        assert old in whole
+        (tmp_path / "a.arrow").write_bytes(whole.replace(old, new))
+        with pytest.raises(MlxmathError, match=r"a\.arrow is damaged: ArrowInvalid: "):
+            list(load_problems(config(tmp_path / "a.arrow")))
 
 
 def test_malformed_line_far_down(tmp_path: Path) -> None:

@@ -112,6 +112,9 @@ def test_how_answers_were_decoded_is_kept_over_a_resumption(tmp_path: Path) -> N
         {"temperature": 10**400}, {"decoding": {"base": 1}}, {"voters": ["nobody"]}, {"vote": "majority"},
         {"weights": ["x"]}, {"benchmarks": [{"name": "b", "max_tokens": "x"}]}, {"benchmarks": ["b"]},
         {"contestants": [{"label": "a", "fingerprint": "x", "against": None, "asked_in": []}]},
+        {"vote": "loud"}, {"vote": "equal"}, {"vote": "equal", "voters": ["base", "nobody"]},
+        {"vote": "equal", "voters": ["base", "base"], "weights": [1.0]}, {"vote": ["equal"]},
+        {"vote": "weighted", "voters": ["base", "base"], "weights": [1.0, "2"]},
     ],
 )  # fmt: skip
 def test_damaged_settings_are_one_error(tmp_path: Path, change: dict[str, object]) -> None:

@@ -168,9 +168,17 @@ def test_absent_and_damaged_folders(tmp_path: Path) -> None:
     with pytest.raises(MlxmathError, match=r"adapter_config\.json is missing"):
         load_adapter(make_tiny_llama(), tmp_path)
     folder = saved(tmp_path / "a")
-    (folder / "adapters.safetensors").write_bytes(b"\x00" * 20)
-    with pytest.raises(MlxmathError, match="damaged"):
-        load_adapter(make_tiny_llama(), folder)
+    path = folder / "adapters.safetensors"
+    whole = path.read_bytes()
+    damages = {
+        b"\0" * 20: "is not a safetensors file", whole[:-1]: "is truncated",
+        whole.replace(b'"model.layers.0', b'"mo\\ud800l.rs.0', 1): r"damaged: \w+: ",
+        whole.replace(b'"F32"', b'"F3x"', 1): "F3x",
+    }  # fmt: skip
+    for data, message in damages.items():
+        path.write_bytes(data)
+        with pytest.raises(MlxmathError, match=message):
+            load_adapter(make_tiny_llama(), folder)
 
 
 def test_a_full_disk_leaves_the_old_adapter(tmp_path: Path) -> None:

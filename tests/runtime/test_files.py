@@ -166,6 +166,15 @@ def test_a_name_that_leads_out_of_its_folder_is_refused(tmp_path: Path) -> None:
     for name in ("../x", "/x", "a/../../x", "..\\x", "C:x", ""):
         with pytest.raises(MlxmathError, match="lies outside the folder"):
             files.inside(tmp_path, name)
+    for name in ("a\0b", "x" * 256, "d/" + "é" * 128, "\ud800", "a\x1b[2Jb", "a\nb"):
+        with pytest.raises(MlxmathError, match="which can be no file's name"):
+            files.inside(tmp_path, name)
+
+
+def test_json_with_half_a_character_is_written_and_read_back(tmp_path: Path) -> None:
+    value = {"a": "é \ud800 \\ud801", "\udfff": [1]}
+    files.atomic_json(tmp_path / "a.json", value)
+    assert files.read_json(tmp_path / "a.json") == value
 
 
 HOLDER = """

@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxmath.config.schema import LoraConfig
-from mlxmath.errors import InputError, MlxmathError
+from mlxmath.errors import InputError, MlxmathError, library_errors
 from mlxmath.models.lm_head import add_score_head
 from mlxmath.models.load import check_finite
 from mlxmath.models.lora.form import Form, differences
@@ -20,6 +20,7 @@ from mlxmath.models.lora.peft_config import PeftConfig, is_peft, weights_path
 from mlxmath.models.lora.targets import resolve_keys
 from mlxmath.runtime.files import atomic_file, atomic_json, read_json
 from mlxmath.weights.manifest import same_weights
+from mlxmath.weights.safetensor import open_safetensors
 
 WEIGHTS = "adapters.safetensors"
 CONFIG = "adapter_config.json"
@@ -219,11 +220,19 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         MlxmathError: the file is not readable, or tensors are missing, extra or misshapen.
     """
-    try:
+    _put_arrays(model, path, load_arrays(path))
+
+
+def load_arrays(path: Path) -> dict[str, mx.array]:
+    """The arrays of a safetensors file, whose header is checked before MLX gets it.
+
+    Raises:
+        MlxmathError: it is absent or damaged.
+    """
+    open_safetensors(path)
+    with library_errors(f"{path} is damaged", "Use another copy."):
         found: dict[str, mx.array] = mx.load(str(path), format="safetensors")
-    except RuntimeError as error:
-        raise MlxmathError(f"{path} is damaged or not a safetensors file ({error}).") from None
-    _put_arrays(model, path, found)
+        return found
 
 
 def _put_arrays(model: nn.Module, path: Path, found: dict[str, mx.array]) -> None:

@@ -1,0 +1,4 @@
+"""Damaged and hostile inputs: how they are made, who reads them, what must not happen.
+
+`benchmarks/fuzz.py` runs them.
+"""
