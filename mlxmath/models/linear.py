@@ -144,6 +144,8 @@ def use_products(model: nn.Module, products: Products = DEQUANTIZED) -> None:
     for module in model.modules():
         if type(module) is nn.QuantizedLinear:
             module.__class__ = DequantizedLinear
+        if type(module) is nn.QuantizedEmbedding:
+            module.__class__ = PackedEmbedding
         if isinstance(module, DequantizedLinear | PackedEmbedding):
             module.products = products
 
@@ -155,11 +157,15 @@ class PackedEmbedding(nn.QuantizedEmbedding):
     """
 
     products = PACKED
-    activations: mx.Dtype
+    activations: mx.Dtype | None = None
 
     def __call__(self, x: mx.array) -> mx.array:
         """Apply the layer."""
-        return super().__call__(x).astype(self.activations)
+        return self.of_type(super().__call__(x))
+
+    def of_type(self, vectors: mx.array) -> mx.array:
+        """Vectors as the model computes with them."""
+        return vectors if self.activations is None else vectors.astype(self.activations)
 
     def as_linear(self, x: mx.array) -> mx.array:
         """(…, V): x Wᵀ."""
@@ -172,7 +178,9 @@ def use_activations(model: nn.Module, dtype: mx.Dtype) -> None:
     """Let packed embeddings give activations of the model's type, or all of them would be of another."""
     for module in model.modules():
         if type(module) is nn.QuantizedEmbedding:
-            module.__class__, module.activations = PackedEmbedding, dtype
+            module.__class__ = PackedEmbedding
+        if isinstance(module, PackedEmbedding):
+            module.activations = dtype
 
 
 @mx.custom_function

@@ -131,4 +131,4 @@ class DiskQuantizedEmbedding(PackedEmbedding):
             rows["weight"], scales=rows["scales"], biases=rows.get("biases"), group_size=self.group_size,
             bits=self.bits, mode=self.mode,
         )  # fmt: skip
-        return vectors.astype(self.activations)
+        return self.of_type(vectors)
