@@ -121,7 +121,7 @@ def _plan(options: argparse.Namespace, place: Place, chosen: list[Command]) -> l
     num_variants = Counter(command.name for command in chosen)
     planned: list[tuple[float, Case]] = []
     for command in chosen:
-        done = place.undisturbed(command, "zygote" if options.short else "process")
+        done = place.undisturbed(command)
         for kind, number in numbers.items():
             if kind == "signal" and command.measures:
                 continue

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from benchmarks.campaign_commands import Command, lay_out
 from benchmarks.faults import NEED_SPACE, Fault, operations
+from benchmarks.starting import Fresh, Zygote, kill_session
 from benchmarks.whole import broken, differences
-from benchmarks.zygote import Fresh, Zygote, kill_session
 
 LIMIT_S = 300.0
 _ALONE_S = 20.0
@@ -69,10 +69,10 @@ class Place:
         for starter in self._starters.values():
             starter.close()
 
-    def undisturbed(self, command: Command, how: str = "process") -> list[tuple[str, str]]:
+    def undisturbed(self, command: Command) -> list[tuple[str, str]]:
         """The operations of a run that nothing happens to; its result is what others are compared with."""
         if command.key not in self._known:
-            self._known[command.key] = self._lone(command, how)
+            self._known[command.key] = self._lone(command)
             shutil.rmtree(self.reference(command), ignore_errors=True)
             shutil.copytree(self.run, self.reference(command))
         return self._known[command.key]
@@ -81,8 +81,8 @@ class Place:
         """A folder as `command` leaves it."""
         return self._work / "reference" / command.key.replace(" ", "-")
 
-    def _lone(self, command: Command, how: str) -> list[tuple[str, str]]:
-        self._how = self._starters[how]
+    def _lone(self, command: Command) -> list[tuple[str, str]]:
+        self._how = self._starters["zygote"]
         lay_out(self._material, command, self.run)
         code, said = self._finish(command.arguments, Fault())
         if code:
@@ -191,8 +191,9 @@ def cases(
         places.setdefault(operation, []).extend(Fault(act, at, number) for act, number in chosen)
     for faults in places.values():
         chance.shuffle(faults)
+    kinds = chance.sample([*places], len(places))
     for number in range(count):
-        if not (left := [operation for operation, faults in places.items() if faults]):
+        if not (left := [operation for operation in kinds if places[operation]]):
             return
         operation = left[number % len(left)]
         faults = [places[operation].pop()]

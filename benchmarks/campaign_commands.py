@@ -40,6 +40,7 @@ training.grad_accumulation_steps = 1
 training.max_steps = 1
 grpo.max_completion_length = 6
 grpo.num_generations = 2
+grpo.concurrency = 4
 grpo.reward_weights = { "rewards:letters" = 1.0 }
 
 [evaluate]
@@ -89,7 +90,17 @@ def commands(url: str) -> list[Command]:
         problems = (*source, *rows, *loop, "--dataset", "problems.jsonl")
         held_out = ("--validation-split", "3")
         pairs = (*source, *rows, *loop, "--dataset", "pairs.jsonl")
-        drawn = ("--num-generations", "2", "--max-completion-length", "6", "--reward", "rewards:letters")
+        drawn = (
+            "--num-generations",
+            "2",
+            "--max-completion-length",
+            "6",
+            "--reward",
+            "rewards:letters",
+            "--concurrency",
+            "4",
+        )  # unset, the free memory decides, and a checkpoint holds it
+
         teacher = ("--dataset", "sums.jsonl", "--decontaminate", "none", "--samples", "2", "--max-tokens", "6",
                    "--keep", "all")  # fmt: skip
         taught = ("distill", *teacher, "--teacher", "mlx_model")
@@ -127,7 +138,8 @@ def make_material(folder: Path, run: Path) -> None:
         folder: it must not be there.
         run: where the commands will run, and this is made: some files name it.
     """
-    command = [sys.executable, "-m", "benchmarks.campaign_commands", str(folder), str(run)]
+    program = f"from benchmarks.campaign_commands import *; write_material(Path({str(folder)!r}), Path({str(run)!r}))"
+    command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)
@@ -142,7 +154,8 @@ def lay_out(material: Path, command: Command, run: Path) -> None:
     )
 
 
-def _make_material(folder: Path, place: Path) -> None:
+def write_material(folder: Path, place: Path) -> None:
+    """See `make_material`."""
     from benchmarks.common import DEMO_ROWS
     from mlxmath.runtime.console import shown
     from tests.recipe_parts import write_model
@@ -192,7 +205,3 @@ def teacher() -> Iterator[Any]:
 
     with scripted(answer) as server:
         yield server
-
-
-if __name__ == "__main__":
-    _make_material(Path(sys.argv[1]), Path(sys.argv[2]))

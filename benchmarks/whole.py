@@ -29,11 +29,13 @@ MAY_DIFFER = (
     Difference("run.json", ("started", "updated", "seconds", "planned_bytes", "active_bytes", "peak_bytes",
                             "cache_bytes", "resume", "training.resume"), "clock, memory, and whether it was resumed"),
     Difference("run.toml", ("resume",), "whether it was resumed"),
-    Difference("events.jsonl", ("time", "seconds", "peak_bytes"), "clock and memory; a resumed run tells that it is"),
+    Difference("events.jsonl", ("time", "seconds", "peak_bytes", "left_s", "tokens_per_second"),
+               "clock and memory; a resumed run tells that it is"),
     Difference("results.json", ("seconds", "tokens_per_second"), "clock"),
     Difference("samples.jsonl", ("seconds",), "clock; answers stand in the order in which they came", ordered=False),
     Difference("responses.jsonl", ("seconds", "attempts"), "the same, of a teacher", ordered=False),
     Difference("report.html", (), "shows the seconds of results.json"),
+    Difference("prepared.json", (), "knows a pipeline's own dataset by the time of its file"),
     Difference("*.verified", (), "holds the time of the file that it speaks of"),
 )  # fmt: skip
 """Everything else is equal byte for byte."""

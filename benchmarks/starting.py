@@ -1,15 +1,6 @@
-"""Processes of `mlxmath` that may meet a fault: new ones, or children of one that has imported everything already.
-
-    python benchmarks/zygote.py
-
-reads JSON lines from standard input and is started by `Zygote`. It imports mlxmath, MLX and what they use, evaluates
-nothing, and forks a child for each command: 1.4 s of a core for a short training, of 5.5 s in a new process.
-"""
+"""Processes of `mlxmath` that may meet a fault: new ones, or children of one that has imported everything already."""
 
 import contextlib
-import ctypes
-import importlib
-import io
 import json
 import os
 import signal
@@ -21,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).parents[1]
+PARENT = str(REPOSITORY / "benchmarks" / "peers" / "zygote.py")
 _POLL_S = 0.005
 
 
@@ -46,7 +38,7 @@ class Fresh:
         with log.open("wb") as file:
             process = subprocess.Popen(
                 [sys.executable, "-m", "mlxmath", *arguments], cwd=folder, env=self._environment | fault, stdout=file,
-                stderr=file, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_heed_interrupts,
+                stderr=file, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=heed_interrupts,
             )  # fmt: skip
         self._started[process.pid] = process
         return process.pid
@@ -63,13 +55,16 @@ class Fresh:
 
 
 class Zygote:
-    """Starts each command in a child of a process that has imported everything."""
+    """Starts each command in a child of a process that has imported everything.
+
+    A training of four steps takes 1.4 s of a core so, and 5.5 s in a new process.
+    """
 
     name = "zygote"
 
     def __init__(self, library: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, __file__], env=environment(library), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, PARENT], env=environment(library), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             text=True, start_new_session=True,
         )  # fmt: skip
 
@@ -109,7 +104,7 @@ def waited(pid: int, timeout_s: float) -> int | None:
         time.sleep(_POLL_S)
 
 
-def _heed_interrupts() -> None:
+def heed_interrupts() -> None:
     """Let SIGINT interrupt, which it does not in what a shell has started in the background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -118,79 +113,3 @@ def kill_session(pid: int) -> None:
     """Kill a process that was started here, and all that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-
-
-def _import_everything() -> None:
-    """All that commands import, and what is slow the first time. MLX computes nothing, so that no thread is there."""
-    from mlxmath.cli import COMMANDS
-
-    for name in COMMANDS:
-        importlib.import_module(f"mlxmath.commands.{name.replace('-', '_')}")
-    for name in (
-        "mlxmath.api", "mlxmath.training.sft", "mlxmath.training.dpo", "mlxmath.training.reward_model",
-        "mlxmath.training.grpo.train", "mlxmath.evaluation.runner", "mlxmath.distillation.distill",
-        "mlxmath.exporting.export", "mlxmath.exporting.peft", "mlxmath.exporting.mlx", "mlxmath.exporting.hf",
-        "mlxmath.exporting.gguf", "mlx_lm.models.llama", "mlx_lm.models.qwen2", "mlx_lm.tokenizer_utils",
-        "safetensors.numpy", "threadpoolctl", "tomli_w", "PIL.PngImagePlugin",
-    ):  # fmt: skip
-        importlib.import_module(name)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from transformers import AutoTokenizer
-
-    figure = Figure()
-    FigureCanvasAgg(figure)
-    figure.subplots().set_title("fonts")
-    figure.savefig(io.BytesIO(), format="png")
-    AutoTokenizer.from_pretrained(REPOSITORY / "mlxmath" / "demo" / "model")
-
-
-def _serve() -> dict[str, Any]:
-    """Answer requests. Returns only in a child, with what it is to run."""
-    requests, replies = os.fdopen(os.dup(0), "r"), os.fdopen(os.dup(1), "w")
-    for line in requests:
-        request = json.loads(line)
-        if "pid" in request:
-            reply = waited(request["pid"], request["timeout_s"])
-        elif (reply := os.fork()) == 0:
-            requests.close()
-            os.close(replies.fileno())
-            return request
-        replies.write(json.dumps(reply) + "\n")
-        replies.flush()
-    raise SystemExit
-
-
-def _become(request: dict[str, Any]) -> None:
-    """Be a new process of a command: its own session, folder, streams, signals; then its fault."""
-    os.setsid()
-    _heed_interrupts()
-    os.chdir(request["folder"])
-    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for ours, theirs in ((nothing, 0), (log, 1), (log, 2)):
-        os.dup2(ours, theirs)
-    os.close(log)
-    os.close(nothing)
-    sys.argv = ["mlxmath", *request["arguments"]]
-    os.environ |= request["fault"]
-    if request["fault"]:
-        ctypes.CDLL(os.environ["LD_PRELOAD"]).fault_arm()
-    for name in request["fault"]:
-        del os.environ[name]
-
-
-def main() -> None:
-    """Import, then serve; in a child, run the command."""
-    from mlxmath.runtime.blas import preload
-
-    preload()
-    _import_everything()
-    _become(_serve())
-    from mlxmath.cli import main as command
-
-    command(prog_name="mlxmath")
-
-
-if __name__ == "__main__":
-    main()
