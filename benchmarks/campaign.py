@@ -30,7 +30,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks.campaign_cases import KINDS, Case, Place, cases
 from benchmarks.campaign_commands import Command, commands, make_material, teacher
-from benchmarks.common import command_line, machine, save_json, show_table
+from benchmarks.common import WORK, command_line, machine, save_json, show_table
 from benchmarks.faults import build
 from benchmarks.whole import MAY_DIFFER
 from mlxmath.runtime.files import read_json
@@ -48,7 +48,7 @@ def main() -> None:
         make_material(material, run)
         place = Place(work, build(work), material, run)
         try:
-            failed = _try_all(options, place, commands(server.url), start)
+            failed = try_all(options, place, commands(server.url), start)
         finally:
             place.close()
     if failed:
@@ -62,15 +62,18 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=100, help="pairs of processes, and signals (default: 100)")
     parser.add_argument("--only", metavar="COMMAND", help="one command, or one of its variants, as the JSON names it")
     parser.add_argument("--seed", type=int, default=0, help="of the points (default: 0)")
-    parser.add_argument("--short", action="store_true", help="a few of each, on one model a command, for CI")
+    parser.add_argument("--short", action="store_true", help="a few of each, all anew, one model a command, for CI")
     parser.add_argument("--hours", type=float, default=1e9, help="stop after so long; the same command goes on")
     options = parser.parse_args()
     if options.short:
         vars(options).update(SHORT)
+        if options.out == parser.get_default("out"):
+            options.out = WORK / "campaign-short.json"
+        options.out.unlink(missing_ok=True)  # all anew
     return options
 
 
-def _try_all(options: argparse.Namespace, place: Place, known: list[Command], start: float) -> int:
+def try_all(options: argparse.Namespace, place: Place, known: list[Command], start: float) -> int:
     """Try what the JSON does not hold; how many of all have failed."""
     record = _opened(options.out)
     tried = record["cases"]
