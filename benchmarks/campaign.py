@@ -6,8 +6,8 @@ Each command runs in a folder of its own, with tiny settings, on the bundled mod
 library counts its file-system operations (`faults.c`); at the n-th of them the process is killed (before it, in it,
 after it), gets an error (the disk is full from then on, or read-only, or fails once), a signal, or a second process
 beside it. Then the same command goes on, with `--resume` where there is such an option. Accepted: what is left is
-whole at any time, going on ends well, nobody sees a traceback, and in the end all files equal those of an undisturbed
-run byte for byte, but for what `whole.py` names.
+whole at any time, going on ends well, nobody sees a traceback, no answer of a teacher that was written is asked for
+again, and in the end all files equal those of an undisturbed run byte for byte, but for what `whole.py` names.
 
 Every case is written to the JSON as it ends; the same command again tries only those that are not there. The points
 are spread over all kinds of operations, by `--seed`. Every twentieth case runs in new processes, the others in
@@ -46,7 +46,7 @@ def main() -> None:
         work = Path(name).resolve()
         run, material = work / "run", work / "material"
         make_material(material, run)
-        place = Place(work, build(work), material, run)
+        place = Place(work, build(work), material, run, lambda: sum(server.answered.values()))
         try:
             failed = try_all(options, place, commands(server.url), start)
         finally:

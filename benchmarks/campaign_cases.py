@@ -4,7 +4,7 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,9 +56,10 @@ class Outcome:
 class Place:
     """Where cases run: one folder, always the same, since some files name it."""
 
-    def __init__(self, work: Path, library: Path, material: Path, run: Path) -> None:
+    def __init__(self, work: Path, library: Path, material: Path, run: Path, num_answered: Callable[[], int]) -> None:
         self._work, self._material, self.run = work, material, run
         self._log, self._operations = work / "log", work / "operations"
+        self._num_answered = num_answered
         self._starters = {"process": Fresh(library), "zygote": Zygote(library)}
         self._how: Fresh | Zygote = self._starters["zygote"]
         self._known: dict[str, list[tuple[str, str]]] = {}
@@ -91,7 +92,7 @@ class Place:
 
     def try_case(self, case: Case) -> Outcome:
         """Disturb, look, go on, compare."""
-        command, outcome = case.command, Outcome()
+        command, outcome, before = case.command, Outcome(), self._num_answered()
         self._how = self._starters[case.how]
         lay_out(self._material, command, self.run)
         if case.kind == "pair":
@@ -105,6 +106,9 @@ class Place:
         if not outcome.resumed:
             outcome.problems.append(f"going on ends with {code}: {_last(said)}")
         outcome.problems += differences(self.run, self.reference(command))
+        again = self._num_answered() - before - command.num_answers
+        if again > 2 * (len(case.faults) + (case.kind == "pair")) and command.num_answers:
+            outcome.problems.append(f"{again} answers were asked for again")
         return outcome
 
     def _disturbed(self, case: Case, fault: Fault, outcome: Outcome, *, again: bool) -> None:

@@ -19,6 +19,7 @@ _PIPELINE = """
 data.dataset = "sums.jsonl"
 data.decontaminate = []
 distillation.samples = 1
+distillation.concurrency = 2
 
 [train]
 recipe = "debug"
@@ -70,6 +71,8 @@ class Command:
     refused: str = ""
     """Where there is no `--resume`: what it says when an earlier run has made everything."""
 
+    num_answers: int = 0
+    """What it asks an endpoint for, if it asks one, two at a time."""
     measures: bool = False
     """Whether it validates: a signal makes it do so once more, and tell and keep what it found."""
 
@@ -118,7 +121,7 @@ def commands(url: str) -> list[Command]:
             Command("prepare", model, arguments=("prepare", *source, *rows, "--dataset", "problems.jsonl"), **tuned),
             Command("convert", model, model, ("convert", *source)),
             Command("convert", f"{model}, 4 bits", model, ("convert", *source, "--quantize", "4")),
-            Command("pipeline", model, model, staged),
+            Command("pipeline", model, model, staged, num_answers=5),
             *(
                 Command("export", f"{model} to {to}", arguments=("export", "--to", to), refused="already", **tuned)
                 for to in ("peft", "mlx", "hf", *(("gguf",) if model == "other" else ()))
@@ -126,7 +129,7 @@ def commands(url: str) -> list[Command]:
         ]  # fmt: skip
     asked = ("--dataset", "sums.jsonl", "--decontaminate", "none", "--samples", "2", "--concurrency", "2")
     endpoint = ("distill", *asked, "--teacher-url", url, "--teacher-model", "m")
-    return [*found, Command("distill", "an endpoint teaches", "none", endpoint, ("--resume",))]
+    return [*found, Command("distill", "an endpoint teaches", "none", endpoint, ("--resume",), num_answers=10)]
 
 
 def make_material(folder: Path, run: Path) -> None:
