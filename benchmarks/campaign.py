@@ -15,12 +15,12 @@ children of one that has imported everything. Linux only; it needs a C compiler.
 """
 
 import argparse
-import math
 import random
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from benchmarks.faults import build
 from benchmarks.whole import MAY_DIFFER
 from mlxmath.runtime.files import read_json
 
-SHORT = {"kills": 30, "full_disk": 10, "pairs": 10}
+SHORT = {"kills": 20, "full_disk": 8, "pairs": 5}
 
 
 def main() -> None:
@@ -120,18 +120,24 @@ def _plan(options: argparse.Namespace, place: Place, chosen: list[Command]) -> l
         "kill": options.kills, "disk": options.full_disk, "error": options.full_disk // 2, "pair": options.pairs,
         "signal": options.pairs,
     }  # fmt: skip
-    chance = random.Random(options.seed)
-    num_variants = Counter(command.name for command in chosen)
+    names = list(dict.fromkeys(command.name for command in chosen))
     planned: list[tuple[float, Case]] = []
     for command in chosen:
         done = place.undisturbed(command)
+        variants = [one for one in chosen if one.name == command.name]
         for kind, number in numbers.items():
             if kind == "signal" and command.measures:
                 continue
-            count = math.ceil(number / len(num_variants) / num_variants[command.name])
+            chance = random.Random(f"{options.seed} {kind} {command.key}")
+            count = _part(_part(number, names, command.name), variants, command)
             found = list(cases(kind, command, done, count, chance))
             planned += [((index + chance.random()) / len(found), case) for index, case in enumerate(found)]
     return [case for _, case in sorted(planned, key=lambda each: each[0])]
+
+
+def _part(number: int, owners: Sequence[Any], one: Any) -> int:
+    """The share of `one` when `number` things are dealt out."""
+    return len(range(owners.index(one), number, len(owners)))
 
 
 def _table(tried: dict[str, str]) -> list[dict[str, Any]]:

@@ -39,8 +39,10 @@ MAY_DIFFER = (
     Difference("*.verified", (), "holds the time of the file that it speaks of"),
 )  # fmt: skip
 """Everything else is equal byte for byte."""
-APPENDED = ("events.jsonl", "samples.jsonl", "responses.jsonl")
-"""Files to which lines are added as they come: a kill may leave part of a last line, which their readers pass over."""
+NEVER_REWRITTEN = ("samples.jsonl", "responses.jsonl")
+"""Lines are only added to these: the part of one that a kill leaves stays there, and readers pass over it."""
+APPENDED = ("events.jsonl", *NEVER_REWRITTEN)
+"""Files whose last line a kill may leave in part."""
 _TEMPORARY = re.compile(r"\..+\.(tmp|old)|\.lock")
 
 
@@ -90,11 +92,18 @@ def check_safetensors(path: Path) -> None:
 
 
 def _check_lines(path: Path) -> None:
-    lines = path.read_bytes().splitlines(keepends=True)
-    if path.name in APPENDED and lines and not lines[-1].endswith(b"\n"):
-        lines.pop()
-    for line in lines:
-        json.loads(line)
+    for _ in _rows(path, may_end_early=path.name in APPENDED):
+        pass
+
+
+def _rows(path: Path, *, may_end_early: bool = False) -> Iterator[Any]:
+    """The objects of JSON lines. Raises ValueError if one is none."""
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            yield json.loads(line)
+        except ValueError:
+            if path.name not in NEVER_REWRITTEN and (line.endswith(b"\n") or not may_end_early):
+                raise
 
 
 def _check_end(end: bytes) -> Callable[[Path], None]:
@@ -152,7 +161,7 @@ def _unequal(one: Any, other: Any, where: str = "") -> Iterator[str]:
 def _read(path: Path, rule: Difference) -> Any:
     """A file's objects without what may differ."""
     if path.suffix == ".jsonl":
-        rows = [_without(json.loads(line), rule.fields) for line in path.read_text().splitlines()]
+        rows = [_without(row, rule.fields) for row in _rows(path)]
         rows = list(_final(rows)) if path.name == "events.jsonl" else rows
         return rows if rule.ordered else sorted(rows, key=json.dumps)
     value = tomllib.loads(path.read_text()) if path.suffix == ".toml" else json.loads(path.read_text())

@@ -53,8 +53,11 @@ def _serve(waited: Callable[[int, float], int | None]) -> dict[str, Any]:
             requests.close()
             os.close(replies.fileno())
             return request
-        replies.write(json.dumps(reply) + "\n")
-        replies.flush()
+        try:
+            replies.write(json.dumps(reply) + "\n")
+            replies.flush()
+        except BrokenPipeError:  # whoever asked has been ended
+            os._exit(1)
     raise SystemExit
 
 

@@ -171,7 +171,7 @@ def test_what_is_not_whole_is_named(result: Path) -> None:
     for name, content in {
         "adapters.safetensors": whole[:-1], "checkpoints/step-1/adapters.safetensors": whole[:-1] + b"\1",
         "run.json": b'{"seconds"', "solutions.jsonl": b'{"a": 1}\n{"b"', "run.toml": b"a = ", "loss.png": b"\x89PNG",
-        "report.html": b"<html>", "samples.jsonl": b'{"id"\n{"id": 2}\n',
+        "report.html": b"<html>", "events.jsonl": b'{"id"\n{"id": 2}\n',
     }.items():  # fmt: skip
         path = result / name
         before = path.read_bytes() if path.exists() else None
@@ -189,7 +189,8 @@ def test_what_differs_from_an_undisturbed_run_is_named(result: Path) -> None:
         '{"event": "step", "step": 1, "loss": 7.0, "time": 5}\n{"event": "resume", "step": 0}\n'
         '{"event": "step", "step": 1, "loss": 2.0, "time": 8}\n'
     )
-    (result / "samples.jsonl").write_text('{"id": 2, "seconds": 3}\n{"id": 1, "seconds": 4}\n')
+    (result / "samples.jsonl").write_text('{"id": 2, "seconds": 3}\n{"id": 1, "se\n{"id": 1, "seconds": 4}\n')
+    assert broken(result) == []
     assert differences(result, reference) == []
     write(result / "run.json", {"seconds": 9, "steps": 3, "config": {"training": {"resume": True, "seed": 2}}})
     (result / "events.jsonl").write_text('{"event": "step", "step": 1, "loss": 3.0}\n')
