@@ -117,7 +117,7 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def note_decoding(folder: Path, decoding: Mapping[str, str]) -> None:
-    """Add to the settings of a run how answers of contestants, by their labels, were decoded."""
+    """Add to the settings of a run how answers of contestants, by their labels, are decoded."""
     settings = read_json(folder / SETTINGS)
     atomic_json(folder / SETTINGS, settings | {"decoding": settings.get("decoding", {}) | decoding})
 
