@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint | backends | package: each makes the environment first if it is not there.
+# make demo | test | test-all | campaign | lint | backends | package: each makes the environment first if it is not there.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -15,7 +15,7 @@ else
 endif
 EXTRAS ?= $(if $(MLX),$(MLX)$(comma))dev
 
-.PHONY: demo test test-all lint backends package clean
+.PHONY: demo test test-all campaign lint backends package clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m mlxmath.demo
@@ -26,6 +26,10 @@ test: $(VENV)/ready
 # and what `make test` leaves out: rarer model types of mlx_lm, long trainings
 test-all: $(VENV)/ready
 	$(BIN)/python -m pytest -n auto
+
+# commands killed, starved of disk, signalled and run two at once (Linux); without --short, all of it, for hours
+campaign: $(VENV)/ready
+	$(BIN)/python benchmarks/campaign.py --short
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -32,7 +32,7 @@ preload()
 
 from benchmarks.common import RESULTS, exit_on_sigterm, machine, ring_hostfile, save_json
 from benchmarks.kill_phases import LOSSES, lose_early
-from mlxmath.runtime.files import read_json, sha256
+from benchmarks.whole import broken
 
 LIMIT_S = 10.0
 TOLERANCE = 1e-5
@@ -141,17 +141,8 @@ def lose(folder: Path, size: int, chance: random.Random, how: str, *, first: boo
 
 
 def whole_checkpoints(folder: Path) -> list[int]:
-    """The checkpoints' steps, every file of which has the hash that was written with it."""
-    for path in (folder / "adapters" / "checkpoints").glob("step-*"):
-        state = read_json(path / "state.json")
-        for name, digest in state["sha256"].items():
-            assert sha256(path / name) == digest, f"{path / name} is not whole"
-    adapters = folder / "adapters" / "adapters.safetensors"
-    if adapters.exists():
-        _arrays(adapters)
-    for name in ("run.json", "adapter_config.json"):
-        if (folder / "adapters" / name).exists():
-            read_json(folder / "adapters" / name)
+    """The checkpoints' steps; every file of them has the hash that was written with it, and all others are whole."""
+    assert not (found := broken(folder / "adapters")), found
     return _numbers(folder)
 
 

@@ -1,7 +1,7 @@
 """Puts the problems to a contestant, grades the answers and writes each as it comes."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -119,12 +119,13 @@ def ask_all(
     seed: int,
     done: Mapping[tuple[str, str, int], Sample],
     path: Path,
+    note: Callable[[str, str], None],
     backend: Backend,
     device: DeviceInfo,
     share: Share = Share(),
     sharding: Sharding | None = None,
     runtime: RuntimeConfig | None = None,
-) -> dict[str, str]:
+) -> None:
     """Answer what is not in `done`, and append it to `path`.
 
     Args:
@@ -134,16 +135,14 @@ def ask_all(
         seed: of the samples; each answer's own is made from this, the problem and the sample's number.
         done: samples of an earlier process, by `Sample.key`.
         path: of samples.jsonl.
+        note: told a contestant's label and how its answers are decoded, in words, before the first of them is there:
+            a run that is killed after the last one has nothing to ask that contestant when it goes on.
         backend: tells the memory in use.
         device: to compute on.
         share: this process's part.
         sharding: how the models are spread over the processes, which then all answer the same.
         runtime: whether the models' blocks stay on the disk (None: as by default).
-
-    Returns:
-        How the answers of each contestant were decoded, in words; without those that had nothing to answer.
     """
-    decoding: dict[str, str] = {}
     models = _Models(device, sharding, runtime or RuntimeConfig())
     everything = ((b, item, n) for b in benchmarks for item in b.items for n in range(settings.samples))
     tasks = list(islice(everything, share.rank, None, share.world))
@@ -163,14 +162,13 @@ def ask_all(
             try:
                 for benchmark in benchmarks:
                     if chosen := [(item, n) for owner, item, n in waiting if owner is benchmark]:
-                        decoding[label] = _ask(
-                            entry, loaded, benchmark, chosen, settings, seed, file, backend, device, progress,
+                        _ask(
+                            entry, loaded, benchmark, chosen, settings, seed, file, note, backend, device, progress,
                             sharding is not None,
                         )  # fmt: skip
             finally:
                 progress.close()
             del loaded  # else it would be in memory beside the next one
-    return decoding
 
 
 class _Models:
@@ -213,11 +211,12 @@ def _ask(
     settings: EvaluationConfig,
     seed: int,
     file: IO[bytes],
+    note: Callable[[str, str], None],
     backend: Backend,
     device: DeviceInfo,
     progress: Progress,
     is_sharded: bool,
-) -> str:
+) -> None:
     ids = [entry.prompts[item.id] for item, _ in chosen]
     max_tokens = settings.max_tokens or benchmark.max_tokens
     longest = max(map(len, ids)) + max_tokens
@@ -238,6 +237,7 @@ def _ask(
         f"{entry.contestant.label}: {len(chosen):,} answers to {benchmark.name}, {how} ({reason}), at most "
         f"{max_tokens:,} tokens each, template {entry.template.name}"
     )
+    note(entry.contestant.label, how)
     progress.limit(max_tokens)
     last = time.perf_counter()
 
@@ -282,4 +282,3 @@ def _ask(
         for future in pending:
             future.result()
     mx.clear_cache()
-    return how

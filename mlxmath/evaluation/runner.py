@@ -85,12 +85,14 @@ def evaluate(
             claim(folder, record, resume=resume, overwrite=overwrite)
         ranks.vote("claimed")
 
-        def ask(done: Mapping[tuple[str, str, int], Sample], path: Path, share: Share) -> None:
-            decoding = ask_all(
-                entries, benchmarks, settings, seed, done, path, backend, device, share, sharding, config.runtime
-            )
+        def note(label: str, how: str) -> None:
             if ranks.first:
-                note_decoding(folder, decoding)
+                note_decoding(folder, {label: how})
+
+        def ask(done: Mapping[tuple[str, str, int], Sample], path: Path, share: Share) -> None:
+            ask_all(
+                entries, benchmarks, settings, seed, done, path, note, backend, device, share, sharding, config.runtime
+            )
 
         fingerprints = {entry.contestant.label: entry.fingerprint for entry in entries}
         if not answer(ask, folder, ranks, fingerprints, is_spread=sharding is not None):

@@ -121,7 +121,7 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def note_decoding(folder: Path, decoding: Mapping[str, str]) -> None:
-    """Add to the settings of a run how answers of contestants, by their labels, were decoded."""
+    """Add to the settings of a run how answers of contestants, by their labels, are decoded."""
     settings = unsealed_json(folder / SETTINGS, None)
     sealed_json(folder / SETTINGS, settings | {"decoding": settings.get("decoding", {}) | decoding})
 

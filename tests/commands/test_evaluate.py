@@ -13,6 +13,9 @@ import pytest
 
 from benchmarks.common import ring_hostfile
 from mlxmath.commands.evaluate import main
+from mlxmath.errors import MlxmathError
+from mlxmath.evaluation import ask
+from mlxmath.evaluation.contestants import Contestant
 from tests.helpers import ENVIRONMENT, command, invoke, json_lines, run, start, succeed, wait_until
 
 QUICK = ("--limit", "24", "--max-tokens", "40")
@@ -89,6 +92,24 @@ def test_killed_and_resumed_is_the_same_and_other_settings_do_not_mix(folder: Pa
     results = folder / "evaluation_results"
     assert samples(results / "killed") == samples(results / "whole")
     assert figures(results / "killed") == figures(results / "whole")
+
+
+def test_a_run_that_ends_between_two_models_knows_how_the_first_one_was_decoded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ("--compare", "--limit", "3", "--max-tokens", "8", "--run-name", "run")
+    load = ask._Models.load
+
+    def ended(models: ask._Models, contestant: Contestant) -> object:
+        if contestant.adapter:
+            raise MlxmathError("ended")
+        return load(models, contestant)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ask._Models, "load", ended)
+        assert run(folder, "evaluate", *few).returncode == 1
+    assert "3 answers are there already" in succeed(folder, "evaluate", *few, "--resume").stderr
+    assert [*figures(only_run(folder))["settings"]["decoding"]] == ["base", "tuned"]
 
 
 def test_majority_ensemble_and_formulas_and_their_effect(folder: Path) -> None:
