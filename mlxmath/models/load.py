@@ -25,6 +25,7 @@ from mlxmath.weights.configuration import check_claims
 from mlxmath.weights.hub import open_weights
 from mlxmath.weights.layout import check_called
 from mlxmath.weights.manifest import FILE_NAME, verify
+from mlxmath.weights.quantized import check_tables
 from mlxmath.weights.tensors import TensorRef
 
 
@@ -64,6 +65,7 @@ def load_model(folder: Path, dtype: str, *, lazy: bool = False) -> Loaded:
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise MlxmathError(f"{folder / 'config.json'} has no model_type; expected the configuration of a model.")
+    check_tables(config)
     check_claims(config, weights.tensors, folder)
     try:
         built = probe(folder)

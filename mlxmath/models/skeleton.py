@@ -26,6 +26,7 @@ from mlxmath.runtime.device import machine_memory_bytes
 from mlxmath.weights.architecture import explained
 from mlxmath.weights.configuration import known_type, translate
 from mlxmath.weights.packing import AFFINE, FLOATS, Packing
+from mlxmath.weights.quantized import check_tables
 
 _LIMITS = {
     r"layers?$|blocks$|^depth$|^n_layer": 2_000,
@@ -99,6 +100,7 @@ def check_sizes(config: Mapping[str, Any]) -> None:
     Raises:
         MlxmathError: a size is none.
     """
+    check_tables(config)
     for name, value in _numbers(config):
         most = next((most for pattern, most in _LIMITS.items() if re.search(pattern, name.rpartition(".")[2])), None)
         if most is not None and not -1 <= value <= most:

@@ -13,7 +13,7 @@ from mlxmath.errors import InputError, MlxmathError, foreign
 from mlxmath.weights.architecture import Built, architecture, build, shortened, text_part
 from mlxmath.weights.configuration import Translation, check_angles, check_claims, translate
 from mlxmath.weights.dtypes import DTYPES
-from mlxmath.weights.quantized import Stored, stored, unreadable
+from mlxmath.weights.quantized import Stored, check_tables, stored, unreadable
 from mlxmath.weights.rotary import Limit
 from mlxmath.weights.safetensor import Declared
 from mlxmath.weights.tensors import TensorRef, same_values
@@ -63,6 +63,7 @@ def plan_layout(config: dict[str, Any], tensors: Mapping[str, TensorRef], where:
         MlxmathError: config.json and the weights do not fit each other; all that is missing, unknown or of another
             shape is named.
     """
+    check_tables(config)
     check_claims(config, tensors, where)
     translation = translate(config)
     method = stored(config)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mlxmath.errors import InputError
+from mlxmath.errors import InputError, MlxmathError
 from mlxmath.weights.architecture import text_part
 from mlxmath.weights.dtypes import FLOAT8, FLOATING, Array, convert
 from mlxmath.weights.tensors import BLOCK_BYTES, TensorRef, row_major
@@ -123,6 +123,38 @@ def _settings(found: Any) -> dict[str, Any]:
                 f"of the modes {', '.join(MODES)}."
             )
     return dict(found)
+
+
+_MOST_DEPTH = 20
+"""Of tables and lists in one another; config.json needs some five."""
+
+
+def check_tables(config: Mapping[str, Any]) -> None:
+    """Refuse a config.json that ends the process: MLX divides by the size of a group, Python gives up on deep nesting.
+
+    Raises:
+        MlxmathError: it is nested too deeply, or its quantization is of other types or sizes than there are.
+    """
+    inner = text_part(config)
+    if _is_deep(config, _MOST_DEPTH):
+        raise MlxmathError("config.json is nested too deeply; it is damaged, or of no model.")
+    for found in (each.get(name) for each in (config, inner) for name in ("quantization", "quantization_config")):
+        if not isinstance(found, dict):
+            continue
+        for table in (found, *found.values()):
+            for name in ("bits", "group_size") if isinstance(table, dict) else ():
+                number = table.get(name)
+                if number is not None and not _is_small(number) and "quant_method" not in found:
+                    raise MlxmathError(f"config.json: quantization: {name}: expected bits or a size, found {number!r}")
+        for name in ("modules_to_not_convert", "ignore"):
+            kept = found.get(name) or []
+            if not isinstance(kept, list) or not all(isinstance(each, str) for each in kept):
+                raise MlxmathError(f"config.json: quantization: {name}: expected names of layers, found {kept!r}")
+
+
+def _is_deep(value: Any, most: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return not most or any(_is_deep(each, most - 1) for each in inner)
 
 
 def _groups(found: Mapping[str, Any]) -> tuple[int, int] | None:

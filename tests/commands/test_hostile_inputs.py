@@ -5,14 +5,10 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from mlxmath.errors import InputError, MlxmathError, foreign, shortened
-from mlxmath.models.lora.peft import read_peft
-from mlxmath.models.skeleton import embody, skeleton
 from tests.commands.damage import (
     ADAPTER,
     CONFIG,
@@ -44,9 +40,8 @@ from tests.commands.damage import (
     put,
     repeated,
 )
-from tests.conftest import make_tiny_llama
 from tests.helpers import run
-from tests.weights.handmade import llama_folder, torch_bin
+from tests.weights.handmade import llama_folder
 
 CASES = [
     *(  # options
@@ -119,6 +114,21 @@ CASES = [
     ),
     Case("config.json for plan: hidden_size of 400 digits", changed("source/config.json", hidden_size=10**400), PLAN, 1,
          "hidden_size"),
+    *(
+        Case(f"config.json quantized, for {command[0]}: {str(value)[:40]}", changed(name, quantization=value), command,
+             1, "config.json")
+        for name, command in ((CONFIG, INFER), ("source/config.json", PLAN))
+        for value in (
+            {"bits": 4, "group_size": 64, "model.layers.0.self_attn.q_proj": {"bits": 4, "group_size": 0}},
+            {"quant_method": "mxfp4", "modules_to_not_convert": 5},
+            {"quant_method": "mxfp4", "ignore": [5]},
+        )
+    ),
+    *(
+        Case(f"config.json of 900 lists, for {command[0]}",
+             put(name, '{"model_type": "llama", "x": ' + "[" * 900 + "]" * 900 + "}"), command, 1, "config.json")
+        for name, command in ((CONFIG, INFER), ("source/config.json", PLAN), ("source/config.json", CONVERT))
+    ),
     *(  # a tokenizer's files
         Case(f"{name.partition('/')[2]}: {content[:20]!r}", put(name, content), INFER, 1, "mlx_model")
         for name in (TOKENIZER, SETTINGS)
@@ -260,68 +270,3 @@ def test_a_problem_beyond_all_contexts(folder: Path) -> None:
     put("rows.jsonl", json.dumps({"problem": "1 + 1 " * 20_000, "answer": "2"}) + "\n")(folder)
     result = run(folder, "evaluate", "--no-adapter", "--benchmark", "rows.jsonl", "--results-path", "r")
     assert result.returncode == 2 and "context ends at 1,024" in result.stderr
-
-
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        {"hidden_size": 1 << 29},
-        {"vocab_size": 1 << 29},
-        {"num_hidden_layers": 9_999},
-        {"text_config": {"intermediate_size": 1 << 30}},
-        {"num_attention_heads": 99_999},
-    ],
-)
-def test_sizes_of_no_model_are_not_tried(sizes: dict[str, Any]) -> None:
-    """A model of them would take gigabytes, and minutes, of `plan`."""
-    with pytest.raises(MlxmathError, match=r"config\.json: expected .* to be at most"):
-        skeleton({"model_type": "llama", **sizes}, "float32")
-
-
-def test_matrices_of_gigabytes_are_not_tried() -> None:
-    """Of a model of 405 billion parameters one takes 3.5 GB."""
-    sizes = {"hidden_size": 16_384, "intermediate_size": 53_248, "num_hidden_layers": 2, "num_attention_heads": 128,
-             "num_key_value_heads": 8, "vocab_size": 128_256, "rms_norm_eps": 1e-5}  # fmt: skip
-    model = skeleton({"model_type": "llama", **sizes}, "float32")
-    with pytest.raises(MlxmathError, match=r"takes 3\.49 GB"):
-        embody(model, 128_256)
-
-
-def test_a_peft_adapter_of_another_bit(tmp_path: Path) -> None:
-    """The checksums of a .bin count for adapters too."""
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    start = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
-    arrays = {f"{start}A.weight": np.ones((4, 32), np.float32), f"{start}B.weight": np.ones((32, 4), np.float32)}
-    data = bytearray(torch_bin(arrays))
-    (tmp_path / "adapter_model.bin").write_bytes(data)
-    assert len(read_peft(tmp_path, make_tiny_llama())[1]) == 1
-    at = data.index(np.ones(4, np.float32).tobytes())
-    data[at] ^= 1
-    (tmp_path / "adapter_model.bin").write_bytes(data)
-    with pytest.raises(MlxmathError, match=r"adapter_model\.bin is damaged: the checksum"):
-        read_peft(tmp_path, make_tiny_llama())
-
-
-def test_messages_lose_their_middle() -> None:
-    assert shortened("a short one stays: /a/b.json") == "a short one stays: /a/b.json"
-    assert len(str(InputError(f"--x: found {MEGABYTE}; give a number"))) < 800
-    assert str(InputError(f"--x: found {MEGABYTE}; give a number")).endswith("give a number")
-    assert len(str(MlxmathError("no such name " * 100_000))) < 5_000
-
-
-@pytest.mark.parametrize("error", [Exception("no\nmore"), RecursionError("deep"), BaseException("a panic of Rust's")])
-def test_whatever_a_library_raises_is_one_line(error: BaseException) -> None:
-    with (
-        pytest.raises(MlxmathError, match=r"^x\.json cannot be read: \w+: [\w ']+\. Fetch it again\.$") as caught,
-        foreign("x.json cannot be read", "Fetch it again."),
-    ):
-        raise error
-    assert caught.value.__cause__ is error
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), SystemExit(3), InputError("own words")])
-def test_what_is_nobodys_file_stays_what_it_is(error: BaseException) -> None:
-    with pytest.raises(type(error)) as caught, foreign("x.json cannot be read", ""):
-        raise error
-    assert caught.value is error
