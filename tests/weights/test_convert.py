@@ -99,6 +99,12 @@ def test_dtype(tmp_path: Path, out: Path, dtype: str) -> None:
     assert json.loads((out / "config.json").read_text())["torch_dtype"] == dtype
 
 
+def test_a_type_that_is_none_counts_as_not_given() -> None:
+    for given in (["float16"], {"a": 1}, 5, "float64"):
+        assert natural_dtype({"torch_dtype": given}) == natural_dtype({}) == "bfloat16"
+    assert natural_dtype({"dtype": [], "torch_dtype": "float16"}) == "float16"
+
+
 def test_halves_between_two_bfloat16_go_to_the_even_one() -> None:
     values = np.array([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, np.nan], np.float32)
     assert narrow(values).tolist() == [0x3F80, 0x3F82, 0xBF80, 0x7FC0]
@@ -745,6 +751,7 @@ import sys, time
 from mlxmath.config.schema import ModelConfig
 from mlxmath.weights.safetensor import SafetensorsWriter
 from mlxmath.weights.convert import ensure_model
+from mlxmath.weights.quantized import natural_dtype
 write = SafetensorsWriter.write
 def slow(self, block):
     write(self, block)
