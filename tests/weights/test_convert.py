@@ -26,6 +26,7 @@ from mlxmath.weights.dtypes import narrow
 from mlxmath.weights.hub import fetch
 from mlxmath.weights.manifest import Manifest, read_fingerprint, read_manifest, verify
 from mlxmath.weights.packing import asked_for
+from mlxmath.weights.quantized import natural_dtype
 from mlxmath.weights.safetensor import SafetensorsWriter, open_safetensors
 from tests.models import architectures
 from tests.weights.handmade import LLAMA, llama_arrays, llama_folder, state_dict, tensor, torch_bin, zip_file
@@ -751,7 +752,6 @@ import sys, time
 from mlxmath.config.schema import ModelConfig
 from mlxmath.weights.safetensor import SafetensorsWriter
 from mlxmath.weights.convert import ensure_model
-from mlxmath.weights.quantized import natural_dtype
 write = SafetensorsWriter.write
 def slow(self, block):
     write(self, block)
