@@ -61,4 +61,4 @@ def test_command_lines_name_nothing_outside_their_folder() -> None:
     from benchmarks.fuzzing.command_lines import line_of
 
     values = [value for seed in range(2000) for part in line_of(seed) for value in {part, part.partition("=")[2]}]
-    assert not [value for value in values if value.startswith(("/", "~")) and value != "~" or "../" in value]
+    assert not [value for value in values if (value.startswith(("/", "~")) and value != "~") or "../" in value]
