@@ -5,7 +5,7 @@ same for all texts.
 """
 
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -33,6 +33,11 @@ def marker(number: int) -> str:
 def numbers_of(text: str) -> list[int]:
     """The numbers of the markers in a text."""
     return [int(number) for number in MARKER.findall(text)]
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Finds any of these; of none, nothing."""
+    return re.compile("|".join(map(re.escape, texts)) or "(?!)")
 
 
 class Layout(NamedTuple):
@@ -136,7 +141,7 @@ class ChatFormat:
         """Finds the first control token."""
         special = {token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special}
         special.add(self._tokenizer.eos_token)
-        return re.compile("|".join(re.escape(text) for text in sorted(special, key=len, reverse=True)))
+        return _any_of(sorted(filter(None, special), key=len, reverse=True))
 
     @property
     def stop(self) -> str | None:
@@ -147,8 +152,7 @@ class ChatFormat:
     @cached_property
     def ends_a_call(self) -> re.Pattern[str]:
         """Finds a token that ends a turn; control tokens inside a call do not."""
-        ends = {self.stop or self._tokenizer.eos_token, self._tokenizer.eos_token, *_CALL_ENDS}
-        return re.compile("|".join(map(re.escape, ends)))
+        return _any_of(filter(None, (self.stop, self._tokenizer.eos_token, *_CALL_ENDS)))
 
     def _find_layout(self, roles: tuple[str, ...], generate: bool) -> Layout:
         try:

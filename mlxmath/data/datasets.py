@@ -110,7 +110,7 @@ def _svamp(row: Row) -> Row:
         raise SkippedRowError("empty problem")
     try:
         answer = number_text(float(answer))  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise SkippedRowError("empty answer") from None
     equation = " ".join(
         number_text(float(part)) if part.replace(".", "", 1).isdigit() else part

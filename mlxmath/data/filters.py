@@ -90,7 +90,7 @@ def number(value: Value) -> float | None:
     if isinstance(value, str):
         found = _LAST_NUMBER.search(value)
         return float(found[0]) if found else None
-    return float(value)
+    return float(str(value))  # infinite where no float holds it
 
 
 def _condition(text: str, operator: str, wanted: str) -> Callable[[Value], bool]:

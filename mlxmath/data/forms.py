@@ -99,7 +99,7 @@ def make_pair(row: Mapping[str, Any], columns: Columns, index: int) -> Problem:
 
 def number_text(value: float) -> str:
     """A number as people write it: 145 for 145.0, no exponent."""
-    return str(int(value)) if float(value).is_integer() else repr(value)
+    return str(int(value)) if isinstance(value, int) or value.is_integer() else repr(value)
 
 
 def _parts(row: Mapping[str, Any], columns: Columns, solution_required: bool) -> tuple[str, str, tuple[Message, ...]]:

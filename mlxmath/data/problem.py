@@ -1,6 +1,5 @@
 """A mathematics problem, whatever dataset it came from, and the values of a row as text."""
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -74,5 +73,5 @@ def text_of(value: Any, what: str) -> str | None:
     if isinstance(value, Decimal):
         return None if value.is_nan() else format(value, "f")
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return None if math.isnan(value) else str(value)
+        return None if value != value else str(value)  # NaN; an int may be too large for math.isnan
     raise SkippedRowError(f"{what} is not text")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxmath.errors import InputError, MlxmathError
+from mlxmath.parsing import parse_json
 from mlxmath.runtime.console import fail, shown, size
 from mlxmath.runtime.doctor import Check, versions
 from mlxmath.runtime.launch import line_port
@@ -75,7 +76,7 @@ def read_hosts(path: Path, default_backend: str = "ring") -> Hosts:
         InputError: it is absent, or something in it is wrong; the entry is named.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"--cluster {path}: {error.strerror}; expected a hosts file as mlx.launch reads it.") from None
     except ValueError as error:

@@ -294,6 +294,6 @@ def natural_dtype(config: Mapping[str, Any]) -> str:
     """The floating type that the model is meant to have, as config.json says; bfloat16 if it does not."""
     for table in (config, text_part(config)):
         for key in ("dtype", "torch_dtype"):
-            if table.get(key) in FLOATING - {"float64"}:
+            if isinstance(table.get(key), str) and table[key] in FLOATING - {"float64"}:
                 return str(table[key])
     return "bfloat16"

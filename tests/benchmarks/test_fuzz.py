@@ -55,3 +55,10 @@ def test_a_seed_is_an_input() -> None:
     for damage in (damaged_bytes, damaged_json, damaged_lines):
         made = [damage(Random(seed), data) for seed in range(300)]
         assert made == [damage(Random(seed), data) for seed in range(300)] and len(set(made)) > 150
+
+
+def test_command_lines_name_nothing_outside_their_folder() -> None:
+    from benchmarks.fuzzing.command_lines import line_of
+
+    values = [value for seed in range(2000) for part in line_of(seed) for value in {part, part.partition("=")[2]}]
+    assert not [value for value in values if (value.startswith(("/", "~")) and value != "~") or "../" in value]

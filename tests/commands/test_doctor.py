@@ -81,6 +81,7 @@ def test_an_address_of_another_machine_is_named(tmp_path: Path) -> None:
     ("hosts", "message"),
     [
         ("{", "not readable JSON"),
+        ("[" * 100_000, "nested too deeply"),
         ([], "at least two hosts"),
         (TWO[:1], "at least two hosts"),
         ({"backend": "carrier", "hosts": TWO}, "backend 'carrier' is unknown"),

@@ -1,9 +1,13 @@
 """Which columns are taken, and what a row becomes."""
 
+import math
+
 import pytest
 
 from mlxmath.data.columns import Columns, find_columns
-from mlxmath.data.forms import make_problem
+from mlxmath.data.datasets import DATASETS
+from mlxmath.data.filters import number
+from mlxmath.data.forms import make_problem, number_text
 from mlxmath.data.problem import Message, SkippedRowError
 from mlxmath.errors import InputError
 
@@ -85,6 +89,16 @@ def test_an_empty_cell_that_came_as_nan_is_empty() -> None:
     assert problem.answer == "4"
     with pytest.raises(SkippedRowError, match="empty solution"):
         make_problem({"problem": "q", "solution": float("nan"), "answer": 4.5}, columns, 0)
+
+
+def test_a_number_beyond_all_floats_is_a_number() -> None:
+    large = 10**400
+    row = {"problem": "q", "solution": "s", "answer": large, "level": large}
+    problem = make_problem(row, Columns("problem", "solution", "answer", difficulty="level"), 0)
+    assert problem.answer == str(large) == number_text(large)
+    assert number(large) == math.inf and number(-large) == -math.inf and number(3) == 3.0
+    with pytest.raises(SkippedRowError, match="empty answer"):
+        DATASETS["svamp"].adapt({"Question": "q", "Answer": large})
 
 
 def test_text_is_kept_as_it_is() -> None:

@@ -2,7 +2,7 @@
 
 import json
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -61,6 +61,28 @@ def template_with(source: Any) -> ChatTemplate:
 
 def problem_of(row: dict[str, Any], **columns: Any) -> Problem:
     return make_problem(row, find_columns(list(row), **columns, where="rows"), 0)
+
+
+def test_a_tokenizer_without_control_tokens_ends_nothing() -> None:
+    tokenizer = tokenizer_with(PLAIN)
+    tokenizer._special_tokens_map["eos_token"] = None
+    template = ChatTemplate("chat", Definition(prompt="{question}", chat=True)).for_tokenizer(tokenizer)
+    assert template.stop == "<|im_end|>" and template.format.ends_a_call.search("a<|im_end|>")
+    template = ChatTemplate("chat", Definition(prompt="{question}", chat=True)).for_tokenizer(_Bare(PLAIN))
+    assert template.stop is None and template.format.ends_a_call.search("a<|im_end|>") is None
+
+
+class _Bare:
+    """Of a tokenizer, what a chat template needs; it has no token for the end of a text."""
+
+    eos_token, name_or_path = None, "bare"
+    added_tokens_decoder: ClassVar[dict[int, Any]] = {}
+
+    def __init__(self, chat_template: str) -> None:
+        self.chat_template = chat_template
+
+    def apply_chat_template(self, messages: list[Any], **how: Any) -> str:
+        return str(tokenizer_with(self.chat_template).apply_chat_template(messages, **how))
 
 
 def targets(template: ChatTemplate, problem: Problem) -> list[str]:

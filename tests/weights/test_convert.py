@@ -26,6 +26,7 @@ from mlxmath.weights.dtypes import narrow
 from mlxmath.weights.hub import fetch
 from mlxmath.weights.manifest import Manifest, read_fingerprint, read_manifest, verify
 from mlxmath.weights.packing import asked_for
+from mlxmath.weights.quantized import natural_dtype
 from mlxmath.weights.safetensor import SafetensorsWriter, open_safetensors
 from tests.models import architectures
 from tests.weights.handmade import LLAMA, llama_arrays, llama_folder, state_dict, tensor, torch_bin, zip_file
@@ -97,6 +98,12 @@ def test_dtype(tmp_path: Path, out: Path, dtype: str) -> None:
     for name, array in llama_arrays(dtype="float32").items():
         assert mx.array_equal(loaded[name], mx.array(array).astype(getattr(mx, dtype)))
     assert json.loads((out / "config.json").read_text())["torch_dtype"] == dtype
+
+
+def test_a_type_that_is_none_counts_as_not_given() -> None:
+    for given in (["float16"], {"a": 1}, 5, "float64"):
+        assert natural_dtype({"torch_dtype": given}) == natural_dtype({}) == "bfloat16"
+    assert natural_dtype({"dtype": [], "torch_dtype": "float16"}) == "float16"
 
 
 def test_halves_between_two_bfloat16_go_to_the_even_one() -> None:
