@@ -29,8 +29,6 @@ from typing import Any
 
 import psutil
 
-from mlxmath.runtime.console import harmless
-
 BEAT_S = 0.5
 """Seconds between two signs of life."""
 SILENCE_S = 6.0
@@ -294,7 +292,7 @@ def _is_stopped(process: int) -> bool:
 
 def _print_error(prefix: str, text: str) -> None:
     with contextlib.suppress(OSError, ValueError):
-        print(harmless(f"{prefix}error: {text}"), file=sys.stderr, flush=True)
+        print(f"{prefix}error: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
