@@ -22,7 +22,8 @@ PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.
 OF_OTHERS = {
     "--adapter-path", "--apply_chat_template", "--chat-template", "--dequantize", "--gpus", "--lora", "--hostfile",
     "--model",
-    "--model_args", "--nccl-port", "--part", "--plan", "--prompt", "--save-path", "--starting-port", "--strict",
+    "--model_args", "--nccl-port", "--only", "--part", "--plan",
+    "--prompt", "--save-path", "--starting-port", "--strict",
     "--tasks",
 }  # fmt: skip
 """Options of mlx.launch, mlx_lm, lm_eval, docker, mypy and the benchmarks that pages mention."""

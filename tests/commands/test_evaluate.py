@@ -39,12 +39,16 @@ def only_run(folder: Path) -> Path:
 
 
 def samples(run_folder: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in json_lines(run_folder / "samples.jsonl")]
+    return [
+        {k: v for k, v in row.items() if k not in ("seconds", "checksum")}
+        for row in json_lines(run_folder / "samples.jsonl")
+    ]
 
 
 def figures(run_folder: Path) -> dict:
     """results.json without what depends on the clock."""
     results = json.loads((run_folder / "results.json").read_text())
+    del results["checksum"]
     for found in results["contestants"].values():
         del found["seconds"], found["tokens_per_second"]
     return results

@@ -109,13 +109,13 @@ def test_card_and_files(hub: Hub, adapters: Path, tmp_path: Path) -> None:
 def test_text_of_others_is_text_in_the_card(hub: Hub, adapters: Path, tmp_path: Path) -> None:
     hostile = "x](e)<img src=e>![y](e)|\x1b[2J\u202e`\n<script>"
     edit(adapters / "adapter_config.json", base_model=hostile, revision=hostile)
-    record = json.loads((adapters / "run.json").read_text())
+    record = unsealed_json(adapters / "run.json", None)
     record["data"]["mixture"] = json.dumps(
         [{"name": name, "split": hostile, "revision": hostile, "taken": 3} for name in ("openai/gsm8k", hostile)]
     )
     record |= {"status": hostile, "device": {"device": hostile, "backend": hostile}}
     record["config"]["training"]["optimizer"] = hostile
-    (adapters / "run.json").write_text(json.dumps(record))
+    sealed_json(adapters / "run.json", record)
     card = push(adapters, "tuned", dry_run=True).card
     assert card is not None
     ours = r"```.*?```|(?<!\\)`[^`\n]*`|!\[loss\.png]\(loss\.png\)"
