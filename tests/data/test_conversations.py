@@ -77,12 +77,10 @@ class _Bare:
 
     eos_token, name_or_path = None, "bare"
     added_tokens_decoder: ClassVar[dict[int, Any]] = {}
+    special_tokens_map: ClassVar[dict[str, str]] = {}
 
     def __init__(self, chat_template: str) -> None:
         self.chat_template = chat_template
-
-    def apply_chat_template(self, messages: list[Any], **how: Any) -> str:
-        return str(tokenizer_with(self.chat_template).apply_chat_template(messages, **how))
 
 
 def targets(template: ChatTemplate, problem: Problem) -> list[str]:
