@@ -10,7 +10,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from mlxmath.errors import MlxmathError
 from mlxmath.runtime.files import sha256
+from mlxmath.runtime.sealed import unsealed_json, unsealed_line
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ MAY_DIFFER = (
     Difference("prepared.json", (), "knows a pipeline's own dataset by the time of its file"),
     Difference("*.verified", (), "holds the time of the file that it speaks of"),
 )  # fmt: skip
-"""Everything else is equal byte for byte."""
+"""Everything else is equal byte for byte, but for checksums over what may differ; each fits its file or line."""
 NEVER_REWRITTEN = ("samples.jsonl", "responses.jsonl")
 """Lines are only added to these: the part of one that a kill leaves stays there, and readers pass over it."""
 APPENDED = ("events.jsonl", *NEVER_REWRITTEN)
@@ -65,7 +67,7 @@ def broken(folder: Path) -> list[str]:
             _READERS.get(path.suffix, Path.read_bytes)(path)
             if path.name == "state.json":
                 check_checkpoint(path.parent)
-        except (ValueError, KeyError, struct.error) as error:
+        except (ValueError, KeyError, struct.error, MlxmathError) as error:
             found.append(f"{name}: {error}"[:200])
     return found
 
@@ -97,10 +99,13 @@ def _check_lines(path: Path) -> None:
 
 
 def _rows(path: Path, *, may_end_early: bool = False) -> Iterator[Any]:
-    """The objects of JSON lines. Raises ValueError if one is none."""
+    """The objects of JSON lines, without their checksums. Raises ValueError if one is none, or not what was written."""
     for line in path.read_bytes().splitlines(keepends=True):
         try:
-            yield json.loads(line)
+            json.loads(line)
+            if (row := unsealed_line(line)) is None:
+                raise ValueError("a line is not what was written")
+            yield row
         except ValueError:
             if path.name not in NEVER_REWRITTEN and (line.endswith(b"\n") or not may_end_early):
                 raise
@@ -114,8 +119,14 @@ def _check_end(end: bytes) -> Callable[[Path], None]:
     return check
 
 
+def _object(path: Path) -> Any:
+    """What a JSON file holds, without its checksum. Raises MlxmathError if that is not of what it holds."""
+    value = json.loads(path.read_bytes())
+    return unsealed_json(path, None) if isinstance(value, dict) else value
+
+
 _READERS: dict[str, Callable[[Path], Any]] = {
-    ".json": lambda path: json.loads(path.read_bytes()),
+    ".json": _object,
     ".jsonl": _check_lines,
     ".toml": lambda path: tomllib.loads(path.read_text()),
     ".safetensors": check_safetensors,
@@ -164,7 +175,7 @@ def _read(path: Path, rule: Difference) -> Any:
         rows = [_without(row, rule.fields) for row in _rows(path)]
         rows = list(_final(rows)) if path.name == "events.jsonl" else rows
         return rows if rule.ordered else sorted(rows, key=json.dumps)
-    value = tomllib.loads(path.read_text()) if path.suffix == ".toml" else json.loads(path.read_text())
+    value = tomllib.loads(path.read_text()) if path.suffix == ".toml" else _object(path)
     return _without(value, rule.fields)
 
 

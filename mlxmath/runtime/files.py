@@ -4,6 +4,7 @@ others may have written.
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -176,7 +177,7 @@ def remove(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files and folders in `folder` whose process no longer lives (it was killed).
+    """Remove temporary files, folders and locks in `folder` whose process no longer lives (it was killed).
 
     The folder may be shared between hosts: what another one writes stays, unless it has long been abandoned. What
     cannot be removed stays too. Whatever is written into a folder does this the first time.
@@ -194,6 +195,10 @@ def remove_leftovers(folder: Path) -> None:
                 leftover.rename(target)  # killed between the two renames: the old folder is the whole one
             else:
                 remove(leftover)
+    for lock in folder.glob(".*.lock"):
+        with contextlib.suppress(OSError), lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # whoever holds it lives
+            lock.unlink()
 
 
 def _is_being_written(path: Path, host: str, pid: int) -> bool:

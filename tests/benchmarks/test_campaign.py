@@ -174,6 +174,7 @@ def test_what_is_not_whole_is_named(result: Path) -> None:
         "adapters.safetensors": whole[:-1], "checkpoints/step-1/adapters.safetensors": whole[:-1] + b"\1",
         "run.json": b'{"seconds"', "solutions.jsonl": b'{"a": 1}\n{"b"', "run.toml": b"a = ", "loss.png": b"\x89PNG",
         "report.html": b"<html>", "events.jsonl": b'{"id"\n{"id": 2}\n',
+        "results.json": b'{"a": 1, "checksum": "0"}', "metrics.jsonl": b'{"a": 1, "checksum": "0"}\n',
     }.items():  # fmt: skip
         path = result / name
         before = path.read_bytes() if path.exists() else None
