@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -200,6 +201,8 @@ def _table(path: Path) -> Rows:
 
     is_parquet = kind_of(path) == ".parquet"
 
+    damaged = partial(library_errors, f"{path} is damaged", "Fetch it or write it again.")
+
     def opened(used: tuple[str, ...]) -> Iterator[Any]:
         """The schema, and the batches of rows with the columns used and the plain ones beside them."""
 
@@ -226,13 +229,17 @@ def _table(path: Path) -> Rows:
             raise MlxmathError(f"{path} is not a readable {kind} file: {error}") from None
 
     def read(used: tuple[str, ...]) -> Iterator[Row]:
-        for batch in itertools.islice(opened(used), 1, None):
-            with library_errors(f"{path} is damaged", "Fetch it or write it again."):
-                batch.validate(full=True)  # places and characters, which pyarrow takes as they are
-                rows = batch.to_pylist()
-            yield from rows
+        batches = itertools.islice(opened(used), 1, None)
+        rows: list[Row] | None = []
+        while rows is not None:
+            with damaged():
+                if (batch := next(batches, None)) is not None:
+                    batch.validate(full=True)  # places and characters, which pyarrow takes as they are
+                rows = None if batch is None else batch.to_pylist()
+            yield from rows or ()
 
-    found = opened(())
-    schema = next(found)
-    num_rows = pq.read_metadata(path).num_rows if is_parquet else sum(batch.num_rows for batch in found)
-    return Rows(path.name, tuple(schema.names), read, (tuple(schema.names),), num_rows)
+    with damaged():
+        found = opened(())
+        names = tuple(next(found).names)
+        num_rows = pq.read_metadata(path).num_rows if is_parquet else sum(batch.num_rows for batch in found)
+    return Rows(path.name, names, read, (names,), num_rows)

@@ -6,6 +6,7 @@ and a checksum over itself. It is written whole or not at all.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlxmath.config.load import Resolved
 from mlxmath.config.schema import TrainingConfig
 from mlxmath.data.batching import StepBatch
-from mlxmath.errors import MlxmathError, OtherRunError
+from mlxmath.errors import MlxmathError, OtherRunError, library_errors
 from mlxmath.models.lora.adapter import WEIGHTS, load_arrays, load_weights, save_arrays, save_weights
 from mlxmath.models.lora.inject import adapter_arrays
 from mlxmath.runtime.console import say, warn
@@ -143,12 +144,23 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
             for name, digest in state["sha256"].items():
                 if sha256(path / name) != digest:
                     raise MlxmathError(f"{path / name} is damaged")
-            if not fits(state["position"], Position):
+            parts = state["settings"], state.get("state", {})
+            if not fits(state["position"], Position) or not all(isinstance(part, dict) for part in parts):
                 raise MlxmathError(f"{path / _STATE} is damaged")
-            return Checkpoint(path, Position(**state["position"]), state["settings"], state.get("state", {}))
+            return Checkpoint(path, Position(**state["position"]), *parts)
         except (MlxmathError, OSError, AttributeError, KeyError, TypeError) as error:
             warn(f"checkpoint {path} is not usable ({error}); trying the one before")
     return None
+
+
+def as_written(checkpoint: Checkpoint | None) -> AbstractContextManager[None]:
+    """Where what a checkpoint says is used: contents that no run writes are one line, whatever they would lead to."""
+    if checkpoint is None:
+        return nullcontext()
+    return library_errors(
+        f"{checkpoint.path} holds what no run has written",
+        "Remove this folder; --resume then goes on from the one before.",
+    )
 
 
 def check_settings(checkpoint: Checkpoint, settings: dict[str, Any]) -> None:
@@ -177,7 +189,8 @@ def with_recorded_targets(resolved: Resolved, checkpoint: Checkpoint | None) -> 
     recorded = checkpoint.settings.get(_TARGETS) if checkpoint else None
     if resolved.config.lora.targets is not None or not isinstance(recorded, list):
         return resolved
-    say(f"--resume: adapters on {', '.join(recorded)}, as the run began")
+    with as_written(checkpoint):
+        say(f"--resume: adapters on {', '.join(recorded)}, as the run began")
     lora = resolved.config.lora.model_copy(update={"targets": tuple(recorded)})
     origin = {**resolved.origin, _TARGETS: "checkpoint"}
     return replace(resolved, config=resolved.config.model_copy(update={"lora": lora}), origin=origin)

@@ -28,7 +28,7 @@ from mlxmath.runtime.sealed import sealed_json, unsealed_json
 from mlxmath.runtime.tracker_services import BOARD
 from mlxmath.runtime.tracker_services import FOLDER as TRACKERS
 from mlxmath.training.absolute import absolute_settings
-from mlxmath.training.checkpoint import FOLDER, HOLD_OUT, Checkpoint, by_step, newest_checkpoint
+from mlxmath.training.checkpoint import FOLDER, HOLD_OUT, Checkpoint, as_written, by_step, newest_checkpoint
 from mlxmath.training.events import EVENTS
 from mlxmath.training.logging import CURVES_PLOT, LOSS_PLOT
 from mlxmath.training.validation import BEST
@@ -72,8 +72,10 @@ def blas_of_ranks(checkpoint: Checkpoint | None, device: DeviceInfo, ranks: Rank
     used = preload()
     found: list[dict[str, Any] | None] = ranks.gather(BLAS, used and used.identity)
     before = checkpoint.state.get(BLAS, found) if checkpoint else found
-    if device.backend == "cpu" and any(one not in before for one in found):
-        warn(f"until now matrix products were made by {_called(before)}, from here on by {_called(found)}: results may "
+    with as_written(checkpoint):
+        others = _called(before) if any(one not in before for one in found) else ""
+    if device.backend == "cpu" and others:
+        warn(f"until now matrix products were made by {others}, from here on by {_called(found)}: results may "
              "differ in their last bits from those of a run that was not interrupted")  # fmt: skip
     elif device.backend == "cpu" and any(one != found[0] for one in found):
         warn(f"the ranks make their matrix products by different libraries: {_called(found)}")

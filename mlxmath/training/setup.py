@@ -33,7 +33,7 @@ from mlxmath.runtime.ranks import Ranks
 from mlxmath.training import record
 from mlxmath.training.absolute import absolute_model
 from mlxmath.training.bits import chooser
-from mlxmath.training.checkpoint import Part, share_adapters, share_checkpoint, with_recorded_targets
+from mlxmath.training.checkpoint import Part, as_written, share_adapters, share_checkpoint, with_recorded_targets
 from mlxmath.training.gradients import Gradients, Loss, choose_gradients
 from mlxmath.training.offloaded import OffloadedGradients
 from mlxmath.training.placing import cannot_offload, settled
@@ -215,9 +215,10 @@ class Run(Part):
     def _batching_before(self) -> Batching | None:
         """How the run that is resumed was batched; None if it is none, or is to be batched in another way."""
         saved = self.checkpoint.state.get(_BATCHING) if self.checkpoint else None
-        if not saved or saved["asked"] != self._asked or len(saved["ranks"]) != self.ranks.size:
-            return None
-        return Batching(*saved["ranks"][self.ranks.rank])
+        with as_written(self.checkpoint):
+            if not saved or saved["asked"] != self._asked or len(saved["ranks"]) != self.ranks.size:
+                return None
+            return Batching(*map(int, saved["ranks"][self.ranks.rank]))
 
     def state(self) -> dict[str, Any]:
         """See `Part`; `load_base` and `add_adapters` restore it."""
@@ -269,9 +270,10 @@ class Run(Part):
         with measured:
             own = tune(self.model, self.device, self.batching.tokens) if saved is None else saved
         self.tuning: dict[str, Any] = self.ranks.gather("tuning", own)[0]
-        for line in lines_of(self.tuning):
-            say(line)
-        use(self.model, self.tuning)
+        with as_written(self.checkpoint):
+            for line in lines_of(self.tuning):
+                say(line)
+            use(self.model, self.tuning)
         self.kernels = kernels_for(self.device, self.batching.num_workers, self.tuning)
 
     def gradients(self, loss: Loss) -> Callable[[nn.Module], Gradients]:

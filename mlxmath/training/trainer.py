@@ -30,7 +30,7 @@ from mlxmath.runtime.console import duration, fail, say, size, warn
 from mlxmath.runtime.trouble import SHORT_OF_MEMORY, trouble
 from mlxmath.training import record
 from mlxmath.training.accumulate import StepSums, Workers, accumulate, over_ranks
-from mlxmath.training.checkpoint import Ending, Part, Position, Saver, check_settings, restore, share_state
+from mlxmath.training.checkpoint import Ending, Part, Position, Saver, as_written, check_settings, restore, share_state
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.events import COMPLETE, EVENTS, StepReport, TrainResult
 from mlxmath.training.gradients import Gradients
@@ -66,7 +66,8 @@ class Trainer:
         if run.checkpoint:
             if run.ranks.first:
                 check_settings(run.checkpoint, run.fixed)
-                restore(run.checkpoint, run.model, self.optimizer)
+                with as_written(run.checkpoint):
+                    restore(run.checkpoint, run.model, self.optimizer)
             self.position = run.checkpoint.position
         share_state(run.model, self.optimizer, run.ranks)
         self.workers = Workers(run.model, gradients_of, run.batching.num_workers, run.ranks)
@@ -141,7 +142,8 @@ class Trainer:
             with log if ranks.first else nullcontext():
                 if run.checkpoint:
                     for part in self._parts:
-                        part.restore(run.checkpoint)
+                        with as_written(run.checkpoint):
+                            part.restore(run.checkpoint)
                 run.backend.reset_peak()
                 ranks.begin()
                 self.end(self.validation.begin(self.position))

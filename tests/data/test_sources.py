@@ -153,6 +153,9 @@ def test_a_table_whose_texts_are_none(tmp_path: Path) -> None:
         (tmp_path / "a.arrow").write_bytes(whole.replace(old, new))
         with pytest.raises(MlxmathError, match=r"a\.arrow is damaged: ArrowInvalid: "):
             list(load_problems(config(tmp_path / "a.arrow")))
+    (tmp_path / "a.arrow").write_bytes(whole.replace(b"problem", b"prob\xffem"))  # a column's name
+    with pytest.raises(MlxmathError, match=r"a\.arrow is damaged: UnicodeDecodeError: "):
+        list(load_problems(config(tmp_path / "a.arrow")))
 
 
 def test_malformed_line_far_down(tmp_path: Path) -> None:

@@ -56,6 +56,16 @@ def damage(checkpoint: Path) -> None:
         file.write(b"\x55")
 
 
+@pytest.mark.parametrize("change", [{"tuning": 5}, {"batching": 5}, {"blas": 7}, {"validation": "x"}], ids=str)
+def test_a_checkpoint_that_no_run_has_written_is_one_line(change: dict[str, Any]) -> None:
+    METHODS["train"](validation_split=0.3)
+    path = max(Path("adapters/checkpoints").iterdir()) / "state.json"
+    state = unsealed_json(path, ())
+    sealed_json(path, state | {"state": state["state"] | change})
+    with pytest.raises(MlxmathError, match="holds what no run has written: "):
+        METHODS["train"](validation_split=0.3, resume=True)
+
+
 def test_a_run_without_a_whole_checkpoint_begins_anew(capsys: pytest.CaptureFixture[str]) -> None:
     adapters = Path("adapters/adapters.safetensors")
     METHODS["train"](validation_split=0.3)

@@ -11,7 +11,7 @@ from mlxmath.models.lora.adapter import read_reward_model
 from mlxmath.runtime.console import say
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.accumulate import replica
-from mlxmath.training.checkpoint import ENDS
+from mlxmath.training.checkpoint import ENDS, as_written
 from mlxmath.training.events import Callback, TrainResult
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.grpo.logging import RolloutLogger
@@ -127,9 +127,10 @@ def sample(
 def _slots_before(run: Run) -> tuple[int, str] | None:
     """Completions that the run which is resumed drew at a time, on which last bits depend; None: to be chosen."""
     saved = run.checkpoint.state.get(SLOTS) if run.checkpoint else None
-    if not saved or len(saved) != run.ranks.size or run.config.grpo.concurrency is not None:
-        return None
-    return saved[run.ranks.rank], "as before"
+    with as_written(run.checkpoint):
+        if not saved or len(saved) != run.ranks.size or run.config.grpo.concurrency is not None:
+            return None
+        return int(saved[run.ranks.rank]), "as before"
 
 
 def check(settings: Resolved) -> None:
