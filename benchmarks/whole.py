@@ -45,6 +45,8 @@ NEVER_REWRITTEN = ("samples.jsonl", "responses.jsonl")
 """Lines are only added to these: the part of one that a kill leaves stays there, and readers pass over it."""
 APPENDED = ("events.jsonl", *NEVER_REWRITTEN)
 """Files whose last line a kill may leave in part."""
+_EARLIER = {"earlier", "earlier-2"}
+"""Where a run that begins anew keeps the adapters that it finds."""
 _TEMPORARY = re.compile(r"\..+\.(tmp|old)|\.lock")
 
 
@@ -138,6 +140,7 @@ _READERS: dict[str, Callable[[Path], Any]] = {
 def differences(folder: Path, reference: Path) -> list[str]:
     """What differs between a run's result and an undisturbed one's, but for `MAY_DIFFER`."""
     ours, theirs = files(folder), files(reference)
+    ours = {name: path for name, path in ours.items() if not _EARLIER & set(Path(name).parts)}
     found = [f"{name} is missing" for name in theirs if name not in ours]
     found += [f"{name} is there" for name in ours if name not in theirs]
     found += [f"{name} is left over" for name in leftovers(folder)]

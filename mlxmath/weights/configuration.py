@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxmath.errors import MlxmathError
+from mlxmath.errors import MlxmathError, library_errors
 from mlxmath.runtime.files import read_json
 from mlxmath.weights.architecture import Architecture, Built, another_model, architecture, module_name, text_part
 from mlxmath.weights.rotary import Limit, built_otherwise, say_rope
@@ -248,7 +248,11 @@ def check_angles(config: Mapping[str, Any], built: Built) -> None:
     part = text_part(config) or config
     model_type = str(config["model_type"])
     arch = architecture(str(part.get("model_type") or model_type), model_type)
-    if arch is not None and (how := built_otherwise(built.model, part)):
+    if arch is None:
+        return
+    with library_errors("config.json: its rope_scaling gives no angles", "Take it from the source again."):
+        how = built_otherwise(built.model, part)
+    if how:
         raise another_model(arch, how)
 
 

@@ -193,6 +193,8 @@ def test_what_differs_from_an_undisturbed_run_is_named(result: Path) -> None:
         '{"event": "step", "step": 1, "loss": 2.0, "time": 8}\n'
     )
     (result / "samples.jsonl").write_text('{"id": 2, "seconds": 3}\n{"id": 1, "se\n{"id": 1, "seconds": 4}\n')
+    (result / "earlier").mkdir()
+    shutil.copy(result / "run.json", result / "earlier")  # what a run kept that began anew
     assert broken(result) == []
     assert differences(result, reference) == []
     write(result / "run.json", {"seconds": 9, "steps": 3, "config": {"training": {"resume": True, "seed": 2}}})

@@ -95,7 +95,8 @@ CASES = [
             ("hidden_size", 10**400), ("hidden_size", 0), ("hidden_size", "many"), ("hidden_size", [1]),
             ("num_hidden_layers", 10**12), ("num_hidden_layers", -1), ("num_attention_heads", 0),
             ("vocab_size", 1e300), ("intermediate_size", 0), ("rms_norm_eps", "x"), ("rope_theta", [1]),
-            ("rope_scaling", 5), ("tie_word_embeddings", [1]), ("eos_token_id", 10**400), ("model_type", [1]),
+            ("rope_scaling", 5), ("rope_scaling", {"rope_type": "llama3", "factor": 8.0}),
+            ("tie_word_embeddings", [1]), ("eos_token_id", 10**400), ("model_type", [1]),
         )
     ),
     *(
