@@ -13,6 +13,7 @@ from mlxmath.models.memory import ModelShape
 from mlxmath.runtime.blas import num_usable_cores
 from mlxmath.runtime.console import duration, size
 from mlxmath.runtime.device import DeviceInfo
+from mlxmath.runtime.files import real
 from mlxmath.weights.tensors import uncached
 
 SHARE = {"cpu": 0.6, "metal": 0.4, "cuda": 0.4}
@@ -122,7 +123,7 @@ def disk_bytes_per_s(folder: Path) -> float:
     files = sorted(folder.glob("*.safetensors"), key=lambda path: -path.stat().st_size)
     if files and files[0].stat().st_size >= _DISK_BYTES:
         return _read_rate(files[0])
-    place = next(parent for parent in (folder, *folder.resolve().parents) if parent.is_dir())
+    place = next(parent for parent in (folder, *real(folder).parents) if parent.is_dir())
     with tempfile.NamedTemporaryFile(dir=place, prefix=".mlxmath-") as file:
         file.write(os.urandom(_DISK_BYTES))
         file.flush()

@@ -13,6 +13,7 @@ from mlxmath import __version__
 from mlxmath.runtime.blas import advice, num_usable_cores, preload
 from mlxmath.runtime.console import size
 from mlxmath.runtime.device import BACKENDS, choose, machine_memory_bytes
+from mlxmath.runtime.files import real
 from mlxmath.runtime.mac import old_mlx
 
 Status = Literal["ok", "note", "missing"]
@@ -65,7 +66,7 @@ def check_machine(folder: Path, *, hub: bool = False) -> Iterator[Check]:
     yield Check("BLAS", "note" if (improved := advice()) else "ok", f"{used}; {improved}" if improved else used)
     yield Check("memory", "ok", size(machine_memory_bytes()))
     free = shutil.disk_usage(folder).free
-    place = f"{size(free)} free in {folder.resolve()}"
+    place = f"{size(free)} free in {real(folder)}"
     if free >= LEAST_DISK_BYTES:
         yield Check("disk", "ok", place)
     else:

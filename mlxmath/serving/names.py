@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mlxmath.data.templates import Template, get_template
 from mlxmath.errors import InputError
+from mlxmath.runtime.files import real
 
 BASE, DEFAULT = "base", "default_model"
 """The model without an adapter; what mlx_lm's clients call the one that answers if they name none."""
@@ -28,7 +29,7 @@ def adapters_by_name(given: Sequence[str], otherwise: Path, *, base_only: bool) 
             raise InputError("--no-adapter serves the base alone, and --adapter names more; leave one of them out.")
         return {}
     if not given:
-        name = otherwise.resolve().name
+        name = real(otherwise).name
         return {name if _NAME.fullmatch(name) and name not in (BASE, DEFAULT) else "tuned": otherwise}
     found: dict[str, Path | None] = {}
     for text in given:

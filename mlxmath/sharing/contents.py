@@ -14,7 +14,7 @@ from typing import Any, Literal
 from mlxmath.config.load import RUN
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.models.lora.adapter import CONFIG, WEIGHTS
-from mlxmath.runtime.files import inside, read_json
+from mlxmath.runtime.files import inside, read_json, real
 from mlxmath.runtime.sealed import resealed, unsealed_json
 from mlxmath.runtime.secrets import has_secret
 from mlxmath.weights.download import LICENSES, TOKENIZER_FILES
@@ -147,7 +147,7 @@ def _run_folder(folder: Path, run: Path | None) -> Path | None:
         if not (run / RUN).is_file():
             raise InputError(f"--run {run}: {RUN} is not there; expected the folder of a training run.")
         return run
-    places = [folder, folder.resolve().parent] if folder.resolve().name == "best" else [folder]
+    places = [folder, real(folder).parent] if real(folder).name == "best" else [folder]
     if (folder / EXPORT).is_file():
         adapter = unsealed_json(folder / EXPORT, None).get("adapter")
         if isinstance(adapter, str):

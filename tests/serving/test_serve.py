@@ -224,8 +224,10 @@ def test_a_taken_port_and_a_wrong_host_are_one_line(url: str, folder: Path) -> N
     assert opened.returncode == 1 and "everybody who can reach this machine" in opened.stderr
 
 
-def test_names() -> None:
+def test_names(tmp_path: Path) -> None:
     usual = Path("runs/adapters")
+    (loop := tmp_path / "loop").symlink_to(loop)  # what it leads to is told where it is opened
+    assert adapters_by_name((), loop, base_only=False) == {"loop": loop}
     assert adapters_by_name((), usual, base_only=False) == {"adapters": usual}
     assert adapters_by_name((), Path("base"), base_only=False) == {"tuned": Path("base")}
     assert adapters_by_name((), usual, base_only=True) == {}
