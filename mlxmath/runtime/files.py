@@ -30,6 +30,8 @@ from mlxmath.parsing import parse_json as parse_json
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})\.(?P<pid>\d+)\.[^.]+\.(?P<kind>tmp|old)")
 """Names of temporary files and folders: that of what they become, the host and the process that write them, something
 random."""
+OF_A_NAME = ".mlxmath.lock"
+"""How the locks of files and folders end that are replaced as a whole. Others' locks are not ours to remove."""
 _LONGEST_NAME = 255
 """Bytes, on all file systems in use."""
 ABANDONED_S = 24 * 3600.0
@@ -195,7 +197,7 @@ def remove_leftovers(folder: Path) -> None:
                 leftover.rename(target)  # killed between the two renames: the old folder is the whole one
             else:
                 remove(leftover)
-    for lock in folder.glob(".*.lock"):
+    for lock in folder.glob(f".*{OF_A_NAME}"):
         with contextlib.suppress(OSError), lock.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # whoever holds it lives
             lock.unlink()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mlxmath.errors import InputError
 from mlxmath.runtime.console import say, warn
-from mlxmath.runtime.files import disk_errors, real, remove_leftovers
+from mlxmath.runtime.files import OF_A_NAME, disk_errors, real, remove_leftovers
 
 _LOCK = ".lock"
 
@@ -63,7 +63,7 @@ def making(path: Path, command: str, option: str | None = None) -> Iterator[bool
         MlxmathError: its folder cannot be written.
     """
     path = real(path)
-    with _held(path.with_name(f".{path.name}{_LOCK}"), path, command, option) as waited:
+    with _held(path.with_name(f".{path.name}{OF_A_NAME}"), path, command, option) as waited:
         yield waited
 
 

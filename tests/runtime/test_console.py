@@ -83,6 +83,17 @@ def test_a_result_is_as_it_is_in_a_file_and_harmless_on_a_terminal(
     assert capsys.readouterr().out == ("a [2J \nb" if is_terminal else "a\x1b[2J\u202e\nb")
 
 
+def on_a_terminal(code: str) -> str:
+    """What a program's standard error is on a terminal."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT | {"TERM": "xterm"}, stderr=theirs, check=True)
+    os.close(theirs)
+    written = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    return written
+
+
 def test_a_progress_bar_shows_no_control_characters() -> None:
     code = """
 from mlxmath.runtime.console import Progress, shown
@@ -90,12 +101,7 @@ with shown(), Progress("a\\x1b]0;owned\\x07", 4) as progress:
     progress.update(1, "b\\x1b]0;owned\\x07")
     progress._bar.refresh()
 """
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 80))
-    subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT | {"TERM": "xterm"}, stderr=theirs, check=True)
-    os.close(theirs)
-    written = os.read(ours, 1 << 16).decode()
-    os.close(ours)
+    written = on_a_terminal(code)
     assert "a ]0;owned" in written and "b ]0;owned" in written and "\x1b]0" not in written and "\x07" not in written
 
 
@@ -140,12 +146,7 @@ with shown(), Progress("step", 4) as progress:
         progress._bar.refresh()
     say("a line")
 """
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 80))
-    subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT | {"TERM": "xterm"}, stderr=theirs, check=True)
-    os.close(theirs)
-    written = os.read(ours, 1 << 16).decode()
-    os.close(ours)
+    written = on_a_terminal(code)
     assert "4/4" in written and "loss 3" in written and "\ra line" in written
 
 

@@ -58,10 +58,12 @@ with files.atomic_folder(path) as folder:
 
 
 def test_the_locks_of_dead_processes_are_removed_and_held_ones_stay(tmp_path: Path) -> None:
-    (tmp_path / ".rows.pkl.lock").touch()
+    for name in (".rows.pkl.mlxmath.lock", ".of_others.lock", ".lock"):
+        (tmp_path / name).touch()
     with making(tmp_path / "held.pkl", "a test"):
         remove_leftovers(tmp_path)
-        assert [path.name for path in tmp_path.iterdir()] == [".held.pkl.lock"]
+        left = {path.name for path in tmp_path.iterdir()}
+        assert left == {".held.pkl.mlxmath.lock", ".of_others.lock", ".lock"}
 
 
 def test_leftovers_of_dead_processes_are_removed_and_others_stay(tmp_path: Path, dead_pid: int) -> None:
