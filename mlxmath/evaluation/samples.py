@@ -7,7 +7,6 @@ never counted.
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -245,24 +244,10 @@ def _is_whole(settings: Any) -> bool:
         and all(one["against"] in (None, *labels) for one in contestants)
         and all(isinstance(label, str) and label in labels for label in may["voters"])
         and all(isinstance(text, str) for text in may["decoding"].values())
-        and all(_holds({"weight": weight}, weight=float | int) for weight in may["weights"])
+        and all(_holds({"weight": weight}, weight=float | int) and 0 < weight < _MOST for weight in may["weights"])
         and len(may["weights"]) in (0, len(may["voters"]))
-        and (may["vote"] is None or _can_vote(settings))
+        and (may["vote"] is None or (may["vote"] in ("equal", "weighted") and len(may["voters"]) > 1))
     )  # fmt: skip
-
-
-def _can_vote(settings: Mapping[str, Any]) -> bool:
-    """Whether who votes is among the contestants, each with a weight or none."""
-    voters, weights = settings.get("voters"), settings.get("weights") or []
-    return (
-        settings["vote"] in ("equal", "weighted")
-        and isinstance(voters, list)
-        and len(voters) > 1
-        and all(voter in [contestant["label"] for contestant in settings["contestants"]] for voter in voters)
-        and isinstance(weights, list)
-        and len(weights) in (0, len(voters))
-        and all(type(weight) in (int, float) and 0 < weight < math.inf for weight in weights)
-    )
 
 
 def _holds(value: Any, **kinds: Any) -> bool:
