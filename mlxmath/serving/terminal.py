@@ -44,28 +44,35 @@ def talk(conversation: Conversation, *, remembers: bool = True) -> None:
     with _remembered(remembers and is_person) as note:
         while True:
             try:
-                question = _read(is_person)
-            except EOFError:
-                if is_person:
-                    put("")
-                return
-            except KeyboardInterrupt:
+                if not _turn(conversation, note, is_person=is_person):
+                    return
+            except KeyboardInterrupt:  # at the prompt, or between it and the answer
                 if not is_person:
                     raise
                 put("")
                 say("Ctrl-D or /quit ends the chat.")
-                continue
-            if not question:
-                continue
-            note(question)
-            if question == "/quit":
-                return
-            try:
-                _do(question, conversation, is_person=is_person)
-            except InputError as error:
-                if not is_person:
-                    raise
-                fail(str(error))
+
+
+def _turn(conversation: Conversation, note: Callable[[str], None], *, is_person: bool) -> bool:
+    """Read a question and do what it says; False if the chat ends."""
+    try:
+        question = _read(is_person)
+    except EOFError:
+        if is_person:
+            put("")
+        return False
+    if question:
+        note(question)
+    if question == "/quit":
+        return False
+    try:
+        if question:
+            _do(question, conversation, is_person=is_person)
+    except InputError as error:
+        if not is_person:
+            raise
+        fail(str(error))
+    return True
 
 
 def _read(is_person: bool) -> str:

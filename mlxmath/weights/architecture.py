@@ -249,8 +249,10 @@ def probe(folder: Path, names: Mapping[str, str] | None = None) -> Built:
         expected: dict[str, Any] = dict(tree_flatten(model.parameters()))
     stored = {id(array): key for key, array in loaded.items()}
     origins = {key: stored[id(array)] for key, array in final.items() if id(array) in stored}
-    loaded.clear()  # or the arrays that others are made of would stay in memory
-    return Built(model, config, origins, final, *compare(expected, final))
+    arrays = dict(final)
+    for held in (loaded, final):  # by a class, which lives until Python looks for cycles, and all weights with it
+        held.clear()
+    return Built(model, config, origins, arrays, *compare(expected, arrays))
 
 
 def compare(expected: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...], int]:

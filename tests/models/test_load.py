@@ -1,5 +1,6 @@
-"""Loading: types, errors that help, ids that have no embedding, weights that cannot be anybody's."""
+"""Loading: types, memory, errors that help, ids that have no embedding, weights that cannot be anybody's."""
 
+import gc
 import json
 import re
 from pathlib import Path
@@ -39,6 +40,21 @@ def test_a_model_keeps_what_it_keeps_out_of_casts(tmp_path: Path, dtype: str, la
         assert set(kept.values()) == {mx.float32}
         others = {array.dtype for name, array in tree_flatten(model.parameters()) if "correction" not in name}
         assert others == {getattr(mx, dtype)}
+
+
+def test_weights_go_with_their_model(folder: Path) -> None:
+    """Not when Python next looks for cycles, which with few objects is never: two models would be in memory."""
+    load_model(folder, "float32")  # what is made once is made
+    gc.collect()
+    before = mx.get_active_memory()
+    gc.disable()
+    try:
+        model = load_model(folder, "float32").model
+        assert mx.get_active_memory() > before
+        del model
+        assert mx.get_active_memory() == before
+    finally:
+        gc.enable()
 
 
 def test_all_that_does_not_fit_is_named(folder: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mlxmath.serving import terminal
 from tests.helpers import run, succeed
 from tests.serving.served import Terminal
 
@@ -16,38 +17,54 @@ def infer(folder: Path, *arguments: str) -> str:
 
 
 def test_at_a_terminal(debug_run: Path, tmp_path: Path) -> None:
-    terminal = Terminal(
-        debug_run, "chat", "--temperature", "9", "--max-new-tokens", "900", XDG_CACHE_HOME=str(tmp_path)
-    )
+    screen = Terminal(debug_run, "chat", "--temperature", "9", "--max-new-tokens", "900", XDG_CACHE_HOME=str(tmp_path))
     try:
-        assert "template tutor" in terminal.until(">>> ")
-        terminal.type("half a ques")
-        terminal.until("half a ques")
-        terminal.type("\x03")  # clears what is being typed
-        terminal.until("ends the chat")
-        terminal.until(">>> ")
-        terminal.type(f"{QUESTION}\n")
-        terminal.until("7?\n")
-        terminal.until(" ")
-        terminal.type("\x03")  # stops the answer, not the program
-        stopped = terminal.until(">>> ")
+        assert "template tutor" in screen.until(">>> ")
+        screen.type("half a ques")
+        screen.until("half a ques")
+        screen.type("\x03")  # clears what is being typed
+        screen.until("ends the chat")
+        screen.until(">>> ")
+        screen.type(f"{QUESTION}\n")
+        screen.until("7?\n")
+        screen.until(" ")
+        screen.type("\x03")  # stops the answer, not the program
+        stopped = screen.until(">>> ")
         assert "(stopped;" in stopped and len(stopped) < 3000
-        terminal.type("\x1b[A")  # the question again
-        terminal.until(QUESTION)
-        terminal.type("\x15/frobnicate\n")
-        terminal.until("there is no such command")
-        terminal.type('"""Tom has 5 apples.\n')
-        terminal.until("... ")
-        terminal.type('How many?"""\n')
-        terminal.until("many?")
-        terminal.type("\x03\x03")
-        terminal.until(">>> ")
-        terminal.type("\x04")
-        assert terminal.process.wait(timeout=20) == 0
+        screen.type("\x1b[A")  # the question again
+        screen.until(QUESTION)
+        screen.type("\x15/frobnicate\n")
+        screen.until("there is no such command")
+        screen.type('"""Tom has 5 apples.\n')
+        screen.until("... ")
+        screen.type('How many?"""\n')
+        screen.until("many?")
+        screen.type("\x03\x03")
+        screen.until(">>> ")
+        screen.type("\x04")
+        assert screen.process.wait(timeout=20) == 0
     finally:
-        terminal.close()
+        screen.close()
     kept = tmp_path / "mlxmath" / "chat_history"
     assert kept.read_text().splitlines()[0] == QUESTION and kept.stat().st_mode & 0o777 == 0o600
+
+
+def test_ctrl_c_never_ends_a_persons_chat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where it comes between the question and the answer."""
+    typed = iter([QUESTION, QUESTION, "/quit"])
+    done = []
+
+    def interrupted(question: str, *_: object, **__: object) -> None:
+        done.append(question)
+        raise KeyboardInterrupt
+
+    for stream in ("stdin", "stdout"):
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda _: next(typed))
+    monkeypatch.setattr(terminal, "_do", interrupted)
+    terminal.talk(None, remembers=False)  # type: ignore[arg-type]
+    assert done == [QUESTION, QUESTION]
+    assert capsys.readouterr().err.count("ends the chat") == 2
 
 
 def test_through_a_pipe(debug_run: Path) -> None:
@@ -82,16 +99,14 @@ def test_bad_input(debug_run: Path, arguments: tuple[str, ...], stdin: str, code
 
 
 def test_what_was_typed_is_remembered_once_and_not_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlxmath.serving.terminal import _remembered
-
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     path = tmp_path / "mlxmath" / "chat_history"
     for number in range(3):
-        with _remembered(True) as note:
+        with terminal._remembered(True) as note:
             for line in range(400):
                 note(f"{number}\n {line}")
     lines = path.read_text().splitlines()
     assert len(lines) == 1000 and lines[0] == "0 200" and lines[-1] == "2 399"
-    with _remembered(False) as note:
+    with terminal._remembered(False) as note:
         note("secret")
     assert "secret" not in path.read_text()
