@@ -23,7 +23,9 @@ class Deadline:
         self._clock = clock
         self._start = clock()
         self.limit_s = limit_s
-        self._step_s = self._validation_s = 0.0
+        self._step_s = 0.0
+        self.validation_s = 0.0
+        """Seconds that the last validation takes, with some to spare."""
         self._save_s = min(1.0, 0.1 * limit_s)
 
     @property
@@ -46,12 +48,12 @@ class Deadline:
 
     def note_validation(self, seconds: float) -> None:
         """Learn how long a validation takes; the run ends with one."""
-        self._validation_s = 1.25 * seconds
+        self.validation_s = 1.25 * seconds
 
     @property
     def room_s(self) -> float:
         """Seconds until the last validation and the final save have to begin."""
-        return self.left_s - self._validation_s - self._save_s
+        return self.left_s - self.validation_s - self._save_s
 
     def reached(self) -> bool:
         """Whether another step, the last validation and the final save would no longer fit."""

@@ -11,6 +11,8 @@ one), it is laid anew over those done and those that fit now: nothing is learned
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from statistics import fmean, median
 from typing import Any
 
 from mlxmath.config.schema import TrainingConfig
@@ -93,6 +95,11 @@ _LOOKS = (*_EARLY, *_MARKS, *_LATE_LOOKS)
 _NUM_EARLY = len(_EARLY)
 _ENOUGH, _AT_LEAST, _FIRST_SHARE = 8, 3, 0.02
 """The very first look is after 8 steps, or after 3 if these took so large a share of the deadline."""
+_RECENT = 16
+"""Steps that an estimate is made of at least, where so many were done."""
+_PAUSE = 4
+"""Times the median step and a validation that a step counts at most: what takes longer is a process that was stopped,
+or a machine that slept, and says nothing about the steps to come."""
 _SURELY, _LATE = 1.25, 1.05
 """Times the time that is left which the planned steps must take to be too many: on a first look, and on later ones."""
 _MANY = 0.05
@@ -133,7 +140,7 @@ class Pace(Part):
         """Whether the deadline comes before the planned steps are done."""
         self._looked = False
         self._spent = [0.0]
-        """Seconds that had passed at the last look, and after each step since."""
+        """Seconds that had passed at the last look, or `_RECENT` steps ago, and after each step since."""
         self._num_looks = 0
         self._step_s: float | None = None
         self._marked = self._changed = -1
@@ -187,7 +194,7 @@ class Pace(Part):
             self._marked = step
         margin = _LATE if self._looked else _SURELY
         self._looked, self._num_looks, self._step_s = True, looks, step_s
-        self._spent = self._spent[-1:]
+        self._spent = self._spent[-1 - _RECENT :]
         fitting = max(0, int(room_s / max(step_s, 1e-9)))
         if not self.is_limited and (self._total - step) <= margin * fitting:
             return
@@ -207,10 +214,11 @@ class Pace(Part):
         return self._recent_step_s() * steps < self._deadline.room_s
 
     def _recent_step_s(self) -> float:
-        """Seconds a step since the last look; of the very first ones the later half: graphs are compiled before."""
-        spent = self._spent
-        first = (len(spent) - 1) // 2 if not self._looked else 0
-        return (spent[-1] - spent[first]) / (len(spent) - 1 - first)
+        """Mean seconds a step; of the very first ones the later half: graphs are compiled before."""
+        spent = self._spent[0 if self._looked else (len(self._spent) - 1) // 2 :]
+        took = [after - before for before, after in pairwise(spent)]
+        most = _PAUSE * median(took) + self._deadline.validation_s
+        return fmean(min(seconds, most) for seconds in took)
 
     def _tell(self, expected: int) -> None:
         falls = self._config.schedule != "constant"

@@ -146,6 +146,24 @@ def test_a_schedule_that_ends_because_the_first_steps_were_slow_is_laid_again() 
     assert idle < 0.05 * run.step
 
 
+@pytest.mark.parametrize("paused_at", [5, 40, 499])
+def test_a_process_that_was_stopped_for_a_while_keeps_its_schedule(paused_at: int) -> None:
+    run = Run(1000, 6000.0)
+    run.pace.begin()
+    run.go(lambda step: 2700.0 if step == paused_at else 1.0)
+    planned = learning_rates(CONFIG, 1000)
+    assert not run.told and run.rates == {step: planned(step) for step in range(1000)}
+
+
+def test_validations_are_part_of_the_speed() -> None:
+    run = Run(27_000, 6000.0)
+    run.pace.begin()
+    run.deadline.note_validation(60.0)
+    run.go(lambda step: 61.0 if step % 100 == 99 else 1.0)
+    assert run.pace.expected_steps == pytest.approx(6000 / 1.6, rel=0.05)
+    assert run.rates[run.step - 1] < 0.01 and sum(rate == 0 for rate in run.rates.values()) < 0.02 * run.step
+
+
 def test_what_is_before_the_first_step_is_not_part_of_the_speed() -> None:
     run = Run(500, 600.0)
     run.clock.now = 60.0  # the base was measured
