@@ -52,8 +52,8 @@ SFT = {"learning-rate": 5e-4, "num-epochs": 2}
 OWN = {"num-examples": 2000, "samples": 4, "temperature": 0.8, "max-tokens": 256}
 OWN_SFT = {"learning-rate": 2e-4, "num-epochs": 1}
 GRPO = {
-    "learning-rate": 2e-5, "max-steps": 60, "num-generations": 8, "max-completion-length": 256,
-    "grad-accumulation-steps": 8, "save-every": 5,
+    "learning-rate": 5e-5, "max-steps": 40, "num-generations": 8, "max-completion-length": 256,
+    "grad-accumulation-steps": 32, "save-every": 5,
 }  # fmt: skip
 KEPT = ("accuracy", "by_benchmark", "by", "faithfulness", "doubt", "tokens", "cut_off")
 Record = dict[str, Any]
@@ -108,21 +108,15 @@ class Work:
             "run": {key: run.get(key) for key in ("ending", "steps", "seconds", "peak_bytes")},
         }
 
-    def evaluation(self, name: str, benchmarks: str, *options: object) -> Record:
+    def evaluation(self, name: str, benchmarks: str, *options: object, model: str = "model") -> Record:
         """Contestants' answers, graded and compared; the folder's results.json in short."""
         folder = self.file(f"evaluations/{name}")
         going = ["--resume"] if folder.exists() else []
-        asked = (
-            "--benchmark",
-            benchmarks,
-            "--max-tokens",
-            MAX_TOKENS,
-            "--results-path",
-            "evaluations",
-            "--run-name",
-            name,
-        )
-        self.mlxmath("evaluate", *asked, *options, *going)
+        asked = {
+            "mlx-path": model, "benchmark": benchmarks, "max-tokens": MAX_TOKENS, "results-path": "evaluations",
+            "run-name": name,
+        }  # fmt: skip
+        self.mlxmath("evaluate", *_options(asked), *options, *going)
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         contestants = {
             who: {key: found[key] for key in KEPT if key in found} for who, found in results["contestants"].items()
@@ -169,7 +163,7 @@ def sft(work: Work) -> Record:
 
 
 def own(work: Work) -> Record:
-    """The tuned model's own solutions that are right and sound, and a further epoch on these and the worked ones."""
+    """The tuned model's own solutions that are right and sound, and a further epoch on these."""
     going = ["--resume"] if work.file("own_solutions").exists() else []
     asked = {
         "teacher": "model:sft",
@@ -221,16 +215,15 @@ def export(work: Work) -> Record:
         work.mlxmath("export", "--to", "gguf", *paths, "--gguf-type", "q8_0", "--export-path", "gguf")
     work.mlxmath("convert", "--model", "gguf", "--mlx-path", "exported", "--dtype", "float32")
     benchmark = f"gsm8k={work.data / BENCHMARKS['gsm8k']}" if work.data else "gsm8k"
-    return work.evaluation("exported", benchmark, "--mlx-path", "exported", "--no-adapter", "--template", "chat")
+    return work.evaluation("exported", benchmark, "--no-adapter", "--template", "chat", model="exported")
 
 
 def show(work: Work) -> Record:
     """What pages show of it."""
     samples = work.file("evaluations/test/samples.jsonl").read_text(encoding="utf-8").splitlines()
-    chosen = work.record["choose"]["chosen"]
     return {
         "curves": {name: curves(work.file(f"{name}/events.jsonl")) for name in ("sft", "own", "grpo")},
-        "answers": side_by_side(map(json.loads, samples), chosen, "gsm8k", SEED),
+        "answers": side_by_side(map(json.loads, samples), "gsm8k", SEED),
     }
 
 

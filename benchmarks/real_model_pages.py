@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 CASES = {
@@ -14,19 +15,22 @@ CASES = {
 """Of the three problems that are shown: whether base and tuned model are right."""
 POINTS = 120
 """Most points of a curve that are kept."""
+ROLLOUTS = 40
+"""So many of the last rollouts are in a point of the reward's curve."""
 TITLES = {"gsm8k": "GSM8K", "svamp": "SVAMP", "gsm-hard": "GSM-Hard"}
 
 
 def curves(events: Path) -> dict[str, list[tuple[int, float]]]:
-    """Smoothed loss, loss on held-out problems and reward by step, of a run's events.jsonl."""
+    """Smoothed loss, loss on held-out problems and mean reward of the last rollouts by step, in events.jsonl."""
     found: dict[str, list[tuple[int, float]]] = {"loss": [], "validation": [], "reward": []}
-    for line in events.read_text(encoding="utf-8").splitlines():
-        event = json.loads(line)
-        if event["event"] == "validation":
+    rewards: list[float] = []
+    for event in map(json.loads, events.read_text(encoding="utf-8").splitlines()):
+        if event["event"] == "validation" and "loss" in event:
             found["validation"].append((event["step"], event["loss"]))
-        elif event["event"] == "step" and "smoothed_reward" in event:
-            found["reward"].append((event["step"], event["smoothed_reward"]))
-        elif event["event"] == "step":
+        elif event["event"] == "rollout":
+            rewards.append(event["reward"])
+            found["reward"].append((event["step"], fmean(rewards[-ROLLOUTS:])))
+        elif event["event"] == "step" and "smoothed_loss" in event:  # the loss of GRPO says nothing
             found["loss"].append((event["step"], event["smoothed_loss"]))
     return {name: thinned(points) for name, points in found.items() if points}
 
@@ -37,12 +41,11 @@ def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     return [point for i, point in enumerate(points) if (len(points) - 1 - i) % every == 0]
 
 
-def side_by_side(samples: Iterable[Mapping[str, Any]], tuned: str, benchmark: str, seed: int) -> list[dict[str, Any]]:
+def side_by_side(samples: Iterable[Mapping[str, Any]], benchmark: str, seed: int) -> list[dict[str, Any]]:
     """One problem of each case, drawn by lot, with the answers of both.
 
     Args:
-        samples: lines of an evaluation's samples.jsonl, of contestants "base" and `tuned`.
-        tuned: the other contestant.
+        samples: lines of an evaluation's samples.jsonl, of contestants "base" and "tuned".
         benchmark: whose problems.
         seed: of the lot.
     """
@@ -53,11 +56,11 @@ def side_by_side(samples: Iterable[Mapping[str, Any]], tuned: str, benchmark: st
     shown = []
     for case, right in CASES.items():
         fitting = [
-            i for i, pair in sorted(answers.items()) if (pair["base"]["correct"], pair[tuned]["correct"]) == right
+            i for i, pair in sorted(answers.items()) if (pair["base"]["correct"], pair["tuned"]["correct"]) == right
         ]
         if fitting:
             pair = answers[random.Random(seed).choice(fitting)]
-            texts = {"base": pair["base"]["response"], "tuned": pair[tuned]["response"]}
+            texts = {"base": pair["base"]["response"], "tuned": pair["tuned"]["response"]}
             shown.append({"case": case, "question": pair["base"]["question"], "gold": pair["base"]["gold"]} | texts)
     return shown
 
@@ -66,8 +69,8 @@ def table(record: Mapping[str, Any]) -> str:
     """Exact answers of base and tuned model to each benchmark's test problems, and of the GGUF to GSM8K's."""
     from mlxmath.evaluation.wording import interval, p_value, percent, points
 
-    found, chosen = record["test"], record["choose"]["chosen"]
-    base, tuned = (found["contestants"][name]["by"]["benchmark"] for name in ("base", chosen))
+    found = record["test"]
+    base, tuned = (found["contestants"][name]["by"]["benchmark"] for name in ("base", "tuned"))
     paired = found["comparisons"][0]["by"]["benchmark"]
     rows = [
         (
@@ -75,7 +78,7 @@ def table(record: Mapping[str, Any]) -> str:
             f"{percent(tuned[name]['value'])} ({interval(tuned[name])})",
             f"{points(one['difference'])} ({points(one['low'])} to {points(one['high'])})", p_value(one["p_value"]),
         )
-        for name, one in paired.items()
+        for name, one in sorted(paired.items(), key=lambda item: list(TITLES).index(item[0]))
     ]  # fmt: skip
     (exported,) = record["export"]["contestants"].values()
     accuracy = exported["accuracy"]
@@ -121,9 +124,7 @@ def draw(path: Path, record: Mapping[str, Any], metadata: Mapping[str, str]) -> 
     loss.legend(fontsize=8)
     loss.grid(alpha=0.3)
     contestants = record["test"]["contestants"]
-    for place, (name, label, colour) in enumerate(
-        (("base", "base", "0.65"), (record["choose"]["chosen"], "tuned", "tab:green"))
-    ):
+    for place, (name, label, colour) in enumerate((("base", "base", "0.65"), ("tuned", "tuned", "tab:green"))):
         shares = contestants[name]["by"]["benchmark"]
         values = [100 * one["value"] for one in shares.values()]
         around = [

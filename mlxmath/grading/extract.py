@@ -90,6 +90,12 @@ _JUDGEMENT = re.compile(
     r"(?:correct|right|wrong|valid|reasonable|clear|as follows|below|above|positive|negative)\b[^\d$\\]*$",
     re.IGNORECASE,
 )
+_REMARK = re.compile(
+    r"^(?:not|found|based|given|obtained|calculated|computed|determined|derived|because|due|that|simply|just)\b",
+    re.IGNORECASE,
+)
+_MOST_WORDS = 5
+"""Of an answer in words, in a text that has numbers too."""
 _FINAL_ANSWER = re.compile(r"\bfinal answer is[ \t]*:?[ \t]*([^\n]+)", re.IGNORECASE)
 _HOPE = re.compile(r"\.?\s{0,5}I hope (?:it|this) (?:is correct|helps).*$", re.IGNORECASE | re.DOTALL)
 
@@ -182,7 +188,7 @@ def _stated(tail: str) -> str | None:
     for heads in (_ANSWER, _CHOICE):
         for head in reversed(list(heads.finditer(tail))[-20:]):
             text = pick(_HOPE.sub("", _line(tail, head.end())))
-            if text and not _JUDGEMENT.match(text):
+            if text and not _JUDGEMENT.match(text) and not _is_remark(text):
                 corrections = list(_CORRECTED.finditer(tail[head.end() :]))
                 return (pick(corrections[-1]["text"]) if corrections else None) or text
     for head in reversed(list(_SOLUTIONS.finditer(tail))[-5:]):
@@ -191,6 +197,13 @@ def _stated(tail: str) -> str | None:
             return text
     answers = list(_IS_THE_ANSWER.finditer(tail))[-3:] if "answer" in tail else []
     return next(filter(None, (pick_last(match["text"]) for match in reversed(answers))), None)
+
+
+def _is_remark(text: str) -> bool:
+    """Whether it says something of the answer instead of the answer: "found by adding both"."""
+    if re.search(r"[\d$\\]", text) or parse_quantity(clean(text)):
+        return False
+    return bool(_REMARK.match(text)) or len(re.findall(r"[^\W\d_]+", text)) > _MOST_WORDS
 
 
 def _line(text: str, start: int) -> str:

@@ -23,7 +23,8 @@ def share(value: float) -> dict[str, Any]:
 
 def record(curves: dict[str, Any], answers: list[dict[str, Any]]) -> dict[str, Any]:
     by = {
-        name: {"by": {"benchmark": {"gsm8k": share(v), "svamp": share(v)}}} for name, v in (("base", 0.1), ("own", 0.3))
+        name: {"by": {"benchmark": {"gsm8k": share(v), "svamp": share(v)}}}
+        for name, v in (("base", 0.1), ("tuned", 0.3))
     }
     paired = {name: {"difference": 0.2, "low": 0.15, "high": 0.25, "p_value": 1e-9} for name in ("gsm8k", "svamp")}
     return {
@@ -37,24 +38,26 @@ def record(curves: dict[str, Any], answers: list[dict[str, Any]]) -> dict[str, A
 def test_curves_are_thinned_to_their_last_point(tmp_path: Path) -> None:
     events: list[dict[str, Any]] = [{"event": "validation", "step": 0, "loss": 1.5}]
     events += [{"event": "step", "step": i, "smoothed_loss": 1 / i} for i in range(1, 501)]
-    events += [{"event": "step", "step": 501, "smoothed_reward": 0.5}, {"event": "end", "step": 501}]
+    rewards = [1.0] * 40 + [0.0] * 10
+    events += [{"event": "rollout", "step": 501 + i, "reward": reward} for i, reward in enumerate(rewards)]
+    events += [{"event": "step", "step": 550, "loss": 0.0}, {"event": "end", "step": 550}]
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     found = pages.curves(tmp_path / "events.jsonl")
-    assert found["validation"] == [(0, 1.5)] and found["reward"] == [(501, 0.5)]
+    assert found["validation"] == [(0, 1.5)] and found["reward"][39:] == [(540 + i, 1 - i / 40) for i in range(11)]
     assert found["loss"][-1] == (500, 0.002) and len(found["loss"]) == 100
     assert {b[0] - a[0] for a, b in zip(found["loss"], found["loss"][1:], strict=False)} == {5}
 
 
 def test_a_problem_of_each_case_with_both_answers() -> None:
     rights = [(False, True), (True, True), (False, True), (True, False)]
-    samples = [sample(i, who, right[j]) for i, right in enumerate(rights) for j, who in enumerate(("base", "own"))]
-    samples += [sample(9, who, False, "svamp") for who in ("base", "own")]  # another benchmark's are not shown
-    shown = pages.side_by_side(samples, "own", "gsm8k", 0)
+    samples = [sample(i, who, right[j]) for i, right in enumerate(rights) for j, who in enumerate(("base", "tuned"))]
+    samples += [sample(9, who, False, "svamp") for who in ("base", "tuned")]  # another benchmark's are not shown
+    shown = pages.side_by_side(samples, "gsm8k", 0)
     assert [one["case"] for one in shown] == ["only the tuned model is right", "both are right"]
     assert shown[0]["question"][9] in "02" and shown[1]["question"][9] == "1"
-    assert shown == pages.side_by_side(reversed(samples), "own", "gsm8k", 0)
+    assert shown == pages.side_by_side(reversed(samples), "gsm8k", 0)
     text = pages.answers(record({}, shown))
-    assert "> question 1\n> in two lines" in text and "````text\nown says" in text
+    assert "> question 1\n> in two lines" in text and "````text\ntuned says" in text
 
 
 def test_table_and_picture(tmp_path: Path) -> None:

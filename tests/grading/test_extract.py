@@ -53,6 +53,15 @@ CASES = [
     # therefore, last
     ("We add 3 and 4.\nTherefore she has 7 apples left after 2 days of 24 hours. Fine.", "24", "therefore"),
     ("We get $x=2$.\nHence the value of $y$ is $9$.", "9", "therefore"),
+    ("He has 6.\n\nThe answer is not a straightforward multiplication of apples, but a division.", "6", "last number"),
+    ("It is 4 + 8 = 12.\nThe answer is found by adding both.", "12", "last number"),
+    ("In all 12.\nThe correct answer is the number of legs on all of the cats.", "12", "last number"),
+    ("f(2) = 4. The answer is no real solutions.", "no real solutions", "answer is"),
+    (
+        "1 + 1. The answer is twenty-five thousand three hundred and twelve",
+        "twenty-five thousand three hundred and twelve",
+        "answer is",
+    ),
     ("There were 12, then 5 more came, and it was 17 in all", "17", "last number"),
     ("It weighs about 1,250 kg", "1,250", "last number"),
     ("it is 3/4 of it", "3/4", "last number"),
