@@ -28,6 +28,12 @@ Revision = Annotated[str, Field(max_length=200)]
 Filters = Annotated[tuple[str, ...], BeforeValidator(partial(parts, separator=";"))]
 Benchmarks = Annotated[tuple[str, ...], BeforeValidator(lambda value: () if value == "none" else parts(value))]
 
+
+def _is_measured(others: Mapping[str, object]) -> bool:
+    """Whether something is held out, or asked for in a wrong way."""
+    return any(others.get(name, "wrong itself") is not None for name in ("validation_split", "validation_dataset"))
+
+
 _no_count = require(
     lambda value, others: value is None or others.get("count") is None,
     "give a source a count or a weight, not both",
@@ -49,11 +55,11 @@ _no_split = require(
     "give either this or --validation-split, not both",
 )
 _measured = require(
-    lambda value, others: (
-        value is None
-        or any(others.get(name, "wrong itself") is not None for name in ("validation_split", "validation_dataset"))
-    ),
+    lambda value, others: value is None or _is_measured(others),
     "needs --validation-split or --validation-dataset",
+)
+_measured_if_on = require(
+    lambda value, others: not value or _is_measured(others), "needs --validation-split or --validation-dataset"
 )
 
 _no_own_groups = require(
@@ -217,6 +223,11 @@ class TrainingConfig(Section):
     max_steps: Annotated[int, Field(ge=1)] | None = Field(
         None, description="N optimizer steps in all, over as many epochs as that takes (unset: those of --num-epochs)."
     )
+    pause_at: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Stop, measured and saved, after N steps of the whole run, whose learning rates stay what they are; "
+        "--resume with a later one, or none, goes on.",
+    )
     max_training_time_hours: Annotated[float, Field(gt=0)] = Field(
         16.0, description="Stop, saved, within this many hours of training; a resumed run gets them anew."
     )
@@ -251,6 +262,11 @@ class TrainingConfig(Section):
         None,
         description="Optimizer steps between validations (unset: each epoch's end, or each eighth of a run of few); "
         "the start and the end are always ones, and a run that its deadline ends has six in between.",
+    )
+    row_losses: Annotated[bool, _measured_if_on] = Field(
+        False,
+        description="At the end, write the best adapters' loss on each held-out row: held_out.json, by which runs "
+        "are compared row by row.",
     )
     early_stopping_patience: Annotated[Annotated[int, Field(ge=1)] | None, _measured] = Field(
         None, description="Stop after N validations in a row without improvement (unset: never)."

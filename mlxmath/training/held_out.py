@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -86,40 +86,67 @@ class HeldOut:
     at_once: int = 1
     """Items that are computed together: fewer take as long."""
     metric: Metric = LOSS
+    measure_rows: Callable[[int, Callable[[], bool]], list[tuple[int, float, int]] | None] | None = None
+    """Of each of the first so many items its number, its sum and how many it is the sum of, given `stopped`; None where
+    items are not measured one by one."""
 
 
 def mean_loss(
     workers: Workers, steps: Iterable[StepBatch], stopped: Callable[[], bool] = lambda: False
 ) -> Found | None:
-    """Mean loss over all target tokens of `steps`, each token counting the same, in evaluation mode.
+    """Mean loss over all target tokens of `steps`, each token counting the same.
+
+    Returns:
+        The mean, the number of target tokens and the means of what the objective reports besides; None as `loss_sums`.
+    """
+    found = loss_sums(workers, steps, stopped)
+    if found is None:
+        return None
+    num_targets = sum(targets for targets, _ in found)
+    columns = zip(*(sums for _, sums in found), strict=True)
+    loss, *metrics = (
+        (math.fsum(column) if all(map(math.isfinite, column)) else math.nan) / num_targets for column in columns
+    )
+    return loss, num_targets, *metrics
+
+
+def loss_sums(
+    workers: Workers, steps: Iterable[StepBatch], stopped: Callable[[], bool] = lambda: False
+) -> list[tuple[int, list[float]]] | None:
+    """The loss of each micro-batch of `steps`, in evaluation mode.
 
     Each rank computes a part; all get the same.
 
     Returns:
-        The mean, the number of target tokens and the means of what the objective reports besides, or None if
-        `stopped()` came true before the last micro-batch.
+        Of each in their order the number of target tokens and the sums over them, the loss first; None if `stopped()`
+        came true before the last.
     """
     random_state = mx.array(mx.random.state[0])
     mx.eval(random_state)
     model, training = workers.model, workers.model.training
     model.eval()
 
-    def work(gradients: Any, share: tuple[tuple[StepBatch, int], ...]) -> list[tuple[int, list[float]]]:
-        found: list[tuple[int, list[float]]] = []
+    def work(gradients: Any, share: tuple[tuple[int, StepBatch, int], ...]) -> list[tuple[int, int, list[float]]]:
+        found: list[tuple[int, int, list[float]]] = []
         if together:
-            batches = (step.batch(index) for step, index in share)
+            batches = (step.batch(index) for _, step, index in share)
             losses = together.results(batches, gradients.loss_passes, [random_state] * len(share)) or ()
-            return [(batch.num_targets, loss.reshape(-1).tolist()) for batch, loss in losses]
-        for step, index in share:
+            numbers = (number for number, *_ in share)
+            return [
+                (number, batch.num_targets, loss.reshape(-1).tolist())
+                for number, (batch, loss) in zip(numbers, losses, strict=False)
+            ]
+        for number, step, index in share:
             if stopped():
                 break
             batch = step.batch(index)
-            found.append((batch.num_targets, gradients.loss(batch).reshape(-1).tolist()))
+            found.append((number, batch.num_targets, gradients.loss(batch).reshape(-1).tolist()))
         return found
 
     try:
-        micro_batches = [(step, index) for step in steps for index in range(len(step.micro_batches))]
-        own: list[tuple[int, list[float]]] = []
+        split = ((step, index) for step in steps for index in range(len(step.micro_batches)))
+        micro_batches = [(number, step, index) for number, (step, index) in enumerate(split)]
+        own: list[tuple[int, int, list[float]]] = []
         size = _TOGETHER * workers.num_in_all
         for start in range(0, len(micro_batches), size):
             taken = micro_batches[start : start + size]
@@ -134,12 +161,7 @@ def mean_loss(
     found = [one for part in workers.ranks.gather("validation", own) for one in part]
     if len(found) < len(micro_batches):
         return None
-    num_targets = sum(targets for targets, _ in found)
-    columns = zip(*(sums for _, sums in found), strict=True)
-    loss, *metrics = (
-        (math.fsum(column) if all(map(math.isfinite, column)) else math.nan) / num_targets for column in columns
-    )
-    return loss, num_targets, *metrics
+    return [(targets, sums) for _, targets, sums in sorted(found, key=lambda one: one[0])]
 
 
 def seeded_order(num_items: int, seed: int) -> list[int]:
@@ -167,5 +189,13 @@ def held_out_rows(workers: Workers, sampler: BatchSampler, config: TrainingConfi
         parts = [by_length[start : start + size] for start in range(0, count, size)]
         return mean_loss(workers, [sampler.step(part, 0, index) for index, part in enumerate(parts)], stopped)
 
-    # a backward pass takes no less than a forward one
-    return HeldOut(len(order), unit, measure, step_items=2.0 * per_window, at_once=workers.num_in_all)
+    def measure_rows(count: int, stopped: Callable[[], bool]) -> list[tuple[int, float, int]] | None:
+        rows = sorted(order[:count].tolist())
+        each = replace(sampler.step(order[:count], 0, 0), micro_batches=tuple((row,) for row in rows))
+        found = loss_sums(workers, [each], stopped)
+        return found and [(row, sums[0], targets) for row, (targets, sums) in zip(rows, found, strict=True)]
+
+    return HeldOut(
+        len(order), unit, measure, step_items=2.0 * per_window,  # a backward pass takes no less than a forward one
+        at_once=workers.num_in_all, measure_rows=measure_rows,
+    )  # fmt: skip

@@ -31,7 +31,7 @@ from mlxmath.training.absolute import absolute_settings
 from mlxmath.training.checkpoint import FOLDER, HOLD_OUT, Checkpoint, as_written, by_step, newest_checkpoint
 from mlxmath.training.events import EVENTS
 from mlxmath.training.logging import CURVES_PLOT, LOSS_PLOT
-from mlxmath.training.validation import BEST
+from mlxmath.training.validation import BEST, HELD_OUT
 
 BLAS = "blas"
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -41,7 +41,7 @@ _OF_ONE_HOST = (
 """Settings of [training] that may differ between the ranks of a run: paths, and what rank 0 alone does."""
 EARLIER = "earlier"
 """Where a resumed run that begins anew leaves what it found, all of whose checkpoints are damaged."""
-_OURS = (WEIGHTS, CONFIG, EVENTS, LOSS_PLOT, CURVES_PLOT, RUN, FOLDER, BEST, CHAT_TEMPLATE, TRACKERS, BOARD)
+_OURS = (WEIGHTS, CONFIG, EVENTS, LOSS_PLOT, CURVES_PLOT, RUN, FOLDER, BEST, HELD_OUT, CHAT_TEMPLATE, TRACKERS, BOARD)
 
 
 def agree(ranks: Ranks, config: RunConfig, device: DeviceInfo, fixed: dict[str, Any]) -> None:

@@ -186,6 +186,9 @@ class Trainer:
         position = self.position
         left = max(0, self.total_steps - position.step)
         for batch in islice(self._batches.steps(position.epoch, position.window), left):
+            if self.position.step >= (self.config.pause_at or math.inf):
+                self.ending = "paused"
+                return
             if self.ranks.any("deadline", self.deadline.reached()):
                 self.ending = "deadline"
                 return
@@ -279,6 +282,8 @@ class Trainer:
         is_measured = self.validation.close(self.ending, self.position)
         if first and (self.ending != "stopped" or is_measured):
             self._saver.save(self.position)
+        if self.config.row_losses and self.ending != "stopped":
+            self.validation.measure_rows(self.run.data.held_out_fingerprint)
 
     def _finish(self) -> None:
         """Write and say how it ended."""
@@ -306,7 +311,8 @@ class Trainer:
         if validation.best:
             say(self._log.best(validation.best, folder / BEST))
         if ending not in (*COMPLETE, "no_signal"):
-            say("continue with the same command and --resume")
+            later = ", and a later --pause-at or none" if ending == "paused" else ""
+            say(f"continue with the same command and --resume{later}")
 
     @property
     def result(self) -> TrainResult:

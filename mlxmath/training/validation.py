@@ -16,16 +16,19 @@ from typing import Any
 
 from mlxmath.config.schema import TrainingConfig
 from mlxmath.errors import MlxmathError
-from mlxmath.models.lora.adapter import CONFIG, WEIGHTS, save_arrays
+from mlxmath.models.lora.adapter import CONFIG, WEIGHTS, load_weights, save_arrays
 from mlxmath.models.lora.inject import adapter_arrays
 from mlxmath.runtime.console import duration, say, warn
 from mlxmath.runtime.files import atomic_folder, disk_errors, link_or_copy
+from mlxmath.runtime.sealed import sealed_json
 from mlxmath.training.accumulate import Workers
-from mlxmath.training.checkpoint import Checkpoint, Ending, Part, Position
+from mlxmath.training.checkpoint import Checkpoint, Ending, Part, Position, share_adapters
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.held_out import LOSS, Best, HeldOut, Measurement
 from mlxmath.training.schedule import MARKS
 
+HELD_OUT = "held_out.json"
+"""In the adapter folder, with `row_losses`: of each held-out row its number, the best adapters' sum and its targets."""
 BEST = "best"
 """Folder of the best adapters, in the adapter folder."""
 SHARE = 0.1
@@ -137,6 +140,25 @@ class Validation(Part):
         if not is_taken:
             say("not measured once more at the end: there was no time to finish it")
         return is_taken
+
+    def measure_rows(self, fingerprint: str | None) -> None:
+        """Write held_out.json: the best adapters on each row. The model has them afterwards; it trains no more.
+
+        Args:
+            fingerprint: of what is held out, by which others' rows are known to be the same.
+        """
+        if self._held_out is None or self._held_out.measure_rows is None or self.best is None:
+            return
+        if self._ranks.first:
+            load_weights(self._workers.model, self._folder / BEST / WEIGHTS)
+        share_adapters(self._workers.model, self._ranks)
+        found = self._held_out.measure_rows(self.count, lambda: bool(self._stop) or self._deadline.must_save())
+        if found is None:
+            say(f"not measured row by row: there was no time to finish it; {HELD_OUT} is not written")
+        elif self._ranks.first:
+            rows = [[row, _finite(value), count] for row, value, count in found]
+            told = {"step": self.best.step, "metric": self._metric.name, "fingerprint": fingerprint, "rows": rows}
+            sealed_json(self._folder / HELD_OUT, told)
 
     def _is_due(self, position: Position) -> bool:
         return position.step > 0 and (position.step % self._every == 0 or position.step == self._total_steps)

@@ -130,14 +130,14 @@ def right_answers(
     max_tokens: int,
     concurrency: int,
     stopped: Callable[[], bool],
-) -> tuple[float, int] | None:
-    """The share of `prompts` whose most likely answer is right, and their number; None if `stopped()` came true.
+) -> list[bool] | None:
+    """Whether the most likely answer to each of `prompts` is right; None if `stopped()` came true.
 
     Each rank asks a part of them; all get the same. `concurrency` is that of completions that share their prompts;
     these do not, and take no more memory.
     """
     concurrency = max(1, concurrency * max_tokens // (max_tokens + max(len(prompt.tokens) for prompt in prompts)))
-    ranks, num_prompts = workers.ranks, len(prompts)
+    ranks, all_prompts = workers.ranks, prompts
     prompts = prompts[ranks.rank :: ranks.size]
     found: list[Completion] | None = None
     random_state = mx.array(mx.random.state[0])
@@ -163,8 +163,8 @@ def right_answers(
         [(completion.text, prompt.gold) for prompt, completion in zip(prompts, found, strict=True)],
         truncated=[completion.finish_reason == "length" for completion in found],
     )
-    num_right = sum(ranks.gather("right answers", sum(grade.correct for grade in grades)))
-    return num_right / num_prompts, num_prompts
+    by_rank = ranks.gather("right answers", [bool(grade.correct) for grade in grades])
+    return [by_rank[i % ranks.size][i // ranks.size] for i in range(len(all_prompts))]
 
 
 def roll_out(

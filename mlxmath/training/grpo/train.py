@@ -114,12 +114,25 @@ def sample(
     )
     if not data.held_out:
         return rollouts, None
-    in_order = [data.held_out[i] for i in seeded_order(len(data.held_out), training.seed)]
+    order = seeded_order(len(data.held_out), training.seed)
+
+    def verdicts(count: int, stopped: Callable[[], bool]) -> list[bool] | None:
+        return right_answers(
+            workers, data.tokenizer, [data.held_out[i] for i in order[:count]], length, slots, stopped
+        )
+
+    def measure(count: int, stopped: Callable[[], bool]) -> tuple[float, int] | None:
+        found = verdicts(count, stopped)
+        return found and (sum(found) / count, count)
+
+    def measure_rows(count: int, stopped: Callable[[], bool]) -> list[tuple[int, float, int]] | None:
+        found = verdicts(count, stopped)
+        return found and sorted((i, float(is_right), 1) for i, is_right in zip(order, found, strict=False))
+
     completions = rollouts.prompts_per_step * config.num_generations
     held_out = HeldOut(
-        len(in_order), "problems",
-        lambda count, stopped: right_answers(workers, data.tokenizer, in_order[:count], length, slots, stopped),
-        step_items=completions / 2, metric=ACCURACY, at_once=slots * workers.ranks.size,
+        len(order), "problems", measure, step_items=completions / 2, metric=ACCURACY,
+        at_once=slots * workers.ranks.size, measure_rows=measure_rows,
     )  # fmt: skip
     return rollouts, held_out
 

@@ -1,0 +1,53 @@
+"""A run that pauses is the same run; the loss on each held-out row adds up to the loss on all."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import adapters, events, run, succeed
+
+ARGUMENTS = (
+    "train", "--recipe", "debug", "--validation-split", "3", "--schedule", "cosine", "--max-steps", "6", "--eval-every",
+    "2",
+)  # fmt: skip
+
+
+def record(folder: Path, name: str = "run.json") -> dict:
+    found: dict = json.loads((folder / "adapters" / name).read_text())
+    return found
+
+
+def test_a_run_in_parts_has_the_learning_rates_and_the_weights_of_one_in_whole(prepared: Path) -> None:
+    succeed(prepared, *ARGUMENTS, "--adapter-path", "whole")
+    succeed(prepared, *ARGUMENTS, "--pause-at", "3")
+    assert (record(prepared)["status"], record(prepared)["steps"]) == ("paused", 3)
+    assert record(prepared)["validation"]["last"]["step"] == 3, "a pause is measured"
+    succeed(prepared, *ARGUMENTS, "--pause-at", "3", "--resume")
+    assert record(prepared)["steps"] == 3, "there is nothing to do before a later one"
+    done = succeed(prepared, *ARGUMENTS, "--resume")
+    assert record(prepared)["status"] == "finished" and "--pause-at" not in done.stderr
+    rates = [event["learning_rate"] for event in events(prepared) if event["event"] == "step"]
+    assert len(rates) == 6 and len(set(rates)) > 3
+    parts = adapters(prepared)
+    (prepared / "adapters").rename(prepared / "parts")
+    (prepared / "whole").rename(prepared / "adapters")
+    assert rates == [event["learning_rate"] for event in events(prepared) if event["event"] == "step"]
+    assert adapters(prepared) == parts
+
+
+@pytest.mark.parametrize("batching", ["bucket", "pack"])
+def test_losses_of_rows_are_those_of_the_best_adapters(prepared: Path, batching: str) -> None:
+    succeed(prepared, *ARGUMENTS, "--row-losses", "--learning-rate", "1.0", "--batching", batching)
+    found, validation = record(prepared, "held_out.json"), record(prepared)["validation"]
+    best = validation["best"]
+    assert best["step"] < 6, "at this learning rate the best is not the last"
+    assert (found["step"], found["metric"]) == (best["step"], "loss") and len(found["fingerprint"]) == 16
+    assert len(found["rows"]) == validation["measured_on"] >= 3
+    sums, targets = (sum(row[i] for row in found["rows"]) for i in (1, 2))
+    assert sums / targets == pytest.approx(best["loss"], rel=1e-5)
+
+
+def test_losses_of_rows_need_held_out_rows(prepared: Path) -> None:
+    found = run(prepared, "train", "--recipe", "debug", "--row-losses")
+    assert found.returncode == 2 and "--row-losses" in found.stderr and "--validation-split" in found.stderr
