@@ -225,8 +225,8 @@ class TrainingConfig(Section):
     )
     pause_at: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="Stop, measured and saved, after N steps of the whole run, whose learning rates stay what they are; "
-        "--resume with a later one, or none, goes on.",
+        description="Stop, measured and saved, after N steps of the whole run, with its learning rates; --resume "
+        "with a later one, or none, goes on.",
     )
     max_training_time_hours: Annotated[float, Field(gt=0)] = Field(
         16.0, description="Stop, saved, within this many hours of training; a resumed run gets them anew."
@@ -266,7 +266,7 @@ class TrainingConfig(Section):
     row_losses: Annotated[bool, _measured_if_on] = Field(
         False,
         description="At the end, write the best adapters' loss on each held-out row: held_out.json, by which runs "
-        "are compared row by row.",
+        "are compared row by row; a run that a signal ends is then not measured once more.",
     )
     early_stopping_patience: Annotated[Annotated[int, Field(ge=1)] | None, _measured] = Field(
         None, description="Stop after N validations in a row without improvement (unset: never)."

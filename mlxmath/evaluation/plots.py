@@ -1,5 +1,6 @@
 """PNG charts of the results."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import accumulate
@@ -22,7 +23,7 @@ def write_plots(results: Mapping[str, Any], folder: Path) -> None:
     figure, axes = _bars(labels, "accuracy with its 95 % interval", 1.2, 0.5)
     for i, found in enumerate(contestants.values()):
         _interval(axes, i, found["accuracy"], i)
-    _save(figure, folder / "accuracy.png")
+    save(figure, folder / "accuracy.png")
 
     figure, axes = _bars(labels, "answers by how they ended", 1.6, 0.5)
     for i, found in enumerate(contestants.values()):
@@ -31,7 +32,7 @@ def write_plots(results: Mapping[str, Any], folder: Path) -> None:
         for (key, name), left, share in zip(CATEGORIES.items(), lefts, shares, strict=False):
             axes.barh(i, share, left=left, color=ENDINGS[key], label=None if i else name)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    _save(figure, folder / "answers.png")
+    save(figure, folder / "answers.png")
 
     rows = [(grouping, value) for grouping, values in contestants[labels[0]]["by"].items() for value in values]
     if not rows:
@@ -42,7 +43,7 @@ def write_plots(results: Mapping[str, Any], folder: Path) -> None:
             shifted = y + (i - (len(labels) - 1) / 2) * 0.2
             _interval(axes, shifted, found["by"][grouping][value], i, None if y else label)
     figure.legend(loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
-    _save(figure, folder / "groups.png")
+    save(figure, folder / "groups.png")
 
 
 def _bars(names: Sequence[str], title: str, height: float, each: float) -> tuple[Any, Any]:
@@ -51,7 +52,7 @@ def _bars(names: Sequence[str], title: str, height: float, each: float) -> tuple
 
     figure = Figure(figsize=(7, height + each * len(names)), layout="constrained")
     axes = figure.subplots()
-    axes.set_yticks(range(len(names)), map(_plain, names))
+    axes.set_yticks(range(len(names)), map(plain, names))
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(-0.02, 1.02)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
@@ -64,15 +65,18 @@ def _bars(names: Sequence[str], title: str, height: float, each: float) -> tuple
 def _interval(axes: Any, y: float, found: Mapping[str, float], color: int, label: str | None = None) -> None:
     shade = COLORS[color % len(COLORS)]
     axes.plot([found["low"], found["high"]], [y, y], color=shade, linewidth=2, solid_capstyle="round")
-    axes.plot([found["value"]], [y], "o", color=shade, label=None if label is None else _plain(label))
+    axes.plot([found["value"]], [y], "o", color=shade, label=None if label is None else plain(label))
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A name of the user's as matplotlib shows it as it is: no formula in it."""
     return printable(text).replace("$", "\\$")
 
 
-def _save(figure: Any, path: Path) -> None:
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
+def save(figure: Any, path: Path) -> None:
+    """Write a figure, as its name ends: the same bytes for the same figure."""
+    buffer, is_pdf = BytesIO(), path.suffix == ".pdf"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # a box stands for it
+        figure.savefig(buffer, format=path.suffix[1:], dpi=150, metadata={"CreationDate": None} if is_pdf else None)
     atomic_write(path, buffer.getvalue())

@@ -47,8 +47,8 @@ KEEP = 2
 
 
 Ending = Literal["finished", "early_stopped", "paused", "deadline", "stopped", "diverged", "no_signal"]
-"""Why a run ends: all planned steps are done; validation no longer improves; it came to `pause_at`; the time is up; a signal came; step after
-step was not finite; GRPO found nothing to learn from."""
+"""Why a run ends: all planned steps are done; validation no longer improves; it came to `pause_at`; the time is up;
+a signal came; step after step was not finite; GRPO found nothing to learn from."""
 
 
 @dataclass(frozen=True)

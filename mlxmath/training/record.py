@@ -27,6 +27,7 @@ from mlxmath.runtime.ranks import Ranks
 from mlxmath.runtime.sealed import sealed_json, unsealed_json
 from mlxmath.runtime.tracker_services import BOARD
 from mlxmath.runtime.tracker_services import FOLDER as TRACKERS
+from mlxmath.runtime.versions import versions
 from mlxmath.training.absolute import absolute_settings
 from mlxmath.training.checkpoint import FOLDER, HOLD_OUT, Checkpoint, as_written, by_step, newest_checkpoint
 from mlxmath.training.events import EVENTS
@@ -218,13 +219,16 @@ class Record:
 
     def __init__(
         self, folder: Path, resolved: Resolved, device: DeviceInfo, blas: list[Any], data: dict[str, Any],
-        adapter: Injected,
+        adapter: Injected, method: str, base: dict[str, Any],
     ) -> None:  # fmt: skip
         self._path = folder / RUN
         self._record = {
             "mlxmath": __version__,
             "started": timestamp(),
             "folder": str(Path.cwd()),
+            "method": method,
+            "versions": versions(),
+            "base": base,
             "config": resolved.config.model_dump(mode="json"),
             "origin": dict(resolved.origin),
             "device": asdict(device),

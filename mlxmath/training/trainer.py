@@ -27,6 +27,7 @@ from mlxmath.data.batching import BatchSampler, StepBatch
 from mlxmath.data.load import TrainingData
 from mlxmath.errors import MlxmathError
 from mlxmath.runtime.console import duration, fail, say, size, warn
+from mlxmath.runtime.energy import Meter, counters
 from mlxmath.runtime.trouble import SHORT_OF_MEMORY, trouble
 from mlxmath.training import record
 from mlxmath.training.accumulate import StepSums, Workers, accumulate, over_ranks
@@ -73,6 +74,7 @@ class Trainer:
         self.workers = Workers(run.model, gradients_of, run.batching.num_workers, run.ranks)
         run.closing.callback(self.workers.close)
         self.stop, self.deadline = StopRequest(), Deadline(self.config.max_training_time_hours * 3600)
+        self._meter = Meter(counters(run.device.backend))
         self.ending: Ending | None = None
         self.loss: float | None = None
         self.reason = ""
@@ -163,7 +165,10 @@ class Trainer:
         run, anew = self.run, self.run.checkpoint is None
         record.start(run.folder, run.adapter_config, run.chat_template, anew=anew, resumed=self.config.resume)
         record.save_settings(run.folder, run.settings, run.sections, run.manifest.revision)
-        self._record = record.Record(run.folder, run.settings, run.device, run.blas, run.data.facts, run.injected)
+        base = {"revision": run.manifest.revision, "fingerprint": run.manifest.identity}
+        self._record = record.Record(
+            run.folder, run.settings, run.device, run.blas, run.data.facts, run.injected, run.method, base
+        )
         self._log.begin(run.folder, self.position, self.total_steps, self.deadline, run.backend)
         self._log.write("start" if anew else "resume", step=self.position.step, total_steps=self.total_steps)
         self._trackers = Trackers(
@@ -250,6 +255,7 @@ class Trainer:
         seconds = time.perf_counter() - self._start_s
         self.deadline.note_step(seconds)
         self.pace.on_step(self.position.step)
+        self._meter.look()
         self.loss = loss
         if not applied:
             what = "gradient" if math.isfinite(loss) else "loss"
@@ -279,7 +285,8 @@ class Trainer:
         first = self.ranks.first
         if self.ending == "stopped" and first:
             self._saver.save(self.position)
-        is_measured = self.validation.close(self.ending, self.position)
+        as_planned = self.ending == "stopped" and self.config.row_losses  # to be compared: measured where others are
+        is_measured = not as_planned and self.validation.close(self.ending, self.position)
         if first and (self.ending != "stopped" or is_measured):
             self._saver.save(self.position)
         if self.config.row_losses and self.ending != "stopped":
@@ -289,7 +296,8 @@ class Trainer:
         """Write and say how it ended."""
         run, folder, validation, ending = self.run, self.run.folder, self.validation, self.ending
         memory, seconds, step = run.backend.memory(), self.deadline.elapsed_s, self.position.step
-        self._log.write("end", step=step, status=ending, seconds=seconds, peak_bytes=memory.peak_bytes)
+        joules = self._meter.told() if run.ranks.size == 1 else None
+        self._log.write("end", step=step, status=ending, seconds=seconds, peak_bytes=memory.peak_bytes, joules=joules)
         self._log.plot()
         self._trackers.close()
         self._record.write(

@@ -117,9 +117,7 @@ def sample(
     order = seeded_order(len(data.held_out), training.seed)
 
     def verdicts(count: int, stopped: Callable[[], bool]) -> list[bool] | None:
-        return right_answers(
-            workers, data.tokenizer, [data.held_out[i] for i in order[:count]], length, slots, stopped
-        )
+        return right_answers(workers, data.tokenizer, [data.held_out[i] for i in order[:count]], length, slots, stopped)
 
     def measure(count: int, stopped: Callable[[], bool]) -> tuple[float, int] | None:
         found = verdicts(count, stopped)

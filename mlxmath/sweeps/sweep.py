@@ -1,0 +1,173 @@
+"""A sweep: all runs, rung by rung, each one no further than it takes to know which go on.
+
+Everything is decided by what stands in the runs' own folders, and in progress.json, which rung each has come to (while
+a run goes on its own record says no longer that it had paused). So the same command goes on after a kill at any point,
+with the same runs and the same table.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from mlxmath.errors import MlxmathError, OtherRunError
+from mlxmath.runtime.console import duration, say, warn
+from mlxmath.runtime.files import atomic_write, remove
+from mlxmath.runtime.locks import locked
+from mlxmath.runtime.sealed import sealed_json, unsealed_json
+from mlxmath.sweeps.file import read_sweep
+from mlxmath.sweeps.plan import ADAPTERS, Configuration, Plan, Stage, plan_of
+from mlxmath.sweeps.report import RESULTS, write_report
+from mlxmath.sweeps.results import results_of
+from mlxmath.sweeps.runs import TimeUpError, bring, last_error, run_command, state_of
+
+PLAN, PROGRESS, LOGS, EVALUATION = "plan.json", "progress.json", "logs", "evaluation"
+_END = 1 << 62
+_OURS = (PLAN, PROGRESS, LOGS, EVALUATION, ADAPTERS, RESULTS, "report.html", "report.md", "curves.png")
+
+
+def sweep(path: Path, folder: Path, *, overwrite: bool = False, deadline_hours: float | None = None) -> dict[str, Any]:
+    """Run everything that a file asks for, and compare.
+
+    Args:
+        path: of the file.
+        folder: for the runs and the report; what is there is gone on with.
+        overwrite: remove it instead.
+        deadline_hours: for all together (None: as the file says; another call gets it anew).
+
+    Returns:
+        What sweep.json holds.
+
+    Raises:
+        InputError: a setting is wrong, or the folder holds another sweep.
+        MlxmathError: none of the runs came to anything.
+    """
+    plan = plan_of(read_sweep(path), folder)
+    hours = deadline_hours or plan.file.outline.deadline_hours
+    end = None if hours is None else time.monotonic() + 3600 * hours
+
+    def left_s() -> float:
+        return float("inf") if end is None else end - time.monotonic()
+
+    with locked(folder, "--folder", "mlxmath sweep"):
+        _begin(plan, overwrite=overwrite)
+        runs = sum(len(one.runs) for one in plan.configurations)
+        say(f"{len(plan.configurations)} configurations, {runs} runs; {plan.folder}/logs tells what each says")
+        errors: dict[Path, str] = {}
+        alive, is_complete = list(plan.configurations), False
+        try:
+            for rung, pause in enumerate(plan.rungs):
+                alive = alive[: plan.keep[rung]] if rung else alive
+                _rung(plan, alive, pause, left_s, errors)
+                if pause is not None:
+                    alive = ranked(alive, pause)
+            _evaluate(plan, alive, left_s)
+            is_complete = not errors
+        except TimeUpError:
+            say(f"the deadline of {duration(3600 * (hours or 0))} for all has come; the same command goes on")
+        found = results_of(plan, errors, is_complete=is_complete)
+        write_report(found, folder)
+        if not any(one["steps"] for one in found["configurations"]) and errors:
+            raise MlxmathError(f"no run of the sweep came to anything; the first one: {next(iter(errors.values()))}")
+        return found
+
+
+def _begin(plan: Plan, *, overwrite: bool) -> None:
+    """Make the folder this sweep's.
+
+    Raises:
+        OtherRunError: it holds another one.
+    """
+    folder = plan.folder
+    if overwrite:
+        for name in _OURS:
+            remove(folder / name)
+    before = unsealed_json(folder / PLAN, None) if (folder / PLAN).exists() else None
+    if before is not None and before != plan.identity:
+        names = [name for name, value in plan.identity.items() if before.get(name) != value]
+        raise OtherRunError(
+            f"--folder: {folder} holds another sweep ({' and '.join(names)} differ); give the same file, another "
+            "--folder, or --overwrite.", names,
+        )  # fmt: skip
+    import tomli_w
+
+    for path, values in plan.files.items():
+        atomic_write(path, tomli_w.dumps(dict(values)))
+    if before is None:
+        sealed_json(folder / PLAN, plan.identity)
+
+
+class _Progress:
+    """The step up to which each run has been taken."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / PROGRESS
+        self._steps: dict[str, Any] = unsealed_json(self._path, ()) if self._path.exists() else {}
+
+    def has(self, stage: Stage, pause: int | None) -> bool:
+        """Whether a run is as far as `pause`."""
+        steps = self._steps.get(stage.folder.name)
+        return isinstance(steps, int) and steps >= (_END if pause is None else pause)
+
+    def note(self, stage: Stage, pause: int | None) -> None:
+        """It is."""
+        self._steps[stage.folder.name] = _END if pause is None else pause
+        sealed_json(self._path, self._steps)
+
+
+def _rung(plan: Plan, alive: Sequence[Configuration], pause: int | None, left_s: Any, errors: dict[Path, str]) -> None:
+    """Take all runs of some configurations to `pause`."""
+    where = "to the end" if pause is None else f"to step {pause}"
+    count, done, progress = sum(len(one.runs) for one in alive), 0, _Progress(plan.folder)
+    for one in alive:
+        for run in one.runs:
+            done, failed, start = done + 1, None, time.monotonic()
+            for stage in run.stages:
+                log = plan.folder / LOGS / f"{stage.folder.name}.log"
+                if failed or progress.has(stage, pause):
+                    continue
+                failed = bring(stage, pause, log, left_s)
+                if failed is None:
+                    progress.note(stage, pause)
+            if failed:
+                errors[run.folder] = failed
+                warn(f"{run.folder.name} failed: {failed}")
+                continue
+            state = state_of(run.folder)
+            best = state.best(pause)
+            told = f", held-out {state.metric} {best[1]:.4f} at step {best[0]}" if best else ""
+            took = duration(time.monotonic() - start)
+            say(f"{done}/{count} {where}: {one.label}, seed {run.seed}: {state.status}{told} in {took}")
+
+
+def ranked(alive: Sequence[Configuration], pause: int | None) -> list[Configuration]:
+    """The best first, by the mean over their seeds of the best held-out value up to `pause`; of equals the first."""
+    return sorted(alive, key=lambda one: _badness(one, pause))
+
+
+def _badness(one: Configuration, pause: int | None) -> float:
+    states = [state_of(run.folder) for run in one.runs]
+    values = [state.best(pause) for state in states]
+    found = [value[1] for value in values if value is not None]
+    if len(found) < len(states):
+        return float("inf")
+    return fmean(found) * (-1 if states[0].higher_is_better else 1)
+
+
+def _evaluate(plan: Plan, alive: Sequence[Configuration], left_s: Any) -> None:
+    """Have the models that are left answer benchmarks.
+
+    Raises:
+        MlxmathError: that failed.
+    """
+    whole = [run.folder for one in alive for run in one.runs if state_of(run.folder).is_done(None)]
+    if plan.evaluation is None or not whole:
+        return
+    adapters = [part for folder in dict.fromkeys(whole) for part in ("--adapter-path", str(folder))]
+    arguments = [*plan.evaluation, *adapters, "--resume"]
+    log = plan.folder / LOGS / "evaluation.log"
+    say(f"evaluation of {len(adapters) // 2} adapters and their base")
+    code = run_command(arguments, log, left_s)
+    if code:
+        raise MlxmathError(f"the evaluation failed: {last_error(log) or f'exit code {code}'}; see {log}.")
