@@ -14,6 +14,8 @@ from mlxmath.runtime.files import atomic_write
 COLORS = ("#6b7280", "#2457d6", "#c26a00", "#0b7a4b", "#8b3fd1", "#c22f6b")
 """Of contestants; these and the next are the colors of the page's style sheet."""
 ENDINGS = dict(zip(CATEGORIES, ("#1f9d66", "#8a93a3", "#e09a2d", "#c4c9d1", "#8b6fd1", "#c22f2f"), strict=True))
+_LONGEST = 48
+"""Characters of a name."""
 
 
 def write_plots(results: Mapping[str, Any], folder: Path) -> None:
@@ -69,8 +71,9 @@ def _interval(axes: Any, y: float, found: Mapping[str, float], color: int, label
 
 
 def plain(text: str) -> str:
-    """A name of the user's as matplotlib shows it as it is: no formula in it."""
-    return printable(text).replace("$", "\\$")
+    """A name of the user's as matplotlib shows it as it is: no formula in it, and no longer than leaves room."""
+    text = printable(text)
+    return (text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…").replace("$", "\\$")
 
 
 def save(figure: Any, path: Path) -> None:

@@ -12,6 +12,8 @@ _ESCAPES = {
     "|": r"\textbar{}", '"': r"\textquotedbl{}", "`": r"\textasciigrave{}", "'": r"\textquotesingle{}",
     "−": "$-$", "±": r"$\pm$", "×": r"$\times$", "→": r"$\rightarrow$", "≤": r"$\leq$", "≥": r"$\geq$",
     "–": r"\textendash{}", "—": r"\textemdash{}", "…": r"\dots{}", "·": r"\textperiodcentered{}", "÷": r"$\div$",
+    "“": r"\textquotedblleft{}", "”": r"\textquotedblright{}",
+    "‘": r"\textquoteleft{}", "’": r"\textquoteright{}", "€": r"\texteuro{}",
     "°": r"\textdegree{}", "²": "$^2$", "µ": r"\textmu{}", "√": r"$\surd$", "α": r"$\alpha$", "β": r"$\beta$",
 }  # fmt: skip
 _LIGATURES = re.compile(r"([-!?,<>])(?=[-`'!?,<>])")
@@ -37,7 +39,7 @@ def _sign(sign: str) -> str:
     plain = "".join(one for one in unicodedata.normalize("NFKD", sign) if not unicodedata.combining(one))
     if plain.isascii() and plain.isprintable() and plain:
         return "".join(_ESCAPES.get(one, one) for one in plain)
-    return f"[U+{ord(sign):04X}]"
+    return rf"[U+{ord(sign):04X}]\allowbreak{{}}"
 
 
 def code(value: object) -> str:

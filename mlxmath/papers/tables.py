@@ -1,7 +1,8 @@
 """The tables of a paper, as heads and rows of text: LaTeX and Markdown show the same."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from mlxmath.evaluation.wording import interval, p_value, percent, points
@@ -12,8 +13,8 @@ from mlxmath.sweeps.report import difference_of, value_of
 
 _MOST_COLUMNS = 4
 """Settings that differ, in one table."""
-_LONGEST = 60
-"""Characters of a value in a column that does not wrap."""
+_LONGEST, _WRAPPED = 40, 400
+"""Characters of a value in a column that does not wrap, and in one that does."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,13 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     columns: str = ""
 
+    def shortened(self, most: int) -> "Table":
+        """With values of so many characters, which do not make it wider than a page."""
+        short = partial(_short, most=most)
+        return replace(
+            self, heads=tuple(map(short, self.heads)), rows=tuple(tuple(map(short, row)) for row in self.rows)
+        )
+
 
 def tables_of(facts: Facts) -> list[Table]:
     """All that there is something to say in."""
@@ -39,15 +47,15 @@ def tables_of(facts: Facts) -> list[Table]:
         found += _accuracy(_numbered("accuracy", number, len(facts.evaluations)), name, results)
     for number, (name, _, results) in enumerate(facts.sweeps, 1):
         found.append(_ablation(_numbered("ablation", number, len(facts.sweeps)), name, results))
-    return [table for table in found if table.rows]
+    return [table.shortened(_WRAPPED if "p{" in table.columns else _LONGEST) for table in found if table.rows]
 
 
 def _numbered(name: str, number: int, count: int) -> str:
     return name if count == 1 else f"{name}-{number}"
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _settings(runs: Sequence[RunFacts]) -> Iterator[Table]:
@@ -63,7 +71,7 @@ def _settings(runs: Sequence[RunFacts]) -> Iterator[Table]:
     for start in range(0, len(different), _MOST_COLUMNS):
         part = different[start : start + _MOST_COLUMNS]
         number = "" if len(different) <= _MOST_COLUMNS else f"-{start // _MOST_COLUMNS + 1}"
-        values = tuple((run.name, *(_short(run.settings.get(name, "–")) for name in part)) for run in runs)
+        values = tuple((run.name, *(run.settings.get(name, "–") for name in part)) for run in runs)
         heads = ("run", *(name.partition(".")[2] for name in part))
         caption = "Settings in which the runs differ (–: not in that run)."
         yield Table(f"differences{number}", caption, heads, values, columns="l" * (1 + len(part)))
@@ -94,20 +102,21 @@ def _accuracy(label: str, name: str, results: dict[str, Any]) -> Iterator[Table]
     """Each model on each benchmark, and the comparisons."""
     contestants, settings = results["contestants"], results["settings"]
     benchmarks = [str(one["name"]) for one in settings["benchmarks"]]
-    several = len(benchmarks) > 1 and all("benchmark" in one["by"] for one in contestants.values())
+    several = len(benchmarks) > 1
     rows = []
     for model, found in contestants.items():
-        each = [f"{percent(one['value'])} ({interval(one)})" for one in map(found["by"]["benchmark"].get, benchmarks)
-                if one] if several else []  # fmt: skip
-        accuracy = found["accuracy"]
-        rows.append((model, *each, f"{percent(accuracy['value'])} ({interval(accuracy)})", f"{accuracy['total']:,}"))
+        by = found["by"].get("benchmark", {}) if several else {}
+        parts = [(name, by[name]) for name in benchmarks if name in by]
+        for name, one in [*parts, ("all" if several else "", found["accuracy"])]:
+            figures = (f"{percent(one['value'])} ({interval(one)})", f"{one['total']:,}")
+            rows.append((model, name, *figures) if several else (model, *figures))
     drawn = (
         f"{settings['samples']} answers a problem at temperature {settings['temperature']:g}, seed {settings['seed']}"
     )
     how = drawn if settings["temperature"] else "greedy"
     where = ", ".join(map(last_parts, benchmarks))
     caption = f"Accuracy on {where} with 95 % intervals ({how}; evaluation {name})."
-    yield Table(label, caption, ("model", *(benchmarks if several else ()), "accuracy", "problems"), tuple(rows))
+    yield Table(label, caption, ("model", *(("benchmark",) if several else ()), "accuracy", "problems"), tuple(rows))
     pairs = tuple(
         (f"{one['other']} − {one['base']}", _points(one),
          p_value(one["p_value"]).removeprefix("p = "), f"{one['fixed']:,}", f"{one['broken']:,}")
@@ -135,7 +144,7 @@ def _ablation(label: str, name: str, results: dict[str, Any]) -> Table:
     rows = []
     for one in found:
         is_reference = one["number"] == results["against"]
-        row = [_short(one["label"]), f"{one['steps']:,}"]
+        row = [one["label"], f"{one['steps']:,}"]
         row += [value_of(one["held_out"], metric)] if metric else []
         row += ["–" if one["spread"] is None else f"{one['spread']:.4f}"] if metric and seeds else []
         scale = (100.0, 1) if metric == "accuracy" else (1.0, 4)

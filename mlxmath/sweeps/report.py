@@ -165,7 +165,7 @@ def curves(results: Mapping[str, Any]) -> Any:
     """Held-out values over the steps: a line a run, of a color a configuration."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(7.5, 5), layout="constrained")
     axes = figure.subplots()
     order = _in_order(results["configurations"], results)
     for place, one in reversed(list(enumerate(order))):
@@ -183,7 +183,7 @@ def curves(results: Mapping[str, Any]) -> Any:
     axes.spines[["top", "right"]].set_visible(False)
     if axes.lines:
         handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles[::-1], labels[::-1], loc="outside right upper", frameon=False, fontsize=8)
+        figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure
 
 

@@ -74,16 +74,16 @@ def state_of(folder: Path) -> State:
         record = unsealed_json(folder / RUN, None)
     except MlxmathError:
         record = {}
-    validation = record.get("validation")
-    metric = validation.get("metric") if isinstance(validation, dict) else None
-    metric = metric if metric in ("loss", "accuracy") else None
+    metric = None
     history: list[tuple[int, float]] = []
     seconds, peak = 0.0, None
     for event in read_events(folder / EVENTS):
         if event["event"] in ("step", "validation", "rollout"):
             seconds += number(event.get("seconds")) or 0.0
-        if event["event"] == "validation" and metric and (value := number(event.get(metric))) is not None:
-            history.append((event["step"], value))
+        if event["event"] == "validation":  # run.json tells nothing of it while a run goes on
+            metric = "loss" if "loss" in event else "accuracy"
+            if (value := number(event.get(metric))) is not None:
+                history.append((event["step"], value))
         if event["event"] == "end" and isinstance(event.get("peak_bytes"), int):
             peak = max(peak or 0, event["peak_bytes"])
     status, steps = record.get("status"), record.get("steps")

@@ -100,7 +100,7 @@ def test_escapes_of_every_sign_are_text() -> None:
         assert text.startswith("a") and text.endswith("b")
         check(latex.code(f"a{chr(number)}b"))
     assert latex.escaped("--rank 50 % −1") == r"-{}-rank 50 \% $-$1"
-    assert latex.escaped("ﬁ 中") == "fi [U+4E2D]"
+    assert latex.escaped("ﬁ 中") == r"fi [U+4E2D]\allowbreak{}"
 
 
 def test_the_checker_sees_what_tex_would_stumble_over() -> None:

@@ -8,7 +8,7 @@ COMMANDS = {
     "includegraphics", "linewidth", "clearpage", "section", "textbf", "texttt", "allowbreak", "medskip",
     "textbackslash", "textasciicircum", "textasciitilde", "textless", "textgreater", "textbar", "textquotedbl",
     "textasciigrave", "textquotesingle", "pm", "times", "rightarrow", "leq", "geq", "textendash", "textemdash", "dots",
-    "textperiodcentered", "div", "textdegree", "textmu", "surd", "alpha", "beta",
+    "textperiodcentered", "textquotedblleft", "textquotedblright", "textquoteleft", "textquoteright", "texteuro",
 }  # fmt: skip
 """All that our files may ask of TeX; `input` is checked by its argument."""
 ENVIRONMENTS = {"document", "table", "tabular", "figure", "flushleft"}
