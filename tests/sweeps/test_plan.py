@@ -1,5 +1,6 @@
 """Which runs a file asks for."""
 
+import re
 import shlex
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from mlxmath.config.load import settings_from
 from mlxmath.errors import InputError
 from mlxmath.sweeps.file import read_sweep
 from mlxmath.sweeps.plan import Plan, plan_of
+from tests.helpers import REPOSITORY
 
 TRAIN = """
 [train]
@@ -130,3 +132,15 @@ def test_runs_that_measure_nothing_cannot_be_compared(tmp_path: Path) -> None:
         plan(tmp_path, "---[vary]\nlora.rank = [1, 2]\n", '[train]\nrecipe = "debug"\n')
     with pytest.raises(InputError, match="says nothing to run"):
         plan(tmp_path, "---[vary]\nlora.rank = [1, 2]\n", "")
+
+
+def test_the_pages_file_and_the_example_are_understood(tmp_path: Path) -> None:
+    (text,) = re.findall(
+        r"^```toml\n(.*?)^```", (REPOSITORY / "docs" / "sweep.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    (tmp_path / "sweep.toml").write_text(text)
+    found = plan_of(read_sweep(tmp_path / "sweep.toml"), tmp_path)
+    assert len(found.configurations) == 4 and found.rungs == (120, 240, None)
+    example = plan_of(read_sweep(REPOSITORY / "examples" / "ablations.toml"), tmp_path)
+    assert labels(example) == ["base", "train", "rank=4", "template=demo-base", "half of the problems"]
+    assert example.evaluation and not example.is_measured
