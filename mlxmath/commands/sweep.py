@@ -38,3 +38,5 @@ def main(file: Path, folder: str, deadline_hours: float | None, overwrite: bool,
     found = sweep(file, place, overwrite=overwrite, deadline_hours=deadline_hours)
     best = next((one for one in found["configurations"] if one["number"] == found["best"]), None)
     click.echo(json.dumps({"best": best and best["runs"][0]["folder"], "report": str(place / "report.html")}))
+    if any(run["error"] for one in found["configurations"] for run in one["runs"]):
+        raise SystemExit(1)

@@ -118,11 +118,8 @@ def bring(stage: Stage, pause: int | None, log: Path, left_s: Callable[[], float
     if state_of(stage.folder).is_done(pause):
         return None
     arguments = [*stage.arguments, "--resume", *(("--pause-at", str(pause)) if pause is not None else ())]
-    code = run_command(arguments, log, left_s)
-    ended = state_of(stage.folder)
-    if ended.is_done(pause):
-        return None
-    return last_error(log) or f"it ended with exit code {code}"
+    failed = run_command(arguments, log, left_s)
+    return None if state_of(stage.folder).is_done(pause) else failed or "it ended before it was done"
 
 
 def _wait_until_free(folder: Path, left_s: Callable[[], float]) -> None:
@@ -141,8 +138,16 @@ def _wait_until_free(folder: Path, left_s: Callable[[], float]) -> None:
             time.sleep(_LOOK_S)
 
 
-def run_command(arguments: Sequence[str], log: Path, left_s: Callable[[], float]) -> int:
-    """Run a command to its end, in a session of its own so that Ctrl-C is passed on once; its exit code.
+def run_command(arguments: Sequence[str], log: Path, left_s: Callable[[], float]) -> str | None:
+    """Run a command to its end, in a session of its own so that Ctrl-C is passed on once.
+
+    Args:
+        arguments: of mlxmath.
+        log: where what it says is appended.
+        left_s: seconds until it is asked to end.
+
+    Returns:
+        Why it failed, in its own words if it said any; None if it did not.
 
     Raises:
         TimeUpError: there was no time left; it was asked to save and has ended.
@@ -153,6 +158,7 @@ def run_command(arguments: Sequence[str], log: Path, left_s: Callable[[], float]
         log.parent.mkdir(parents=True, exist_ok=True)
         file = log.open("ab")
     with file:
+        start = file.tell()
         process = subprocess.Popen(
             [sys.executable, "-m", "mlxmath", *arguments], stdin=subprocess.DEVNULL, stdout=file, stderr=file,
             start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
@@ -168,12 +174,10 @@ def run_command(arguments: Sequence[str], log: Path, left_s: Callable[[], float]
             if process.poll() is None:  # this process was asked to end: the run saves first
                 process.terminate()
                 process.wait()
-    return process.returncode
-
-
-def last_error(log: Path) -> str | None:
-    """The last error that a command said; None if it said none."""
-    with disk_errors(log), log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - _TAIL))
-        lines = file.read().decode("utf-8", "replace").splitlines()
-    return next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), None)
+    if not process.returncode:
+        return None
+    with disk_errors(log), log.open("rb") as said:
+        said.seek(max(start, log.stat().st_size - _TAIL))
+        lines = said.read().decode("utf-8", "replace").splitlines()
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return errors[-1] if errors else f"it ended with exit code {process.returncode}"

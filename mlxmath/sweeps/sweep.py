@@ -6,12 +6,13 @@ with the same runs and the same table.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from mlxmath.errors import MlxmathError, OtherRunError
+from mlxmath.evaluation.samples import read_settings
 from mlxmath.runtime.console import duration, say, warn
 from mlxmath.runtime.files import atomic_write, remove
 from mlxmath.runtime.locks import locked
@@ -20,7 +21,7 @@ from mlxmath.sweeps.file import read_sweep
 from mlxmath.sweeps.plan import ADAPTERS, Configuration, Plan, Stage, plan_of
 from mlxmath.sweeps.report import RESULTS, write_report
 from mlxmath.sweeps.results import results_of
-from mlxmath.sweeps.runs import TimeUpError, bring, last_error, run_command, state_of
+from mlxmath.sweeps.runs import TimeUpError, bring, run_command, state_of
 
 PLAN, PROGRESS, LOGS, EVALUATION = "plan.json", "progress.json", "logs", "evaluation"
 _END = 1 << 62
@@ -41,7 +42,7 @@ def sweep(path: Path, folder: Path, *, overwrite: bool = False, deadline_hours: 
 
     Raises:
         InputError: a setting is wrong, or the folder holds another sweep.
-        MlxmathError: none of the runs came to anything.
+        MlxmathError: none of the runs came to anything, or the evaluation failed.
     """
     plan = plan_of(read_sweep(path), folder)
     hours = deadline_hours or plan.file.outline.deadline_hours
@@ -55,21 +56,23 @@ def sweep(path: Path, folder: Path, *, overwrite: bool = False, deadline_hours: 
         runs = sum(len(one.runs) for one in plan.configurations)
         say(f"{len(plan.configurations)} configurations, {runs} runs; {plan.folder}/logs tells what each says")
         errors: dict[Path, str] = {}
-        alive, is_complete = list(plan.configurations), False
+        alive, failed, is_complete = list(plan.configurations), None, False
         try:
             for rung, pause in enumerate(plan.rungs):
                 alive = alive[: plan.keep[rung]] if rung else alive
                 _rung(plan, alive, pause, left_s, errors)
                 if pause is not None:
                     alive = ranked(alive, pause)
-            _evaluate(plan, alive, left_s)
-            is_complete = not errors
+            failed = _evaluate(plan, alive, left_s)
+            is_complete = not errors and failed is None
         except TimeUpError:
             say(f"the deadline of {duration(3600 * (hours or 0))} for all has come; the same command goes on")
         found = results_of(plan, errors, is_complete=is_complete)
         write_report(found, folder)
         if not any(one["steps"] for one in found["configurations"]) and errors:
             raise MlxmathError(f"no run of the sweep came to anything; the first one: {next(iter(errors.values()))}")
+        if failed:
+            raise MlxmathError(failed)
         return found
 
 
@@ -116,7 +119,9 @@ class _Progress:
         sealed_json(self._path, self._steps)
 
 
-def _rung(plan: Plan, alive: Sequence[Configuration], pause: int | None, left_s: Any, errors: dict[Path, str]) -> None:
+def _rung(
+    plan: Plan, alive: Sequence[Configuration], pause: int | None, left_s: Callable[[], float], errors: dict[Path, str]
+) -> None:
     """Take all runs of some configurations to `pause`."""
     where = "to the end" if pause is None else f"to step {pause}"
     count, done, progress = sum(len(one.runs) for one in alive), 0, _Progress(plan.folder)
@@ -155,19 +160,22 @@ def _badness(one: Configuration, pause: int | None) -> float:
     return fmean(found) * (-1 if states[0].higher_is_better else 1)
 
 
-def _evaluate(plan: Plan, alive: Sequence[Configuration], left_s: Any) -> None:
-    """Have the models that are left answer benchmarks.
-
-    Raises:
-        MlxmathError: that failed.
-    """
-    whole = [run.folder for one in alive for run in one.runs if state_of(run.folder).is_done(None)]
+def _evaluate(plan: Plan, alive: Sequence[Configuration], left_s: Callable[[], float]) -> str | None:
+    """Have the models that are left answer benchmarks; why that failed, if it did."""
+    whole = dict.fromkeys(run.folder for one in alive for run in one.runs if state_of(run.folder).is_done(None))
     if plan.evaluation is None or not whole:
-        return
-    adapters = [part for folder in dict.fromkeys(whole) for part in ("--adapter-path", str(folder))]
-    arguments = [*plan.evaluation, *adapters, "--resume"]
-    log = plan.folder / LOGS / "evaluation.log"
-    say(f"evaluation of {len(adapters) // 2} adapters and their base")
-    code = run_command(arguments, log, left_s)
-    if code:
-        raise MlxmathError(f"the evaluation failed: {last_error(log) or f'exit code {code}'}; see {log}.")
+        return None
+    adapters = [part for folder in whole for part in ("--adapter-path", str(folder))]
+    how = "--resume" if _asked(plan.folder / EVALUATION) in (None, {str(folder) for folder in whole}) else "--overwrite"
+    log = plan.folder / LOGS / f"{EVALUATION}.log"
+    say(f"evaluation of {len(whole)} adapters and their base")
+    failed = run_command([*plan.evaluation, *adapters, how], log, left_s)
+    return failed and f"the evaluation failed: {failed}; {log} tells more."
+
+
+def _asked(folder: Path) -> set[str] | None:
+    """The adapters that an evaluation is of; None if there is none."""
+    try:
+        return {str(one["adapter_folder"]) for one in read_settings(folder)["contestants"] if one["adapter_folder"]}
+    except (MlxmathError, KeyError, TypeError):
+        return None

@@ -46,14 +46,12 @@ class Killed(BaseException):
 ONE = HALVED.partition("[halving]")[0].replace("[1e-9, 1e-2, 1e-6]", "[1e-2]")
 
 
-def within(arguments: Sequence[str], log: Path, left_s: Callable[[], float]) -> int:
+def within(arguments: Sequence[str], log: Path, left_s: Callable[[], float]) -> str | None:
     """A run, in this process."""
     if left_s() <= 0:
         raise TimeUpError
-    log.parent.mkdir(parents=True, exist_ok=True)
     found = run(Path.cwd(), *arguments)
-    log.write_text(found.stderr)
-    return found.returncode
+    return found.stderr.splitlines()[-1].removeprefix("error: ") if found.returncode else None
 
 
 @pytest.fixture
@@ -123,7 +121,7 @@ def test_killed_at_any_run_it_ends_with_the_same_table(
             raise Killed
         measure(trainer)
 
-    def killed(arguments: Sequence[str], log: Path, left_s: Callable[[], float]) -> int:
+    def killed(arguments: Sequence[str], log: Path, left_s: Callable[[], float]) -> str | None:
         done.append(arguments)
         if len(done) != at:
             return plain(arguments, log, left_s)
@@ -203,3 +201,45 @@ def test_told_to_end_it_ends_its_run_saved(here: Path) -> None:
     assert record["status"] == "stopped" and record["steps"] >= 1
     measured = [one["step"] for one in map(json.loads, events.read_text().splitlines()) if one["event"] == "validation"]
     assert all(step % 2 == 0 for step in measured), "it is measured where others are, and not once more"
+
+
+EVALUATED = (
+    ONE.partition("[vary]")[0]
+    + """
+[evaluate]
+evaluation.benchmark = ["demo"]
+evaluation.limit = 6
+evaluation.max_tokens = 4
+[vary]
+data.template = ["tutor", "demo-base"]
+"""
+)
+
+
+def test_models_in_other_templates_are_ranked_by_their_answers(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their held-out rows are others. An evaluation that failed is made by the next call, which trains nothing."""
+    (here / "evaluated.toml").write_text(EVALUATED)
+    commands: list[str] = []
+
+    def failing(arguments: Sequence[str], log: Path, left_s: Callable[[], float]) -> str | None:
+        commands.append(arguments[0])
+        return "no" if arguments[0] == "evaluate" else within(arguments, log, left_s)
+
+    monkeypatch.setattr(runs, "run_command", failing)
+    monkeypatch.setattr(module, "run_command", failing)
+    with pytest.raises(MlxmathError, match=r"the evaluation failed: no; .*evaluation\.log"):
+        sweep(Path("evaluated.toml"), Path("out"))
+    assert commands == ["train", "train", "evaluate"] and (here / "out" / "report.html").is_file()
+    monkeypatch.setattr(module, "run_command", within)
+    found = sweep(Path("evaluated.toml"), Path("out"))
+    assert commands == ["train", "train", "evaluate"]
+    assert found["complete"] and found["ranked_by"] == "accuracy of the evaluation"
+    first, second = found["configurations"]
+    assert second["difference"] is None and "rows are others" in (here / "out" / "report.md").read_text()
+    for one in (first, second):
+        told = json.loads((here / "out" / "evaluation" / "results.json").read_text())["contestants"]
+        name = Path(one["runs"][0]["folder"]).name
+        assert one["accuracy"]["estimate"] == told[name]["accuracy"]["value"]
+    assert second["answers_difference"]["estimate"] == pytest.approx(
+        second["accuracy"]["estimate"] - first["accuracy"]["estimate"]
+    )
