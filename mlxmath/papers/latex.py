@@ -44,7 +44,8 @@ def _sign(sign: str) -> str:
 
 def code(value: object) -> str:
     """A command or a path, which may break at its separators."""
-    return r"\texttt{" + _BREAKS.sub(r"\1\\allowbreak{}", escaped(value)) + "}"
+    text = _BREAKS.sub(r"\1\\allowbreak{}", escaped(value)).replace("-{}-", r"\mbox{-{}-}")
+    return rf"\texttt{{{text}}}"
 
 
 def table(

@@ -106,16 +106,16 @@ def _accuracy(label: str, name: str, results: dict[str, Any]) -> Iterator[Table]
     rows = []
     for model, found in contestants.items():
         by = found["by"].get("benchmark", {}) if several else {}
-        parts = [(name, by[name]) for name in benchmarks if name in by]
-        for name, one in [*parts, ("all" if several else "", found["accuracy"])]:
+        parts = [(where, by[where]) for where in benchmarks if where in by]
+        for where, one in [*parts, ("all" if several else "", found["accuracy"])]:
             figures = (f"{percent(one['value'])} ({interval(one)})", f"{one['total']:,}")
-            rows.append((model, name, *figures) if several else (model, *figures))
+            rows.append((model, where, *figures) if several else (model, *figures))
     drawn = (
         f"{settings['samples']} answers a problem at temperature {settings['temperature']:g}, seed {settings['seed']}"
     )
     how = drawn if settings["temperature"] else "greedy"
-    where = ", ".join(map(last_parts, benchmarks))
-    caption = f"Accuracy on {where} with 95 % intervals ({how}; evaluation {name})."
+    asked = ", ".join(map(last_parts, benchmarks))
+    caption = f"Accuracy on {asked} with 95 % intervals ({how}; evaluation {name})."
     yield Table(label, caption, ("model", *(("benchmark",) if several else ()), "accuracy", "problems"), tuple(rows))
     pairs = tuple(
         (f"{one['other']} − {one['base']}", _points(one),

@@ -170,7 +170,7 @@ def curves(results: Mapping[str, Any]) -> Any:
     order = _in_order(results["configurations"], results)
     for place, one in reversed(list(enumerate(order))):
         is_best, is_named = one["number"] == results["best"], place < _MOST_NAMED
-        color = COLORS[place % len(COLORS)] if is_named else "#c4c9d1"
+        color = COLORS[(place + 1) % len(COLORS)] if is_named else "#c4c9d1"
         style = "-" if place < len(COLORS) else "--"
         for i, run in enumerate(run for run in one["runs"] if run["history"]):
             steps, values = zip(*run["history"], strict=True)

@@ -9,7 +9,7 @@ from typing import Any
 from mlxmath import __version__
 from mlxmath.errors import MlxmathError
 from mlxmath.evaluation.samples import read_samples, read_settings
-from mlxmath.evaluation.stats import Interval, adjusted_difference, adjusted_mean
+from mlxmath.evaluation.stats import Interval, adjusted_difference, adjusted_mean, wilson_interval
 from mlxmath.runtime.sealed import unsealed_json
 from mlxmath.sweeps.compare import Rows, difference, rows_of
 from mlxmath.sweeps.plan import Configuration, Plan
@@ -69,7 +69,7 @@ def _figures(
         "is_whole": all(state.is_done(None) for state in states),
         "held_out": fmean(known) if is_whole and known else None,
         "spread": stdev(known) if is_whole and len(known) > 1 else None,
-        "accuracy": asdict(adjusted_mean(list(shares.values()))) if shares else None,
+        "accuracy": asdict(_mean(list(shares.values()))) if shares else None,
         "steps": max((state.steps for state in states), default=0),
         "difference": None, "answers_difference": None,
         "runs": [
@@ -84,6 +84,13 @@ def _figures(
             for run, state, value in zip(one.runs, states, values, strict=True)
         ],
     }  # fmt: skip
+
+
+def _mean(shares: Sequence[float]) -> Interval:
+    """With Wilson's interval, as evaluations have it, where each problem is right or wrong."""
+    if set(shares) <= {0.0, 1.0}:
+        return wilson_interval(int(sum(shares)), len(shares))
+    return adjusted_mean(shares)
 
 
 def _trainable(state: State) -> int | None:

@@ -135,6 +135,7 @@ def test_the_tables_say_what_was_recorded(tmp_path: Path) -> None:
     text = (tmp_path / "paper" / "paper.md").read_text()
     record = json.loads((RUN / "run.json").read_text())
     assert f"| {record['adapter']['num_trainable']:,} |" in text and f"| {record['steps']:,} |" in text
+    assert "(greedy; evaluation e)" in text and "(sweep s; 1 seed)" in text
     assert "52.5 % (42.0 to 60.0)" in text and "+30.0 (+10.0 to +46.0) | 0.004 | 13 | 1 |" in text
     assert "| rank=4 | 4 | 1.3200 | +0.0700 (+0.0200 to +0.1200) |" in text
     assert "| base | 4 | 1.2500 | reference |" in text

@@ -5,7 +5,7 @@ import re
 COMMANDS = {
     "documentclass", "usepackage", "IfFileExists", "setlength", "emergencystretch", "belowcaptionskip", "title", "date",
     "begin", "end", "maketitle", "input", "centering", "small", "caption", "label", "toprule", "midrule", "bottomrule",
-    "includegraphics", "linewidth", "clearpage", "section", "textbf", "texttt", "allowbreak", "medskip",
+    "includegraphics", "linewidth", "clearpage", "section", "textbf", "texttt", "allowbreak", "medskip", "mbox",
     "textbackslash", "textasciicircum", "textasciitilde", "textless", "textgreater", "textbar", "textquotedbl",
     "textasciigrave", "textquotesingle", "pm", "times", "rightarrow", "leq", "geq", "textendash", "textemdash", "dots",
     "textperiodcentered", "textquotedblleft", "textquotedblright", "textquoteleft", "textquoteright", "texteuro",
