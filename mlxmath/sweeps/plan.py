@@ -208,12 +208,12 @@ class _Maker:
             arguments += ["--init-adapter", str(before)] if before else []
             if config.training.validation_split is not None or config.training.validation_dataset is not None:
                 arguments.append("--row-losses")
-            key = (*arguments, before)
-            if key not in self._made:
+            beginning = (*arguments, before)
+            if beginning not in self._made:
                 own_folder = self._folder / ADAPTERS / f"{name}-seed-{seed}{'' if is_last else f'-{method}'}"
                 made = Stage(method, own_folder, (*arguments, "--adapter-path", str(own_folder)))
-                self._made[key] = made
-            found.append(self._made[key])
+                self._made[beginning] = made
+            found.append(self._made[beginning])
         return Run(seed, tuple(found))
 
     def _resolved(self, method: str, own: Mapping[str, Any], seed: int) -> RunConfig:

@@ -193,7 +193,11 @@ def held_out_rows(workers: Workers, sampler: BatchSampler, config: TrainingConfi
         rows = sorted(order[:count].tolist())
         each = replace(sampler.step(order[:count], 0, 0), micro_batches=tuple((row,) for row in rows))
         found = loss_sums(workers, [each], stopped)
-        return found and [(row, sums[0], targets) for row, (targets, sums) in zip(rows, found, strict=True)]
+        return (
+            None
+            if found is None
+            else [(row, sums[0], targets) for row, (targets, sums) in zip(rows, found, strict=True)]
+        )
 
     return HeldOut(
         len(order), unit, measure, step_items=2.0 * per_window,  # a backward pass takes no less than a forward one

@@ -121,11 +121,13 @@ def sample(
 
     def measure(count: int, stopped: Callable[[], bool]) -> tuple[float, int] | None:
         found = verdicts(count, stopped)
-        return found and (sum(found) / count, count)
+        return None if found is None else (sum(found) / count, count)
 
     def measure_rows(count: int, stopped: Callable[[], bool]) -> list[tuple[int, float, int]] | None:
         found = verdicts(count, stopped)
-        return found and sorted((i, float(is_right), 1) for i, is_right in zip(order, found, strict=False))
+        if found is None:
+            return None
+        return sorted((i, float(is_right), 1) for i, is_right in zip(order, found, strict=False))
 
     completions = rollouts.prompts_per_step * config.num_generations
     held_out = HeldOut(
