@@ -51,3 +51,25 @@ def test_losses_of_rows_are_those_of_the_best_adapters(prepared: Path, batching:
 def test_losses_of_rows_need_held_out_rows(prepared: Path) -> None:
     found = run(prepared, "train", "--recipe", "debug", "--row-losses")
     assert found.returncode == 2 and "--row-losses" in found.stderr and "--validation-split" in found.stderr
+
+
+def test_pairs_and_problems_are_told_one_by_one_too(prepared: Path) -> None:
+    pairs = [{"prompt": f"{n} + 1?", "chosen": f"{n + 1}", "rejected": f"It is {n}"} for n in range(9)]
+    (prepared / "pairs.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    common = ("--model", "demo", "--dtype", "float32", "--max-steps", "2", "--validation-split", "3", "--row-losses")
+    succeed(prepared, "dpo", *common, "--dataset", "pairs.jsonl")
+    found, best = record(prepared, "held_out.json"), record(prepared)["validation"]["best"]
+    assert [count for _, _, count in found["rows"]] == [1] * len(found["rows"]) and found["metric"] == "loss"
+    assert sum(value for _, value, _ in found["rows"]) / len(found["rows"]) == pytest.approx(best["loss"], rel=1e-4)
+    (prepared / "problems.jsonl").write_text(
+        "".join(json.dumps({"problem": f"{n} + 1?", "answer": str(n + 1)}) + "\n" for n in range(9))
+    )
+    sampling = ("--batch-size", "4", "--grad-accumulation-steps", "1", "--num-generations", "2")
+    length = ("--max-completion-length", "6", "--dataset", "problems.jsonl", "--adapter-path", "reinforced")
+    assert run(prepared, "grpo", *common, *sampling, *length).returncode in (0, 1), "there may be nothing to learn from"
+    (prepared / "adapters").rename(prepared / "preferred")
+    (prepared / "reinforced").rename(prepared / "adapters")
+    found, validation = record(prepared, "held_out.json"), record(prepared)["validation"]
+    assert found["metric"] == "accuracy" and len(found["rows"]) == validation["measured_on"]
+    right = sum(value for _, value, _ in found["rows"])
+    assert right / len(found["rows"]) == validation["best"]["accuracy"] and {row[2] for row in found["rows"]} == {1}
