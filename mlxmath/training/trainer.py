@@ -74,7 +74,7 @@ class Trainer:
         self.workers = Workers(run.model, gradients_of, run.batching.num_workers, run.ranks)
         run.closing.callback(self.workers.close)
         self.stop, self.deadline = StopRequest(), Deadline(self.config.max_training_time_hours * 3600)
-        self._meter = Meter(counters(run.device.backend))
+        self._meter = Meter([])  # until the run begins
         self.ending: Ending | None = None
         self.loss: float | None = None
         self.reason = ""
@@ -163,6 +163,7 @@ class Trainer:
     def _begin_files(self) -> None:
         """Write what is known of the run before it begins."""
         run, anew = self.run, self.run.checkpoint is None
+        self._meter = Meter(counters(run.device.backend))
         record.start(run.folder, run.adapter_config, run.chat_template, anew=anew, resumed=self.config.resume)
         record.save_settings(run.folder, run.settings, run.sections, run.manifest.revision)
         base = {"revision": run.manifest.revision, "fingerprint": run.manifest.identity}
