@@ -31,7 +31,7 @@ MAY_DIFFER = (
     Difference("run.json", ("started", "updated", "seconds", "planned_bytes", "active_bytes", "peak_bytes",
                             "cache_bytes", "resume", "training.resume"), "clock, memory, and whether it was resumed"),
     Difference("run.toml", ("resume",), "whether it was resumed"),
-    Difference("events.jsonl", ("time", "seconds", "peak_bytes", "left_s", "tokens_per_second"),
+    Difference("events.jsonl", ("time", "seconds", "peak_bytes", "joules", "left_s", "tokens_per_second"),
                "clock and memory; a resumed run tells that it is"),
     Difference("results.json", ("seconds", "tokens_per_second"), "clock"),
     Difference("samples.jsonl", ("seconds",), "clock; answers stand in the order in which they came", ordered=False),
