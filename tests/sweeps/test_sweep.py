@@ -189,6 +189,7 @@ def test_killed_in_its_process_it_waits_for_the_run_that_it_left(here: Path, mon
     assert "resume" not in lines, "the process that was left went on to its end"
 
 
+@pytest.mark.slow
 def test_told_to_end_it_ends_its_run_saved(here: Path) -> None:
     (here / "long.toml").write_text(ONE.replace("steps = 4", "steps = 9000"))
     folder = here / "out" / "adapters" / "01-learning-rate-0.01-seed-0"
