@@ -57,6 +57,8 @@ class RolloutTargets(NamedTuple):
     """Under the model to stay close to; anything where beta is 0."""
     rows_N: mx.array
     """The row of the micro-batch that it is in."""
+    entropic_N: mx.array | None = None
+    """1 where the policy's loss counts the token, 0 where its entropy is too low; None: all count."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlxmath.config.load import Resolved
-from mlxmath.config.methods import DpoConfig
+from mlxmath.config.losses import DpoConfig
 from mlxmath.data.batch import Batch
 from mlxmath.data.load import check_pairs, load_pairs
 from mlxmath.errors import MlxmathError

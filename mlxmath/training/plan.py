@@ -184,7 +184,7 @@ def _has_reference(config: "RunConfig", objective: "Objective") -> bool:
     if objective == "grpo":
         return config.grpo.beta > 0
     is_new = config.training.full or config.training.init_adapter is not None
-    return objective == "dpo" and config.dpo.loss_type != "orpo" and is_new  # else adapters are left out
+    return objective == "dpo" and config.dpo.needs_reference and is_new  # else adapters are left out
 
 
 def _drawing(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxmath.config.methods import DpoConfig, RewardModelConfig
+from mlxmath.config.losses import DpoConfig, RewardModelConfig
 from mlxmath.config.schema import TrainingConfig
 from mlxmath.data.batch import Shape
 from mlxmath.data.batching import StepBatch

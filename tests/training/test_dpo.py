@@ -8,7 +8,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlxmath.config.methods import DpoConfig
+from mlxmath.config.losses import DpoConfig
 from mlxmath.data.batch import Batch, PairTargets
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import Kernels
