@@ -17,9 +17,10 @@ from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.lm_head import add_score_head
 from mlxmath.training.accumulate import Workers, replica
-from mlxmath.training.dpo import ReferenceLogprobs, WithReference, completion_logprobs, dpo_loss, frozen
+from mlxmath.training.dpo import ReferenceLogprobs, WithReference, dpo_loss, frozen
 from mlxmath.training.gradients import Gradients, choose_gradients
 from mlxmath.training.held_out import mean_loss
+from mlxmath.training.pairs import completion_logprobs
 from mlxmath.training.reward_model import RewardGradients, bradley_terry_loss
 from tests.conftest import FakeRows
 from tests.loop import summed

@@ -104,7 +104,7 @@ def policy_losses(
     """The loss of each token without its KL, and whether it is clipped, (N,).
 
     - cispo: −sg(min(ratio, ε_high)) · A · log π: the weight is clipped, so every token keeps its gradient (MiniMax
-      2025, arXiv:2506.13585, equations 4 and 5; ε_high = 5 as in ScaleRL, arXiv:2510.13786)
+      2025, arXiv:2506.13585; ε_high = 5 as in ScaleRL, arXiv:2510.13786)
     - sapo: −σ(τ (ratio − 1)) · 4 / τ · A with τ of A > 0 or of the others (Gao et al. 2025, arXiv:2511.20347)
     - all others: −min(ratio · A, clip(ratio, 1 − ε, 1 + ε_high) · A) (Schulman et al. 2017, arXiv:1707.06347)
     """

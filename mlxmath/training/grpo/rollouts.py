@@ -135,10 +135,10 @@ class Rollouts(Part):
                     continue
             workers = self._workers
             teaching = [i for i, t in enumerate(place.trajectories) if self._teaches(t)]
-            entropic = self._entropies and self._entropies(self._forward_only(place.trajectories))
+            found = self._entropies(self._forward_only(place.trajectories)) if self._entropies else None
             sampler = self._batches(
                 [place.trajectories[i] for i in teaching], workers.num_in_all, self._max_tokens,
-                in_parts=workers.takes_parts, entropic=entropic and [entropic[i] for i in teaching],
+                in_parts=workers.takes_parts, entropic=[found[i] for i in teaching] if found else None,
             )  # fmt: skip
             epoch, index = divmod(place.rollout - 1, self.rollouts_per_epoch)
             last = place.iteration + 1 == self._config.num_iterations
