@@ -118,7 +118,7 @@ def dpo(
     """Tune adapters on pairs of a preferred and a rejected completion: `mlxmath dpo`; see `sft`.
 
     Args:
-        data: rows with `prompt`, `chosen` and `rejected`.
+        data: rows with `prompt`, `chosen` and `rejected` (for KTO also with `prompt`, `completion` and `label`).
         callback: given each event as it happens.
         verbose: print what the command prints.
         **settings: as for `sft`, and of the section dpo.

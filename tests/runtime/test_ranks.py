@@ -75,7 +75,7 @@ def make(folder: Path) -> Path:
     """What the jobs need besides: a reward, completions with labels, and a model with the demo's tokenizer."""
     write_tiny_model(folder / "tiny")
     rows = [
-        {"prompt": f"What is {a} + {b}?", "completion": str(a + b + 7 * (a % 2)), "label": a % 2 == 0}
+        {"prompt": f"What is {a} + {b}?", "completion": str(a + b + 7 * (a == 3)), "label": a != 3}
         for a in range(1, 6)
         for b in range(1, 4)
     ]
