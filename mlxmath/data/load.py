@@ -251,13 +251,12 @@ def look_at_data(config: RunConfig, method: str) -> None:
         InputError: no such dataset, column, split, filter or template.
         MlxmathError: the data cannot be fetched.
     """
-    pairs = method in ("dpo", "reward-model")
+    pairs, labels = method in ("dpo", "reward-model"), method == "dpo" and config.dpo.loss_type == "kto"
     get_template(config.data.template, config.data.template_file)
     wanted = [config.data]
     if config.training.validation_dataset is not None:
         wanted.append(held_out_config(config.data, config.training.validation_dataset)[0])
     for data in wanted:
-        labels = method == "dpo" and config.dpo.loss_type == "kto"
         Mixture(data, solutions_required=method != "grpo", pairs=pairs, labels=labels)
 
 
@@ -283,8 +282,7 @@ def _load(
     data = prepare_rows(config.data, model_folder, trust_remote_code=trust, form=form)
     if training.validation_split is not None:
         rows, held_out = hold_out(data, training.validation_split, training.seed)
-        each = 2 if form == "pairs" else 1
-        what = "sequences" if form == "solutions" else form
+        each, what = 2 if form == "pairs" else 1, "sequences" if form == "solutions" else form
         say(
             f"{len(held_out) // each:,} of {len(data) // each:,} {what} are held out, "
             f"{num_problems(held_out.questions_of_rows):,} of {num_problems(data.questions_of_rows):,} problems"

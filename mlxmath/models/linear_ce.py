@@ -179,11 +179,13 @@ def _smoothed(
         weights_C: a factor for each loss.
         smoothing: ε.
     """
-    size, each_C1 = d_logits_CV.shape[-1], (smoothing * weights_C)[:, None]
-    is_target_CV = mx.arange(size)[None] == targets_C[:, None]
-    added_CV = each_C1 * (is_target_CV - 1 / size)
-    added_CV = added_CV if slope_CV is None else added_CV * slope_CV
-    return losses_C + smoothing * weights_C * before_C, d_logits_CV + added_CV
+    each_C = smoothing * weights_C
+    up_C, down_CV = each_C, each_C[:, None] / d_logits_CV.shape[-1]
+    if slope_CV is not None:
+        up_C = up_C * mx.take_along_axis(slope_CV, targets_C[:, None], axis=-1).squeeze(-1)
+        down_CV = down_CV * slope_CV
+    raised_CV = d_logits_CV.at[mx.arange(len(each_C)), targets_C].add(up_C.astype(d_logits_CV.dtype))
+    return losses_C + each_C * before_C, raised_CV - down_CV
 
 
 def _one_pass(

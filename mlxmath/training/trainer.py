@@ -194,6 +194,7 @@ class Trainer:
             if self.ranks.any("deadline", self.deadline.reached()):
                 self.ending = "deadline"
                 return
+            self._start_s = time.perf_counter()  # what a method does before its sums is part of the step
             yield batch
             if not self.ending and self.position.num_skipped_in_a_row >= MAX_BAD_STEPS:
                 self.ending = "diverged"
@@ -212,7 +213,7 @@ class Trainer:
         Raises:
             MlxmathError: there is too little memory for a single row.
         """
-        self._start_s, self._batch = time.perf_counter(), batch
+        self._batch = batch
         random_state = mx.array(mx.random.state[0])
         while True:
             sums, shortage, what = None, "", SHORT_OF_MEMORY
