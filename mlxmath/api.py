@@ -96,7 +96,7 @@ def sft(
         data: as `dataset`, or rows with columns as a file would have them.
         callback: given each event as it happens.
         verbose: print what the command prints.
-        **settings: of the sections model, data, lora, training and runtime.
+        **settings: of the sections model, data, lora, training, sft and runtime.
 
     Returns:
         How it ended and where the adapters are. A run that ended by its deadline or a signal can be resumed with
@@ -109,7 +109,7 @@ def sft(
     from mlxmath.training.sft import sft as train
 
     with _called(verbose):
-        return train(_settings((), data, settings), callback=callback)
+        return train(_settings(("sft",), data, settings), callback=callback)
 
 
 def dpo(
@@ -118,7 +118,7 @@ def dpo(
     """Tune adapters on pairs of a preferred and a rejected completion: `mlxmath dpo`; see `sft`.
 
     Args:
-        data: rows with `prompt`, `chosen` and `rejected`.
+        data: rows with `prompt`, `chosen` and `rejected` (for KTO also with `prompt`, `completion` and `label`).
         callback: given each event as it happens.
         verbose: print what the command prints.
         **settings: as for `sft`, and of the section dpo.
@@ -337,8 +337,8 @@ def plan(
     from mlxmath.training.plan import parse_size, plan_run
 
     with _called(verbose):
-        own = () if method == "train" else (method.replace("-", "_"),)
-        config = settings_from((*TRAINED_FROM, *own), **settings).config
+        own = "sft" if method == "train" else method.replace("-", "_")
+        config = settings_from((*TRAINED_FROM, own), **settings).config
         return plan_run(config, method, None if memory is None else parse_size(memory))
 
 

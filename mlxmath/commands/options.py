@@ -49,7 +49,7 @@ PROBLEMS = tuple(name for name in PROMPTS if name not in ("data.template", "data
 LORA, TRAINING, EVALUATION, DISTILLATION, EXPORT = map(
     _of, ("lora", "training", "evaluation", "distillation", "export")
 )
-GRPO, DPO, REWARD_MODEL = _of("grpo", "reward_weights"), _of("dpo"), _of("reward_model")
+GRPO, DPO, REWARD_MODEL, SFT = _of("grpo", "reward_weights"), *map(_of, ("dpo", "reward_model", "sft"))
 RUNTIME = ("runtime.backend", "runtime.memory_limit_gb")
 SCHEDULING = ("runtime.workers", "runtime.offload", "runtime.allow_overcommit")
 

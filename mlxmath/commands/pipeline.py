@@ -103,7 +103,7 @@ def _run(configs: Mapping[str, Resolved], folder: Path, *, overwrite: bool) -> N
 
     def run(stage: str, command: Callable[[], T]) -> T:
         say(f"\n== {stage}")
-        for line in configs[stage].lines(_USED.get(stage, TRAINED_FROM)):
+        for line in configs[stage].lines(_USED.get(stage, (*TRAINED_FROM, "sft"))):
             if not line.endswith(" default"):
                 say(line)
         start = time.monotonic()

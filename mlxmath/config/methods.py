@@ -53,9 +53,6 @@ _no_key = require(
     lambda url, _: not urlsplit(url).username and not urlsplit(url).password,
     "a key does not belong into the URL; name its environment variable (--teacher-key-env)",
 )
-_sigmoid_only = require(
-    lambda value, others: not value or others.get("loss_type") == "sigmoid", "needs --loss-type sigmoid"
-)
 _object = require(_is_object, 'give a JSON object, for example \'{"reasoning_effort": "high"}\'')
 _some_length = require(
     lambda value, others: value is None or value >= others.get("min_characters", 0), "is less than --min-characters"
@@ -91,10 +88,22 @@ class GrpoConfig(Section):
     )
     epsilon: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="How far a probability ratio may fall.")
     epsilon_high: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="How far a probability ratio may rise (unset: as far as it may fall)."
+        None,
+        description="How far a probability ratio may rise (unset: as far as it may fall); cispo: the ratio's bound "
+        "itself (unset: 5).",
+    )
+    sapo_temperature_pos: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="sapo: how fast the gate closes on tokens of a positive advantage."
+    )
+    sapo_temperature_neg: Annotated[float, Field(gt=0)] = Field(1.05, description="sapo: the same of the other tokens.")
+    top_entropy_quantile: Annotated[float, Field(ge=0, le=1)] = Field(
+        1.0, description="Share of a step's tokens, those of the highest entropy, that the policy's loss counts."
     )
     num_iterations: Annotated[int, Field(ge=1)] = Field(1, description="Optimizer passes over each set of completions.")
-    loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = Field("dapo", description="How token losses are averaged.")
+    loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo"] = Field(
+        "dapo",
+        description="The loss: how those of tokens are averaged; cispo clips weights only, sapo has a soft gate.",
+    )
     scale_rewards: Literal["group", "batch", "none"] = Field(
         "group", description="Standard deviation that advantages are divided by: the group's, the batch's, or none."
     )
@@ -112,28 +121,6 @@ class GrpoConfig(Section):
     )
     reward_weights: dict[str, float] = Field(
         {"correctness": 1.0}, description="Rewards that count, each with its weight."
-    )
-
-
-class DpoConfig(Section):
-    """Preference tuning, named as TRL names it."""
-
-    loss_type: Literal["sigmoid", "ipo", "orpo"] = Field(
-        "sigmoid", description="The loss: sigmoid is DPO's own; ipo; orpo, which needs no reference model."
-    )
-    beta: Annotated[float, Field(gt=0)] = Field(
-        0.1, description="How strongly the reference holds (ipo: its tau; orpo: weight of the odds ratio)."
-    )
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5), _sigmoid_only] = Field(
-        0.0, description="Share of pairs taken to be labelled the wrong way round (sigmoid only)."
-    )
-
-
-class RewardModelConfig(Section):
-    """Training of a reward model, named as TRL names it."""
-
-    center_rewards_coefficient: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="Weight of what keeps the scores of a pair around 0; 0.01 is usual (0: nothing does)."
     )
 
 

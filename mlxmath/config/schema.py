@@ -8,14 +8,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
-from mlxmath.config.methods import (
-    DistillationConfig,
-    DpoConfig,
-    EvaluationConfig,
-    ExportConfig,
-    GrpoConfig,
-    RewardModelConfig,
-)
+from mlxmath.config.losses import DpoConfig, RewardModelConfig, SftConfig
+from mlxmath.config.methods import DistillationConfig, EvaluationConfig, ExportConfig, GrpoConfig
 from mlxmath.config.quantization import quantization
 from mlxmath.config.section import Folder, Names, Section, parts, plain_type, require
 
@@ -292,6 +286,7 @@ class RunConfig(Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     distillation: DistillationConfig = DistillationConfig()
+    sft: SftConfig = SftConfig()
     grpo: GrpoConfig = GrpoConfig()
     dpo: DpoConfig = DpoConfig()
     reward_model: RewardModelConfig = RewardModelConfig()

@@ -40,11 +40,19 @@ class PairTargets(NamedTuple):
     counts_B: mx.array
     """Targets of each row."""
     numbers_P: mx.array
-    """Of the pairs."""
+    """Of the pairs, or of each row where these have labels."""
     reference_B: mx.array | None = None
     """Summed log-probability of each row under the reference model."""
     score_D: mx.array | None = None
     """The reward model's score head."""
+    mean_chosen: mx.array | None = None
+    """Targets of the step's chosen completions on average."""
+    desirable_B: mx.array | None = None
+    """Of rows that are no pairs, 1 or 0."""
+    scales_B: mx.array | None = None
+    """All rows of the step, divided by those of a row's label: so sums over a label become its means."""
+    kl: mx.array | None = None
+    """The step's baseline (KTO)."""
 
 
 class RolloutTargets(NamedTuple):
@@ -57,6 +65,8 @@ class RolloutTargets(NamedTuple):
     """Under the model to stay close to; anything where beta is 0."""
     rows_N: mx.array
     """The row of the micro-batch that it is in."""
+    entropic_N: mx.array | None = None
+    """1 where the policy's loss counts the token, 0 where its entropy is too low; None: all count."""
 
 
 @dataclass(frozen=True)

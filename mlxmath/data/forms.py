@@ -61,18 +61,23 @@ def make_problem(row: Mapping[str, Any], columns: Columns, index: int, *, soluti
 
 
 def make_pair(row: Mapping[str, Any], columns: Columns, index: int) -> Problem:
-    """The `Problem` of a row whose solution is the preferred completion; `rejected` is the other one.
+    """The `Problem` of a row whose solution is the preferred completion, with `rejected`, or a completion with a label.
 
     Prompt and completions are each text, or messages as TRL's conversational datasets have them; both completions may
     also be whole conversations.
 
     Raises:
-        SkippedRowError: a part is empty or is not text, or both completions are the same.
+        SkippedRowError: a part is empty or is not text, both completions are the same, or the label is none.
     """
-    chosen, before_chosen = _completion(row.get(columns.solution or ""), "chosen")
-    rejected, before_rejected = _completion(row.get(columns.rejected or ""), "rejected")
-    if chosen.strip() == rejected.strip():
-        raise SkippedRowError("chosen and rejected are the same")
+    rejected, is_desirable = None, None
+    if columns.label:
+        chosen, before_chosen = _completion(row.get(columns.solution or ""), "labelled")
+        before_rejected, is_desirable = before_chosen, _label(row.get(columns.label))
+    else:
+        chosen, before_chosen = _completion(row.get(columns.solution or ""), "chosen")
+        rejected, before_rejected = _completion(row.get(columns.rejected or ""), "rejected")
+        if chosen.strip() == rejected.strip():
+            raise SkippedRowError("chosen and rejected are the same")
     prompt: tuple[Message, ...] = ()
     if columns.question != columns.solution:
         asked = row.get(columns.question)
@@ -93,6 +98,7 @@ def make_pair(row: Mapping[str, Any], columns: Columns, index: int) -> Problem:
         question=question_of(messages),
         solution=chosen,
         rejected=rejected,
+        is_desirable=is_desirable,
         messages=(*messages, Message("assistant", chosen)) if len(messages) > 1 else (),
     )
 
@@ -160,6 +166,14 @@ def _completion(value: Any, what: str) -> tuple[str, tuple[Message, ...]]:
     return text, before
 
 
+def _label(value: Any) -> bool:
+    """Whether a completion is desirable: true or false, also as 1 or 0 and as text."""
+    found = {"true": True, "1": True, "false": False, "0": False}.get(str(value).strip().lower())
+    if found is None:
+        raise SkippedRowError("label that is neither true nor false")
+    return found
+
+
 def _beside(row: Mapping[str, Any], columns: Columns, index: int) -> dict[str, Any]:
     """A row's identifier and the plain values that are not the problem itself."""
     identifier = None if columns.id is None else row.get(columns.id)
@@ -218,11 +232,13 @@ class Forms:
         """The columns that are found among `names`, if they are a known form."""
         if names not in self._found:
             try:
-                self._found[names] = (
-                    find_pair_columns(names, where=self.where)
-                    if self.main.rejected
-                    else find_columns(names, where=self.where, solution_required=self.solutions_required)
-                )
+                if self.main.rejected or self.main.label:
+                    found = find_pair_columns(names, where=self.where)
+                    self._found[names] = found if bool(found.label) == bool(self.main.label) else None
+                else:
+                    self._found[names] = find_columns(
+                        names, where=self.where, solution_required=self.solutions_required
+                    )
             except InputError:
                 self._found[names] = None
         return self._found[names]

@@ -36,6 +36,8 @@ class Problem:
     """The worked solution: what a model learns to write."""
     rejected: str | None = None
     """Of a pair: the completion that is less liked than the solution."""
+    is_desirable: bool | None = None
+    """Of a completion with a label, which is the solution: what that says. None: it has none."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """The row's other plain values, by their columns' names."""
     messages: tuple[Message, ...] = ()

@@ -139,7 +139,7 @@ class LoadedProblems:
         return self._made(row, index, own)
 
     def _made(self, row: Row, index: int, columns: Columns, dataset: Dataset | None = None) -> Problem:
-        if columns.rejected:
+        if columns.rejected or columns.label:
             return make_pair(row, columns, index)
         required = self.solutions_required and self.source.solutions == "own"
         if dataset:
@@ -160,7 +160,7 @@ def load_problems(
     Args:
         config: the data section without `sources` (`num_examples` limits to the first N usable rows), or one source.
         solutions_required: leave out rows without a solution; otherwise they are kept, with `solution` None.
-        pairs: read pairs of a chosen and a rejected completion.
+        pairs: read pairs of a chosen and a rejected completion, or completions with a label.
         first: about how many rows will be read, so that a few need no whole download.
         mixture_seed: of the order in which a dataset too large to download is streamed.
 

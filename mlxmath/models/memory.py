@@ -242,7 +242,7 @@ def plan_memory(
         if itemsize == 2:  # a GPU may dequantize a layer's weight for its product
             block += measured.unpacked_bytes
         activations = max(kept, gradients)
-        working = max(block, _head_bytes(measured, tokens, itemsize))
+        working = max(block, _head_bytes(measured, tokens, itemsize, smoothed=config.sft.label_smoothing > 0))
     offloads = config.runtime.offload == "on"  # then what a step keeps is that of all its micro-batches
     return MemoryPlan(
         weights=of.at_hand if offloads else of.weights,
@@ -253,12 +253,12 @@ def plan_memory(
     )
 
 
-def _head_bytes(of: Measured, tokens: int, itemsize: int) -> int:
-    """Of the logits at hand, and of the hidden states' gradients."""
+def _head_bytes(of: Measured, tokens: int, itemsize: int, *, smoothed: bool) -> int:
+    """Of the logits at hand (with smoothed labels, twice), and of the hidden states' gradients."""
     if of.head_width is None:
         return _WHOLE_LOGITS * 4 * tokens * of.vocab_size
     rows = min(tokens, max(1, HEAD_CHUNK_BYTES // (4 * of.vocab_size)))
-    head = 4 * rows * of.vocab_size + 4 * tokens * of.head_width * itemsize
+    head = (2 if smoothed else 1) * 4 * rows * of.vocab_size + 4 * tokens * of.head_width * itemsize
     if of.head_is_packed and itemsize == 4:  # a CPU makes logits in slices, out of weights unpacked slice by slice
         head += 4 * rows * of.vocab_size + 4 * itemsize * min(QUANTIZED_HEAD_SLICE, of.vocab_size) * of.head_width
     return head

@@ -1,7 +1,7 @@
 """What is held out of training, and how it is measured: rows and pairs by their loss, problems by their answers."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from mlxmath.training.accumulate import Workers
 
 _TOGETHER = 32
 """Micro-batches of a worker that go through blocks on the disk together."""
+Prepare = Callable[[Sequence[StepBatch], Callable[[], bool]], Sequence[StepBatch] | None]
+"""Steps as their losses need them, given `stopped`; None if `stopped()` came true."""
 Found = tuple[float, int, *tuple[float, ...]]
 """What is measured, how many items it is the mean of, and means of other things."""
 
@@ -148,7 +150,9 @@ def seeded_order(num_items: int, seed: int) -> list[int]:
     return found
 
 
-def held_out_rows(workers: Workers, sampler: BatchSampler, config: TrainingConfig, unit: str) -> HeldOut:
+def held_out_rows(
+    workers: Workers, sampler: BatchSampler, config: TrainingConfig, unit: str, prepare: Prepare | None = None
+) -> HeldOut:
     """Held-out rows (or pairs), of which the mean loss is measured.
 
     Args:
@@ -156,6 +160,7 @@ def held_out_rows(workers: Workers, sampler: BatchSampler, config: TrainingConfi
         sampler: of all held-out rows; its steps are not used, only how rows share micro-batches.
         config: batch size and seed.
         unit: what the rows are.
+        prepare: gives the steps what their losses need of all of them.
     """
     order = np.array(seeded_order(len(sampler.rows), config.seed), np.int64)
     per_window = config.batch_size * config.grad_accumulation_steps
@@ -165,7 +170,10 @@ def held_out_rows(workers: Workers, sampler: BatchSampler, config: TrainingConfi
         by_length = chosen[np.argsort(sampler.rows.lengths[chosen], kind="stable")]
         size = 64 * per_window
         parts = [by_length[start : start + size] for start in range(0, count, size)]
-        return mean_loss(workers, [sampler.step(part, 0, index) for index, part in enumerate(parts)], stopped)
+        steps: Sequence[StepBatch] | None = [sampler.step(part, 0, index) for index, part in enumerate(parts)]
+        if prepare and steps:
+            steps = prepare(steps, stopped)
+        return None if steps is None else mean_loss(workers, steps, stopped)
 
     # a backward pass takes no less than a forward one
     return HeldOut(len(order), unit, measure, step_items=2.0 * per_window, at_once=workers.num_in_all)

@@ -255,8 +255,8 @@ def plot_pairs(events: Path, path: Path) -> None:
     panels = [
         (label, [f"{prefix}{name}" for name in names for prefix in ("", "held-out ")])
         for label, names in (
-            ("loss (nats a pair)", ["loss", SMOOTHED + "loss"]), ("reward", ["chosen_reward", "rejected_reward"]),
-            ("margin", ["margin"]), ("share of pairs", ["accuracy"]),
+            ("loss", ["loss", SMOOTHED + "loss"]), ("reward", ["chosen_reward", "rejected_reward"]),
+            ("margin", ["margin"]), ("share ahead", ["accuracy"]),
         )
     ]  # fmt: skip
     _draw(curves, panels, path)

@@ -12,6 +12,7 @@ from mlxmath.training.placing import OFFLOAD, cannot_offload, goes_by_block, off
 
 if TYPE_CHECKING:
     from mlxmath.config.schema import ModelConfig, RunConfig
+    from mlxmath.data.tokenize import Form
     from mlxmath.models.memory import Batching, MemoryPlan
     from mlxmath.runtime.device import DeviceInfo
 
@@ -109,7 +110,8 @@ def describe(
     from mlxmath.models.speed import time_lines
 
     config = settled(config, model_config, device, config.data.max_seq_len, objective)
-    found = prepared(config.data, Path(config.model.mlx_path).expanduser(), pairs=objective != "train")
+    form: Form = "completions" if _by_label(config, objective) else "solutions" if objective == "train" else "pairs"
+    found = prepared(config.data, Path(config.model.mlx_path).expanduser(), form)
     plan, batching = planned(config, model_config, device, config.data.max_seq_len, objective)
     unknown = unmeasured(config, model_config, device)
     lines = [
@@ -137,7 +139,8 @@ def planned(
 
     training, of = config.training, measured(model_config, config, device)
     batching = batching or choose_batching(config, device, longest, of)
-    rows_each = 2 if objective in ("dpo", "reward-model") and training.batching != "pack" else 1
+    paired = objective in ("dpo", "reward-model") and not _by_label(config, objective)
+    rows_each = 2 if paired and training.batching != "pack" else 1
     if rows_each == 2:  # a pair stays together
         batching = replace(batching, tokens=max(batching.tokens, 2 * longest))
     itemsize = 4 if device.compute_dtype == "float32" else 2
@@ -179,12 +182,17 @@ def batching_of(config: "RunConfig", model_config: Mapping[str, Any], device: "D
     return choose_batching(config, device, longest, of)
 
 
+def _by_label(config: "RunConfig", objective: "Objective") -> bool:
+    """Whether completions come one by one, not in pairs."""
+    return objective == "dpo" and config.dpo.loss_type == "kto"
+
+
 def _has_reference(config: "RunConfig", objective: "Objective") -> bool:
     """Whether the trained parameters as they were at the start are in memory too."""
     if objective == "grpo":
         return config.grpo.beta > 0
     is_new = config.training.full or config.training.init_adapter is not None
-    return objective == "dpo" and config.dpo.loss_type != "orpo" and is_new  # else adapters are left out
+    return objective == "dpo" and config.dpo.needs_reference and is_new  # else adapters are left out
 
 
 def _drawing(

@@ -42,7 +42,7 @@ from mlxmath.training.trackers import check_installed
 from mlxmath.weights.convert import ensure_model
 
 Method = Literal["train", "dpo", "reward-model", "grpo"]
-_COMMANDS = {"distillation": "distill", "evaluation": "evaluate", "reward_model": "reward-model"}
+_COMMANDS = {"distillation": "distill", "evaluation": "evaluate", "reward_model": "reward-model", "sft": "train"}
 """That use a section of another name."""
 _BATCHING, _TUNING = "batching", "tuning"
 _UNCHANGING = {"concurrency"}
@@ -111,8 +111,8 @@ class Run(Part):
 
     def __init__(self, method: Method, settings: Resolved, ranks: Ranks, *, keep_start: bool = False) -> None:
         self.method, self.settings, self.ranks, self.keep_start = method, settings, ranks, keep_start
-        self._section = None if method == "train" else method.replace("-", "_")
-        self.sections = (*TRAINED_FROM, self._section) if self._section else TRAINED_FROM
+        self._section = "sft" if method == "train" else method.replace("-", "_")
+        self.sections = (*TRAINED_FROM, self._section)
         for other in settings.others(self.sections):
             names = [name for name, origin in settings.origin.items() if origin != "default"]
             where = next(settings.where(name) for name in names if name.startswith(f"{other}."))
@@ -164,9 +164,8 @@ class Run(Part):
             refuse_untrainable(self.model_config)
             data = load(config, self.model_folder)
         self.fixed = record.fixed_settings(config, self.manifest.identity, data.fingerprint, data.held_out_fingerprint)
-        if self._section:
-            own = getattr(config, self._section).model_dump(mode="json", exclude=_UNCHANGING)
-            self.fixed |= {f"{self._section}.{name}": value for name, value in own.items()}
+        own = getattr(config, self._section).model_dump(mode="json", exclude=_UNCHANGING)
+        self.fixed |= {f"{self._section}.{name}": value for name, value in own.items()}
         self.fixed |= fixed or {}
         record.agree(self.ranks, config, self.device, self.fixed)
         self.data: Data = data
@@ -276,11 +275,14 @@ class Run(Part):
             use(self.model, self.tuning)
         self.kernels = kernels_for(self.device, self.batching.num_workers, self.tuning)
 
-    def gradients(self, loss: Loss) -> Callable[[nn.Module], Gradients]:
-        """Makes the gradients of a loss for a replica of the model, in the way that is best for the device."""
+    def gradients(self, loss: Loss, measured: Loss | None = None) -> Callable[[nn.Module], Gradients]:
+        """Makes the gradients of a loss for a replica of the model, in the way that is best for the device.
+
+        `measured` is what is asked of it without gradients (None: the loss).
+        """
         if offloaded := self.offloaded:
-            return lambda model: OffloadedGradients(model, loss, self.kernels, offloaded)
+            return lambda model: OffloadedGradients(model, loss, self.kernels, offloaded, measured)
         return lambda model: choose_gradients(
             model, loss, self.kernels, compiled=self.backend.compiles,
-            checkpoint_every=self.config.training.grad_checkpoint,
+            checkpoint_every=self.config.training.grad_checkpoint, measured=measured,
         )  # fmt: skip

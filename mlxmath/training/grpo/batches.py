@@ -45,10 +45,15 @@ class Trajectory:
 
 
 class RolloutRows:
-    """The trajectories of an optimizer step, as `mlxmath.data.batch.Rows`."""
+    """The trajectories of an optimizer step, as `mlxmath.data.batch.Rows`.
 
-    def __init__(self, trajectories: Sequence[Trajectory]) -> None:
-        self.trajectories = list(trajectories)
+    Args:
+        trajectories: that train.
+        entropic: of each, which of its tokens the policy's loss counts (None: all).
+    """
+
+    def __init__(self, trajectories: Sequence[Trajectory], entropic: Sequence[Sequence[bool]] | None = None) -> None:
+        self.trajectories, self.entropic = list(trajectories), entropic
         self.lengths: NDArray[np.int64] = np.array([len(t.prompt) + len(t.drawn) for t in trajectories], np.int64)
         self.ids = np.array([t.prompt_id for t in trajectories], np.int64)
         self.num_targets = sum(len(t.drawn) for t in trajectories)
@@ -102,7 +107,7 @@ class RolloutStep(StepBatch):
         def filled(values: NDArray[Any]) -> mx.array:
             return mx.array(np.concatenate([values, np.zeros(num_fill, values.dtype)]))
 
-        def of_tokens(values: Sequence[tuple[float, ...]]) -> mx.array:
+        def of_tokens(values: Sequence[Sequence[float]]) -> mx.array:
             return filled(np.concatenate([np.array(value, np.float32) for value in values]))
 
         return replace(
@@ -113,6 +118,7 @@ class RolloutStep(StepBatch):
                 old_logprobs_N=of_tokens([t.logprobs for t in chosen]),
                 reference_logprobs_N=of_tokens([t.reference or t.logprobs for t in chosen]),
                 rows_N=filled(np.repeat(np.arange(len(ids), dtype=np.int32), counts)),
+                entropic_N=None if rows.entropic is None else of_tokens([rows.entropic[i] for i in ids]),
             ),
         )
 

@@ -15,7 +15,7 @@ from mlxmath.training.checkpoint import ENDS, as_written
 from mlxmath.training.events import Callback, TrainResult
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.grpo.logging import RolloutLogger
-from mlxmath.training.grpo.loss import Reference, grpo_loss, target_logprobs
+from mlxmath.training.grpo.loss import Entropies, Reference, grpo_loss, target_entropies, target_logprobs
 from mlxmath.training.grpo.prompts import Prompts, load_prompts
 from mlxmath.training.grpo.rewards import Rewards
 from mlxmath.training.grpo.rollouts import SLOTS, Rollouts
@@ -69,10 +69,15 @@ def grpo(
             reference = Reference(
                 run.model, choose_gradients(run.model, logprobs, run.kernels, compiled=False), run.ranks
             )
+        entropies = None
+        if config.top_entropy_quantile < 1:
+            of_targets = partial(target_entropies, temperature=config.temperature)
+            found = choose_gradients(run.model, of_targets, run.kernels, compiled=False)
+            entropies = Entropies(run.model, found, config.top_entropy_quantile, run.ranks)
 
         trainer = Trainer(run, run.gradients(partial(grpo_loss, config=config)))
         log = RolloutLogger(callback)
-        rollouts, held_out = sample(trainer, data, rewards, reference, log)
+        rollouts, held_out = sample(trainer, data, rewards, reference, entropies, log)
         with trainer.running(rollouts, held_out, log, parts=[rollouts]):
             for batch in trainer.steps():  # of each rollout one or more: drawn, rewarded, compared within groups
                 sums = trainer.loss_and_grads(batch)
@@ -87,8 +92,9 @@ def grpo(
 
 
 def sample(
-    trainer: Trainer, data: Prompts, rewards: Rewards, reference: Reference | None, log: RolloutLogger
-) -> tuple[Rollouts, HeldOut | None]:
+    trainer: Trainer, data: Prompts, rewards: Rewards, reference: Reference | None, entropies: Entropies | None,
+    log: RolloutLogger,
+) -> tuple[Rollouts, HeldOut | None]:  # fmt: skip
     """The rollouts of the prompts to learn from, and the problems to measure on, which the workers' model answers."""
     run, workers, training, config = trainer.run, trainer.workers, trainer.config, trainer.run.config.grpo
     length = config.max_completion_length
@@ -103,8 +109,8 @@ def sample(
     )  # fmt: skip
     rollouts = Rollouts(
         workers, sampler, data.prompts, config, training, run.max_tokens, run.shape,
-        slots=run.ranks.gather("slots", slots), reference=reference, deadline=trainer.deadline, stop=trainer.stop,
-        end=trainer.end, listener=log.rollout,
+        slots=run.ranks.gather("slots", slots), reference=reference, entropies=entropies, deadline=trainer.deadline,
+        stop=trainer.stop, end=trainer.end, listener=log.rollout,
     )  # fmt: skip
     total_steps = trainer.planned_steps(rollouts.steps_per_epoch)
     rollouts.num_epochs = max(training.num_epochs, -(-total_steps // rollouts.steps_per_epoch))
