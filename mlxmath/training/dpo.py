@@ -24,6 +24,7 @@ from mlxmath.training.accumulate import replica
 from mlxmath.training.checkpoint import Checkpoint, Part
 from mlxmath.training.events import Callback, TrainResult
 from mlxmath.training.gradients import Gradients, Tree, choose_gradients
+from mlxmath.training.judge import judged
 from mlxmath.training.logging import RunLogger
 from mlxmath.training.pairs import REWARDS, pairs_of, reward_sums, row_sums, side_sums
 from mlxmath.training.setup import Run
@@ -38,6 +39,7 @@ _FILE = "reference.npy"
 _KIND = np.dtype([("pair", "<i8"), ("chosen", "<f4"), ("rejected", "<f4")])
 
 
+@judged
 def dpo(settings: Resolved, ranks: Ranks | None = None, callback: Callback | None = None) -> TrainResult:
     """Tune adapters on pairs of completions; the reference is the model at the start.
 

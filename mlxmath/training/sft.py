@@ -11,11 +11,13 @@ from mlxmath.data.load import load_rows
 from mlxmath.models.linear_ce import LossHead
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.events import Callback, TrainResult
+from mlxmath.training.judge import judged
 from mlxmath.training.logging import RunLogger
 from mlxmath.training.setup import Run
 from mlxmath.training.trainer import Trainer
 
 
+@judged
 def sft(settings: Resolved, ranks: Ranks | None = None, callback: Callback | None = None) -> TrainResult:
     """Fine-tune adapters (or whole blocks) on problems and their solutions.
 
