@@ -54,8 +54,8 @@ def held_out_answers(run: Run, workers: Workers, data: TrainingData, rows: HeldO
         found = answered and rows.measure(min(count, rows.num_items), stopped)
         if not answered or not found:
             return None
-        loss, _, *metrics = found
-        return *answered, loss, *metrics
+        (share, num_answered), (loss, _, *metrics) = answered, found
+        return share, num_answered, loss, *metrics
 
     return HeldOut(
         len(prompts), "problems", measure, step_items=rows.step_items / _STEPS_AN_ANSWER, metric=ANSWERS,
