@@ -4,9 +4,11 @@
 
 The solutions of the bundled problems without their line `#### N`: what a member answers is text, of which nothing is
 marked to be counted as a vote. Two members are fine-tuned for a short time on different halves of some problems; a
-third adapter learns to write the solution from a problem and both members' texts (`evaluation/synthesis.py`), on
-problems that neither has seen; then all answer the unseen problems (`evaluate --vote synthesize`). Steps whose results
-are in FOLDER are not made again. Writes benchmarks/results/synthesize.json; some six minutes on two cores.
+third adapter, which begins as the first member, learns to write the solution from a problem and both members' texts
+(`evaluation/synthesis.py`), on problems that neither has seen; then all answer the unseen problems (`evaluate --vote
+synthesize`). As it has learned from more problems than a member, a fourth one learns from the same, without the texts:
+what reading brings is the difference from that. Steps whose results are in FOLDER are not made again. Writes
+benchmarks/results/synthesize.json; some ten minutes on two cores.
 """
 
 import json
@@ -18,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import mlxmath
 from benchmarks import common
+from mlxmath.evaluation.paired import paired
+from mlxmath.evaluation.samples import fingerprints_of, read_samples, read_settings
 from mlxmath.evaluation.synthesis import requests
 from mlxmath.runtime.sealed import unsealed_json
 
@@ -33,7 +37,7 @@ def main() -> None:
     parser = common.command_line(__doc__, "synthesize.json", "work")
     parser.add_argument("--rows", type=int, default=1200, help="problems that the third adapter learns from")
     parser.add_argument("--problems", type=int, default=200, help="unseen problems that all are compared on")
-    parser.add_argument("--steps", type=int, default=110, help="optimizer steps of each member")
+    parser.add_argument("--steps", type=int, default=280, help="optimizer steps of each member")
     options = parser.parse_args()
     work = options.work / "synthesize"
     work.mkdir(parents=True, exist_ok=True)
@@ -45,22 +49,26 @@ def main() -> None:
     unseen = write(work / "unseen.jsonl", train[2 * own :])
     read = write(work / "read.jsonl", reading(ask(work, unseen, "members"), train[2 * own :]))
     fit(work, "reader", read, max_seq_len=512, num_epochs=2, init_adapter=str(work / MEMBERS[0]))
+    fit(work, "alone", unseen, max_seq_len=512, num_epochs=2, init_adapter=str(work / MEMBERS[0]))
     asked = write(work / "asked.jsonl", test[: options.problems])
     reader = {"vote": "synthesize", "vote_model": f"{model}:{work / 'reader'}"}
     found = unsealed_json(ask(work, asked, "compared", **reader) / "results.json", None)
-    voted = unsealed_json(ask(work, asked, "voted", vote="equal") / "results.json", None)
+    ask(work, asked, "alone", adapters=[work / "alone"])
     comparison = {name: found["votes"][-1][name] for name in KEPT}
+    alone, read_by = right(work / "evaluations/alone", "tuned"), right(work / "evaluations/compared", "ensemble")
+    reading_brings = paired([alone[i] for i in read_by], list(read_by.values()))
     record = {
         "what": __doc__.splitlines()[0],
         "members": {name: one["accuracy"] for name, one in found["contestants"].items()},
         "ensemble": found["ensemble"]["accuracy"], "comparison": comparison,
-        "last_number_vote": voted["ensemble"]["accuracy"], "rows": options.rows,
+        "alone": sum(alone.values()) / len(alone), "against_alone": reading_brings, "rows": options.rows,
         "machine": common.machine(("mlx", "mlx-lm", "mlxmath")),
     }  # fmt: skip
     common.save_json(options.out, record)
     for name, one in (*record["members"].items(), ("ensemble", record["ensemble"])):
         print(f"{name}: {one['value']:.1%} ({one['low']:.1%} to {one['high']:.1%})")
-    print(f"difference {comparison['difference']:+.1%} ({comparison['low']:+.1%} to {comparison['high']:+.1%})")
+    for name, one in (("best member", comparison), ("learning alone", reading_brings)):
+        print(f"against {name}: {one['difference']:+.1%} ({one['low']:+.1%} to {one['high']:+.1%})")
 
 
 def opened(name: str) -> list[dict[str, Any]]:
@@ -94,17 +102,22 @@ def mlxmath_status(folder: Path) -> Any:
 
 def ask(work: Path, problems: Path, name: str, **settings: Any) -> Path:
     """Both members' answers, and what is made of them: the folder of an evaluation."""
+    given = {"adapters": [work / member for member in MEMBERS], "results_path": str(work / "evaluations")}
     found = mlxmath.evaluate(
-        str(problems), model=work / "mlx_model", adapters=[work / member for member in MEMBERS], compare=False,
-        resume=True, verbose=True, max_tokens=LONGEST, results_path=str(work), run_name=name, **settings,
+        str(problems), model=work / "mlx_model", compare=False, resume=True, verbose=True, max_tokens=LONGEST,
+        run_name=name, **{**given, **settings},
     )  # fmt: skip
     return found.folder
 
 
+def right(folder: Path, label: str) -> dict[str, bool]:
+    """Whether each problem was answered rightly, by its id."""
+    samples, _ = read_samples(folder, fingerprints_of(read_settings(folder)))
+    return {sample.id: sample.correct for sample in samples if sample.contestant == label}
+
+
 def reading(folder: Path, problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of a problem with both members' texts, and its solution."""
-    from mlxmath.evaluation.samples import fingerprints_of, read_samples, read_settings
-
     texts = requests(read_samples(folder, fingerprints_of(read_settings(folder)))[0], MEMBERS)
     by_number = {int(i.rpartition("/")[2]): text for i, text in texts.items()}
     return [
