@@ -55,7 +55,7 @@ def held_out_answers(run: Run, workers: Workers, data: TrainingData, rows: HeldO
         if not answered or not found:
             return None
         (share, num_answered), (loss, _, *metrics) = answered, found
-        return share, num_answered, loss, *metrics
+        return share, num_answered, *[loss, *metrics]
 
     return HeldOut(
         len(prompts), "problems", measure, step_items=rows.step_items / _STEPS_AN_ANSWER, metric=ANSWERS,
