@@ -58,6 +58,13 @@ _some_length = require(
     lambda value, others: value is None or value >= others.get("min_characters", 0), "is less than --min-characters"
 )
 _pairs = require(_are_pairs, "expected MODEL=TEMPLATE, each model once, for example base=chat")
+_synthesized = require(
+    lambda value, others: value is None or others.get("vote") == "synthesize", "needs --vote synthesize"
+)
+_one_sample = require(
+    lambda value, others: not value or (others.get("samples", 1) == 1 and others.get("vote") is None),
+    "a problem counts as right or wrong: it takes neither --samples nor --vote",
+)
 _weighted = require(lambda value, others: not value or others.get("vote") == "weighted", "needs --vote weighted")
 _positive = require(
     lambda value, _: not value or (all(0 <= weight < math.inf for weight in value) and any(value)),
@@ -231,11 +238,27 @@ class EvaluationConfig(Section):
         None, description="Add the best-matching formulas of this .jsonl file to each problem; 'bundled' is ours."
     )
     retrieve_count: Annotated[int, Field(ge=1)] = Field(3, description="Formulas added to a problem, at most.")
-    vote: Literal["equal", "weighted"] | None = Field(
-        None, description="Let the tuned models vote together, each answer counting the same or by --weights."
+    vote: Literal["equal", "weighted", "synthesize"] | None = Field(
+        None,
+        description="Let the tuned models vote together, each answer counting the same or by --weights; or let a model "
+        "read their answers and choose or combine (synthesize).",
+    )
+    vote_model: Annotated[str | None, _synthesized] = Field(
+        None, description="Model that reads the answers, as MODEL or MODEL:ADAPTER (unset: the first of the members)."
     )
     weights: Annotated[tuple[float, ...], BeforeValidator(_numbers), _weighted, _positive] = Field(
         (), description="A voting model's weight each (unset: its accuracy on the other problems)."
+    )
+    until_decided: Annotated[bool, _one_sample] = Field(
+        False,
+        description="Ask in rounds, and stop as soon as it is sure which model is better, or that they differ by less "
+        "than --smallest-difference.",
+    )
+    smallest_difference: Annotated[float, Field(gt=0, le=99)] = Field(
+        5.0, description="Differences of accuracy below so many percentage points need not be found (--until-decided)."
+    )
+    first_round: Annotated[int, Field(ge=1)] = Field(
+        50, description="Problems in the first round (--until-decided); each round brings half as many more."
     )
     concurrency: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Answers generated together (unset: as many as pay off and fit the memory)."

@@ -50,6 +50,10 @@ _measured = require(
     "needs --validation-split or --validation-dataset",
 )
 
+_some_problems = require(
+    lambda value, _: value is None or (value.partition(":")[0].strip() and not value.endswith((":", ":0"))),
+    "expected a benchmark or file and how many problems, for example gsm8k:200",
+)
 _no_own_groups = require(
     lambda value, others: value is None or not isinstance(others.get("quantize"), str),
     "belongs to --quantize 2 to 8; mxfp4, nvfp4 and mxfp8 have their own, auto chooses by layer",
@@ -246,11 +250,21 @@ class TrainingConfig(Section):
         description="Optimizer steps between validations (unset: each epoch's end, or each eighth of a run of few); "
         "the start and the end are always ones, and a run that its deadline ends has six in between.",
     )
+    validation_metric: Annotated[Literal["loss", "answers"] | None, _measured] = Field(
+        None,
+        description="What the best adapters are the best by: the held-out loss, or how many held-out problems are "
+        "answered rightly, beside which the loss is measured too (unset: loss; of grpo answers).",
+    )
     early_stopping_patience: Annotated[Annotated[int, Field(ge=1)] | None, _measured] = Field(
         None, description="Stop after N validations in a row without improvement (unset: never)."
     )
     early_stopping_min_delta: Annotated[float, Field(ge=0)] = Field(
         0.0, description="By how much a validation must be better to count as an improvement."
+    )
+    judge: Annotated[str | None, _some_problems] = Field(
+        None,
+        description="When the run has ended, say whether the model got better at a benchmark or file, on all its "
+        "problems that were not trained on or on N of them: BENCHMARK[:N], for example gsm8k:200.",
     )
     report_to: Annotated[Names, _trackers] = Field(
         (), description="Also follow the run in tensorboard, wandb or trackio; several separated by commas."

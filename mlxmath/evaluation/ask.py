@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -122,9 +122,8 @@ def ask_all(
     note: Callable[[str, str], None],
     backend: Backend,
     device: DeviceInfo,
+    models: "Models",
     share: Share = Share(),
-    sharding: Sharding | None = None,
-    runtime: RuntimeConfig | None = None,
 ) -> None:
     """Answer what is not in `done`, and append it to `path`.
 
@@ -139,17 +138,14 @@ def ask_all(
             a run that is killed after the last one has nothing to ask that contestant when it goes on.
         backend: tells the memory in use.
         device: to compute on.
+        models: loads them.
         share: this process's part.
-        sharding: how the models are spread over the processes, which then all answer the same.
-        runtime: whether the models' blocks stay on the disk (None: as by default).
     """
-    models = _Models(device, sharding, runtime or RuntimeConfig())
     everything = ((b, item, n) for b in benchmarks for item in b.items for n in range(settings.samples))
     tasks = list(islice(everything, share.rank, None, share.world))
     with ExitStack() as opened:
         with disk_errors(path):
             file = opened.enter_context(path.open("ab", buffering=0))
-        opened.enter_context(closing(models))
         for entry in entries:
             label = entry.contestant.label
             there = [done.get((label, item.id, n)) for _, item, n in tasks]
@@ -164,18 +160,24 @@ def ask_all(
                     if chosen := [(item, n) for owner, item, n in waiting if owner is benchmark]:
                         _ask(
                             entry, loaded, benchmark, chosen, settings, seed, file, note, backend, device, progress,
-                            sharding is not None,
+                            models.sharding is not None,
                         )  # fmt: skip
             finally:
                 progress.close()
             del loaded  # else it would be in memory beside the next one
 
 
-class _Models:
-    """Loads contestants' models, one at a time; what is in memory is used again, and a base takes the next adapter."""
+class Models:
+    """Loads contestants' models, one at a time; what is in memory is used again, and a base takes the next adapter.
+
+    Args:
+        device: to load them for.
+        sharding: how they are spread over the processes, which then all answer the same (None: each has whole ones).
+        runtime: whether their blocks stay on the disk.
+    """
 
     def __init__(self, device: DeviceInfo, sharding: Sharding | None, runtime: RuntimeConfig) -> None:
-        self._device, self._dtype, self._sharding, self._runtime = device, device.compute_dtype, sharding, runtime
+        self._device, self._dtype, self.sharding, self._runtime = device, device.compute_dtype, sharding, runtime
         self._held: tuple[Path, Path | None, Loaded | Served] | None = None
 
     def close(self) -> None:
@@ -185,11 +187,12 @@ class _Models:
         self._held = None
 
     def load(self, contestant: Contestant) -> Loaded | Served:
+        """The model of a contestant, with its adapter."""
         model, adapter = contestant.model, contestant.adapter
-        on_disk = stays_on_disk(self._runtime, model, self._device, adapter, spread=self._sharding is not None)
-        if self._sharding:
+        on_disk = stays_on_disk(self._runtime, model, self._device, adapter, spread=self.sharding is not None)
+        if self.sharding:
             group = mx.distributed.init()
-            return load_sharded(model, self._dtype, self._sharding, group, adapter, read_fingerprint(model))[0]
+            return load_sharded(model, self._dtype, self.sharding, group, adapter, read_fingerprint(model))[0]
         held = self._held
         if held is None or held[0] != model or held[1] not in (None, adapter) or isinstance(held[2], Served) != on_disk:
             del held

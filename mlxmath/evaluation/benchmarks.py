@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,12 +50,13 @@ class LoadedBenchmark:
         return sum(self.left_out.values())
 
 
-def load_benchmark(spec: str, limit: int | None = None) -> LoadedBenchmark:
+def load_benchmark(spec: str, limit: int | None = None, option: str = "--benchmark") -> LoadedBenchmark:
     """Load `NAME`, `NAME=FILE` (the benchmark's rows out of a local file) or `FILE`.
 
     Args:
         spec: see above.
         limit: keep this many rows: always the same ones, spread over the whole, and a larger limit keeps them too.
+        option: what names it, for errors.
 
     Raises:
         InputError: there is no such benchmark or file, or no row with a gold answer.
@@ -66,16 +67,16 @@ def load_benchmark(spec: str, limit: int | None = None) -> LoadedBenchmark:
     if dataset and dataset.test_split:
         name, max_tokens, kind = dataset.name, dataset.max_tokens, dataset.kind
         if file:
-            loaded = _open_file(spec, file, dataset)
+            loaded = _open_file(spec, file, dataset, option)
         else:
             source = SourceConfig(dataset=name, split=dataset.test_split)
             loaded = load_problems(source, solutions_required=False)
     elif not file and is_file_name(spec):
         name, max_tokens, kind = Path(spec).stem, _FILE_MAX_TOKENS, "word"
-        loaded = _open_file(spec, spec, None)
+        loaded = _open_file(spec, spec, None, option)
     else:
         raise InputError(
-            f"--benchmark: there is no {name!r}, but {', '.join(BENCHMARKS)}, any {READABLE} file, and "
+            f"{option}: there is no {name!r}, but {', '.join(BENCHMARKS)}, any {READABLE} file, and "
             f"NAME=FILE{near(name, BENCHMARKS)}"
         )
     numbered = list(loaded.numbered())
@@ -92,21 +93,23 @@ def load_benchmark(spec: str, limit: int | None = None) -> LoadedBenchmark:
     left_out.update(loaded.skipped)
     if not items:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()) or "it is empty"
-        raise InputError(f"--benchmark {spec}: no row has a problem and a gold answer ({reasons}).")
-    return LoadedBenchmark(name, tuple(_choose(items, limit)), loaded.revision, max_tokens, kind, left_out)
+        raise InputError(f"{option} {spec}: no row has a problem and a gold answer ({reasons}).")
+    return LoadedBenchmark(name, tuple(drawn(items, limit)), loaded.revision, max_tokens, kind, left_out)
 
 
-def _open_file(spec: str, file: str, dataset: Dataset | None) -> LoadedProblems:
-    rows = open_file(Path(file).expanduser(), option="--benchmark")
+def _open_file(spec: str, file: str, dataset: Dataset | None, option: str) -> LoadedProblems:
+    rows = open_file(Path(file).expanduser(), option=option)
     try:
         return problems_of(rows, dataset, solutions_required=False)
     except InputError:
         expected = dataset.columns.question if dataset else "problem, question or prompt"
         raise InputError(
-            f"--benchmark {spec}: {rows.name} has no column {expected}, but {', '.join(rows.columns)}."
+            f"{option} {spec}: {rows.name} has no column {expected}, but {', '.join(rows.columns)}."
         ) from None
 
 
-def _choose(items: list[Item], limit: int | None) -> list[Item]:
-    chosen = set(sorted(items, key=lambda item: hashlib.sha256(item.id.encode()).digest())[:limit])
+def drawn(items: Sequence[Item], limit: int | None, seed: int = 0) -> list[Item]:
+    """So many of the items: with one seed always the same ones, and a larger limit keeps them."""
+    prefix = f"{seed} " if seed else ""
+    chosen = set(sorted(items, key=lambda item: hashlib.sha256(f"{prefix}{item.id}".encode()).digest())[:limit])
     return [item for item in items if item in chosen]

@@ -17,9 +17,10 @@ from rich.table import Column, Table
 from mlxmath.errors import MlxmathError
 from mlxmath.evaluation import wording
 from mlxmath.evaluation.latex import answer_to_html, to_html
+from mlxmath.evaluation.paired import OUTCOMES, outcome
 from mlxmath.evaluation.plots import write_plots
-from mlxmath.evaluation.samples import SAMPLES, Sample, read_samples, read_settings, save_samples
-from mlxmath.evaluation.score import CATEGORIES, OUTCOMES, Scored, collect, outcome, results
+from mlxmath.evaluation.samples import SAMPLES, Sample, fingerprints_of, read_samples, read_settings, save_samples
+from mlxmath.evaluation.score import CATEGORIES, Scored, collect, results
 from mlxmath.evaluation.wording import SOUNDNESS, each, interval, p_value, percent, points, sentence, soundness
 from mlxmath.grading import grade_many
 from mlxmath.runtime.console import harmless, is_shown, printable, say
@@ -43,14 +44,13 @@ def write_report(folder: Path, *, regrade: bool = False) -> dict[str, Any]:
         MlxmathError: there are no complete answers.
     """
     settings = read_settings(folder)
-    fingerprints = {c["label"]: c["fingerprint"] for c in settings["contestants"]}
-    samples, left_out = read_samples(folder, fingerprints)
+    samples, left_out = read_samples(folder, fingerprints_of(settings))
     if left_out:
         say(f"{folder}: {left_out} lines that are damaged or belong to another evaluation are left out")
     if regrade:
         samples = _graded(samples)
         save_samples(folder / SAMPLES, samples)
-    scored = collect(samples, list(fingerprints), settings["samples"])
+    scored = collect(samples, [one["label"] for one in settings["contestants"]], settings["samples"])
     if not scored.problems:
         raise MlxmathError(
             f"{folder} holds no problem that every model has answered; go on with `mlxmath evaluate --resume`."

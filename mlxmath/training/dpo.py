@@ -28,6 +28,7 @@ from mlxmath.training.accumulate import replica
 from mlxmath.training.checkpoint import Checkpoint, Part
 from mlxmath.training.events import Callback, TrainResult
 from mlxmath.training.gradients import Gradients, Tree, choose_gradients
+from mlxmath.training.judge import judged
 from mlxmath.training.kto import METRICS as KTO_METRICS
 from mlxmath.training.kto import Baseline, kto_loss
 from mlxmath.training.logging import RunLogger
@@ -48,6 +49,7 @@ _KINDS = {
 """Of what is saved, by the rows of an item."""
 
 
+@judged
 def dpo(settings: Resolved, ranks: Ranks | None = None, callback: Callback | None = None) -> TrainResult:
     """Tune adapters on pairs of completions, or by KTO on completions with labels.
 

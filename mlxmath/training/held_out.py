@@ -8,8 +8,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxmath.config.schema import TrainingConfig
+from mlxmath.config.schema import RunConfig, TrainingConfig
 from mlxmath.data.batching import BatchSampler, StepBatch
+from mlxmath.errors import InputError
 from mlxmath.training.accumulate import Workers
 
 _TOGETHER = 32
@@ -40,7 +41,10 @@ class Metric:
 LOSS = Metric("loss")
 """Nats an item that counts: a target token, or a pair."""
 ACCURACY = Metric("accuracy", higher_is_better=True)
-"""Share of problems answered rightly."""
+"""Share of problems answered rightly, by reinforcement learning."""
+ANSWERS = Metric("answers", higher_is_better=True)
+"""The same of fine-tuning, which measures its loss too (`--validation-metric answers`)."""
+Stopped = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,9 @@ class Measurement:
     best: Best | None
     """The best so far, this one included."""
     metrics: tuple[float, ...] = ()
-    """Means of what the objective reports beside the loss."""
+    """Means of what the objective reports beside the loss; of answers, the loss before them."""
+    metric: Metric = LOSS
+    """What `value` is."""
 
     @property
     def is_best(self) -> bool:
@@ -177,3 +183,21 @@ def held_out_rows(
 
     # a backward pass takes no less than a forward one
     return HeldOut(len(order), unit, measure, step_items=2.0 * per_window, at_once=workers.num_in_all)
+
+
+def check_metric(config: RunConfig, method: str) -> None:
+    """Refuse `--validation-metric` where it has no meaning.
+
+    Raises:
+        InputError: it has none.
+    """
+    metric = config.training.validation_metric
+    if metric == "loss" and method == "grpo":
+        raise InputError("--validation-metric loss: reinforcement learning is measured by its answers; leave it out.")
+    if metric == "answers" and method == "reward-model":
+        raise InputError("--validation-metric answers: a reward model gives no answers; leave it out.")
+    if metric == "answers" and config.runtime.offload == "on":
+        raise InputError(
+            "--validation-metric answers draws answers between steps, which needs the model in memory; leave --offload "
+            "or this out."
+        )

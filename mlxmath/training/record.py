@@ -30,6 +30,7 @@ from mlxmath.runtime.tracker_services import FOLDER as TRACKERS
 from mlxmath.training.absolute import absolute_settings
 from mlxmath.training.checkpoint import FOLDER, HOLD_OUT, Checkpoint, as_written, by_step, newest_checkpoint
 from mlxmath.training.events import EVENTS
+from mlxmath.training.judge import FOLDER as JUDGED
 from mlxmath.training.logging import CURVES_PLOT, LOSS_PLOT
 from mlxmath.training.validation import BEST
 
@@ -41,7 +42,9 @@ _OF_ONE_HOST = (
 """Settings of [training] that may differ between the ranks of a run: paths, and what rank 0 alone does."""
 EARLIER = "earlier"
 """Where a resumed run that begins anew leaves what it found, all of whose checkpoints are damaged."""
-_OURS = (WEIGHTS, CONFIG, EVENTS, LOSS_PLOT, CURVES_PLOT, RUN, FOLDER, BEST, CHAT_TEMPLATE, TRACKERS, BOARD)
+_OURS = (
+    WEIGHTS, CONFIG, EVENTS, LOSS_PLOT, CURVES_PLOT, RUN, FOLDER, BEST, CHAT_TEMPLATE, TRACKERS, BOARD, JUDGED,
+)  # fmt: skip
 
 
 def agree(ranks: Ranks, config: RunConfig, device: DeviceInfo, fixed: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from mlxmath.data.load import look_at_data
 from mlxmath.data.render import adds_bos
 from mlxmath.data.templates import get_template
 from mlxmath.errors import InputError
+from mlxmath.evaluation.benchmarks import LoadedBenchmark
 from mlxmath.models.kernels import kernels_for
 from mlxmath.models.load import check_ids, load_model, refuse_untrainable
 from mlxmath.models.lora.adapter import adapter_config, load_initial, weights_file
@@ -35,6 +36,8 @@ from mlxmath.training.absolute import absolute_model
 from mlxmath.training.bits import chooser
 from mlxmath.training.checkpoint import Part, as_written, share_adapters, share_checkpoint, with_recorded_targets
 from mlxmath.training.gradients import Gradients, Loss, choose_gradients
+from mlxmath.training.held_out import check_metric
+from mlxmath.training.judge import choose_exam, open_exam
 from mlxmath.training.offloaded import OffloadedGradients
 from mlxmath.training.placing import cannot_offload, settled
 from mlxmath.training.plan import batching_of, check_fits
@@ -108,6 +111,8 @@ class Run(Part):
     injected: Any
     planned_bytes: int | None
     """None for a model that cannot be built without its weights."""
+    exam: LoadedBenchmark | None = None
+    """What is asked when the run has ended."""
 
     def __init__(self, method: Method, settings: Resolved, ranks: Ranks, *, keep_start: bool = False) -> None:
         self.method, self.settings, self.ranks, self.keep_start = method, settings, ranks, keep_start
@@ -122,6 +127,7 @@ class Run(Part):
             )
         config = settings.config
         record.check_initial_adapter(config.training)
+        check_metric(config, method)
         if ranks.first:
             check_installed(config.training.report_to)
         reason = cannot_offload(config, method)
@@ -158,11 +164,12 @@ class Run(Part):
         """
         config = self.config
         with self.ranks.in_turn("preparing"):
-            look = partial(look_at_data, config, self.method)
+            look, exam = partial(look_at_data, config, self.method), open_exam(config, self.method)
             self.manifest = ensure_model(config.model, choose=chooser(config, self.device, load), before=look)
             self.model_config: dict[str, Any] = read_json(self.model_folder / "config.json")
             refuse_untrainable(self.model_config)
             data = load(config, self.model_folder)
+            self.exam = exam and choose_exam(exam, config, self.method)
         self.fixed = record.fixed_settings(config, self.manifest.identity, data.fingerprint, data.held_out_fingerprint)
         own = getattr(config, self._section).model_dump(mode="json", exclude=_UNCHANGING)
         self.fixed |= {f"{self._section}.{name}": value for name, value in own.items()}

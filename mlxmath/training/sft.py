@@ -15,12 +15,14 @@ from mlxmath.models.linear_ce import LossHead
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.events import Callback, TrainResult
 from mlxmath.training.gradients import Gradients
+from mlxmath.training.judge import judged
 from mlxmath.training.logging import RunLogger
 from mlxmath.training.neftune import NoisyGradients
 from mlxmath.training.setup import Run
 from mlxmath.training.trainer import Trainer
 
 
+@judged
 def sft(settings: Resolved, ranks: Ranks | None = None, callback: Callback | None = None) -> TrainResult:
     """Fine-tune adapters (or whole blocks) on problems and their solutions.
 

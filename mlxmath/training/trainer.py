@@ -33,8 +33,9 @@ from mlxmath.training.accumulate import StepSums, Workers, accumulate, over_rank
 from mlxmath.training.checkpoint import Ending, Part, Position, Saver, as_written, check_settings, restore, share_state
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.events import COMPLETE, EVENTS, StepReport, TrainResult
+from mlxmath.training.exact_answers import held_out_answers
 from mlxmath.training.gradients import Gradients
-from mlxmath.training.held_out import HeldOut, Prepare, held_out_rows
+from mlxmath.training.held_out import ANSWERS, HeldOut, Prepare, held_out_rows
 from mlxmath.training.logging import CURVES_PLOT, LOSS_PLOT, RunLogger
 from mlxmath.training.optimizers import apply_gradients, make_optimizer
 from mlxmath.training.schedule import Pace
@@ -98,6 +99,8 @@ class Trainer:
         held_out = None
         if data.held_out:
             held_out = held_out_rows(workers, make(data.held_out), training, data.unit, prepare)
+        if held_out and training.validation_metric == ANSWERS.name:
+            held_out = held_out_answers(run, workers, data, held_out)
         say(
             f"{len(data.train):,} {data.unit}, {data.num_tokens:,} tokens an epoch; "
             f"{self.planned_steps(batches.steps_per_epoch):,} steps of {training.batch_size} x "
@@ -320,5 +323,5 @@ class Trainer:
         assert self.ending
         return TrainResult(
             self.ending, self.run.folder, self.position.step, self.deadline.elapsed_s, self.loss, self.validation.best,
-            self.run.backend.memory().peak_bytes, self.stop.signal,
+            self.run.backend.memory().peak_bytes, self.stop.signal, self.run.exam,
         )  # fmt: skip

@@ -79,10 +79,11 @@ def load_prompts(config: RunConfig, model_folder: Path) -> Prompts:
     """
     training, template = config.training, get_template(config.data.template, config.data.template_file)
     tokenizer = load_generation_tokenizer(model_folder, template)
-    read = _read(config, config.data, tokenizer)
+    longest = config.grpo.max_completion_length
+    read = read_prompts(config, config.data, tokenizer, longest)
     if training.validation_dataset is not None:
         other, _ = held_out_config(config.data, training.validation_dataset)
-        measured = _read(config, other, tokenizer)
+        measured = read_prompts(config, other, tokenizer, longest)
         warn_of_shared(read.questions, measured.questions, training.validation_dataset)
         prompts, apart = read.prompts, measured.prompts
     elif training.validation_split is not None:
@@ -92,7 +93,7 @@ def load_prompts(config: RunConfig, model_folder: Path) -> Prompts:
     else:
         prompts, apart = read.prompts, []
     stop = template.for_tokenizer(tokenizer).stop
-    return Prompts(prompts, apart, tokenizer, config.grpo.max_completion_length, stop)
+    return Prompts(prompts, apart, tokenizer, longest, stop)
 
 
 def _fingerprint(prompts: list[Prompt]) -> str:
@@ -100,7 +101,7 @@ def _fingerprint(prompts: list[Prompt]) -> str:
 
 
 @dataclass(frozen=True)
-class _Read:
+class Read:
     """P prompts of a dataset with Q problems."""
 
     prompts: list[Prompt]
@@ -110,12 +111,18 @@ class _Read:
     """(Q,) likewise, of the problems that are left out too."""
 
 
-def _read(config: RunConfig, data: DataConfig, tokenizer: TokenizerWrapper) -> _Read:
-    """The problems of `data` that have a gold answer and leave room for a completion."""
+def read_prompts(
+    config: RunConfig, data: DataConfig, tokenizer: TokenizerWrapper, longest_answer: int, *, pairs: bool = False
+) -> Read:
+    """The problems of `data` (of its pairs) that have a gold answer and leave room for one of `longest_answer` tokens.
+
+    Raises:
+        InputError: no problem is left.
+    """
     template = get_template(config.data.template, config.data.template_file).for_tokenizer(tokenizer)
-    mixture = Mixture(data, solutions_required=False)
+    mixture = Mixture(data, solutions_required=False, pairs=pairs)
     mixture.choose()
-    room = data.max_seq_len - config.grpo.max_completion_length
+    room = data.max_seq_len - longest_answer
     left_out = Counter[str]()
     for report in mixture.reports:
         left_out.update(report.left_out)
@@ -146,4 +153,4 @@ def _read(config: RunConfig, data: DataConfig, tokenizer: TokenizerWrapper) -> _
             f"{names}: no problem is left ({reasons or 'it is empty'}; --max-seq-len {data.max_seq_len} leaves {room} "
             "tokens to a prompt; --answer-column names the column with the answers)."
         )
-    return _Read(prompts, np.array(questions, np.uint64), mixture.questions)
+    return Read(prompts, np.array(questions, np.uint64), mixture.questions)

@@ -21,11 +21,13 @@ from mlxmath.training.grpo.rewards import Rewards
 from mlxmath.training.grpo.rollouts import SLOTS, Rollouts
 from mlxmath.training.grpo.sampling import CompletionSampler, right_answers
 from mlxmath.training.held_out import ACCURACY, HeldOut, seeded_order
+from mlxmath.training.judge import judged
 from mlxmath.training.reward_model import RewardModel
 from mlxmath.training.setup import Run
 from mlxmath.training.trainer import Trainer
 
 
+@judged
 def grpo(
     settings: Resolved, ranks: Ranks | None = None, callback: Callback | None = None,
     functions: Mapping[str, Callable[..., Any]] | None = None,
