@@ -215,8 +215,9 @@ class EvaluationConfig(Section):
 
     benchmark: Names = Field(
         (DEMO,),
-        description="Benchmarks, separated by commas: demo, gsm8k, math500, math, gsm-hard, svamp, mathqa, aime24, "
-        "minerva, a local file, or NAME=FILE for a benchmark's rows in a local file.",
+        description="Benchmarks, separated by commas: demo, gsm8k, math500, math, gsm-hard, svamp, mathqa, mmlu-math, "
+        "aime, aime22 to aime25, amc, amc22, amc23, olympiadbench, minerva, a local file, or NAME=FILE for a "
+        "benchmark's rows in a local file.",
     )
     limit: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Ask only N problems of each benchmark: always the same ones, spread over the whole."
@@ -227,7 +228,19 @@ class EvaluationConfig(Section):
         "(base, tuned, ...), TEMPLATE a name, a .toml file, 'chat', or 'adapter' for the one of the tuned model "
         "(unset: an adapter's training one; a base's chat template, else the adapter's).",
     )
-    shots: Annotated[int, Field(ge=0)] = Field(0, description="Worked examples before each problem.")
+    perturb: Literal["numbers", "names", "order"] | None = Field(
+        None,
+        description="Ask each problem that can be varied safely a second time, with other numbers, names, or in "
+        "another order, and compare: memorised or understood?",
+    )
+    shots: Annotated[int, Field(ge=0)] = Field(
+        0, description="Worked examples before each problem (with --few-shot, 0 means all of its examples)."
+    )
+    few_shot: str | None = Field(
+        None,
+        description="Which worked examples: 'standard' for the eight of Wei et al. 2022, which lm-eval brings along, "
+        "or a file of problems and solutions (unset: ours).",
+    )
     samples: Annotated[int, Field(ge=1)] = Field(1, description="Answers to each problem, for pass@k and maj@k.")
     temperature: Temperature = Field(
         0.0,

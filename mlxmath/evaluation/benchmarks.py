@@ -8,11 +8,15 @@ from pathlib import Path
 
 from mlxmath.config.schema import SourceConfig
 from mlxmath.data.columns import near
-from mlxmath.data.datasets import BENCHMARKS, Dataset, Kind, known
+from mlxmath.data.datasets import BENCHMARKS, Dataset, known
+from mlxmath.data.datasets import Kind as KindOfExamples
 from mlxmath.data.gold import WITHOUT_GOLD, gold
+from mlxmath.data.problem import Problem
 from mlxmath.data.readers import READABLE
 from mlxmath.data.rows import is_file_name, open_file
 from mlxmath.data.sources import LoadedProblems, load_problems, problems_of
+from mlxmath.data.variations.tracing import Untraceable
+from mlxmath.data.variations.vary import Kind, vary
 from mlxmath.errors import InputError
 
 _FILE_MAX_TOKENS = 1024
@@ -40,9 +44,15 @@ class LoadedBenchmark:
     items: tuple[Item, ...]
     revision: str
     max_tokens: int
-    kind: Kind
+    kind: KindOfExamples
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Rows that cannot be asked, by reason."""
+    varied: Mapping[str, Item] = field(default_factory=dict)
+    """Of each item, by its id, the same problem varied, where that was asked for."""
+
+    def asked(self, item: Item, *, varied: bool) -> Item:
+        """The item itself, or its variation."""
+        return self.varied[item.id] if varied else item
 
     @property
     def num_skipped(self) -> int:
@@ -50,12 +60,14 @@ class LoadedBenchmark:
         return sum(self.left_out.values())
 
 
-def load_benchmark(spec: str, limit: int | None = None) -> LoadedBenchmark:
+def load_benchmark(spec: str, limit: int | None = None, perturb: Kind | None = None, seed: int = 0) -> LoadedBenchmark:
     """Load `NAME`, `NAME=FILE` (the benchmark's rows out of a local file) or `FILE`.
 
     Args:
         spec: see above.
         limit: keep this many rows: always the same ones, spread over the whole, and a larger limit keeps them too.
+        perturb: keep those that can be varied so, each with its variation.
+        seed: of the variations.
 
     Raises:
         InputError: there is no such benchmark or file, or no row with a gold answer.
@@ -79,21 +91,39 @@ def load_benchmark(spec: str, limit: int | None = None) -> LoadedBenchmark:
             f"NAME=FILE{near(name, BENCHMARKS)}"
         )
     numbered = list(loaded.numbered())
-    items = [
-        Item(
-            name, f"{name}/{index}", problem.question, answer,
-            (problem.difficulty or "").removeprefix("Level ") or None, problem.subject, problem.solution,
-        )
-        for index, problem in numbered
-        if (answer := gold(problem)) is not None
-    ]  # fmt: skip
-    without = len(numbered) - len(items)
-    left_out = Counter({WITHOUT_GOLD: without} if without else {})
-    left_out.update(loaded.skipped)
+    items: list[Item] = []
+    varied: dict[str, Item] = {}
+    left_out = Counter(loaded.skipped)
+    for index, problem in numbered:
+        item = _item(name, index, problem)
+        if item is None:
+            left_out[WITHOUT_GOLD] += 1
+            continue
+        if perturb is not None:
+            try:
+                other = _item(name, index, vary(problem, perturb, seed).problem)
+            except Untraceable as reason:
+                left_out[f"not varied: {reason}"] += 1
+                continue
+            assert other is not None
+            varied[item.id] = other
+        items.append(item)
     if not items:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()) or "it is empty"
-        raise InputError(f"--benchmark {spec}: no row has a problem and a gold answer ({reasons}).")
-    return LoadedBenchmark(name, tuple(_choose(items, limit)), loaded.revision, max_tokens, kind, left_out)
+        wanted = (
+            f"can be varied with --perturb {perturb}" if perturb and numbered else "has a problem and a gold answer"
+        )
+        raise InputError(f"--benchmark {spec}: no row {wanted} ({reasons}).")
+    return LoadedBenchmark(name, tuple(_choose(items, limit)), loaded.revision, max_tokens, kind, left_out, varied)
+
+
+def _item(name: str, index: int, problem: Problem) -> Item | None:
+    """A row to be asked; None if it states no answer."""
+    answer = gold(problem)
+    if answer is None:
+        return None
+    level = (problem.difficulty or "").removeprefix("Level ") or None
+    return Item(name, f"{name}/{index}", problem.question, answer, level, problem.subject, problem.solution)
 
 
 def _open_file(spec: str, file: str, dataset: Dataset | None) -> LoadedProblems:

@@ -224,14 +224,15 @@ def _is_whole(settings: Any) -> bool:
     if not _holds(settings, format=int, contestants=list, benchmarks=list, device=dict, samples=int, shots=int,
                   temperature=float | int, seed=int, template=str, retrieve=str | None, mlxmath=str):  # fmt: skip
         return False
-    may = {"vote": None, "voters": [], "weights": [], "decoding": {}} | settings
-    unnoted = {"asked_in": "", "adapter": None, "adapter_folder": None}
+    may = {"vote": None, "voters": [], "weights": [], "decoding": {}, "few_shot": None, "perturb": None} | settings
+    unnoted = {"asked_in": "", "adapter": None, "adapter_folder": None, "varied": None}
     contestants = [unnoted | one if isinstance(one, dict) else one for one in settings["contestants"]]
     if not contestants or not all(
         _holds(one, label=str, fingerprint=str, against=str | None, asked_in=str, adapter=str | None,
-               adapter_folder=str | None)
+               adapter_folder=str | None, varied=str | None)
         for one in contestants
-    ) or not _holds(may, vote=str | None, voters=list, weights=list, decoding=dict):  # fmt: skip
+    ) or not _holds(may, vote=str | None, voters=list, weights=list, decoding=dict, few_shot=str | None,
+                     perturb=str | None):  # fmt: skip
         return False
     labels = [one["label"] for one in contestants]
     return (

@@ -68,9 +68,24 @@ def each(values: Mapping[str, str], form: str = "{1} ({0})", between: str = ", "
 def verdict(comparison: Mapping[str, Any]) -> str:
     """What the comparison shows, at the 5 % level of the exact McNemar test."""
     base, other = comparison["base"], comparison["other"]
+    if comparison.get("varied"):
+        return _robustness(comparison)
     if comparison["p_value"] < 0.05:
         return f"{other} is {'better' if comparison['fixed'] > comparison['broken'] else 'worse'} than {base}"
     return f"no difference between {other} and {base} is shown"
+
+
+def _robustness(comparison: Mapping[str, Any]) -> str:
+    """What other numbers, names or another order change; a fall may have two reasons, so both are named."""
+    base, varied = comparison["base"], f"{comparison['varied']} varied"
+    if comparison["p_value"] >= 0.05:
+        return f"{base} is not shown to be better on the published problems than with {varied}"
+    if comparison["fixed"] > comparison["broken"]:
+        return f"{base} is better with {varied} than on the published problems"
+    return (
+        f"{base} is worse with {varied} than on the published problems: some of its answers are remembered, or the "
+        "varied problems are harder"
+    )
 
 
 def evidence(comparison: Mapping[str, Any]) -> str:
