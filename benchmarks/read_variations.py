@@ -1,6 +1,6 @@
 """Draw varied problems of GSM8K's test set for a person to read, and keep what the person found.
 
-    python benchmarks/read_variations.py --seed 5            # 100 problems: question, old and new numbers, solution, answer
+    python benchmarks/read_variations.py --seed 5  # 100 problems: question, old and new numbers, solution, answer
     python benchmarks/read_variations.py --seed 5 --record verdicts.json
 
 `verdicts.json` names those that are not right, by index and with a reason; everything else was read and is right. The
@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.common import REPOSITORY, RESULTS, command_line
+from benchmarks.common import REPOSITORY, command_line
 from mlxmath.data.datasets import known
 from mlxmath.data.gold import gold
 from mlxmath.data.problem import Problem
@@ -26,7 +26,7 @@ TEST = REPOSITORY.parent / "shared" / "data" / "gsm8k" / "test.jsonl"
 
 
 def main() -> None:
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, "variations.json")
     parser.add_argument("--problems", type=Path, default=TEST, help="GSM8K's test set")
     parser.add_argument("--seed", type=int, default=0, help="of the variations, and of the draw")
     parser.add_argument("--count", type=int, default=100, help="problems to read")
@@ -74,7 +74,7 @@ def main() -> None:
     assert set(found) <= set(drawn), "a verdict on a problem that was not drawn"
     text = json.dumps(record, indent=1, ensure_ascii=False)
     text = re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: "[" + re.sub(r"\s*\n\s*", " ", m[1]) + "]", text)
-    (RESULTS / "variations.json").write_text(text + "\n")
+    args.out.write_text(text + "\n")
 
 
 def show(number: int, index: int, problem: Problem, varied: Varied) -> None:

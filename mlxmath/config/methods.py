@@ -1,4 +1,6 @@
-"""Settings that one method alone has: reinforcement learning, preferences, distillation, evaluation, export."""
+"""Settings that one method alone has: reinforcement learning, preferences, distillation, augmentation, evaluation,
+export.
+"""
 
 import math
 from typing import Annotated, Literal
@@ -208,6 +210,27 @@ class DistillationConfig(Section):
         None, description="Longest solution kept, in characters (unset: any)."
     )
     output_path: Folder = Field("distilled", description="Folder for responses, solutions and their card.")
+
+
+class AugmentationConfig(Section):
+    """More problems and solutions out of those that there are."""
+
+    augment: Annotated[
+        tuple[Literal["numbers", "names", "order", "paths", "rephrase"], ...], BeforeValidator(parts)
+    ] = Field(
+        (),
+        description="Write a dataset of the problems with more of them, separated by commas: numbers, names and order "
+        "vary them, their answers computed again; paths and rephrase have a teacher (--teacher, --teacher-url) write "
+        "more solutions, of which the right ones are kept.",
+    )
+    variations: Annotated[int, Field(ge=1)] = Field(1, description="Variations of a problem, of each kind.")
+    hold_out: Annotated[float, Field(ge=0)] = Field(
+        0.05, description="Problems held out, of which nothing is made: this fraction if below 1, else their number."
+    )
+    augment_seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        0, description="Seed of the variations and of the problems held out (as --seed of train's --validation-split)."
+    )
+    augment_path: Folder = Field("augmented", description="Folder for what --augment writes.")
 
 
 class EvaluationConfig(Section):

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
 from mlxmath.config.methods import (
+    AugmentationConfig,
     DistillationConfig,
     DpoConfig,
     EvaluationConfig,
@@ -292,6 +293,7 @@ class RunConfig(Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     distillation: DistillationConfig = DistillationConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
     grpo: GrpoConfig = GrpoConfig()
     dpo: DpoConfig = DpoConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
