@@ -126,7 +126,10 @@ def _divide(
     numbered = list(enumerate(problems))
     if not amount or not problems:
         return numbered, []
-    is_held = held_out(normalise([problem.question for problem in problems]).texts, amount, seed).tolist()
+    questions = normalise([problem.question for problem in problems]).texts
+    if max(amount, 1) >= (num_questions := len(np.unique(questions))):
+        raise InputError(f"--hold-out {amount:g} leaves none of {num_questions:,} problems; give a smaller one, or 0.")
+    is_held = held_out(questions, amount, seed).tolist()
     return [pair for pair, out in zip(numbered, is_held, strict=True) if not out], [
         pair for pair, out in zip(numbered, is_held, strict=True) if out
     ]

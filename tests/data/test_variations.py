@@ -1,5 +1,6 @@
 """Varied problems: which are taken, what changes in them, and that their answers follow."""
 
+import contextlib
 import random
 import re
 from fractions import Fraction
@@ -14,7 +15,7 @@ from mlxmath.data.variations.numbers import draw
 from mlxmath.data.variations.order import reordered
 from mlxmath.data.variations.quantities import numbers_of
 from mlxmath.data.variations.tracing import Untraceable, trace
-from mlxmath.data.variations.vary import Varied, vary
+from mlxmath.data.variations.vary import KINDS, MOST_CHARACTERS, Kind, Varied, vary
 
 
 def row(question: str, *steps: str) -> dict[str, str]:
@@ -233,3 +234,60 @@ def test_rows_keep_their_marks_beside_the_solution() -> None:
     made = problem(*FARM)
     assert made.marked == row(*FARM)["answer"] and made.solution is not None and "<<" not in made.solution
     assert DATASETS["svamp"].problem({"Body": "b", "Question": "q", "Equation": "1+1", "Answer": 2.0}, 0).marked is None
+
+
+def expression(rng: random.Random, depth: int) -> str:
+    """Arithmetic in a form that Python reads too."""
+    if depth == 0 or rng.random() < 0.2:
+        return rng.choice([str(rng.randrange(1, 90)), f"{rng.randrange(1, 9)}.{rng.randrange(10)}", ".5"])
+    left, right = expression(rng, depth - 1), expression(rng, depth - 1)
+    return rng.choice([f"{left}{{}}{right}", f"({left}{{}}{right})", f"{left}{{}}({right})"]).format(rng.choice("+-*/"))
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_marks_are_read_as_arithmetic_is(seed: int) -> None:
+    """Precedence, brackets and order, against Python's own parser in exact numbers."""
+    text = expression(random.Random(seed), 3)
+    exact = re.sub(r"\d*\.?\d+", lambda number: f"Fraction('{number[0]}')", text)
+    try:
+        value = eval(exact, {"Fraction": Fraction})  # noqa: S307
+    except ZeroDivisionError:
+        return
+    whole = value * Fraction(10**6)
+    shown = f"{float(value):.6f}" if whole.denominator == 1 and value >= 0 else None
+    if shown is None:
+        assert equations_of(f"<<{text}={abs(float(value)):.6f}>>") in (None, []) or value == Fraction(
+            f"{abs(float(value)):.6f}"
+        )
+        return
+    (equation,) = equations_of(f"<<{text}={shown}>>") or [None]
+    assert equation is not None and equation.result == value == equation.value(equation.operands)
+    assert equations_of(f"<<{text}={float(value) + 1:.6f}>>") is None, "it is not true"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<<1+=2>>",
+        "<<(1+1=2>>",
+        "<<1 1=2>>",
+        "<<x+1=2>>",
+        "<<1+1>>",
+        "<<=2>>",
+        "<<1/0=2>>",
+        "<<" + "1+" * 300 + "1=301>>",
+    ],
+)
+def test_marks_that_are_no_arithmetic_are_not_read(text: str) -> None:
+    assert equations_of(text) is None
+
+
+@pytest.mark.parametrize(
+    "part", ["1,", "1 ", "3 a, ", "3 a and ", "$1.", "1/", "Ann has 3. ", "a", "1+1=2 ", "<<1+1=2>>"]
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_made_of_one_part_are_told_in_time(part: str, kind: Kind) -> None:
+    for count in (MOST_CHARACTERS // len(part), MOST_CHARACTERS):
+        text = part * count
+        with contextlib.suppress(Untraceable):
+            vary(Problem("0", text, answer="2", solution=f"{text}\n1+1=2\n#### 2", marked=text), kind, 0)

@@ -73,6 +73,8 @@ _CONVERSION = re.compile(
 )
 _TIME_BEFORE = re.compile(r"\b(?:at|by|before|after|from|to)\s$")
 _TIME_BEHIND = re.compile(r"\s?(?:[.,?!;]|in the|to \d|and\b|on\b|$)")
+_NEAR = 60
+"""Characters before and behind a number that may say what it is."""
 _VOWEL_SOUND = re.compile(r"(?:8|11(?:,|\.|$|[^\d])|18(?:,|\.|$|[^\d])|11,?\d\d\d$|18,?\d\d\d$)")
 _ARTICLE = re.compile(r"\b(?P<article>an?)\s+\$?$", re.IGNORECASE)
 
@@ -139,7 +141,7 @@ def numbers_of(text: str) -> Question:
     words = _word_values(text.lower())
     for match in _NUMERAL.finditer(text):
         value = number_of(match["number"])
-        before, behind = text[: match.start()], text[match.end() :]
+        before, behind = text[max(0, match.start() - _NEAR) : match.start()], text[match.end() : match.end() + _NEAR]
         fixed = _why_fixed(match, before, behind)
         if fixed is None and any(start <= match.start() and match.end() <= end for start, end in conversions):
             fixed = "a conversion"

@@ -19,6 +19,9 @@ from mlxmath.grading.quantity import parse_quantity
 Kind = Literal["numbers", "names", "order"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
+MOST_CHARACTERS = 4000
+"""Of a question; a solution may have four times as many."""
+
 
 @dataclass(frozen=True)
 class Varied:
@@ -36,6 +39,8 @@ def vary(problem: Problem, kind: Kind, seed: int | str) -> Varied:
     Raises:
         Untraceable: it cannot be varied safely; the message is the reason.
     """
+    if len(problem.question) > MOST_CHARACTERS or len(problem.marked or problem.solution or "") > 4 * MOST_CHARACTERS:
+        raise Untraceable("a text too long to be traced")
     return _WAYS[kind](problem, random.Random(f"{seed} {kind} {problem.question}"))
 
 
