@@ -116,6 +116,7 @@ def test_an_answer_that_the_equations_do_not_give_is_not_taken() -> None:
         ("3 out of 20", ["3"]),
         ("a dozen of 12", ["12"]),
         ("a week has 7 days", ["7"]),
+        ("3 groups, 2 of them equal, and 40 more", ["3", "2"]),
         ("five $20 bills and 35 more", ["20"]),
     ],
 )

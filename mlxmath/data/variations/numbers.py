@@ -13,7 +13,7 @@ _DRAWS = 1500
 _LANDMARKS = {
     "day": (5, 7, 14, 28), "hour": (8, 12, 24), "minute": (60,), "second": (60,), "month": (12,), "week": (4, 52),
     "cent": (100,), "inch": (12,), "inche": (12,), "ounce": (16,), "year": (18, 100), "percent": (100,),
-    "time": (3, 7), "grade": (12,),
+    "time": (3, 7), "grade": (12,), "mph": (15, 80), "kmph": (25, 130),
 }  # fmt: skip
 """By what a number counts: where a change would mean something else (a month of 13 ...)."""
 

@@ -73,6 +73,9 @@ _CONVERSION = re.compile(
 )
 _TIME_BEFORE = re.compile(r"\b(?:at|by|before|after|from|to)\s$")
 _TIME_BEHIND = re.compile(r"\s?(?:[.,?!;]|in the|to \d|and\b|on\b|$)")
+_SOME_OF = re.compile(r"\b(?:\d+|one|two|three|four|five|six) of (?:them|which|these|those|whom)\b", re.IGNORECASE)
+_FEW = 10
+"""Where a text says "2 of them", a number up to this one may be what they are of."""
 _NEAR = 60
 """Characters before and behind a number that may say what it is."""
 _VOWEL_SOUND = re.compile(r"(?:8|11(?:,|\.|$|[^\d])|18(?:,|\.|$|[^\d])|11,?\d\d\d$|18,?\d\d\d$)")
@@ -137,6 +140,7 @@ class Question:
 def numbers_of(text: str) -> Question:
     """Find the numbers of a question."""
     conversions = [match.span() for match in _CONVERSION.finditer(text)]
+    counts_some = bool(_SOME_OF.search(text))
     found: list[Numeral] = []
     words = _word_values(text.lower())
     for match in _NUMERAL.finditer(text):
@@ -145,6 +149,8 @@ def numbers_of(text: str) -> Question:
         fixed = _why_fixed(match, before, behind)
         if fixed is None and any(start <= match.start() and match.end() <= end for start, end in conversions):
             fixed = "a conversion"
+        if fixed is None and counts_some and value <= _FEW and not match["money"]:
+            fixed = "some of them are counted"
         if match["below"] and int(match["below"]):
             below = int(match["below"])
             words |= _of_part(value, below)
