@@ -2,8 +2,8 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mlxmath.config.schema import SourceConfig
@@ -91,30 +91,39 @@ def load_benchmark(spec: str, limit: int | None = None, perturb: Kind | None = N
             f"NAME=FILE{near(name, BENCHMARKS)}"
         )
     numbered = list(loaded.numbered())
-    items: list[Item] = []
-    varied: dict[str, Item] = {}
     left_out = Counter(loaded.skipped)
-    for index, problem in numbered:
-        item = _item(name, index, problem)
-        if item is None:
-            left_out[WITHOUT_GOLD] += 1
-            continue
-        if perturb is not None:
-            try:
-                other = _item(name, index, vary(problem, perturb, seed).problem)
-            except Untraceable as reason:
-                left_out[f"not varied: {reason}"] += 1
-                continue
-            assert other is not None
-            varied[item.id] = other
-        items.append(item)
+    asked = [(item, problem) for index, problem in numbered if (item := _item(name, index, problem))]
+    if without := len(numbered) - len(asked):
+        left_out[WITHOUT_GOLD] = without
+    items, varied = [item for item, _ in asked], dict[str, Item]()
+    if perturb is not None:
+        varied = _vary(asked, perturb, seed, limit, left_out)
+        items = [item for item in items if item.id in varied]
     if not items:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()) or "it is empty"
-        wanted = (
-            f"can be varied with --perturb {perturb}" if perturb and numbered else "has a problem and a gold answer"
-        )
+        wanted = f"can be varied with --perturb {perturb}" if perturb and asked else "has a problem and a gold answer"
         raise InputError(f"--benchmark {spec}: no row {wanted} ({reasons}).")
     return LoadedBenchmark(name, tuple(_choose(items, limit)), loaded.revision, max_tokens, kind, left_out, varied)
+
+
+def _vary(
+    asked: Sequence[tuple[Item, Problem]], kind: Kind, seed: int, limit: int | None, left_out: Counter[str]
+) -> dict[str, Item]:
+    """Variations by the item's id, of the first `limit` items in the order of `_rank` that can be varied.
+
+    Reasons why others cannot are counted in `left_out`.
+    """
+    found: dict[str, Item] = {}
+    for item, problem in sorted(asked, key=lambda pair: _rank(pair[0])):
+        if len(found) == limit:
+            break
+        try:
+            other = vary(problem, kind, seed).problem
+        except Untraceable as reason:
+            left_out[f"not varied: {reason}"] += 1
+        else:
+            found[item.id] = replace(item, question=other.question, gold=other.answer or "", solution=other.solution)
+    return found
 
 
 def _item(name: str, index: int, problem: Problem) -> Item | None:
@@ -138,5 +147,9 @@ def _open_file(spec: str, file: str, dataset: Dataset | None) -> LoadedProblems:
 
 
 def _choose(items: list[Item], limit: int | None) -> list[Item]:
-    chosen = set(sorted(items, key=lambda item: hashlib.sha256(item.id.encode()).digest())[:limit])
+    chosen = set(sorted(items, key=_rank)[:limit])
     return [item for item in items if item in chosen]
+
+
+def _rank(item: Item) -> bytes:
+    return hashlib.sha256(item.id.encode()).digest()

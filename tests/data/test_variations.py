@@ -184,7 +184,9 @@ def test_names_are_replaced_wherever_they_stand() -> None:
     assert not set(varied.changes) & set(re.findall(r"\w+", varied.problem.question))
 
 
-@pytest.mark.parametrize("text", ["How many letters has Sarah's name?", "It rains.", "Sarah Street is long."])
+@pytest.mark.parametrize(
+    "text", ["How many letters has Sarah's name?", "It rains.", "Sarah Street is long.", "It rains. Mark the day."]
+)
 def test_without_a_name_that_may_change_nothing_is_varied(text: str) -> None:
     assert draw_names(text, random.Random(0)) is None
 

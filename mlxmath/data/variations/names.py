@@ -5,7 +5,10 @@ import random
 import re
 from pathlib import Path
 
-_KINDS: list[list[str]] = list(json.loads(Path(__file__).with_name("first_names.json").read_text()).values())
+_LISTS = json.loads(Path(__file__).with_name("first_names.json").read_text())
+_KINDS: list[list[str]] = [_LISTS[kind] for kind in ("she", "he", "either")]
+_ALSO_WORDS = frozenset(_LISTS["also words"])
+"""These are taken for names only where one stands within a sentence."""
 _NAME = re.compile(r"(?<![\w-])[A-Z][a-z]+(?![\w-])")
 _ABOUT_NAMES = re.compile(
     r"\b(?:letters?|names?|named|alphabet\w*|initials?|spell\w*|rhymes?|vowels?)\b", re.IGNORECASE
@@ -23,15 +26,19 @@ def people(text: str) -> dict[str, list[str]]:
         return {}
     found: dict[str, list[str]] = {}
     stay: set[str] = set()
+    within: set[str] = set()
     for match in _NAME.finditer(text):
         kind = next((names for names in _KINDS if match[0] in names), None)
         if kind is None:
             continue
         before, behind = text[: match.start()], text[match.end() :]
+        if not _BEGINS.search(before):
+            within.add(match[0])
         other = re.search(r"([A-Z][\w'.]*)\s$", before)
         if re.match(r"\s[A-Z]\w", behind) or (other and not _BEGINS.search(before[: other.start()])):
             stay.add(match[0])
         found[match[0]] = kind
+    stay |= (_ALSO_WORDS & found.keys()) - within
     return {name: kind for name, kind in found.items() if name not in stay}
 
 
