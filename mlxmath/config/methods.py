@@ -239,8 +239,8 @@ class EvaluationConfig(Section):
     benchmark: Names = Field(
         (DEMO,),
         description="Benchmarks, separated by commas: demo, gsm8k, math500, math, gsm-hard, svamp, mathqa, mmlu-math, "
-        "aime, aime22 to aime25, amc, amc22, amc23, olympiadbench, minerva, a local file, or NAME=FILE for a "
-        "benchmark's rows in a local file.",
+        "aime, aime22, aime23, aime24, aime25, amc, amc22, amc23, olympiadbench, minerva, a local file, or NAME=FILE for "
+        "a benchmark's rows in a local file.",
     )
     limit: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Ask only N problems of each benchmark: always the same ones, spread over the whole."
@@ -254,7 +254,7 @@ class EvaluationConfig(Section):
     perturb: Literal["numbers", "names", "order"] | None = Field(
         None,
         description="Ask each problem that can be varied safely a second time, with other numbers, names, or in "
-        "another order, and compare: memorised or understood?",
+        "another order, and compare: whether it is memorised or understood.",
     )
     shots: Annotated[int, Field(ge=0)] = Field(
         0, description="Worked examples before each problem (with --few-shot, 0 means all of its examples)."
