@@ -239,8 +239,8 @@ class EvaluationConfig(Section):
     benchmark: Names = Field(
         (DEMO,),
         description="Benchmarks, separated by commas: demo, gsm8k, math500, math, gsm-hard, svamp, mathqa, mmlu-math, "
-        "aime, aime22, aime23, aime24, aime25, amc, amc22, amc23, olympiadbench, minerva, a local file, or NAME=FILE for "
-        "a benchmark's rows in a local file.",
+        "aime, aime22, aime23, aime24, aime25, amc, amc22, amc23, olympiadbench, minerva, a local file, or NAME=FILE "
+        "for a benchmark's rows in a local file.",
     )
     limit: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Ask only N problems of each benchmark: always the same ones, spread over the whole."
