@@ -1,4 +1,6 @@
-"""Settings that one method alone has: reinforcement learning, preferences, distillation, evaluation, export."""
+"""Settings that one method alone has: reinforcement learning, preferences, distillation, augmentation, evaluation,
+export.
+"""
 
 import math
 from typing import Annotated, Literal
@@ -204,13 +206,35 @@ class DistillationConfig(Section):
     output_path: Folder = Field("distilled", description="Folder for responses, solutions and their card.")
 
 
+class AugmentationConfig(Section):
+    """More problems and solutions out of those that there are."""
+
+    augment: Annotated[
+        tuple[Literal["numbers", "names", "order", "paths", "rephrase"], ...], BeforeValidator(parts)
+    ] = Field(
+        (),
+        description="Write a dataset of the problems with more of them, separated by commas: numbers, names and order "
+        "vary them, their answers computed again; paths and rephrase have a teacher (--teacher, --teacher-url) write "
+        "more solutions, of which the right ones are kept.",
+    )
+    variations: Annotated[int, Field(ge=1)] = Field(1, description="Variations of a problem, of each kind.")
+    hold_out: Annotated[float, Field(ge=0)] = Field(
+        0.05, description="Problems held out, of which nothing is made: this fraction if below 1, else their number."
+    )
+    augment_seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        0, description="Seed of the variations and of the problems held out (as --seed of train's --validation-split)."
+    )
+    augment_path: Folder = Field("augmented", description="Folder for what --augment writes.")
+
+
 class EvaluationConfig(Section):
     """What models are asked, how they answer, how answers are put together."""
 
     benchmark: Names = Field(
         (DEMO,),
-        description="Benchmarks, separated by commas: demo, gsm8k, math500, math, gsm-hard, svamp, mathqa, aime24, "
-        "minerva, a local file, or NAME=FILE for a benchmark's rows in a local file.",
+        description="Benchmarks, separated by commas: demo, gsm8k, math500, math, gsm-hard, svamp, mathqa, mmlu-math, "
+        "aime, aime22, aime23, aime24, aime25, amc, amc22, amc23, olympiadbench, minerva, a local file, or NAME=FILE "
+        "for a benchmark's rows in a local file.",
     )
     limit: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Ask only N problems of each benchmark: always the same ones, spread over the whole."
@@ -221,7 +245,19 @@ class EvaluationConfig(Section):
         "(base, tuned, ...), TEMPLATE a name, a .toml file, 'chat', or 'adapter' for the one of the tuned model "
         "(unset: an adapter's training one; a base's chat template, else the adapter's).",
     )
-    shots: Annotated[int, Field(ge=0)] = Field(0, description="Worked examples before each problem.")
+    perturb: Literal["numbers", "names", "order"] | None = Field(
+        None,
+        description="Ask each problem that can be varied safely a second time, with other numbers, names, or in "
+        "another order, and compare: whether it is memorised or understood.",
+    )
+    shots: Annotated[int, Field(ge=0)] = Field(
+        0, description="Worked examples before each problem (with --few-shot, 0 means all of its examples)."
+    )
+    few_shot: str | None = Field(
+        None,
+        description="Which worked examples: 'standard' for the eight of Wei et al. 2022, which lm-eval brings along, "
+        "or a file of problems and solutions (unset: ours).",
+    )
     samples: Annotated[int, Field(ge=1)] = Field(1, description="Answers to each problem, for pass@k and maj@k.")
     temperature: Temperature = Field(
         0.0,

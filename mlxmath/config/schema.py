@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
 from mlxmath.config.losses import DpoConfig, RewardModelConfig, SftConfig
-from mlxmath.config.methods import DistillationConfig, EvaluationConfig, ExportConfig, GrpoConfig
+from mlxmath.config.methods import AugmentationConfig, DistillationConfig, EvaluationConfig, ExportConfig, GrpoConfig
 from mlxmath.config.quantization import quantization
 from mlxmath.config.section import Folder, Names, Section, parts, plain_type, require
 
@@ -301,6 +301,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     distillation: DistillationConfig = DistillationConfig()
     sft: SftConfig = SftConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
     grpo: GrpoConfig = GrpoConfig()
     dpo: DpoConfig = DpoConfig()
     reward_model: RewardModelConfig = RewardModelConfig()

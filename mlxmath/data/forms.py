@@ -42,8 +42,7 @@ def make_problem(row: Mapping[str, Any], columns: Columns, index: int, *, soluti
     if not solution.strip() and solution_required and not columns.is_text and not ends_in_call:
         raise SkippedRowError("empty solution")
     answer = answer_among(row, columns.answer, columns.holder, columns.options)
-    if _ANSWER_MARK in solution:
-        solution = _CALCULATOR.sub("", solution)
+    marked, solution = solution, without_marks(solution)
     if answer is None and is_marked(solution):
         answer = stated(solution)
     return Problem(
@@ -51,6 +50,7 @@ def make_problem(row: Mapping[str, Any], columns: Columns, index: int, *, soluti
         question=question,
         answer=answer,
         solution=solution if solution.strip() else None,
+        marked=marked if marked != solution else None,
         messages=messages,
         tools=tools_of(row.get(columns.tools)) if columns.tools and messages else "",
         is_text=columns.is_text,
@@ -58,6 +58,11 @@ def make_problem(row: Mapping[str, Any], columns: Columns, index: int, *, soluti
         subject=_plain(row, columns.subject),
         source=_plain(row, columns.source),
     )
+
+
+def without_marks(solution: str) -> str:
+    """A solution without its calculator marks, if it ends in `#### x`."""
+    return _CALCULATOR.sub("", solution) if _ANSWER_MARK in solution else solution
 
 
 def make_pair(row: Mapping[str, Any], columns: Columns, index: int) -> Problem:

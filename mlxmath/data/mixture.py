@@ -73,7 +73,8 @@ class Mixture:
             if loaded.source.balance:
                 check_fields([loaded.source.balance], loaded.fields, loaded.rows.name, "--balance")
         only_demo = all(loaded.source.dataset == DEMO for loaded in self.sources)
-        self._benchmarks = [] if only_demo else [open_benchmark(name) for name in config.decontaminate]
+        self.benchmarks = [] if only_demo else [open_benchmark(name) for name in config.decontaminate]
+        """Whose problems are left out."""
         self.reports: list[SourceReport] = []
         self.ranks: NDArray[np.int32] | None = None
         """Of each problem, in the order of iteration: the lower the earlier in training; None: any order."""
@@ -101,7 +102,7 @@ class Mixture:
                 }
                 for loaded in self.sources
             ],
-            "benchmarks": [[benchmark.name, benchmark.revision] for benchmark in self._benchmarks],
+            "benchmarks": [[benchmark.name, benchmark.revision] for benchmark in self.benchmarks],
             **config.model_dump(include={"num_examples", "mixture_seed", "deduplicate", "curriculum"}),
         }
 
@@ -125,7 +126,7 @@ class Mixture:
         surveys = []
         for index, (loaded, filters) in enumerate(zip(self.sources, self._filters, strict=True)):
             limit = config.num_examples if self._plain else (loaded.source.count if loaded.rows.streamed else None)
-            surveys.append(survey_source(index, loaded, filters, self._benchmarks, seen, limit, plain=self._plain))
+            surveys.append(survey_source(index, loaded, filters, self.benchmarks, seen, limit, plain=self._plain))
         self._chosen, self.reports = [], []
         ranks, questions = list[NDArray[np.int32]](), list[int]()
         for index, (survey, size) in enumerate(zip(surveys, sizes(surveys, config), strict=True)):

@@ -12,7 +12,7 @@ from mlxmath.data.columns import CONVERSATIONS, Columns, find_columns, find_pair
 from mlxmath.data.datasets import GENERATIONS, Dataset, known, recognise
 from mlxmath.data.filters import FIELDS, parse_filter
 from mlxmath.data.forms import Forms, make_pair, make_problem
-from mlxmath.data.problem import Problem, SkippedRowError
+from mlxmath.data.problem import Problem, RefusedRowError, SkippedRowError
 from mlxmath.data.readers import Row, Rows
 from mlxmath.data.rows import AbsentError, chain, is_file_name, open_file, open_path, open_repository
 from mlxmath.errors import InputError, MlxmathError
@@ -126,6 +126,8 @@ class LoadedProblems:
         """
         try:
             problem = self._made(row, index, self.columns, self.dataset)
+        except RefusedRowError:
+            raise
         except SkippedRowError:
             own = self.forms and self.forms.of(row)
             if not own:

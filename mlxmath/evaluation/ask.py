@@ -19,6 +19,7 @@ from mlxmath.data.templates import Template
 from mlxmath.errors import InputError
 from mlxmath.evaluation.benchmarks import Item, LoadedBenchmark
 from mlxmath.evaluation.contestants import Contestant
+from mlxmath.evaluation.few_shot import examples
 from mlxmath.evaluation.progress import Progress
 from mlxmath.evaluation.prompts import Prompts, Retriever
 from mlxmath.evaluation.samples import Sample, fingerprint, write_sample
@@ -78,11 +79,12 @@ def make_entry(
     """
     assert contestant.template is not None
     identity, retriever = contestant.identity(), retriever if contestant.formulas else None
-    prompts = Prompts(load_tokenizer(contestant.model), contestant.template, settings.shots, retriever)
+    shots = examples(settings.few_shot, {b.name: b.kind for b in benchmarks}) if settings.few_shot else ()
+    prompts = Prompts(load_tokenizer(contestant.model), contestant.template, settings.shots, retriever, shots)
     tokenizer = load_generation_tokenizer(contestant.model, contestant.template)
-    ids = {
-        item.id: prompts.encode(item.question, benchmark.kind) for benchmark in benchmarks for item in benchmark.items
-    }
+    varied = contestant.varied
+    asked = [(b.asked(item, varied=varied), b.kind) for b in benchmarks for item in b.items]
+    ids = {item.id: prompts.encode(item.question, kind) for item, kind in asked}
     limit = context_of(contestant.model)
     if limit is not None and (longest := max(map(len, ids.values()), default=0)) > _MOST_CONTEXTS * limit:
         raise InputError(f"--benchmark: a prompt has {longest:,} tokens, where the model's context ends at {limit:,}")
@@ -93,14 +95,13 @@ def make_entry(
         "template": prompts.template.definition,
         "end_tokens": sorted(tokenizer.eos_token_ids),
         "shots": settings.shots,
+        **({"few_shot": settings.few_shot} if settings.few_shot else {}),
         "retrieve": settings.retrieve if contestant.formulas else None,
         "max_tokens": settings.max_tokens,
         "sampling": {"temperature": settings.temperature, "top_p": settings.top_p, **seeded},
         "prompts": fingerprint(ids),
     }
-    num_formulas = {
-        item.id: len(retriever.find(item.question)) if retriever else 0 for b in benchmarks for item in b.items
-    }
+    num_formulas = {item.id: len(retriever.find(item.question)) if retriever else 0 for item, _ in asked}
     return Entry(contestant, prompts.template, tokenizer, ids, num_formulas, identity | settled)
 
 
@@ -247,6 +248,7 @@ def _ask(
     def finish(index: int, completion: Completion, seconds: float) -> None:
         """Grade and write an answer; runs beside the generation, in order."""
         item, number = chosen[index]
+        item = benchmark.asked(item, varied=entry.contestant.varied)
         truncated = completion.finish_reason == "length"
         verdict = grade(completion.text, item.gold, truncated=truncated)
         sample = Sample(

@@ -15,6 +15,8 @@ from mlxmath.runtime.files import sha256
 from mlxmath.weights.manifest import read_fingerprint
 
 _FORMULAS = " + formulas"
+VARIED = {"numbers": ", numbers varied", "names": ", names varied", "order": ", order varied"}
+"""How the label of a contestant ends that is asked the problems of `--perturb`."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Contestant:
     adapter: Path | None = None
     formulas: bool = False
     """Whether its prompts hold the formulas of `--retrieve`."""
+    varied: bool = False
+    """Whether it is asked each problem's variation."""
     against: str | None = None
     """The label of the one that it is compared with (None: the first one)."""
     template: Template | None = None
@@ -109,7 +113,7 @@ def with_templates(
         MlxmathError: a folder holds no tokenizer.
     """
     named = {label.strip(): spec.strip() for label, _, spec in (part.partition("=") for part in template_for)}
-    labels = list(dict.fromkeys(x for one in contestants for x in (one.label.removesuffix(_FORMULAS), one.label)))
+    labels = list(dict.fromkeys(label for one in contestants for label in reversed(_names(one))))
     if unknown := [label for label in named if label not in labels]:
         raise InputError(
             f"--template-for: there is no model {unknown[0]!r}; there are {', '.join(labels)}"
@@ -121,7 +125,7 @@ def with_templates(
     def template(one: Contestant) -> Template:
         if one.template is not None:
             return one.template
-        spec = named.get(one.label) or named.get(one.label.removesuffix(_FORMULAS))
+        spec = next((named[label] for label in _names(one) if label in named), None)
         if spec == "adapter":
             if tuned is None:
                 raise InputError("--template-for: 'adapter' needs an adapter that tells its template; there is none.")
@@ -134,6 +138,20 @@ def with_templates(
         return own_template(load_tokenizer(one.model), None, tuned or usual)
 
     return [replace(one, template=template(one)) for one in contestants]
+
+
+def _names(contestant: Contestant) -> list[str]:
+    """What a contestant goes by: its label, and that of the one whose variant it is."""
+    label = contestant.label
+    for ending in VARIED.values() if contestant.varied else ():
+        label = label.removesuffix(ending)
+    return list(dict.fromkeys((contestant.label, label, label.removesuffix(_FORMULAS))))
+
+
+def with_variations(contestants: Sequence[Contestant], kind: str) -> list[Contestant]:
+    """Each contestant, and beside it itself asked the varied problems, compared with it."""
+    varied = [replace(one, label=one.label + VARIED[kind], varied=True, against=one.label) for one in contestants]
+    return [each for pair in zip(contestants, varied, strict=True) for each in pair]
 
 
 def with_formulas(contestants: Sequence[Contestant], *, beside: bool) -> list[Contestant]:

@@ -82,14 +82,17 @@ def view_of(results: Mapping[str, Any], scored: Scored, now: datetime) -> dict[s
     names = [benchmark["name"] for benchmark in settings["benchmarks"]]
     cut_off = ", ".join(f"{label} {found['cut_off']:,}" for label, found in contestants.items())
     asked_in, limits, shots = wording.asked_in(settings), wording.limits(settings), settings["shots"]
+    shown = {"standard": "the standard examples"}.get(few_shot := settings.get("few_shot"), f"examples of {few_shot}")
+    examples = shown if few_shot else f"{shots} worked examples" if shots else "zero-shot"
     drawn = f"at temperature {settings['temperature']:g}, seed {settings['seed']}" if settings["temperature"] else ""
     how = {
         "problems": f"{results['num_problems']:,} of {', '.join(names)}",
-        "prompt": f"{asked_in}; {f'{shots} worked examples' if shots else 'zero-shot'}",
+        "prompt": f"{asked_in}; {examples}",
         "answers": f"{settings['samples']} a problem {drawn}" if drawn else "greedy, one a problem",
         "longest answer": limits,
         "cut off there": cut_off,
         "decoded": each(settings.get("decoding", {}), "{0} {1}", "; "),
+        "varied": settings.get("perturb") and f"{settings['perturb']}, seed {settings['seed']}",
         "formulas": settings["retrieve"] and f"retrieved from {settings['retrieve']}",
         "device": f"{settings['device']['name']}, {settings['device']['dtype']}",
         "made": f"{now:%Y-%m-%d %H:%M} UTC with mlxmath {settings['mlxmath']}",
@@ -102,7 +105,7 @@ def view_of(results: Mapping[str, Any], scored: Scored, now: datetime) -> dict[s
         )
     told = [
         f"{', '.join(names)} ({results['num_problems']:,} problems)",
-        f"{shots}-shot" if shots else "zero-shot",
+        examples if few_shot else f"{shots}-shot" if shots else "zero-shot",
         settings["retrieve"] and f"formulas from {settings['retrieve']}",
         asked_in,
         f"{settings['samples']} samples {drawn}" if drawn else "greedy",

@@ -14,7 +14,7 @@ from mlxmath.data.templates import get_template
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.evaluation.ask import Entry, Models, Share, ask_all, make_entry
 from mlxmath.evaluation.benchmarks import LoadedBenchmark, load_benchmark
-from mlxmath.evaluation.contestants import Contestant, with_templates
+from mlxmath.evaluation.contestants import Contestant, with_templates, with_variations
 from mlxmath.evaluation.prompts import Retriever
 from mlxmath.evaluation.report import write_report
 from mlxmath.evaluation.rounds import check_comparable, is_decided, rounds_of
@@ -66,7 +66,7 @@ def evaluate(
         ranks: each answers a part; rank 0 reports.
         template: for all that nothing else names one for (None: each its own).
         template_file: the same out of a file of the user's own.
-        seed: of the samples.
+        seed: of the samples, and of the variations.
         resume: go on with the answers that are there.
         overwrite: remove them.
         sharding: how the models are spread over the ranks, which then all give the same answers (None: each rank holds
@@ -79,7 +79,9 @@ def evaluate(
     with ExitStack() as opened:
         backend, device = opened.enter_context(opened_backend(config.runtime, seed, ranks.num_on_host))
         settings = config.evaluation
-        benchmarks = benchmarks or load_benchmarks(settings)
+        benchmarks = benchmarks or load_benchmarks(settings, seed)
+        if settings.perturb:
+            contestants = with_variations(contestants, settings.perturb)
         if settings.until_decided:
             check_comparable(contestants)
         shared = get_template(template or "", template_file) if template or template_file else None
@@ -138,13 +140,15 @@ def evaluate(
         return write_report(folder) | {"folder": str(folder)} if ranks.first else None
 
 
-def load_benchmarks(settings: EvaluationConfig) -> list[LoadedBenchmark]:
-    """The benchmarks that the settings name.
+def load_benchmarks(settings: EvaluationConfig, seed: int = 0) -> list[LoadedBenchmark]:
+    """The benchmarks that the settings name; `seed`: of their variations.
 
     Raises:
         InputError: there is no such benchmark, or two have the same name.
     """
-    benchmarks = [load_benchmark(spec, settings.limit) for spec in settings.benchmark]
+    benchmarks = [
+        load_benchmark(spec, settings.limit, perturb=settings.perturb, seed=seed) for spec in settings.benchmark
+    ]
     if len({benchmark.name for benchmark in benchmarks}) < len(benchmarks):
         raise InputError("--benchmark: two of them have the same name; rename a file.")
     for benchmark in benchmarks:
@@ -173,17 +177,17 @@ def describe(
             {"label": e.contestant.label, "against": e.contestant.against or (first if i else None),
              "fingerprint": e.fingerprint, "folder": str(e.contestant.model),
              "adapter_folder": str(e.contestant.adapter) if e.contestant.adapter else None,
-             "asked_in": e.template.name, **e.identity}
+             "varied": settings.perturb if e.contestant.varied else None, "asked_in": e.template.name, **e.identity}
             for i, e in enumerate(entries)
         ],
         "benchmarks": [
-            {"name": b.name, "revision": b.revision, "problems": fingerprint([asdict(item) for item in b.items]),
-             "num_problems": len(b.items), "samples": settings.samples,
+            {"name": b.name, "revision": b.revision, "num_problems": len(b.items), "samples": settings.samples,
+             "problems": fingerprint([asdict(item) for item in (*b.items, *b.varied.values())]),
              "max_tokens": settings.max_tokens or b.max_tokens}
             for b in benchmarks
         ],
-        "samples": settings.samples, "shots": settings.shots, "temperature": settings.temperature,
-        "top_p": settings.top_p, "seed": seed,
+        "samples": settings.samples, "shots": settings.shots, "few_shot": settings.few_shot,
+        "perturb": settings.perturb, "temperature": settings.temperature, "top_p": settings.top_p, "seed": seed,
         "template": ", ".join(dict.fromkeys(e.template.name for e in entries)), "retrieve": settings.retrieve,
         "vote": settings.vote, "weights": list(settings.weights),
         "voters": _voters(settings, [entry.contestant for entry in entries]),

@@ -238,15 +238,16 @@ def _is_whole(settings: Any) -> bool:
                   temperature=float | int, seed=int, template=str, retrieve=str | None, mlxmath=str):  # fmt: skip
         return False
     unsaid: dict[str, Any] = {"vote": None, "voters": [], "weights": [], "decoding": {}}
-    may = unsaid | {"synthesis": None, "until_decided": None} | settings
-    unnoted = {"asked_in": "", "adapter": None, "adapter_folder": None}
+    unsaid |= {"synthesis": None, "until_decided": None, "few_shot": None, "perturb": None}
+    may = unsaid | settings
+    unnoted = {"asked_in": "", "adapter": None, "adapter_folder": None, "varied": None}
     contestants = [unnoted | one if isinstance(one, dict) else one for one in settings["contestants"]]
     if not contestants or not all(
         _holds(one, label=str, fingerprint=str, against=str | None, asked_in=str, adapter=str | None,
-               adapter_folder=str | None)
+               adapter_folder=str | None, varied=str | None)
         for one in contestants
     ) or not _holds(may, vote=str | None, voters=list, weights=list, decoding=dict, synthesis=dict | None,
-                  until_decided=float | int | None):  # fmt: skip
+                    until_decided=float | int | None, few_shot=str | None, perturb=str | None):  # fmt: skip
         return False
     if may["synthesis"] and not _holds(may["synthesis"], label=str, fingerprint=str, name=str):
         return False

@@ -132,12 +132,15 @@ def results(scored: Scored, settings: Mapping[str, Any]) -> dict[str, Any]:
     """results.json: settings, each contestant's figures, comparisons of two of them each, what voting brings."""
     answers, groups = scored.answers, groupings(scored)
     against = {contestant["label"]: contestant["against"] for contestant in settings["contestants"]}
+    varied = {contestant["label"]: contestant.get("varied") for contestant in settings["contestants"]}
     several, smallest = settings["samples"] > 1, settings.get("until_decided")
     found: dict[str, Any] = {
         "settings": dict(settings),
         "num_problems": len(scored.problems),
         "contestants": {label: figures(scored, label, groups) for label in answers},
-        "comparisons": [compare(answers, against[x], x, groups, smallest) for x in answers if against[x]],
+        "comparisons": [
+            compare(answers, against[x], x, groups, smallest) | {"varied": varied.get(x)} for x in answers if against[x]
+        ],
         "votes": [compare(*alone_and_agreed(x, answers[x]), groups) for x in answers if several],
     }
     if settings.get("vote") and (scored.synthesis or settings["vote"] != SYNTHESIZE):

@@ -73,10 +73,25 @@ def verdict(comparison: Mapping[str, Any]) -> str:
     base, other, until = comparison["base"], comparison["other"], comparison.get("until_decided")
     if until and until["decision"] == "equal":
         return f"no difference larger than {until['smallest']:g} points between {other} and {base}"
+    if comparison.get("varied"):
+        return _robustness(comparison)
     if until["decision"] if until else comparison["p_value"] < 0.05:
         return f"{other} is {'better' if comparison['fixed'] > comparison['broken'] else 'worse'} than {base}"
     ruled_out = f", and none larger than {until['smallest']:g} points is ruled out" if until else ""
     return f"no difference between {other} and {base} is shown{ruled_out}"
+
+
+def _robustness(comparison: Mapping[str, Any]) -> str:
+    """What other numbers, names or another order change; a fall may have two reasons, so both are named."""
+    base, varied = comparison["base"], f"{comparison['varied']} varied"
+    if comparison["p_value"] >= 0.05:
+        return f"{base} is not shown to be better on the published problems than with {varied}"
+    if comparison["fixed"] > comparison["broken"]:
+        return f"{base} is better with {varied} than on the published problems"
+    return (
+        f"{base} is worse with {varied} than on the published problems: some of its answers are remembered, or the "
+        "varied problems are harder"
+    )
 
 
 def evidence(comparison: Mapping[str, Any]) -> str:

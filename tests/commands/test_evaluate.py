@@ -16,6 +16,7 @@ from mlxmath.commands.evaluate import main
 from mlxmath.errors import MlxmathError
 from mlxmath.evaluation import ask
 from mlxmath.evaluation.contestants import Contestant
+from mlxmath.grading import grade
 from tests.helpers import ENVIRONMENT, command, invoke, json_lines, run, start, succeed, wait_until
 
 QUICK = ("--limit", "24", "--max-tokens", "40")
@@ -218,6 +219,30 @@ def together(folder: Path, *arguments: str) -> list[tuple[str, str]]:
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert outputs[0][0] and not outputs[1][0]  # only the first one reports
     return outputs
+
+
+def test_varied_problems_are_compared_with_the_published_ones(folder: Path) -> None:
+    asked = ("--compare", "--perturb", "numbers", "--limit", "8", "--max-tokens", "30", "--run-name", "varied")
+    result = succeed(folder, "evaluate", *asked)
+    made = folder / "evaluation_results" / "varied"
+    rows, found = samples(made), figures(made)
+    labels = ["base", "base, numbers varied", "tuned", "tuned, numbers varied"]
+    assert [row["contestant"] for row in rows] == [label for label in labels for _ in range(8)]
+    published, varied = ({row["id"]: row for row in rows if row["contestant"] == label} for label in labels[2:])
+    assert published.keys() == varied.keys()
+    for one, other in ((published[i], varied[i]) for i in published):
+        assert one["question"] != other["question"]
+        assert re.sub(r"\d+", "#", one["question"]) == re.sub(r"\d+", "#", other["question"])
+        assert other["correct"] == grade(other["response"], other["gold"]).correct
+    pairs = [(c["base"], c["other"], c["varied"], c["total"]) for c in found["comparisons"]]
+    assert pairs == [
+        ("base", labels[1], "numbers", 8), ("base", "tuned", None, 8), ("tuned", labels[3], "numbers", 8),
+    ]  # fmt: skip
+    assert "with numbers varied" in " ".join(result.stderr.split())
+    page = (made / "report.html").read_text()
+    assert all(row["question"].split("?")[0][:40] in page for row in (*published.values(), *varied.values()))
+    again = run(folder, "evaluate", *asked, "--seed", "1", "--resume")
+    assert again.returncode == 2 and "other settings" in again.stderr, "another seed is another variation"
 
 
 def test_two_processes_share_the_work_or_the_model_and_find_the_same(folder: Path) -> None:
