@@ -15,6 +15,7 @@ from mlxmath.config.methods import (
     ExportConfig,
     GrpoConfig,
     RewardModelConfig,
+    Tool,
 )
 from mlxmath.config.quantization import quantization
 from mlxmath.config.section import Folder, Names, Section, parts, plain_type, require
@@ -56,6 +57,10 @@ _measured = require(
     "needs --validation-split or --validation-dataset",
 )
 
+_own_tokens = require(
+    lambda value, others: value is None or not others.get("train_on_prompt"),
+    "leaves tokens out of the loss, and --train-on-prompt none; give one of them",
+)
 _no_own_groups = require(
     lambda value, others: value is None or not isinstance(others.get("quantize"), str),
     "belongs to --quantize 2 to 8; mxfp4, nvfp4 and mxfp8 have their own, auto chooses by layer",
@@ -151,6 +156,11 @@ class DataConfig(RowsConfig):
         "chunk", description="What becomes of longer rows: split into chunks, cut, or left out."
     )
     train_on_prompt: bool = Field(False, description="Train on the problem's tokens too, not only the solution's.")
+    tools: Annotated[Tool | None, _own_tokens] = Field(
+        None,
+        description="What solutions and completions call: a calculator (<<12*7=84>>), or programs in Python with "
+        "SymPy; the results are not learned (unset: nothing).",
+    )
     cache_dir: Folder = Field("cache", description="Folder for the tokenized dataset.")
 
     @property

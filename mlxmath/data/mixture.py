@@ -54,6 +54,8 @@ class Mixture:
             )
             for source in sources
         ]  # fmt: skip
+        for loaded in self.sources:
+            loaded.keeps_calls = config.tools == "calculator"
         self._filters = [
             [parse_filter(text).named_after(loaded.columns) for text in loaded.source.filters]
             for loaded in self.sources

@@ -10,11 +10,10 @@ What a tool wrote is told from the text alone, so that a row that holds calls ne
 
 import re
 from collections.abc import Sequence
-from typing import Literal
 
+from mlxmath.config.methods import Tool as Tool
 from mlxmath.tools.calculator import MOST_CHARACTERS, calculate
 
-Tool = Literal["calculator", "python"]
 MOST_CALLS = {"calculator": 32, "python": 8}
 """Of an answer; what is written like a call after these is text."""
 _EXPRESSION = rf"<<([^<>=\n]{{1,{MOST_CHARACTERS}}})="

@@ -1,7 +1,10 @@
 """Runs calls: arithmetic here, programs in a confined process of their own."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, get_args
 
 from mlxmath.errors import InputError
 from mlxmath.runtime.bounded import OverrunError, Pool, own
@@ -31,6 +34,14 @@ def run(tool: Tool, calls: Sequence[str]) -> str | None:
     return harmless(found.get("text", "")).strip("\n").replace("```", "'''")
 
 
+def run_all(tool: Tool, answers: Sequence[Sequence[str]]) -> list[str | None]:
+    """`run` of several answers' calls, programs side by side."""
+    if tool == "calculator" or len(answers) < 2:
+        return [run(tool, calls) for calls in answers]
+    with ThreadPoolExecutor(min(_num_processes(), len(answers))) as threads:
+        return list(threads.map(lambda calls: run(tool, calls), answers))
+
+
 def check(tool: Tool | None) -> None:
     """See that a tool can be had, before anything is asked.
 
@@ -48,4 +59,22 @@ def check(tool: Tool | None) -> None:
 
 
 def _make() -> Pool:
-    return Pool("mlxmath.tools.worker", min(4, os.cpu_count() or 1), LIMIT_S, _MEMORY_BYTES)
+    return Pool("mlxmath.tools.worker", _num_processes(), LIMIT_S, _MEMORY_BYTES)
+
+
+def _num_processes() -> int:
+    return min(4, os.cpu_count() or 1)
+
+
+def recorded_tool(record: Mapping[str, Any], where: Path) -> Tool | None:
+    """The tool that an adapter was trained with, out of its adapter_config.json; None: with none.
+
+    Raises:
+        InputError: it names another one.
+    """
+    found = record.get("tools")
+    if found is not None and found not in get_args(Tool):
+        raise InputError(
+            f"{where}: tools: expected {' or '.join(get_args(Tool))}, found {str(found)[:40]!r}; correct it."
+        )
+    return found
