@@ -45,9 +45,9 @@ def problem(rng: random.Random, *, calls: bool) -> dict[str, str]:
         asked += f" {upper(who.he)} sells {more} {things}."
         steps.append((f"Then {who.he} has", a * b, "-", more, a * b - more))
     lines = [
-        f"{said} {x} {sign} {y} = {f'<<{x}{sign}{y}={z}>>' if calls else ''}{z} {things}."
+        f"{said} <<{x} {sign} {y}={z}>>{z} {things}." if calls else f"{said} {x} {sign} {y} = {z} {things}."
         for said, x, sign, y, z in steps
-    ]  # fmt: skip
+    ]
     answer = str(steps[-1][-1])
     question = f"{asked} How many {things} does {who.name} have?"
     return {"problem": question, "solution": "\n".join([*lines, f"#### {answer}"]), "answer": answer, "kind": kind}

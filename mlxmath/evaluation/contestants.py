@@ -70,7 +70,7 @@ class Contestant:
         """The tool that it may call, once that is settled."""
         return None if self.tool == "none" else self.tool
 
-    def with_own_tool(self) -> "Contestant":
+    def with_own_tool(self, *, spread: bool) -> "Contestant":
         """With the tool that it may call, which can be had.
 
         Raises:
@@ -78,7 +78,7 @@ class Contestant:
         """
         has_record = self.adapter is not None and (self.adapter / CONFIG).is_file()
         record = read_config(self.adapter) if self.adapter and has_record else {}
-        return replace(self, tool=tool_of(self.tool, record, self.adapter))
+        return replace(self, tool=tool_of(self.tool, record, self.adapter, spread=spread))
 
     def recorded_template(self) -> Template | None:
         """The template that the adapter was trained with, where it tells."""

@@ -126,7 +126,10 @@ def open_model(
         record = load_adapter(model, adapter, read_fingerprint(folder)) if adapter else {}
     else:
         model, record = loaded
-    tokenizer, called = load_generation_tokenizer(folder), tool_of(tool, record, adapter)
+    tokenizer, called = (
+        load_generation_tokenizer(folder),
+        tool_of(tool, record, adapter, spread=getattr(model, "is_spread", False)),
+    )
     if raw:
         return LanguageModel(model, tokenizer, None, folder, adapter, called)
     recorded = recorded_template(record, adapter / CONFIG) if adapter else None
@@ -136,14 +139,22 @@ def open_model(
     return LanguageModel(model, tokenizer, chosen, folder, adapter, called)
 
 
-def tool_of(asked: Asked, record: Mapping[str, Any], adapter: Path | None) -> Tool | None:
+def tool_of(asked: Asked, record: Mapping[str, Any], adapter: Path | None, *, spread: bool = False) -> Tool | None:
     """The tool that answers may call: the one asked for, or that of the adapter whose record is given.
+
+    Args:
+        asked: None: the adapter's.
+        record: its adapter_config.json.
+        adapter: its folder.
+        spread: the model is spread over several processes, which must all get the same results.
 
     Raises:
         InputError: it cannot be had.
     """
     recorded = recorded_tool(record, adapter / CONFIG) if adapter else None
     tool = recorded if asked is None else None if asked == "none" else asked
+    if spread and tool == "python":  # whether a program ends in time is a clock's
+        raise InputError("--tools python: programs are not run for a model that is spread (--shard); use calculator.")
     check(tool)
     return tool
 

@@ -202,7 +202,7 @@ def test_every_setting_describes_itself_and_has_its_own_option() -> None:
         for name, inner in field.annotation.model_fields.items():  # type: ignore[union-attr]
             assert inner.description and inner.description.endswith("."), f"{section}.{name}"
     apart = {  # sections that no command takes together with this one's
-        "evaluation.": ("grpo.", "dpo.", "reward_model.", "distillation."),
+        "evaluation.": ("grpo.", "dpo.", "reward_model.", "distillation.", "data."),
         "grpo.": ("evaluation.", "dpo.", "reward_model.", "distillation."),
         "dpo.": ("evaluation.", "grpo.", "reward_model.", "distillation."),
         "reward_model.": ("evaluation.", "grpo.", "dpo.", "distillation."),
