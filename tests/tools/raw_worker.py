@@ -1,7 +1,7 @@
 """A confined process that runs any Python at all: what holds when everything before it has failed."""
 
 from mlxmath.runtime.bounded import serve
-from mlxmath.tools.confine import confine
+from mlxmath.tools.confine import NotConfined, confine
 
 _state = {}
 
@@ -16,9 +16,13 @@ def work(request: str) -> str:
         import threading  # noqa: F401
         import urllib.request  # noqa: F401
 
-        confine()
-        _state["names"] = dict(globals())
-        return "confined"
+        try:
+            confine()
+            _state["open"] = ""
+        except NotConfined as reason:
+            _state["open"] = str(reason)
+    if _state["open"] or not request:
+        return _state["open"]
     try:
         names = {}
         exec(request, names)  # noqa: S102
