@@ -2,6 +2,9 @@
 
     python benchmarks/tools.py
 
+The bundled model has never seen the signs of a call: they share one row of its embeddings, which adapters leave as it
+is, so that drawing cannot tell them apart. Here they get rows of their own, random ones of the usual length.
+
 Problems like the bundled ones, with numbers of three and four digits, and solutions that call the calculator. The model
 is trained on them (`train --tools calculator`) and asked unseen ones with and without it, paired. Then it is trained on
 a mixture in which one solution in eight calls it and the others state the result at once, and improved by exact answers
@@ -11,6 +14,7 @@ Wilson's 95 % intervals, differences Newcombe's paired ones. Writes benchmarks/r
 
 import json
 import random
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -26,6 +30,7 @@ from tools.make_demo.story import PEOPLE, THINGS, upper
 
 LIMIT_S = 3000
 TOOL = "calculator"
+BASE, EMBEDDINGS, SIGNS = "base", "model.embed_tokens.weight", "<>="
 MIXED_EVERY = 8
 """One solution in so many calls, where grpo begins."""
 TEST, TRAIN, MIXED = "test.jsonl", "train.jsonl", "mixed.jsonl"
@@ -66,6 +71,29 @@ def write(path: Path, seed: int, count: int, every: int = 1) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
+def make_base(folder: Path) -> None:
+    """The bundled model as a folder of its own, with a row of its embeddings for each sign of a call."""
+    import mlx.core as mx
+    import numpy as np
+
+    from mlxmath.data.codec import load_tokenizer
+
+    command(folder, "convert", "--model", "demo", "--mlx-path", "plain")
+    tokenizer = load_tokenizer(folder / "plain")
+    (folder / BASE).mkdir()
+    for path in (common.REPOSITORY / "mlxmath" / "demo" / "model").glob("*.json"):
+        if "index" not in path.name:
+            shutil.copy(path, folder / BASE)
+    arrays = mx.load(str(folder / "plain" / "model.safetensors"))
+    rows = np.array(arrays[EMBEDDINGS].astype(mx.float32))
+    rng, usual = np.random.default_rng(0), np.median(np.linalg.norm(rows, axis=1))
+    for sign in SIGNS:
+        row = rng.normal(size=rows.shape[1])
+        rows[tokenizer.convert_tokens_to_ids(sign)] = row * usual / np.linalg.norm(row)
+    arrays[EMBEDDINGS] = mx.array(rows).astype(arrays[EMBEDDINGS].dtype)
+    mx.save_safetensors(str(folder / BASE / "model.safetensors"), arrays, {"format": "pt"})
+
+
 def main() -> None:
     """Measure and write the results."""
     parser = common.command_line(__doc__, "tools.json")
@@ -75,6 +103,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder, seconds = Path(name), {}
+        make_base(folder)
         write(folder / TEST, 1, options.problems)
         write(folder / TRAIN, 2, 4000)
         write(folder / MIXED, 3, 4000, MIXED_EVERY)
@@ -112,17 +141,17 @@ def command(folder: Path, *arguments: str) -> float:
 def train(folder: Path, adapter: str, data: str, steps: int) -> float:
     """Seconds of a training on rows with calls."""
     return command(
-        folder, "train", "--recipe", "demo", "--dataset", data, "--tools", TOOL, "--adapter-path", adapter,
-        "--max-steps", str(steps), "--decontaminate", "none",
+        folder, "train", "--recipe", "demo", "--model", BASE, "--dataset", data, "--tools", TOOL, "--adapter-path",
+        adapter, "--max-steps", str(steps), "--decontaminate", "none",
     )  # fmt: skip
 
 
 def improve(folder: Path, steps: int) -> float:
     """Seconds of grpo from the adapter that seldom calls."""
     return command(
-        folder, "grpo", "--recipe", "demo-grpo", "--dataset", TRAIN, "--tools", TOOL, "--init-adapter", "start",
-        "--adapter-path", "improved", "--max-steps", str(steps), "--max-seq-len", "320", "--max-completion-length",
-        "128", "--decontaminate", "none",
+        folder, "grpo", "--recipe", "demo-grpo", "--model", BASE, "--dataset", TRAIN, "--tools", TOOL,
+        "--init-adapter", "start", "--adapter-path", "improved", "--max-steps", str(steps), "--max-seq-len", "320",
+        "--max-completion-length", "128", "--decontaminate", "none",
     )  # fmt: skip
 
 

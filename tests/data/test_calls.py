@@ -10,9 +10,10 @@ from mlxmath.config.schema import DataConfig
 from mlxmath.data.codec import codec_of, load_tokenizer
 from mlxmath.data.mixture import Mixture
 from mlxmath.data.prepare import prepare_rows
+from mlxmath.data.problem import Problem
 from mlxmath.data.render import continuation, encode_prompt, render
-from mlxmath.data.templates import Segment
-from mlxmath.data.tokenize import without_results
+from mlxmath.data.templates import Segment, get_template
+from mlxmath.data.tokenize import tokenize_pairs, without_results
 from mlxmath.tools.forms import Tool, by_tool
 from tests.data.material import BUILDERS, write_lines
 from tests.data.test_render import built, rows_of
@@ -103,3 +104,15 @@ def test_a_tool_and_training_on_prompts_exclude_each_other() -> None:
     with pytest.raises(ValueError, match="leaves tokens out of the loss"):
         DataConfig(train_on_prompt=True, tools="calculator")
     assert DataConfig(tools="python").tools == "python"
+
+
+def test_pairs_leave_results_out_too() -> None:
+    tokenizer = built(next(iter(BUILDERS)))
+    pair = Problem("0", "How many?", solution="<<2*3=6>>6", rejected="<<2*4=8>>8 or 9")
+    config = DataConfig(tools="calculator", max_seq_len=200)
+    ((rows, counts),) = tokenize_pairs([pair], get_template("plain"), config, tokenizer)
+    assert counts["output_rows"] == 2
+    decode = codec_of(tokenizer).decode
+    for (tokens, mask), own in zip(rows_of(rows), ("<<2*3=6", "<<2*4=8 or 9"), strict=True):
+        targets = [token for token, is_target in zip(tokens, mask, strict=True) if is_target]
+        assert decode(targets[:-1]).strip() == own
