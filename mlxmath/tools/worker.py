@@ -1,5 +1,6 @@
 """What a worker process runs: programs that a model wrote, confined. Only `run` starts it; see there."""
 
+import os
 from functools import cache
 from typing import Any
 
@@ -48,7 +49,7 @@ def work(request: list[str]) -> dict[str, str]:
         except Refused as refused:
             text = str(refused)
         except MemoryError:
-            text = "MemoryError"
+            os._exit(1)  # what has filled it stays there: the next program gets another process
     return {"text": text}
 
 

@@ -1,6 +1,6 @@
 """Is the bundled model right more often on large numbers with the calculator, and does grpo learn to call it?
 
-    python benchmarks/tools.py
+    python benchmarks/bench_tools.py
 
 The bundled model has never seen the signs of a call: they share one row of its embeddings, which adapters leave as it
 is, so that drawing cannot tell them apart. Here they get rows of their own, random ones of the usual length.
