@@ -28,11 +28,10 @@ REFUSED = ("introspection", "functions", "unicode", "imports", "files", "network
 """Kinds of which no attempt may have a value."""
 
 
-@pytest.fixture(scope="module")
-def quick() -> Iterator[None]:
-    """Half a second of a processor, and one process."""
+def one_process(limit_s: float) -> Iterator[None]:
+    """Programs run in one process, with so much processor time each."""
     with pytest.MonkeyPatch.context() as patch:
-        pool = Pool("mlxmath.tools.worker", 1, 0.5, 1 << 30)
+        pool = Pool("mlxmath.tools.worker", 1, limit_s, 1 << 30)
         if reason := pool.reply(["1"]).get("open"):
             pytest.skip(f"programs cannot be confined here: {reason}")
         patch.setattr(running, "own", lambda _: pool)
@@ -41,12 +40,24 @@ def quick() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
+def patient() -> Iterator[None]:
+    """More time than a right program takes on a machine that is busy."""
+    yield from one_process(5.0)
+
+
+@pytest.fixture
+def quick() -> Iterator[None]:
+    """Half a second, which is enough to see that a program has no end."""
+    yield from one_process(0.5)
+
+
+@pytest.fixture(scope="module")
 def closed_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("patient")
 def test_what_sympy_gives() -> None:
     wrong = {line: (found, text) for line, text in CASES if (found := run("python", [BEFORE, line])) != text}
     assert not wrong
@@ -54,14 +65,14 @@ def test_what_sympy_gives() -> None:
     assert not [name for name in SYMPY - named if name not in BEFORE and hasattr(sympy, name)]  # none without its case
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("name", WHOLE)
 def test_whole_programs(name: str) -> None:
     program, output = WHOLE[name]
     assert run("python", [program]) == output.strip("\n")
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("patient")
 def test_names_stay_from_one_call_of_an_answer_to_the_next_and_no_further() -> None:
     assert run("python", ["a = 6\nprint('not seen')", "print(a * 7)"]) == "42"
     assert run("python", ["print(a * 7)"]) == "NameError: name 'a' is not defined"
