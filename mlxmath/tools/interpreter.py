@@ -15,7 +15,7 @@ from mlxmath.tools.values import OPERATIONS, Gate, Module, Named
 
 _MOST_CALLS = 24
 """Functions inside each other."""
-MOST_OUTPUT = 2000
+MOST_OUTPUT, _MOST_OF_AN_ERROR = 2000, 200
 """Characters."""
 
 
@@ -58,20 +58,17 @@ class Interpreter:
         except _Enough:
             return "".join(self._pieces)
         except _Leaving:
-            self._fail("SyntaxError: outside of a function or loop")
+            self._pieces.append("SyntaxError: outside of a function or loop")
         except MemoryError:
             raise
         except Refused as refused:
-            self._fail(str(refused))
+            self._pieces.append(str(refused)[:_MOST_OF_AN_ERROR])
         except Exception as error:  # whatever SymPy may raise
             said = str(error).splitlines()
-            self._fail(f"{type(error).__name__}: {said[0] if said else ''}")
+            self._pieces.append(f"{type(error).__name__}: {said[0] if said else ''}"[:_MOST_OF_AN_ERROR])
         finally:
             del self._scopes[1:]
         return "".join(self._pieces)
-
-    def _fail(self, line: str) -> None:
-        self._pieces.append(line[:200])
 
     def _write(self, text: str) -> None:
         room = MOST_OUTPUT - self._num_written
@@ -80,8 +77,6 @@ class Interpreter:
         if len(text) > room:
             self._pieces.append("…")
             raise _Enough
-
-    # Statements: the value of an expression, None of others.
 
     def _body(self, statements: Iterable[ast.stmt]) -> None:
         for statement in statements:
@@ -97,10 +92,8 @@ class Interpreter:
             for target in node.targets:
                 self._assign(target, value)
         elif isinstance(node, ast.AugAssign):
-            before = (
-                ast.copy_location(ast.Name(node.target.id), node) if isinstance(node.target, ast.Name) else node.target
-            )
-            self._assign(node.target, self._gate.operated(type(node.op), self._value(before), self._value(node.value)))
+            before, more = self._value(node.target), self._value(node.value)
+            self._assign(node.target, self._gate.operated(type(node.op), before, more))
         elif isinstance(node, ast.If):
             self._body(node.body if self._value(node.test) else node.orelse)
         elif isinstance(node, ast.For):
@@ -162,8 +155,6 @@ class Interpreter:
                 self._scopes[-1].update(self._modules[wanted[0]].names)
             else:
                 self._scopes[-1][alias.asname or alias.name] = of_module(self._modules[wanted[0]], alias.name)
-
-    # Expressions.
 
     def _value(self, node: ast.expr) -> Any:
         """The value of an expression; never a function."""
@@ -265,8 +256,6 @@ class Interpreter:
         if isinstance(left, str) != isinstance(right, str):
             return kind in (ast.NotEq, ast.IsNot)
         return OPERATIONS[kind](left, right)
-
-    # Calls.
 
     def _called(self, node: ast.Call) -> Any:
         if isinstance(node.func, ast.Name) and node.func.id == "print" and "print" not in self._scopes[-1]:
