@@ -7,7 +7,7 @@ is, so that drawing cannot tell them apart. Here they get rows of their own, ran
 
 Problems like the bundled ones, with numbers of three and four digits, and solutions that call the calculator. The model
 is trained on them (`train --tools calculator`) and asked unseen ones with and without it, paired. Then it is trained on
-a mixture in which one solution in eight calls it and the others state the result at once, and improved by exact answers
+a mixture in which one solution in four calls it and the others state the result at once, and improved by exact answers
 alone (`grpo --tools calculator`): how many of its answers call it, and are right, before and after. Shares have
 Wilson's 95 % intervals, differences Newcombe's paired ones. Writes benchmarks/results/tools.json.
 """
@@ -31,7 +31,7 @@ from tools.make_demo.story import PEOPLE, THINGS, upper
 LIMIT_S = 3000
 TOOL = "calculator"
 BASE, EMBEDDINGS, SIGNS = "base", "model.embed_tokens.weight", "<>="
-MIXED_EVERY = 8
+MIXED_EVERY = 4
 """One solution in so many calls, where grpo begins."""
 TEST, TRAIN, MIXED = "test.jsonl", "train.jsonl", "mixed.jsonl"
 
