@@ -15,8 +15,7 @@ from mlxmath.data.render import continuation, encode_prompt, render
 from mlxmath.data.templates import Segment, get_template
 from mlxmath.data.tokenize import tokenize_pairs, without_results
 from mlxmath.tools.forms import Tool, by_tool
-from tests.data.material import BUILDERS, write_lines
-from tests.data.test_render import built, rows_of
+from tests.data.material import BUILDERS, built, rows_of, write_lines
 
 PROMPT = "Problem: Natalia sold <<2*3=6>> clips.\n\nSolution:\n"
 ANSWERS: dict[Tool, list[str]] = {

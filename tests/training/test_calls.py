@@ -1,5 +1,6 @@
 """Completions with calls in GRPO: what a tool wrote is context, and neither a target nor counted."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -20,11 +21,11 @@ from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.grpo.batches import RolloutRows, RolloutSampler, Trajectory
 from mlxmath.training.grpo.loss import grpo_loss
+from mlxmath.training.grpo.rewards import Scores
 from mlxmath.training.grpo.rollouts import Rollouts
 from mlxmath.training.grpo.sampling import CompletionSampler, Prompt, roll_out
 from tests.conftest import make_tiny_llama
 from tests.generation.spelled import SIGNS, spelled
-from tests.training.test_rollouts import FixedRewards
 
 PROMPTS = [Prompt(i, f"q{i}", "84", (16, 17, i)) for i in range(4)]
 CONFIG = GrpoConfig(num_generations=6, max_completion_length=30)
@@ -33,6 +34,12 @@ CONFIG = GrpoConfig(num_generations=6, max_completion_length=30)
 @pytest.fixture(scope="module")
 def tokenizer() -> TokenizerWrapper:
     return spelled()
+
+
+def second_is_best(questions: Sequence[Any], *_: Any) -> Scores:
+    """Rewards by a completion's place in its group."""
+    totals = np.array([float(i % 6 == 1) for i in range(len(questions))])
+    return Scores(totals, {"fixed": totals}, 0)
 
 
 def make_model() -> Any:
@@ -95,7 +102,7 @@ def test_a_rollout_counts_only_what_was_drawn(tokenizer: TokenizerWrapper) -> No
         model, lambda m: choose_gradients(m, partial(grpo_loss, config=CONFIG), Kernels(), compiled=False)
     )
     sampler = CompletionSampler(
-        workers, tokenizer, CONFIG, FixedRewards(lambda p, i: float(i == 1), "fixed"), seed=0, concurrency=8,  # type: ignore[arg-type]
+        workers, tokenizer, CONFIG, second_is_best, seed=0, concurrency=8,  # type: ignore[arg-type]
         deadline=Deadline(1e9), stop=StopRequest(), tool="calculator",
     )  # fmt: skip
     reports: list[Any] = []
