@@ -10,7 +10,7 @@ from typing import Any
 
 from mlxmath.tools.tree import Refused
 
-_MOST_STEPS = 200_000
+_MOST_STEPS = 100_000
 _MOST_ITEMS = 20_000
 """Of a list or a text."""
 _MOST_BITS = 1 << 18

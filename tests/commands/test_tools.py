@@ -42,8 +42,6 @@ def test_an_adapter_remembers_its_tool_and_answers_call_it(folder: Path) -> None
     assert "<<1234*2=" in without["text"] and without["text"] != found["text"]
     streamed = succeed(folder, "infer", *QUESTION)
     assert streamed.stdout.rstrip("\n") == found["text"] and "with calculator" in streamed.stderr
-    base = succeed(folder, "infer", *QUESTION, "--no-adapter")
-    assert "calculator" not in base.stderr
 
 
 def test_evaluate_asks_with_and_without(folder: Path) -> None:
