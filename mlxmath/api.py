@@ -38,7 +38,7 @@ Data = str | Path | Sequence[Mapping[str, Any]]
 def load(
     model: str | Path = "mlx_model", adapter: str | Path | None = None, *, verbose: bool = False, **settings: Any
 ) -> "LanguageModel":
-    """A model that answers, in the template that its adapter was trained in, or its own.
+    """A model that answers, in the template and with the tool that its adapter was trained with, or in its own.
 
     Args:
         model: a folder with a converted model; a Hugging Face repository, another folder or "demo", which is converted
@@ -60,7 +60,7 @@ def load(
         _, device = open_backend(config.runtime, 0)
         path = None if adapter is None else Path(adapter)
         on_disk = stays_on_disk(config.runtime, folder, device, path)
-        return open_model(folder, device.compute_dtype, path, on_disk=on_disk)
+        return open_model(folder, device.compute_dtype, path, on_disk=on_disk, tool=None)
 
 
 def generate(
@@ -229,7 +229,7 @@ def evaluate(
         InputError: a setting is wrong.
         MlxmathError: a model or an adapter is missing or damaged.
     """
-    from mlxmath.evaluation.contestants import choose_contestants
+    from mlxmath.evaluation.contestants import choose_contestants, with_tools
     from mlxmath.evaluation.runner import evaluate as run
     from mlxmath.runtime.ranks import Ranks
 
@@ -240,6 +240,7 @@ def evaluate(
             settings = settings | {"benchmark": ",".join(names)}
         folder, config = _converted(model, settings, "evaluation")
         chosen = choose_contestants(folder, tuple(map(Path, folders)), (), base=compare or not folders)
+        chosen = with_tools(chosen, config.evaluation.tools, beside=compare)
         found = run(config, chosen, Ranks(), template=template, seed=seed, resume=resume, overwrite=overwrite)
     assert found is not None
     return Evaluation(Path(found.pop("folder")), found)

@@ -35,6 +35,9 @@ def _are_pairs(pairs: tuple[str, ...], _: object) -> bool:
     return "" not in models and len(set(models)) == len(pairs)
 
 
+Tool = Literal["calculator", "python"]
+"""What an answer may call."""
+
 Temperature = Annotated[
     float,
     Field(ge=0),
@@ -274,6 +277,11 @@ class EvaluationConfig(Section):
         None, description="Add the best-matching formulas of this .jsonl file to each problem; 'bundled' is ours."
     )
     retrieve_count: Annotated[int, Field(ge=1)] = Field(3, description="Formulas added to a problem, at most.")
+    tools: Literal["calculator", "python", "none"] | None = Field(
+        None,
+        description="What answers may call: a calculator (<<12*7=), or programs in Python with SymPy; with --compare "
+        "each model is asked with and without (unset: what its adapter was trained with).",
+    )
     vote: Literal["equal", "weighted", "synthesize"] | None = Field(
         None,
         description="Let the tuned models vote together, each answer counting the same or by --weights; or let a model "

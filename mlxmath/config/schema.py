@@ -9,7 +9,14 @@ from pydantic import BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
 from mlxmath.config.losses import DpoConfig, RewardModelConfig, SftConfig
-from mlxmath.config.methods import AugmentationConfig, DistillationConfig, EvaluationConfig, ExportConfig, GrpoConfig
+from mlxmath.config.methods import (
+    AugmentationConfig,
+    DistillationConfig,
+    EvaluationConfig,
+    ExportConfig,
+    GrpoConfig,
+    Tool,
+)
 from mlxmath.config.quantization import quantization
 from mlxmath.config.section import Folder, Names, Section, parts, plain_type, require
 
@@ -53,6 +60,10 @@ _measured = require(
 _some_problems = require(
     lambda value, _: value is None or (value.partition(":")[0].strip() and not value.endswith((":", ":0"))),
     "expected a benchmark or file and how many problems, for example gsm8k:200",
+)
+_own_tokens = require(
+    lambda value, others: value is None or not others.get("train_on_prompt"),
+    "leaves tokens out of the loss, and --train-on-prompt none; give one of them",
 )
 _no_own_groups = require(
     lambda value, others: value is None or not isinstance(others.get("quantize"), str),
@@ -149,6 +160,11 @@ class DataConfig(RowsConfig):
         "chunk", description="What becomes of longer rows: split into chunks, cut, or left out."
     )
     train_on_prompt: bool = Field(False, description="Train on the problem's tokens too, not only the solution's.")
+    tools: Annotated[Tool | None, _own_tokens] = Field(
+        None,
+        description="What solutions and completions call: a calculator (<<12*7=84>>), or programs in Python with "
+        "SymPy; the results are not learned (unset: nothing).",
+    )
     cache_dir: Folder = Field("cache", description="Folder for the tokenized dataset.")
 
     @property

@@ -57,14 +57,14 @@ class Dataset:
     generations: Callable[[Row], Sequence[str]] | None = None
     """The verified generations of a raw row, for `solutions` other than `own`."""
 
-    def problem(self, row: Row, index: int, *, solution_required: bool = True) -> Problem:
+    def problem(self, row: Row, index: int, *, solution_required: bool = True, keeps_calls: bool = False) -> Problem:
         """The `Problem` of a raw row, the same for every use; see `make_problem`.
 
         Raises:
             SkippedRowError: a part that is needed is empty or is not text.
         """
         adapted = self.adapt(row) if self.adapt else row
-        return make_problem(adapted, self.columns, index, solution_required=solution_required)
+        return make_problem(adapted, self.columns, index, solution_required=solution_required, keeps_calls=keeps_calls)
 
 
 GENERATIONS = "generations"

@@ -26,11 +26,14 @@ _ANSWER_MARK = "####"
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 
 
-def make_problem(row: Mapping[str, Any], columns: Columns, index: int, *, solution_required: bool = True) -> Problem:
+def make_problem(
+    row: Mapping[str, Any], columns: Columns, index: int, *, solution_required: bool = True, keeps_calls: bool = False
+) -> Problem:
     """The `Problem` of one row.
 
-    Calculator marks (`<<48/2=24>>`) are removed from a solution that ends in `#### x`. Where no column tells the
-    answer, it is the one that the solution marks with `####` or `\\boxed{}` (`mlxmath.data.gold` reads words too).
+    Calculator marks (`<<48/2=24>>`) are removed from a solution that ends in `#### x`, unless `keeps_calls`. Where no
+    column tells the answer, it is the one that the solution marks with `####` or `\\boxed{}` (`mlxmath.data.gold` reads
+    words too).
 
     Raises:
         SkippedRowError: the problem or the solution is empty or is not text.
@@ -42,7 +45,7 @@ def make_problem(row: Mapping[str, Any], columns: Columns, index: int, *, soluti
     if not solution.strip() and solution_required and not columns.is_text and not ends_in_call:
         raise SkippedRowError("empty solution")
     answer = answer_among(row, columns.answer, columns.holder, columns.options)
-    marked, solution = solution, without_marks(solution)
+    marked, solution = solution, solution if keeps_calls else without_marks(solution)
     if answer is None and is_marked(solution):
         answer = stated(solution)
     return Problem(

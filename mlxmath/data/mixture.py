@@ -64,6 +64,7 @@ class Mixture:
                     f"{loaded.rows.name}: completions with a label ({loaded.columns}) are for `mlxmath dpo --loss-type "
                     "kto`; pairs with chosen and rejected are needed here."
                 )
+            loaded.keeps_calls = config.tools == "calculator"
         self._filters = [
             [parse_filter(text).named_after(loaded.columns) for text in loaded.source.filters]
             for loaded in self.sources

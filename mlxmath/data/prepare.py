@@ -82,6 +82,7 @@ def prepare_rows(
         "tokenizer": _tokenizer_identity(tokenizer, model_folder),
         **shaped,
         "max_seq_len": config.max_seq_len,
+        **({"tools": config.tools} if config.tools else {}),
     }
     path = Path(config.cache_dir).expanduser() / f"{fingerprint(key)}.pkl"
     rows = _cached(path)

@@ -36,6 +36,8 @@ class LoadedProblems:
     solutions_required: bool = True
     instead_of: str | None = None
     """The dataset that could not be had."""
+    keeps_calls: bool = False
+    """Leave the calculator's marks in solutions."""
     skipped: Counter[str] = field(default_factory=Counter)
     """Rows left out by the last iteration, by reason."""
     first_skipped: dict[str, int] = field(default_factory=dict)
@@ -145,8 +147,8 @@ class LoadedProblems:
             return make_pair(row, columns, index)
         required = self.solutions_required and self.source.solutions == "own"
         if dataset:
-            return dataset.problem(row, index, solution_required=required)
-        return make_problem(row, columns, index, solution_required=required)
+            return dataset.problem(row, index, solution_required=required, keeps_calls=self.keeps_calls)
+        return make_problem(row, columns, index, solution_required=required, keeps_calls=self.keeps_calls)
 
 
 def load_problems(

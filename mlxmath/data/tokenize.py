@@ -21,6 +21,7 @@ from mlxmath.data.render import Rendered, fit_rows, render
 from mlxmath.data.templates import Template, Text
 from mlxmath.errors import MlxmathError
 from mlxmath.runtime.blas import num_usable_cores
+from mlxmath.tools.forms import Tool, parts
 
 BATCH_ROWS = 1000
 BATCH_CHARACTERS = 1_000_000
@@ -123,7 +124,8 @@ def _in_order(
 
 
 def _tokenize(batch: Batch, config: DataConfig, tokenizer: Any) -> Result:
-    rendered, num_failed = render(tokenizer, batch.texts, config.train_on_prompt)
+    texts = [without_results(text, config.tools) for text in batch.texts] if config.tools else batch.texts
+    rendered, num_failed = render(tokenizer, texts, config.train_on_prompt)
     rendered = rendered._replace(sources=np.array(batch.numbers, np.int64)[rendered.sources])
     rows, counts = fit_rows(rendered, config.max_seq_len, config.overflow)
     counts.update(batch.skipped, problems=batch.num_problems, not_encodable=num_failed)
@@ -216,6 +218,17 @@ def _sides(preferences: Iterable[Problem]) -> Iterator[Problem | None]:
         other = (*problem.messages[:-1], Message("assistant", problem.rejected)) if problem.messages else ()
         yield problem
         yield replace(problem, solution=problem.rejected, messages=other)
+
+
+def without_results(text: Text, tool: Tool) -> Text:
+    """The text in which what a tool wrote is no target."""
+    return tuple(
+        segment._replace(text=part, is_target=segment.is_target and not is_result)
+        for segment in text
+        for part, is_result in (
+            parts(tool, segment.text) if segment.is_target and not segment.is_control else [(segment.text, False)]
+        )
+    )
 
 
 def _last_answer(text: Text) -> Text:

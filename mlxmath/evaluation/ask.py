@@ -100,6 +100,7 @@ def make_entry(
         "max_tokens": settings.max_tokens,
         "sampling": {"temperature": settings.temperature, "top_p": settings.top_p, **seeded},
         "prompts": fingerprint(ids),
+        **({"tools": contestant.called} if contestant.called else {}),
     }
     num_formulas = {item.id: len(retriever.find(item.question)) if retriever else 0 for item, _ in asked}
     return Entry(contestant, prompts.template, tokenizer, ids, num_formulas, identity | settled)
@@ -240,6 +241,7 @@ def _ask(
     say(
         f"{entry.contestant.label}: {len(chosen):,} answers to {benchmark.name}, {how} ({reason}), at most "
         f"{max_tokens:,} tokens each, template {entry.template.name}"
+        + (f", with {entry.contestant.called}" if entry.contestant.called else "")
     )
     note(entry.contestant.label, how)
     progress.limit(max_tokens)
@@ -281,6 +283,7 @@ def _ask(
             Sampling(max_tokens, settings.temperature, settings.top_p, seed),
             seeds=[seed_of(seed, item.id, number) for item, number in chosen],
             concurrency=slots,
+            tool=entry.contestant.called,
             on_done=on_done,
             on_step=progress.step,
         )

@@ -86,6 +86,7 @@ def evaluate(
             check_comparable(contestants)
         shared = get_template(template or "", template_file) if template or template_file else None
         usual = get_template(config.data.template, config.data.template_file)
+        contestants = [contestant.with_own_tool(spread=sharding is not None) for contestant in contestants]
         contestants = with_templates(contestants, settings.template_for, shared, usual)
         retriever = Retriever.load(settings.retrieve, settings.retrieve_count) if settings.retrieve else None
         entries = [make_entry(c, benchmarks, settings, retriever, seed) for c in contestants]

@@ -255,7 +255,8 @@ class Run(Part):
         self.adapter_config = adapter_config(
             config.lora, self.injected.keys, full=training.full, base_model=absolute_model(config.model.model),
             base_fingerprint=self.manifest.identity, template=self.template.name,
-            template_definition=self.template.definition, mlxmath_version=__version__, **facts,
+            template_definition=self.template.definition, mlxmath_version=__version__,
+            **({"tools": config.data.tools} if config.data.tools else {}), **facts,
         )  # fmt: skip
         initial = Path(training.init_adapter) if training.init_adapter and ranks.first else None
         if initial and (self.keep_start or not self.checkpoint):

@@ -203,7 +203,8 @@ def test_every_setting_describes_itself_and_has_its_own_option() -> None:
             assert inner.description and inner.description.endswith("."), f"{section}.{name}"
     methods = ("evaluation.", "sft.", "grpo.", "dpo.", "reward_model.", "distillation.")
     apart = {  # sections that no command takes together with this one's
-        name: tuple(other for other in methods if other != name) + (("training.",) if name == "distillation." else ())
+        name: tuple(other for other in methods if other != name)
+        + {"distillation.": ("training.",), "evaluation.": ("data.",)}.get(name, ())
         for name in methods
     }
     for others in apart.values():

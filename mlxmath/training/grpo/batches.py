@@ -28,9 +28,16 @@ class Trajectory:
     weight: float
     """Of each of its tokens in the step's loss."""
     logprobs: tuple[float, ...]
-    """Of `drawn`, when they were."""
+    """Of the targets, when they were drawn."""
     reference: tuple[float, ...] = ()
-    """Of `drawn`, under the reference model (none: there is no such)."""
+    """Of the targets, under the reference model (none: there is no such)."""
+    by_tool: tuple[bool, ...] = ()
+    """Of each of `drawn`: whether a tool wrote it, so that it is no target (empty: none did)."""
+
+    @property
+    def num_targets(self) -> int:
+        """The tokens that the model drew."""
+        return len(self.drawn) - sum(self.by_tool)
 
     def plain(self) -> list[Any]:
         """As JSON can hold it."""
@@ -41,7 +48,7 @@ class Trajectory:
         """The inverse of `plain`."""
         names = [field.name for field in fields(cls)]
         tupled: list[Any] = [tuple(value) if isinstance(value, list) else value for value in values]
-        return cls(**dict(zip(names, tupled, strict=True)))
+        return cls(**dict(zip(names, tupled, strict=False)))  # an earlier version knew no tools
 
 
 class RolloutRows:
@@ -56,13 +63,16 @@ class RolloutRows:
         self.trajectories, self.entropic = list(trajectories), entropic
         self.lengths: NDArray[np.int64] = np.array([len(t.prompt) + len(t.drawn) for t in trajectories], np.int64)
         self.ids = np.array([t.prompt_id for t in trajectories], np.int64)
-        self.num_targets = sum(len(t.drawn) for t in trajectories)
+        self.num_targets = sum(t.num_targets for t in trajectories)
 
     def row(self, index: int) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-        """Tokens (L,) and loss mask (L,) of a row: what was drawn is a target."""
+        """Tokens (L,) and loss mask (L,) of a row: what the model drew is a target."""
         chosen = self.trajectories[index]
         tokens = np.array(chosen.prompt + chosen.drawn, np.int64)
-        return tokens, (np.arange(len(tokens)) >= len(chosen.prompt)).astype(np.uint8)
+        mask = (np.arange(len(tokens)) >= len(chosen.prompt)).astype(np.uint8)
+        if chosen.by_tool:
+            mask[len(chosen.prompt) :] = ~np.array(chosen.by_tool)
+        return tokens, mask
 
     def __len__(self) -> int:
         return len(self.trajectories)
@@ -98,7 +108,7 @@ class RolloutStep(StepBatch):
     def _weighted(self, rows: RolloutRows, batch: Batch) -> Batch:
         ids = batch.row_ids
         chosen = [rows.trajectories[i] for i in ids]
-        counts = [len(t.drawn) for t in chosen]
+        counts = [t.num_targets for t in chosen]
         num_fill = batch.targets_N.size - sum(counts)
 
         def of_rows(values: Sequence[float]) -> mx.array:

@@ -172,7 +172,7 @@ class Rollouts(Part):
             return None
         totals = np.concatenate([part.total_R for part in scores])
         has_variance = np.ptp(totals.reshape(-1, size), axis=1) > 0
-        lengths = np.array([len(completion.drawn) for completion in completions])
+        lengths = np.array([len(completion.drawn) - sum(completion.by_tool) for completion in completions])
         truncated = np.array([completion.finish_reason == "length" for completion in completions])
         if self._config.dynamic_sampling:  # the others were drawn in vain
             kept = np.repeat(has_variance, size)
@@ -241,7 +241,7 @@ class Rollouts(Part):
         trajectories = [
             Trajectory(
                 prompts[i // size].id, prompts[i // size].tokens, completions[i].drawn, float(advantage), float(weight),
-                completions[i].logprobs,
+                completions[i].own_logprobs, by_tool=completions[i].drawn_by_tool,
             )
             for i, advantage, weight in zip(kept.tolist(), advantages, weights, strict=True)
         ]  # fmt: skip

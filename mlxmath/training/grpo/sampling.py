@@ -12,6 +12,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlxmath.config.methods import GrpoConfig
 from mlxmath.generation.engine import Completion, Sampling, generate_batch, seed_of
 from mlxmath.grading import grade_many
+from mlxmath.tools.forms import Tool
 from mlxmath.training.accumulate import Workers
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.grpo.rewards import Rewards, Scores
@@ -46,6 +47,7 @@ class CompletionSampler:
         concurrency: sequences decoded together.
         deadline: drawing that does not fit into the time left is abandoned.
         stop: likewise.
+        tool: that completions may call.
     """
 
     def __init__(
@@ -59,7 +61,9 @@ class CompletionSampler:
         concurrency: int,
         deadline: Deadline,
         stop: StopRequest,
+        tool: Tool | None = None,
     ) -> None:
+        self._tool = tool
         self._workers, self._ranks, self._tokenizer = workers, workers.ranks, tokenizer
         self._config, self._rewards, self._seed, self._concurrency = config, rewards, seed, concurrency
         self._deadline, self._stop = deadline, stop
@@ -81,7 +85,7 @@ class CompletionSampler:
             look(0)
             drawn = roll_out(
                 model, self._tokenizer, prompts[ranks.rank :: ranks.size], self._config, seed=self._seed,
-                step=rollout, concurrency=self._concurrency, on_step=look,
+                step=rollout, concurrency=self._concurrency, on_step=look, tool=self._tool,
             )  # fmt: skip
         except DrawingStopped:
             pass
@@ -130,6 +134,7 @@ def right_answers(
     max_tokens: int,
     concurrency: int,
     stopped: Callable[[], bool],
+    tool: Tool | None = None,
 ) -> tuple[float, int] | None:
     """The share of `prompts` whose most likely answer is right, and their number; None if `stopped()` came true.
 
@@ -149,7 +154,7 @@ def right_answers(
     try:
         found = generate_batch(
             workers.model, tokenizer, [prompt.tokens for prompt in prompts], Sampling(max_tokens),
-            concurrency=concurrency, on_step=look,
+            concurrency=concurrency, on_step=look, tool=tool,
         )  # fmt: skip
     except DrawingStopped:
         pass
@@ -177,6 +182,7 @@ def roll_out(
     step: int,
     concurrency: int,
     on_step: Callable[[int], object] | None = None,
+    tool: Tool | None = None,
 ) -> list[Completion]:
     """`num_generations` completions of each prompt, a prompt's own one after the other.
 
@@ -193,5 +199,6 @@ def roll_out(
         seeds=[seed_of(seed, step, prompt.id, number) for prompt, number in numbered],
         concurrency=concurrency,
         logprobs=True,
+        tool=tool,
         on_step=on_step,
     )

@@ -10,6 +10,7 @@ from mlxmath.generation.slots import choose_slots
 from mlxmath.models.lora.adapter import read_reward_model
 from mlxmath.runtime.console import say
 from mlxmath.runtime.ranks import Ranks
+from mlxmath.tools.run import check as check_tool
 from mlxmath.training.accumulate import replica
 from mlxmath.training.checkpoint import ENDS, as_written
 from mlxmath.training.events import Callback, TrainResult
@@ -47,12 +48,14 @@ def grpo(
         MlxmathError: the model or the data cannot be had, do not fit into the memory, or are damaged; a reward failed.
     """
     check(settings)
+    check_tool(settings.config.data.tools)
     config = settings.config.grpo
     rewards = Rewards(config.reward_weights, functions or {})
     for path in rewards.models.values():
         read_reward_model(path)
     with Run("grpo", settings, ranks or Ranks(), keep_start=True) as run:
-        data = run.read(load_prompts, fixed={"grpo.reward_weights": rewards.identity})
+        tools = {"data.tools": run.config.data.tools} if run.config.data.tools else {}
+        data = run.read(load_prompts, fixed={"grpo.reward_weights": rewards.identity, **tools})
         run.fixed[ENDS] = data.ends
         run.load_base()
         bases = {name: replica(run.model) for name in rewards.models}
@@ -107,7 +110,7 @@ def sample(
     )  # fmt: skip
     sampler = CompletionSampler(
         workers, data.tokenizer, config, rewards, seed=training.seed, concurrency=slots, deadline=trainer.deadline,
-        stop=trainer.stop,
+        stop=trainer.stop, tool=run.config.data.tools,
     )  # fmt: skip
     rollouts = Rollouts(
         workers, sampler, data.prompts, config, training, run.max_tokens, run.shape,
@@ -126,7 +129,9 @@ def sample(
     completions = rollouts.prompts_per_step * config.num_generations
     held_out = HeldOut(
         len(in_order), "problems",
-        lambda count, stopped: right_answers(workers, data.tokenizer, in_order[:count], length, slots, stopped),
+        lambda count, stopped: right_answers(
+            workers, data.tokenizer, in_order[:count], length, slots, stopped, run.config.data.tools
+        ),
         step_items=completions / 2, metric=ACCURACY, at_once=slots * workers.ranks.size,
     )  # fmt: skip
     return rollouts, held_out
