@@ -60,6 +60,7 @@ def main() -> None:
     record = {
         "what": __doc__.splitlines()[0],
         "members": {name: one["accuracy"] for name, one in found["contestants"].items()},
+        "best": max(one["accuracy"]["value"] for one in found["contestants"].values()),
         "ensemble": found["ensemble"]["accuracy"], "comparison": comparison,
         "alone": sum(alone.values()) / len(alone), "against_alone": reading_brings, "rows": options.rows,
         "machine": common.machine(("mlx", "mlx-lm", "mlxmath")),
