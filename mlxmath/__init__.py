@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         evaluate,
         export,
         generate,
+        gkd,
         grpo,
         load,
         plan,
@@ -33,7 +34,20 @@ if TYPE_CHECKING:
 
 _FROM = {
     **dict.fromkeys(
-        ("convert", "distill", "dpo", "evaluate", "export", "generate", "grpo", "load", "plan", "reward_model", "sft"),
+        (
+            "convert",
+            "distill",
+            "dpo",
+            "evaluate",
+            "export",
+            "generate",
+            "gkd",
+            "grpo",
+            "load",
+            "plan",
+            "reward_model",
+            "sft",
+        ),
         "mlxmath.api",
     ),
     "grade": "mlxmath.grading",
@@ -41,7 +55,7 @@ _FROM = {
     "MlxmathError": "mlxmath.errors",
 }
 __all__ = [
-    "InputError", "MlxmathError", "convert", "distill", "dpo", "evaluate", "export", "generate", "grade", "grpo",
+    "InputError", "MlxmathError", "convert", "distill", "dpo", "evaluate", "export", "generate", "gkd", "grade", "grpo",
     "load", "plan", "reward_model", "sft",
 ]  # fmt: skip
 

@@ -49,7 +49,7 @@ PROBLEMS = tuple(name for name in PROMPTS if name not in ("data.template", "data
 LORA, TRAINING, EVALUATION, DISTILLATION, EXPORT = map(
     _of, ("lora", "training", "evaluation", "distillation", "export")
 )
-GRPO, DPO, REWARD_MODEL = _of("grpo", "reward_weights"), _of("dpo"), _of("reward_model")
+GRPO, GKD, DPO, REWARD_MODEL = _of("grpo", "reward_weights"), _of("gkd"), _of("dpo"), _of("reward_model")
 RUNTIME = ("runtime.backend", "runtime.memory_limit_gb")
 SCHEDULING = ("runtime.workers", "runtime.offload", "runtime.allow_overcommit")
 

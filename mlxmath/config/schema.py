@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
+from mlxmath.config.gkd import GkdConfig
 from mlxmath.config.methods import (
     DistillationConfig,
     DpoConfig,
@@ -293,6 +294,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     distillation: DistillationConfig = DistillationConfig()
     grpo: GrpoConfig = GrpoConfig()
+    gkd: GkdConfig = GkdConfig()
     dpo: DpoConfig = DpoConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
     export: ExportConfig = ExportConfig()

@@ -59,6 +59,13 @@ class RolloutTargets(NamedTuple):
     """The row of the micro-batch that it is in."""
 
 
+class TeacherTargets(NamedTuple):
+    """What distillation needs of each target position."""
+
+    outputs_NY: mx.array
+    """The teacher's, as its head takes them."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """A micro-batch. The hidden state at flat position `positions[n]` (of B · L) predicts `targets[n]`."""
@@ -72,7 +79,7 @@ class Batch:
     num_tokens: int
     """Real tokens, padding not counted."""
     num_targets: int
-    extra: PairTargets | RolloutTargets | None = None
+    extra: PairTargets | RolloutTargets | TeacherTargets | None = None
     """What the loss needs beside these."""
     texts_BL: mx.array | None = None
     """In packed rows, the number of the text that a position belongs to: attention stays within a text."""

@@ -235,7 +235,7 @@ def look_at_data(config: RunConfig, method: str) -> None:
     if config.training.validation_dataset is not None:
         wanted.append(held_out_config(config.data, config.training.validation_dataset)[0])
     for data in wanted:
-        Mixture(data, solutions_required=method != "grpo", pairs=pairs)
+        Mixture(data, solutions_required=method not in ("grpo", "gkd"), pairs=pairs)
 
 
 def check_pairs(settings: Resolved) -> None:

@@ -202,11 +202,12 @@ def test_every_setting_describes_itself_and_has_its_own_option() -> None:
         for name, inner in field.annotation.model_fields.items():  # type: ignore[union-attr]
             assert inner.description and inner.description.endswith("."), f"{section}.{name}"
     apart = {  # sections that no command takes together with this one's
-        "evaluation.": ("grpo.", "dpo.", "reward_model.", "distillation."),
-        "grpo.": ("evaluation.", "dpo.", "reward_model.", "distillation."),
-        "dpo.": ("evaluation.", "grpo.", "reward_model.", "distillation."),
-        "reward_model.": ("evaluation.", "grpo.", "dpo.", "distillation."),
-        "distillation.": ("evaluation.", "grpo.", "dpo.", "reward_model.", "training."),
+        "evaluation.": ("grpo.", "gkd.", "dpo.", "reward_model.", "distillation."),
+        "grpo.": ("evaluation.", "gkd.", "dpo.", "reward_model.", "distillation."),
+        "gkd.": ("evaluation.", "grpo.", "dpo.", "reward_model.", "distillation."),
+        "dpo.": ("evaluation.", "grpo.", "gkd.", "reward_model.", "distillation."),
+        "reward_model.": ("evaluation.", "grpo.", "gkd.", "dpo.", "distillation."),
+        "distillation.": ("evaluation.", "grpo.", "gkd.", "dpo.", "reward_model.", "training."),
     }
     for others in apart.values():
         names = [name for name in SETTINGS if not name.startswith(others)]

@@ -1,0 +1,78 @@
+"""`gkd` as a user runs it, on the bundled model: it learns the teacher, resumes exactly, refuses by name."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import adapters, events, run, succeed
+
+SMALL = (
+    "--model", "demo", "--dtype", "float32", "--dataset", "demo", "--num-examples", "24", "--max-seq-len", "160",
+    "--max-completion-length", "16", "--batch-size", "8", "--grad-accumulation-steps", "1", "--learning-rate", "3e-3",
+    "--schedule", "constant", "--warmup-ratio", "0", "--save-every", "1", "--teacher", "mlx_model:teacher",
+    "--validation-split", "2", "--eval-every", "3", "--max-steps", "6",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a teacher, which has learned something, and a student of six steps; not to be changed."""
+    folder = tmp_path_factory.mktemp("gkd")
+    succeed(
+        folder, "train", "--recipe", "demo", "--num-examples", "24", "--max-steps", "6", "--adapter-path", "teacher"
+    )
+    (folder / "shown.txt").write_text(succeed(folder, "gkd", *SMALL).stderr)
+    return folder
+
+
+def kind(folder: Path, name: str) -> list[dict]:
+    return [event for event in events(folder) if event["event"] == name]
+
+
+def test_the_student_comes_closer_to_its_teacher(taught: Path) -> None:
+    steps = kind(taught, "step")
+    assert len(steps) == 6 and steps[-1]["divergence"] < 0.5 * steps[0]["divergence"]
+    assert steps[0]["loss"] == steps[0]["divergence"] and steps[0]["entropy"] > 0
+    drawn = kind(taught, "rollout")
+    assert [one["completions"] for one in drawn] == [8] * 2 + [6] + [8] * 2 + [6]
+    assert drawn[0]["zero_variance"] is None and set(drawn[0]["rewards"]) == {"correctness"}
+    assert [one["step"] for one in kind(taught, "validation")] == [0, 3, 6]
+    record = json.loads((taught / "adapters" / "run.json").read_text())
+    assert record["status"] == "finished" and record["validation"]["best"].keys() == {"step", "accuracy"}
+    assert (taught / "adapters" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    shown = (taught / "shown.txt").read_text()
+    assert "teacher: mlx_model + teacher, which shares the weights of the base" in shown
+    assert "nats a token" in shown and "groups" not in shown
+
+
+def test_resumed_equals_uninterrupted_and_another_teacher_is_refused(taught: Path, tmp_path: Path) -> None:
+    for name in ("mlx_model", "teacher"):
+        shutil.copytree(taught / name, tmp_path / name)
+    succeed(tmp_path, "gkd", *SMALL, "--max-steps", "3")
+    shutil.move(tmp_path / "teacher", tmp_path / "moved")
+    moved = ("--teacher", "mlx_model:moved", "--resume")
+    assert "step-3" in succeed(tmp_path, "gkd", *SMALL, *moved).stderr
+    assert adapters(tmp_path) == adapters(taught)
+    refused = run(tmp_path, "gkd", *SMALL, "--teacher", "mlx_model", "--resume")
+    assert refused.returncode == 2 and "gkd.teacher was" in refused.stderr
+
+
+def test_the_datasets_own_solutions_by_the_forward_kl(taught: Path, tmp_path: Path) -> None:
+    for name in ("mlx_model", "teacher"):
+        shutil.copytree(taught / name, tmp_path / name)
+    own = ("--lmbda", "0", "--beta", "0", "--max-completion-length", "96", "--max-seq-len", "256", "--max-steps", "2")
+    succeed(tmp_path, "gkd", *SMALL, *own, "--validation-split", "3")
+    assert not kind(tmp_path, "rollout") and len(kind(tmp_path, "step")) == 2
+    for arguments, message in (
+        (("--teacher", "nowhere"), "nowhere is not a model folder"),
+        (("--lora-dropout", "0.1"), "expected 0 where completions are drawn"),
+        (("--num-generations", "3"), "no multiple of --num-generations 3"),
+        (("--beta", "1.5"), "--beta"),
+        (("--set", "grpo.beta=0.1"), "the settings of [grpo] have no use"),
+    ):
+        refused = run(tmp_path, "gkd", *SMALL, *arguments, "--overwrite")
+        assert refused.returncode in (1, 2) and message in refused.stderr, refused.stderr
+    nobody = tuple(one for one in SMALL if one not in ("--teacher", "mlx_model:teacher"))
+    assert "--teacher: name the model" in run(tmp_path, "gkd", *nobody).stderr
