@@ -4,7 +4,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from mlxmath.config.section import Section
+from mlxmath.config.section import Section, require
+
+_of_a_dataset = require(
+    lambda value, others: value is None or others.get("lmbda") == 0,
+    "needs --lmbda 0: what the student draws is new each time",
+)
 
 
 class GkdConfig(Section):
@@ -18,6 +23,11 @@ class GkdConfig(Section):
     )
     lmbda: Annotated[float, Field(ge=0, le=1)] = Field(
         1.0, description="Share of problems whose solution the student draws; of the others it is the dataset's own."
+    )
+    teacher_top_k: Annotated[int, Field(ge=1), _of_a_dataset] | None = Field(
+        None,
+        description="With --lmbda 0: keep the teacher's K most likely tokens and the rest's mass in the cache, so that "
+        "each solution is scored once (unset: each time, over the whole vocabulary).",
     )
     temperature: Annotated[float, Field(gt=0)] = Field(
         1.0, description="Temperature that completions are drawn at, and that both models' logits are divided by."

@@ -66,6 +66,15 @@ class TeacherTargets(NamedTuple):
     """The teacher's, as its head takes them."""
 
 
+class TopTargets(NamedTuple):
+    """The same, of a teacher of which only its K most likely tokens and the rest together are known."""
+
+    ids_NK: mx.array
+    """Those tokens, in any order."""
+    logprobs_NC: mx.array
+    """(N, K + 1) theirs, and the rest's last."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """A micro-batch. The hidden state at flat position `positions[n]` (of B · L) predicts `targets[n]`."""
@@ -79,7 +88,7 @@ class Batch:
     num_tokens: int
     """Real tokens, padding not counted."""
     num_targets: int
-    extra: PairTargets | RolloutTargets | TeacherTargets | None = None
+    extra: PairTargets | RolloutTargets | TeacherTargets | TopTargets | None = None
     """What the loss needs beside these."""
     texts_BL: mx.array | None = None
     """In packed rows, the number of the text that a position belongs to: attention stays within a text."""

@@ -64,12 +64,29 @@ def test_the_datasets_own_solutions_by_the_forward_kl(taught: Path, tmp_path: Pa
         shutil.copytree(taught / name, tmp_path / name)
     own = ("--lmbda", "0", "--beta", "0", "--max-completion-length", "96", "--max-seq-len", "256", "--max-steps", "2")
     succeed(tmp_path, "gkd", *SMALL, *own, "--validation-split", "3")
-    assert not kind(tmp_path, "rollout") and len(kind(tmp_path, "step")) == 2
+    steps = kind(tmp_path, "step")
+    assert not kind(tmp_path, "rollout") and len(steps) == 2
+    again = (*own, "--validation-split", "3", "--overwrite", "--teacher-top-k")
+    shown = succeed(tmp_path, "gkd", *SMALL, *again, "100000").stderr  # more than there are: all of them
+    assert "teacher: mlx_model + teacher" in shown
+    for one, other in zip(steps, kind(tmp_path, "step"), strict=True):
+        assert other["divergence"] == pytest.approx(one["divergence"], rel=1e-3)
+        assert other["entropy"] == pytest.approx(one["entropy"], rel=1e-3)
+    trained = adapters(tmp_path)
+    (kept,) = (tmp_path / "cache").glob("teacher-*.bin")
+    shown = succeed(tmp_path, "gkd", *SMALL, *again, "100000").stderr
+    assert "teacher: " not in shown and str(kept.name) in shown and adapters(tmp_path) == trained
+    kept.write_bytes(kept.read_bytes()[:-1])
+    shown = succeed(tmp_path, "gkd", *SMALL, *again, "100000").stderr
+    assert "is damaged, and is made again" in shown and adapters(tmp_path) == trained
+    succeed(tmp_path, "gkd", *SMALL, *again, "2")
+    assert 0 < kind(tmp_path, "step")[0]["divergence"] < steps[0]["divergence"]
     for arguments, message in (
         (("--teacher", "nowhere"), "nowhere is not a model folder"),
         (("--lora-dropout", "0.1"), "expected 0 where completions are drawn"),
         (("--num-generations", "3"), "no multiple of --num-generations 3"),
         (("--beta", "1.5"), "--beta"),
+        (("--teacher-top-k", "2"), "needs --lmbda 0"),
         (("--set", "grpo.beta=0.1"), "the settings of [grpo] have no use"),
     ):
         refused = run(tmp_path, "gkd", *SMALL, *arguments, "--overwrite")

@@ -1,7 +1,7 @@
 """Where the steps of on-policy distillation come from: completions of the student, and the dataset's solutions."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from mlxmath.generation.engine import Completion
 from mlxmath.training.accumulate import Workers
 from mlxmath.training.checkpoint import Ending, Part
 from mlxmath.training.deadline import Deadline, StopRequest
-from mlxmath.training.grpo.batches import RolloutRows, RolloutSampler, Trajectory
+from mlxmath.training.gkd.kept import Kept
+from mlxmath.training.grpo.batches import RolloutRows, RolloutSampler, Taught, Trajectory
 from mlxmath.training.grpo.report import RolloutReport
 from mlxmath.training.grpo.sampling import SLOTS, CompletionSampler, DrawingStopped, Prompt, in_epochs
 
@@ -41,13 +42,14 @@ class Draws(Part):
         stop: likewise.
         end: told why no more steps come, if not because all were made.
         listener: told of what was drawn, on rank 0.
+        kept: what the teacher says of each problem's solution, by its id, where it was asked before the run.
     """
 
     def __init__(
         self, workers: Workers, sampler: CompletionSampler, prompts: Sequence[Prompt], config: GkdConfig,
         training: TrainingConfig, max_tokens: int, shape: Shape, *, slots: Sequence[int] = (), deadline: Deadline,
         stop: StopRequest, end: Callable[[Ending, str], object] = lambda *_: None,
-        listener: Callable[[RolloutReport], object] = lambda _: None,
+        listener: Callable[[RolloutReport], object] = lambda _: None, kept: Mapping[int, Kept] | None = None,
     ) -> None:  # fmt: skip
         self._workers, self._sampler, self._prompts = workers, sampler, prompts
         self._config, self._training, self._slots = config, training, slots
@@ -56,7 +58,7 @@ class Draws(Part):
         self.prompts_per_step = training.batch_size * training.grad_accumulation_steps // config.num_generations
         self.steps_per_epoch = -(-len(prompts) // self.prompts_per_step)
         self._shares = config.num_generations > 1 and workers.cannot_share is None
-        self._seconds = 0.0
+        self._kept, self._seconds = kept, 0.0
 
     def steps(self, epoch: int, index: int) -> Iterator[StepBatch]:
         """From number `index` of `epoch` on, without end but for time and signals."""
@@ -95,9 +97,11 @@ class Draws(Part):
             self._report(number, asked, drawn, start)
         self._seconds = time.perf_counter() - start
         weight = 1 / sum(len(tokens) for _, tokens in texts)
-        return [
-            Trajectory(prompt.id, prompt.tokens, tokens, 0.0, weight, (0.0,) * len(tokens)) for prompt, tokens in texts
-        ]
+        return [self._text(prompt, tokens, weight) for prompt, tokens in texts]
+
+    def _text(self, prompt: Prompt, tokens: tuple[int, ...], weight: float) -> Trajectory:
+        made = (prompt.id, prompt.tokens, tokens, 0.0, weight, (0.0,) * len(tokens))
+        return Trajectory(*made) if self._kept is None else Taught(*made, (), *self._kept[prompt.id])
 
     def _report(self, number: int, prompts: list[Prompt], drawn: list[Completion], start: float) -> None:
         scores = self._sampler.scores(prompts, drawn)

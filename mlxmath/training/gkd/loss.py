@@ -11,8 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxmath.config.gkd import GkdConfig
-from mlxmath.data.batch import Batch, TeacherTargets
-from mlxmath.models.divergence import divergences
+from mlxmath.data.batch import Batch, TeacherTargets, TopTargets
+from mlxmath.models.divergence import divergences, top_divergences
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.linear_ce import FullLogits, FusedHead, LossHead
 from mlxmath.models.load import num_embeddings
@@ -23,12 +23,18 @@ METRICS = ("entropy",)
 
 
 def gkd_loss(
-    outputs_NX: mx.array, batch: Batch, head: LossHead, *, config: GkdConfig, teacher: LossHead
-) -> mx.array:  # fmt: skip
-    """Σ weight · divergence, and the sums that `METRICS` names; see `Loss`."""
-    targets = batch.extra
-    assert isinstance(targets, TeacherTargets)
-    found = divergences(outputs_NX, head, targets.outputs_NY, teacher, beta=config.beta, temperature=config.temperature)
+    outputs_NX: mx.array, batch: Batch, head: LossHead, *, config: GkdConfig, teacher: LossHead | None = None
+) -> mx.array:
+    """Σ weight · divergence, and the sums that `METRICS` names; see `Loss`.
+
+    `teacher` is None where it was asked before the run (`TopTargets`).
+    """
+    targets, beta, temperature = batch.extra, config.beta, config.temperature
+    if isinstance(targets, TopTargets):
+        found = top_divergences(outputs_NX, head, *targets, beta=beta, temperature=temperature)
+    else:
+        assert isinstance(targets, TeacherTargets) and teacher is not None
+        found = divergences(outputs_NX, head, targets.outputs_NY, teacher, beta=beta, temperature=temperature)
     both = mx.stack([found.divergences_N, found.entropies_N])
     return (both * batch.weights_N).sum(axis=1)
 

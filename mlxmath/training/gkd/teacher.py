@@ -18,7 +18,6 @@ from mlxmath.models.skeleton import skeleton, weight_bytes
 from mlxmath.runtime.console import say, warn
 from mlxmath.runtime.device import DeviceInfo
 from mlxmath.runtime.files import read_json, real
-from mlxmath.training.accumulate import replica
 from mlxmath.training.setup import Run
 from mlxmath.weights.manifest import read_fingerprint
 
@@ -39,19 +38,20 @@ def find_teacher(spec: str | None) -> tuple[Contestant, dict[str, Any]]:
     return found, found.identity()
 
 
-def load_teacher(run: Run, teacher: Contestant) -> nn.Module:
+def load_teacher(run: Run, teacher: Contestant, base: nn.Module) -> nn.Module:
     """The teacher's model in evaluation mode, frozen. On the student's base it shares its weights.
 
     Args:
-        run: with its base, before adapters are put into it.
+        run: of the student.
         teacher: whose token ids mean the same.
+        base: the student's, without adapters; it becomes the teacher if that is on it.
 
     Raises:
         MlxmathError: model or adapter are damaged, or do not belong together.
     """
     fingerprint = read_fingerprint(teacher.model)
     shares = shares_base(teacher.model, run.model_folder)
-    model = replica(run.model) if shares else load_model(teacher.model, run.device.compute_dtype).model
+    model = base if shares else load_model(teacher.model, run.device.compute_dtype).model
     check_ids(model, run.data.largest_id, "the tokenized dataset")
     if teacher.adapter:
         load_adapter(model, teacher.adapter, fingerprint)

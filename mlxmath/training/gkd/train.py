@@ -1,5 +1,6 @@
 """On-policy distillation: the student draws, a stronger model scores every token of it, and the student follows."""
 
+from collections.abc import Mapping
 from functools import partial
 
 import mlx.nn as nn
@@ -11,6 +12,7 @@ from mlxmath.training.accumulate import replica
 from mlxmath.training.checkpoint import ENDS
 from mlxmath.training.events import Callback, TrainResult
 from mlxmath.training.gkd.draws import Draws
+from mlxmath.training.gkd.kept import Kept, kept_of
 from mlxmath.training.gkd.logging import DistillationLogger
 from mlxmath.training.gkd.loss import TeacherOutputs, WithTeacher, gkd_loss
 from mlxmath.training.gkd.teacher import check_teacher, find_teacher, load_teacher
@@ -47,16 +49,23 @@ def gkd(settings: Resolved, ranks: Ranks | None = None, callback: Callback | Non
         run.fixed[ENDS] = data.ends
         check_teacher(teacher, data.tokenizer, run.template)
         run.load_base()
-        scorer = load_teacher(run, teacher)
+        base = replica(run.model)
         run.add_adapters()
+        kept = scorer = None
+        if config.teacher_top_k:  # asked once of what the dataset holds, and no more
+            kept = kept_of(run, data, identity, lambda: TeacherOutputs(load_teacher(run, teacher, base), run.kernels))
+        else:
+            scorer = load_teacher(run, teacher, base)
 
         def gradients_of(student: nn.Module) -> Gradients:
+            if scorer is None:
+                return run.gradients(partial(gkd_loss, config=config))(student)
             outputs = TeacherOutputs(replica(scorer), run.kernels)
             return WithTeacher(run.gradients(partial(gkd_loss, config=config, teacher=outputs.head))(student), outputs)
 
         trainer = Trainer(run, gradients_of)
         log = DistillationLogger(callback)
-        draws, held_out = sample(trainer, data, log)
+        draws, held_out = sample(trainer, data, log, kept)
         with trainer.running(draws, held_out, log, parts=[draws]):
             for batch in trainer.steps():  # drawn by the student as it is now
                 sums = trainer.loss_and_grads(batch)  # the teacher is asked, micro-batch by micro-batch
@@ -69,8 +78,10 @@ def gkd(settings: Resolved, ranks: Ranks | None = None, callback: Callback | Non
         return trainer.result
 
 
-def sample(trainer: Trainer, data: Prompts, log: DistillationLogger) -> tuple[Draws, HeldOut | None]:
-    """Where the steps come from, and the problems to measure on."""
+def sample(
+    trainer: Trainer, data: Prompts, log: DistillationLogger, kept: Mapping[int, Kept] | None
+) -> tuple[Draws, HeldOut | None]:
+    """Where the steps come from, and the problems to measure on; `kept`: what the teacher says of their solutions."""
     run, workers, training, config = trainer.run, trainer.workers, trainer.config, trainer.run.config.gkd
     slots, reason = choose_concurrency(run, config, data.longest)
     sampler = CompletionSampler(
@@ -80,7 +91,7 @@ def sample(trainer: Trainer, data: Prompts, log: DistillationLogger) -> tuple[Dr
     draws = Draws(
         workers, sampler, data.prompts, config, training, run.max_tokens, run.shape,
         slots=run.ranks.gather("slots", slots), deadline=trainer.deadline, stop=trainer.stop, end=trainer.end,
-        listener=log.rollout,
+        listener=log.rollout, kept=kept,
     )  # fmt: skip
     total_steps = trainer.planned_steps(draws.steps_per_epoch)
     say(
