@@ -28,7 +28,7 @@ def main() -> None:
     """Measure and write the results."""
     parser = common.command_line(__doc__, "on_policy.json", "work")
     parser.add_argument("--seconds", type=float, default=120.0, help="of training, each (default: 120)")
-    parser.add_argument("--start-steps", default="150", help="of the student (default: 150)")
+    parser.add_argument("--start-steps", default="225", help="of the student (default: 225)")
     parser.add_argument("--teacher-steps", help="of the teacher (default: the recipe's)")
     parser.add_argument("--seed", default="0", help="of the three runs (default: 0)")
     options = parser.parse_args()

@@ -93,3 +93,38 @@ def test_the_datasets_own_solutions_by_the_forward_kl(taught: Path, tmp_path: Pa
         assert refused.returncode in (1, 2) and message in refused.stderr, refused.stderr
     nobody = tuple(one for one in SMALL if one not in ("--teacher", "mlx_model:teacher"))
     assert "--teacher: name the model" in run(tmp_path, "gkd", *nobody).stderr
+
+
+def test_a_teacher_with_other_tokens_scores_pieces_of_text(taught: Path, tmp_path: Path) -> None:
+    """The same model under other ids says the same of each piece, and a piece of one token is that token."""
+    shutil.copytree(taught / "mlx_model", tmp_path / "mlx_model")
+    other = shutil.copytree(taught / "mlx_model", tmp_path / "other")
+    swap_tokens(other)
+    few = ("--max-steps", "2", "--learning-rate", "1e-5", "--temperature", "0.8", "--teacher")
+    shown = succeed(tmp_path, "gkd", *SMALL, *few, "other").stderr
+    assert "the teacher has other tokens (" in shown and "pieces of text are compared" in shown
+    first, second = kind(tmp_path, "step")
+    assert abs(first["divergence"]) < 1e-4  # of the student from itself
+    assert 0 < abs(second["divergence"]) < 0.1 and first["entropy"] > 0
+    refused = run(tmp_path, "gkd", *SMALL, *few, "other", "--beta", "0.5", "--overwrite")
+    assert refused.returncode == 2 and "Give --beta 1 and --lmbda 1" in refused.stderr
+
+
+def swap_tokens(folder: Path) -> None:
+    """Two tokens of a model change places, in its tokenizer and its embedding."""
+    import mlx.core as mx
+
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    one, two = "1", "2"
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    path.write_text(json.dumps(tokenizer))
+    for weights in folder.glob("*.safetensors"):
+        arrays = mx.load(str(weights))
+        for name, array in arrays.items():
+            if "embed_tokens" in name or "lm_head" in name:
+                rows = [vocabulary[one], vocabulary[two]]
+                array[mx.array(rows)] = array[mx.array(rows[::-1])]
+        mx.save_safetensors(str(weights), arrays, {"format": "mlx"})
+    (folder / "mlxmath.json").unlink()

@@ -15,13 +15,15 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlxmath.config.gkd import GkdConfig
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.data.batch import Shape, make_batch, make_continued
+from mlxmath.data.batch import Batch, PieceTargets, Shape, make_batch, make_continued
 from mlxmath.errors import InputError
 from mlxmath.generation.engine import Completion
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import Kernels
+from mlxmath.models.linear_ce import FullLogits
 from mlxmath.training.gkd.draws import Draws
 from mlxmath.training.gkd.loss import TeacherOutputs, WithTeacher, gkd_loss
+from mlxmath.training.gkd.pieces import pieces
 from mlxmath.training.gkd.teacher import check_teacher
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.grpo.sampling import DrawingStopped, Prompt
@@ -178,25 +180,65 @@ def test_lmbda_is_the_share_of_problems_that_the_student_writes() -> None:
     assert min(half) < 40 <= max(half)
 
 
-def test_a_teacher_with_other_tokens_is_refused_by_name(
+def test_a_teacher_with_other_tokens_is_refused_by_name_where_tokens_are_compared(
     tokenizer: TokenizerWrapper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known: dict[str, int] = dict(tokenizer.get_vocab())
     teacher: Any = SimpleNamespace(label="big", model="big", recorded_template=lambda: None)
 
-    def check(vocabulary: dict[str, int]) -> None:
+    def check(vocabulary: dict[str, int], **more: Any) -> bool:
         other = SimpleNamespace(get_vocab=lambda: vocabulary)
         monkeypatch.setattr("mlxmath.training.gkd.teacher.load_tokenizer", lambda _: other)
-        check_teacher(teacher, tokenizer, SimpleNamespace(name="tutor", definition={}))  # type: ignore[arg-type]
+        template: Any = SimpleNamespace(name="tutor", definition={})
+        return check_teacher(teacher, tokenizer, template, GkdConfig(**more))
 
-    check(known)
-    check(known | {"<more>": max(known.values()) + 1})
+    assert not check(known, beta=0.5)
+    assert not check(known | {"<more>": max(known.values()) + 1}, beta=0.5)
     names = list(known)
     swapped = known | {names[3]: known[names[4]], names[4]: known[names[3]]}
-    with pytest.raises(InputError, match=r"--teacher big: its token ids are not the student's \(\d+ is "):
-        check(swapped)
+    for more in ({"beta": 0.5}, {"lmbda": 0.5}):
+        with pytest.raises(InputError, match=r"--teacher big: its token ids are not the student's \(\d+ is "):
+            check(swapped, **more)
     with pytest.raises(InputError, match="it lacks"):
-        check({token: known[token] for token in names[: len(names) // 2]})
+        check({token: known[token] for token in names[: len(names) // 2]}, beta=0.0)
+    assert check(swapped)
+
+
+class Cut:
+    """A tokenizer whose token number i is the text number i."""
+
+    def __init__(self, *texts: str) -> None:
+        self.texts = texts
+
+    def decode(self, tokens: Sequence[int], **_: Any) -> str:
+        return b"".join(self.texts[i].encode("latin-1") for i in tokens).decode("utf-8", "replace")
+
+
+def test_pieces_lie_between_places_where_tokens_of_both_end() -> None:
+    euro = "\xe2", "\x82\xac"  # a character in two tokens
+    own, other = Cut(" 1", "2", " +", " 3", *euro, "!"), Cut("12", " ", "+ 3", "\xe2\x82\xac", "?")
+    assert pieces(own, range(4), other, range(3), has_end=False) == [
+        (slice(0, 2), slice(0, 1)), (slice(2, 4), slice(1, 3)),
+    ]  # fmt: skip
+    with_euro = pieces(own, range(6), other, range(4), has_end=True)
+    assert with_euro[2:] == [(slice(4, 6), slice(3, 4)), (slice(6, 7), slice(4, 5))]
+    # of texts that go apart, what they have in common
+    assert pieces(own, (0, 1, 6), other, (0, 4), has_end=False) == [(slice(0, 2), slice(0, 1))]
+
+
+def test_of_pieces_the_value_is_the_sampled_divergence_and_the_gradient_the_policys() -> None:
+    mx.random.seed(2)
+    logits, targets = mx.random.normal((6, 11)), mx.array([1, 5, 2, 2, 9, 0])
+    old = FullLogits().logprobs(logits, targets, 0.7)
+    excess, shares = mx.array([0.6, 0.6, -0.3, 0, 1.5, 4]), mx.array([0.3, 0.3, -0.3, 0, 1.5, 4])
+    weights = mx.array([1.0, 1, 1, 1, 1, 0])
+    extra = PieceTargets(excess, shares, old)
+    batch = Batch(mx.zeros((1, 6), mx.int32), mx.arange(6), targets, weights, (0,), 6, 5, extra)
+    loss = lambda x: gkd_loss(x, batch, FullLogits(), config=GkdConfig(temperature=0.7))  # noqa: E731
+    total, entropy = loss(logits).tolist()
+    assert total == pytest.approx(1.8, rel=1e-5) and entropy == pytest.approx(-old[:5].sum().item(), rel=1e-5)
+    wanted = mx.grad(lambda x: (excess * weights * FullLogits().logprobs(x, targets, 0.7)).sum())(logits)
+    np.testing.assert_allclose(np.array(mx.grad(lambda x: loss(x)[0])(logits)), np.array(wanted), rtol=1e-4, atol=1e-6)
 
 
 def test_a_token_that_the_teacher_has_no_embedding_for_is_not_looked_up() -> None:

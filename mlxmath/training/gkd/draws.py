@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from mlxmath.training.accumulate import Workers
 from mlxmath.training.checkpoint import Ending, Part
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.gkd.kept import Kept
-from mlxmath.training.grpo.batches import RolloutRows, RolloutSampler, Taught, Trajectory
+from mlxmath.training.gkd.pieces import PieceScores
+from mlxmath.training.grpo.batches import Pieced, RolloutRows, RolloutSampler, Taught, Trajectory
 from mlxmath.training.grpo.report import RolloutReport
 from mlxmath.training.grpo.sampling import SLOTS, CompletionSampler, DrawingStopped, Prompt, in_epochs
 
@@ -43,6 +45,7 @@ class Draws(Part):
         end: told why no more steps come, if not because all were made.
         listener: told of what was drawn, on rank 0.
         kept: what the teacher says of each problem's solution, by its id, where it was asked before the run.
+        scores: what a teacher with other tokens says of completions (None: they are the student's).
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Draws(Part):
         training: TrainingConfig, max_tokens: int, shape: Shape, *, slots: Sequence[int] = (), deadline: Deadline,
         stop: StopRequest, end: Callable[[Ending, str], object] = lambda *_: None,
         listener: Callable[[RolloutReport], object] = lambda _: None, kept: Mapping[int, Kept] | None = None,
+        scores: PieceScores | None = None,
     ) -> None:  # fmt: skip
         self._workers, self._sampler, self._prompts = workers, sampler, prompts
         self._config, self._training, self._slots = config, training, slots
@@ -58,7 +62,7 @@ class Draws(Part):
         self.prompts_per_step = training.batch_size * training.grad_accumulation_steps // config.num_generations
         self.steps_per_epoch = -(-len(prompts) // self.prompts_per_step)
         self._shares = config.num_generations > 1 and workers.cannot_share is None
-        self._kept, self._seconds = kept, 0.0
+        self._kept, self._scores, self._seconds = kept, scores, 0.0
 
     def steps(self, epoch: int, index: int) -> Iterator[StepBatch]:
         """From number `index` of `epoch` on, without end but for time and signals."""
@@ -89,19 +93,24 @@ class Draws(Part):
         chosen = in_epochs(self._prompts, cursor, self.prompts_per_step, seed=seed)
         is_own = np.random.default_rng([seed, _OWN, number]).random(len(chosen)) < self._config.lmbda
         asked = [prompt for prompt, own in zip(chosen, is_own, strict=True) if own]
-        texts = [(prompt, prompt.solution) for prompt, own in zip(chosen, is_own, strict=True) if not own]
+        kept = self._kept
+        found: list[Trajectory] = []
+        for prompt in (prompt for prompt, own in zip(chosen, is_own, strict=True) if not own):
+            made = (prompt.id, prompt.tokens, prompt.solution, 0.0, 0.0, (0.0,) * len(prompt.solution))
+            found.append(Trajectory(*made) if kept is None else Taught(*made, (), *kept[prompt.id]))
         if asked:
             drawn = self._sampler.completions(asked, number)
             each = [prompt for prompt in asked for _ in range(self._config.num_generations)]
-            texts += [(prompt, one.drawn) for prompt, one in zip(each, drawn, strict=True)]
+            texts = [(p.id, p.tokens, one.drawn, 0.0, 0.0, one.logprobs) for p, one in zip(each, drawn, strict=True)]
+            if self._scores is None:
+                found += [Trajectory(*text) for text in texts]
+            else:
+                scored = self._scores(each, drawn)
+                found += [Pieced(*text, (), *excess) for text, excess in zip(texts, scored, strict=True)]
             self._report(number, asked, drawn, start)
         self._seconds = time.perf_counter() - start
-        weight = 1 / sum(len(tokens) for _, tokens in texts)
-        return [self._text(prompt, tokens, weight) for prompt, tokens in texts]
-
-    def _text(self, prompt: Prompt, tokens: tuple[int, ...], weight: float) -> Trajectory:
-        made = (prompt.id, prompt.tokens, tokens, 0.0, weight, (0.0,) * len(tokens))
-        return Trajectory(*made) if self._kept is None else Taught(*made, (), *self._kept[prompt.id])
+        weight = 1 / sum(len(text.drawn) for text in found)
+        return [replace(text, weight=weight) for text in found]
 
     def _report(self, number: int, prompts: list[Prompt], drawn: list[Completion], start: float) -> None:
         scores = self._sampler.scores(prompts, drawn)

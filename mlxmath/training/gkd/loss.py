@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxmath.config.gkd import GkdConfig
-from mlxmath.data.batch import Batch, TeacherTargets, TopTargets
+from mlxmath.data.batch import Batch, PieceTargets, TeacherTargets, TopTargets
 from mlxmath.models.divergence import divergences, top_divergences
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.linear_ce import FullLogits, FusedHead, LossHead
@@ -27,9 +27,16 @@ def gkd_loss(
 ) -> mx.array:
     """Σ weight · divergence, and the sums that `METRICS` names; see `Loss`.
 
-    `teacher` is None where it was asked before the run (`TopTargets`).
+    `teacher` is None where it was asked before the step (`TopTargets`, `PieceTargets`). Of pieces (see `pieces.py`) the
+    loss is Σ share + excess · (ratio − 1), with the ratio of a token's probability now to that when it was drawn: its
+    value is a sample of the reverse KL, its gradient that of the policy; the entropy is a sample too.
     """
     targets, beta, temperature = batch.extra, config.beta, config.temperature
+    if isinstance(targets, PieceTargets):
+        logprobs_N = head.logprobs(outputs_NX, batch.targets_N, temperature)
+        ratio_N = mx.exp(logprobs_N - targets.old_logprobs_N)
+        losses_N = targets.shares_N + targets.excess_N * (ratio_N - 1)
+        return (mx.stack([losses_N, mx.stop_gradient(-logprobs_N)]) * batch.weights_N).sum(axis=1)
     if isinstance(targets, TopTargets):
         found = top_divergences(outputs_NX, head, *targets, beta=beta, temperature=temperature)
     else:

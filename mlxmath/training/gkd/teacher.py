@@ -1,4 +1,4 @@
-"""The teacher that looks over the student's shoulder: a model on this machine whose token ids mean the same."""
+"""The teacher that looks over the student's shoulder: a model on this machine."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,12 +6,13 @@ from typing import Any
 
 import mlx.nn as nn
 
+from mlxmath.config.gkd import GkdConfig
 from mlxmath.config.schema import RunConfig
 from mlxmath.data.codec import load_tokenizer
 from mlxmath.data.templates import Template
 from mlxmath.errors import InputError
 from mlxmath.evaluation.contestants import Contestant, choose_contestants
-from mlxmath.models.load import check_ids, load_model
+from mlxmath.models.load import load_model
 from mlxmath.models.lora.adapter import load_adapter, weights_file
 from mlxmath.models.memory import ModelShape
 from mlxmath.models.skeleton import skeleton, weight_bytes
@@ -43,7 +44,7 @@ def load_teacher(run: Run, teacher: Contestant, base: nn.Module) -> nn.Module:
 
     Args:
         run: of the student.
-        teacher: whose token ids mean the same.
+        teacher: its folders.
         base: the student's, without adapters; it becomes the teacher if that is on it.
 
     Raises:
@@ -52,7 +53,6 @@ def load_teacher(run: Run, teacher: Contestant, base: nn.Module) -> nn.Module:
     fingerprint = read_fingerprint(teacher.model)
     shares = shares_base(teacher.model, run.model_folder)
     model = base if shares else load_model(teacher.model, run.device.compute_dtype).model
-    check_ids(model, run.data.largest_id, "the tokenized dataset")
     if teacher.adapter:
         load_adapter(model, teacher.adapter, fingerprint)
     model.freeze()
@@ -82,30 +82,35 @@ def planned_teacher(config: RunConfig, device: DeviceInfo, tokens: int) -> tuple
     return weights, tokens * itemsize * (4 * shape.hidden + 3 * shape.feed_forward)
 
 
-def check_teacher(teacher: Contestant, tokenizer: Any, template: Template) -> None:
-    """Refuse a teacher whose token ids mean other tokens, and warn of one that was tuned in another template.
+def check_teacher(teacher: Contestant, tokenizer: Any, template: Template, config: GkdConfig) -> bool:
+    """Whether a teacher's token ids mean other tokens; a warning, if it was tuned in another template.
 
     Args:
         teacher: who scores.
         tokenizer: the student's.
         template: what prompts are written in.
+        config: what is compared.
 
     Raises:
-        InputError: an id means one token to the student and another to the teacher, or the teacher lacks tokens.
+        InputError: they mean other tokens, and what is asked for compares token by token.
     """
     other = load_tokenizer(teacher.model)
-    if reason := _differ(tokenizer.get_vocab(), other.get_vocab()):
+    reason = _differ(tokenizer.get_vocab(), other.get_vocab())
+    if reason and (config.beta != 1 or config.lmbda != 1):
         raise InputError(
-            f"--teacher {teacher.label}: its token ids are not the student's ({reason}), so that it cannot score the "
-            "student's tokens one by one. Take a teacher of the student's family, or let this one write solutions "
-            "(mlxmath distill, then mlxmath train)."
+            f"--teacher {teacher.label}: its token ids are not the student's ({reason}), so that only what the student "
+            "draws can be compared, in pieces of text and by the reverse KL. Give --beta 1 and --lmbda 1, take a "
+            "teacher of the student's family, or let this one write solutions (mlxmath distill, then mlxmath train)."
         )
+    if reason:
+        say(f"the teacher has other tokens ({reason}): pieces of text are compared, between ends of tokens of both")
     recorded = teacher.recorded_template()
     if recorded is not None and recorded.definition != template.definition:
         warn(
             f"--teacher {teacher.label} was tuned in the template {recorded.name!r}, and reads this run's prompts in "
             f"{template.name!r}; it scores better in its own (--template)"
         )
+    return reason is not None
 
 
 def _differ(own: Mapping[str, int], other: Mapping[str, int]) -> str | None:

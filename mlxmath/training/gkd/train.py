@@ -15,6 +15,7 @@ from mlxmath.training.gkd.draws import Draws
 from mlxmath.training.gkd.kept import Kept, kept_of
 from mlxmath.training.gkd.logging import DistillationLogger
 from mlxmath.training.gkd.loss import TeacherOutputs, WithTeacher, gkd_loss
+from mlxmath.training.gkd.pieces import PieceScores
 from mlxmath.training.gkd.teacher import check_teacher, find_teacher, load_teacher
 from mlxmath.training.gradients import Gradients
 from mlxmath.training.grpo.prompts import Prompts, load_prompts
@@ -47,13 +48,15 @@ def gkd(settings: Resolved, ranks: Ranks | None = None, callback: Callback | Non
         load = partial(load_prompts, max_completion_length=length, solutions=solutions)
         data = run.read(load, fixed={"gkd.teacher": identity})
         run.fixed[ENDS] = data.ends
-        check_teacher(teacher, data.tokenizer, run.template)
+        other_tokens = check_teacher(teacher, data.tokenizer, run.template, config)
         run.load_base()
         base = replica(run.model)
         run.add_adapters()
-        kept = scorer = None
+        kept = scores = scorer = None
         if config.teacher_top_k:  # asked once of what the dataset holds, and no more
             kept = kept_of(run, data, identity, lambda: TeacherOutputs(load_teacher(run, teacher, base), run.kernels))
+        elif other_tokens:
+            scores = PieceScores(run, load_teacher(run, teacher, base), teacher, data.tokenizer)
         else:
             scorer = load_teacher(run, teacher, base)
 
@@ -65,7 +68,7 @@ def gkd(settings: Resolved, ranks: Ranks | None = None, callback: Callback | Non
 
         trainer = Trainer(run, gradients_of)
         log = DistillationLogger(callback)
-        draws, held_out = sample(trainer, data, log, kept)
+        draws, held_out = sample(trainer, data, log, kept, scores)
         with trainer.running(draws, held_out, log, parts=[draws]):
             for batch in trainer.steps():  # drawn by the student as it is now
                 sums = trainer.loss_and_grads(batch)  # the teacher is asked, micro-batch by micro-batch
@@ -79,9 +82,13 @@ def gkd(settings: Resolved, ranks: Ranks | None = None, callback: Callback | Non
 
 
 def sample(
-    trainer: Trainer, data: Prompts, log: DistillationLogger, kept: Mapping[int, Kept] | None
+    trainer: Trainer,
+    data: Prompts,
+    log: DistillationLogger,
+    kept: Mapping[int, Kept] | None,
+    scores: PieceScores | None,
 ) -> tuple[Draws, HeldOut | None]:
-    """Where the steps come from, and the problems to measure on; `kept`: what the teacher says of their solutions."""
+    """Where the steps come from, and the problems to measure on; `kept` and `scores`: see `Draws`."""
     run, workers, training, config = trainer.run, trainer.workers, trainer.config, trainer.run.config.gkd
     slots, reason = choose_concurrency(run, config, data.longest)
     sampler = CompletionSampler(
@@ -91,7 +98,7 @@ def sample(
     draws = Draws(
         workers, sampler, data.prompts, config, training, run.max_tokens, run.shape,
         slots=run.ranks.gather("slots", slots), deadline=trainer.deadline, stop=trainer.stop, end=trainer.end,
-        listener=log.rollout, kept=kept,
+        listener=log.rollout, kept=kept, scores=scores,
     )  # fmt: skip
     total_steps = trainer.planned_steps(draws.steps_per_epoch)
     say(

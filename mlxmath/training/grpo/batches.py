@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.data.batch import Batch, RolloutTargets, Shape, TopTargets, make_batch, make_continued
+from mlxmath.data.batch import Batch, PieceTargets, RolloutTargets, Shape, TopTargets, make_batch, make_continued
 from mlxmath.data.batching import BatchSampler, Ids, StepBatch
 
 _PARTS = 16
@@ -50,6 +50,14 @@ class Taught(Trajectory):
 
     ids_TK: NDArray[np.int32] | None = None
     logprobs_TC: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class Pieced(Trajectory):
+    """A completion whose pieces a teacher with other tokens has scored; see `PieceTargets`."""
+
+    excess: tuple[float, ...] = ()
+    shares: tuple[float, ...] = ()
 
 
 class RolloutRows:
@@ -120,6 +128,9 @@ class RolloutStep(StepBatch):
         if taught := [t for t in chosen if isinstance(t, Taught)]:
             kept = TopTargets(of_kept([t.ids_TK for t in taught]), of_kept([t.logprobs_TC for t in taught]))
             return replace(batch, weights_N=weights_N, extra=kept)
+        if pieced := [t for t in chosen if isinstance(t, Pieced)]:
+            named = ([t.excess for t in pieced], [t.shares for t in pieced], [t.logprobs for t in pieced])
+            return replace(batch, weights_N=weights_N, extra=PieceTargets(*map(of_tokens, named)))
         return replace(
             batch,
             weights_N=weights_N,
