@@ -32,24 +32,10 @@ if TYPE_CHECKING:
     from mlxmath.errors import InputError, MlxmathError
     from mlxmath.grading import grade
 
+_FUNCTIONS = ("convert", "distill", "dpo", "evaluate", "export", "generate", "gkd", "grpo", "load", "plan",
+              "reward_model", "sft")  # fmt: skip
 _FROM = {
-    **dict.fromkeys(
-        (
-            "convert",
-            "distill",
-            "dpo",
-            "evaluate",
-            "export",
-            "generate",
-            "gkd",
-            "grpo",
-            "load",
-            "plan",
-            "reward_model",
-            "sft",
-        ),
-        "mlxmath.api",
-    ),
+    **dict.fromkeys(_FUNCTIONS, "mlxmath.api"),
     "grade": "mlxmath.grading",
     "InputError": "mlxmath.errors",
     "MlxmathError": "mlxmath.errors",
