@@ -105,7 +105,7 @@ def commands(url: str) -> list[Command]:
         )  # unset, the free memory decides, and a checkpoint holds it
 
         followed = ("--teacher", "mlx_model:adapters", "--adapter-path", "student", "--max-completion-length", "6",
-                    "--concurrency", "4", "--lmbda", "0.5")  # fmt: skip
+                    "--concurrency", "4")  # fmt: skip
         teacher = ("--dataset", "sums.jsonl", "--decontaminate", "none", "--samples", "2", "--max-tokens", "6",
                    "--keep", "all")  # fmt: skip
         taught = ("distill", *teacher, "--teacher", "mlx_model")

@@ -36,12 +36,13 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     seconds = prepare(folder, options.start_steps, options.teacher_steps)
     time = ("--max-training-time-hours", str(options.seconds / 3600), "--seed", options.seed, "--overwrite")
+    warmup = ("--warmup-steps", "5")  # the recipe's own are for a run of 750 steps; its learning rate is kept
     runs = {
         ON_POLICY: ("gkd", "--recipe", "demo", "--teacher", f"mlx_model:{TEACHER}", "--max-completion-length", "96",
-                    "--learning-rate", "1e-3", "--batch-size", "16", "--num-epochs", MANY),
+                    "--batch-size", "16", "--num-epochs", MANY, *warmup),
         REWARDED: ("grpo", "--recipe", "demo-grpo", "--max-steps", MANY),
-        OFF_POLICY: ("train", "--recipe", "demo", "--dataset", f"{TEXTS}/solutions.jsonl", "--learning-rate", "1e-3",
-                     "--num-epochs", MANY),
+        OFF_POLICY: ("train", "--recipe", "demo", "--dataset", f"{TEXTS}/solutions.jsonl", "--num-epochs", MANY,
+                     *warmup),
     }  # fmt: skip
     names = dict(zip(runs, ("adapters-gkd", "adapters-grpo", "adapters-sft"), strict=True))
     for name, arguments in runs.items():
