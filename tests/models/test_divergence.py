@@ -141,3 +141,15 @@ def test_logits_are_not_written_over() -> None:
     mx.eval(top_divergences(hidden, fused, ids, logprobs, beta=0.5, temperature=1.0))
     for array, copy in zip((logits, other, logprobs), (*before, kept), strict=True):
         np.testing.assert_array_equal(np.array(array), copy)
+
+
+def test_in_16_bits_the_gradient_has_the_outputs_type() -> None:
+    head, teacher = FusedHead(heads()["untied"], Kernels()), FusedHead(heads()["tied"], Kernels())
+    mx.random.seed(3)
+    hidden, other = mx.random.normal((N, D)), mx.random.normal((N, D))
+    loss = lambda h, t: divergences(h, head, t, teacher, beta=1.0, temperature=1.0).divergences_N.sum()  # noqa: E731
+    wanted_total, wanted = mx.value_and_grad(loss)(hidden, other)
+    total, found = mx.value_and_grad(loss)(hidden.astype(mx.bfloat16), other.astype(mx.bfloat16))
+    assert found.dtype == mx.bfloat16 and total.dtype == mx.float32
+    assert total.item() == pytest.approx(wanted_total.item(), rel=0.03)
+    assert mx.abs(found.astype(mx.float32) - wanted).max().item() < 0.05 * mx.abs(wanted).max().item()
