@@ -186,6 +186,29 @@ def grpo(
         return train(_settings(("grpo",), data, settings), callback=callback, functions=functions)
 
 
+def gkd(
+    data: Data | None = None, *, teacher: str | Path, callback: Callback | None = None, verbose: bool = False,
+    **settings: Any,
+) -> "TrainResult":  # fmt: skip
+    """Distil on-policy: the student draws, a teacher scores every token of it: `mlxmath gkd`; see `sft`.
+
+    Args:
+        data: problems with their answers.
+        teacher: a model folder, or MODEL:ADAPTER.
+        callback: given each event as it happens.
+        verbose: print what the command prints.
+        **settings: as for `sft`, and of the section gkd.
+
+    Raises:
+        InputError: a setting is wrong, the adapter folder holds another run, or the teacher's tokens are others.
+        MlxmathError: see `sft`.
+    """
+    from mlxmath.training.gkd.train import gkd as train
+
+    with _called(verbose):
+        return train(_settings(("gkd",), data, settings | {"teacher": str(teacher)}), callback=callback)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What `evaluate` gives; `folder` holds results.json, samples.jsonl, report.html and charts."""
@@ -326,7 +349,7 @@ def plan(
     """What memory and time a run takes, before anything but the model's configuration is fetched: `mlxmath plan`.
 
     Args:
-        method: "train", "dpo", "reward-model" or "grpo".
+        method: "train", "dpo", "reward-model", "grpo" or "gkd".
         memory: of the machine, such as "16GB" (None: this one's).
         verbose: print what happens.
         **settings: as for the method.

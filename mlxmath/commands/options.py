@@ -49,7 +49,7 @@ PROBLEMS = tuple(name for name in PROMPTS if name not in ("data.template", "data
 LORA, TRAINING, EVALUATION, DISTILLATION, AUGMENTATION, EXPORT = map(
     _of, ("lora", "training", "evaluation", "distillation", "augmentation", "export")
 )
-GRPO, DPO, REWARD_MODEL, SFT = _of("grpo", "reward_weights"), *map(_of, ("dpo", "reward_model", "sft"))
+GRPO, GKD, DPO, REWARD_MODEL, SFT = _of("grpo", "reward_weights"), *map(_of, ("gkd", "dpo", "reward_model", "sft"))
 TEACHER = tuple(f"distillation.teacher{part}" for part in ("", "_url", "_model", "_key_env", "_extra"))
 RUNTIME = ("runtime.backend", "runtime.memory_limit_gb")
 SCHEDULING = ("runtime.workers", "runtime.offload", "runtime.allow_overcommit")

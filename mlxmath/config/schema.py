@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
+from mlxmath.config.gkd import GkdConfig
 from mlxmath.config.losses import DpoConfig, RewardModelConfig, SftConfig
 from mlxmath.config.methods import (
     AugmentationConfig,
@@ -319,6 +320,7 @@ class RunConfig(Section):
     sft: SftConfig = SftConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     grpo: GrpoConfig = GrpoConfig()
+    gkd: GkdConfig = GkdConfig()
     dpo: DpoConfig = DpoConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
     export: ExportConfig = ExportConfig()

@@ -69,6 +69,33 @@ class RolloutTargets(NamedTuple):
     """1 where the policy's loss counts the token, 0 where its entropy is too low; None: all count."""
 
 
+class TeacherTargets(NamedTuple):
+    """What distillation needs of each target position."""
+
+    outputs_NY: mx.array
+    """The teacher's, as its head takes them."""
+
+
+class TopTargets(NamedTuple):
+    """The same, of a teacher of which only its K most likely tokens and the rest together are known."""
+
+    ids_NK: mx.array
+    """Those tokens, in any order."""
+    logprobs_NC: mx.array
+    """(N, K + 1) theirs, and the rest's last."""
+
+
+class PieceTargets(NamedTuple):
+    """The same, of a teacher that has other tokens, and says something of pieces of a text."""
+
+    excess_N: mx.array
+    """Log-probability of a target's piece when it was drawn, less that under the teacher."""
+    shares_N: mx.array
+    """The same by the targets in the piece. Both are 0 for a target in none."""
+    old_logprobs_N: mx.array
+    """When it was drawn."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """A micro-batch. The hidden state at flat position `positions[n]` (of B · L) predicts `targets[n]`."""
@@ -82,7 +109,7 @@ class Batch:
     num_tokens: int
     """Real tokens, padding not counted."""
     num_targets: int
-    extra: PairTargets | RolloutTargets | None = None
+    extra: PairTargets | RolloutTargets | TeacherTargets | TopTargets | PieceTargets | None = None
     """What the loss needs beside these."""
     texts_BL: mx.array | None = None
     """In packed rows, the number of the text that a position belongs to: attention stays within a text."""

@@ -257,7 +257,7 @@ def look_at_data(config: RunConfig, method: str) -> None:
     if config.training.validation_dataset is not None:
         wanted.append(held_out_config(config.data, config.training.validation_dataset)[0])
     for data in wanted:
-        Mixture(data, solutions_required=method != "grpo", pairs=pairs, labels=labels)
+        Mixture(data, solutions_required=method not in ("grpo", "gkd"), pairs=pairs, labels=labels)
 
 
 def check_pairs(settings: Resolved) -> None:

@@ -59,6 +59,9 @@ def absolute_settings(config: RunConfig) -> dict[str, Any]:
         ]
     else:
         found["data.dataset"] = absolute_dataset(data.dataset)
+    if config.gkd.teacher is not None:
+        model_name, _, adapter = config.gkd.teacher.partition(":")
+        found["gkd.teacher"] = absolute(model_name) + (f":{absolute(adapter)}" if adapter else "")
     weights = config.grpo.reward_weights
     found["grpo.reward_weights"] = {
         MODEL + absolute(name.removeprefix(MODEL)) if name.startswith(MODEL) else name: weight

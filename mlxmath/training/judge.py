@@ -60,7 +60,7 @@ def choose_exam(exam: LoadedBenchmark, config: RunConfig, method: str) -> Loaded
     """
     assert config.training.judge is not None
     _, limit = _parts(config.training.judge)
-    mixture = Mixture(config.data, solutions_required=method != "grpo", pairs=method == "dpo")
+    mixture = Mixture(config.data, solutions_required=method not in ("grpo", "gkd"), pairs=method == "dpo")
     mixture.choose()
     known = occurring([item.question for item in exam.items], (problem.question for problem in mixture))
     left = [item for item, is_known in zip(exam.items, known, strict=True) if not is_known]

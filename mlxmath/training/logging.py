@@ -260,7 +260,7 @@ def plot_rollouts(events: Path, path: Path) -> None:
         ("share", ["zero_variance", "truncated", "clipped"]),
         ("nats a token", ["entropy", "kl"]),
     )
-    _draw(curves, panels, path, "rollout")
+    draw(curves, panels, path, "rollout")
 
 
 def plot_pairs(events: Path, path: Path) -> None:
@@ -279,12 +279,10 @@ def plot_pairs(events: Path, path: Path) -> None:
             ("margin", ["margin"]), ("share ahead", ["accuracy"]),
         )
     ]  # fmt: skip
-    _draw(curves, panels, path)
+    draw(curves, panels, path)
 
 
-def _draw(
-    curves: Curves, panels: Sequence[tuple[str, Sequence[str]]], path: Path, over: str = "optimizer step"
-) -> None:
+def draw(curves: Curves, panels: Sequence[tuple[str, Sequence[str]]], path: Path, over: str = "optimizer step") -> None:
     """Four panels: the label and the curves of each."""
     figure = _figure(10, 7)
     for axes, (label, names) in zip(figure.subplots(2, 2).flat, panels, strict=True):

@@ -44,12 +44,13 @@ from mlxmath.training.plan import batching_of, check_fits
 from mlxmath.training.trackers import check_installed
 from mlxmath.weights.convert import ensure_model
 
-Method = Literal["train", "dpo", "reward-model", "grpo"]
+Method = Literal["train", "dpo", "reward-model", "grpo", "gkd"]
 _COMMANDS = {"distillation": "distill", "evaluation": "evaluate", "reward_model": "reward-model", "sft": "train"}
 """That use a section of another name."""
 _BATCHING, _TUNING = "batching", "tuning"
-_UNCHANGING = {"concurrency"}
-"""Settings of a method that change nothing but speed and memory: a resumed run may have others."""
+_UNCHANGING = {"concurrency", "teacher"}
+"""Settings of a method that a resumed run may have others of: what changes nothing but speed and memory; a folder, what
+is in which is compared."""
 
 
 class Data(Protocol):

@@ -201,7 +201,7 @@ def test_every_setting_describes_itself_and_has_its_own_option() -> None:
     for section, field in RunConfig.model_fields.items():
         for name, inner in field.annotation.model_fields.items():  # type: ignore[union-attr]
             assert inner.description and inner.description.endswith("."), f"{section}.{name}"
-    methods = ("evaluation.", "sft.", "grpo.", "dpo.", "reward_model.", "distillation.")
+    methods = ("evaluation.", "sft.", "grpo.", "gkd.", "dpo.", "reward_model.", "distillation.")
     apart = {  # sections that no command takes together with this one's
         name: tuple(other for other in methods if other != name)
         + {"distillation.": ("training.",), "evaluation.": ("data.",)}.get(name, ())

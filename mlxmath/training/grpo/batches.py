@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.data.batch import Batch, RolloutTargets, Shape, make_batch, make_continued
+from mlxmath.data.batch import Batch, PieceTargets, RolloutTargets, Shape, TopTargets, make_batch, make_continued
 from mlxmath.data.batching import BatchSampler, Ids, StepBatch
 
 _PARTS = 16
@@ -49,6 +49,22 @@ class Trajectory:
         names = [field.name for field in fields(cls)]
         tupled: list[Any] = [tuple(value) if isinstance(value, list) else value for value in values]
         return cls(**dict(zip(names, tupled, strict=False)))  # an earlier version knew no tools
+
+
+@dataclass(frozen=True)
+class Taught(Trajectory):
+    """A text of which it is known what a teacher says of each of `drawn` (T tokens); see `TopTargets`."""
+
+    ids_TK: NDArray[np.int32] | None = None
+    logprobs_TC: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class Pieced(Trajectory):
+    """A completion whose pieces a teacher with other tokens has scored; see `PieceTargets`."""
+
+    excess: tuple[float, ...] = ()
+    shares: tuple[float, ...] = ()
 
 
 class RolloutRows:
@@ -117,12 +133,22 @@ class RolloutStep(StepBatch):
         def filled(values: NDArray[Any]) -> mx.array:
             return mx.array(np.concatenate([values, np.zeros(num_fill, values.dtype)]))
 
+        def of_kept(parts: Sequence[Any]) -> mx.array:
+            return mx.array(np.concatenate([*parts, np.zeros((num_fill, parts[0].shape[1]), parts[0].dtype)]))
+
         def of_tokens(values: Sequence[Sequence[float]]) -> mx.array:
             return filled(np.concatenate([np.array(value, np.float32) for value in values]))
 
+        weights_N = of_rows([t.weight * rows.num_targets for t in chosen])
+        if taught := [t for t in chosen if isinstance(t, Taught)]:
+            kept = TopTargets(of_kept([t.ids_TK for t in taught]), of_kept([t.logprobs_TC for t in taught]))
+            return replace(batch, weights_N=weights_N, extra=kept)
+        if pieced := [t for t in chosen if isinstance(t, Pieced)]:
+            named = ([t.excess for t in pieced], [t.shares for t in pieced], [t.logprobs for t in pieced])
+            return replace(batch, weights_N=weights_N, extra=PieceTargets(*map(of_tokens, named)))
         return replace(
             batch,
-            weights_N=of_rows([t.weight * rows.num_targets for t in chosen]),
+            weights_N=weights_N,
             extra=RolloutTargets(
                 advantages_N=of_rows([t.advantage for t in chosen]),
                 old_logprobs_N=of_tokens([t.logprobs for t in chosen]),

@@ -20,9 +20,9 @@ from mlxmath.training.grpo.batches import RolloutRows, RolloutSampler, Trajector
 from mlxmath.training.grpo.loss import Entropies, Reference, group_advantages, token_weights
 from mlxmath.training.grpo.report import RolloutReport, Silence
 from mlxmath.training.grpo.rewards import Scores
-from mlxmath.training.grpo.sampling import CompletionSampler, DrawingStopped, Prompt
+from mlxmath.training.grpo.sampling import SLOTS, CompletionSampler, DrawingStopped, Prompt, in_epochs
 
-_SECTION, SLOTS = "rollouts", "slots"
+_SECTION = "rollouts"
 SILENT_ROLLOUTS, SILENT_GROUPS = 10, 100
 """After so many rollouts in a row, of so many groups, from which nothing could be learned, a run gives up."""
 _WARN_AFTER = 3
@@ -215,12 +215,10 @@ class Rollouts(Part):
 
     def _choose(self, cursor: int, count: int) -> tuple[list[Prompt], int]:
         """The next prompts of the epoch that `cursor` is in; none after the last epoch."""
-        epoch, start = divmod(cursor, len(self._prompts))
-        if epoch >= self.num_epochs:
+        if cursor // len(self._prompts) >= self.num_epochs:
             return [], cursor
-        order = np.random.default_rng([self._training.seed, epoch]).permutation(len(self._prompts))
-        ids = order[start : start + count].tolist()
-        return [self._prompts[i] for i in ids], cursor + len(ids)
+        chosen = in_epochs(self._prompts, cursor, count, seed=self._training.seed)
+        return chosen, cursor + len(chosen)
 
     def _trajectories(
         self,

@@ -1,4 +1,7 @@
-"""Drawing completions and scoring them, on all ranks: each draws those of a part of the prompts, and all get all."""
+"""Drawing completions and scoring them, on all ranks: each draws those of a part of the prompts, and all get all.
+
+It serves GRPO and on-policy distillation.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
@@ -9,13 +12,28 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from mlxmath.config.gkd import GkdConfig
+from mlxmath.config.load import Resolved
 from mlxmath.config.methods import GrpoConfig
+from mlxmath.config.schema import TrainingConfig
+from mlxmath.errors import InputError
 from mlxmath.generation.engine import Completion, Sampling, generate_batch, seed_of
+from mlxmath.generation.slots import choose_slots
 from mlxmath.grading import grade_many
 from mlxmath.tools.forms import Tool
 from mlxmath.training.accumulate import Workers
+from mlxmath.training.checkpoint import as_written
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.grpo.rewards import Rewards, Scores
+from mlxmath.training.held_out import ACCURACY, HeldOut, seeded_order
+from mlxmath.training.setup import Run
+
+SLOTS = "slots"
+"""Of a checkpoint: completions that each rank draws at a time."""
+
+
+Drawing = GrpoConfig | GkdConfig
+"""Settings of a method that draws: how many completions of a prompt, how long, at which temperature."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +47,8 @@ class Prompt:
     tokens: tuple[int, ...]
     columns: Mapping[str, Any] = field(default_factory=dict)
     """What else its row holds."""
+    solution: tuple[int, ...] = ()
+    """The dataset's own, with its end, where it is read."""
 
 
 class DrawingStopped(Exception):  # noqa: N818
@@ -41,7 +61,7 @@ class CompletionSampler:
     Args:
         workers: hold the model.
         tokenizer: decodes and knows the stop tokens.
-        config: GRPO's settings.
+        config: the method's settings.
         rewards: score completions.
         seed: of the run.
         concurrency: sequences decoded together.
@@ -54,7 +74,7 @@ class CompletionSampler:
         self,
         workers: Workers,
         tokenizer: TokenizerWrapper,
-        config: GrpoConfig,
+        config: Drawing,
         rewards: Rewards,
         *,
         seed: int,
@@ -127,6 +147,69 @@ class CompletionSampler:
         return Scores(np.array(total), {name: np.array(values) for name, values in by_name.items()}, num_timed_out)
 
 
+def check_drawing(settings: Resolved, config: Drawing) -> None:
+    """Refuse settings that do not go together where completions are drawn.
+
+    Raises:
+        InputError: some do not.
+    """
+    training, size = settings.config.training, config.num_generations
+    if training.batch_size * training.grad_accumulation_steps % size:
+        raise InputError(
+            f"--batch-size {training.batch_size} times --grad-accumulation-steps {training.grad_accumulation_steps} "
+            f"completions a step are no multiple of --num-generations {size}."
+        )
+    if dropout := settings.config.lora.dropout:
+        raise InputError(
+            f"{settings.where('lora.dropout')}: expected 0 where completions are drawn, found {dropout:g}; they are "
+            "drawn without dropout, and the policy that is scored must be the one that drew them."
+        )
+
+
+def in_epochs(prompts: Sequence[Prompt], cursor: int, count: int, *, seed: int) -> list[Prompt]:
+    """The next prompts from number `cursor` on, counted over all epochs; none from the next epoch. Each has an order of
+    its own."""
+    epoch, start = divmod(cursor, len(prompts))
+    order = np.random.default_rng([seed, epoch]).permutation(len(prompts))
+    return [prompts[i] for i in order[start : start + count].tolist()]
+
+
+def choose_concurrency(run: Run, config: Drawing, longest: int) -> tuple[int, str]:
+    """Completions that this rank draws at a time, and why; as the run did that is resumed, since bits depend on it.
+
+    Args:
+        run: with its model.
+        config: of the method.
+        longest: tokens of the longest prompt and completion together.
+    """
+    saved = run.checkpoint.state.get(SLOTS) if run.checkpoint else None
+    with as_written(run.checkpoint):
+        if saved and len(saved) == run.ranks.size and config.concurrency is None:
+            return int(saved[run.ranks.rank]), "as before"
+    return choose_slots(
+        run.model_config, run.device, held_bytes=run.backend.memory().active_bytes, longest=longest,
+        prompt=longest - config.max_completion_length, group_size=config.num_generations,
+        needed_bytes=run.planned_bytes, asked=config.concurrency,
+    )  # fmt: skip
+
+
+def held_out_problems(
+    workers: Workers, tokenizer: TokenizerWrapper, prompts: Sequence[Prompt], config: Drawing,
+    training: TrainingConfig, concurrency: int, tool: Tool | None = None,
+) -> HeldOut | None:  # fmt: skip
+    """Problems of which the share of right answers is measured; None if there are none."""
+    if not prompts:
+        return None
+    in_order = [prompts[i] for i in seeded_order(len(prompts), training.seed)]
+    longest = config.max_completion_length
+    return HeldOut(
+        len(in_order), "problems",
+        lambda count, stopped: right_answers(workers, tokenizer, in_order[:count], longest, concurrency, stopped, tool),
+        step_items=training.batch_size * training.grad_accumulation_steps / 2, metric=ACCURACY,
+        at_once=concurrency * workers.ranks.size,
+    )  # fmt: skip
+
+
 def right_answers(
     workers: Workers,
     tokenizer: TokenizerWrapper,
@@ -176,7 +259,7 @@ def roll_out(
     model: nn.Module,
     tokenizer: TokenizerWrapper,
     prompts: Sequence[Prompt],
-    config: GrpoConfig,
+    config: Drawing,
     *,
     seed: int,
     step: int,

@@ -5,23 +5,21 @@ from functools import partial
 from typing import Any
 
 from mlxmath.config.load import Resolved
-from mlxmath.errors import InputError
-from mlxmath.generation.slots import choose_slots
 from mlxmath.models.lora.adapter import read_reward_model
 from mlxmath.runtime.console import say
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.tools.run import check as check_tool
 from mlxmath.training.accumulate import replica
-from mlxmath.training.checkpoint import ENDS, as_written
+from mlxmath.training.checkpoint import ENDS
 from mlxmath.training.events import Callback, TrainResult
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.grpo.logging import RolloutLogger
 from mlxmath.training.grpo.loss import Entropies, Reference, grpo_loss, target_entropies, target_logprobs
 from mlxmath.training.grpo.prompts import Prompts, load_prompts
 from mlxmath.training.grpo.rewards import Rewards
-from mlxmath.training.grpo.rollouts import SLOTS, Rollouts
-from mlxmath.training.grpo.sampling import CompletionSampler, right_answers
-from mlxmath.training.held_out import ACCURACY, HeldOut, seeded_order
+from mlxmath.training.grpo.rollouts import Rollouts
+from mlxmath.training.grpo.sampling import CompletionSampler, check_drawing, choose_concurrency, held_out_problems
+from mlxmath.training.held_out import HeldOut
 from mlxmath.training.judge import judged
 from mlxmath.training.reward_model import RewardModel
 from mlxmath.training.setup import Run
@@ -47,15 +45,16 @@ def grpo(
         InputError: a setting is wrong, or has no use here.
         MlxmathError: the model or the data cannot be had, do not fit into the memory, or are damaged; a reward failed.
     """
-    check(settings)
     check_tool(settings.config.data.tools)
     config = settings.config.grpo
+    check_drawing(settings, config)
     rewards = Rewards(config.reward_weights, functions or {})
     for path in rewards.models.values():
         read_reward_model(path)
     with Run("grpo", settings, ranks or Ranks(), keep_start=True) as run:
         tools = {"data.tools": run.config.data.tools} if run.config.data.tools else {}
-        data = run.read(load_prompts, fixed={"grpo.reward_weights": rewards.identity, **tools})
+        load = partial(load_prompts, max_completion_length=config.max_completion_length)
+        data = run.read(load, fixed={"grpo.reward_weights": rewards.identity, **tools})
         run.fixed[ENDS] = data.ends
         run.load_base()
         bases = {name: replica(run.model) for name in rewards.models}
@@ -102,12 +101,7 @@ def sample(
 ) -> tuple[Rollouts, HeldOut | None]:  # fmt: skip
     """The rollouts of the prompts to learn from, and the problems to measure on, which the workers' model answers."""
     run, workers, training, config = trainer.run, trainer.workers, trainer.config, trainer.run.config.grpo
-    length = config.max_completion_length
-    slots, reason = _slots_before(run) or choose_slots(
-        run.model_config, run.device, held_bytes=run.backend.memory().active_bytes, longest=data.longest,
-        prompt=data.longest - length, group_size=config.num_generations, needed_bytes=run.planned_bytes,
-        asked=config.concurrency,
-    )  # fmt: skip
+    slots, reason = choose_concurrency(run, config, data.longest)
     sampler = CompletionSampler(
         workers, data.tokenizer, config, rewards, seed=training.seed, concurrency=slots, deadline=trainer.deadline,
         stop=trainer.stop, tool=run.config.data.tools,
@@ -123,43 +117,5 @@ def sample(
         f"{len(data.prompts):,} problems; at most {total_steps:,} steps of {rollouts.prompts_per_step} problems x "
         f"{config.num_generations} completions, drawn {slots} at a time ({reason}); {workers.how}"
     )
-    if not data.held_out:
-        return rollouts, None
-    in_order = [data.held_out[i] for i in seeded_order(len(data.held_out), training.seed)]
-    completions = rollouts.prompts_per_step * config.num_generations
-    held_out = HeldOut(
-        len(in_order), "problems",
-        lambda count, stopped: right_answers(
-            workers, data.tokenizer, in_order[:count], length, slots, stopped, run.config.data.tools
-        ),
-        step_items=completions / 2, metric=ACCURACY, at_once=slots * workers.ranks.size,
-    )  # fmt: skip
-    return rollouts, held_out
-
-
-def _slots_before(run: Run) -> tuple[int, str] | None:
-    """Completions that the run which is resumed drew at a time, on which last bits depend; None: to be chosen."""
-    saved = run.checkpoint.state.get(SLOTS) if run.checkpoint else None
-    with as_written(run.checkpoint):
-        if not saved or len(saved) != run.ranks.size or run.config.grpo.concurrency is not None:
-            return None
-        return int(saved[run.ranks.rank]), "as before"
-
-
-def check(settings: Resolved) -> None:
-    """Refuse settings that do not go together.
-
-    Raises:
-        InputError: some do not.
-    """
-    config, training, size = settings.config, settings.config.training, settings.config.grpo.num_generations
-    if training.batch_size * training.grad_accumulation_steps % size:
-        raise InputError(
-            f"--batch-size {training.batch_size} times --grad-accumulation-steps {training.grad_accumulation_steps} "
-            f"completions a step are no multiple of --num-generations {size}."
-        )
-    if config.lora.dropout:
-        raise InputError(
-            f"{settings.where('lora.dropout')}: expected 0 with GRPO, found {config.lora.dropout:g}; completions are "
-            "drawn without dropout, and the policy that is scored must be the one that drew them."
-        )
+    tool = run.config.data.tools
+    return rollouts, held_out_problems(workers, data.tokenizer, data.held_out, config, training, slots, tool)
