@@ -104,6 +104,8 @@ def commands(url: str) -> list[Command]:
             "4",
         )  # unset, the free memory decides, and a checkpoint holds it
 
+        followed = ("--teacher", "mlx_model:adapters", "--adapter-path", "student", "--max-completion-length", "6",
+                    "--concurrency", "4")  # fmt: skip
         teacher = ("--dataset", "sums.jsonl", "--decontaminate", "none", "--samples", "2", "--max-tokens", "6",
                    "--keep", "all")  # fmt: skip
         taught = ("distill", *teacher, "--teacher", "mlx_model")
@@ -116,6 +118,7 @@ def commands(url: str) -> list[Command]:
             Command("dpo", model, arguments=("dpo", *pairs), **trained),
             Command("reward-model", model, arguments=("reward-model", *pairs), **trained),
             Command("grpo", model, arguments=("grpo", *problems, *drawn), **trained),
+            Command("gkd", model, arguments=("gkd", *problems, *followed), **trained | {"finds": tuned["finds"]}),
             Command("distill", f"{model} teaches", arguments=taught, **trained),
             Command("evaluate", model, arguments=("evaluate", *answers, "--compare"), again=("--resume",), **tuned),
             Command("prepare", model, arguments=("prepare", *source, *rows, "--dataset", "problems.jsonl"), **tuned),

@@ -111,8 +111,8 @@ def draw(path: Path, record: Mapping[str, Any], metadata: Mapping[str, str]) -> 
     """Curves of the stages, and base beside tuned model on each benchmark with 95 % intervals."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 3.8), layout="constrained")
-    loss, bars = figure.subplots(1, 2)
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    loss, reward, bars = figure.subplots(1, 3)
     for (name, found), colour in zip(
         record["show"]["curves"].items(), ("tab:blue", "tab:green", "tab:orange"), strict=False
     ):
@@ -120,9 +120,13 @@ def draw(path: Path, record: Mapping[str, Any], metadata: Mapping[str, str]) -> 
             if kind in found:
                 label = f"{name}: {'training, smoothed' if kind == 'loss' else 'held out'}"
                 loss.plot(*zip(*found[kind], strict=True), style, color=colour, ms=4, label=label)
+        if "reward" in found:
+            reward.plot(*zip(*found["reward"], strict=True), color=colour, label=f"{name}: last {ROLLOUTS} rollouts")
     loss.set(xlabel="step", ylabel="loss, nats a token")
-    loss.legend(fontsize=8)
-    loss.grid(alpha=0.3)
+    reward.set(xlabel="step", ylabel="mean reward")
+    for axes in (loss, reward):
+        axes.legend(fontsize=8)
+        axes.grid(alpha=0.3)
     contestants = record["test"]["contestants"]
     for place, (name, label, colour) in enumerate((("base", "base", "0.65"), ("tuned", "tuned", "tab:green"))):
         shares = contestants[name]["by"]["benchmark"]

@@ -11,6 +11,7 @@ Accepted: active memory, open files and threads do not grow, resident memory gro
 
 import contextlib
 import gc
+import json
 import sys
 import tempfile
 import time
@@ -74,11 +75,12 @@ def train(count: int) -> Found:
 
 
 def grpo(count: int) -> Found:
-    """Reinforcement learning."""
+    """Reinforcement learning, of a model that is right now and then: else few rollouts are steps."""
     found: Found = {}
+    api.sft(max_steps=300, max_seq_len=128, adapter_path="start", **_TRAINING)
     api.grpo(
         callback=measured_at(found, count), max_steps=count, num_generations=4, max_completion_length=48,
-        **_TRAINING,
+        init_adapter="start", **_TRAINING,
     )  # fmt: skip
     return found
 
@@ -117,10 +119,15 @@ def _elsewhere() -> Iterator[None]:
 def main() -> None:
     """Measure, print a table each, write the JSON, and exit with 1 if anything grew."""
     parser = command_line(__doc__, "soak.json")
-    parser.add_argument("--only", action="append", choices=list(RUNS), help="one of the runs; may be repeated")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=list(RUNS),
+        help="one of the runs, beside what the JSON holds; may be repeated",
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="times the number of steps (default: 1)")
     options = parser.parse_args()
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = json.loads(options.out.read_text()) if options.only and options.out.exists() else {}
     grown = []
     for name in options.only or RUNS:
         count = max(20, round(COUNTS[name] * options.scale))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         evaluate,
         export,
         generate,
+        gkd,
         grpo,
         load,
         plan,
@@ -31,17 +32,16 @@ if TYPE_CHECKING:
     from mlxmath.errors import InputError, MlxmathError
     from mlxmath.grading import grade
 
+_FUNCTIONS = ("convert", "distill", "dpo", "evaluate", "export", "generate", "gkd", "grpo", "load", "plan",
+              "reward_model", "sft")  # fmt: skip
 _FROM = {
-    **dict.fromkeys(
-        ("convert", "distill", "dpo", "evaluate", "export", "generate", "grpo", "load", "plan", "reward_model", "sft"),
-        "mlxmath.api",
-    ),
+    **dict.fromkeys(_FUNCTIONS, "mlxmath.api"),
     "grade": "mlxmath.grading",
     "InputError": "mlxmath.errors",
     "MlxmathError": "mlxmath.errors",
 }
 __all__ = [
-    "InputError", "MlxmathError", "convert", "distill", "dpo", "evaluate", "export", "generate", "grade", "grpo",
+    "InputError", "MlxmathError", "convert", "distill", "dpo", "evaluate", "export", "generate", "gkd", "grade", "grpo",
     "load", "plan", "reward_model", "sft",
 ]  # fmt: skip
 

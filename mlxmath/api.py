@@ -38,7 +38,7 @@ Data = str | Path | Sequence[Mapping[str, Any]]
 def load(
     model: str | Path = "mlx_model", adapter: str | Path | None = None, *, verbose: bool = False, **settings: Any
 ) -> "LanguageModel":
-    """A model that answers, in the template that its adapter was trained in, or its own.
+    """A model that answers, in the template and with the tool that its adapter was trained with, or in its own.
 
     Args:
         model: a folder with a converted model; a Hugging Face repository, another folder or "demo", which is converted
@@ -60,7 +60,7 @@ def load(
         _, device = open_backend(config.runtime, 0)
         path = None if adapter is None else Path(adapter)
         on_disk = stays_on_disk(config.runtime, folder, device, path)
-        return open_model(folder, device.compute_dtype, path, on_disk=on_disk)
+        return open_model(folder, device.compute_dtype, path, on_disk=on_disk, tool=None)
 
 
 def generate(
@@ -96,7 +96,7 @@ def sft(
         data: as `dataset`, or rows with columns as a file would have them.
         callback: given each event as it happens.
         verbose: print what the command prints.
-        **settings: of the sections model, data, lora, training and runtime.
+        **settings: of the sections model, data, lora, training, sft and runtime.
 
     Returns:
         How it ended and where the adapters are. A run that ended by its deadline or a signal can be resumed with
@@ -109,7 +109,7 @@ def sft(
     from mlxmath.training.sft import sft as train
 
     with _called(verbose):
-        return train(_settings((), data, settings), callback=callback)
+        return train(_settings(("sft",), data, settings), callback=callback)
 
 
 def dpo(
@@ -118,7 +118,7 @@ def dpo(
     """Tune adapters on pairs of a preferred and a rejected completion: `mlxmath dpo`; see `sft`.
 
     Args:
-        data: rows with `prompt`, `chosen` and `rejected`.
+        data: rows with `prompt`, `chosen` and `rejected` (for KTO also with `prompt`, `completion` and `label`).
         callback: given each event as it happens.
         verbose: print what the command prints.
         **settings: as for `sft`, and of the section dpo.
@@ -186,6 +186,29 @@ def grpo(
         return train(_settings(("grpo",), data, settings), callback=callback, functions=functions)
 
 
+def gkd(
+    data: Data | None = None, *, teacher: str | Path, callback: Callback | None = None, verbose: bool = False,
+    **settings: Any,
+) -> "TrainResult":  # fmt: skip
+    """Distil on-policy: the student draws, a teacher scores every token of it: `mlxmath gkd`; see `sft`.
+
+    Args:
+        data: problems with their answers.
+        teacher: a model folder, or MODEL:ADAPTER.
+        callback: given each event as it happens.
+        verbose: print what the command prints.
+        **settings: as for `sft`, and of the section gkd.
+
+    Raises:
+        InputError: a setting is wrong, the adapter folder holds another run, or the teacher's tokens are others.
+        MlxmathError: see `sft`.
+    """
+    from mlxmath.training.gkd.train import gkd as train
+
+    with _called(verbose):
+        return train(_settings(("gkd",), data, settings | {"teacher": str(teacher)}), callback=callback)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What `evaluate` gives; `folder` holds results.json, samples.jsonl, report.html and charts."""
@@ -229,7 +252,7 @@ def evaluate(
         InputError: a setting is wrong.
         MlxmathError: a model or an adapter is missing or damaged.
     """
-    from mlxmath.evaluation.contestants import choose_contestants
+    from mlxmath.evaluation.contestants import choose_contestants, with_tools
     from mlxmath.evaluation.runner import evaluate as run
     from mlxmath.runtime.ranks import Ranks
 
@@ -240,6 +263,7 @@ def evaluate(
             settings = settings | {"benchmark": ",".join(names)}
         folder, config = _converted(model, settings, "evaluation")
         chosen = choose_contestants(folder, tuple(map(Path, folders)), (), base=compare or not folders)
+        chosen = with_tools(chosen, config.evaluation.tools, beside=compare)
         found = run(config, chosen, Ranks(), template=template, seed=seed, resume=resume, overwrite=overwrite)
     assert found is not None
     return Evaluation(Path(found.pop("folder")), found)
@@ -325,7 +349,7 @@ def plan(
     """What memory and time a run takes, before anything but the model's configuration is fetched: `mlxmath plan`.
 
     Args:
-        method: "train", "dpo", "reward-model" or "grpo".
+        method: "train", "dpo", "reward-model", "grpo" or "gkd".
         memory: of the machine, such as "16GB" (None: this one's).
         verbose: print what happens.
         **settings: as for the method.
@@ -337,8 +361,8 @@ def plan(
     from mlxmath.training.plan import parse_size, plan_run
 
     with _called(verbose):
-        own = () if method == "train" else (method.replace("-", "_"),)
-        config = settings_from((*TRAINED_FROM, *own), **settings).config
+        own = "sft" if method == "train" else method.replace("-", "_")
+        config = settings_from((*TRAINED_FROM, own), **settings).config
         return plan_run(config, method, None if memory is None else parse_size(memory))
 
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "dpo": "Tune an adapter on pairs of a preferred and a rejected completion.",
     "reward-model": "Train a model that scores completions, on the same pairs; a reward for grpo.",
     "grpo": "Improve an adapter by reinforcement learning with graded answers.",
+    "gkd": "Distil on-policy: a student draws, a teacher scores every token of it.",
     "pipeline": "Distil, fine-tune, improve by GRPO and compare, one stage after the other.",
     "sweep": "Train the runs that a file describes, halve them by held-out loss, compare them.",
     "evaluate": "Ask benchmarks, grade, compare the tuned model with its base, write a report.",

@@ -227,9 +227,57 @@ def predicted_tables() -> str:
     return "\n\n".join(tables)
 
 
+DISTURBED = ("killed", "disk full", "other errors", "signalled", "two at once")
+"""What `campaign.py` does to a command."""
+
+
+def campaign_table() -> str:
+    """Disturbed commands: how often each, and how often something was lost."""
+    tried: dict[str, dict[str, int]] = {}
+    for row in results("campaign.json")["table"]:
+        counts = tried.setdefault(row["command"], dict.fromkeys((*DISTURBED, "failed"), 0))
+        counts[row["what"]] += row["tried"]
+        counts["failed"] += row["failed"]
+    total = {name: sum(counts[name] for counts in tried.values()) for name in (*DISTURBED, "failed")}
+    rows = [(f"`{name}`", *map(str, counts.values())) for name, counts in sorted(tried.items())]
+    head = " | ".join(("command", *DISTURBED, "lost or different"))
+    rows = [*rows, ("all", *(f"{number:,}" for number in total.values()))]
+    return rows_of(head, "lrrrrrr", iter(rows))
+
+
+def fuzz_table() -> str:
+    """Damaged and hostile inputs and random command lines."""
+    found = results("fuzz.json")
+    kinds = {
+        "files and replies, by the functions that read them": "inputs",
+        "files, by the commands": "inputs, by the command",
+        "command lines of random options": "command lines",
+        "command lines, a process each": "command lines, a process each",
+    }
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for kind, key in kinds.items():
+            forms = found[key].values()
+            yield kind, *(f"{sum(one[n] for one in forms):,}" for n in ("tried", "refused", "accepted", "failed"))
+
+    return rows_of("what | tried | refused in one line | accepted | failed", "lrrrr", rows())
+
+
+def soak_table() -> str:
+    """What grew in long runs."""
+    found = results("soak.json")
+    rows = (
+        (f"`{name}`", f"{max(map(int, one['steps'])):,} {'questions' if name == 'evaluate' else 'steps'}",
+         *(f"{one['growth_percent'][each]:+.2f} %" for each in ("active_bytes", "rss_bytes", "files", "threads")))
+        for name, one in found.items() if name != "machine"
+    )  # fmt: skip
+    return rows_of("command | length | MLX's active memory | resident memory | open files | threads", "lrrrrr", rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "demo": demo_table, "pipeline": pipeline_table, "training": training_table, "grpo": grpo_table,
     "ranks": ranks_table, "scaling": scaling_table, "predicted": predicted_tables,
+    "campaign": campaign_table, "fuzz": fuzz_table, "soak": soak_table,
 }  # fmt: skip
 
 

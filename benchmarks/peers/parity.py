@@ -100,7 +100,8 @@ class Rows:
 
 def objectives(width: int) -> dict[str, tuple[Any, Any]]:
     """By name: the objective, and what makes its batch of rows and the padding's multiple. `width`: hidden states'."""
-    from mlxmath.config.methods import DpoConfig, GrpoConfig, RewardModelConfig
+    from mlxmath.config.losses import DpoConfig, RewardModelConfig
+    from mlxmath.config.methods import GrpoConfig
     from mlxmath.data.batch import Shape, make_batch, make_packed
     from mlxmath.training.dpo import dpo_loss
     from mlxmath.training.grpo.loss import grpo_loss

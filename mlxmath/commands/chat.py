@@ -58,7 +58,7 @@ def main(
     folder, adapter = Path(config.model.mlx_path), None if no_adapter else Path(config.training.adapter_path)
     models = open_models(
         folder, device.compute_dtype, {"tuned": adapter, "base": None} if adapter else {"base": None}, chosen,
-        usual=usual,
+        usual=usual, tool=None,
     )  # fmt: skip
     model = models.get("tuned", models["base"])
     assert model.template is not None

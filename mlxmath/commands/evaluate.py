@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 @click.option(
     "--compare",
     is_flag=True,
-    help="Evaluate the base model too and compare the others with it; with --retrieve each one with itself without.",
+    help="Evaluate the base model too and compare the others with it; with --retrieve or --tools each one with itself "
+    "without.",
 )
 @click.option(
     "--against",
@@ -70,13 +71,14 @@ def main(
     from mlxmath.runtime.ranks import join
 
     with join() as ranks:
-        from mlxmath.evaluation.contestants import choose_contestants, with_formulas
+        from mlxmath.evaluation.contestants import choose_contestants, with_formulas, with_tools
         from mlxmath.evaluation.runner import evaluate
 
         options.check_shard(shard, ranks.size)
         chosen = choose_contestants(Path(config.model.mlx_path), adapters, against, base=compare or no_adapter)
         if config.evaluation.retrieve:
             chosen = with_formulas(chosen, beside=compare)
+        chosen = with_tools(chosen, config.evaluation.tools, beside=compare)
         found = evaluate(
             config, chosen, ranks, template=template, template_file=template_file, seed=seed, resume=resume,
             overwrite=overwrite, sharding=shard,

@@ -18,6 +18,7 @@ from mlxmath.runtime.console import put, say
 
 if TYPE_CHECKING:
     from mlxmath.data.templates import Template
+    from mlxmath.generation.model import Asked
     from mlxmath.models.lora.sharding import Sharding
     from mlxmath.runtime.ranks import Ranks
 
@@ -43,6 +44,11 @@ if TYPE_CHECKING:
     help="0 always takes the most likely token, as `evaluate` does; 0.7, for example, draws one.",
 )
 @click.option("--top-p", default=1.0, show_default=True, help="Keep the most likely tokens of this total probability.")
+@click.option(
+    "--tools",
+    type=click.Choice(["calculator", "python", "none"]),
+    help="What the answer may call (unset: what the adapter was trained with).",
+)
 @options.shard
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming the text.")
 @options.setting_options("training.seed", *options.RUNTIME, "runtime.offload")
@@ -55,6 +61,7 @@ def main(
     max_new_tokens: int,
     temperature: float,
     top_p: float,
+    tools: "Asked",
     shard: "Sharding | None",
     as_json: bool,
     **values: Any,
@@ -88,13 +95,14 @@ def main(
         answer(
             config, prompt, ranks, {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p},
             adapter=None if no_adapter else Path(config.training.adapter_path), template=chosen, raw=raw,
-            sharding=shard, as_json=as_json,
+            sharding=shard, as_json=as_json, tool=tools,
         )  # fmt: skip
 
 
 def answer(
     config: RunConfig, prompt: str, ranks: "Ranks", drawing: Mapping[str, Any], *, adapter: Path | None,
     template: "Template | None", raw: bool, sharding: "Sharding | None", as_json: bool,
+    tool: "Asked" = None,
 ) -> None:  # fmt: skip
     """Load the model, answer, and print on rank 0.
 
@@ -108,6 +116,7 @@ def answer(
         raw: ask without any.
         sharding: how the model is spread.
         as_json: print one object instead of the text as it comes.
+        tool: that the answer may call (None: the adapter's).
     """
     from mlxmath.runtime.device import open_backend
 
@@ -132,13 +141,15 @@ def answer(
         loaded = spread.model, record
     usual = get_template(config.data.template, config.data.template_file)
     opened = open_model(
-        folder, device.compute_dtype, adapter, template, raw=raw, usual=usual, loaded=loaded, on_disk=on_disk
-    )
+        folder, device.compute_dtype, adapter, template, raw=raw, usual=usual, loaded=loaded, on_disk=on_disk,
+        tool=tool,
+    )  # fmt: skip
     used = opened.template.name if opened.template else None
     say(
         f"{f'{folder} with {adapter}' if adapter else f'base model {folder}'}; template {used or 'none (--raw)'}, "
         f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}, seed {sampling.seed}, at most "
         f"{sampling.max_new_tokens} tokens"
+        + (f"; with {opened.tool}" if opened.tool else "")
         + (f"; spread over {ranks.size} processes by {sharding}" if sharding else "")
     )
 
@@ -166,6 +177,7 @@ def answer(
             "seconds": round(seconds, 4),
             "adapter": str(adapter) if adapter else None,
             "template": used,
+            "tools": opened.tool,
         }
         put(json.dumps(result, ensure_ascii=False))
     else:

@@ -46,10 +46,11 @@ PROMPTS = _of("data", "sources", "solutions", "overflow", "train_on_prompt", "ca
 """The part of `DATA` that has a meaning where completions are drawn and no solution is trained on."""
 PROBLEMS = tuple(name for name in PROMPTS if name not in ("data.template", "data.template_file", "data.max_seq_len"))
 """The part of `DATA` that decides which problems there are."""
-LORA, TRAINING, EVALUATION, DISTILLATION, EXPORT = map(
-    _of, ("lora", "training", "evaluation", "distillation", "export")
+LORA, TRAINING, EVALUATION, DISTILLATION, AUGMENTATION, EXPORT = map(
+    _of, ("lora", "training", "evaluation", "distillation", "augmentation", "export")
 )
-GRPO, DPO, REWARD_MODEL = _of("grpo", "reward_weights"), _of("dpo"), _of("reward_model")
+GRPO, GKD, DPO, REWARD_MODEL, SFT = _of("grpo", "reward_weights"), *map(_of, ("gkd", "dpo", "reward_model", "sft"))
+TEACHER = tuple(f"distillation.teacher{part}" for part in ("", "_url", "_model", "_key_env", "_extra"))
 RUNTIME = ("runtime.backend", "runtime.memory_limit_gb")
 SCHEDULING = ("runtime.workers", "runtime.offload", "runtime.allow_overcommit")
 

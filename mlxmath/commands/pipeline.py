@@ -19,7 +19,6 @@ T = TypeVar("T")
 
 DEMO = Path(__file__).parents[1] / "config" / "pipelines" / "demo.toml"
 STAGES = ("teacher", "distill", "train", "grpo", "evaluate")
-TEACHER = tuple(f"distillation.teacher{part}" for part in ("", "_url", "_model", "_key_env", "_extra"))
 _AFTER = {"teacher": "distilled", "train": "grpo", "grpo": "evaluation"}
 """What the stage after one makes."""
 _MADE_BEFORE = {"data", "held-out rows", "initial adapter"}
@@ -30,7 +29,7 @@ _USED = {"distill": ("data", "distillation"), "grpo": (*TRAINED_FROM, "grpo"), "
 @options.command("pipeline", long=True)
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--folder", default="two-stage", show_default=True, help="Folder for what the stages make.")
-@options.setting_options(*TEACHER)
+@options.setting_options(*options.TEACHER)
 @click.option("--overwrite", is_flag=True, help="Start anew, whatever the folder holds.")
 @options.setting_options(*options.RUNTIME)
 def main(file: Path | None, folder: str, overwrite: bool, **values: Any) -> None:
@@ -103,7 +102,7 @@ def _run(configs: Mapping[str, Resolved], folder: Path, *, overwrite: bool) -> N
 
     def run(stage: str, command: Callable[[], T]) -> T:
         say(f"\n== {stage}")
-        for line in configs[stage].lines(_USED.get(stage, TRAINED_FROM)):
+        for line in configs[stage].lines(_USED.get(stage, (*TRAINED_FROM, "sft"))):
             if not line.endswith(" default"):
                 say(line)
         start = time.monotonic()
@@ -173,7 +172,8 @@ def configure(
         "grpo": {**training, "training.init_adapter": f"{folder}/train", "training.adapter_path": f"{folder}/grpo"},
         "evaluate": {**device, "evaluation.results_path": str(folder), "evaluation.run_name": "evaluation"},
     }  # fmt: skip
-    named = any(name in values for name in TEACHER[:2] for values in (chosen, *(x.values for x in stages["distill"])))
+    layers = (chosen, *(layer.values for layer in stages["distill"]))
+    named = any(name in values for name in options.TEACHER[:2] for values in layers)
     found = {}
     if "teacher" in stages and not named:
         values = training | {"training.adapter_path": f"{folder}/teacher"}

@@ -6,6 +6,7 @@ import click
 
 from mlxmath.commands import options
 from mlxmath.config.load import TRAINED_FROM, settings_from
+from mlxmath.errors import InputError
 from mlxmath.runtime.console import put, size
 from mlxmath.training.plan import OBJECTIVES, Objective, parse_size, plan_run
 
@@ -30,6 +31,7 @@ from mlxmath.training.plan import OBJECTIVES, Objective, parse_size, plan_run
     "grpo.max_completion_length",
     "grpo.beta",
     "grpo.concurrency",
+    "gkd.teacher",
     *options.RUNTIME,
     "runtime.workers",
     "runtime.offload",
@@ -44,7 +46,10 @@ def main(memory: str | None, objective: Objective, **values: Any) -> None:
 
     Exits with 1 if it does not fit.
     """
-    config = settings_from((*TRAINED_FROM, "grpo"), origin="option", **values).config
+    own = "gkd" if objective == "gkd" else "grpo"
+    if own != "gkd" and values.pop("teacher") is not None:
+        raise InputError(f"--teacher: {objective} has none; it is for --for gkd.")
+    config = settings_from((*TRAINED_FROM, own), origin="option", **values).config
     found = plan_run(config, objective, None if memory is None else parse_size(memory))
     for line in (found.model, *found.lines):
         put(line)

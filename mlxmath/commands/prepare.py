@@ -1,5 +1,6 @@
-"""`mlxmath prepare`: turn a dataset into tokens, once; training finds them in the cache."""
+"""`mlxmath prepare`: turn a dataset into tokens, once; training finds them in the cache. Or make more of it, once."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
 
 @options.command("prepare")
 @options.configured
-@options.setting_options(*options.MODEL, *options.DATA)
+@options.setting_options(
+    *options.MODEL, *options.DATA, *options.AUGMENTATION, *options.TEACHER, "distillation.samples",
+    "distillation.temperature",
+)  # fmt: skip
+@click.option("--resume", is_flag=True, help="With --augment: use the teacher's answers that the folder holds.")
+@click.option("--overwrite", is_flag=True, help="With --augment: replace what the folder holds.")
 @click.option("--debug", is_flag=True, help="The bundled model and ten bundled problems.")
 @click.option(
     "--show",
@@ -24,15 +30,24 @@ if TYPE_CHECKING:
     metavar="N",
     help="Print the first N rows; what is trained on is green, between ⟦ and ⟧.",
 )
-def main(show: int, **values: Any) -> None:
-    """Tokenize a dataset into the cache and say what became of it."""
-    from mlxmath.data.prepare import prepare_rows, tokenizer_folder
-    from mlxmath.data.summary import plot_lengths, statistics
-
-    resolved = settings_from(("model", "data"), origin="option", **values)
+def main(show: int, resume: bool, overwrite: bool, **values: Any) -> None:
+    """Tokenize a dataset into the cache and say what became of it; or write a larger one (--augment)."""
+    resolved = settings_from(("model", "data", "augmentation", "distillation", "runtime"), origin="option", **values)
     for line in resolved.lines(("data",)):
         say(line)
     config = resolved.config
+    if config.augmentation.augment:
+        from mlxmath.distillation.augment import augment
+
+        made = augment(config, resume=resume, overwrite=overwrite)
+        for line in made.summary():
+            say(line)
+        click.echo(json.dumps({name: str(path) for name, path in made.paths.items()}))
+        return
+
+    from mlxmath.data.prepare import prepare_rows, tokenizer_folder
+    from mlxmath.data.summary import plot_lengths, statistics
+
     folder = tokenizer_folder(config.model)
     rows = prepare_rows(config.data, folder, trust_remote_code=config.model.trust_remote_code)
     for line in statistics(rows):

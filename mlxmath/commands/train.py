@@ -13,16 +13,17 @@ from mlxmath.runtime.console import put
 
 
 @options.command("train", shared=True, long=True)
-@options.training_options(options.DATA)
+@options.training_options(options.DATA, options.SFT)
 @click.option("--debug", is_flag=True, help="The bundled model, ten problems, a few seconds.")
 @click.option("--dry-run", is_flag=True, help="Print the settings and the memory that the run takes; start nothing.")
 def main(dry_run: bool, **values: Any) -> None:
     """Fine-tune LoRA adapters on a dataset of problems and solutions."""
-    resolved = settings_from(TRAINED_FROM, origin="option", **values)
+    sections = (*TRAINED_FROM, "sft")
+    resolved = settings_from(sections, origin="option", **values)
     if dry_run:
         show(resolved)
         return
-    options.run_with_ranks("mlxmath.training.sft", "sft", resolved, TRAINED_FROM, options.try_it)
+    options.run_with_ranks("mlxmath.training.sft", "sft", resolved, sections, options.try_it)
 
 
 def show(resolved: Resolved) -> None:
@@ -33,7 +34,8 @@ def show(resolved: Resolved) -> None:
 
     config = resolved.config
     get_template(config.data.template, config.data.template_file)
-    for line in resolved.lines((*TRAINED_FROM, *resolved.others(TRAINED_FROM))):
+    used = (*TRAINED_FROM, "sft")
+    for line in resolved.lines((*used, *resolved.others(used))):
         put(line)
     _, device = open_backend(config.runtime, config.training.seed)
     try:

@@ -1,4 +1,6 @@
-"""Settings that one method alone has: reinforcement learning, preferences, distillation, evaluation, export."""
+"""Settings that one method alone has: reinforcement learning, preferences, distillation, augmentation, evaluation,
+export.
+"""
 
 import math
 from typing import Annotated, Literal
@@ -33,6 +35,9 @@ def _are_pairs(pairs: tuple[str, ...], _: object) -> bool:
     return "" not in models and len(set(models)) == len(pairs)
 
 
+Tool = Literal["calculator", "python"]
+"""What an answer may call."""
+
 Temperature = Annotated[
     float,
     Field(ge=0),
@@ -53,14 +58,18 @@ _no_key = require(
     lambda url, _: not urlsplit(url).username and not urlsplit(url).password,
     "a key does not belong into the URL; name its environment variable (--teacher-key-env)",
 )
-_sigmoid_only = require(
-    lambda value, others: not value or others.get("loss_type") == "sigmoid", "needs --loss-type sigmoid"
-)
 _object = require(_is_object, 'give a JSON object, for example \'{"reasoning_effort": "high"}\'')
 _some_length = require(
     lambda value, others: value is None or value >= others.get("min_characters", 0), "is less than --min-characters"
 )
 _pairs = require(_are_pairs, "expected MODEL=TEMPLATE, each model once, for example base=chat")
+_synthesized = require(
+    lambda value, others: value is None or others.get("vote") == "synthesize", "needs --vote synthesize"
+)
+_one_sample = require(
+    lambda value, others: not value or (others.get("samples", 1) == 1 and others.get("vote") is None),
+    "a problem counts as right or wrong: it takes neither --samples nor --vote",
+)
 _weighted = require(lambda value, others: not value or others.get("vote") == "weighted", "needs --vote weighted")
 _positive = require(
     lambda value, _: not value or (all(0 <= weight < math.inf for weight in value) and any(value)),
@@ -91,10 +100,22 @@ class GrpoConfig(Section):
     )
     epsilon: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="How far a probability ratio may fall.")
     epsilon_high: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="How far a probability ratio may rise (unset: as far as it may fall)."
+        None,
+        description="How far a probability ratio may rise (unset: as far as it may fall); cispo: the ratio's bound "
+        "itself (unset: 5).",
+    )
+    sapo_temperature_pos: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="sapo: how fast the gate closes on tokens of a positive advantage."
+    )
+    sapo_temperature_neg: Annotated[float, Field(gt=0)] = Field(1.05, description="sapo: the same of the other tokens.")
+    top_entropy_quantile: Annotated[float, Field(ge=0, le=1)] = Field(
+        1.0, description="Share of a step's tokens, those of the highest entropy, that the policy's loss counts."
     )
     num_iterations: Annotated[int, Field(ge=1)] = Field(1, description="Optimizer passes over each set of completions.")
-    loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = Field("dapo", description="How token losses are averaged.")
+    loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo"] = Field(
+        "dapo",
+        description="The loss: how those of tokens are averaged; cispo clips weights only, sapo has a soft gate.",
+    )
     scale_rewards: Literal["group", "batch", "none"] = Field(
         "group", description="Standard deviation that advantages are divided by: the group's, the batch's, or none."
     )
@@ -112,28 +133,6 @@ class GrpoConfig(Section):
     )
     reward_weights: dict[str, float] = Field(
         {"correctness": 1.0}, description="Rewards that count, each with its weight."
-    )
-
-
-class DpoConfig(Section):
-    """Preference tuning, named as TRL names it."""
-
-    loss_type: Literal["sigmoid", "ipo", "orpo"] = Field(
-        "sigmoid", description="The loss: sigmoid is DPO's own; ipo; orpo, which needs no reference model."
-    )
-    beta: Annotated[float, Field(gt=0)] = Field(
-        0.1, description="How strongly the reference holds (ipo: its tau; orpo: weight of the odds ratio)."
-    )
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5), _sigmoid_only] = Field(
-        0.0, description="Share of pairs taken to be labelled the wrong way round (sigmoid only)."
-    )
-
-
-class RewardModelConfig(Section):
-    """Training of a reward model, named as TRL names it."""
-
-    center_rewards_coefficient: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="Weight of what keeps the scores of a pair around 0; 0.01 is usual (0: nothing does)."
     )
 
 
@@ -210,13 +209,35 @@ class DistillationConfig(Section):
     output_path: Folder = Field("distilled", description="Folder for responses, solutions and their card.")
 
 
+class AugmentationConfig(Section):
+    """More problems and solutions out of those that there are."""
+
+    augment: Annotated[
+        tuple[Literal["numbers", "names", "order", "paths", "rephrase"], ...], BeforeValidator(parts)
+    ] = Field(
+        (),
+        description="Write a dataset of the problems with more of them, separated by commas: numbers, names and order "
+        "vary them, their answers computed again; paths and rephrase have a teacher (--teacher, --teacher-url) write "
+        "more solutions, of which the right ones are kept.",
+    )
+    variations: Annotated[int, Field(ge=1)] = Field(1, description="Variations of a problem, of each kind.")
+    hold_out: Annotated[float, Field(ge=0)] = Field(
+        0.05, description="Problems held out, of which nothing is made: this fraction if below 1, else their number."
+    )
+    augment_seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        0, description="Seed of the variations and of the problems held out (as --seed of train's --validation-split)."
+    )
+    augment_path: Folder = Field("augmented", description="Folder for what --augment writes.")
+
+
 class EvaluationConfig(Section):
     """What models are asked, how they answer, how answers are put together."""
 
     benchmark: Names = Field(
         (DEMO,),
-        description="Benchmarks, separated by commas: demo, gsm8k, math500, math, gsm-hard, svamp, mathqa, aime24, "
-        "minerva, a local file, or NAME=FILE for a benchmark's rows in a local file.",
+        description="Benchmarks, separated by commas: demo, gsm8k, math500, math, gsm-hard, svamp, mathqa, mmlu-math, "
+        "aime, aime22, aime23, aime24, aime25, amc, amc22, amc23, olympiadbench, minerva, a local file, or NAME=FILE "
+        "for a benchmark's rows in a local file.",
     )
     limit: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Ask only N problems of each benchmark: always the same ones, spread over the whole."
@@ -227,7 +248,19 @@ class EvaluationConfig(Section):
         "(base, tuned, ...), TEMPLATE a name, a .toml file, 'chat', or 'adapter' for the one of the tuned model "
         "(unset: an adapter's training one; a base's chat template, else the adapter's).",
     )
-    shots: Annotated[int, Field(ge=0)] = Field(0, description="Worked examples before each problem.")
+    perturb: Literal["numbers", "names", "order"] | None = Field(
+        None,
+        description="Ask each problem that can be varied safely a second time, with other numbers, names, or in "
+        "another order, and compare: whether it is memorised or understood.",
+    )
+    shots: Annotated[int, Field(ge=0)] = Field(
+        0, description="Worked examples before each problem (with --few-shot, 0 means all of its examples)."
+    )
+    few_shot: str | None = Field(
+        None,
+        description="Which worked examples: 'standard' for the eight of Wei et al. 2022, which lm-eval brings along, "
+        "or a file of problems and solutions (unset: ours).",
+    )
     samples: Annotated[int, Field(ge=1)] = Field(1, description="Answers to each problem, for pass@k and maj@k.")
     temperature: Temperature = Field(
         0.0,
@@ -244,11 +277,32 @@ class EvaluationConfig(Section):
         None, description="Add the best-matching formulas of this .jsonl file to each problem; 'bundled' is ours."
     )
     retrieve_count: Annotated[int, Field(ge=1)] = Field(3, description="Formulas added to a problem, at most.")
-    vote: Literal["equal", "weighted"] | None = Field(
-        None, description="Let the tuned models vote together, each answer counting the same or by --weights."
+    tools: Literal["calculator", "python", "none"] | None = Field(
+        None,
+        description="What answers may call: a calculator (<<12*7=), or programs in Python with SymPy; with --compare "
+        "each model is asked with and without (unset: what its adapter was trained with).",
+    )
+    vote: Literal["equal", "weighted", "synthesize"] | None = Field(
+        None,
+        description="Let the tuned models vote together, each answer counting the same or by --weights; or let a model "
+        "read their answers and choose or combine (synthesize).",
+    )
+    vote_model: Annotated[str | None, _synthesized] = Field(
+        None, description="Model that reads the answers, as MODEL or MODEL:ADAPTER (unset: the first of the members)."
     )
     weights: Annotated[tuple[float, ...], BeforeValidator(_numbers), _weighted, _positive] = Field(
         (), description="A voting model's weight each (unset: its accuracy on the other problems)."
+    )
+    until_decided: Annotated[bool, _one_sample] = Field(
+        False,
+        description="Ask in rounds, and stop as soon as it is sure which model is better, or that they differ by less "
+        "than --smallest-difference.",
+    )
+    smallest_difference: Annotated[float, Field(gt=0, le=99)] = Field(
+        5.0, description="Differences of accuracy below so many percentage points need not be found (--until-decided)."
+    )
+    first_round: Annotated[int, Field(ge=1)] = Field(
+        50, description="Problems in the first round (--until-decided); each round brings half as many more."
     )
     concurrency: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Answers generated together (unset: as many as pay off and fit the memory)."

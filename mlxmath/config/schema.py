@@ -8,13 +8,15 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
+from mlxmath.config.gkd import GkdConfig
+from mlxmath.config.losses import DpoConfig, RewardModelConfig, SftConfig
 from mlxmath.config.methods import (
+    AugmentationConfig,
     DistillationConfig,
-    DpoConfig,
     EvaluationConfig,
     ExportConfig,
     GrpoConfig,
-    RewardModelConfig,
+    Tool,
 )
 from mlxmath.config.quantization import quantization
 from mlxmath.config.section import Folder, Names, Section, parts, plain_type, require
@@ -62,6 +64,14 @@ _measured_if_on = require(
     lambda value, others: not value or _is_measured(others), "needs --validation-split or --validation-dataset"
 )
 
+_some_problems = require(
+    lambda value, _: value is None or (value.partition(":")[0].strip() and not value.endswith((":", ":0"))),
+    "expected a benchmark or file and how many problems, for example gsm8k:200",
+)
+_own_tokens = require(
+    lambda value, others: value is None or not others.get("train_on_prompt"),
+    "leaves tokens out of the loss, and --train-on-prompt none; give one of them",
+)
 _no_own_groups = require(
     lambda value, others: value is None or not isinstance(others.get("quantize"), str),
     "belongs to --quantize 2 to 8; mxfp4, nvfp4 and mxfp8 have their own, auto chooses by layer",
@@ -157,6 +167,11 @@ class DataConfig(RowsConfig):
         "chunk", description="What becomes of longer rows: split into chunks, cut, or left out."
     )
     train_on_prompt: bool = Field(False, description="Train on the problem's tokens too, not only the solution's.")
+    tools: Annotated[Tool | None, _own_tokens] = Field(
+        None,
+        description="What solutions and completions call: a calculator (<<12*7=84>>), or programs in Python with "
+        "SymPy; the results are not learned (unset: nothing).",
+    )
     cache_dir: Folder = Field("cache", description="Folder for the tokenized dataset.")
 
     @property
@@ -268,11 +283,21 @@ class TrainingConfig(Section):
         description="At the end, write the best adapters' loss on each held-out row: held_out.json, by which runs "
         "are compared row by row; a run that a signal ends is then not measured once more.",
     )
+    validation_metric: Annotated[Literal["loss", "answers"] | None, _measured] = Field(
+        None,
+        description="What the best adapters are the best by: the held-out loss, or how many held-out problems are "
+        "answered rightly, beside which the loss is measured too (unset: loss; of grpo answers).",
+    )
     early_stopping_patience: Annotated[Annotated[int, Field(ge=1)] | None, _measured] = Field(
         None, description="Stop after N validations in a row without improvement (unset: never)."
     )
     early_stopping_min_delta: Annotated[float, Field(ge=0)] = Field(
         0.0, description="By how much a validation must be better to count as an improvement."
+    )
+    judge: Annotated[str | None, _some_problems] = Field(
+        None,
+        description="When the run has ended, say whether the model got better at a benchmark or file, on all its "
+        "problems that were not trained on or on N of them: BENCHMARK[:N], for example gsm8k:200.",
     )
     report_to: Annotated[Names, _trackers] = Field(
         (), description="Also follow the run in tensorboard, wandb or trackio; several separated by commas."
@@ -308,7 +333,10 @@ class RunConfig(Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     distillation: DistillationConfig = DistillationConfig()
+    sft: SftConfig = SftConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
     grpo: GrpoConfig = GrpoConfig()
+    gkd: GkdConfig = GkdConfig()
     dpo: DpoConfig = DpoConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
     export: ExportConfig = ExportConfig()

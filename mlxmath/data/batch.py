@@ -40,11 +40,19 @@ class PairTargets(NamedTuple):
     counts_B: mx.array
     """Targets of each row."""
     numbers_P: mx.array
-    """Of the pairs."""
+    """Of the pairs, or of each row where these have labels."""
     reference_B: mx.array | None = None
     """Summed log-probability of each row under the reference model."""
     score_D: mx.array | None = None
     """The reward model's score head."""
+    mean_chosen: mx.array | None = None
+    """Targets of the step's chosen completions on average."""
+    desirable_B: mx.array | None = None
+    """Of rows that are no pairs, 1 or 0."""
+    scales_B: mx.array | None = None
+    """All rows of the step, divided by those of a row's label: so sums over a label become its means."""
+    kl: mx.array | None = None
+    """The step's baseline (KTO)."""
 
 
 class RolloutTargets(NamedTuple):
@@ -57,6 +65,35 @@ class RolloutTargets(NamedTuple):
     """Under the model to stay close to; anything where beta is 0."""
     rows_N: mx.array
     """The row of the micro-batch that it is in."""
+    entropic_N: mx.array | None = None
+    """1 where the policy's loss counts the token, 0 where its entropy is too low; None: all count."""
+
+
+class TeacherTargets(NamedTuple):
+    """What distillation needs of each target position."""
+
+    outputs_NY: mx.array
+    """The teacher's, as its head takes them."""
+
+
+class TopTargets(NamedTuple):
+    """The same, of a teacher of which only its K most likely tokens and the rest together are known."""
+
+    ids_NK: mx.array
+    """Those tokens, in any order."""
+    logprobs_NC: mx.array
+    """(N, K + 1) theirs, and the rest's last."""
+
+
+class PieceTargets(NamedTuple):
+    """The same, of a teacher that has other tokens, and says something of pieces of a text."""
+
+    excess_N: mx.array
+    """Log-probability of a target's piece when it was drawn, less that under the teacher."""
+    shares_N: mx.array
+    """The same by the targets in the piece. Both are 0 for a target in none."""
+    old_logprobs_N: mx.array
+    """When it was drawn."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +109,7 @@ class Batch:
     num_tokens: int
     """Real tokens, padding not counted."""
     num_targets: int
-    extra: PairTargets | RolloutTargets | None = None
+    extra: PairTargets | RolloutTargets | TeacherTargets | TopTargets | PieceTargets | None = None
     """What the loss needs beside these."""
     texts_BL: mx.array | None = None
     """In packed rows, the number of the text that a position belongs to: attention stays within a text."""

@@ -45,6 +45,8 @@ OPTIONS = ("options", "choices")
 CHOSEN = ("chosen", "chosen_response", "preferred", "accepted")
 REJECTED = ("rejected", "rejected_response", "dispreferred", "non_preferred")
 """Columns that hold the completions of a pair."""
+LABEL = "label"
+"""The column that says of a completion whether it is desirable, as in TRL's unpaired preferences."""
 IDS = ("id", "uuid", "unique_id", "problem_id")
 DIFFICULTIES = ("difficulty", "level")
 SUBJECTS = ("subject", "type", "problem_type", "task_category", "category", "kind")
@@ -86,6 +88,8 @@ class Columns:
     source: str | None = None
     rejected: str | None = None
     """Of pairs, of which the solution is the preferred completion."""
+    label: str | None = None
+    """Whether the solution is desirable, where completions come one by one."""
     context: str | None = None
     """What the question is about, or the instruction's input: it belongs to the problem."""
     system: str | None = None
@@ -113,7 +117,7 @@ class Columns:
     @property
     def core(self) -> tuple[str | None, ...]:
         """The columns whose values are the problem itself."""
-        return self.question, self.solution, self.answer, self.holder, self.id, self.rejected, *self.beside
+        return self.question, self.solution, self.answer, self.holder, self.id, self.rejected, self.label, *self.beside
 
     @property
     def beside(self) -> tuple[str, ...]:
@@ -136,7 +140,8 @@ class Columns:
             return f"{self.question}, learned whole: there is no question and answer"
         if self.is_conversation or self.solution is None:
             return self.question + beside
-        return f"{self.question}{beside} -> {self.solution}{f', not {self.rejected}' if self.rejected else ''}"
+        other = f", not {self.rejected}" if self.rejected else f", by {self.label}" if self.label else ""
+        return f"{self.question}{beside} -> {self.solution}{other}"
 
 
 def find_columns(
@@ -214,7 +219,7 @@ def _may_be_worked(question: str, solution: str | None) -> bool:
 
 
 def find_pair_columns(available: Sequence[str], question: str | None = None, *, where: str) -> Columns:
-    """Decide which column is the prompt of the pairs.
+    """Decide which column is the prompt of the pairs, or of completions with a label each.
 
     Args:
         available: the dataset's columns.
@@ -222,14 +227,22 @@ def find_pair_columns(available: Sequence[str], question: str | None = None, *, 
         where: the dataset's name, for errors.
 
     Raises:
-        InputError: `chosen`, `rejected` or the column asked for is absent.
+        InputError: `chosen`, `rejected` (or completion and label) or the column asked for is absent.
     """
     chosen, rejected = first_of(CHOSEN, available), first_of(REJECTED, available)
+    label = None if chosen or rejected else first_of((LABEL,), available)
+    if label and (completion := first_of(WORKED, available, question)):
+        _check_asked({"question": question}, available, where)
+        prompt = question or first_of(("prompt", *QUESTIONS), available, completion) or completion
+        return Columns(
+            prompt, completion, id=first_of((*IDS, "prompt_id"), available), system=first_of(SYSTEMS, available),
+            label=label,
+        )  # fmt: skip
     absent = [names[0] for names, found in ((CHOSEN, chosen), (REJECTED, rejected)) if found is None]
     if absent or chosen is None:
         raise InputError(
             f"{where}: no column {' and no column '.join(map(repr, absent))} among {', '.join(available) or 'none'}; "
-            "expected rows with prompt, chosen and rejected."
+            "expected rows with prompt, chosen and rejected, or for --loss-type kto with prompt, completion and label."
         )
     _check_asked({"question": question}, available, where)
     return Columns(

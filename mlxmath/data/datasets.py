@@ -7,6 +7,7 @@ A commit is pinned only where it could be verified; where it says None the newes
 run record name the commit that was read.
 """
 
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ from typing import Any, Literal
 from mlxmath.config.section import DEMO
 from mlxmath.data.columns import Columns
 from mlxmath.data.forms import make_problem, number_text
-from mlxmath.data.problem import Problem, SkippedRowError
+from mlxmath.data.gold import options_of, with_options
+from mlxmath.data.problem import Problem, RefusedRowError, SkippedRowError
 
 Row = Mapping[str, Any]
-Kind = Literal["word", "competition"]
+Kind = Literal["word", "competition", "choice"]
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,14 @@ class Dataset:
     generations: Callable[[Row], Sequence[str]] | None = None
     """The verified generations of a raw row, for `solutions` other than `own`."""
 
-    def problem(self, row: Row, index: int, *, solution_required: bool = True) -> Problem:
+    def problem(self, row: Row, index: int, *, solution_required: bool = True, keeps_calls: bool = False) -> Problem:
         """The `Problem` of a raw row, the same for every use; see `make_problem`.
 
         Raises:
             SkippedRowError: a part that is needed is empty or is not text.
         """
         adapted = self.adapt(row) if self.adapt else row
-        return make_problem(adapted, self.columns, index, solution_required=solution_required)
+        return make_problem(adapted, self.columns, index, solution_required=solution_required, keeps_calls=keeps_calls)
 
 
 GENERATIONS = "generations"
@@ -123,19 +125,85 @@ def _svamp(row: Row) -> Row:
     return {**row, "question": f"{joined} {question}".strip(), "solution": solution, "answer": answer}
 
 
+_MATH_QA_OPTION = re.compile(r"(?:^|\s*,\s*)([a-e])\s*\)\s*(.*?)(?=\s*,\s*[a-e]\s*\)|\s*$)", re.DOTALL)
+
+
 def _math_qa(row: Row) -> Row:
-    """The options are part of the question, the option's letter is the answer."""
+    """The options are part of the question, the right one, with its letter, is the answer."""
     options = (row.get("options") or "").strip()
     question = (row.get("Problem") or "").strip()
     rationale = (row.get("Rationale") or "").strip().removeprefix('"').removesuffix('"').strip()
+    correct = (row.get("correct") or "").strip().lower()
+    texts = dict(_MATH_QA_OPTION.findall(options))
     return {
         **row,
         "question": f"{question}\nOptions: {options}" if question and options else question,
         "solution": rationale,
-        "answer": row.get("correct"),
+        "answer": _choice(correct, texts[correct]) if texts.get(correct) else correct,
     }
 
 
+def _mmlu(row: Row) -> Row:
+    """The answer is a place among the choices, counted from 0, whatever these say; in copies of it also a letter."""
+    answer, choices = row.get("answer"), row.get("choices")
+    question = (row.get("question") or "").strip()
+    if not question:
+        raise SkippedRowError("empty problem")
+    options = options_of(choices)
+    places = {label: place for place, (label, _) in enumerate(options)}
+    place = places.get(answer.strip(), -1) if isinstance(answer, str) else answer
+    if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < len(options):
+        raise RefusedRowError("answer that is no place among the choices")
+    return {**row, "question": with_options(question, choices), "answer": _choice(*options[place])}
+
+
+def _choice(letter: str, text: str) -> str:
+    """The right option with its letter: either of them is a right answer (`mlxmath.grading`)."""
+    return f"({letter.upper()}) {text}".strip()
+
+
+_CONTEST_YEAR = re.compile(r"\b(?:index\.php/|title=)?(\d{4})_(?:AMC|AIME)_")
+
+
+def _contest(year: str | None = None) -> Callable[[Row], Row]:
+    """Problems of AIMO's validation sets, whose page on the AoPS wiki tells their year; of one year, or all of them."""
+
+    def adapt(row: Row) -> Row:
+        found = _CONTEST_YEAR.search(row.get("url") or "")
+        own = found[1] if found else None
+        if year is not None and own != year:
+            raise RefusedRowError("of another year")
+        answer = row.get("answer")
+        if isinstance(answer, float):  # AMC's, adapted to be whole
+            answer = number_text(answer)
+        return {**row, "answer": answer, "year": own}
+
+    return adapt
+
+
+def _olympiad_bench(row: Row) -> Row:
+    """Context and question are one problem; of its lists, the first solution counts, and all of its answers."""
+    context, question = (row.get("context") or "").strip(), (row.get("question") or "").strip()
+    if not question:
+        raise SkippedRowError("empty problem")
+    if "<img_" in context + question:
+        raise RefusedRowError("problem with a picture")
+    if row.get("error"):
+        raise RefusedRowError("answer that is right within a tolerance")
+    answers = [text.strip() for text in row.get("final_answer") or () if isinstance(text, str) and text.strip()]
+    if not answers:
+        raise SkippedRowError("empty answer")
+    solutions = [text for text in row.get("solution") or () if isinstance(text, str) and text.strip()]
+    return {
+        **row, "question": f"{context}\n\n{question}".strip(), "answer": ", ".join(answers),
+        "solution": solutions[0] if solutions else None,
+    }  # fmt: skip
+
+
+MMLU_SUBJECTS = (
+    "abstract_algebra", "college_mathematics", "elementary_mathematics", "high_school_mathematics",
+    "high_school_statistics",
+)  # fmt: skip
 MATH_SUBJECTS = (
     "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra",
     "precalculus",
@@ -210,6 +278,7 @@ _ALL = (
         signature=("Problem", "Rationale", "options", "correct"),
         test_split="test",
         revision="refs/convert/parquet",  # the main branch is a script, which is not run
+        kind="choice",
         adapt=_math_qa,
     ),
     Dataset(
@@ -229,6 +298,80 @@ _ALL = (
         test_split="train",
         max_tokens=4096,
         kind="competition",
+    ),
+    # By year the report's groups are of "aime" and "amc"; "aime22" and the like are one year alone.
+    *(
+        Dataset(
+            name,
+            "AI-MO/aimo-validation-aime",
+            Columns("problem", "solution", "answer", "id", subject="year"),
+            aliases=aliases,
+            split="train",
+            test_split="train",
+            max_tokens=4096,
+            kind="competition",
+            adapt=_contest(year),
+        )
+        for name, aliases, year in (
+            ("aime", ("aimo-validation-aime",), None),
+            ("aime22", ("aime-2022",), "2022"),
+            ("aime23", ("aime-2023",), "2023"),
+        )
+    ),
+    Dataset(
+        "aime25",
+        "math-ai/aime25",
+        Columns("problem", None, "answer", "id"),
+        aliases=("aime-2025",),
+        split="test",
+        test_split="test",
+        max_tokens=4096,
+        kind="competition",
+    ),
+    *(
+        Dataset(
+            name,
+            "AI-MO/aimo-validation-amc",
+            Columns("problem", None, "answer", "id", subject="year"),
+            aliases=aliases,
+            split="train",
+            test_split="train",
+            max_tokens=2048,
+            kind="competition",
+            adapt=_contest(year),
+        )
+        for name, aliases, year in (
+            ("amc", ("aimo-validation-amc", "amc12"), None),
+            ("amc22", ("amc-2022",), "2022"),
+            ("amc23", ("amc-2023",), "2023"),
+        )
+    ),
+    Dataset(
+        "olympiadbench",
+        "Hothan/OlympiadBench",
+        Columns("question", "solution", "answer", "id", subject="subfield"),
+        signature=("subfield", "question", "final_answer", "is_multiple_answer", "answer_type"),
+        configs=("OE_TO_maths_en_COMP",),  # open-ended, text alone, mathematics, English, competitions
+        split="train",
+        test_split="train",
+        max_tokens=4096,
+        kind="competition",
+        nested=("final_answer",),
+        adapt=_olympiad_bench,
+    ),
+    Dataset(
+        "mmlu-math",
+        "cais/mmlu",
+        Columns("question", None, "answer", subject="subject"),
+        aliases=("mmlu",),
+        signature=("question", "subject", "choices", "answer"),
+        configs=MMLU_SUBJECTS,
+        split="test",
+        test_split="test",
+        max_tokens=1024,
+        kind="choice",
+        nested=("choices",),
+        adapt=_mmlu,
     ),
     Dataset(
         "minerva",
@@ -251,7 +394,7 @@ def _spelling(name: str) -> str:
 
 
 _BY_NAME = {_spelling(name): dataset for dataset in _ALL for name in (dataset.name, *dataset.aliases)}
-_BY_REPOSITORY = {dataset.repository.lower(): dataset for dataset in _ALL}
+_BY_REPOSITORY = {dataset.repository.lower(): dataset for dataset in reversed(_ALL)}
 
 
 def known(name: str) -> Dataset | None:

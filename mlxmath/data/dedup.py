@@ -13,10 +13,11 @@ Shapes: Q questions, W words in all of them together, H hash functions.
 """
 
 import hashlib
+import itertools
 import re
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,6 +37,7 @@ from mlxmath.runtime.files import atomic_file
 
 Hashes = NDArray[np.uint64]
 
+_BATCH = 2000
 _LATEX_SPACE = re.compile(r"\\[,;: ]|\\quad|\{,\}|~")
 _GROUPED = re.compile(r"(?<![\d.])\d{1,3}(?:[,  ' _]\d{3})+(?![\d])")
 _WORD = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+")
@@ -197,6 +199,19 @@ def fingerprint_benchmark(name: str, revision: str, questions: Sequence[str]) ->
     """The benchmark with these questions."""
     hashed = normalise(questions)
     return Benchmark(name, revision, np.unique(hashed.texts), np.unique(hashed.ngrams(NGRAM)[0]))
+
+
+def occurring(questions: Sequence[str], data: Iterable[str]) -> NDArray[np.bool_]:
+    """(Q,) whether each question occurs in `data`, by the same criterion; of `data` only what is shared is kept."""
+    wanted = normalise(questions)
+    texts, ngrams = np.unique(wanted.texts), np.unique(wanted.ngrams(NGRAM)[0])
+    seen_texts, seen_ngrams = np.zeros(0, np.uint64), np.zeros(0, np.uint64)
+    rows = iter(data)
+    while batch := list(itertools.islice(rows, _BATCH)):
+        words = normalise(batch)
+        seen_texts = np.union1d(seen_texts, np.intersect1d(texts, words.texts))
+        seen_ngrams = np.union1d(seen_ngrams, np.intersect1d(ngrams, words.ngrams(NGRAM)[0]))
+    return Benchmark("", "", seen_texts, seen_ngrams).holds(wanted)
 
 
 def open_benchmark(name: str) -> Benchmark:

@@ -26,11 +26,14 @@ _ANSWER_MARK = "####"
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 
 
-def make_problem(row: Mapping[str, Any], columns: Columns, index: int, *, solution_required: bool = True) -> Problem:
+def make_problem(
+    row: Mapping[str, Any], columns: Columns, index: int, *, solution_required: bool = True, keeps_calls: bool = False
+) -> Problem:
     """The `Problem` of one row.
 
-    Calculator marks (`<<48/2=24>>`) are removed from a solution that ends in `#### x`. Where no column tells the
-    answer, it is the one that the solution marks with `####` or `\\boxed{}` (`mlxmath.data.gold` reads words too).
+    Calculator marks (`<<48/2=24>>`) are removed from a solution that ends in `#### x`, unless `keeps_calls`. Where no
+    column tells the answer, it is the one that the solution marks with `####` or `\\boxed{}` (`mlxmath.data.gold` reads
+    words too).
 
     Raises:
         SkippedRowError: the problem or the solution is empty or is not text.
@@ -42,8 +45,7 @@ def make_problem(row: Mapping[str, Any], columns: Columns, index: int, *, soluti
     if not solution.strip() and solution_required and not columns.is_text and not ends_in_call:
         raise SkippedRowError("empty solution")
     answer = answer_among(row, columns.answer, columns.holder, columns.options)
-    if _ANSWER_MARK in solution:
-        solution = _CALCULATOR.sub("", solution)
+    marked, solution = solution, solution if keeps_calls else without_marks(solution)
     if answer is None and is_marked(solution):
         answer = stated(solution)
     return Problem(
@@ -51,6 +53,7 @@ def make_problem(row: Mapping[str, Any], columns: Columns, index: int, *, soluti
         question=question,
         answer=answer,
         solution=solution if solution.strip() else None,
+        marked=marked if marked != solution else None,
         messages=messages,
         tools=tools_of(row.get(columns.tools)) if columns.tools and messages else "",
         is_text=columns.is_text,
@@ -60,19 +63,29 @@ def make_problem(row: Mapping[str, Any], columns: Columns, index: int, *, soluti
     )
 
 
+def without_marks(solution: str) -> str:
+    """A solution without its calculator marks, if it ends in `#### x`."""
+    return _CALCULATOR.sub("", solution) if _ANSWER_MARK in solution else solution
+
+
 def make_pair(row: Mapping[str, Any], columns: Columns, index: int) -> Problem:
-    """The `Problem` of a row whose solution is the preferred completion; `rejected` is the other one.
+    """The `Problem` of a row whose solution is the preferred completion, with `rejected`, or a completion with a label.
 
     Prompt and completions are each text, or messages as TRL's conversational datasets have them; both completions may
     also be whole conversations.
 
     Raises:
-        SkippedRowError: a part is empty or is not text, or both completions are the same.
+        SkippedRowError: a part is empty or is not text, both completions are the same, or the label is none.
     """
-    chosen, before_chosen = _completion(row.get(columns.solution or ""), "chosen")
-    rejected, before_rejected = _completion(row.get(columns.rejected or ""), "rejected")
-    if chosen.strip() == rejected.strip():
-        raise SkippedRowError("chosen and rejected are the same")
+    rejected, is_desirable = None, None
+    if columns.label:
+        chosen, before_chosen = _completion(row.get(columns.solution or ""), "labelled")
+        before_rejected, is_desirable = before_chosen, _label(row.get(columns.label))
+    else:
+        chosen, before_chosen = _completion(row.get(columns.solution or ""), "chosen")
+        rejected, before_rejected = _completion(row.get(columns.rejected or ""), "rejected")
+        if chosen.strip() == rejected.strip():
+            raise SkippedRowError("chosen and rejected are the same")
     prompt: tuple[Message, ...] = ()
     if columns.question != columns.solution:
         asked = row.get(columns.question)
@@ -93,6 +106,7 @@ def make_pair(row: Mapping[str, Any], columns: Columns, index: int) -> Problem:
         question=question_of(messages),
         solution=chosen,
         rejected=rejected,
+        is_desirable=is_desirable,
         messages=(*messages, Message("assistant", chosen)) if len(messages) > 1 else (),
     )
 
@@ -160,6 +174,14 @@ def _completion(value: Any, what: str) -> tuple[str, tuple[Message, ...]]:
     return text, before
 
 
+def _label(value: Any) -> bool:
+    """Whether a completion is desirable: true or false, also as 1 or 0 and as text."""
+    found = {"true": True, "1": True, "false": False, "0": False}.get(str(value).strip().lower())
+    if found is None:
+        raise SkippedRowError("label that is neither true nor false")
+    return found
+
+
 def _beside(row: Mapping[str, Any], columns: Columns, index: int) -> dict[str, Any]:
     """A row's identifier and the plain values that are not the problem itself."""
     identifier = None if columns.id is None else row.get(columns.id)
@@ -218,11 +240,13 @@ class Forms:
         """The columns that are found among `names`, if they are a known form."""
         if names not in self._found:
             try:
-                self._found[names] = (
-                    find_pair_columns(names, where=self.where)
-                    if self.main.rejected
-                    else find_columns(names, where=self.where, solution_required=self.solutions_required)
-                )
+                if self.main.rejected or self.main.label:
+                    found = find_pair_columns(names, where=self.where)
+                    self._found[names] = found if bool(found.label) == bool(self.main.label) else None
+                else:
+                    self._found[names] = find_columns(
+                        names, where=self.where, solution_required=self.solutions_required
+                    )
             except InputError:
                 self._found[names] = None
         return self._found[names]

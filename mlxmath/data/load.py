@@ -28,13 +28,14 @@ from mlxmath.config.schema import RunConfig
 from mlxmath.data.batch import Rows
 from mlxmath.data.batching import BatchSampler
 from mlxmath.data.cache import TokenRows
+from mlxmath.data.completions import Completions, CompletionSampler
 from mlxmath.data.dedup import mix
 from mlxmath.data.mixture import Mixture
 from mlxmath.data.pairs import Pairs, PairSampler
 from mlxmath.data.prepare import held_out_config, prepare_held_out, prepare_rows
 from mlxmath.data.summary import mixture_lines
 from mlxmath.data.templates import get_template
-from mlxmath.data.tokenize import SKIPPED
+from mlxmath.data.tokenize import SKIPPED, Form
 from mlxmath.errors import InputError
 from mlxmath.runtime.console import say, warn
 
@@ -62,6 +63,11 @@ class Subset:
         """16 hex digits: the same for the same choice of the same rows."""
         chosen = np.ascontiguousarray(self.ids, "<i8").tobytes()
         return hashlib.sha256(self.rows.fingerprint.encode() + chosen).hexdigest()[:16]
+
+    @cached_property
+    def sources(self) -> NDArray[np.int64]:
+        """(R,) what of the dataset each row is of; see `TokenRows`."""
+        return self.ids if self.rows.sources is None else self.rows.sources[self.ids]
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
@@ -196,7 +202,7 @@ class TrainingData:
 
 
 def _rows_of(rows: Rows | None) -> Any:
-    return rows.rows if isinstance(rows, Pairs) else rows
+    return rows.rows if isinstance(rows, Pairs | Completions) else rows
 
 
 def load_rows(config: RunConfig, model_folder: Path) -> TrainingData:
@@ -207,12 +213,8 @@ def load_rows(config: RunConfig, model_folder: Path) -> TrainingData:
 
 def load_pairs(config: RunConfig, model_folder: Path, *, scored: bool = False) -> TrainingData:
     """Pairs of completions; `scored`: see `mlxmath.data.pairs.Pairs`."""
-    tokens, train, held_out = _load(config, model_folder, pairs=True)
-    for line in mixture_lines(tokens.stats):
-        say(line)
-    for name, count in tokens.stats.items():
-        if name.startswith(SKIPPED):
-            say(f"left out: {count:,} {name.removeprefix(SKIPPED)}")
+    tokens, train, held_out = _load(config, model_folder, "pairs")
+    _tell(tokens)
     packed = config.training.batching == "pack"
     first_id = 0 if config.training.validation_dataset is None else len(tokens) // 2
     return TrainingData(
@@ -222,6 +224,26 @@ def load_pairs(config: RunConfig, model_folder: Path, *, scored: bool = False) -
     )  # fmt: skip
 
 
+def load_completions(config: RunConfig, model_folder: Path) -> TrainingData:
+    """Completions, each desirable or not: rows with a label, and both of each pair."""
+    tokens, train, held_out = _load(config, model_folder, "completions")
+    _tell(tokens)
+    first_id = 0 if config.training.validation_dataset is None else len(tokens)
+    return TrainingData(
+        Completions.of(train), Completions.of(held_out, first_id) if held_out else None, tokens,
+        held_out.fingerprint if held_out else None, CompletionSampler, "completions",
+    )  # fmt: skip
+
+
+def _tell(tokens: TokenRows) -> None:
+    """What was read, and what was left out."""
+    for line in mixture_lines(tokens.stats):
+        say(line)
+    for name, count in tokens.stats.items():
+        if name.startswith(SKIPPED):
+            say(f"left out: {count:,} {name.removeprefix(SKIPPED)}")
+
+
 def look_at_data(config: RunConfig, method: str) -> None:
     """Open what a method reads, before anything long is done for it; rows are not read yet.
 
@@ -229,13 +251,13 @@ def look_at_data(config: RunConfig, method: str) -> None:
         InputError: no such dataset, column, split, filter or template.
         MlxmathError: the data cannot be fetched.
     """
-    pairs = method in ("dpo", "reward-model")
+    pairs, labels = method in ("dpo", "reward-model"), method == "dpo" and config.dpo.loss_type == "kto"
     get_template(config.data.template, config.data.template_file)
     wanted = [config.data]
     if config.training.validation_dataset is not None:
         wanted.append(held_out_config(config.data, config.training.validation_dataset)[0])
     for data in wanted:
-        Mixture(data, solutions_required=method != "grpo", pairs=pairs)
+        Mixture(data, solutions_required=method not in ("grpo", "gkd"), pairs=pairs, labels=labels)
 
 
 def check_pairs(settings: Resolved) -> None:
@@ -253,14 +275,14 @@ def check_pairs(settings: Resolved) -> None:
 
 
 def _load(
-    config: RunConfig, model_folder: Path, *, pairs: bool = False
+    config: RunConfig, model_folder: Path, form: Form = "solutions"
 ) -> tuple[TokenRows, TokenRows | Subset, TokenRows | Subset | None]:
     """All rows, those to train on, and those to measure on if any are asked for."""
     training, trust = config.training, config.model.trust_remote_code
-    data = prepare_rows(config.data, model_folder, trust_remote_code=trust, pairs=pairs)
+    data = prepare_rows(config.data, model_folder, trust_remote_code=trust, form=form)
     if training.validation_split is not None:
         rows, held_out = hold_out(data, training.validation_split, training.seed)
-        each, what = (2, "pairs") if pairs else (1, "sequences")
+        each, what = 2 if form == "pairs" else 1, "sequences" if form == "solutions" else form
         say(
             f"{len(held_out) // each:,} of {len(data) // each:,} {what} are held out, "
             f"{num_problems(held_out.questions_of_rows):,} of {num_problems(data.questions_of_rows):,} problems"
@@ -268,9 +290,7 @@ def _load(
         return data, rows, held_out
     if training.validation_dataset is None:
         return data, data, None
-    other = prepare_held_out(
-        config.data, training.validation_dataset, model_folder, trust_remote_code=trust, pairs=pairs
-    )
+    other = prepare_held_out(config.data, training.validation_dataset, model_folder, trust_remote_code=trust, form=form)
     if other.fingerprint == data.fingerprint:
         raise InputError(
             f"--validation-dataset {training.validation_dataset} is the training data itself; name another dataset or "

@@ -22,6 +22,7 @@ from mlxmath.data.filters import check_fields, parse_filter
 from mlxmath.data.problem import Problem
 from mlxmath.data.sources import LoadedProblems, load_problems
 from mlxmath.data.survey import Candidate, Seen, SourceReport, Survey, survey_source
+from mlxmath.errors import InputError
 from mlxmath.runtime.console import warn
 
 Ids = NDArray[np.int64]
@@ -32,16 +33,19 @@ RANKS = 1000
 class Mixture:
     """The problems to train on. Iterating gives them out; each iteration reads the sources anew."""
 
-    def __init__(self, config: DataConfig, *, solutions_required: bool = True, pairs: bool = False) -> None:
+    def __init__(
+        self, config: DataConfig, *, solutions_required: bool = True, pairs: bool = False, labels: bool = False
+    ) -> None:
         """Open the sources; nothing is read yet.
 
         Args:
             config: which sources, and what is taken from them.
             solutions_required: leave out rows without a solution.
             pairs: read pairs of a chosen and a rejected completion.
+            labels: with `pairs`, completions with a label of their own will do as well.
 
         Raises:
-            InputError: no such dataset, column, filter or benchmark.
+            InputError: no such dataset, column, filter or benchmark; completions have labels that are of no use.
             MlxmathError: the data cannot be fetched.
         """
         self._config = config
@@ -54,6 +58,13 @@ class Mixture:
             )
             for source in sources
         ]  # fmt: skip
+        for loaded in self.sources:
+            if loaded.columns.label and not labels:
+                raise InputError(
+                    f"{loaded.rows.name}: completions with a label ({loaded.columns}) are for `mlxmath dpo --loss-type "
+                    "kto`; pairs with chosen and rejected are needed here."
+                )
+            loaded.keeps_calls = config.tools == "calculator"
         self._filters = [
             [parse_filter(text).named_after(loaded.columns) for text in loaded.source.filters]
             for loaded in self.sources
@@ -63,7 +74,8 @@ class Mixture:
             if loaded.source.balance:
                 check_fields([loaded.source.balance], loaded.fields, loaded.rows.name, "--balance")
         only_demo = all(loaded.source.dataset == DEMO for loaded in self.sources)
-        self._benchmarks = [] if only_demo else [open_benchmark(name) for name in config.decontaminate]
+        self.benchmarks = [] if only_demo else [open_benchmark(name) for name in config.decontaminate]
+        """Whose problems are left out."""
         self.reports: list[SourceReport] = []
         self.ranks: NDArray[np.int32] | None = None
         """Of each problem, in the order of iteration: the lower the earlier in training; None: any order."""
@@ -91,7 +103,7 @@ class Mixture:
                 }
                 for loaded in self.sources
             ],
-            "benchmarks": [[benchmark.name, benchmark.revision] for benchmark in self._benchmarks],
+            "benchmarks": [[benchmark.name, benchmark.revision] for benchmark in self.benchmarks],
             **config.model_dump(include={"num_examples", "mixture_seed", "deduplicate", "curriculum"}),
         }
 
@@ -115,7 +127,7 @@ class Mixture:
         surveys = []
         for index, (loaded, filters) in enumerate(zip(self.sources, self._filters, strict=True)):
             limit = config.num_examples if self._plain else (loaded.source.count if loaded.rows.streamed else None)
-            surveys.append(survey_source(index, loaded, filters, self._benchmarks, seen, limit, plain=self._plain))
+            surveys.append(survey_source(index, loaded, filters, self.benchmarks, seen, limit, plain=self._plain))
         self._chosen, self.reports = [], []
         ranks, questions = list[NDArray[np.int32]](), list[int]()
         for index, (survey, size) in enumerate(zip(surveys, sizes(surveys, config), strict=True)):

@@ -6,6 +6,7 @@ its rows (chosen, rejected, chosen, …); N target positions.
 
 import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import mlx.core as mx
 import numpy as np
@@ -60,6 +61,10 @@ class Pairs:
         """Tokens and mask of one of the 2 P rows."""
         return self.rows.row(index)
 
+    def num_targets(self, index: int) -> int:
+        """Of one of the rows."""
+        return int(self.row(index)[1][1:].sum())
+
     def shared(self, index: int) -> int:
         """Tokens that both rows of a pair begin with, none of them a target or what predicts one."""
         (one, of_one), (other, of_other) = self.row(2 * index), self.row(2 * index + 1)
@@ -90,12 +95,21 @@ class PairStep(StepBatch):
         ids = self.micro_batches[index]
         both = tuple(side for pair in ids for side in (2 * pair, 2 * pair + 1))
         batch = self._batch(pairs, ids, both)
-        counts = np.array([int(pairs.row(side)[1][1:].sum()) for side in both], np.int32)
+        counts = np.array([pairs.num_targets(side) for side in both], np.int32)
         rows = np.zeros(batch.targets_N.size, np.int32)
         rows[: batch.num_targets] = np.repeat(np.arange(len(both), dtype=np.int32), counts)
-        extra = PairTargets(mx.array(rows), mx.array(counts), mx.array(pairs.numbers[list(ids)]))
+        extra = PairTargets(
+            mx.array(rows), mx.array(counts), mx.array(pairs.numbers[list(ids)]), mean_chosen=self._mean_chosen
+        )
         num_tokens = sum(len(pairs.row(side)[0]) for side in both)  # as many as without prompts computed once
         return replace(batch, row_ids=ids, num_tokens=num_tokens, num_targets=len(ids), extra=extra)
+
+    @cached_property
+    def _mean_chosen(self) -> mx.array:
+        """Targets of the step's chosen completions on average."""
+        pairs = self.sampler.rows
+        assert isinstance(pairs, Pairs)
+        return mx.array(np.mean([pairs.num_targets(2 * pair) for pair in self.row_ids]), mx.float32)
 
     def _batch(self, pairs: Pairs, ids: tuple[int, ...], both: tuple[int, ...]) -> Batch:
         """Of the rows `both`, laid out in the way that has the fewest positions."""

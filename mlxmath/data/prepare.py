@@ -5,8 +5,11 @@ import hashlib
 import json
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from mlxmath.config.schema import DataConfig, ModelConfig
 from mlxmath.config.section import DEMO
@@ -18,7 +21,7 @@ from mlxmath.data.render import encode_prompt
 from mlxmath.data.rows import is_file_name
 from mlxmath.data.summary import MIXTURE
 from mlxmath.data.templates import Template, get_template
-from mlxmath.data.tokenize import SKIPPED, tokenize, tokenize_pairs
+from mlxmath.data.tokenize import SKIPPED, Form, tokenize, tokenize_completions, tokenize_pairs
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.console import Progress, duration, say, size, warn
 from mlxmath.runtime.files import real, sha256
@@ -27,6 +30,9 @@ from mlxmath.runtime.sealed import sealed_json, unsealed_json
 from mlxmath.weights.hub import is_source
 from mlxmath.weights.manifest import FILE_NAME, read_manifest
 
+_TOKENIZE: Mapping[Form, Any] = {
+    "solutions": tokenize, "pairs": tokenize_pairs, "completions": tokenize_completions,
+}  # fmt: skip
 _NOTES = "prepared.json"
 """In the cache folder: what rows the settings of earlier runs came to."""
 
@@ -47,7 +53,7 @@ def tokenizer_folder(config: ModelConfig) -> Path:
 
 
 def prepare_rows(
-    config: DataConfig, model_folder: Path, *, trust_remote_code: bool = False, pairs: bool = False
+    config: DataConfig, model_folder: Path, *, trust_remote_code: bool = False, form: Form = "solutions"
 ) -> TokenRows:
     """The tokenized dataset, from the cache if it is there, else made and put there.
 
@@ -55,24 +61,28 @@ def prepare_rows(
         config: which rows, and how they become tokens.
         model_folder: a folder with the model's tokenizer.
         trust_remote_code: let the tokenizer run code from its repository.
-        pairs: of a chosen and a rejected completion; each makes two rows (see `mlxmath.data.batching`).
+        form: what rows are made (see `mlxmath.data.tokenize`).
 
     Raises:
         InputError: no such dataset, column, split, template or tokenizer.
         MlxmathError: the data cannot be read, or no row of it can be trained on.
     """
     template = get_template(config.template, config.template_file)
-    mixture = Mixture(config, pairs=pairs)
+    mixture = Mixture(config, pairs=form != "solutions", labels=form == "completions")
     tokenizer = load_tokenizer(model_folder, trust_remote_code)
     template = template.for_tokenizer(tokenizer)
     for problems in mixture.sources:
         say(f"dataset: {problems}")
+    shaped: dict[str, Any] = {form: True}
+    if form == "solutions":
+        shaped = config.model_dump(include={"overflow", "train_on_prompt"})
     key = {
         **mixture.key,
         "template": template.definition,
         "tokenizer": _tokenizer_identity(tokenizer, model_folder),
-        **({"pairs": True} if pairs else config.model_dump(include={"overflow", "train_on_prompt"})),
+        **shaped,
         "max_seq_len": config.max_seq_len,
+        **({"tools": config.tools} if config.tools else {}),
     }
     path = Path(config.cache_dir).expanduser() / f"{fingerprint(key)}.pkl"
     rows = _cached(path)
@@ -82,14 +92,14 @@ def prepare_rows(
             if rows is None:
                 started = time.perf_counter()
                 with write_rows(path, token_dtype(max(tokenizer.get_vocab().values()) + 1)) as writer:
-                    _write_all(mixture, template, config, tokenizer, writer, pairs=pairs)
+                    _write_all(mixture, template, config, tokenizer, writer, form)
                 rows = TokenRows.load(path)
                 spent = time.perf_counter() - started
                 say(
                     f"{path}: {len(rows):,} rows, {len(rows.tokens):,} tokens, {size(path.stat().st_size)} "
                     f"in {duration(spent)} ({len(rows.tokens) / spent:,.0f} tokens/s)"
                 )
-    note(config, model_folder, rows, pairs=pairs)
+    note(config, model_folder, rows, form)
     return rows
 
 
@@ -110,7 +120,7 @@ def _cached(path: Path) -> TokenRows | None:
 
 
 def prepare_held_out(
-    config: DataConfig, name: str, model_folder: Path, *, trust_remote_code: bool = False, pairs: bool = False
+    config: DataConfig, name: str, model_folder: Path, *, trust_remote_code: bool = False, form: Form = "solutions"
 ) -> TokenRows:
     """The rows of `--validation-dataset`, made as those of the training data are.
 
@@ -119,7 +129,7 @@ def prepare_held_out(
         name: a file, the demo, or a repository as NAME or NAME:SPLIT (its validation split).
         model_folder: a folder with the model's tokenizer.
         trust_remote_code: let the tokenizer run code from its repository.
-        pairs: see `prepare_rows`.
+        form: see `prepare_rows`.
 
     Raises:
         InputError: no such dataset or split.
@@ -128,7 +138,7 @@ def prepare_held_out(
     changed, hint = held_out_config(config, name)
     say("held-out rows:")
     try:
-        return prepare_rows(changed, model_folder, trust_remote_code=trust_remote_code, pairs=pairs)
+        return prepare_rows(changed, model_folder, trust_remote_code=trust_remote_code, form=form)
     except InputError as error:
         raise InputError(f"--validation-dataset {name}: {error}{hint}") from None
 
@@ -152,16 +162,17 @@ def held_out_config(config: DataConfig, name: str) -> tuple[DataConfig, str]:
 
 
 def _write_all(
-    mixture: Mixture, template: Template, config: DataConfig, tokenizer: Any, writer: RowWriter, *, pairs: bool
+    mixture: Mixture, template: Template, config: DataConfig, tokenizer: Any, writer: RowWriter, form: Form
 ) -> None:
     """Choose, render, fit and write all problems, batch by batch."""
     mixture.choose()
+    each = 2 if form == "completions" else 1  # numbers of a problem
     counts: Counter[str] = Counter()
     with Progress("tokenizing", len(mixture), unit="rows") as progress:
-        for rows, batch_counts in (tokenize_pairs if pairs else tokenize)(mixture, template, config, tokenizer):
+        for rows, batch_counts in _TOKENIZE[form](mixture, template, config, tokenizer):
             writer.add(rows, batch_counts["problems"])
             counts.update(batch_counts)
-            progress.update(batch_counts["problems"])
+            progress.update(batch_counts["problems"] // each)
     if not counts["output_rows"]:
         left_out = Counter[str]()
         for report in mixture.reports:
@@ -169,14 +180,16 @@ def _write_all(
         left_out.update({name: n for name, n in counts.items() if name.startswith(SKIPPED)})
         what = ", ".join(f"{n:,} {reason}" for reason, n in left_out.items()) or f"{counts['problems']} rows were read"
         names = ", ".join(report.name for report in mixture.reports)
+        wanted = {"solutions": "row with a target", "pairs": "pair", "completions": "completion"}[form]
+        overflow = f", --overflow {config.overflow}" if form == "solutions" else ""
         raise MlxmathError(
-            f"{names}: no {'pair' if pairs else 'row with a target'} is left ({what}; --max-seq-len "
-            f"{config.max_seq_len}{'' if pairs else f', --overflow {config.overflow}'}); choose other data, columns or "
+            f"{names}: no {wanted} is left ({what}; --max-seq-len "
+            f"{config.max_seq_len}{overflow}); choose other data, columns or "
             "filters, or a larger --max-seq-len."
         )
     if mixture.ranks is not None:
-        writer.ranks = mixture.ranks[writer.sources]
-    writer.questions = mixture.questions
+        writer.ranks = mixture.ranks[writer.sources // each]
+    writer.questions = np.repeat(mixture.questions, each)
     settings = {"overflow": config.overflow, "max_seq_len": config.max_seq_len, MIXTURE: mixture.report()}
     writer.stats.update({**counts, **settings})
 
@@ -196,35 +209,35 @@ class Prepared(NamedTuple):
     tokens: int
 
 
-def prepared(config: DataConfig, model_folder: Path, *, pairs: bool = False) -> Prepared | None:
+def prepared(config: DataConfig, model_folder: Path, form: Form = "solutions") -> Prepared | None:
     """What `prepare_rows` with these settings came to the last time. Neither the data nor the tokenizer is opened."""
     try:
         return Prepared(
-            **unsealed_json(Path(config.cache_dir).expanduser() / _NOTES, ())[_key(config, model_folder, pairs=pairs)]
+            **unsealed_json(Path(config.cache_dir).expanduser() / _NOTES, ())[_key(config, model_folder, form)]
         )
     except (MlxmathError, OSError, KeyError, TypeError):
         return None
 
 
-def note(config: DataConfig, model_folder: Path, rows: TokenRows, *, pairs: bool) -> None:
+def note(config: DataConfig, model_folder: Path, rows: TokenRows, form: Form) -> None:
     """Write down for `prepared` what rows there are."""
     path = Path(config.cache_dir).expanduser() / _NOTES
     notes: dict[str, Any] = {}
     with contextlib.suppress(MlxmathError):  # there are none, or damaged ones
         notes = unsealed_json(path, ())
-    notes[_key(config, model_folder, pairs=pairs)] = {"rows": len(rows), "tokens": len(rows.tokens)}
+    notes[_key(config, model_folder, form)] = {"rows": len(rows), "tokens": len(rows.tokens)}
     try:
         sealed_json(path, notes)
     except MlxmathError as error:
         warn(f"{path} is not up to date, which only `mlxmath plan` notices: {error}")
 
 
-def _key(config: DataConfig, model_folder: Path, *, pairs: bool) -> str:
+def _key(config: DataConfig, model_folder: Path, form: Form) -> str:
     """The settings, and the size and time of what is a file."""
     names = [name for name in (config.dataset, config.template_file) if name and is_file_name(str(name))]
     files = [path.stat() for path in map(Path, map(str, names)) if path.exists()]
     facts = [
-        config.model_dump(mode="json", exclude={"cache_dir"}), str(real(model_folder)), pairs,
+        config.model_dump(mode="json", exclude={"cache_dir"}), str(real(model_folder)), form,
         [[found.st_size, found.st_mtime_ns] for found in files],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

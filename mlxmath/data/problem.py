@@ -34,8 +34,12 @@ class Problem:
     """The final answer alone, where the dataset tells it."""
     solution: str | None = None
     """The worked solution: what a model learns to write."""
+    marked: str | None = None
+    """The same with its calculator marks (`<<48/2=24>>`), where it has some."""
     rejected: str | None = None
     """Of a pair: the completion that is less liked than the solution."""
+    is_desirable: bool | None = None
+    """Of a completion with a label, which is the solution: what that says. None: it has none."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """The row's other plain values, by their columns' names."""
     messages: tuple[Message, ...] = ()
@@ -54,6 +58,10 @@ class Problem:
 
 class SkippedRowError(Exception):
     """A row that cannot be trained on; the message is the reason, the same for all rows of its kind."""
+
+
+class RefusedRowError(SkippedRowError):
+    """A row in its dataset's form that is none of its problems: it is not read in another form either."""
 
 
 def text_of(value: Any, what: str) -> str | None:

@@ -84,6 +84,13 @@ def _ids(codec: TextCodec, parts: Sequence[Part]) -> list[int]:
     return ids
 
 
+def continuation(tokenizer: Any, before: str, text: str) -> list[int]:
+    """The ids with which `text` goes on from a text that ends in `before`, as a training row has them."""
+    codec = codec_of(tokenizer)
+    found = encode_runs(codec, [Run(False, (before, text))])[0]
+    return found[1] if found else codec.encode(text)
+
+
 def adds_bos(tokenizer: Any) -> bool:
     """Whether the tokenizer begins every text with its beginning-of-text token."""
     return tokenizer.bos_token_id is not None and tokenizer.bos_token_id in codec_of(tokenizer).prefix

@@ -12,7 +12,7 @@ from mlxmath.data.columns import CONVERSATIONS, Columns, find_columns, find_pair
 from mlxmath.data.datasets import GENERATIONS, Dataset, known, recognise
 from mlxmath.data.filters import FIELDS, parse_filter
 from mlxmath.data.forms import Forms, make_pair, make_problem
-from mlxmath.data.problem import Problem, SkippedRowError
+from mlxmath.data.problem import Problem, RefusedRowError, SkippedRowError
 from mlxmath.data.readers import Row, Rows
 from mlxmath.data.rows import AbsentError, chain, is_file_name, open_file, open_path, open_repository
 from mlxmath.errors import InputError, MlxmathError
@@ -36,6 +36,8 @@ class LoadedProblems:
     solutions_required: bool = True
     instead_of: str | None = None
     """The dataset that could not be had."""
+    keeps_calls: bool = False
+    """Leave the calculator's marks in solutions."""
     skipped: Counter[str] = field(default_factory=Counter)
     """Rows left out by the last iteration, by reason."""
     first_skipped: dict[str, int] = field(default_factory=dict)
@@ -126,6 +128,8 @@ class LoadedProblems:
         """
         try:
             problem = self._made(row, index, self.columns, self.dataset)
+        except RefusedRowError:
+            raise
         except SkippedRowError:
             own = self.forms and self.forms.of(row)
             if not own:
@@ -139,12 +143,12 @@ class LoadedProblems:
         return self._made(row, index, own)
 
     def _made(self, row: Row, index: int, columns: Columns, dataset: Dataset | None = None) -> Problem:
-        if columns.rejected:
+        if columns.rejected or columns.label:
             return make_pair(row, columns, index)
         required = self.solutions_required and self.source.solutions == "own"
         if dataset:
-            return dataset.problem(row, index, solution_required=required)
-        return make_problem(row, columns, index, solution_required=required)
+            return dataset.problem(row, index, solution_required=required, keeps_calls=self.keeps_calls)
+        return make_problem(row, columns, index, solution_required=required, keeps_calls=self.keeps_calls)
 
 
 def load_problems(
@@ -160,7 +164,7 @@ def load_problems(
     Args:
         config: the data section without `sources` (`num_examples` limits to the first N usable rows), or one source.
         solutions_required: leave out rows without a solution; otherwise they are kept, with `solution` None.
-        pairs: read pairs of a chosen and a rejected completion.
+        pairs: read pairs of a chosen and a rejected completion, or completions with a label.
         first: about how many rows will be read, so that a few need no whole download.
         mixture_seed: of the order in which a dataset too large to download is streamed.
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from mlxmath.data.render import Rendered, fit_rows, render
 from mlxmath.data.templates import Template, Text
 from mlxmath.errors import MlxmathError
 from mlxmath.runtime.blas import num_usable_cores
+from mlxmath.tools.forms import Tool, parts
 
 BATCH_ROWS = 1000
 BATCH_CHARACTERS = 1_000_000
@@ -32,6 +33,9 @@ MOST_PROCESSES = 4
 SKIPPED = "skipped: "
 SYSTEM_LEFT_OUT = "system_left_out"
 TOO_LONG = f"{SKIPPED}pair with a completion that is too long, or that cannot be written after its prompt"
+COMPLETION_TOO_LONG = f"{SKIPPED}completion that is too long, or that cannot be written after its prompt"
+Form = Literal["solutions", "pairs", "completions"]
+"""What rows are: a problem's solution, the two completions of a pair, or each a completion with a label."""
 
 Result = tuple[Rendered, Counter[str]]
 
@@ -47,8 +51,11 @@ class Batch:
     num_characters: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
 
-    def add(self, problem: Problem, template: Template, only_last: bool) -> None:
-        """Render a problem; `only_last`: of its answers only the last is a target."""
+    def add(self, problem: Problem | None, template: Template, only_last: bool) -> None:
+        """Render a problem, or leave its number out; `only_last`: of its answers only the last is a target."""
+        if problem is None:
+            self.num_problems += 1
+            return
         try:
             text = template.render(problem)
         except SkippedRowError as reason:
@@ -63,7 +70,7 @@ class Batch:
 
 
 def tokenize(
-    problems: Iterable[Problem], template: Template, config: DataConfig, tokenizer: Any, *, pairs: bool = False
+    problems: Iterable[Problem | None], template: Template, config: DataConfig, tokenizer: Any, *, pairs: bool = False
 ) -> Iterator[Result]:
     """Rows of the right length, batch by batch, with `fit_rows`'s counts and more; `sources` are the problems' numbers.
 
@@ -117,14 +124,15 @@ def _in_order(
 
 
 def _tokenize(batch: Batch, config: DataConfig, tokenizer: Any) -> Result:
-    rendered, num_failed = render(tokenizer, batch.texts, config.train_on_prompt)
+    texts = [without_results(text, config.tools) for text in batch.texts] if config.tools else batch.texts
+    rendered, num_failed = render(tokenizer, texts, config.train_on_prompt)
     rendered = rendered._replace(sources=np.array(batch.numbers, np.int64)[rendered.sources])
     rows, counts = fit_rows(rendered, config.max_seq_len, config.overflow)
     counts.update(batch.skipped, problems=batch.num_problems, not_encodable=num_failed)
     return rows, counts
 
 
-def _batches(problems: Iterable[Problem], template: Template, pairs: bool) -> Iterator[Batch]:
+def _batches(problems: Iterable[Problem | None], template: Template, pairs: bool) -> Iterator[Batch]:
     """Texts, in batches large enough for all cores and small enough for the memory."""
     batch = Batch()
     for problem in problems:
@@ -179,12 +187,48 @@ def tokenize_pairs(
         yield rows.taken(rows.offsets[:-1][is_whole], np.diff(rows.offsets)[is_whole], pair[is_whole]), found
 
 
-def _sides(pairs: Iterable[Problem]) -> Iterator[Problem]:
-    for pair in pairs:
-        assert pair.rejected is not None
-        other = (*pair.messages[:-1], Message("assistant", pair.rejected)) if pair.messages else ()
-        yield pair
-        yield replace(pair, solution=pair.rejected, messages=other)
+def tokenize_completions(
+    preferences: Iterable[Problem], template: Template, config: DataConfig, tokenizer: Any
+) -> Iterator[Result]:
+    """A row of each completion: its source is 2 p where it is desirable, else 2 p + 1, for row p of the dataset.
+
+    Of a pair either row may come out alone; else see `tokenize_pairs`.
+
+    Args:
+        preferences: problems with `rejected` (a pair is one of each) or with `is_desirable`.
+        template: makes prompts.
+        config: the longest row; a longer one is left out.
+        tokenizer: of `transformers`, or mlx_lm's wrapper around one.
+    """
+    config = config.model_copy(update={"overflow": "drop", "train_on_prompt": False})
+    for rows, counts in tokenize(_sides(preferences), template.verbatim(), config, tokenizer, pairs=True):
+        found = Counter({name: n for name, n in counts.items() if name.startswith(SKIPPED)})
+        if too_long := counts["dropped_rows"] + counts["rows_without_target"] + counts["not_encodable"]:
+            found[COMPLETION_TOO_LONG] = too_long
+        found.update(problems=counts["problems"], output_rows=counts["output_rows"])
+        yield rows, found
+
+
+def _sides(preferences: Iterable[Problem]) -> Iterator[Problem | None]:
+    """The desirable completion and the other one; None for the one that is not there."""
+    for problem in preferences:
+        if problem.rejected is None:
+            yield from (problem, None) if problem.is_desirable else (None, problem)
+            continue
+        other = (*problem.messages[:-1], Message("assistant", problem.rejected)) if problem.messages else ()
+        yield problem
+        yield replace(problem, solution=problem.rejected, messages=other)
+
+
+def without_results(text: Text, tool: Tool) -> Text:
+    """The text in which what a tool wrote is no target."""
+    return tuple(
+        segment._replace(text=part, is_target=segment.is_target and not is_result)
+        for segment in text
+        for part, is_result in (
+            parts(tool, segment.text) if segment.is_target and not segment.is_control else [(segment.text, False)]
+        )
+    )
 
 
 def _last_answer(text: Text) -> Text:

@@ -153,17 +153,23 @@ def write_card(result: DistillResult, title: str, facts: Mapping[str, Any], sett
           for name in _MEASURES if spread[name]]),
         ("## Settings", ("setting", "value"), settings.items()),
     ]  # fmt: skip
-    parts = []
-    for heading, head, rows in tables:
-        lines = [f"| {' | '.join(cell('-' if value is None else value) for value in row)} |" for row in (head, *rows)]
-        if len(lines) > 1:
-            parts.append("\n".join([heading, "", lines[0], "|" + "---|" * len(head), *lines[1:]]))
+    parts = tables_of(tables)
     parts.append(
         f"Train on it: `mlxmath train --dataset {result.folder / SOLUTIONS}`; on its pairs: `mlxmath dpo --dataset "
         f"{result.folder / PAIRS}`. Made by mlxmath {__version__}."
     )
     atomic_write(result.folder / CARD, "\n\n".join(parts) + "\n")
     _plot(result, result.folder / LENGTHS)
+
+
+def tables_of(tables: Iterable[tuple[str, Sequence[str], Iterable[Sequence[Any]]]]) -> list[str]:
+    """Tables in Markdown, each with its heading; (heading, heads, rows), those without a row are left out."""
+    parts = []
+    for heading, head, rows in tables:
+        lines = [f"| {' | '.join(cell('-' if value is None else value) for value in row)} |" for row in (head, *rows)]
+        if len(lines) > 1:
+            parts.append("\n".join([heading, "", lines[0], "|" + "---|" * len(head), *lines[1:]]))
+    return parts
 
 
 def _share(part: int, whole: int) -> tuple[str, str]:

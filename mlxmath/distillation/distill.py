@@ -37,7 +37,7 @@ def distill(
     if rank_only:
         return _rank(config, rank_only, overwrite=overwrite)
 
-    teacher = open_teacher(settings, config.runtime)
+    teacher = open_teacher(settings, config.runtime, config.data.tools)
     questions = load_questions(config.data)
     left_out = ", ".join(f"{count:,} {reason}" for reason, count in questions.left_out.items() if count)
     say(

@@ -9,8 +9,11 @@ from typing import Any, Protocol
 from mlxmath.config.methods import DistillationConfig
 from mlxmath.config.schema import RuntimeConfig
 from mlxmath.distillation.questions import Task
+from mlxmath.errors import InputError
 from mlxmath.runtime.console import printable, say
 from mlxmath.runtime.files import parse_json
+from mlxmath.tools.forms import Tool
+from mlxmath.tools.run import check
 
 _OPENED = "<think>"
 
@@ -44,7 +47,7 @@ class Teacher(Protocol):
         """Ask all tasks' questions; each has one outcome."""
 
 
-def open_teacher(settings: DistillationConfig, runtime: RuntimeConfig) -> Teacher:
+def open_teacher(settings: DistillationConfig, runtime: RuntimeConfig, tool: Tool | None = None) -> Teacher:
     """The endpoint of the settings, or the model on this machine.
 
     Raises:
@@ -54,8 +57,12 @@ def open_teacher(settings: DistillationConfig, runtime: RuntimeConfig) -> Teache
     if settings.teacher_url is not None:
         from mlxmath.distillation.endpoint import Endpoint
 
+        if tool:
+            raise InputError(
+                f"--tools {tool}: an endpoint's calls are not run; use a local --teacher, or leave it out."
+            )
         return Endpoint(settings)
-    return LocalTeacher(settings, runtime)
+    return LocalTeacher(settings, runtime, tool)
 
 
 class TryAgain(Exception):  # noqa: N818
@@ -145,7 +152,7 @@ def _parts(content: Any) -> tuple[str, str]:
 class LocalTeacher:
     """A teacher on this machine: an MLX model folder, perhaps with an adapter, and the template that it is asked in."""
 
-    def __init__(self, settings: DistillationConfig, runtime: RuntimeConfig) -> None:
+    def __init__(self, settings: DistillationConfig, runtime: RuntimeConfig, tool: Tool | None = None) -> None:
         """Read everything but the weights.
 
         Raises:
@@ -156,7 +163,8 @@ class LocalTeacher:
         from mlxmath.data.templates import get_template, own_template
         from mlxmath.evaluation.contestants import choose_contestants
 
-        self._settings, self._runtime = settings, runtime
+        self._settings, self._runtime, self._tool = settings, runtime, tool
+        check(tool)
         (self._contestant,) = choose_contestants(Path(), (), (settings.teacher or "",), base=False)
         self._model_identity = self._contestant.identity()
         self._tokenizer = load_tokenizer(self._contestant.model)
@@ -176,7 +184,8 @@ class LocalTeacher:
         known = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(self._template.stop or tokenizer.eos_token)}
         others = sorted(tokenizer.eos_token_ids - known)
         ends = {"end_tokens": others} if others else {}
-        found = {**self._model_identity, "template": self._template.definition, **ends}
+        tools = {"tools": self._tool} if self._tool else {}
+        found = {**self._model_identity, "template": self._template.definition, **ends, **tools}
         return found | self._settings.model_dump(include={"temperature", "top_p", "max_tokens"})
 
     def ask(
@@ -233,6 +242,7 @@ class LocalTeacher:
                 Sampling(settings.max_tokens, settings.temperature, settings.top_p, seed),
                 seeds=[seed_of(seed, *task.key) for task in tasks],
                 concurrency=slots,
+                tool=self._tool,
                 on_done=on_done,
                 on_step=on_step,
             )

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from mlxmath.data.templates import Template
 from mlxmath.errors import InputError
 from mlxmath.evaluation.benchmarks import Item, LoadedBenchmark
 from mlxmath.evaluation.contestants import Contestant
+from mlxmath.evaluation.few_shot import examples
 from mlxmath.evaluation.progress import Progress
 from mlxmath.evaluation.prompts import Prompts, Retriever
 from mlxmath.evaluation.samples import Sample, fingerprint, write_sample
@@ -78,11 +79,12 @@ def make_entry(
     """
     assert contestant.template is not None
     identity, retriever = contestant.identity(), retriever if contestant.formulas else None
-    prompts = Prompts(load_tokenizer(contestant.model), contestant.template, settings.shots, retriever)
+    shots = examples(settings.few_shot, {b.name: b.kind for b in benchmarks}) if settings.few_shot else ()
+    prompts = Prompts(load_tokenizer(contestant.model), contestant.template, settings.shots, retriever, shots)
     tokenizer = load_generation_tokenizer(contestant.model, contestant.template)
-    ids = {
-        item.id: prompts.encode(item.question, benchmark.kind) for benchmark in benchmarks for item in benchmark.items
-    }
+    varied = contestant.varied
+    asked = [(b.asked(item, varied=varied), b.kind) for b in benchmarks for item in b.items]
+    ids = {item.id: prompts.encode(item.question, kind) for item, kind in asked}
     limit = context_of(contestant.model)
     if limit is not None and (longest := max(map(len, ids.values()), default=0)) > _MOST_CONTEXTS * limit:
         raise InputError(f"--benchmark: a prompt has {longest:,} tokens, where the model's context ends at {limit:,}")
@@ -93,14 +95,14 @@ def make_entry(
         "template": prompts.template.definition,
         "end_tokens": sorted(tokenizer.eos_token_ids),
         "shots": settings.shots,
+        **({"few_shot": settings.few_shot} if settings.few_shot else {}),
         "retrieve": settings.retrieve if contestant.formulas else None,
         "max_tokens": settings.max_tokens,
         "sampling": {"temperature": settings.temperature, "top_p": settings.top_p, **seeded},
         "prompts": fingerprint(ids),
+        **({"tools": contestant.called} if contestant.called else {}),
     }
-    num_formulas = {
-        item.id: len(retriever.find(item.question)) if retriever else 0 for b in benchmarks for item in b.items
-    }
+    num_formulas = {item.id: len(retriever.find(item.question)) if retriever else 0 for item, _ in asked}
     return Entry(contestant, prompts.template, tokenizer, ids, num_formulas, identity | settled)
 
 
@@ -122,9 +124,8 @@ def ask_all(
     note: Callable[[str, str], None],
     backend: Backend,
     device: DeviceInfo,
+    models: "Models",
     share: Share = Share(),
-    sharding: Sharding | None = None,
-    runtime: RuntimeConfig | None = None,
 ) -> None:
     """Answer what is not in `done`, and append it to `path`.
 
@@ -139,17 +140,14 @@ def ask_all(
             a run that is killed after the last one has nothing to ask that contestant when it goes on.
         backend: tells the memory in use.
         device: to compute on.
+        models: loads them.
         share: this process's part.
-        sharding: how the models are spread over the processes, which then all answer the same.
-        runtime: whether the models' blocks stay on the disk (None: as by default).
     """
-    models = _Models(device, sharding, runtime or RuntimeConfig())
     everything = ((b, item, n) for b in benchmarks for item in b.items for n in range(settings.samples))
     tasks = list(islice(everything, share.rank, None, share.world))
     with ExitStack() as opened:
         with disk_errors(path):
             file = opened.enter_context(path.open("ab", buffering=0))
-        opened.enter_context(closing(models))
         for entry in entries:
             label = entry.contestant.label
             there = [done.get((label, item.id, n)) for _, item, n in tasks]
@@ -164,18 +162,24 @@ def ask_all(
                     if chosen := [(item, n) for owner, item, n in waiting if owner is benchmark]:
                         _ask(
                             entry, loaded, benchmark, chosen, settings, seed, file, note, backend, device, progress,
-                            sharding is not None,
+                            models.sharding is not None,
                         )  # fmt: skip
             finally:
                 progress.close()
             del loaded  # else it would be in memory beside the next one
 
 
-class _Models:
-    """Loads contestants' models, one at a time; what is in memory is used again, and a base takes the next adapter."""
+class Models:
+    """Loads contestants' models, one at a time; what is in memory is used again, and a base takes the next adapter.
+
+    Args:
+        device: to load them for.
+        sharding: how they are spread over the processes, which then all answer the same (None: each has whole ones).
+        runtime: whether their blocks stay on the disk.
+    """
 
     def __init__(self, device: DeviceInfo, sharding: Sharding | None, runtime: RuntimeConfig) -> None:
-        self._device, self._dtype, self._sharding, self._runtime = device, device.compute_dtype, sharding, runtime
+        self._device, self._dtype, self.sharding, self._runtime = device, device.compute_dtype, sharding, runtime
         self._held: tuple[Path, Path | None, Loaded | Served] | None = None
 
     def close(self) -> None:
@@ -185,11 +189,12 @@ class _Models:
         self._held = None
 
     def load(self, contestant: Contestant) -> Loaded | Served:
+        """The model of a contestant, with its adapter."""
         model, adapter = contestant.model, contestant.adapter
-        on_disk = stays_on_disk(self._runtime, model, self._device, adapter, spread=self._sharding is not None)
-        if self._sharding:
+        on_disk = stays_on_disk(self._runtime, model, self._device, adapter, spread=self.sharding is not None)
+        if self.sharding:
             group = mx.distributed.init()
-            return load_sharded(model, self._dtype, self._sharding, group, adapter, read_fingerprint(model))[0]
+            return load_sharded(model, self._dtype, self.sharding, group, adapter, read_fingerprint(model))[0]
         held = self._held
         if held is None or held[0] != model or held[1] not in (None, adapter) or isinstance(held[2], Served) != on_disk:
             del held
@@ -236,6 +241,7 @@ def _ask(
     say(
         f"{entry.contestant.label}: {len(chosen):,} answers to {benchmark.name}, {how} ({reason}), at most "
         f"{max_tokens:,} tokens each, template {entry.template.name}"
+        + (f", with {entry.contestant.called}" if entry.contestant.called else "")
     )
     note(entry.contestant.label, how)
     progress.limit(max_tokens)
@@ -244,6 +250,7 @@ def _ask(
     def finish(index: int, completion: Completion, seconds: float) -> None:
         """Grade and write an answer; runs beside the generation, in order."""
         item, number = chosen[index]
+        item = benchmark.asked(item, varied=entry.contestant.varied)
         truncated = completion.finish_reason == "length"
         verdict = grade(completion.text, item.gold, truncated=truncated)
         sample = Sample(
@@ -276,6 +283,7 @@ def _ask(
             Sampling(max_tokens, settings.temperature, settings.top_p, seed),
             seeds=[seed_of(seed, item.id, number) for item, number in chosen],
             concurrency=slots,
+            tool=entry.contestant.called,
             on_done=on_done,
             on_step=progress.step,
         )

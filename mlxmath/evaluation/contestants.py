@@ -10,11 +10,15 @@ from mlxmath.config.section import nearest
 from mlxmath.data.codec import load_tokenizer
 from mlxmath.data.templates import Template, own_template, recorded_template, template_of
 from mlxmath.errors import InputError, MlxmathError
+from mlxmath.generation.model import Asked, tool_of
 from mlxmath.models.lora.adapter import CONFIG, read_config, weights_file
 from mlxmath.runtime.files import sha256
+from mlxmath.tools.forms import Tool
 from mlxmath.weights.manifest import read_fingerprint
 
 _FORMULAS = " + formulas"
+VARIED = {"numbers": ", numbers varied", "names": ", names varied", "order": ", order varied"}
+"""How the label of a contestant ends that is asked the problems of `--perturb`."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +30,14 @@ class Contestant:
     adapter: Path | None = None
     formulas: bool = False
     """Whether its prompts hold the formulas of `--retrieve`."""
+    varied: bool = False
+    """Whether it is asked each problem's variation."""
     against: str | None = None
     """The label of the one that it is compared with (None: the first one)."""
     template: Template | None = None
     """What it is asked in (None: see `with_templates`)."""
+    tool: Asked = None
+    """What it may call (None: what its adapter was trained with)."""
 
     def identity(self) -> dict[str, Any]:
         """Model and adapter by content.
@@ -54,6 +62,30 @@ class Contestant:
                     "another folder with --adapter-path, or evaluate the base model with --no-adapter."
                 )
         return {"model": model, "adapter": sha256(weights)[:16] + sha256(self.adapter / CONFIG)[:16]}
+
+    @property
+    def names(self) -> list[str]:
+        """What it goes by: its label, and that of each one whose variant it is, down to the one without anything."""
+        label = self.label
+        for ending in VARIED.values() if self.varied else ():
+            label = label.removesuffix(ending)
+        plain = label.removesuffix(f" + {self.tool}")
+        return list(dict.fromkeys((self.label, label, plain, plain.removesuffix(_FORMULAS))))
+
+    @property
+    def called(self) -> Tool | None:
+        """The tool that it may call, once that is settled."""
+        return None if self.tool == "none" else self.tool
+
+    def with_own_tool(self, *, spread: bool) -> "Contestant":
+        """With the tool that it may call, which can be had.
+
+        Raises:
+            InputError: it cannot.
+        """
+        has_record = self.adapter is not None and (self.adapter / CONFIG).is_file()
+        record = read_config(self.adapter) if self.adapter and has_record else {}
+        return replace(self, tool=tool_of(self.tool, record, self.adapter, spread=spread))
 
     def recorded_template(self) -> Template | None:
         """The template that the adapter was trained with, where it tells."""
@@ -109,7 +141,7 @@ def with_templates(
         MlxmathError: a folder holds no tokenizer.
     """
     named = {label.strip(): spec.strip() for label, _, spec in (part.partition("=") for part in template_for)}
-    labels = list(dict.fromkeys(x for one in contestants for x in (one.label.removesuffix(_FORMULAS), one.label)))
+    labels = list(dict.fromkeys(label for one in contestants for label in reversed(one.names)))
     if unknown := [label for label in named if label not in labels]:
         raise InputError(
             f"--template-for: there is no model {unknown[0]!r}; there are {', '.join(labels)}"
@@ -121,7 +153,7 @@ def with_templates(
     def template(one: Contestant) -> Template:
         if one.template is not None:
             return one.template
-        spec = named.get(one.label) or named.get(one.label.removesuffix(_FORMULAS))
+        spec = next((named[label] for label in one.names if label in named), None)
         if spec == "adapter":
             if tuned is None:
                 raise InputError("--template-for: 'adapter' needs an adapter that tells its template; there is none.")
@@ -136,9 +168,24 @@ def with_templates(
     return [replace(one, template=template(one)) for one in contestants]
 
 
+def with_variations(contestants: Sequence[Contestant], kind: str) -> list[Contestant]:
+    """Each contestant, and beside it itself asked the varied problems, compared with it."""
+    varied = [replace(one, label=one.label + VARIED[kind], varied=True, against=one.label) for one in contestants]
+    return [each for pair in zip(contestants, varied, strict=True) for each in pair]
+
+
 def with_formulas(contestants: Sequence[Contestant], *, beside: bool) -> list[Contestant]:
     """The contestants with formulas in their prompts; with `beside` each of them next to itself without."""
     if not beside:
         return [replace(one, formulas=True) for one in contestants]
     with_them = [replace(one, label=f"{one.label}{_FORMULAS}", formulas=True, against=one.label) for one in contestants]
     return [each for pair in zip(contestants, with_them, strict=True) for each in pair]
+
+
+def with_tools(contestants: Sequence[Contestant], tool: Asked, *, beside: bool) -> list[Contestant]:
+    """The contestants with a tool to call; with `beside` each of them next to itself without."""
+    if tool in (None, "none") or not beside:
+        return [replace(one, tool=tool) for one in contestants]
+    without = [replace(one, tool="none") for one in contestants]
+    with_it = [replace(one, label=f"{one.label} + {tool}", tool=tool, against=one.label) for one in contestants]
+    return [each for pair in zip(without, with_it, strict=True) for each in pair]

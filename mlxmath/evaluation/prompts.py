@@ -89,7 +89,35 @@ _COMPETITION = (
         "The answer is $\\boxed{8\\sqrt{2}}$.",
     ),
 )
-SHOTS = {"word": _WORD_PROBLEMS, "competition": _COMPETITION}
+_CHOICE = (
+    (
+        "Which of these numbers is prime?\nA) 21\nB) 27\nC) 29\nD) 33",
+        "21 = 3 * 7, 27 = 3 * 9 and 33 = 3 * 11 are products. 29 has no divisor but 1 and itself.\nThe answer is C.",
+    ),
+    (
+        "A shirt costs 40 dollars and is reduced by a quarter. What is its new price in dollars?\n"
+        "Options: a ) 10 , b ) 28 , c ) 30 , d ) 36 , e ) 50",
+        "A quarter of 40 is 40 / 4 = 10, so the new price is 40 - 10 = 30.\nThe answer is c.",
+    ),
+    (
+        "How many elements does the group of symmetries of an equilateral triangle have?\nA) 3\nB) 4\nC) 5\nD) 6",
+        "There are 3 rotations and 3 reflections, together 3 + 3 = 6.\nThe answer is D.",
+    ),
+    (
+        "What is the median of 4, 9, 1, 7 and 5?\nA) 4\nB) 5\nC) 5.2\nD) 7",
+        "In order they are 1, 4, 5, 7, 9, and the one in the middle is 5.\nThe answer is B.",
+    ),
+    (
+        "What is the derivative of f(x) = x^3 - 2x at x = 1?\nA) 1\nB) -1\nC) 3\nD) 5",
+        "f'(x) = 3x^2 - 2, so f'(1) = 3 - 2 = 1.\nThe answer is A.",
+    ),
+    (
+        "A box holds 2 red and 3 blue balls. Two are drawn blindly. What is the probability that both are red?\n"
+        "A) 1/10\nB) 1/5\nC) 2/5\nD) 4/25",
+        "The first is red with probability 2/5, then the second with 1/4: 2/5 * 1/4 = 1/10.\nThe answer is A.",
+    ),
+)
+SHOTS = {"word": _WORD_PROBLEMS, "competition": _COMPETITION, "choice": _CHOICE}
 """Worked examples that `--shots` puts before a problem. Written for this purpose; they occur in no benchmark."""
 
 BUNDLED = Path(__file__).with_name("formulas.jsonl")
@@ -111,20 +139,27 @@ class Prompts:
         template: in which the problem is put.
         num_shots: worked examples before the problem: training rows, or earlier turns of a chat.
         retriever: adds formulas to the problem.
+        examples: problems and solutions to show in place of ours, of which 0 shots are all.
     """
 
     def __init__(
-        self, tokenizer: Any, template: Template, num_shots: int = 0, retriever: "Retriever | None" = None
+        self,
+        tokenizer: Any,
+        template: Template,
+        num_shots: int = 0,
+        retriever: "Retriever | None" = None,
+        examples: Sequence[tuple[str, str]] = (),
     ) -> None:
         self.template = template.for_tokenizer(tokenizer)
         self._tokenizer, self._num_shots, self._retriever = tokenizer, num_shots, retriever
-        most = min(map(len, SHOTS.values()))
+        self._examples = examples
+        most = len(examples) or min(map(len, SHOTS.values()))
         if num_shots > most:
             raise InputError(f"--shots: expected at most {most}, found {num_shots}.")
 
     def encode(self, question: str, kind: Kind) -> list[int]:
         """The ids that the model continues."""
-        shots = SHOTS[kind][: self._num_shots]
+        shots = self._examples[: self._num_shots or None] if self._examples else SHOTS[kind][: self._num_shots]
         asked = self._retriever.add(question) if self._retriever else question
         if isinstance(self.template, ChatTemplate):
             return encode_prompt(self._tokenizer, self.template.prompt(asked, shots))

@@ -17,9 +17,10 @@ from rich.table import Column, Table
 from mlxmath.errors import MlxmathError
 from mlxmath.evaluation import wording
 from mlxmath.evaluation.latex import answer_to_html, to_html
+from mlxmath.evaluation.paired import OUTCOMES, outcome
 from mlxmath.evaluation.plots import write_plots
-from mlxmath.evaluation.samples import SAMPLES, Sample, read_samples, read_settings, save_samples
-from mlxmath.evaluation.score import CATEGORIES, OUTCOMES, Scored, collect, outcome, results
+from mlxmath.evaluation.samples import SAMPLES, Sample, fingerprints_of, read_samples, read_settings, save_samples
+from mlxmath.evaluation.score import CATEGORIES, Scored, collect, results
 from mlxmath.evaluation.wording import SOUNDNESS, each, interval, p_value, percent, points, sentence, soundness
 from mlxmath.grading import grade_many
 from mlxmath.runtime.console import harmless, is_shown, printable, say
@@ -43,14 +44,13 @@ def write_report(folder: Path, *, regrade: bool = False) -> dict[str, Any]:
         MlxmathError: there are no complete answers.
     """
     settings = read_settings(folder)
-    fingerprints = {c["label"]: c["fingerprint"] for c in settings["contestants"]}
-    samples, left_out = read_samples(folder, fingerprints)
+    samples, left_out = read_samples(folder, fingerprints_of(settings))
     if left_out:
         say(f"{folder}: {left_out} lines that are damaged or belong to another evaluation are left out")
     if regrade:
         samples = _graded(samples)
         save_samples(folder / SAMPLES, samples)
-    scored = collect(samples, list(fingerprints), settings["samples"])
+    scored = collect(samples, [one["label"] for one in settings["contestants"]], settings["samples"])
     if not scored.problems:
         raise MlxmathError(
             f"{folder} holds no problem that every model has answered; go on with `mlxmath evaluate --resume`."
@@ -82,14 +82,17 @@ def view_of(results: Mapping[str, Any], scored: Scored, now: datetime) -> dict[s
     names = [benchmark["name"] for benchmark in settings["benchmarks"]]
     cut_off = ", ".join(f"{label} {found['cut_off']:,}" for label, found in contestants.items())
     asked_in, limits, shots = wording.asked_in(settings), wording.limits(settings), settings["shots"]
+    shown = {"standard": "the standard examples"}.get(few_shot := settings.get("few_shot"), f"examples of {few_shot}")
+    examples = shown if few_shot else f"{shots} worked examples" if shots else "zero-shot"
     drawn = f"at temperature {settings['temperature']:g}, seed {settings['seed']}" if settings["temperature"] else ""
     how = {
         "problems": f"{results['num_problems']:,} of {', '.join(names)}",
-        "prompt": f"{asked_in}; {f'{shots} worked examples' if shots else 'zero-shot'}",
+        "prompt": f"{asked_in}; {examples}",
         "answers": f"{settings['samples']} a problem {drawn}" if drawn else "greedy, one a problem",
         "longest answer": limits,
         "cut off there": cut_off,
         "decoded": each(settings.get("decoding", {}), "{0} {1}", "; "),
+        "varied": settings.get("perturb") and f"{settings['perturb']}, seed {settings['seed']}",
         "formulas": settings["retrieve"] and f"retrieved from {settings['retrieve']}",
         "device": f"{settings['device']['name']}, {settings['device']['dtype']}",
         "made": f"{now:%Y-%m-%d %H:%M} UTC with mlxmath {settings['mlxmath']}",
@@ -102,7 +105,7 @@ def view_of(results: Mapping[str, Any], scored: Scored, now: datetime) -> dict[s
         )
     told = [
         f"{', '.join(names)} ({results['num_problems']:,} problems)",
-        f"{shots}-shot" if shots else "zero-shot",
+        examples if few_shot else f"{shots}-shot" if shots else "zero-shot",
         settings["retrieve"] and f"formulas from {settings['retrieve']}",
         asked_in,
         f"{settings['samples']} samples {drawn}" if drawn else "greedy",

@@ -119,10 +119,21 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"contestants": contestants, "benchmarks": settings["benchmarks"]}
 
 
+def fingerprints_of(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Whose answers count, by label: the contestants', and those of the model that reads them, if one has begun."""
+    found = [*settings["contestants"], *filter(None, [settings.get("synthesis")])]
+    return {one["label"]: one["fingerprint"] for one in found}
+
+
 def note_decoding(folder: Path, decoding: Mapping[str, str]) -> None:
     """Add to the settings of a run how answers of contestants, by their labels, are decoded."""
     settings = unsealed_json(folder / SETTINGS, None)
     sealed_json(folder / SETTINGS, settings | {"decoding": settings.get("decoding", {}) | decoding})
+
+
+def note_synthesis(folder: Path, synthesis: Mapping[str, Any]) -> None:
+    """Add to the settings of a run which model reads the others' answers."""
+    sealed_json(folder / SETTINGS, unsealed_json(folder / SETTINGS, None) | {"synthesis": dict(synthesis)})
 
 
 def claim(folder: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
@@ -154,6 +165,8 @@ def claim(folder: Path, settings: Mapping[str, Any], *, resume: bool, overwrite:
                 "--overwrite."
             )
         record["decoding"] = found.get("decoding", {})
+        if found.get("synthesis") and record["vote"] == found["vote"]:
+            record["synthesis"] = found["synthesis"]
         sealed_json(path, record)  # how the answers are put together may change
         return
     answers = _answers(folder)
@@ -224,14 +237,19 @@ def _is_whole(settings: Any) -> bool:
     if not _holds(settings, format=int, contestants=list, benchmarks=list, device=dict, samples=int, shots=int,
                   temperature=float | int, seed=int, template=str, retrieve=str | None, mlxmath=str):  # fmt: skip
         return False
-    may = {"vote": None, "voters": [], "weights": [], "decoding": {}} | settings
-    unnoted = {"asked_in": "", "adapter": None, "adapter_folder": None}
+    unsaid: dict[str, Any] = {"vote": None, "voters": [], "weights": [], "decoding": {}}
+    unsaid |= {"synthesis": None, "until_decided": None, "few_shot": None, "perturb": None}
+    may = unsaid | settings
+    unnoted = {"asked_in": "", "adapter": None, "adapter_folder": None, "varied": None}
     contestants = [unnoted | one if isinstance(one, dict) else one for one in settings["contestants"]]
     if not contestants or not all(
         _holds(one, label=str, fingerprint=str, against=str | None, asked_in=str, adapter=str | None,
-               adapter_folder=str | None)
+               adapter_folder=str | None, varied=str | None)
         for one in contestants
-    ) or not _holds(may, vote=str | None, voters=list, weights=list, decoding=dict):  # fmt: skip
+    ) or not _holds(may, vote=str | None, voters=list, weights=list, decoding=dict, synthesis=dict | None,
+                    until_decided=float | int | None, few_shot=str | None, perturb=str | None):  # fmt: skip
+        return False
+    if may["synthesis"] and not _holds(may["synthesis"], label=str, fingerprint=str, name=str):
         return False
     labels = [one["label"] for one in contestants]
     return (
@@ -246,7 +264,9 @@ def _is_whole(settings: Any) -> bool:
         and all(isinstance(text, str) for text in may["decoding"].values())
         and all(_holds({"weight": weight}, weight=float | int) and 0 < weight < _MOST for weight in may["weights"])
         and len(may["weights"]) in (0, len(may["voters"]))
-        and (may["vote"] is None or (may["vote"] in ("equal", "weighted") and len(may["voters"]) > 1))
+        and (may["vote"] is None or (may["vote"] in ("equal", "weighted") and len(may["voters"]) > 1)
+             or (may["vote"] == "synthesize" and len(may["voters"]) > 0))
+        and (may["until_decided"] is None or 0 < may["until_decided"] <= 100)
     )  # fmt: skip
 
 

@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import Any
 
+from mlxmath.evaluation.paired import OUTCOMES, outcome, paired
 from mlxmath.evaluation.samples import Sample
 from mlxmath.evaluation.stats import (
     adjusted_difference,
     adjusted_mean,
     maj_at_k,
-    mcnemar_exact,
-    paired_interval,
     pass_at_k,
     vote,
     wilson_interval,
@@ -31,8 +30,7 @@ CATEGORIES = {
 """How an answer ended. A wrong one is a slip if an equation in it is false; a loop ends in recursive doubt."""
 FAITHFULNESS = ("validity", "provenance", "support", "liveness")
 """F1 to F4 of `mlxmath.grading.faithfulness`."""
-ENSEMBLE = "ensemble"
-OUTCOMES = ("fixed", "broken", "both right", "both wrong")
+ENSEMBLE, SYNTHESIZE = "ensemble", "synthesize"
 _FEW = 12
 """A grouping with more values than this is not shown."""
 _DRAWS = 200
@@ -88,15 +86,22 @@ class Scored:
     measures: dict[tuple[str, str, int], Measures]
     problems: list[str]
     """Ids that every contestant has answered completely, in the benchmarks' order."""
+    synthesis: dict[str, Answers]
+    """What the model says that has read the others' answers; empty where there is none."""
 
 
 def collect(samples: Sequence[Sample], labels: Sequence[str], num_samples: int) -> Scored:
     """Sort samples by contestant and problem; problems that a contestant has not finished are left out for all."""
     by_problem: dict[str, dict[str, list[Sample]]] = {label: defaultdict(list) for label in labels}
+    synthesis: dict[str, Answers] = {}
     for sample in samples:
-        by_problem[sample.contestant][sample.id].append(sample)
+        if sample.contestant in by_problem:
+            by_problem[sample.contestant][sample.id].append(sample)
+        else:
+            synthesis[sample.id] = Answers((sample,), sample.correct, sample)
     complete = set.intersection(
-        *({i for i, found in own.items() if len(found) == num_samples} for own in by_problem.values())
+        *({i for i, found in own.items() if len(found) == num_samples} for own in by_problem.values()),
+        *([set(synthesis)] if synthesis else []),
     )
     problems = sorted(complete, key=lambda i: (i.rpartition("/")[0], int(i.rpartition("/")[2])))
     answers = {
@@ -106,7 +111,7 @@ def collect(samples: Sequence[Sample], labels: Sequence[str], num_samples: int) 
     measures = {
         sample.key: measure(sample) for own in answers.values() for answer in own.values() for sample in answer.samples
     }
-    return Scored(answers, measures, problems)
+    return Scored(answers, measures, problems, synthesis)
 
 
 def ballots(samples: Sequence[Sample]) -> list[int | None]:
@@ -127,15 +132,18 @@ def results(scored: Scored, settings: Mapping[str, Any]) -> dict[str, Any]:
     """results.json: settings, each contestant's figures, comparisons of two of them each, what voting brings."""
     answers, groups = scored.answers, groupings(scored)
     against = {contestant["label"]: contestant["against"] for contestant in settings["contestants"]}
-    several = settings["samples"] > 1
+    varied = {contestant["label"]: contestant.get("varied") for contestant in settings["contestants"]}
+    several, smallest = settings["samples"] > 1, settings.get("until_decided")
     found: dict[str, Any] = {
         "settings": dict(settings),
         "num_problems": len(scored.problems),
         "contestants": {label: figures(scored, label, groups) for label in answers},
-        "comparisons": [compare(answers, against[x], x, groups) for x in answers if against[x]],
+        "comparisons": [
+            compare(answers, against[x], x, groups, smallest) | {"varied": varied.get(x)} for x in answers if against[x]
+        ],
         "votes": [compare(*alone_and_agreed(x, answers[x]), groups) for x in answers if several],
     }
-    if settings.get("vote"):
+    if settings.get("vote") and (scored.synthesis or settings["vote"] != SYNTHESIZE):
         weights, voted = ensemble(scored, settings)
         best = max((x for x in answers if x in weights), key=lambda x: found["contestants"][x]["accuracy"]["value"])
         accuracy = proportion([voted[i].right for i in scored.problems])
@@ -210,30 +218,24 @@ def compare(
     base: str,
     other: str,
     groups: Mapping[str, Mapping[str, list[str]]],
+    smallest: float | None = None,
 ) -> dict[str, Any]:
     """Two contestants on the same problems: paired difference of accuracy, its interval, exact McNemar test.
 
-    The interval is Newcombe's where each problem is right or wrong, else an adjusted Wald's.
+    The interval is Newcombe's where each problem is right or wrong, else an adjusted Wald's. With `smallest`, a
+    difference in points, it is a confidence sequence and p holds at any time: `mlxmath.evaluation.sequential`.
     """
     problems = list(answers[base])
     outcomes = {i: outcome(answers[base][i].right, answers[other][i].right) for i in problems}
 
     def difference(ids: Sequence[str]) -> dict[str, Any]:
-        first, second = [answers[base][i].fraction for i in ids], [answers[other][i].fraction for i in ids]
-        if all(score in (0, 1) for score in (*first, *second)):
-            interval = paired_interval(list(map(bool, first)), list(map(bool, second)))
-        else:
+        before, after = ([answers[label][i] for i in ids] for label in (base, other))
+        found = paired([one.right for one in before], [one.right for one in after], smallest)
+        first, second = [one.fraction for one in before], [one.fraction for one in after]
+        if any(score not in (0, 1) for score in (*first, *second)):
             interval = adjusted_difference(first, second)
-        test = mcnemar_exact([answers[base][i].right for i in ids], [answers[other][i].right for i in ids])
-        return {
-            "difference": interval.estimate,
-            "low": interval.low,
-            "high": interval.high,
-            "p_value": test.p_value,
-            "fixed": test.num_fixed,
-            "broken": test.num_broken,
-            "total": len(ids),
-        }
+            found |= {"difference": interval.estimate, "low": interval.low, "high": interval.high}
+        return found
 
     return {
         "base": base,
@@ -246,13 +248,6 @@ def compare(
             grouping: {value: difference(ids) for value, ids in values.items()} for grouping, values in groups.items()
         },
     }
-
-
-def outcome(before: bool, after: bool) -> str:
-    """One of `OUTCOMES`."""
-    if before == after:
-        return "both right" if before else "both wrong"
-    return "fixed" if after else "broken"
 
 
 def groupings(scored: Scored) -> dict[str, dict[str, list[str]]]:
@@ -281,6 +276,8 @@ def ensemble(scored: Scored, settings: Mapping[str, Any]) -> tuple[dict[str, flo
     problem's own gold answer has no part in its vote.
     """
     own = {label: scored.answers[label] for label in settings["voters"]}
+    if settings["vote"] == SYNTHESIZE:
+        return dict.fromkeys(own, 1.0), {i: scored.synthesis[i] for i in scored.problems}
     sums = {label: sum(answer.fraction for answer in answers.values()) for label, answers in own.items()}
     total, given = len(scored.problems), settings.get("weights")
     is_measured = settings["vote"] == "weighted" and not given

@@ -57,6 +57,26 @@ def mcnemar_exact(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
     return McNemar(num_fixed, num_broken, min(1.0, 2 * tail / 2**num_discordant))
 
 
+def problems_to_show(num_fixed: int, num_broken: int, num_total: int, power: float = 0.8, alpha: float = 0.05) -> float:
+    """Problems on which exact McNemar shows a difference as large as the one seen, with a probability of `power`.
+
+    With d the difference and s the share of unequal outcomes, Connor (1987) has
+
+        n = (z_(1 − α/2) √s + z_power √(s − d²))² / d²
+
+    and as the test is exact, Fleiss's correction n/4 (1 + √(1 + 4 / (n |d|)))² follows. Infinite without a difference.
+    Raises ValueError unless there are problems, of which no more differ.
+    """
+    if not 0 <= num_fixed + num_broken <= num_total or num_total == 0:
+        raise ValueError(f"expected problems, and no more that differ; found {num_fixed} + {num_broken} of {num_total}")
+    unequal, difference = (num_fixed + num_broken) / num_total, abs(num_fixed - num_broken) / num_total
+    if not difference:
+        return math.inf
+    z_alpha, z_power = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
+    found = ((z_alpha * math.sqrt(unequal) + z_power * math.sqrt(unequal - difference**2)) / difference) ** 2
+    return found / 4 * (1 + math.sqrt(1 + 4 / (found * difference))) ** 2
+
+
 def paired_interval(before: Sequence[bool], after: Sequence[bool], confidence: float = 0.95) -> Interval:
     """Interval of the difference of two proportions on the same problems (Newcombe 1998, method 10).
 

@@ -1,9 +1,12 @@
 """Figures in words, the same on the terminal, on the page and in the model card."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from mlxmath.evaluation.score import FAITHFULNESS
+from mlxmath.evaluation.stats import problems_to_show
+from mlxmath.runtime.console import counted
 
 SOUNDNESS = ("true", "grounded", "supported", "used", "doubt", "equations")
 """What `soundness` tells: F1 to F4 of `mlxmath.grading.faithfulness`, the share of answers in recursive doubt, each
@@ -66,18 +69,39 @@ def each(values: Mapping[str, str], form: str = "{1} ({0})", between: str = ", "
 
 
 def verdict(comparison: Mapping[str, Any]) -> str:
-    """What the comparison shows, at the 5 % level of the exact McNemar test."""
-    base, other = comparison["base"], comparison["other"]
-    if comparison["p_value"] < 0.05:
+    """What the comparison shows, at the 5 % level: of the exact McNemar test, or at any time (`--until-decided`)."""
+    base, other, until = comparison["base"], comparison["other"], comparison.get("until_decided")
+    if until and until["decision"] == "equal":
+        return f"no difference larger than {until['smallest']:g} points between {other} and {base}"
+    if comparison.get("varied"):
+        return _robustness(comparison)
+    if until["decision"] if until else comparison["p_value"] < 0.05:
         return f"{other} is {'better' if comparison['fixed'] > comparison['broken'] else 'worse'} than {base}"
-    return f"no difference between {other} and {base} is shown"
+    ruled_out = f", and none larger than {until['smallest']:g} points is ruled out" if until else ""
+    return f"no difference between {other} and {base} is shown{ruled_out}"
+
+
+def _robustness(comparison: Mapping[str, Any]) -> str:
+    """What other numbers, names or another order change; a fall may have two reasons, so both are named."""
+    base, varied = comparison["base"], f"{comparison['varied']} varied"
+    if comparison["p_value"] >= 0.05:
+        return f"{base} is not shown to be better on the published problems than with {varied}"
+    if comparison["fixed"] > comparison["broken"]:
+        return f"{base} is better with {varied} than on the published problems"
+    return (
+        f"{base} is worse with {varied} than on the published problems: some of its answers are remembered, or the "
+        "varied problems are harder"
+    )
 
 
 def evidence(comparison: Mapping[str, Any]) -> str:
     """The figures behind a verdict."""
+    interval, test = ("confidence sequence", "at any time") if "until_decided" in comparison else (
+        "interval", "exact McNemar"
+    )  # fmt: skip
     return (
-        f"{points(comparison['difference'])} points (95 % interval "
-        f"{points(comparison['low'])} to {points(comparison['high'])}; exact McNemar "
+        f"{points(comparison['difference'])} points (95 % {interval} "
+        f"{points(comparison['low'])} to {points(comparison['high'])}; {test} "
         f"{p_value(comparison['p_value'])}), "
         f"{comparison['fixed']} fixed, {comparison['broken']} broken of {comparison['total']}"
     )
@@ -86,3 +110,26 @@ def evidence(comparison: Mapping[str, Any]) -> str:
 def sentence(comparison: Mapping[str, Any]) -> str:
     """The verdict with its figures."""
     return f"{verdict(comparison)}: {evidence(comparison)}"
+
+
+def more_problems(comparison: Mapping[str, Any]) -> int | None:
+    """How many more would show a difference as large as the one seen, at a power of 80 %.
+
+    0 if it is shown already; None if no number would do, since as many problems were fixed as broken.
+    """
+    if comparison["p_value"] < 0.05:
+        return 0
+    needed = problems_to_show(comparison["fixed"], comparison["broken"], comparison["total"])
+    return None if math.isinf(needed) else max(1, math.ceil(needed) - comparison["total"])
+
+
+def outlook(comparison: Mapping[str, Any]) -> str:
+    """What it would take to know where nothing is shown; empty where something is."""
+    more = more_problems(comparison)
+    if more == 0:
+        return ""
+    if more is not None:
+        return f"; a difference as large as this would show on {counted(more, 'more problem')}, four times in five"
+    if comparison["fixed"]:
+        return "; as many were fixed as broken, so that no number of problems would show a difference like this"
+    return "; both did equally on every problem, so that more of them would tell only how small a difference is"

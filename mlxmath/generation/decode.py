@@ -3,7 +3,7 @@
 Shapes: B sequences, L positions, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -175,6 +175,10 @@ class Decoder:
         if self._num_steps % _CLEARED_EVERY == 0:
             mx.clear_cache()
         return tokens_B.tolist(), logprobs_B.tolist()
+
+    def force(self, tokens: Mapping[int, int]) -> None:
+        """Let sequences, by their places, go on with tokens that were not drawn."""
+        self._tokens_B[mx.array(list(tokens), mx.int32)] = mx.array(list(tokens.values()), mx.int32)
 
     def keep(self, indices: Sequence[int]) -> None:
         """Let all other sequences leave."""

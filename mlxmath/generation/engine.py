@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +16,8 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlxmath.errors import MlxmathError
+from mlxmath.generation.calls import Calls
+from mlxmath.generation.completion import Completion as Completion
 from mlxmath.generation.decode import Decoder, Prefix, prefill_tokens, prefilled_prefix
 from mlxmath.generation.kept import KeptPrefix
 from mlxmath.generation.lanes import Lanes, num_lanes
@@ -27,6 +29,7 @@ from mlxmath.models.kernels.portable import log_sum_exp
 from mlxmath.models.load import check_ids
 from mlxmath.models.served import is_served
 from mlxmath.models.shared_prefix import cannot_share_prefixes, without_gaps
+from mlxmath.tools.forms import Tool
 
 _LEAST_SHARED = 8
 """A shared prefix shorter than this is not worth a pass of its own."""
@@ -37,25 +40,9 @@ _REFILLS, _CHEAP_REFILLS = 2, 8
 not, but prompts are read fastest many at a time."""
 
 
-@dataclass(frozen=True)
-class Completion:
-    """What a model answered. `finish_reason` is "stop" (an end token or a stop string) or "length"."""
-
-    text: str
-    """Without the stop string at which it is cut, and what came after it."""
-    tokens: tuple[int, ...]
-    """All that were drawn but an end token."""
-    finish_reason: str
-    num_prompt_tokens: int
-    drawn: tuple[int, ...] = ()
-    """With `logprobs`: `tokens` and the end of sequence if it was drawn."""
-    logprobs: tuple[float, ...] = ()
-    """Of each of `drawn`, under the distribution that it was drawn from."""
-
-
 def stream(
     model: nn.Module, tokenizer: TokenizerWrapper, prompt: Sequence[int], sampling: Sampling,
-    kept: KeptPrefix | None = None,
+    kept: KeptPrefix | None = None, tool: Tool | None = None,
 ) -> Generator[str | Completion, None, None]:  # fmt: skip
     """Yield pieces of text as they come, then the whole `Completion`.
 
@@ -67,6 +54,7 @@ def stream(
         prompt: token ids, at least one.
         sampling: how tokens are drawn.
         kept: what an earlier prompt has left, and what this one leaves to the next, also if it is not read to its end.
+        tool: that the answer may call.
     """
     model.eval()
     if not prompt:
@@ -76,12 +64,16 @@ def stream(
     text, reason, num_shown, stops = "", "length", 0, stop_strings(tokenizer)
     held_back = max(map(len, stops), default=1) - 1
     seeds_B, numbers = np.array([seed_of(sampling.seed, 0)], np.uint64), itertools.count()
+    calls = Calls(tool, tokenizer) if tool else None
+    given: Mapping[int, int] = {}
+    own = 0  # where the model's own text begins, after the last result
 
     def sampler(logprobs_BV: mx.array) -> mx.array:
-        return draw(logprobs_BV, uniforms(seeds_B, np.array([next(numbers)], np.uint64)), sampling)[0]
+        drawn_B = draw(logprobs_BV, uniforms(seeds_B, np.array([next(numbers)], np.uint64)), sampling)[0]
+        return mx.array([given[0]]) if given else drawn_B
 
     cache, num_kept = kept.take(prompt) if kept else (None, 0)
-    responses = (_from_disk if is_served(model) else stream_generate)(
+    responses = (_one_by_one if tool or is_served(model) else stream_generate)(
         model, tokenizer, list(prompt[num_kept:]), max_tokens=sampling.max_new_tokens, sampler=sampler,
         prompt_cache=cache,
     )  # fmt: skip
@@ -89,7 +81,11 @@ def stream(
         for response in responses:
             if response.finish_reason != "stop":
                 tokens.append(response.token)
-            text, has_stopped = cut(text + response.text, stops)
+            found, has_stopped = cut(text[own:] + response.text, stops)
+            text = text[:own] + found
+            if calls and response.finish_reason != "stop":
+                own = len(text) if calls.took(0, response.token) else own
+                given = calls.given([0])
             reason = "stop" if has_stopped else response.finish_reason or reason
             done = has_stopped or response.finish_reason is not None
             if new := text[num_shown : len(text) if done else max(num_shown, len(text) - held_back)]:
@@ -101,7 +97,7 @@ def stream(
         responses.close()
         if kept:  # the last token that came has perhaps not been read yet
             kept.keep([*prompt, *tokens[:-1]] if tokens else prompt[:num_kept])
-    yield Completion(text, tuple(tokens), reason, len(prompt))
+    yield Completion(text, tuple(tokens), reason, len(prompt), by_tool=calls.finish(0)[1] if calls and tokens else ())
 
 
 def without_tokens() -> MlxmathError:
@@ -121,11 +117,12 @@ class _Response:
     finish_reason: str | None = None
 
 
-def _from_disk(
+def _one_by_one(
     model: nn.Module, tokenizer: TokenizerWrapper, prompt: list[int], max_tokens: int,
     sampler: Callable[[mx.array], mx.array], prompt_cache: list[Any] | None = None,
 ) -> Generator[_Response, None, None]:  # fmt: skip
-    """mlx_lm's `stream_generate`, without its passes over the model ahead of what is wanted, each of which reads it."""
+    """mlx_lm's `stream_generate`, without its passes over the model ahead of what is wanted: where each reads the model
+    from the disk, or a token may be another than was drawn."""
     cache = make_prompt_cache(model) if prompt_cache is None else prompt_cache
     detokenizer, step, token = tokenizer.detokenizer, prefill_tokens(model), 0
     for start in range(0, len(prompt) - 1, step):
@@ -153,6 +150,7 @@ def generate_batch(
     seeds: Sequence[int] | None = None,
     concurrency: int = 32,
     logprobs: bool = False,
+    tool: Tool | None = None,
     on_done: Callable[[int, Completion], object] | None = None,
     on_step: Callable[[int], object] | None = None,
 ) -> list[Completion]:
@@ -171,6 +169,7 @@ def generate_batch(
             prompt depends on its seed alone, not on its neighbours in the batch.
         concurrency: sequences decoded together.
         logprobs: keep log-probabilities; they are of the whole distribution, so `sampling.top_p` must be 1.
+        tool: that answers may call; what it writes counts among their tokens.
         on_done: called with a prompt's position and its completion as each ends.
         on_step: called after each decoding step with the number of tokens that it made.
 
@@ -202,6 +201,7 @@ def generate_batch(
         decoder = Decoder(model, sampling, logprobs=logprobs, even=True)
         concurrency = 1 if way == "alone" else concurrency
     ends, stops = tokenizer.eos_token_ids, stop_strings(tokenizer)
+    calls = Calls(tool, tokenizer) if tool else None
     # longest first: the last ones to finish are then short, and slots stay full
     waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
     refill = max(1, concurrency // (_CHEAP_REFILLS if decoder.joins_cheaply else _REFILLS))
@@ -222,17 +222,22 @@ def generate_batch(
         left: list[int] = []
         for row, (index, token, value) in enumerate(zip(answering, *decoder.step(), strict=True)):
             drawn[index].append((token, value))
-            has_ended = token in ends or (
-                bool(stops) and completes_stop(tokenizer, [found for found, _ in drawn[index]], stops)
-            )
+            is_own = calls is None or not calls.took(index, token)
+            has_ended = is_own and (token in ends or (
+                bool(stops) and completes_stop(
+                    tokenizer, calls.drawn(index) if calls else [found for found, _ in drawn[index]], stops
+                )
+            ))  # fmt: skip
             if not has_ended and len(drawn[index]) < sampling.max_new_tokens:
                 left.append(row)
                 continue
             tokens, values = zip(*drawn.pop(index), strict=True)
             ids = tokens[:-1] if token in ends else tokens
+            before, by_tool = calls.finish(index) if calls else ("", ())
+            text = tokenizer.decode(ids)
             completions[index] = Completion(
-                cut(tokenizer.decode(ids), stops)[0], ids, "stop" if has_ended else "length", len(prompts[index]),
-                tokens if logprobs else (), values if logprobs else (),
+                before + cut(text[len(before) :], stops)[0], ids, "stop" if has_ended else "length",
+                len(prompts[index]), tokens if logprobs else (), values if logprobs else (), by_tool[: len(ids)],
             )  # fmt: skip
             if on_done:
                 on_done(index, completions[index])
@@ -241,6 +246,8 @@ def generate_batch(
             left = without_gaps(left)
             decoder.keep(left)
             answering = [answering[row] for row in left]
+        if calls and (given := calls.given(answering)):
+            decoder.force(given)
         if on_step:
             on_step(num_made)
     return [completions[i] for i in range(len(prompts))]

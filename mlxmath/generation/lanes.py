@@ -4,7 +4,7 @@ A step's products have few rows. Shared out among cores, each of them ends in wa
 is no product keeps one core busy. So the sequences are shared out instead: each core takes whole steps of its own ones.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from typing import TypeVar
@@ -19,6 +19,7 @@ from mlxmath.models.shared_prefix import without_gaps
 from mlxmath.models.threads import OF_PROCESS, computing_threads
 from mlxmath.runtime.blas import can_limit_threads, limit_threads, num_usable_cores
 
+P = TypeVar("P")
 T = TypeVar("T")
 _LEAST = 8
 """Sequences that are worth a lane of their own: each lane reads all weights at each step."""
@@ -73,6 +74,14 @@ class Lanes:
         tokens, logprobs = zip(*((found[lane][0][n], found[lane][1][n]) for lane, n in self._places), strict=True)
         return list(tokens), list(logprobs)
 
+    def force(self, tokens: Mapping[int, int]) -> None:
+        """See `Decoder`."""
+        given: list[list[tuple[int, int]]] = [[] for _ in self._decoders]
+        for row, token in tokens.items():
+            lane, number = self._places[row]
+            given[lane].append((number, token))
+        self._on_all(lambda decoder, part: decoder.force(dict(part)), given)
+
     def keep(self, indices: Sequence[int]) -> None:
         """See `Decoder`."""
         kept = [self._places[i] for i in indices]
@@ -83,7 +92,7 @@ class Lanes:
         self._places = [(lane, left[lane].index(n)) for lane, n in kept]
 
     def _on_all(
-        self, work: Callable[[Decoder, list[int]], T], parts: Sequence[list[int]], *, empty: bool = False
+        self, work: Callable[[Decoder, list[P]], T], parts: Sequence[list[P]], *, empty: bool = False
     ) -> dict[int, T]:
         """`work` on each decoder with its part, at the same time; those with nothing are left out unless `empty`."""
         busy = [i for i, part in enumerate(parts) if part or (empty and len(self._decoders[i]))]

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -23,9 +23,12 @@ from mlxmath.generation.placing import serve
 from mlxmath.models.load import load_again, load_model
 from mlxmath.models.lora.adapter import CONFIG, load_adapter
 from mlxmath.runtime.files import read_json
+from mlxmath.tools.forms import Tool
+from mlxmath.tools.run import check, recorded_tool
 from mlxmath.weights.manifest import read_fingerprint
 from mlxmath.weights.tokenizer import opened
 
+Asked = Tool | Literal["none"] | None
 _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
 """Names under which config.json tells how long a text may be."""
 
@@ -41,6 +44,8 @@ class LanguageModel:
     """None: prompts are given as they are."""
     folder: Path
     adapter: Path | None = None
+    tool: Tool | None = None
+    """That its answers may call."""
 
     @cached_property
     def context(self) -> int | None:
@@ -72,17 +77,18 @@ class LanguageModel:
 
     def stream(self, problem: str, sampling: Sampling) -> Iterator[str | Completion]:
         """Pieces of the answer's text as they come, then the whole completion."""
-        return stream(self.model, self.tokenizer, self.encode(problem), sampling)
+        return stream(self.model, self.tokenizer, self.encode(problem), sampling, tool=self.tool)
 
     def stream_ids(
         self, ids: Sequence[int], sampling: Sampling, kept: KeptPrefix | None = None
     ) -> Generator[str | Completion, None, None]:
         """As `stream`, for token ids; see `mlxmath.generation.engine.stream`."""
-        return stream(self.model, self.tokenizer, ids, sampling, kept)
+        return stream(self.model, self.tokenizer, ids, sampling, kept, self.tool)
 
     def generate(self, problems: Sequence[str], sampling: Sampling) -> list[Completion]:
         """The answer to each problem; they are drawn together."""
-        return generate_batch(self.model, self.tokenizer, [self.encode(each) for each in problems], sampling)
+        ids = [self.encode(each) for each in problems]
+        return generate_batch(self.model, self.tokenizer, ids, sampling, tool=self.tool)
 
 
 def context_of(folder: Path) -> int | None:
@@ -96,6 +102,7 @@ def context_of(folder: Path) -> int | None:
 def open_model(
     folder: Path, dtype: str, adapter: Path | None = None, template: Template | None = None, *, raw: bool = False,
     usual: Template | None = None, loaded: tuple[nn.Module, dict[str, Any]] | None = None, on_disk: bool = False,
+    tool: Asked = "none",
 ) -> LanguageModel:  # fmt: skip
     """Load a converted model, with an adapter or without.
 
@@ -108,8 +115,10 @@ def open_model(
         usual: the template where there is no other.
         loaded: the model and what adapter_config.json says, if they are in memory already.
         on_disk: its blocks stay there; see `mlxmath.generation.placing`.
+        tool: that its answers may call (None: the one that the adapter was trained with).
 
     Raises:
+        InputError: the tool cannot be had.
         MlxmathError: the model or the adapter is damaged, or they do not belong together.
     """
     if loaded is None:
@@ -117,19 +126,43 @@ def open_model(
         record = load_adapter(model, adapter, read_fingerprint(folder)) if adapter else {}
     else:
         model, record = loaded
-    tokenizer = load_generation_tokenizer(folder)
+    tokenizer, called = (
+        load_generation_tokenizer(folder),
+        tool_of(tool, record, adapter, spread=getattr(model, "is_spread", False)),
+    )
     if raw:
-        return LanguageModel(model, tokenizer, None, folder, adapter)
+        return LanguageModel(model, tokenizer, None, folder, adapter, called)
     recorded = recorded_template(record, adapter / CONFIG) if adapter else None
     chosen = template or own_template(tokenizer, recorded, usual or get_template("plain"))
     chosen = chosen.for_tokenizer(tokenizer)
     end_as(tokenizer, chosen)
-    return LanguageModel(model, tokenizer, chosen, folder, adapter)
+    return LanguageModel(model, tokenizer, chosen, folder, adapter, called)
+
+
+def tool_of(asked: Asked, record: Mapping[str, Any], adapter: Path | None, *, spread: bool = False) -> Tool | None:
+    """The tool that answers may call: the one asked for, or that of the adapter whose record is given.
+
+    Args:
+        asked: None: the adapter's.
+        record: its adapter_config.json.
+        adapter: its folder.
+        spread: the model is spread over several processes, which must all get the same results.
+
+    Raises:
+        InputError: it cannot be had.
+    """
+    recorded = recorded_tool(record, adapter / CONFIG) if adapter else None
+    tool = recorded if asked is None else None if asked == "none" else asked
+    if spread and tool == "python":  # whether a program ends in time is a clock's
+        raise InputError("--tools python: programs are not run for a model that is spread (--shard); use calculator.")
+    check(tool)
+    return tool
 
 
 def open_models(
-    folder: Path, dtype: str, adapters: Mapping[str, Path | None], template: Template | None = None, *, usual: Template
-) -> dict[str, LanguageModel]:
+    folder: Path, dtype: str, adapters: Mapping[str, Path | None], template: Template | None = None, *, usual: Template,
+    tool: Asked = "none",
+) -> dict[str, LanguageModel]:  # fmt: skip
     """One model with several adapters, by their names; the weights are in memory once.
 
     Args:
@@ -138,6 +171,7 @@ def open_models(
         adapters: folders by name; None is the base itself.
         template: that all are asked in (None: each in its own; see `open_model`).
         usual: see `open_model`.
+        tool: see `open_model`.
 
     Raises:
         MlxmathError: the model or an adapter is damaged, or they do not belong together.
@@ -147,7 +181,7 @@ def open_models(
     for name, adapter in adapters.items():
         model = load_again(folder, dtype, base) if adapter else base
         record = load_adapter(model, adapter, fingerprint) if adapter else {}
-        opened[name] = open_model(folder, dtype, adapter, template, usual=usual, loaded=(model, record))
+        opened[name] = open_model(folder, dtype, adapter, template, usual=usual, loaded=(model, record), tool=tool)
     return opened
 
 

@@ -14,6 +14,8 @@ _CHOICE_GOLD = re.compile(r"^\(?([A-Z])\)?$")
 _CHOICE = re.compile(r"^(?:(?:option|choice|answer)\s+)?\(?([A-Z])(?:\)|[.:](?=\s|$)|$)", re.IGNORECASE)
 _CHOICE_AND_VALUE = re.compile(r"^(?:\([A-Z]\)\s*|[A-Z][.:)]\s+)(?=\S)")
 _GOLD_CHOICE_AND_VALUE = re.compile(r"^\(([A-Z])\)\s*(?=\S)")
+_LOOSE_CHOICE = re.compile(r"^(?:(?:option|choice|answer)\s+)?\(?([A-Za-z])\s?[).:]?(?:$|(?<=[).:])\s*)")
+"""A letter alone, or "b) 4", "a ) 38": what answers a question whose right option is known with its text."""
 _RATIO = re.compile(r"^\d+(?:\.\d+)?(?:\s*(?::|\bto\b)\s*\d+(?:\.\d+)?)+$")
 _WORDS = re.compile(r"^[A-Za-z][A-Za-z' -]*[A-Za-z]$")
 _PAIR = re.compile(r"^[-+]?\d+,[-+]?\d{1,2}$")
@@ -73,11 +75,13 @@ _DAYTIME = re.compile(rf"\s+({'|'.join(_DAYTIMES)})$", re.IGNORECASE)
 
 def compare_scalars(answer: str, gold: str) -> bool | None:
     """Compare as numbers, letters, times, words; None if none of these fits."""
-    letter, choice = _CHOICE_GOLD.match(gold), _CHOICE_GOLD.match(answer)
+    letter = _CHOICE_GOLD.match(gold)
     if letter and (chosen := _CHOICE.match(answer)):
         return chosen[1].upper() == letter[1]
-    if choice and (gold_choice := _GOLD_CHOICE_AND_VALUE.match(gold)):
-        return choice[1] == gold_choice[1]
+    if (gold_choice := _GOLD_CHOICE_AND_VALUE.match(gold)) and (given := _LOOSE_CHOICE.match(answer)):
+        answer, gold = answer[given.end() :].strip(), gold[gold_choice.end() :].strip()
+        if given[1].upper() != gold_choice[1] or answer.casefold() in ("", gold.casefold()):
+            return given[1].upper() == gold_choice[1]
     if bool(_CHOICE_AND_VALUE.match(answer)) != bool(_CHOICE_AND_VALUE.match(gold)):
         answer, gold = (_CHOICE_AND_VALUE.sub("", text) for text in (answer, gold))
     for rule in (_infinite, _based, _angles, _numbers, same_time, same_date, _ratios, _geometric, _in_words):

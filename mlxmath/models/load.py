@@ -172,12 +172,29 @@ _OF_POSITIONS = ("wpe", "position", "pos_emb")
 
 def num_embeddings(model: nn.Module) -> int | None:
     """Rows of the embedding of the model's tokens; None where it has none of its own."""
-    rows = [
-        module.weight.shape[0]
+    return max((len(module.weight) for module in _embeddings(model)), default=None)
+
+
+def token_embedding(model: nn.Module) -> nn.Module:
+    """The embedding of the model's tokens.
+
+    Raises:
+        MlxmathError: it has none of its own.
+    """
+    found = max(_embeddings(model), key=lambda module: len(module.weight), default=None)
+    if found is None:
+        raise MlxmathError(
+            "this model has no embedding of its tokens to put noise on; leave --neftune-noise-alpha out."
+        )
+    return found
+
+
+def _embeddings(model: nn.Module) -> list[nn.Module]:
+    return [
+        module
         for name, module in model.named_modules()
         if isinstance(module, nn.Embedding | nn.QuantizedEmbedding) and not any(part in name for part in _OF_POSITIONS)
     ]
-    return max(rows, default=None)
 
 
 def check_ids(model: nn.Module, largest: int, what: str) -> None:

@@ -152,9 +152,9 @@ class MemoryPlan:
     working: int
     """The block or the head's chunk at hand."""
     reference: int = 0
-    """The trained parameters as they were at the start."""
+    """The trained parameters as they were at the start; a teacher's weights."""
     drawing: int = 0
-    """What drawing completions takes, before any of the last two."""
+    """What drawing completions, or asking a teacher, takes before any of the last two."""
 
     @property
     def learning(self) -> int:
@@ -199,7 +199,7 @@ def slot_bytes(shape: ModelShape, itemsize: int, *, prompt: int, own: int, group
 
 def plan_memory(
     of: Counted, config: RunConfig, *, itemsize: int, batching: Batching, longest: int, prompt: int = 0,
-    cached_per_token: int = 0, rows_each: int = 1,
+    cached_per_token: int = 0, rows_each: int = 1, group_size: int = 1,
 ) -> MemoryPlan:  # fmt: skip
     """The memory of a training step. Where a micro-batch could not be measured, it is left out.
 
@@ -209,10 +209,11 @@ def plan_memory(
         itemsize: bytes of an activation and of an unquantized weight.
         batching: micro-batches at once, and their size.
         longest: positions of the longest row.
-        prompt: those of its prompt, where that is computed once for a group of GRPO's completions, and again in the
+        prompt: those of its prompt, where that is computed once for a group of completions, and again in the
             backward pass.
         cached_per_token: numbers of a token's keys and values in all blocks, where there is a prompt.
         rows_each: rows of `longest` positions in each of what batch sizes count: 2 of pairs, which stay together.
+        group_size: completions of a prompt.
     """
     training, workers, measured = config.training, batching.num_workers, of.measured
     rows = training.batch_size * training.grad_accumulation_steps
@@ -228,7 +229,7 @@ def plan_memory(
     if isinstance(measured, Measured):
         own, num_prompts = longest - prompt, 0
         if prompt:
-            num_prompts = min(tokens // prompt, rows // config.grpo.num_generations // workers) or 1
+            num_prompts = min(tokens // prompt, rows // group_size // workers) or 1
             tokens = own * max(1, (tokens - 2 * num_prompts * prompt // 3) // own)
         if measured.packed:
             longest = tokens
@@ -242,7 +243,7 @@ def plan_memory(
         if itemsize == 2:  # a GPU may dequantize a layer's weight for its product
             block += measured.unpacked_bytes
         activations = max(kept, gradients)
-        working = max(block, _head_bytes(measured, tokens, itemsize))
+        working = max(block, _head_bytes(measured, tokens, itemsize, smoothed=config.sft.label_smoothing > 0))
     offloads = config.runtime.offload == "on"  # then what a step keeps is that of all its micro-batches
     return MemoryPlan(
         weights=of.at_hand if offloads else of.weights,
@@ -253,12 +254,12 @@ def plan_memory(
     )
 
 
-def _head_bytes(of: Measured, tokens: int, itemsize: int) -> int:
-    """Of the logits at hand, and of the hidden states' gradients."""
+def _head_bytes(of: Measured, tokens: int, itemsize: int, *, smoothed: bool) -> int:
+    """Of the logits at hand (with smoothed labels, twice), and of the hidden states' gradients."""
     if of.head_width is None:
         return _WHOLE_LOGITS * 4 * tokens * of.vocab_size
     rows = min(tokens, max(1, HEAD_CHUNK_BYTES // (4 * of.vocab_size)))
-    head = 4 * rows * of.vocab_size + 4 * tokens * of.head_width * itemsize
+    head = (2 if smoothed else 1) * 4 * rows * of.vocab_size + 4 * tokens * of.head_width * itemsize
     if of.head_is_packed and itemsize == 4:  # a CPU makes logits in slices, out of weights unpacked slice by slice
         head += 4 * rows * of.vocab_size + 4 * itemsize * min(QUANTIZED_HEAD_SLICE, of.vocab_size) * of.head_width
     return head

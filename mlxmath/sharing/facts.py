@@ -23,9 +23,9 @@ from mlxmath.weights.manifest import FILE_NAME
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _MARKUP = re.compile(r"<[^\s<]{0,40}|(?<!\\)\]\s?[(\[:]")
 """HTML, links and images."""
-_SECTIONS = ("lora", "training", "dpo", "grpo", "reward_model")
+_SECTIONS = ("lora", "training", "dpo", "grpo", "gkd", "reward_model")
 _NO_METHOD = ("adapter_path", "init_adapter", "resume", "report_to", "save_every", "keep_checkpoints",
-              "validation_dataset", "reward_weights")  # fmt: skip
+              "validation_dataset", "reward_weights", "teacher")  # fmt: skip
 """Settings that say nothing about the result, or hold paths."""
 _ALWAYS = ("lora.variant", "lora.rank", "lora.alpha", "training.learning_rate", "training.batch_size",
            "training.grad_accumulation_steps", "training.num_epochs", "training.optimizer",

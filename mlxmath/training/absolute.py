@@ -28,6 +28,14 @@ def absolute_dataset(name: str) -> str:
     return absolute(name) if not is_known and is_file_name(name) else name
 
 
+def absolute_exam(judge: str) -> str:
+    """`--judge`: with the path of its file, if it names one."""
+    name, colon, number = judge.rpartition(":") if judge.rpartition(":")[2].isdecimal() else (judge, "", "")
+    dataset, equals, file = name.rpartition("=")
+    is_file = bool(equals) or (known(file) is None and is_file_name(file))
+    return f"{dataset}{equals}{absolute(file) if is_file else file}{colon}{number}"
+
+
 def absolute_settings(config: RunConfig) -> dict[str, Any]:
     """The settings that hold paths, as "section.field", with absolute ones."""
     model, data, training = config.model, config.data, config.training
@@ -43,12 +51,17 @@ def absolute_settings(config: RunConfig) -> dict[str, Any]:
             found[name] = absolute(path)
     if training.validation_dataset is not None:
         found["training.validation_dataset"] = absolute_dataset(training.validation_dataset)
+    if training.judge is not None:
+        found["training.judge"] = absolute_exam(training.judge)
     if data.sources:
         found["data.sources"] = [
             _absolute_source(source.model_dump(mode="json", exclude_none=True)) for source in data.sources
         ]
     else:
         found["data.dataset"] = absolute_dataset(data.dataset)
+    if config.gkd.teacher is not None:
+        model_name, _, adapter = config.gkd.teacher.partition(":")
+        found["gkd.teacher"] = absolute(model_name) + (f":{absolute(adapter)}" if adapter else "")
     weights = config.grpo.reward_weights
     found["grpo.reward_weights"] = {
         MODEL + absolute(name.removeprefix(MODEL)) if name.startswith(MODEL) else name: weight

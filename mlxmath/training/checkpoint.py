@@ -17,7 +17,7 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxmath.config.load import Resolved
-from mlxmath.config.schema import TrainingConfig
+from mlxmath.config.schema import SETTINGS, TrainingConfig
 from mlxmath.data.batching import StepBatch
 from mlxmath.errors import MlxmathError, OtherRunError, library_errors
 from mlxmath.models.lora.adapter import WEIGHTS, load_arrays, load_weights, save_arrays, save_weights
@@ -169,10 +169,14 @@ def check_settings(checkpoint: Checkpoint, settings: dict[str, Any]) -> None:
     Raises:
         OtherRunError: names every setting that differs.
     """
+    new = {
+        name: SETTINGS[name].default for name in settings if name in SETTINGS
+    }  # what no run could set is as if unset
+    recorded = new | checkpoint.settings
     differing = {
-        name: f"{name} was {checkpoint.settings.get(name, _UNSAID.get(name))!r} and is {value!r}"
+        name: f"{name} was {recorded.get(name, _UNSAID.get(name))!r} and is {value!r}"
         for name, value in settings.items()
-        if not same_weights(value, checkpoint.settings.get(name))
+        if not same_weights(value, recorded.get(name))
     }
     if differing:
         raise OtherRunError(

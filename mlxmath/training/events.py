@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGTERM
 from typing import Any
@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxmath.evaluation.benchmarks import LoadedBenchmark
 from mlxmath.runtime.console import warn
 from mlxmath.runtime.files import atomic_file
 from mlxmath.runtime.sealed import sealed_line, unsealed_line
 from mlxmath.training.checkpoint import Ending, Position
-from mlxmath.training.held_out import Best, Measurement
+from mlxmath.training.held_out import LOSS, Best, Measurement
 
 EVENTS = "events.jsonl"
 SMOOTHED = "smoothed_"
@@ -82,6 +83,10 @@ class TrainResult:
     peak_bytes: int
     signal: int | None = None
     """The signal that ended it, if one did."""
+    exam: LoadedBenchmark | None = field(default=None, repr=False)
+    """What `--judge` is about to ask; nothing afterwards."""
+    verdict: dict[str, Any] | None = None
+    """What `--judge` found, as run.json has it."""
 
     @property
     def is_complete(self) -> bool:
@@ -190,10 +195,12 @@ class EventLog:
 
     def on_validation(self, measurement: Measurement) -> None:
         """Record a measurement on what is held out."""
+        names = self._metrics if measurement.metric == LOSS else (LOSS.name, *self._metrics)
         self.write(
-            "validation", step=measurement.step, epoch=measurement.epoch, loss=measurement.value,
+            "validation", step=measurement.step, epoch=measurement.epoch,
+            **{measurement.metric.name: measurement.value},
             targets=measurement.num_targets, seconds=round(measurement.seconds, 4), best=measurement.is_best,
-            **dict(zip(self._metrics, measurement.metrics, strict=False)),
+            **dict(zip(names, measurement.metrics, strict=False)),
         )  # fmt: skip
 
     def smoothed(self) -> dict[str, float]:

@@ -62,11 +62,13 @@ class Gradients(Protocol):
 
 
 def choose_gradients(
-    model: nn.Module, loss: Loss, kernels: Kernels, *, compiled: bool, checkpoint_every: int = 0
-) -> "BlockwiseGradients | AutodiffGradients":
+    model: nn.Module, loss: Loss, kernels: Kernels, *, compiled: bool, checkpoint_every: int = 0,
+    measured: Loss | None = None,
+) -> "BlockwiseGradients | AutodiffGradients":  # fmt: skip
     """The way for `model`, which is in training mode and has its adapters.
 
     `compiled`: compile the step, if `kernels` may be. `checkpoint_every`: recompute every n-th block (0: none).
+    `measured`: what `loss` gives without gradients (None: the same).
     """
     found = split(model)
     parts = None if isinstance(found, str) else found
@@ -77,8 +79,8 @@ def choose_gradients(
     elif reason := Blockwise.unsupported(model, kernels, parts):
         how = f"autodiff, since {reason}"
     else:
-        return BlockwiseGradients(model, loss, kernels, parts, checkpoint_every)
-    return AutodiffGradients(model, loss, kernels, parts, how, compiled, checkpoint_every)
+        return BlockwiseGradients(model, loss, kernels, parts, checkpoint_every, measured=measured)
+    return AutodiffGradients(model, loss, kernels, parts, how, compiled, checkpoint_every, measured)
 
 
 class BlockwiseGradients:
@@ -88,12 +90,12 @@ class BlockwiseGradients:
 
     def __init__(
         self, model: nn.Module, loss: Loss, kernels: Kernels, parts: Split, checkpoint_every: int,
-        blocks: Blockwise | None = None,
+        blocks: Blockwise | None = None, measured: Loss | None = None,
     ) -> None:  # fmt: skip
         self.how, self.head = "block by block, with the device's own kernels", parts.head
         self._model, self._kernels, self._parts = model, kernels, parts
         self._blocks = blocks or Blockwise(model, kernels, checkpoint_every, parts=parts)
-        self._loss, self._fused = loss, FusedHead(parts.head, kernels)
+        self._loss, self._measured, self._fused = loss, measured or loss, FusedHead(parts.head, kernels)
         self._head_alone = FusedHead(replace(parts.head, differentiable=False), kernels)
 
     def cannot_share(self) -> str | None:
@@ -130,7 +132,7 @@ class BlockwiseGradients:
             self._blocks.forward(computed := PromptRows(batch.prompts), keep=False)
             rows = ContinuedRows(batch.inputs_BL, batch.prompts, computed)
         hidden_BLD, _ = self._blocks.forward(rows, keep=False)
-        return self._loss(hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[batch.positions_N], batch, self._head_alone)
+        return self._measured(hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[batch.positions_N], batch, self._head_alone)
 
     def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, Tree]:
         """See `Gradients`. Rows that go on from prompts are computed part after part."""
@@ -171,10 +173,11 @@ class AutodiffGradients:
 
     def __init__(
         self, model: nn.Module, loss: Loss, kernels: Kernels, parts: Split | None, how: str, compiled: bool,
-        checkpoint_every: int,
+        checkpoint_every: int, measured: Loss | None = None,
     ) -> None:  # fmt: skip
         self.how, self.head = how, parts.head if parts else None
         self._model, self._loss, self._kernels, self._parts = model, loss, kernels, parts
+        self._measured = measured or loss
         self._head: LossHead = FusedHead(parts.head, kernels) if parts else FullLogits()
         self._extra: Any = None  # the type of what the batches have besides
         self._forward = parts.hidden if parts else partial(called, model)
@@ -182,7 +185,9 @@ class AutodiffGradients:
         self._attention = TrainingAttention(model, multiple=kernels.attention_multiple, looks=not kernels.compiles)
         if checkpoint_every:
             checkpoint_blocks(model, checkpoint_every)
-        self._step = self._eager_step = nn.value_and_grad(model, lambda _, *arrays: _loss_first(self._total(*arrays)))
+        self._step = self._eager_step = nn.value_and_grad(
+            model, lambda _, *arrays: _loss_first(self._total(loss, *arrays))
+        )
         self._shapes: set[Any] = set()
         if compiled and kernels.compiles:
             self._compile()
@@ -197,7 +202,7 @@ class AutodiffGradients:
         """See `Gradients`."""
         self._extra = type(batch.extra)
         with self._attention.in_place():
-            return self._total(*_arrays(batch))
+            return self._total(self._measured, *_arrays(batch))
 
     def loss_and_gradients(self, batch: Batch) -> tuple[mx.array, Tree]:
         """See `Gradients`. With prompts the shapes are too many to compile each."""
@@ -252,7 +257,7 @@ class AutodiffGradients:
         return forward(tokens_BL) if mask is None else forward(tokens_BL, cache=[PackedCache(mask)] * num_layers)
 
     def _total(
-        self, inputs_BL: mx.array, positions_N: mx.array, targets_N: mx.array, weights_N: mx.array,
+        self, loss: Loss, inputs_BL: mx.array, positions_N: mx.array, targets_N: mx.array, weights_N: mx.array,
         extra: dict[str, mx.array], texts_BL: mx.array | None = None, prompts: tuple[mx.array, ...] | None = None,
     ) -> mx.array:  # fmt: skip
         shared = None if prompts is None else SharedPrompts(*prompts)
@@ -260,7 +265,7 @@ class AutodiffGradients:
         batch = Batch(inputs_BL, positions_N, targets_N, weights_N, (), 0, 0, named, texts_BL, shared)
         outputs_BLX = self._outputs(inputs_BL, batch.mask, shared)
         outputs_NX = outputs_BLX.reshape(-1, outputs_BLX.shape[-1])[positions_N]
-        return self._loss(outputs_NX, batch, self._head)
+        return loss(outputs_NX, batch, self._head)
 
 
 def _arrays(batch: Batch) -> tuple[Any, ...]:

@@ -1,19 +1,22 @@
 """What is held out of training, and how it is measured: rows and pairs by their loss, problems by their answers."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from mlxmath.config.schema import TrainingConfig
+from mlxmath.config.schema import RunConfig, TrainingConfig
 from mlxmath.data.batching import BatchSampler, StepBatch
+from mlxmath.errors import InputError
 from mlxmath.training.accumulate import Workers
 
 _TOGETHER = 32
 """Micro-batches of a worker that go through blocks on the disk together."""
+Prepare = Callable[[Sequence[StepBatch], Callable[[], bool]], Sequence[StepBatch] | None]
+"""Steps as their losses need them, given `stopped`; None if `stopped()` came true."""
 Found = tuple[float, int, *tuple[float, ...]]
 """What is measured, how many items it is the mean of, and means of other things."""
 
@@ -38,7 +41,10 @@ class Metric:
 LOSS = Metric("loss")
 """Nats an item that counts: a target token, or a pair."""
 ACCURACY = Metric("accuracy", higher_is_better=True)
-"""Share of problems answered rightly."""
+"""Share of problems answered rightly, by reinforcement learning."""
+ANSWERS = Metric("answers", higher_is_better=True)
+"""The same of fine-tuning, which measures its loss too (`--validation-metric answers`)."""
+Stopped = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,9 @@ class Measurement:
     best: Best | None
     """The best so far, this one included."""
     metrics: tuple[float, ...] = ()
-    """Means of what the objective reports beside the loss."""
+    """Means of what the objective reports beside the loss; of answers, the loss before them."""
+    metric: Metric = LOSS
+    """What `value` is."""
 
     @property
     def is_best(self) -> bool:
@@ -170,7 +178,9 @@ def seeded_order(num_items: int, seed: int) -> list[int]:
     return found
 
 
-def held_out_rows(workers: Workers, sampler: BatchSampler, config: TrainingConfig, unit: str) -> HeldOut:
+def held_out_rows(
+    workers: Workers, sampler: BatchSampler, config: TrainingConfig, unit: str, prepare: Prepare | None = None
+) -> HeldOut:
     """Held-out rows (or pairs), of which the mean loss is measured.
 
     Args:
@@ -178,6 +188,7 @@ def held_out_rows(workers: Workers, sampler: BatchSampler, config: TrainingConfi
         sampler: of all held-out rows; its steps are not used, only how rows share micro-batches.
         config: batch size and seed.
         unit: what the rows are.
+        prepare: gives the steps what their losses need of all of them.
     """
     order = np.array(seeded_order(len(sampler.rows), config.seed), np.int64)
     per_window = config.batch_size * config.grad_accumulation_steps
@@ -187,12 +198,18 @@ def held_out_rows(workers: Workers, sampler: BatchSampler, config: TrainingConfi
         by_length = chosen[np.argsort(sampler.rows.lengths[chosen], kind="stable")]
         size = 64 * per_window
         parts = [by_length[start : start + size] for start in range(0, count, size)]
-        return mean_loss(workers, [sampler.step(part, 0, index) for index, part in enumerate(parts)], stopped)
+        steps: Sequence[StepBatch] | None = [sampler.step(part, 0, index) for index, part in enumerate(parts)]
+        if prepare and steps:
+            steps = prepare(steps, stopped)
+        return None if steps is None else mean_loss(workers, steps, stopped)
 
     def measure_rows(count: int, stopped: Callable[[], bool]) -> list[tuple[int, float, int]] | None:
         rows = sorted(order[:count].tolist())
-        each = replace(sampler.step(order[:count], 0, 0), micro_batches=tuple((row,) for row in rows))
-        found = loss_sums(workers, [each], stopped)
+        steps: Sequence[StepBatch] | None
+        steps = [replace(sampler.step(order[:count], 0, 0), micro_batches=tuple((row,) for row in rows))]
+        if prepare:
+            steps = prepare(steps, stopped)
+        found = None if steps is None else loss_sums(workers, steps, stopped)
         return (
             None
             if found is None
@@ -203,3 +220,21 @@ def held_out_rows(workers: Workers, sampler: BatchSampler, config: TrainingConfi
         len(order), unit, measure, step_items=2.0 * per_window,  # a backward pass takes no less than a forward one
         at_once=workers.num_in_all, measure_rows=measure_rows,
     )  # fmt: skip
+
+
+def check_metric(config: RunConfig, method: str) -> None:
+    """Refuse `--validation-metric` where it has no meaning.
+
+    Raises:
+        InputError: it has none.
+    """
+    metric = config.training.validation_metric
+    if metric == "loss" and method == "grpo":
+        raise InputError("--validation-metric loss: reinforcement learning is measured by its answers; leave it out.")
+    if metric == "answers" and method == "reward-model":
+        raise InputError("--validation-metric answers: a reward model gives no answers; leave it out.")
+    if metric == "answers" and config.runtime.offload == "on":
+        raise InputError(
+            "--validation-metric answers draws answers between steps, which needs the model in memory; leave --offload "
+            "or this out."
+        )

@@ -16,7 +16,7 @@ from mlxmath.runtime.files import atomic_file
 from mlxmath.training.checkpoint import Position
 from mlxmath.training.deadline import Deadline
 from mlxmath.training.events import EVENTS, SMOOTHED, Callback, EventLog, StepReport, number, read_events, smoothed
-from mlxmath.training.held_out import Best, Measurement
+from mlxmath.training.held_out import ANSWERS, LOSS, Best, Measurement, Metric
 from mlxmath.training.pairs import REWARDS
 
 LOSS_PLOT, CURVES_PLOT = "loss.png", "curves.png"
@@ -62,22 +62,39 @@ class ProgressBar:
 
     def on_validation(self, measurement: Measurement) -> None:
         """Tell a validation loss, and show it with the steps that follow."""
-        loss = f"{measurement.value:.4f}"
-        self._validation = f", validation {loss}"
-        found, best = "", measurement.best
+        metric, unit, values = measurement.metric, self._unit, measurement.metrics
+        value = shown(metric, measurement.value)
+        self._validation = f", validation {value}"
+        found, best, most = "", measurement.best, extreme(metric)
         if best is not None:
-            found = (
-                ", the lowest so far" if measurement.is_best else f"; the lowest: {best.value:.4f} at step {best.step}"
-            )
-        metrics = _named(self._metrics, measurement.metrics)
+            found = f", the {most} so far" if measurement.is_best else (
+                f"; the {most}: {shown(metric, best.value)} at step {best.step}"
+            )  # fmt: skip
+        if metric == ANSWERS:
+            unit, value, values = "problems", f"{value}, loss {values[0]:.4f}", values[1:]
+        metrics = _named(self._metrics, values)
         say(
-            f"step {measurement.step}/{self._total}: validation loss {loss}{', ' if metrics else ''}{metrics} on "
-            f"{measurement.num_targets:,} {self._unit} in {duration(measurement.seconds)}{found}"
+            f"step {measurement.step}/{self._total}: {SAID[metric.name]} {value}{', ' if metrics else ''}{metrics} on "
+            f"{measurement.num_targets:,} {unit} in {duration(measurement.seconds)}{found}"
         )
 
     def close(self) -> None:
         """Remove the bar."""
         self._progress.close()
+
+
+SAID = {LOSS.name: "validation loss", ANSWERS.name: "right answers"}
+"""What is measured, in words."""
+
+
+def shown(metric: Metric, value: float) -> str:
+    """A measured value, as people read it."""
+    return f"{100 * value:.1f} %" if metric == ANSWERS else f"{value:.4f}"
+
+
+def extreme(metric: Metric) -> str:
+    """What the best value is among all."""
+    return "most" if metric.higher_is_better else "lowest"
 
 
 def _named(names: Sequence[str], values: Sequence[float]) -> str:
@@ -96,6 +113,7 @@ class RunLogger:
 
     events: EventLog | None = None
     """None on other ranks than 0."""
+    _metric = LOSS
 
     def __init__(
         self, metrics: Sequence[str] = (), unit: str = "tokens", rows: str = "rows", callback: Callback | None = None
@@ -134,6 +152,7 @@ class RunLogger:
 
     def validation(self, measurement: Measurement) -> None:
         """Tell of a measurement on what is held out."""
+        self._metric = measurement.metric
         if self.events:
             self.events.on_validation(measurement)
             self._progress.on_validation(measurement)
@@ -141,7 +160,8 @@ class RunLogger:
     def best(self, best: Best, folder: Path) -> str:
         """A sentence on the best adapters, which are in `folder`."""
         where = f"at step {best.step}" if best.step else "that of the start, before any training"
-        return f"the lowest validation loss, {best.value:.4f}, was {where}: --adapter-path {folder}"
+        what, value = SAID[self._metric.name], shown(self._metric, best.value)
+        return f"the {extreme(self._metric)} {what}, {value}, was {where}: --adapter-path {folder}"
 
     def plot(self) -> None:
         """Draw the curves into the run's folder."""
@@ -240,7 +260,7 @@ def plot_rollouts(events: Path, path: Path) -> None:
         ("share", ["zero_variance", "truncated", "clipped"]),
         ("nats a token", ["entropy", "kl"]),
     )
-    _draw(curves, panels, path, "rollout")
+    draw(curves, panels, path, "rollout")
 
 
 def plot_pairs(events: Path, path: Path) -> None:
@@ -255,16 +275,14 @@ def plot_pairs(events: Path, path: Path) -> None:
     panels = [
         (label, [f"{prefix}{name}" for name in names for prefix in ("", "held-out ")])
         for label, names in (
-            ("loss (nats a pair)", ["loss", SMOOTHED + "loss"]), ("reward", ["chosen_reward", "rejected_reward"]),
-            ("margin", ["margin"]), ("share of pairs", ["accuracy"]),
+            ("loss", ["loss", SMOOTHED + "loss"]), ("reward", ["chosen_reward", "rejected_reward"]),
+            ("margin", ["margin"]), ("share ahead", ["accuracy"]),
         )
     ]  # fmt: skip
-    _draw(curves, panels, path)
+    draw(curves, panels, path)
 
 
-def _draw(
-    curves: Curves, panels: Sequence[tuple[str, Sequence[str]]], path: Path, over: str = "optimizer step"
-) -> None:
+def draw(curves: Curves, panels: Sequence[tuple[str, Sequence[str]]], path: Path, over: str = "optimizer step") -> None:
     """Four panels: the label and the curves of each."""
     figure = _figure(10, 7)
     for axes, (label, names) in zip(figure.subplots(2, 2).flat, panels, strict=True):

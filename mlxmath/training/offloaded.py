@@ -36,12 +36,15 @@ class OffloadedGradients(BlockwiseGradients):
         loss: of a micro-batch.
         kernels: the device's.
         offloaded: what brings the units.
+        measured: see `choose_gradients`.
 
     Raises:
         MlxmathError: the model cannot be computed block by block.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, kernels: Kernels, offloaded: Offloaded) -> None:
+    def __init__(
+        self, model: nn.Module, loss: Loss, kernels: Kernels, offloaded: Offloaded, measured: Loss | None = None
+    ) -> None:
         self.offloaded = offloaded
         offloaded.attach(model)
         kinds, parts = kinds_of(model.layers), split(model)
@@ -58,7 +61,7 @@ class OffloadedGradients(BlockwiseGradients):
                     f"--offload on: this model cannot be trained with its blocks on the disk, since {reason}. Use "
                     "--offload off."
                 )
-            super().__init__(model, loss, kernels, parts, 1, whole)
+            super().__init__(model, loss, kernels, parts, 1, whole, measured)
             if whole:
                 self.how = "block by block, by autodiff of each"
 
@@ -83,7 +86,7 @@ class OffloadedGradients(BlockwiseGradients):
         """`loss`."""
         hidden_BLD, _ = yield from self._blocks.forwards(Rows(batch.inputs_BL), keep=False)
         yield HEAD
-        return self._loss(hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[batch.positions_N], batch, self._head_alone)
+        return self._measured(hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[batch.positions_N], batch, self._head_alone)
 
 
 class Together:

@@ -20,6 +20,8 @@ def cannot_offload(config: "RunConfig", objective: "Objective") -> str | None:
         return f"it is for `mlxmath train` alone, not for `mlxmath {objective}`"
     if config.training.full:
         return "adapters train while the base stays on the disk, and --full trains the base"
+    if config.sft.neftune_noise_alpha:
+        return "noise on the embeddings (--neftune-noise-alpha) needs the base in memory"
     if config.lora.variant != "lora":
         return f"adapters of the variant {config.lora.variant} are made from the weights; use --lora-variant lora"
     return None

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mlxmath.errors import InputError
 from mlxmath.runtime.console import size, warn
+from mlxmath.training.drawing import drawn_by, with_drawing
 from mlxmath.training.placing import OFFLOAD, cannot_offload, goes_by_block, offloading, reading, settled
 
 if TYPE_CHECKING:
     from mlxmath.config.schema import ModelConfig, RunConfig
+    from mlxmath.data.tokenize import Form
     from mlxmath.models.memory import Batching, MemoryPlan
     from mlxmath.runtime.device import DeviceInfo
 
-Objective = Literal["train", "dpo", "reward-model", "grpo"]
+Objective = Literal["train", "dpo", "reward-model", "grpo", "gkd"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 """Commands whose memory differs."""
 _BESIDE = (
@@ -109,15 +111,17 @@ def describe(
     from mlxmath.models.speed import time_lines
 
     config = settled(config, model_config, device, config.data.max_seq_len, objective)
-    found = prepared(config.data, Path(config.model.mlx_path).expanduser(), pairs=objective != "train")
+    form: Form = "completions" if _by_label(config, objective) else "solutions" if objective == "train" else "pairs"
+    found = prepared(config.data, Path(config.model.mlx_path).expanduser(), form)
     plan, batching = planned(config, model_config, device, config.data.max_seq_len, objective)
     unknown = unmeasured(config, model_config, device)
+    timed = drawn_by(config, objective) is None
     lines = [
         *([f"more than this, since a micro-batch could not be tried: {unknown}"] if unknown else ()),
         f"{batching.num_workers} x {batching.tokens:,} tokens at once, rows of up to {config.data.max_seq_len:,}",
         *table(plan),
         _BESIDE,
-        *(time_lines(ModelShape.from_config(model_config), config, device, found) if objective != "grpo" else ()),
+        *(time_lines(ModelShape.from_config(model_config), config, device, found) if timed else ()),
     ]
     if config.runtime.offload == "on":
         lines.append(reading(config, model_config, device, found))
@@ -137,23 +141,26 @@ def planned(
 
     training, of = config.training, measured(model_config, config, device)
     batching = batching or choose_batching(config, device, longest, of)
-    rows_each = 2 if objective in ("dpo", "reward-model") and training.batching != "pack" else 1
+    paired = objective in ("dpo", "reward-model") and not _by_label(config, objective)
+    rows_each = 2 if paired and training.batching != "pack" else 1
     if rows_each == 2:  # a pair stays together
         batching = replace(batching, tokens=max(batching.tokens, 2 * longest))
     itemsize = 4 if device.compute_dtype == "float32" else 2
-    own = config.grpo.max_completion_length if objective == "grpo" else longest
-    prompt = max(0, longest - own)
-    shares = training.batching == "bucket" and not isinstance(of.measured, str) and of.measured.by_block
+    drawn = drawn_by(config, objective)
+    prompt = max(0, longest - drawn.max_completion_length) if drawn else 0
+    group = drawn.num_generations if drawn else 1
+    by_block = not isinstance(of.measured, str) and of.measured.by_block
+    shares = training.batching == "bucket" and by_block and group > 1
     plan = plan_memory(
         of, config, itemsize=itemsize, batching=batching, longest=longest, prompt=prompt if shares else 0,
         cached_per_token=ModelShape.from_config(model_config).cached_per_token if shares and prompt else 0,
-        rows_each=rows_each,
+        rows_each=rows_each, group_size=group,
     )  # fmt: skip
     if _has_reference(config, objective):
         plan = replace(plan, reference=of.trained * (itemsize if training.full else 4))
-    if objective != "grpo":
+    if drawn is None:
         return plan, batching
-    return replace(plan, drawing=_drawing(config, model_config, device, plan, prompt, own)), batching
+    return with_drawing(plan, config, drawn, model_config, device, prompt, batching), batching
 
 
 def unmeasured(config: "RunConfig", model_config: Mapping[str, Any], device: "DeviceInfo") -> str | None:
@@ -179,30 +186,17 @@ def batching_of(config: "RunConfig", model_config: Mapping[str, Any], device: "D
     return choose_batching(config, device, longest, of)
 
 
+def _by_label(config: "RunConfig", objective: "Objective") -> bool:
+    """Whether completions come one by one, not in pairs."""
+    return objective == "dpo" and config.dpo.loss_type == "kto"
+
+
 def _has_reference(config: "RunConfig", objective: "Objective") -> bool:
     """Whether the trained parameters as they were at the start are in memory too."""
     if objective == "grpo":
         return config.grpo.beta > 0
     is_new = config.training.full or config.training.init_adapter is not None
-    return objective == "dpo" and config.dpo.loss_type != "orpo" and is_new  # else adapters are left out
-
-
-def _drawing(
-    config: "RunConfig", model_config: Mapping[str, Any], device: "DeviceInfo", plan: "MemoryPlan", prompt: int,
-    own: int,
-) -> int:  # fmt: skip
-    """Bytes that drawing completions takes at a time."""
-    from mlxmath.generation.slots import choose_slots
-    from mlxmath.models.memory import ModelShape, slot_bytes
-
-    size, training = config.grpo.num_generations, config.training
-    slots, _ = choose_slots(
-        model_config, device, held_bytes=plan.steady, longest=prompt + own, prompt=prompt, group_size=size,
-        needed_bytes=plan.total, asked=config.grpo.concurrency,
-    )  # fmt: skip
-    itemsize = 4 if device.compute_dtype == "float32" else 2
-    each = slot_bytes(ModelShape.from_config(model_config), itemsize, prompt=prompt, own=own, group_size=size)
-    return min(slots, training.batch_size * training.grad_accumulation_steps) * each
+    return objective == "dpo" and config.dpo.needs_reference and is_new  # else adapters are left out
 
 
 def remedies(
@@ -250,7 +244,7 @@ def table(plan: "MemoryPlan") -> list[str]:
         "weights": plan.weights,
         "adapters and sums of gradients": plan.adapters,
         "optimizer": plan.optimizer,
-        "reference": plan.reference,
+        "reference or teacher": plan.reference,
         "activations, then gradients": plan.activations,
         "block or head at hand": plan.working,
         "drawing, before these two": plan.drawing,

@@ -31,6 +31,7 @@ from mlxmath.runtime.versions import versions
 from mlxmath.training.absolute import absolute_settings
 from mlxmath.training.checkpoint import FOLDER, HOLD_OUT, Checkpoint, as_written, by_step, newest_checkpoint
 from mlxmath.training.events import EVENTS
+from mlxmath.training.judge import FOLDER as JUDGED
 from mlxmath.training.logging import CURVES_PLOT, LOSS_PLOT
 from mlxmath.training.validation import BEST, HELD_OUT
 
@@ -42,7 +43,10 @@ _OF_ONE_HOST = (
 """Settings of [training] that may differ between the ranks of a run: paths, and what rank 0 alone does."""
 EARLIER = "earlier"
 """Where a resumed run that begins anew leaves what it found, all of whose checkpoints are damaged."""
-_OURS = (WEIGHTS, CONFIG, EVENTS, LOSS_PLOT, CURVES_PLOT, RUN, FOLDER, BEST, HELD_OUT, CHAT_TEMPLATE, TRACKERS, BOARD)
+_OURS = (
+    WEIGHTS, CONFIG, EVENTS, LOSS_PLOT, CURVES_PLOT, RUN, FOLDER, BEST, HELD_OUT, CHAT_TEMPLATE, TRACKERS, BOARD,
+    JUDGED,
+)  # fmt: skip
 
 
 def agree(ranks: Ranks, config: RunConfig, device: DeviceInfo, fixed: dict[str, Any]) -> None:

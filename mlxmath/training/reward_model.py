@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxmath.config.load import Resolved
-from mlxmath.config.methods import RewardModelConfig
+from mlxmath.config.losses import RewardModelConfig
 from mlxmath.config.schema import TrainingConfig
 from mlxmath.data.batch import Batch, PairTargets, Shape
 from mlxmath.data.batching import BatchSampler

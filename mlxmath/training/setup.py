@@ -19,6 +19,7 @@ from mlxmath.data.load import look_at_data
 from mlxmath.data.render import adds_bos
 from mlxmath.data.templates import get_template
 from mlxmath.errors import InputError
+from mlxmath.evaluation.benchmarks import LoadedBenchmark
 from mlxmath.models.kernels import kernels_for
 from mlxmath.models.load import check_ids, load_model, refuse_untrainable
 from mlxmath.models.lora.adapter import adapter_config, load_initial, weights_file
@@ -35,18 +36,21 @@ from mlxmath.training.absolute import absolute_model
 from mlxmath.training.bits import chooser
 from mlxmath.training.checkpoint import Part, as_written, share_adapters, share_checkpoint, with_recorded_targets
 from mlxmath.training.gradients import Gradients, Loss, choose_gradients
+from mlxmath.training.held_out import check_metric
+from mlxmath.training.judge import choose_exam, open_exam
 from mlxmath.training.offloaded import OffloadedGradients
 from mlxmath.training.placing import cannot_offload, settled
 from mlxmath.training.plan import batching_of, check_fits
 from mlxmath.training.trackers import check_installed
 from mlxmath.weights.convert import ensure_model
 
-Method = Literal["train", "dpo", "reward-model", "grpo"]
-_COMMANDS = {"distillation": "distill", "evaluation": "evaluate", "reward_model": "reward-model"}
+Method = Literal["train", "dpo", "reward-model", "grpo", "gkd"]
+_COMMANDS = {"distillation": "distill", "evaluation": "evaluate", "reward_model": "reward-model", "sft": "train"}
 """That use a section of another name."""
 _BATCHING, _TUNING = "batching", "tuning"
-_UNCHANGING = {"concurrency"}
-"""Settings of a method that change nothing but speed and memory: a resumed run may have others."""
+_UNCHANGING = {"concurrency", "teacher"}
+"""Settings of a method that a resumed run may have others of: what changes nothing but speed and memory; a folder, what
+is in which is compared."""
 
 
 class Data(Protocol):
@@ -108,11 +112,13 @@ class Run(Part):
     injected: Any
     planned_bytes: int | None
     """None for a model that cannot be built without its weights."""
+    exam: LoadedBenchmark | None = None
+    """What is asked when the run has ended."""
 
     def __init__(self, method: Method, settings: Resolved, ranks: Ranks, *, keep_start: bool = False) -> None:
         self.method, self.settings, self.ranks, self.keep_start = method, settings, ranks, keep_start
-        self._section = None if method == "train" else method.replace("-", "_")
-        self.sections = (*TRAINED_FROM, self._section) if self._section else TRAINED_FROM
+        self._section = "sft" if method == "train" else method.replace("-", "_")
+        self.sections = (*TRAINED_FROM, self._section)
         for other in settings.others(self.sections):
             names = [name for name, origin in settings.origin.items() if origin != "default"]
             where = next(settings.where(name) for name in names if name.startswith(f"{other}."))
@@ -122,6 +128,7 @@ class Run(Part):
             )
         config = settings.config
         record.check_initial_adapter(config.training)
+        check_metric(config, method)
         if ranks.first:
             check_installed(config.training.report_to)
         reason = cannot_offload(config, method)
@@ -158,15 +165,15 @@ class Run(Part):
         """
         config = self.config
         with self.ranks.in_turn("preparing"):
-            look = partial(look_at_data, config, self.method)
+            look, exam = partial(look_at_data, config, self.method), open_exam(config, self.method)
             self.manifest = ensure_model(config.model, choose=chooser(config, self.device, load), before=look)
             self.model_config: dict[str, Any] = read_json(self.model_folder / "config.json")
             refuse_untrainable(self.model_config)
             data = load(config, self.model_folder)
+            self.exam = exam and choose_exam(exam, config, self.method)
         self.fixed = record.fixed_settings(config, self.manifest.identity, data.fingerprint, data.held_out_fingerprint)
-        if self._section:
-            own = getattr(config, self._section).model_dump(mode="json", exclude=_UNCHANGING)
-            self.fixed |= {f"{self._section}.{name}": value for name, value in own.items()}
+        own = getattr(config, self._section).model_dump(mode="json", exclude=_UNCHANGING)
+        self.fixed |= {f"{self._section}.{name}": value for name, value in own.items()}
         self.fixed |= fixed or {}
         record.agree(self.ranks, config, self.device, self.fixed)
         self.data: Data = data
@@ -249,7 +256,8 @@ class Run(Part):
         self.adapter_config = adapter_config(
             config.lora, self.injected.keys, full=training.full, base_model=absolute_model(config.model.model),
             base_fingerprint=self.manifest.identity, template=self.template.name,
-            template_definition=self.template.definition, mlxmath_version=__version__, **facts,
+            template_definition=self.template.definition, mlxmath_version=__version__,
+            **({"tools": config.data.tools} if config.data.tools else {}), **facts,
         )  # fmt: skip
         initial = Path(training.init_adapter) if training.init_adapter and ranks.first else None
         if initial and (self.keep_start or not self.checkpoint):
@@ -276,11 +284,14 @@ class Run(Part):
             use(self.model, self.tuning)
         self.kernels = kernels_for(self.device, self.batching.num_workers, self.tuning)
 
-    def gradients(self, loss: Loss) -> Callable[[nn.Module], Gradients]:
-        """Makes the gradients of a loss for a replica of the model, in the way that is best for the device."""
+    def gradients(self, loss: Loss, measured: Loss | None = None) -> Callable[[nn.Module], Gradients]:
+        """Makes the gradients of a loss for a replica of the model, in the way that is best for the device.
+
+        `measured` is what is asked of it without gradients (None: the loss).
+        """
         if offloaded := self.offloaded:
-            return lambda model: OffloadedGradients(model, loss, self.kernels, offloaded)
+            return lambda model: OffloadedGradients(model, loss, self.kernels, offloaded, measured)
         return lambda model: choose_gradients(
             model, loss, self.kernels, compiled=self.backend.compiles,
-            checkpoint_every=self.config.training.grad_checkpoint,
+            checkpoint_every=self.config.training.grad_checkpoint, measured=measured,
         )  # fmt: skip

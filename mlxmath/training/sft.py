@@ -3,7 +3,10 @@
 Shapes: N target positions, X hidden width or vocabulary (see `LossHead`).
 """
 
+from functools import partial
+
 import mlx.core as mx
+import mlx.nn as nn
 
 from mlxmath.config.load import Resolved
 from mlxmath.data.batch import Batch
@@ -11,18 +14,22 @@ from mlxmath.data.load import load_rows
 from mlxmath.models.linear_ce import LossHead
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.events import Callback, TrainResult
+from mlxmath.training.gradients import Gradients
+from mlxmath.training.judge import judged
 from mlxmath.training.logging import RunLogger
+from mlxmath.training.neftune import NoisyGradients
 from mlxmath.training.setup import Run
 from mlxmath.training.trainer import Trainer
 
 
+@judged
 def sft(settings: Resolved, ranks: Ranks | None = None, callback: Callback | None = None) -> TrainResult:
     """Fine-tune adapters (or whole blocks) on problems and their solutions.
 
     Afterwards they are in the folder `training.adapter_path` of rank 0.
 
     Args:
-        settings: of the sections model, data, lora, training and runtime.
+        settings: of the sections model, data, lora, training, sft and runtime.
         ranks: the processes that train together (None: this one alone).
         callback: given each event of the run as it happens, on rank 0.
 
@@ -34,7 +41,14 @@ def sft(settings: Resolved, ranks: Ranks | None = None, callback: Callback | Non
         data = run.read(load_rows)  # model converted; rows tokenized, cached, split by problem
         run.load_base()
         run.add_adapters()
-        trainer = Trainer(run, run.gradients(sft_loss))
+        config = run.config.sft
+        quiet = run.gradients(partial(sft_loss, smoothing=config.label_smoothing), measured=sft_loss)
+
+        def gradients_of(model: nn.Module) -> Gradients:
+            alpha = config.neftune_noise_alpha
+            return NoisyGradients(model, quiet(model), alpha) if alpha else quiet(model)
+
+        trainer = Trainer(run, gradients_of)
         batches, held_out = trainer.sample(data)
         log = RunLogger(callback=callback)
         with trainer.running(batches, held_out, log):
@@ -49,6 +63,6 @@ def sft(settings: Resolved, ranks: Ranks | None = None, callback: Callback | Non
         return trainer.result
 
 
-def sft_loss(outputs_NX: mx.array, batch: Batch, head: LossHead) -> mx.array:
-    """Σ weight · (logsumexp(logits) − logits[target])."""
-    return head.cross_entropy(outputs_NX, batch.targets_N, batch.weights_N)
+def sft_loss(outputs_NX: mx.array, batch: Batch, head: LossHead, *, smoothing: float = 0.0) -> mx.array:
+    """Σ weight · (logsumexp(logits) − (1 − ε) logits[target] − ε mean(logits)); ε is the label smoothing."""
+    return head.cross_entropy(outputs_NX, batch.targets_N, batch.weights_N, smoothing)

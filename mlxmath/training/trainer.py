@@ -34,8 +34,9 @@ from mlxmath.training.accumulate import StepSums, Workers, accumulate, over_rank
 from mlxmath.training.checkpoint import Ending, Part, Position, Saver, as_written, check_settings, restore, share_state
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.events import COMPLETE, EVENTS, StepReport, TrainResult
+from mlxmath.training.exact_answers import held_out_answers
 from mlxmath.training.gradients import Gradients
-from mlxmath.training.held_out import HeldOut, held_out_rows
+from mlxmath.training.held_out import ANSWERS, HeldOut, Prepare, held_out_rows
 from mlxmath.training.logging import CURVES_PLOT, LOSS_PLOT, RunLogger
 from mlxmath.training.optimizers import apply_gradients, make_optimizer
 from mlxmath.training.schedule import Pace
@@ -80,8 +81,11 @@ class Trainer:
         self.reason = ""
         """More on `ending`, for people."""
 
-    def sample(self, data: TrainingData) -> tuple[BatchSampler, HeldOut | None]:
-        """The order of the rows (or pairs) to train on, and those to measure on, as micro-batches for the workers."""
+    def sample(self, data: TrainingData, prepare: Prepare | None = None) -> tuple[BatchSampler, HeldOut | None]:
+        """The order of the rows (or pairs) to train on, and those to measure on, as micro-batches for the workers.
+
+        `prepare` is given what is measured; see `held_out_rows`.
+        """
         run, training, workers = self.run, self.config, self.workers
         if training.batching == "pack" and (reason := workers.cannot_pack):
             say(f"--batching pack: buckets take its place, since with this model {reason}")
@@ -94,7 +98,11 @@ class Trainer:
             if reason:
                 say(f"the prompt of a pair is computed for both of its completions, since {reason}")
         batches: BatchSampler = make(data.train, num_workers=workers.num_in_all)
-        held_out = held_out_rows(workers, make(data.held_out), training, data.unit) if data.held_out else None
+        held_out = None
+        if data.held_out:
+            held_out = held_out_rows(workers, make(data.held_out), training, data.unit, prepare)
+        if held_out and training.validation_metric == ANSWERS.name:
+            held_out = held_out_answers(run, workers, data, held_out)
         say(
             f"{len(data.train):,} {data.unit}, {data.num_tokens:,} tokens an epoch; "
             f"{self.planned_steps(batches.steps_per_epoch):,} steps of {training.batch_size} x "
@@ -198,6 +206,7 @@ class Trainer:
             if self.ranks.any("deadline", self.deadline.reached()):
                 self.ending = "deadline"
                 return
+            self._start_s = time.perf_counter()  # what a method does before its sums is part of the step
             yield batch
             if not self.ending and self.position.num_skipped_in_a_row >= MAX_BAD_STEPS:
                 self.ending = "diverged"
@@ -216,7 +225,7 @@ class Trainer:
         Raises:
             MlxmathError: there is too little memory for a single row.
         """
-        self._start_s, self._batch = time.perf_counter(), batch
+        self._batch = batch
         random_state = mx.array(mx.random.state[0])
         while True:
             sums, shortage, what = None, "", SHORT_OF_MEMORY
@@ -329,5 +338,5 @@ class Trainer:
         assert self.ending
         return TrainResult(
             self.ending, self.run.folder, self.position.step, self.deadline.elapsed_s, self.loss, self.validation.best,
-            self.run.backend.memory().peak_bytes, self.stop.signal,
+            self.run.backend.memory().peak_bytes, self.stop.signal, self.run.exam,
         )  # fmt: skip

@@ -234,7 +234,7 @@ class Validation(Part):
         finite = (Best(step, other) for step, other in self.history if math.isfinite(other))
         best = of_all(finite, key=lambda each: each.value, default=None)
         step, epoch = position.step, position.epoch
-        measurement = Measurement(step, epoch, value, num_targets, self._seconds, best, tuple(metrics))
+        measurement = Measurement(step, epoch, value, num_targets, self._seconds, best, tuple(metrics), self._metric)
         for listener in self.listeners if self._ranks.first else ():
             listener(measurement)
         return True

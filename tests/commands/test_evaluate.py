@@ -16,6 +16,7 @@ from mlxmath.commands.evaluate import main
 from mlxmath.errors import MlxmathError
 from mlxmath.evaluation import ask
 from mlxmath.evaluation.contestants import Contestant
+from mlxmath.grading import grade
 from tests.helpers import ENVIRONMENT, command, invoke, json_lines, run, start, succeed, wait_until
 
 QUICK = ("--limit", "24", "--max-tokens", "40")
@@ -102,15 +103,15 @@ def test_a_run_that_ends_between_two_models_knows_how_the_first_one_was_decoded(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = ("--compare", "--limit", "3", "--max-tokens", "8", "--run-name", "run")
-    load = ask._Models.load
+    load = ask.Models.load
 
-    def ended(models: ask._Models, contestant: Contestant) -> object:
+    def ended(models: ask.Models, contestant: Contestant) -> object:
         if contestant.adapter:
             raise MlxmathError("ended")
         return load(models, contestant)
 
     with monkeypatch.context() as patched:
-        patched.setattr(ask._Models, "load", ended)
+        patched.setattr(ask.Models, "load", ended)
         assert run(folder, "evaluate", *few).returncode == 1
     assert "3 answers are there already" in succeed(folder, "evaluate", *few, "--resume").stderr
     assert [*figures(only_run(folder))["settings"]["decoding"]] == ["base", "tuned"]
@@ -153,6 +154,57 @@ def test_majority_ensemble_and_formulas_and_their_effect(folder: Path) -> None:
         assert text in page
 
 
+def test_rounds_end_when_it_is_decided_and_go_on_after_a_kill(folder: Path) -> None:
+    path = folder / "weaker" / "adapters.safetensors"
+    mx.save_safetensors(str(path), {k: 99 * v + 1 for k, v in mx.load(str(path)).items()})  # right never
+    asked = ("--compare", "--adapter-path", "weaker", "--until-decided", "--first-round", "24", "--max-tokens", "40")
+    said = succeed(folder, "evaluate", *asked).stderr
+    made = only_run(folder)
+    found, rows = figures(made), samples(made)
+    (comparison,) = found["comparisons"]
+    assert comparison["until_decided"] == {"smallest": 5, "decision": "worse"}
+    assert comparison["high"] < 0 and comparison["p_value"] <= 0.05 and comparison["fixed"] == 0
+    num = found["num_problems"]
+    assert num in (36, 54, 81, 121) and [row["contestant"] for row in rows] == ["base"] * num + ["tuned"] * num
+    assert f"after {num} problems: tuned is worse than base" in said and "after 24 problems: no difference" in said
+    page = (made / "report.html").read_text()
+    assert "confidence sequence" in page and "McNemar" not in page
+    lines = (made / "samples.jsonl").read_bytes().splitlines(keepends=True)
+    (made / "samples.jsonl").write_bytes(b"".join(lines[::3]) + lines[1][:40])
+    succeed(folder, "evaluate", *asked, "--resume")
+    assert figures(made) == found and samples(made) == rows
+    succeed(folder, "report", str(made))
+    assert figures(made) == found
+
+
+def test_a_model_reads_the_answers_of_others(folder: Path) -> None:
+    asked = ("--adapter-path", "adapters", "--adapter-path", "weaker", "--vote", "synthesize", "--limit", "6")
+    asked += ("--max-tokens", "24", "--vote-model", "mlx_model")
+    succeed(folder, "evaluate", *asked)
+    made = only_run(folder)
+    found, rows = figures(made), samples(made)
+    assert [row["contestant"] for row in rows] == ["adapters"] * 6 + ["weaker"] * 6 + ["ensemble"] * 6
+    assert list(found["contestants"]) == ["adapters", "weaker"] and found["ensemble"]["vote"] == "synthesize"
+    by_id: dict[str, list[str]] = {}
+    for row in rows:
+        by_id.setdefault(row["id"], []).append(row["question" if row["contestant"] == "ensemble" else "response"])
+    for first, second, read in by_id.values():
+        assert first.strip() in read and second.strip() in read
+    right = sum(row["correct"] for row in rows if row["contestant"] == "ensemble")
+    assert found["ensemble"]["accuracy"]["right"] == right
+    (compared,) = found["votes"]
+    best = max(found["contestants"][label]["accuracy"]["value"] for label in ("adapters", "weaker"))
+    assert compared["other"] == "ensemble" and compared["difference"] == pytest.approx(right / 6 - best)
+    assert "read by mlx_model" in (made / "report.html").read_text()
+    lines = (made / "samples.jsonl").read_bytes().splitlines(keepends=True)
+    (made / "samples.jsonl").write_bytes(b"".join(lines[:-2]))
+    said = succeed(folder, "evaluate", *asked, "--resume").stderr
+    assert "16 answers are there already" in said and "ensemble: 2 answers to demo" in said
+    assert figures(made) == found and samples(made) == rows
+    succeed(folder, "evaluate", *asked[:-2], "--resume")  # another reader
+    assert "read by mlx_model + adapters" in (made / "report.html").read_text()
+
+
 def together(folder: Path, *arguments: str) -> list[tuple[str, str]]:
     """Standard output and standard error of a command on two ranks."""
     hosts = ring_hostfile(folder, 2)
@@ -167,6 +219,30 @@ def together(folder: Path, *arguments: str) -> list[tuple[str, str]]:
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert outputs[0][0] and not outputs[1][0]  # only the first one reports
     return outputs
+
+
+def test_varied_problems_are_compared_with_the_published_ones(folder: Path) -> None:
+    asked = ("--compare", "--perturb", "numbers", "--limit", "8", "--max-tokens", "30", "--run-name", "varied")
+    result = succeed(folder, "evaluate", *asked)
+    made = folder / "evaluation_results" / "varied"
+    rows, found = samples(made), figures(made)
+    labels = ["base", "base, numbers varied", "tuned", "tuned, numbers varied"]
+    assert [row["contestant"] for row in rows] == [label for label in labels for _ in range(8)]
+    published, varied = ({row["id"]: row for row in rows if row["contestant"] == label} for label in labels[2:])
+    assert published.keys() == varied.keys()
+    for one, other in ((published[i], varied[i]) for i in published):
+        assert one["question"] != other["question"]
+        assert re.sub(r"\d+", "#", one["question"]) == re.sub(r"\d+", "#", other["question"])
+        assert other["correct"] == grade(other["response"], other["gold"]).correct
+    pairs = [(c["base"], c["other"], c["varied"], c["total"]) for c in found["comparisons"]]
+    assert pairs == [
+        ("base", labels[1], "numbers", 8), ("base", "tuned", None, 8), ("tuned", labels[3], "numbers", 8),
+    ]  # fmt: skip
+    assert "with numbers varied" in " ".join(result.stderr.split())
+    page = (made / "report.html").read_text()
+    assert all(row["question"].split("?")[0][:40] in page for row in (*published.values(), *varied.values()))
+    again = run(folder, "evaluate", *asked, "--seed", "1", "--resume")
+    assert again.returncode == 2 and "other settings" in again.stderr, "another seed is another variation"
 
 
 def test_two_processes_share_the_work_or_the_model_and_find_the_same(folder: Path) -> None:
@@ -202,6 +278,11 @@ def test_there_must_be_processes_to_spread_a_model_over(folder: Path) -> None:
         (("--samples", "2"), 2, "--temperature"),
         (("--vote", "weighted"), 2, "at least two tuned models"),
         (("--weights", "1,2"), 2, "needs --vote weighted"),
+        (("--vote", "synthesize"), 2, "one answer to a problem"),
+        (("--vote-model", "x"), 2, "needs --vote synthesize"),
+        (("--vote", "synthesize", "--samples", "2", "--temperature", "1", "--vote-model", "nowhere"), 1, "nowhere"),
+        (("--until-decided",), 2, "nothing to decide between"),
+        (("--until-decided", "--samples", "2", "--temperature", "1"), 2, "takes neither --samples nor --vote"),
         (("--adapter-path", "nowhere"), 1, "nowhere holds no adapter"),
         (("--mlx-path", "nowhere"), 1, "nowhere is not a model folder"),
         (("--adapter-path", "adapters", "--adapter-path", "adapters"), 2, "given twice"),

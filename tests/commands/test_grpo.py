@@ -120,7 +120,7 @@ def test_a_constant_reward_changes_nothing_and_failures_name_their_cause(straigh
         (("--reward", "correctness=much"), "--reward correctness=much"),
         (("--init-adapter", "adapters"), "write the result to another folder"),
         (("--batch-size", "6"), "no multiple of --num-generations 4"),
-        (("--lora-dropout", "0.1"), "--lora-dropout (option): expected 0 with GRPO, found 0.1"),
+        (("--lora-dropout", "0.1"), "--lora-dropout (option): expected 0 where completions are drawn, found 0.1"),
     ):
         refused = run(tmp_path, "grpo", *SMALL, *arguments)
         assert refused.returncode == 2 and message in refused.stderr

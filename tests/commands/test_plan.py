@@ -171,6 +171,20 @@ def test_grpo_draws_first_and_learns_then() -> None:
     assert packed.drawing > 0 and packed.learning == plan_of("train", training__batching="pack").learning
 
 
+def test_a_teacher_is_counted_unless_it_has_the_students_weights(tmp_path: Path) -> None:
+    def reference(*more: str) -> str:
+        named = ("--model", "demo", "--max-completion-length", "96", "--memory", "8GB", *more)
+        shown = succeed(tmp_path, "plan", "--for", "gkd", *named).stdout
+        assert "drawing" in shown
+        return "".join(re.findall(r"reference or teacher +(.*)", shown))
+
+    succeed(tmp_path, "convert", "--model", "demo")
+    assert reference("--teacher", "mlx_model") == ""
+    assert reference("--teacher", "mlx_model", "--mlx-path", "another") == "7.87 MB"
+    missing = run(tmp_path, "plan", "--for", "gkd", "--model", "demo")
+    assert missing.returncode == 2 and "--teacher: name the model" in missing.stderr
+
+
 @pytest.mark.parametrize(
     ("objective", "copies", "settings"),
     [
@@ -178,6 +192,9 @@ def test_grpo_draws_first_and_learns_then() -> None:
         ("dpo", 1, {"training.init_adapter": "adapters"}),
         ("dpo", 0, {}),
         ("dpo", 0, {"training.full": True, "dpo.loss_type": "orpo"}),
+        ("dpo", 0, {"training.full": True, "dpo.loss_type": "simpo"}),
+        ("dpo", 0, {"training.full": True, "dpo.loss_type": "cpo"}),
+        ("dpo", 1, {"training.full": True, "dpo.loss_type": "kto"}),
         ("grpo", 1, {"grpo.beta": 0.1}),
         ("grpo", 0, {}),
         ("train", 0, {"training.full": True}),

@@ -201,12 +201,11 @@ def test_every_setting_describes_itself_and_has_its_own_option() -> None:
     for section, field in RunConfig.model_fields.items():
         for name, inner in field.annotation.model_fields.items():  # type: ignore[union-attr]
             assert inner.description and inner.description.endswith("."), f"{section}.{name}"
+    methods = ("evaluation.", "sft.", "grpo.", "gkd.", "dpo.", "reward_model.", "distillation.")
     apart = {  # sections that no command takes together with this one's
-        "evaluation.": ("grpo.", "dpo.", "reward_model.", "distillation."),
-        "grpo.": ("evaluation.", "dpo.", "reward_model.", "distillation."),
-        "dpo.": ("evaluation.", "grpo.", "reward_model.", "distillation."),
-        "reward_model.": ("evaluation.", "grpo.", "dpo.", "distillation."),
-        "distillation.": ("evaluation.", "grpo.", "dpo.", "reward_model.", "training."),
+        name: tuple(other for other in methods if other != name)
+        + {"distillation.": ("training.",), "evaluation.": ("data.",)}.get(name, ())
+        for name in methods
     }
     for others in apart.values():
         names = [name for name in SETTINGS if not name.startswith(others)]

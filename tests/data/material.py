@@ -1,5 +1,6 @@
 """Rows in files, and small tokenizers of every kind in use, trained on the spot."""
 
+import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -160,3 +161,15 @@ BUILDERS = {
     "unigram first": lambda: unigram("first"),
     "python": CharacterTokenizer,
 }
+
+
+@functools.cache
+def built(name: str) -> Any:
+    """A tokenizer of a kind, once."""
+    return BUILDERS[name]()
+
+
+def rows_of(rendered: Any) -> list[tuple[list[int], list[int]]]:
+    """Tokens and mask of each row."""
+    spans = zip(rendered.offsets[:-1], rendered.offsets[1:], strict=True)
+    return [(rendered.tokens[a:b].tolist(), rendered.mask[a:b].tolist()) for a, b in spans]

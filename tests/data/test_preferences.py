@@ -46,6 +46,30 @@ def test_each_form_is_the_same_pair(tmp_path: Path, row: dict[str, Any], write: 
     assert not skipped
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "completion": "good", "label": True},
+        {"Question": "q", "Response": "good", "Label": 1},
+        {"prompt": [user("q")], "completion": [assistant("good")], "label": "true"},
+        {"completion": [user("q"), assistant("good")], "label": True, "score": 3},
+    ],
+)
+@pytest.mark.parametrize("write", [write_lines, write_parquet])
+def test_each_form_is_the_same_completion_with_a_label(tmp_path: Path, row: dict[str, Any], write: Any) -> None:
+    ((one,), skipped) = read(write(tmp_path / f"a.{'jsonl' if write is write_lines else 'parquet'}", [row]))
+    assert (one.question, one.solution, one.rejected, one.is_desirable, one.messages) == ("q", "good", None, True, ())
+    assert not skipped
+
+
+def test_what_is_no_label_is_counted(tmp_path: Path) -> None:
+    good = {"prompt": "q", "completion": "a", "label": True}
+    rows = [good, *(good | {"label": label} for label in (0, False, "0", "yes", 2, 0.5, None)), good | {"prompt": ""}]
+    found, skipped = read(write_lines(tmp_path / "a.jsonl", rows))
+    assert [one.is_desirable for one in found] == [True, False, False, False]
+    assert skipped == {"label that is neither true nor false": 4, "empty prompt": 1}
+
+
 def test_several_turns_keep_their_conversation(tmp_path: Path) -> None:
     turns = [{"role": "system", "content": "s"}, user("q"), assistant("a"), user("r")]
     rows = [

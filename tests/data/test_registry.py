@@ -16,6 +16,7 @@ from mlxmath.data.sources import load_problems
 from mlxmath.distillation.questions import load_questions
 from mlxmath.errors import InputError
 from mlxmath.evaluation.benchmarks import load_benchmark
+from mlxmath.grading import grade
 
 OPEN_R1 = {
     "problem": "What is $2+2$?",
@@ -179,7 +180,12 @@ def test_generations_need_no_own_solution(tmp_path: Path) -> None:
                 "category": "general",
             },
             Problem(
-                "0", "how many ways ?\nOptions: a ) 5 , b ) 25", "b", "5 * 5 = 25 . answer : b .", {}, subject="general"
+                "0",
+                "how many ways ?\nOptions: a ) 5 , b ) 25",
+                "(B) 25",
+                "5 * 5 = 25 . answer : b .",
+                {},
+                subject="general",
             ),
         ),
         (
@@ -367,6 +373,89 @@ def test_what_lies_here_comes_before_another_spelling(tmp_path: Path, monkeypatc
     assert [problem.question for problem in load_problems(DataConfig(dataset="gsm_hard"))] == ["mine"]
 
 
+CHOICES = {
+    "question": "Find the order of Z_4 x Z_3.", "subject": "abstract_algebra", "choices": ["0", "1", "2", "12"],
+    "answer": 1,
+}  # fmt: skip
+AIME = {
+    "id": 3, "problem": "Find $n$.", "solution": "It is $\\boxed{73}$.", "answer": "073",
+    "url": "https://artofproblemsolving.com/wiki/index.php/2023_AIME_I_Problems/Problem_4",
+}  # fmt: skip
+AMC = {
+    "id": 9, "problem": "Find $m+n$.", "answer": 142.0,
+    "url": "https://artofproblemsolving.com/wiki/index.php/2022_AMC_12A_Problems/Problem_1",
+}  # fmt: skip
+OLYMPIAD = {
+    "id": 2231, "subfield": "Algebra", "context": "Let $a>0$.", "question": "Find all $x$ with $x^2=a^2$.",
+    "solution": ["First way.", "Second way."], "final_answer": ["$a$,$-a$"], "is_multiple_answer": True, "unit": None,
+    "answer_type": "Expression", "error": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "question", "gold", "subject"),
+    [
+        ("mmlu-math", CHOICES, "Find the order of Z_4 x Z_3.\nA) 0\nB) 1\nC) 2\nD) 12", "(B) 1", "abstract_algebra"),
+        ("mmlu-math", CHOICES | {"answer": "D"}, "Find the order of Z_4 x Z_3.\nA) 0\nB) 1\nC) 2\nD) 12", "(D) 12",
+         "abstract_algebra"),
+        ("mathqa",
+         {"Problem": "how far ?", "Rationale": "r", "options": "a ) 3.5 , b ) rs . 1,200 , c ) 12 , d ) none of these",
+          "correct": "b", "category": "gain"},
+         "how far ?\nOptions: a ) 3.5 , b ) rs . 1,200 , c ) 12 , d ) none of these", "(B) rs . 1,200", "gain"),
+        ("aime", AIME, "Find $n$.", "073", "2023"),
+        ("aime23", AIME, "Find $n$.", "073", "2023"),
+        ("aime25", {"id": "0", "problem": "Find $n$.", "answer": "70"}, "Find $n$.", "70", None),
+        ("amc", AMC, "Find $m+n$.", "142", "2022"),
+        ("amc22", AMC, "Find $m+n$.", "142", "2022"),
+        ("olympiadbench", OLYMPIAD, "Let $a>0$.\n\nFind all $x$ with $x^2=a^2$.", "$a$,$-a$", "Algebra"),
+    ],
+)  # fmt: skip
+def test_new_benchmarks_have_their_questions_and_answers(
+    tmp_path: Path, name: str, row: dict[str, Any], question: str, gold: str, subject: str | None
+) -> None:
+    (item,) = load_benchmark(f"{name}={write(tmp_path / 'rows.jsonl', row)}").items
+    assert (item.question, item.gold, item.subject) == (question, gold, subject)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "reason"),
+    [
+        ("aime22", AIME, "of another year"),
+        ("amc23", AMC, "of another year"),
+        ("amc22", AMC | {"url": None}, "of another year"),
+        ("mmlu-math", CHOICES | {"answer": 4}, "answer that is no place among the choices"),
+        ("mmlu-math", CHOICES | {"question": None}, "empty problem"),
+        ("olympiadbench", OLYMPIAD | {"question": "As in <img_3362>"}, "problem with a picture"),
+        ("olympiadbench", OLYMPIAD | {"error": "1e-1"}, "answer that is right within a tolerance"),
+        ("olympiadbench", OLYMPIAD | {"final_answer": None}, "empty answer"),
+    ],
+)
+def test_rows_that_new_benchmarks_leave_out(tmp_path: Path, name: str, row: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InputError, match=rf"no row has a problem and a gold answer \(1 {reason}\)"):
+        load_benchmark(f"{name}={write(tmp_path / 'rows.jsonl', row)}")
+
+
+@pytest.mark.parametrize(
+    ("gold", "right", "wrong"),
+    [
+        ("(B) 1", ["B", "b", "(B)", "B) 1", "b ) 1", "\\boxed{B}", "1"], ["A", "0", "C) 2", "D) 12", "A) 1"]),
+        ("(D) none of these", ["D", "d ) none of these", "(D) None of these"], ["C", "none"]),
+        ("(B) True, False", ["B", "B) True, False"], ["A", "True, True"]),
+    ],
+)
+def test_a_choice_is_right_by_its_letter_or_its_text(gold: str, right: list[str], wrong: list[str]) -> None:
+    said = {answer: grade(f"So it is clear.\nThe answer is: {answer}", gold).correct for answer in (*right, *wrong)}
+    assert said == dict.fromkeys(right, True) | dict.fromkeys(wrong, False)
+
+
+def test_what_lies_in_one_repository_goes_by_its_first_name() -> None:
+    assert known("AI-MO/aimo-validation-aime") is DATASETS["aime"] and known("aimo-validation-amc") is DATASETS["amc"]
+    assert DATASETS["mmlu-math"].configs == (
+        "abstract_algebra", "college_mathematics", "elementary_mathematics", "high_school_mathematics",
+        "high_school_statistics",
+    )  # fmt: skip
+
+
 def test_aliases_and_names_are_of_one_dataset_each() -> None:
     names = [name.lower().replace("-", "") for d in DATASETS.values() for name in (d.name, *d.aliases)]
     assert len(set(names)) == len(names) and known("gsm_hard") is DATASETS["gsm-hard"]
@@ -381,7 +470,12 @@ SVAMP = {"Body": "Philip has 290 bananas", "Question": "How big?", "Equation": "
     [
         ("svamp", SVAMP, "Philip has 290 bananas. How big?", "145"),
         ("gsm-hard", {"input": "q?", "code": "def solution():\n    return result", "target": -2.5}, "q?", "-2.5"),
-        ("mathqa", {"Problem": "q?", "Rationale": "r", "options": "a ) 1", "correct": "a"}, "q?\nOptions: a ) 1", "a"),
+        (
+            "mathqa",
+            {"Problem": "q?", "Rationale": "r", "options": "a ) 1", "correct": "a"},
+            "q?\nOptions: a ) 1",
+            "(A) 1",
+        ),
         ("gsm8k", {"question": "q?", "answer": "1 + 1 = <<1+1=2>>2\n#### 2"}, "q?", "2"),
         ("minerva", {"question": "q?", "answer": "1.6"}, "q?", "1.6"),
     ],

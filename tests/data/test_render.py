@@ -1,6 +1,5 @@
 """The loss mask is exact, and the prompt's ids are those of inference, for every kind of tokenizer."""
 
-import functools
 import json
 import random
 from pathlib import Path
@@ -20,7 +19,7 @@ from mlxmath.errors import InputError, MlxmathError
 from mlxmath.generation.model import load_generation_tokenizer
 from mlxmath.weights.convert import ensure_model
 from mlxmath.weights.tokenizer import name_plain_class, opened
-from tests.data.material import BUILDERS, byte_level, modern_split, sentencepiece_bpe
+from tests.data.material import BUILDERS, built, byte_level, modern_split, rows_of, sentencepiece_bpe
 from tests.models import architectures
 
 DEMO_MODEL = Path(__file__).parents[2] / "mlxmath" / "demo" / "model"
@@ -38,18 +37,8 @@ COMPLETIONS = [
 ]  # fmt: skip
 
 
-@functools.cache
-def built(name: str) -> Any:
-    return BUILDERS[name]()
-
-
 def text(prompt: str, completion: str) -> Text:
     return Segment(prompt, False), Segment(completion, True)
-
-
-def rows_of(rendered: Any) -> list[tuple[list[int], list[int]]]:
-    spans = zip(rendered.offsets[:-1], rendered.offsets[1:], strict=True)
-    return [(rendered.tokens[a:b].tolist(), rendered.mask[a:b].tolist()) for a, b in spans]
 
 
 def random_text(rng: random.Random) -> str:

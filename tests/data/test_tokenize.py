@@ -7,7 +7,7 @@ import pytest
 
 from mlxmath.config.schema import DataConfig
 from mlxmath.data import tokenize as module
-from mlxmath.data.codec import load_tokenizer
+from mlxmath.data.codec import codec_of, load_tokenizer
 from mlxmath.data.problem import Problem
 from mlxmath.data.render import Overflow, Rendered, fit_rows, targets_per_row
 from mlxmath.data.templates import get_template
@@ -32,6 +32,24 @@ def test_processes_give_what_threads_give(monkeypatch: pytest.MonkeyPatch) -> No
             np.testing.assert_array_equal(array, other)
     assert [counts["problems"] for _, counts in processes] == [8] * 7 + [4]
     assert sum(count for _, counts in processes for name, count in counts.items() if "skipped" in name) == 9
+
+
+@pytest.mark.parametrize("name", ["tutor", "plain"])
+def test_a_plain_text_is_learned_whole_in_chunks(name: str) -> None:
+    """Every token after the first is a target in exactly one chunk, and so is the end of the text."""
+    tokenizer = load_tokenizer(DEMO_MODEL)
+    texts = ["Adding two numbers gives their sum. " * 9, "Short."]
+    problems = [Problem(str(i), text, is_text=True) for i, text in enumerate(texts)]
+    ((rows, counts),) = tokenize(problems, get_template(name), DataConfig(max_seq_len=16), tokenizer)
+    whole = [[*codec_of(tokenizer).prefix, *tokenizer.encode(text, add_special_tokens=False)] for text in texts]
+    for number, ids in enumerate(whole):
+        ids.append(tokenizer.eos_token_id)
+        chunks = [row for row, source in zip(listed(rows), rows.sources, strict=True) if source == number]
+        assert all(len(tokens) <= 16 for tokens, _ in chunks)
+        assert chunks[0][0][0] == ids[0] and len(chunks) == -(-(len(ids) - 1) // 15)
+        learned = [token for tokens, mask in chunks for token, flag in zip(tokens, mask, strict=True) if flag]
+        assert learned == ids[1:]
+    assert counts["lost_target_tokens"] == 0 and counts["target_tokens"] == sum(map(len, whole)) - 2
 
 
 def laid_out(rows: list[tuple[list[int], list[int]]]) -> Rendered:

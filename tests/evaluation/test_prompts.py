@@ -29,9 +29,11 @@ def test_zero_shot_is_the_training_prompt_and_shots_are_training_rows() -> None:
 
 def test_the_worked_examples_are_right() -> None:
     for kind, question, solution in ((kind, *pair) for kind, pairs in SHOTS.items() for pair in pairs):
-        assert grade(solution, "0").rule == ("####" if kind == "word" else "boxed"), question
+        rules = {"word": "####", "competition": "boxed", "choice": "answer is"}
+        assert grade(solution, "0").rule == rules[kind], question
         assert faithfulness(solution, question).num_false == 0, question
     assert [grade(s, "0").extracted for _, s in SHOTS["word"]] == ["16", "55", "20", "4", "20", "16", "75", "9"]
+    assert [grade(s, "0").extracted for _, s in SHOTS["choice"]] == ["C", "c", "D", "B", "A", "A"]
 
 
 def test_bm25_by_hand_and_in_the_prompt() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from mlxmath.evaluation.score import collect, results
-from mlxmath.evaluation.wording import soundness
+from mlxmath.evaluation.wording import sentence, soundness
 from tests.evaluation.make import sample, settings
 
 
@@ -121,3 +121,30 @@ def test_no_pair_that_differs_is_no_certainty() -> None:
     assert found["comparisons"][0]["high"] > 0.6
     accuracy = found["contestants"]["base"]["accuracy"]
     assert accuracy["low"] < 0.25 and accuracy["high"] > 0.75
+
+
+@pytest.mark.parametrize(
+    ("right", "said"),
+    [
+        (
+            (20, 8),
+            "tuned is worse with numbers varied than on the published problems: some of its answers are remembered",
+        ),
+        ((20, 18), "tuned is not shown to be better on the published problems than with numbers varied"),
+        ((8, 20), "tuned is better with numbers varied than on the published problems"),
+    ],
+)
+def test_the_words_on_varied_problems_follow_the_figures(right: tuple[int, int], said: str) -> None:
+    """Twenty problems, each asked as published and varied, whose golds differ; the pairs are those of a problem."""
+    labels = ("tuned", "tuned, numbers varied")
+    made = [
+        sample(label, i, gold if i < count else "0", gold, question=f"{label} {i}")
+        for label, gold, count in zip(labels, ("7", "9"), right, strict=True)
+        for i in range(20)
+    ]
+    chosen = settings(*labels, perturb="numbers")
+    chosen["contestants"][1]["varied"] = "numbers"
+    found = results(collect(made, labels, 1), chosen)
+    (comparison,) = found["comparisons"]
+    assert (comparison["total"], comparison["difference"]) == (20, pytest.approx((right[1] - right[0]) / 20))
+    assert comparison["varied"] == "numbers" and sentence(comparison).startswith(said)

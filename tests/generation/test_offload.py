@@ -1,6 +1,7 @@
 """Answers of a model whose blocks stay on the disk: those of the model in memory, each block read once for all rows."""
 
 import json
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,12 @@ def test_few_weights_are_in_memory(tmp_path: Path, tokenizer: TokenizerWrapper) 
     generate_batch(served.model, tokenizer, short, GREEDY)
     assert mx.get_peak_memory() - before < 0.25 * weights
     served.close()
-    assert mx.get_active_memory() - before < 0.02 * weights
+    for _ in range(50):  # MLX's own thread lets go of what it computed last when it comes to it
+        if mx.get_active_memory() - before < 0.02 * weights:
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail(f"{mx.get_active_memory() - before:,} of {weights:,} bytes are still there")
 
 
 def adapter_of(folder: Path, out: Path, *, full: bool = False) -> Path:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from mlxmath.config.load import resolve
+from mlxmath.config.losses import SftConfig
 from mlxmath.config.schema import RunConfig
 from mlxmath.errors import MlxmathError
 from mlxmath.models.measured import Counted, Growth, Measured, Parabola
@@ -86,12 +87,14 @@ def test_the_head_counts_where_it_takes_more_than_a_block() -> None:
     small = replace(MEASURED, working=growth(0, 0, 0))
     config = config_of(training__batch_size=1, training__grad_accumulation_steps=1)
 
-    def working(measured: Measured) -> int:
+    def working(measured: Measured, config: RunConfig = config) -> int:
         of = replace(COUNTED, measured=measured)
         return plan_memory(of, config, itemsize=4, batching=Batching(1, 64), longest=64).working
 
     logits = 4 * 64 * 102400
     assert working(small) == logits + 4 * 64 * 4096 * 4
+    smoothed = config.model_copy(update={"sft": SftConfig(label_smoothing=0.1)})
+    assert working(small, smoothed) == 2 * logits + 4 * 64 * 4096 * 4
     assert working(replace(small, head_is_packed=True)) == 2 * logits + 4 * 64 * 4096 * 4 + 16 * 4096 * 4096
     assert working(replace(small, head_width=None)) == 5 * logits
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxmath.config.methods import DpoConfig, RewardModelConfig
+from mlxmath.config.losses import DpoConfig, RewardModelConfig
 from mlxmath.config.schema import TrainingConfig
 from mlxmath.data.batch import Shape
 from mlxmath.data.batching import StepBatch
@@ -19,8 +19,9 @@ from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.lm_head import add_score_head
 from mlxmath.models.load import load_model
 from mlxmath.training.accumulate import StepSums, Workers, accumulate
-from mlxmath.training.dpo import ReferenceLogprobs, WithReference, completion_logprobs, dpo_loss, frozen
+from mlxmath.training.dpo import ReferenceLogprobs, WithReference, dpo_loss, frozen
 from mlxmath.training.gradients import choose_gradients
+from mlxmath.training.pairs import completion_logprobs
 from mlxmath.training.reward_model import RewardGradients, bradley_terry_loss
 from tests.conftest import FakeRows
 from tests.parity.both_models import both_models, our_name
@@ -71,11 +72,11 @@ def row_logprobs(model: Any, rows: FakeRows) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("kernels", [CpuKernels(), Kernels()], ids=["cpu", "portable"])
-@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "orpo"])
+@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "orpo", "cpo"])
 def test_preference_losses_on_a_model(tmp_path: Path, rows: FakeRows, loss_type: Any, kernels: Any) -> None:
     ours, theirs = both_models(tmp_path, TARGETS)
     base = frozen(load_model(tmp_path, "float32").model)
-    config = DpoConfig(loss_type=loss_type, beta=0.3, label_smoothing=0.1 if loss_type == "sigmoid" else 0.0)
+    config = DpoConfig(loss_type=loss_type, beta=0.3, label_smoothing=0.0 if loss_type in ("ipo", "orpo") else 0.1)
 
     def gradients_of(model: Any) -> WithReference:
         policy = choose_gradients(model, partial(dpo_loss, config=config), kernels, compiled=False)
@@ -95,6 +96,9 @@ def test_preference_losses_on_a_model(tmp_path: Path, rows: FakeRows, loss_type:
     elif loss_type == "ipo":
         ratio = (sums - reference) / counts
         losses = (ratio[::2] - ratio[1::2] - 1 / 0.6) ** 2
+    elif loss_type == "cpo":
+        margin = 0.3 * (sums[::2] - sums[1::2])
+        losses = -0.9 * log_sigmoid(margin) - 0.1 * log_sigmoid(-margin) - sums[::2].sum() / counts[::2].sum()
     else:
         margin = 0.3 * ((sums - reference)[::2] - (sums - reference)[1::2])
         losses = -0.9 * log_sigmoid(margin) - 0.1 * log_sigmoid(-margin)

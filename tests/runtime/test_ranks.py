@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from mlxmath.training.checkpoint import newest_checkpoint
+from tests.data.material import write_lines
 from tests.helpers import ENVIRONMENT, command, succeed
 from tests.runtime.launch import free_port, outcome, run_jobs, start_ranks, write_tiny_model
 
@@ -31,14 +32,20 @@ GRPO = (
     "--num-epochs", "100", "--max-seq-len", "160",
     "--max-completion-length", "8", "--num-generations", "4", "--batch-size", "8", "--grad-accumulation-steps", "1",
     "--learning-rate", "2e-4", "--reward", "variety:variety", "--reward", "repetition=0.5", "--num-iterations", "2",
-    "--beta", "0.05", "--validation-split", "2", "--eval-every", "15", "--max-steps", "30",
-    "--adapter-path", "improved",
+    "--beta", "0.05", "--top-entropy-quantile", "0.6", "--validation-split", "2", "--eval-every", "15",
+    "--max-steps", "30", "--adapter-path", "improved",
 )  # fmt: skip
 """Two prompts a rollout: two of four ranks have nothing to draw. On the tiny model 30 windows take two seconds."""
+KTO = (
+    "--model", "tiny", "--mlx-path", "mlx_tiny", "--dtype", "float32", "--dataset", "labelled.jsonl", "--loss-type",
+    "kto", "--max-seq-len", "64", "--batch-size", "6", "--learning-rate", "2e-3", "--validation-split", "2",
+    "--grad-accumulation-steps", "1", "--max-steps", "6", "--adapter-path", "labelled",
+)  # fmt: skip
 EVALUATE = ("--benchmark", "demo", "--limit", "6", "--max-tokens", "8", "--run-name", "asked")
 JOBS = [
     {"name": "train", "command": "train", "arguments": TRAIN},
     {"name": "grpo", "command": "grpo", "arguments": GRPO},
+    {"name": "kto", "command": "dpo", "arguments": KTO},
     {"name": "evaluate", "command": "evaluate", "arguments": EVALUATE},
 ]
 
@@ -65,8 +72,14 @@ def events(folder: Path, name: str, kind: str) -> list[dict[str, Any]]:
 
 
 def make(folder: Path) -> Path:
-    """What the jobs need besides: a reward, and a model with the demo's tokenizer."""
+    """What the jobs need besides: a reward, completions with labels, and a model with the demo's tokenizer."""
     write_tiny_model(folder / "tiny")
+    rows = [
+        {"prompt": f"What is {a} + {b}?", "completion": str(a + b + 7 * (a == 3)), "label": a != 3}
+        for a in range(1, 6)
+        for b in range(1, 4)
+    ]
+    write_lines(folder / "labelled.jsonl", rows)
     (folder / "variety.py").write_text(
         "def variety(samples):\n    return [len(set(sample.completion)) / len(samples) for sample in samples]\n"
     )
@@ -154,6 +167,18 @@ def test_reinforcement_learning_is_that_of_one_process(alone: Path, several: tup
     assert [[e[n] for n in names] for e in one] == [[e[n] for n in names] for e in other]
     one, other = (events(each, "improved", "validation") for each in (alone, folder))
     assert [(e["step"], e["accuracy"]) for e in one] == [(e["step"], e["accuracy"]) for e in other]
+
+
+def test_labelled_completions_have_one_baseline_on_all_ranks(alone: Path, several: tuple[Path, int]) -> None:
+    ended_well(alone, "kto", 1)
+    folder, size = several
+    ended_well(folder, "kto", size)
+    assert largest_difference(adapters(alone, "labelled"), adapters(folder, "labelled")) < 1e-5
+    for kind in ("step", "validation"):
+        one, other = (events(each, "labelled", kind) for each in (alone, folder))
+        for name in ("loss", "kl", "chosen_reward", "rejected_reward", "accuracy"):
+            np.testing.assert_allclose([e[name] for e in one], [e[name] for e in other], atol=1e-4, err_msg=name)
+    assert any(event["kl"] > 0 for event in events(alone, "labelled", "step"))
 
 
 def test_evaluation_finds_the_same_answers(alone: Path, several: tuple[Path, int]) -> None:

@@ -15,7 +15,7 @@ ROWS, LENGTH, HIDDEN, VOCABULARY = 6, 7, 8, 11
 BATCH_SIZE = 3
 LENGTHS = np.array([7, 3, 5, 1, 7, 4])
 TRUNCATED = LENGTHS == LENGTH
-LOSSES = ("grpo", "dr_grpo", "bnpo", "dapo")
+LOSSES = ("grpo", "dr_grpo", "bnpo", "dapo", "cispo", "sapo")
 
 
 def case(seed: int = 0) -> dict[str, np.ndarray]:
@@ -32,6 +32,13 @@ def case(seed: int = 0) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
+def entropies(case: dict[str, np.ndarray], temperature: float) -> np.ndarray:
+    """(ROWS, LENGTH) in nats."""
+    logits = case["logits"] / temperature
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    return -(probabilities * np.log(probabilities)).sum(-1)
+
+
 def ours(config: GrpoConfig, case: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The same of the positions that count, with two filling positions at the end."""
     counted = ~TRUNCATED if config.mask_truncated_completions else np.ones(ROWS, bool)
@@ -40,12 +47,15 @@ def ours(config: GrpoConfig, case: dict[str, np.ndarray]) -> tuple[np.ndarray, n
     fill = np.zeros(2, np.int64)
     at = (np.concatenate([rows, fill]), np.concatenate([columns, fill]))
     present = np.arange(len(at[0])) < len(rows)
+    of_tokens = entropies(case, config.temperature)
+    highest = of_tokens >= np.quantile(of_tokens[rows, columns], 1 - config.top_entropy_quantile)
     batch = Batch(
         mx.zeros((ROWS, LENGTH), mx.int32), mx.array(at[0]), mx.array(case["tokens"][at]),
         mx.array((weights[at[0]] * present).astype(np.float32)), (), 0, len(rows),
         RolloutTargets(
             mx.array(case["advantages"][at[0]].astype(np.float32)), mx.array(case["old"][at].astype(np.float32)),
             mx.array(case["reference"][at].astype(np.float32)), mx.array(at[0].astype(np.int32)),
+            None if config.top_entropy_quantile == 1 else mx.array((highest[at] * present).astype(np.float32)),
         ),
     )  # fmt: skip
     logits = mx.array(case["logits"].astype(np.float32))

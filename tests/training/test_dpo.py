@@ -1,41 +1,27 @@
 """Preference losses and gradients against an independent implementation in torch."""
 
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlxmath.config.methods import DpoConfig
-from mlxmath.data.batch import Batch, PairTargets
+from mlxmath.config.losses import DpoConfig
+from mlxmath.data.batch import Batch
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import Kernels
-from mlxmath.models.linear_ce import FullLogits, FusedHead
-from mlxmath.models.lm_head import Head
-from mlxmath.training.dpo import METRICS, completion_logprobs, dpo_loss
+from mlxmath.models.linear_ce import FullLogits
+from mlxmath.training.dpo import METRICS
+from mlxmath.training.pairs import completion_logprobs
+from tests.training.preference_case import COLUMNS, LENGTH, LENGTHS, ROWS, VOCABULARY, WIDTH, batch_of, case, ours
 
-LENGTH, VOCABULARY, WIDTH, FILL = 7, 11, 5, 3
-LENGTHS = np.array([7, 3, 5, 1, 4, 6])
-"""Of the rows: chosen, rejected, chosen …"""
-ROWS, COLUMNS = np.nonzero(np.arange(LENGTH) < LENGTHS[:, None])
 CONFIGS = [
     {}, {"beta": 0.7}, {"label_smoothing": 0.2}, {"loss_type": "ipo"}, {"loss_type": "ipo", "beta": 0.5},
     {"loss_type": "orpo"}, {"loss_type": "orpo", "beta": 0.9},
+    {"loss_type": "simpo"}, {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 1.0, "label_smoothing": 0.1},
+    {"loss_type": "simpo", "cpo_alpha": 0.4}, {"loss_type": "cpo"}, {"loss_type": "cpo", "cpo_alpha": 0.0},
+    {"loss_type": "cpo", "beta": 0.4, "cpo_alpha": 0.7, "label_smoothing": 0.2},
 ]  # fmt: skip
-
-
-def case(seed: int = 0) -> dict[str, np.ndarray]:
-    """Hidden states, a head, tokens, and a reference that differs by some tenths a token."""
-    rng = np.random.default_rng(seed)
-    hidden, head = rng.normal(size=(len(LENGTHS), LENGTH, WIDTH)), rng.normal(size=(VOCABULARY, WIDTH)) / 2
-    tokens = rng.integers(0, VOCABULARY, (len(LENGTHS), LENGTH))
-    logits = hidden @ head.T
-    chosen = np.take_along_axis(logits, tokens[..., None], -1)[..., 0] - np.log(np.exp(logits).sum(-1))
-    reference = chosen + rng.normal(size=chosen.shape) * 0.4
-    reference = np.where(np.arange(LENGTH) < LENGTHS[:, None], reference, 0).sum(-1)
-    return {"hidden": hidden, "head": head, "tokens": tokens, "reference": reference}
 
 
 def in_torch(config: DpoConfig, case: dict[str, np.ndarray]) -> tuple[float, np.ndarray, list[float]]:
@@ -53,6 +39,11 @@ def in_torch(config: DpoConfig, case: dict[str, np.ndarray]) -> tuple[float, np.
         odds = average.exp() / (1 - average.exp())
         rewards = config.beta * average
         losses = -average[::2] - config.beta * log_sigmoid(torch.log(odds[::2] / odds[1::2]))
+    elif config.loss_type in ("simpo", "cpo"):
+        rewards = config.beta * (sums / lengths if config.loss_type == "simpo" else sums)
+        margin = rewards[::2] - rewards[1::2] - (config.simpo_gamma if config.loss_type == "simpo" else 0)
+        losses = -log_sigmoid(margin) * (1 - config.label_smoothing) - log_sigmoid(-margin) * config.label_smoothing
+        losses = losses - config.nll_weight * sums[::2].sum() / lengths[::2].sum()
     elif config.loss_type == "ipo":
         ratio = sums / lengths - reference / lengths
         rewards = config.beta * ratio
@@ -68,21 +59,6 @@ def in_torch(config: DpoConfig, case: dict[str, np.ndarray]) -> tuple[float, np.
     return losses.sum().item(), hidden.grad.numpy(), [*metrics, *of_sides]
 
 
-def batch_of(case: dict[str, np.ndarray]) -> Batch:
-    """The positions that count, and some that fill up a shape."""
-    rows = np.concatenate([ROWS, np.zeros(FILL, np.int64)])
-    columns = np.concatenate([COLUMNS, np.zeros(FILL, np.int64)])
-    return Batch(
-        mx.zeros((len(LENGTHS), LENGTH), mx.int32), mx.array(rows * LENGTH + columns),
-        mx.array(case["tokens"][rows, columns]), mx.array((np.arange(len(rows)) < len(ROWS)).astype(np.float32)),
-        (0, 1, 2), 0, 3,
-        PairTargets(
-            mx.array(rows.astype(np.int32)), mx.array(LENGTHS.astype(np.int32)), mx.arange(3),
-            mx.array(case["reference"].astype(np.float32)),
-        ),
-    )  # fmt: skip
-
-
 def unfilled(data: dict[str, np.ndarray]) -> Batch:
     whole = batch_of(data)
     count = len(ROWS)
@@ -90,24 +66,6 @@ def unfilled(data: dict[str, np.ndarray]) -> Batch:
         whole.inputs_BL, whole.positions_N[:count], whole.targets_N[:count], whole.weights_N[:count], (), 0, 3,
         whole.extra._replace(rows_N=whole.extra.rows_N[:count]),
     )  # fmt: skip
-
-
-def ours(config: DpoConfig, case: dict[str, np.ndarray], kernels: Any = None) -> tuple[np.ndarray, np.ndarray]:
-    """Sums and gradient; with kernels in one pass over the head, else by the logits."""
-    batch, objective = batch_of(case), partial(dpo_loss, config=config)
-    linear = nn.Linear(WIDTH, VOCABULARY, bias=False)
-    linear.weight = mx.array(case["head"].astype(np.float32))
-
-    def loss(hidden: mx.array) -> Any:
-        hidden_ND = hidden.reshape(-1, WIDTH)[batch.positions_N]
-        if kernels is None:
-            sums = objective(linear(hidden_ND), batch, FullLogits())
-        else:
-            sums = objective(hidden_ND, batch, FusedHead(Head(linear), kernels))
-        return sums[0], sums
-
-    (_, sums), gradient = mx.value_and_grad(loss)(mx.array(case["hidden"].astype(np.float32)))
-    return np.array(sums), np.array(gradient)
 
 
 @pytest.mark.parametrize("kernels", [None, CpuKernels(), Kernels()], ids=["logits", "cpu", "portable"])
@@ -128,6 +86,9 @@ def test_loss_gradient_and_metrics_equal_torch(changes: Any, kernels: Any) -> No
     [
         ({}, {"beta": 0.2}), ({}, {"label_smoothing": 0.1}), ({}, {"loss_type": "ipo"}), ({}, {"loss_type": "orpo"}),
         ({"loss_type": "ipo"}, {"beta": 0.2}), ({"loss_type": "orpo"}, {"beta": 0.2}),
+        ({}, {"loss_type": "simpo"}), ({}, {"loss_type": "cpo"}), ({"loss_type": "simpo"}, {"simpo_gamma": 1.5}),
+        ({"loss_type": "cpo"}, {"cpo_alpha": 0.5}), ({"loss_type": "cpo"}, {"beta": 0.2}),
+        ({"loss_type": "simpo"}, {"label_smoothing": 0.2}),
     ],
 )  # fmt: skip
 def test_every_option_changes_the_gradient(base: Any, change: Any) -> None:
@@ -136,11 +97,11 @@ def test_every_option_changes_the_gradient(base: Any, change: Any) -> None:
 
 
 @pytest.mark.parametrize("changes", CONFIGS)
-def test_the_reference_counts_but_for_orpo(changes: Any) -> None:
+def test_the_reference_counts_where_it_is_needed(changes: Any) -> None:
     moved = case()
     moved["reference"] = moved["reference"] + np.array([1.0, 0, 0, 0, 0, 0])
     before, after = (ours(DpoConfig(**changes), one)[1] for one in (case(), moved))
-    assert (before == after).all() == (changes.get("loss_type") == "orpo")
+    assert (before == after).all() != DpoConfig(**changes).needs_reference
 
 
 def test_at_the_start_the_policy_is_the_reference() -> None:

@@ -54,3 +54,12 @@ def test_a_grpo_run_that_would_stop_at_more_tokens_is_refused_by_name(tmp_path: 
         check_settings(checkpoint(), {ENDS: ends})
     check_settings(checkpoint(), {ENDS: None})
     check_settings(checkpoint(**{ENDS: ends}), {ENDS: ends})
+
+
+def test_a_setting_that_the_version_did_not_have_is_as_if_unset() -> None:
+    earlier = checkpoint(**{"dpo.beta": 0.1})
+    check_settings(
+        earlier, {"dpo.beta": 0.1, "dpo.simpo_gamma": 0.5, "sft.label_smoothing": 0.0, "dpo.cpo_alpha": None}
+    )
+    with pytest.raises(InputError, match=r"sft\.label_smoothing was 0\.0 and is 0\.1"):
+        check_settings(earlier, {"sft.label_smoothing": 0.1})

@@ -31,11 +31,20 @@ def in_torch(config: GrpoConfig, case: dict[str, np.ndarray]) -> tuple[float, np
         log_ratio = ((log_ratio * mask).sum(-1) / mask.sum(-1).clamp(min=1))[:, None]
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - config.epsilon, 1 + (config.epsilon_high or config.epsilon))
-    loss = -torch.min(ratio * advantage, clipped * advantage).expand(ROWS, LENGTH)
+    if config.loss_type == "cispo":
+        loss = -ratio.clamp(max=config.epsilon_high or 5.0).detach() * advantage * logprobs
+    elif config.loss_type == "sapo":
+        tau = torch.where(advantage > 0, config.sapo_temperature_pos, config.sapo_temperature_neg)
+        loss = (-torch.sigmoid(tau * (ratio - 1)) * 4 / tau * advantage).expand(ROWS, LENGTH)
+    else:
+        loss = -torch.min(ratio * advantage, clipped * advantage).expand(ROWS, LENGTH)
+    if config.top_entropy_quantile < 1:
+        found = torch.distributions.Categorical(logits=(logits / config.temperature).detach()).entropy()
+        loss = loss * (found >= torch.quantile(found[mask > 0], 1 - config.top_entropy_quantile))
     if config.beta:
         d = torch.tensor(case["reference"]) - logprobs
         loss = loss + config.beta * (d.exp() - d - 1)
-    if config.loss_type == "grpo":
+    if config.loss_type in ("grpo", "sapo"):
         total = ((loss * mask).sum(-1) / mask.sum(-1).clamp(min=1)).mean()
     elif config.loss_type == "dr_grpo":
         total = (loss * mask).sum() / (ROWS * config.max_completion_length)
@@ -54,7 +63,7 @@ def in_torch(config: GrpoConfig, case: dict[str, np.ndarray]) -> tuple[float, np
     "more",
     [
         {}, {"beta": 0.3}, {"epsilon_high": 0.35, "temperature": 0.7},
-        {"mask_truncated_completions": True, "beta": 0.1},
+        {"mask_truncated_completions": True, "beta": 0.1}, {"top_entropy_quantile": 0.4, "beta": 0.1},
     ],
 )  # fmt: skip
 def test_loss_and_gradient_equal_torch(loss_type: Any, level: Any, more: Any) -> None:
@@ -66,7 +75,8 @@ def test_loss_and_gradient_equal_torch(loss_type: Any, level: Any, more: Any) ->
         assert sums[0] == pytest.approx(loss, abs=1e-5)
         np.testing.assert_allclose(found, gradient, atol=1e-5)
         clipped += float(sums[1])
-    assert clipped > 0  # ratios beyond the bounds occur
+    clips = loss_type != "sapo" and (loss_type != "cispo" or "epsilon_high" in more)
+    assert (clipped > 0) == clips  # ratios beyond the bounds occur
 
 
 @pytest.mark.parametrize(
@@ -74,14 +84,16 @@ def test_loss_and_gradient_equal_torch(loss_type: Any, level: Any, more: Any) ->
     [
         {"beta": 0.1}, {"epsilon": 0.05}, {"epsilon_high": 0.5}, {"temperature": 0.5},
         {"importance_sampling_level": "sequence"}, {"mask_truncated_completions": True}, {"loss_type": "grpo"},
-        {"loss_type": "dr_grpo"}, {"loss_type": "bnpo"},
-        {"loss_type": "dr_grpo", "max_completion_length": 20},
+        {"loss_type": "dr_grpo"}, {"loss_type": "bnpo"}, {"loss_type": "cispo"}, {"loss_type": "sapo"},
+        {"loss_type": "dr_grpo", "max_completion_length": 20}, {"loss_type": "cispo", "epsilon_high": 0.9},
+        {"loss_type": "sapo", "sapo_temperature_pos": 2.0}, {"loss_type": "sapo", "sapo_temperature_neg": 2.0},
+        {"top_entropy_quantile": 0.5}, {"top_entropy_quantile": 0.0},
     ],
 )  # fmt: skip
 def test_every_option_changes_the_gradient(change: Any) -> None:
     base = {"max_completion_length": LENGTH + 2}
     if len(change) == 2:
-        base["loss_type"] = "dr_grpo"
+        base["loss_type"] = change["loss_type"]
     changes = [
         np.abs(ours(GrpoConfig(**base | change), case(seed))[1] - ours(GrpoConfig(**base), case(seed))[1]).max()
         for seed in range(6)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxmath.config.methods import DpoConfig, RewardModelConfig
+from mlxmath.config.losses import DpoConfig, RewardModelConfig
 from mlxmath.config.schema import LoraConfig, TrainingConfig
 from mlxmath.data.batch import Shape
 from mlxmath.data.batching import StepBatch
@@ -27,11 +27,11 @@ from mlxmath.models.lora.inject import adapter_arrays, inject, open_blocks
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.accumulate import Workers, replica
 from mlxmath.training.checkpoint import Checkpoint, Position
-from mlxmath.training.dpo import ReferenceLogprobs, WithReference, completion_logprobs, dpo_loss, frozen
+from mlxmath.training.dpo import ReferenceLogprobs, WithReference, dpo_loss, frozen
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.grpo.rewards import Sample
 from mlxmath.training.held_out import mean_loss
-from mlxmath.training.pairs import REWARDS
+from mlxmath.training.pairs import REWARDS, completion_logprobs
 from mlxmath.training.reward_model import RewardGradients, RewardModel, bradley_terry_loss, scores, with_score
 from tests.conftest import FakeRows, make_tiny_llama
 from tests.loop import summed
@@ -129,7 +129,7 @@ def flat(sums: Any) -> dict[str, np.ndarray]:
     return {name: np.array(array) for name, array in tree_flatten(sums.grad_sum)}
 
 
-@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "orpo"])
+@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "orpo", "cpo"])
 def test_how_a_window_is_split_changes_nothing(rows: FakeRows, loss_type: str) -> None:
     def gradients(count: int = 1, **window: Any) -> tuple[dict[str, np.ndarray], tuple[float, ...]]:
         made = Made(count=count, loss_type=loss_type)

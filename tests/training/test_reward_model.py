@@ -8,7 +8,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlxmath.config.methods import RewardModelConfig
+from mlxmath.config.losses import RewardModelConfig
 from mlxmath.data.batch import Batch, PairTargets
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.linear_ce import FusedHead

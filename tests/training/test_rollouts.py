@@ -26,7 +26,7 @@ from mlxmath.training.checkpoint import Checkpoint, Position
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.grpo import rollouts
-from mlxmath.training.grpo.loss import Reference, grpo_loss, target_logprobs
+from mlxmath.training.grpo.loss import Entropies, Reference, grpo_loss, target_entropies, target_logprobs
 from mlxmath.training.grpo.report import RolloutReport, Silence
 from mlxmath.training.grpo.rewards import Scores
 from mlxmath.training.grpo.rollouts import Rollouts
@@ -49,6 +49,18 @@ class FixedRewards:
     def __call__(self, questions: Sequence[tuple[str, str, Any]], completions: Any, max_tokens: int) -> Scores:
         totals = np.array([self._rule(int(q[1:]), i % 4) for i, (q, *_) in enumerate(questions)], np.float64)
         return Scores(totals, {self._name: totals}, 0)
+
+
+class Compared(Entropies):
+    """Notes what it compares."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.steps: list[Any] = []
+
+    def __call__(self, step: StepBatch) -> dict[int, list[bool]]:
+        self.steps.append(step.sampler.rows.trajectories)  # type: ignore[attr-defined]
+        return super().__call__(step)
 
 
 class Made:
@@ -75,6 +87,12 @@ class Made:
                 self.model, partial(target_logprobs, temperature=config.temperature), Kernels(), compiled=False
             )
             reference = Reference(self.model, scorer)
+        entropies = None
+        if config.top_entropy_quantile < 1:
+            asked = partial(target_entropies, temperature=config.temperature)
+            of_targets = choose_gradients(self.model, asked, CpuKernels(), compiled=False)
+            entropies = Compared(self.model, of_targets, config.top_entropy_quantile)
+            self.compared = entropies.steps
         self.reports: list[RolloutReport] = []
         self.workers = Workers(
             self.model,
@@ -86,8 +104,8 @@ class Made:
             deadline=Deadline(1e9), stop=stop,
         )  # fmt: skip
         self.source = Rollouts(
-            self.workers, drawing, PROMPTS, config, training, 64, Shape(32),
-            reference=reference, deadline=Deadline(1e9), stop=stop, listener=self.reports.append, end=self.end,
+            self.workers, drawing, PROMPTS, config, training, 64, Shape(32), reference=reference, entropies=entropies,
+            deadline=Deadline(1e9), stop=stop, listener=self.reports.append, end=self.end,
         )  # fmt: skip
 
     ending, reason = None, ""
@@ -226,6 +244,33 @@ def test_the_reference_is_the_start_and_the_policy_comes_back(tokenizer: Tokeniz
         expected = logits[np.arange(len(logits)), list(trajectory.drawn)] - np.log(np.exp(logits).sum(-1))
         np.testing.assert_allclose(trajectory.reference, expected, atol=1e-4)
         assert not np.allclose(trajectory.reference, trajectory.logprobs, atol=1e-3)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_the_tokens_of_highest_entropy_are_those_of_the_whole_step(tokenizer: TokenizerWrapper, beta: float) -> None:
+    """Completions that teach nothing are compared too, and learned from no more than otherwise."""
+    rule: Rule = lambda p, i: varied(p, i) if p < 3 else 1.0  # noqa: E731
+    made = Made(tokenizer, rule, top_entropy_quantile=0.3, beta=beta, temperature=0.8)
+    windows = made.windows()
+    assert ({p for window in windows for p in problems_of(window)} == {0, 1, 2}) == (not beta)
+    mixed = 0
+    for window, place in zip(windows, made.compared, strict=True):
+        of_all = []
+        for t in place:
+            logits = made.model(mx.array([t.prompt + t.drawn]))[0, len(t.prompt) - 1 : -1] / 0.8
+            logprobs = np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True), np.float64)
+            of_all.append(-(np.exp(logprobs) * logprobs).sum(-1))
+        least = np.quantile(np.concatenate(of_all), 0.7)
+        expected = [e for e, t in zip(of_all, place, strict=True) if t.advantage or beta]
+        rows = window.sampler.rows
+        for entropies, kept in zip(expected, rows.entropic, strict=True):  # type: ignore[attr-defined]
+            clear = np.abs(entropies - least) > 1e-5  # the first tokens of a group are drawn from the same
+            assert ((entropies >= least) == kept)[clear].all()
+        mixed += len(expected) < len(of_all)
+        found = [(b.extra.entropic_N.sum().item(), b.num_targets) for b in window.batches()]
+        assert sum(kept for kept, _ in found) == sum(map(sum, rows.entropic))  # type: ignore[attr-defined]
+        assert sum(targets for _, targets in found) == sum(map(len, expected))
+    assert bool(mixed) == (not beta)
 
 
 def test_on_policy_ratios_are_one_and_all_ways_to_the_gradient_agree(tokenizer: TokenizerWrapper) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxmath.config.methods import DpoConfig, RewardModelConfig
+from mlxmath.config.losses import DpoConfig, RewardModelConfig
 from mlxmath.config.schema import TrainingConfig
 from mlxmath.data.batch import Batch, Shape
 from mlxmath.data.pairs import Pairs, PairSampler
@@ -17,9 +17,10 @@ from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.lm_head import add_score_head
 from mlxmath.training.accumulate import Workers, replica
-from mlxmath.training.dpo import ReferenceLogprobs, WithReference, completion_logprobs, dpo_loss, frozen
+from mlxmath.training.dpo import ReferenceLogprobs, WithReference, dpo_loss, frozen
 from mlxmath.training.gradients import Gradients, choose_gradients
 from mlxmath.training.held_out import mean_loss
+from mlxmath.training.pairs import completion_logprobs
 from mlxmath.training.reward_model import RewardGradients, bradley_terry_loss
 from tests.conftest import FakeRows
 from tests.loop import summed

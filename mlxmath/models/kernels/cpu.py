@@ -18,7 +18,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxmath.models.kernels import cpu_long_rows, short_rows
+from mlxmath.models.kernels import cpu_divergence, cpu_long_rows, short_rows
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.masks import Mask
 from mlxmath.runtime.blas import blas_is_missing, limit_threads, num_usable_cores
@@ -194,6 +194,24 @@ class CpuKernels(Kernels):
 
         self._parallel(rows, len(logits), max(1, _BLOCK // logits.shape[1]))
         return mx.array(losses), logits_NV
+
+    def divergence_gradient(
+        self, own_NV: mx.array, other_NV: mx.array, beta: float, temperature: float,
+        own_cap: float | None = None, other_cap: float | None = None,
+    ) -> tuple[mx.array, mx.array, mx.array]:  # fmt: skip
+        """In the memory of the student's logits, a few rows at a time."""
+        own_NV, other_NV = (x if x.dtype == mx.float32 else x.astype(mx.float32) for x in (own_NV, other_NV))
+        own, other = views(own_NV, other_NV)
+        divergences, entropies = np.empty(len(own), np.float32), np.empty(len(own), np.float32)
+
+        def rows(a: int, b: int) -> None:
+            caps = (own_cap, other_cap)
+            cpu_divergence.divergence_gradient(
+                own[a:b], other[a:b], beta, temperature, caps, divergences[a:b], entropies[a:b]
+            )
+
+        self._parallel(rows, len(own), max(1, _BLOCK // own.shape[1]))
+        return mx.array(divergences), mx.array(entropies), own_NV
 
 
 def _others(*arrays: mx.array) -> bool:

@@ -11,6 +11,8 @@ from mlxmath.models.masks import Mask
 
 _BLOCK = 512
 """Terms that float32 adds up one after the other without losing any."""
+LEAST_PROBABILITY = 1e-37
+"""Of a mixture, so that its logarithm is finite; what is less weighs nothing."""
 
 
 class Kernels:
@@ -93,6 +95,58 @@ class Kernels:
         if soft_cap is not None:
             gradient_NV = gradient_NV * (1 - mx.square(logits_NV / soft_cap))
         return losses_N, gradient_NV
+
+    def divergence_gradient(
+        self, own_NV: mx.array, other_NV: mx.array, beta: float, temperature: float,
+        own_cap: float | None = None, other_cap: float | None = None,
+    ) -> tuple[mx.array, mx.array, mx.array]:  # fmt: skip
+        """The generalized Jensen-Shannon divergence of a student's distribution p and a teacher's q, in float32.
+
+        β KL(q ‖ m) + (1 − β) KL(p ‖ m) with m = (1 − β) p + β q; at β = 0 it is KL(q ‖ p), at β = 1 KL(p ‖ q) (Agarwal
+        et al. 2024, arXiv:2306.13649, equation 1, with the ends that TRL gives it). With the logits z = logits /
+        temperature its gradient is p − q at 0, p ∘ (log p − log q − KL(p ‖ q)) at 1, and between them
+        (1 − β) p ∘ (log p − log m − KL(p ‖ m)); times 1 − (logits / cap)² under a cap.
+
+        Args:
+            own_NV: the student's logits, before the cap. They may be overwritten, as the teacher's may be.
+            other_NV: the teacher's.
+            beta: from 0 to 1.
+            temperature: that capped logits are divided by.
+            own_cap: logits become cap · tanh(logits / cap) first.
+            other_cap: the teacher's.
+
+        Returns:
+            The divergence of each token (N,), the entropy of p (N,), and the gradient of the student's logits (N, V).
+        """
+        own_NV, other_NV = own_NV.astype(mx.float32), other_NV.astype(mx.float32)
+        if own_cap is not None:
+            own_NV = own_cap * mx.tanh(own_NV / own_cap)
+        if other_cap is not None:
+            other_NV = other_cap * mx.tanh(other_NV / other_cap)
+        log_p_NV, log_q_NV = (
+            x_NV / temperature - log_sum_exp(x_NV / temperature, keepdims=True) for x_NV in (own_NV, other_NV)
+        )
+        p_NV = mx.exp(log_p_NV)
+        entropies_N = -(p_NV * log_p_NV).sum(axis=-1)
+        if beta == 0:
+            q_NV = mx.exp(log_q_NV)
+            divergences_N, gradient_NV = (q_NV * (log_q_NV - log_p_NV)).sum(axis=-1), p_NV - q_NV
+        else:
+            log_m_NV, q_NV = log_q_NV, None
+            if beta != 1:
+                q_NV = mx.exp(log_q_NV)
+                log_m_NV = mx.log(mx.maximum((1 - beta) * p_NV + beta * q_NV, LEAST_PROBABILITY))
+            from_student_N = (p_NV * (log_p_NV - log_m_NV)).sum(axis=-1)
+            gradient_NV = p_NV * (log_p_NV - log_m_NV - from_student_N[:, None])
+            divergences_N = from_student_N
+            if q_NV is not None:
+                from_teacher_N = (q_NV * (log_q_NV - log_m_NV)).sum(axis=-1)
+                divergences_N = beta * from_teacher_N + (1 - beta) * from_student_N
+                gradient_NV = (1 - beta) * gradient_NV
+        gradient_NV = gradient_NV / temperature
+        if own_cap is not None:
+            gradient_NV = gradient_NV * (1 - mx.square(own_NV / own_cap))
+        return divergences_N, entropies_N, gradient_NV
 
 
 def log_sum_exp(x_NV: mx.array, *, keepdims: bool = False) -> mx.array:

@@ -16,7 +16,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 FACTS = "mlxmath_adapter.json"
 """Beside an adapter that we wrote for PEFT: what only our adapter_config.json says of it (its template, its base)."""
-OF_FACTS = ("base_model", "base_fingerprint", "template", "template_definition", "mlxmath_version")
+OF_FACTS = ("base_model", "base_fingerprint", "template", "template_definition", "tools", "mlxmath_version")
 _MEANINGLESS = frozenset({
     "peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "task_type",
     "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias",

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxmath.config.schema import TrainingConfig
-from mlxmath.data.batch import Batch, RolloutTargets, Shape, make_batch, make_continued
+from mlxmath.data.batch import Batch, PieceTargets, RolloutTargets, Shape, TopTargets, make_batch, make_continued
 from mlxmath.data.batching import BatchSampler, Ids, StepBatch
 
 _PARTS = 16
@@ -28,9 +28,16 @@ class Trajectory:
     weight: float
     """Of each of its tokens in the step's loss."""
     logprobs: tuple[float, ...]
-    """Of `drawn`, when they were."""
+    """Of the targets, when they were drawn."""
     reference: tuple[float, ...] = ()
-    """Of `drawn`, under the reference model (none: there is no such)."""
+    """Of the targets, under the reference model (none: there is no such)."""
+    by_tool: tuple[bool, ...] = ()
+    """Of each of `drawn`: whether a tool wrote it, so that it is no target (empty: none did)."""
+
+    @property
+    def num_targets(self) -> int:
+        """The tokens that the model drew."""
+        return len(self.drawn) - sum(self.by_tool)
 
     def plain(self) -> list[Any]:
         """As JSON can hold it."""
@@ -41,23 +48,47 @@ class Trajectory:
         """The inverse of `plain`."""
         names = [field.name for field in fields(cls)]
         tupled: list[Any] = [tuple(value) if isinstance(value, list) else value for value in values]
-        return cls(**dict(zip(names, tupled, strict=True)))
+        return cls(**dict(zip(names, tupled, strict=False)))  # an earlier version knew no tools
+
+
+@dataclass(frozen=True)
+class Taught(Trajectory):
+    """A text of which it is known what a teacher says of each of `drawn` (T tokens); see `TopTargets`."""
+
+    ids_TK: NDArray[np.int32] | None = None
+    logprobs_TC: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class Pieced(Trajectory):
+    """A completion whose pieces a teacher with other tokens has scored; see `PieceTargets`."""
+
+    excess: tuple[float, ...] = ()
+    shares: tuple[float, ...] = ()
 
 
 class RolloutRows:
-    """The trajectories of an optimizer step, as `mlxmath.data.batch.Rows`."""
+    """The trajectories of an optimizer step, as `mlxmath.data.batch.Rows`.
 
-    def __init__(self, trajectories: Sequence[Trajectory]) -> None:
-        self.trajectories = list(trajectories)
+    Args:
+        trajectories: that train.
+        entropic: of each, which of its tokens the policy's loss counts (None: all).
+    """
+
+    def __init__(self, trajectories: Sequence[Trajectory], entropic: Sequence[Sequence[bool]] | None = None) -> None:
+        self.trajectories, self.entropic = list(trajectories), entropic
         self.lengths: NDArray[np.int64] = np.array([len(t.prompt) + len(t.drawn) for t in trajectories], np.int64)
         self.ids = np.array([t.prompt_id for t in trajectories], np.int64)
-        self.num_targets = sum(len(t.drawn) for t in trajectories)
+        self.num_targets = sum(t.num_targets for t in trajectories)
 
     def row(self, index: int) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-        """Tokens (L,) and loss mask (L,) of a row: what was drawn is a target."""
+        """Tokens (L,) and loss mask (L,) of a row: what the model drew is a target."""
         chosen = self.trajectories[index]
         tokens = np.array(chosen.prompt + chosen.drawn, np.int64)
-        return tokens, (np.arange(len(tokens)) >= len(chosen.prompt)).astype(np.uint8)
+        mask = (np.arange(len(tokens)) >= len(chosen.prompt)).astype(np.uint8)
+        if chosen.by_tool:
+            mask[len(chosen.prompt) :] = ~np.array(chosen.by_tool)
+        return tokens, mask
 
     def __len__(self) -> int:
         return len(self.trajectories)
@@ -93,7 +124,7 @@ class RolloutStep(StepBatch):
     def _weighted(self, rows: RolloutRows, batch: Batch) -> Batch:
         ids = batch.row_ids
         chosen = [rows.trajectories[i] for i in ids]
-        counts = [len(t.drawn) for t in chosen]
+        counts = [t.num_targets for t in chosen]
         num_fill = batch.targets_N.size - sum(counts)
 
         def of_rows(values: Sequence[float]) -> mx.array:
@@ -102,17 +133,28 @@ class RolloutStep(StepBatch):
         def filled(values: NDArray[Any]) -> mx.array:
             return mx.array(np.concatenate([values, np.zeros(num_fill, values.dtype)]))
 
-        def of_tokens(values: Sequence[tuple[float, ...]]) -> mx.array:
+        def of_kept(parts: Sequence[Any]) -> mx.array:
+            return mx.array(np.concatenate([*parts, np.zeros((num_fill, parts[0].shape[1]), parts[0].dtype)]))
+
+        def of_tokens(values: Sequence[Sequence[float]]) -> mx.array:
             return filled(np.concatenate([np.array(value, np.float32) for value in values]))
 
+        weights_N = of_rows([t.weight * rows.num_targets for t in chosen])
+        if taught := [t for t in chosen if isinstance(t, Taught)]:
+            kept = TopTargets(of_kept([t.ids_TK for t in taught]), of_kept([t.logprobs_TC for t in taught]))
+            return replace(batch, weights_N=weights_N, extra=kept)
+        if pieced := [t for t in chosen if isinstance(t, Pieced)]:
+            named = ([t.excess for t in pieced], [t.shares for t in pieced], [t.logprobs for t in pieced])
+            return replace(batch, weights_N=weights_N, extra=PieceTargets(*map(of_tokens, named)))
         return replace(
             batch,
-            weights_N=of_rows([t.weight * rows.num_targets for t in chosen]),
+            weights_N=weights_N,
             extra=RolloutTargets(
                 advantages_N=of_rows([t.advantage for t in chosen]),
                 old_logprobs_N=of_tokens([t.logprobs for t in chosen]),
                 reference_logprobs_N=of_tokens([t.reference or t.logprobs for t in chosen]),
                 rows_N=filled(np.repeat(np.arange(len(ids), dtype=np.int32), counts)),
+                entropic_N=None if rows.entropic is None else of_tokens([rows.entropic[i] for i in ids]),
             ),
         )
 

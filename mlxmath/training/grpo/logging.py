@@ -18,12 +18,13 @@ from mlxmath.runtime.device import Backend
 from mlxmath.training.checkpoint import Position
 from mlxmath.training.deadline import Deadline
 from mlxmath.training.events import EVENTS, Callback, EventLog, StepReport
-from mlxmath.training.grpo.loss import METRICS
 from mlxmath.training.grpo.report import RolloutReport
 from mlxmath.training.held_out import Best, Measurement
 from mlxmath.training.logging import CURVES_PLOT, RunLogger, plot_rollouts
 
 _EXAMPLE_CHARACTERS = 300
+Figures = dict[str, tuple[float, str]]
+"""A value, and how it is written."""
 _EXAMPLE_EVERY = 10
 """Rollouts between two completions that are shown in a log."""
 
@@ -76,12 +77,13 @@ class RolloutLogger(RunLogger):
             rewards = {f"reward {name}": (value, f"{value:.3f}") for name, value in report.rewards.items()}
             total = {"reward": (report.reward, f"{report.reward:.3f}")} if len(rewards) > 1 else {}
             late = {"not graded in time": (self.num_timed_out, f"{self.num_timed_out:,}")}
+            same = report.zero_variance
             self._view.show_example(question, completion, verdict, right=found.correct)
             self._view.show(
                 rewards
                 | total
+                | ({} if same is None else {"groups all the same": (same, f"{same:.0%}")})
                 | {
-                    "groups all the same": (report.zero_variance, f"{report.zero_variance:.0%}"),
                     "completion length": (report.mean_length, f"{report.mean_length:.0f} tokens"),
                     "cut off": (report.truncated, f"{report.truncated:.0%}"),
                     "rollout": (rate, f"{rate:,.0f} tokens/s"),
@@ -92,10 +94,11 @@ class RolloutLogger(RunLogger):
             return
         parts = ", ".join(f"{name} {value:.3f}" for name, value in report.rewards.items())
         more = f", {report.num_timed_out} answers not graded in time" if report.num_timed_out else ""
+        alike = "" if report.zero_variance is None else f"{report.zero_variance:.0%} of groups all the same, "
         say(
             f"rollout {report.rollout + 1} (step {self._step + 1}/{self._total}): reward {report.reward:.3f} "
-            f"({parts}), {report.zero_variance:.0%} of groups all the same, {report.mean_length:.0f} tokens, "
-            f"{report.truncated:.0%} cut off, {rate:,.0f} tok/s{more}"
+            f"({parts}), {alike}{report.mean_length:.0f} tokens, {report.truncated:.0%} cut off, {rate:,.0f} tok/s"
+            f"{more}"
         )
         if report.rollout % _EXAMPLE_EVERY == 0:
             say(f"  for example ({verdict}): {' '.join(completion.split())[:_EXAMPLE_CHARACTERS]}")
@@ -104,29 +107,35 @@ class RolloutLogger(RunLogger):
         """Tell of an optimizer step."""
         if not self.events:
             return
-        named = dict(zip(METRICS, step.metrics, strict=True))
+        figures = self.figures(step)
         self._step, rate = step.step, step.num_tokens / step.seconds
         left_s = self._left_s()
         self.events.write(
             "step", **step.figures({}), tokens_per_second=round(rate, 1), applied=step.applied,
-            clipped=named["clipped"], kl=named["kl"], entropy=named["surprise"],
+            **{name.lower(): value for name, (value, _) in figures.items()},
             left_s=None if left_s is None else round(left_s, 1),
         )  # fmt: skip
         if self._view:
-            figures = {
-                "clipped": (named["clipped"], f"{named['clipped']:.1%}"),
-                "KL": (named["kl"], f"{named['kl']:.4f}"),
-                "entropy": (named["surprise"], f"{named['surprise']:.3f}"),
+            of_step = {
                 "gradient": (step.grad_norm, f"{step.grad_norm:.3f}"),
                 "update": (rate, f"{rate:,.0f} tokens/s"),
             }
-            self._view.show(figures, self._progress_line("learned"))
+            self._view.show(figures | of_step, self._progress_line("learned"))
             return
         say(
-            f"step {step.step}/{self._total}: {rate:,.0f} tok/s, gradient {step.grad_norm:.3f}, clipped "
-            f"{named['clipped']:.1%}, KL {named['kl']:.4f}, entropy {named['surprise']:.3f}, lr "
+            f"step {step.step}/{self._total}: {rate:,.0f} tok/s, gradient {step.grad_norm:.3f}, "
+            f"{', '.join(f'{name} {text}' for name, (_, text) in figures.items())}, lr "
             f"{step.learning_rate:.2g}{'' if left_s is None else f', {duration(left_s)} left'}"
         )
+
+    def figures(self, step: StepReport) -> Figures:
+        """What a step tells besides, by its name for people; in the events the names are in small letters."""
+        clipped, kl, surprise = step.metrics
+        return {
+            "clipped": (clipped, f"{clipped:.1%}"),
+            "KL": (kl, f"{kl:.4f}"),
+            "entropy": (surprise, f"{surprise:.3f}"),
+        }
 
     def validation(self, measurement: Measurement) -> None:
         """Tell of the share of right answers to the held-out problems."""
@@ -203,7 +212,7 @@ class LiveView:
         """Leave the last panel on the terminal."""
         self._live.__exit__(None, None, None)
 
-    def show(self, figures: dict[str, tuple[float, str]], progress: str) -> None:
+    def show(self, figures: Figures, progress: str) -> None:
         """New figures: of each its value, for the trend, and how it is written; and how far the run is."""
         for name, (value, text) in figures.items():
             _, history = self._figures.get(name, ("", deque[float](maxlen=_HISTORY)))

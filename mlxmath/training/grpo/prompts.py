@@ -1,4 +1,4 @@
-"""What a GRPO run reads: problems with their answers, and those of them that are held out."""
+"""What a run that draws reads: problems with their answers, and those of them that are held out."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -15,8 +15,9 @@ from mlxmath.data.gold import WITHOUT_GOLD, gold
 from mlxmath.data.load import held_out, num_problems, warn_of_shared
 from mlxmath.data.mixture import Mixture
 from mlxmath.data.prepare import held_out_config
-from mlxmath.data.render import encode_prompt
-from mlxmath.data.templates import get_template
+from mlxmath.data.problem import Problem, SkippedRowError
+from mlxmath.data.render import encode_prompt, render
+from mlxmath.data.templates import Template, get_template
 from mlxmath.errors import InputError
 from mlxmath.evaluation.samples import fingerprint
 from mlxmath.generation.engine import stop_strings
@@ -70,8 +71,16 @@ class Prompts:
         return {"fingerprint": self.fingerprint, "problems": len(self.prompts), "held_out": len(self.held_out)}
 
 
-def load_prompts(config: RunConfig, model_folder: Path) -> Prompts:
+def load_prompts(
+    config: RunConfig, model_folder: Path, *, max_completion_length: int, solutions: bool = False
+) -> Prompts:  # fmt: skip
     """The problems to learn from, and those to measure on if any are asked for.
+
+    Args:
+        config: of the run.
+        model_folder: with the tokenizer.
+        max_completion_length: tokens that a prompt leaves room for.
+        solutions: read the dataset's own of the problems to learn from too, and leave out those without.
 
     Raises:
         InputError: no problem is left.
@@ -79,10 +88,11 @@ def load_prompts(config: RunConfig, model_folder: Path) -> Prompts:
     """
     training, template = config.training, get_template(config.data.template, config.data.template_file)
     tokenizer = load_generation_tokenizer(model_folder, template)
-    read = _read(config, config.data, tokenizer)
+    length = max_completion_length
+    read = read_prompts(config, config.data, tokenizer, length, solutions=solutions)
     if training.validation_dataset is not None:
         other, _ = held_out_config(config.data, training.validation_dataset)
-        measured = _read(config, other, tokenizer)
+        measured = read_prompts(config, other, tokenizer, length)
         warn_of_shared(read.questions, measured.questions, training.validation_dataset)
         prompts, apart = read.prompts, measured.prompts
     elif training.validation_split is not None:
@@ -92,15 +102,29 @@ def load_prompts(config: RunConfig, model_folder: Path) -> Prompts:
     else:
         prompts, apart = read.prompts, []
     stop = template.for_tokenizer(tokenizer).stop
-    return Prompts(prompts, apart, tokenizer, config.grpo.max_completion_length, stop)
+    return Prompts(prompts, apart, tokenizer, length, stop)
 
 
 def _fingerprint(prompts: list[Prompt]) -> str:
-    return fingerprint([(prompt.tokens, prompt.gold) for prompt in prompts])
+    return fingerprint([(p.tokens, p.gold, p.solution) if p.solution else (p.tokens, p.gold) for p in prompts])
+
+
+def solution_tokens(
+    tokenizer: TokenizerWrapper, template: Template, problem: Problem, prompt: tuple[int, ...], longest: int
+) -> tuple[int, ...] | str:  # fmt: skip
+    """What follows the prompt in a training row of a problem, with its end; or why there is no such thing."""
+    try:
+        rows, _ = render(tokenizer, [template.render(problem)])
+    except SkippedRowError as error:
+        return str(error)
+    found: tuple[int, ...] = tuple(rows.tokens.tolist())
+    if not rows.mask.any() or found[: len(prompt)] != prompt or not rows.mask[len(prompt) :].all():
+        return "conversation that is more than a question and its solution"
+    return found[len(prompt) :] if len(found) - len(prompt) <= longest else "solution too long"
 
 
 @dataclass(frozen=True)
-class _Read:
+class Read:
     """P prompts of a dataset with Q problems."""
 
     prompts: list[Prompt]
@@ -110,12 +134,27 @@ class _Read:
     """(Q,) likewise, of the problems that are left out too."""
 
 
-def _read(config: RunConfig, data: DataConfig, tokenizer: TokenizerWrapper) -> _Read:
-    """The problems of `data` that have a gold answer and leave room for a completion."""
+def read_prompts(
+    config: RunConfig, data: DataConfig, tokenizer: TokenizerWrapper, length: int, *, pairs: bool = False,
+    solutions: bool = False,
+) -> Read:  # fmt: skip
+    """The problems of `data` (of its pairs) that have a gold answer and leave room for one of `length` tokens.
+
+    Args:
+        config: of the run.
+        data: which problems.
+        tokenizer: of the model.
+        length: tokens of the longest answer.
+        pairs: the rows are pairs.
+        solutions: read the dataset's own too, and leave out problems without.
+
+    Raises:
+        InputError: no problem is left.
+    """
     template = get_template(config.data.template, config.data.template_file).for_tokenizer(tokenizer)
-    mixture = Mixture(data, solutions_required=False)
+    mixture = Mixture(data, solutions_required=solutions, pairs=pairs)
     mixture.choose()
-    room = data.max_seq_len - config.grpo.max_completion_length
+    room = data.max_seq_len - length
     left_out = Counter[str]()
     for report in mixture.reports:
         left_out.update(report.left_out)
@@ -131,11 +170,13 @@ def _read(config: RunConfig, data: DataConfig, tokenizer: TokenizerWrapper) -> _
             left_out["repeated"] += 1
         elif len(tokens := tuple(encode_prompt(tokenizer, template.prompt(problem.question)))) > room:
             left_out["too long"] += 1
+        elif isinstance(own := solution_tokens(tokenizer, template, problem, tokens, length) if solutions else (), str):
+            left_out[own] += 1
         else:
             seen.add(text)
             num_system += bool(problem.messages) and problem.messages[0].role == "system"
             questions.append(question)
-            prompts.append(Prompt(len(prompts), problem.question, answer, tokens, problem.meta))
+            prompts.append(Prompt(len(prompts), problem.question, answer, tokens, problem.meta, own))
     names = ", ".join(str(source) for source in mixture.sources)
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count)
     say(f"{names}: {counted(len(prompts), 'problem')} with a gold answer{f'; left out: {reasons}' if reasons else ''}")
@@ -146,4 +187,4 @@ def _read(config: RunConfig, data: DataConfig, tokenizer: TokenizerWrapper) -> _
             f"{names}: no problem is left ({reasons or 'it is empty'}; --max-seq-len {data.max_seq_len} leaves {room} "
             "tokens to a prompt; --answer-column names the column with the answers)."
         )
-    return _Read(prompts, np.array(questions, np.uint64), mixture.questions)
+    return Read(prompts, np.array(questions, np.uint64), mixture.questions)

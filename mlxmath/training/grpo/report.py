@@ -20,8 +20,8 @@ class RolloutReport:
     """Mean of the weighted sums."""
     num_completions: int
     num_tokens: int
-    zero_variance: float
-    """Share of groups whose rewards are all the same."""
+    zero_variance: float | None
+    """Share of groups whose rewards are all the same; None where nothing is compared within groups."""
     truncated: float
     mean_length: float
     num_timed_out: int

@@ -17,12 +17,12 @@ from mlxmath.training.accumulate import Workers
 from mlxmath.training.checkpoint import Checkpoint, Ending, Part
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.grpo.batches import RolloutRows, RolloutSampler, Trajectory
-from mlxmath.training.grpo.loss import Reference, group_advantages, token_weights
+from mlxmath.training.grpo.loss import Entropies, Reference, group_advantages, token_weights
 from mlxmath.training.grpo.report import RolloutReport, Silence
 from mlxmath.training.grpo.rewards import Scores
-from mlxmath.training.grpo.sampling import CompletionSampler, DrawingStopped, Prompt
+from mlxmath.training.grpo.sampling import SLOTS, CompletionSampler, DrawingStopped, Prompt, in_epochs
 
-_SECTION, SLOTS = "rollouts", "slots"
+_SECTION = "rollouts"
 SILENT_ROLLOUTS, SILENT_GROUPS = 10, 100
 """After so many rollouts in a row, of so many groups, from which nothing could be learned, a run gives up."""
 _WARN_AFTER = 3
@@ -64,6 +64,7 @@ class Rollouts(Part):
         shape: of batches.
         slots: completions that each rank draws at a time, for a run that is resumed.
         reference: computes log-probabilities of micro-batches (None: beta is 0).
+        entropies: finds the tokens that count (None: all do).
         deadline: a rollout that does not fit into the time left is not begun, or is abandoned.
         stop: likewise.
         end: told why no more steps come, and more on that for people, if not because all prompts were drawn.
@@ -82,6 +83,7 @@ class Rollouts(Part):
         *,
         slots: Sequence[int] = (),
         reference: Reference | None,
+        entropies: Entropies | None = None,
         deadline: Deadline,
         stop: StopRequest,
         num_epochs: int | None = None,
@@ -92,7 +94,7 @@ class Rollouts(Part):
         self.num_epochs = num_epochs or training.num_epochs
         self._config, self._training = config, training
         self._max_tokens, self._shape, self._slots = max_tokens, shape, slots
-        self._reference, self._deadline, self._stop = reference, deadline, stop
+        self._reference, self._entropies, self._deadline, self._stop = reference, entropies, deadline, stop
         self._end, self.listener = end, listener
         if workers.cannot_share:
             say(f"the prompt of a group is computed for each of its completions, since {workers.cannot_share}")
@@ -132,9 +134,12 @@ class Rollouts(Part):
                 if not place.trajectories:
                     continue
             workers = self._workers
+            teaching = [i for i, t in enumerate(place.trajectories) if self._teaches(t)]
+            found = self._entropies(self._forward_only(place.trajectories)) if self._entropies else None
             sampler = self._batches(
-                place.trajectories, workers.num_in_all, self._max_tokens, in_parts=workers.takes_parts
-            )
+                [place.trajectories[i] for i in teaching], workers.num_in_all, self._max_tokens,
+                in_parts=workers.takes_parts, entropic=[found[i] for i in teaching] if found else None,
+            )  # fmt: skip
             epoch, index = divmod(place.rollout - 1, self.rollouts_per_epoch)
             last = place.iteration + 1 == self._config.num_iterations
             following = replace(place, iteration=0, trajectories=()) if last else replace(
@@ -167,7 +172,7 @@ class Rollouts(Part):
             return None
         totals = np.concatenate([part.total_R for part in scores])
         has_variance = np.ptp(totals.reshape(-1, size), axis=1) > 0
-        lengths = np.array([len(completion.drawn) for completion in completions])
+        lengths = np.array([len(completion.drawn) - sum(completion.by_tool) for completion in completions])
         truncated = np.array([completion.finish_reason == "length" for completion in completions])
         if self._config.dynamic_sampling:  # the others were drawn in vain
             kept = np.repeat(has_variance, size)
@@ -210,12 +215,10 @@ class Rollouts(Part):
 
     def _choose(self, cursor: int, count: int) -> tuple[list[Prompt], int]:
         """The next prompts of the epoch that `cursor` is in; none after the last epoch."""
-        epoch, start = divmod(cursor, len(self._prompts))
-        if epoch >= self.num_epochs:
+        if cursor // len(self._prompts) >= self.num_epochs:
             return [], cursor
-        order = np.random.default_rng([self._training.seed, epoch]).permutation(len(self._prompts))
-        ids = order[start : start + count].tolist()
-        return [self._prompts[i] for i in ids], cursor + len(ids)
+        chosen = in_epochs(self._prompts, cursor, count, seed=self._training.seed)
+        return chosen, cursor + len(chosen)
 
     def _trajectories(
         self,
@@ -236,25 +239,30 @@ class Rollouts(Part):
         trajectories = [
             Trajectory(
                 prompts[i // size].id, prompts[i // size].tokens, completions[i].drawn, float(advantage), float(weight),
-                completions[i].logprobs,
+                completions[i].own_logprobs, by_tool=completions[i].drawn_by_tool,
             )
             for i, advantage, weight in zip(kept.tolist(), advantages, weights, strict=True)
-            if weight and (advantage or self._config.beta)
         ]  # fmt: skip
-        return self._with_reference(trajectories)
-
-    def _with_reference(self, trajectories: list[Trajectory]) -> list[Trajectory]:
+        trajectories = [t for t in trajectories if t.weight and (self._entropies or self._teaches(t))]
         if self._reference is None or not trajectories:
             return trajectories
-        at_once = 2 * self._max_tokens * self._workers.count  # nothing is kept of a forward pass alone
-        found = self._reference(self._batches(trajectories, 1, at_once, in_parts=False).whole(0, 0))
+        found = self._reference(self._forward_only(trajectories))
         return [replace(t, reference=tuple(found[i])) for i, t in enumerate(trajectories)]
 
+    def _teaches(self, trajectory: Trajectory) -> bool:
+        """Whether it has a gradient. The entropies of the others are compared too."""
+        return bool(trajectory.advantage or self._config.beta)
+
+    def _forward_only(self, trajectories: Sequence[Trajectory]) -> StepBatch:
+        at_once = 2 * self._max_tokens * self._workers.count  # nothing is kept of a forward pass alone
+        return self._batches(trajectories, 1, at_once, in_parts=False).whole(0, 0)
+
     def _batches(
-        self, trajectories: Sequence[Trajectory], num_workers: int, max_tokens: int, *, in_parts: bool
-    ) -> RolloutSampler:
+        self, trajectories: Sequence[Trajectory], num_workers: int, max_tokens: int, *, in_parts: bool,
+        entropic: Sequence[Sequence[bool]] | None = None,
+    ) -> RolloutSampler:  # fmt: skip
         return RolloutSampler(
-            RolloutRows(trajectories), self._training, max_tokens, self._shape, num_workers,
+            RolloutRows(trajectories, entropic), self._training, max_tokens, self._shape, num_workers,
             shares=self._workers.cannot_share is None, in_parts=in_parts,
         )  # fmt: skip
 

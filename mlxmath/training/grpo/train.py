@@ -5,27 +5,28 @@ from functools import partial
 from typing import Any
 
 from mlxmath.config.load import Resolved
-from mlxmath.errors import InputError
-from mlxmath.generation.slots import choose_slots
 from mlxmath.models.lora.adapter import read_reward_model
 from mlxmath.runtime.console import say
 from mlxmath.runtime.ranks import Ranks
+from mlxmath.tools.run import check as check_tool
 from mlxmath.training.accumulate import replica
-from mlxmath.training.checkpoint import ENDS, as_written
+from mlxmath.training.checkpoint import ENDS
 from mlxmath.training.events import Callback, TrainResult
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.grpo.logging import RolloutLogger
-from mlxmath.training.grpo.loss import Reference, grpo_loss, target_logprobs
+from mlxmath.training.grpo.loss import Entropies, Reference, grpo_loss, target_entropies, target_logprobs
 from mlxmath.training.grpo.prompts import Prompts, load_prompts
 from mlxmath.training.grpo.rewards import Rewards
-from mlxmath.training.grpo.rollouts import SLOTS, Rollouts
-from mlxmath.training.grpo.sampling import CompletionSampler, right_answers
-from mlxmath.training.held_out import ACCURACY, HeldOut, seeded_order
+from mlxmath.training.grpo.rollouts import Rollouts
+from mlxmath.training.grpo.sampling import CompletionSampler, check_drawing, choose_concurrency, held_out_problems
+from mlxmath.training.held_out import HeldOut
+from mlxmath.training.judge import judged
 from mlxmath.training.reward_model import RewardModel
 from mlxmath.training.setup import Run
 from mlxmath.training.trainer import Trainer
 
 
+@judged
 def grpo(
     settings: Resolved, ranks: Ranks | None = None, callback: Callback | None = None,
     functions: Mapping[str, Callable[..., Any]] | None = None,
@@ -44,13 +45,16 @@ def grpo(
         InputError: a setting is wrong, or has no use here.
         MlxmathError: the model or the data cannot be had, do not fit into the memory, or are damaged; a reward failed.
     """
-    check(settings)
+    check_tool(settings.config.data.tools)
     config = settings.config.grpo
+    check_drawing(settings, config)
     rewards = Rewards(config.reward_weights, functions or {})
     for path in rewards.models.values():
         read_reward_model(path)
     with Run("grpo", settings, ranks or Ranks(), keep_start=True) as run:
-        data = run.read(load_prompts, fixed={"grpo.reward_weights": rewards.identity})
+        tools = {"data.tools": run.config.data.tools} if run.config.data.tools else {}
+        load = partial(load_prompts, max_completion_length=config.max_completion_length)
+        data = run.read(load, fixed={"grpo.reward_weights": rewards.identity, **tools})
         run.fixed[ENDS] = data.ends
         run.load_base()
         bases = {name: replica(run.model) for name in rewards.models}
@@ -69,10 +73,15 @@ def grpo(
             reference = Reference(
                 run.model, choose_gradients(run.model, logprobs, run.kernels, compiled=False), run.ranks
             )
+        entropies = None
+        if config.top_entropy_quantile < 1:
+            of_targets = partial(target_entropies, temperature=config.temperature)
+            found = choose_gradients(run.model, of_targets, run.kernels, compiled=False)
+            entropies = Entropies(run.model, found, config.top_entropy_quantile, run.ranks)
 
         trainer = Trainer(run, run.gradients(partial(grpo_loss, config=config)))
         log = RolloutLogger(callback)
-        rollouts, held_out = sample(trainer, data, rewards, reference, log)
+        rollouts, held_out = sample(trainer, data, rewards, reference, entropies, log)
         with trainer.running(rollouts, held_out, log, parts=[rollouts]):
             for batch in trainer.steps():  # of each rollout one or more: drawn, rewarded, compared within groups
                 sums = trainer.loss_and_grads(batch)
@@ -87,24 +96,20 @@ def grpo(
 
 
 def sample(
-    trainer: Trainer, data: Prompts, rewards: Rewards, reference: Reference | None, log: RolloutLogger
-) -> tuple[Rollouts, HeldOut | None]:
+    trainer: Trainer, data: Prompts, rewards: Rewards, reference: Reference | None, entropies: Entropies | None,
+    log: RolloutLogger,
+) -> tuple[Rollouts, HeldOut | None]:  # fmt: skip
     """The rollouts of the prompts to learn from, and the problems to measure on, which the workers' model answers."""
     run, workers, training, config = trainer.run, trainer.workers, trainer.config, trainer.run.config.grpo
-    length = config.max_completion_length
-    slots, reason = _slots_before(run) or choose_slots(
-        run.model_config, run.device, held_bytes=run.backend.memory().active_bytes, longest=data.longest,
-        prompt=data.longest - length, group_size=config.num_generations, needed_bytes=run.planned_bytes,
-        asked=config.concurrency,
-    )  # fmt: skip
+    slots, reason = choose_concurrency(run, config, data.longest)
     sampler = CompletionSampler(
         workers, data.tokenizer, config, rewards, seed=training.seed, concurrency=slots, deadline=trainer.deadline,
-        stop=trainer.stop,
+        stop=trainer.stop, tool=run.config.data.tools,
     )  # fmt: skip
     rollouts = Rollouts(
         workers, sampler, data.prompts, config, training, run.max_tokens, run.shape,
-        slots=run.ranks.gather("slots", slots), reference=reference, deadline=trainer.deadline, stop=trainer.stop,
-        end=trainer.end, listener=log.rollout,
+        slots=run.ranks.gather("slots", slots), reference=reference, entropies=entropies, deadline=trainer.deadline,
+        stop=trainer.stop, end=trainer.end, listener=log.rollout,
     )  # fmt: skip
     total_steps = trainer.planned_steps(rollouts.steps_per_epoch)
     rollouts.num_epochs = max(training.num_epochs, -(-total_steps // rollouts.steps_per_epoch))
@@ -112,54 +117,5 @@ def sample(
         f"{len(data.prompts):,} problems; at most {total_steps:,} steps of {rollouts.prompts_per_step} problems x "
         f"{config.num_generations} completions, drawn {slots} at a time ({reason}); {workers.how}"
     )
-    if not data.held_out:
-        return rollouts, None
-    order = seeded_order(len(data.held_out), training.seed)
-
-    def verdicts(count: int, stopped: Callable[[], bool]) -> list[bool] | None:
-        return right_answers(workers, data.tokenizer, [data.held_out[i] for i in order[:count]], length, slots, stopped)
-
-    def measure(count: int, stopped: Callable[[], bool]) -> tuple[float, int] | None:
-        found = verdicts(count, stopped)
-        return None if found is None else (sum(found) / count, count)
-
-    def measure_rows(count: int, stopped: Callable[[], bool]) -> list[tuple[int, float, int]] | None:
-        found = verdicts(count, stopped)
-        if found is None:
-            return None
-        return sorted((i, float(is_right), 1) for i, is_right in zip(order, found, strict=False))
-
-    completions = rollouts.prompts_per_step * config.num_generations
-    held_out = HeldOut(
-        len(order), "problems", measure, step_items=completions / 2, metric=ACCURACY,
-        at_once=slots * workers.ranks.size, measure_rows=measure_rows,
-    )  # fmt: skip
-    return rollouts, held_out
-
-
-def _slots_before(run: Run) -> tuple[int, str] | None:
-    """Completions that the run which is resumed drew at a time, on which last bits depend; None: to be chosen."""
-    saved = run.checkpoint.state.get(SLOTS) if run.checkpoint else None
-    with as_written(run.checkpoint):
-        if not saved or len(saved) != run.ranks.size or run.config.grpo.concurrency is not None:
-            return None
-        return int(saved[run.ranks.rank]), "as before"
-
-
-def check(settings: Resolved) -> None:
-    """Refuse settings that do not go together.
-
-    Raises:
-        InputError: some do not.
-    """
-    config, training, size = settings.config, settings.config.training, settings.config.grpo.num_generations
-    if training.batch_size * training.grad_accumulation_steps % size:
-        raise InputError(
-            f"--batch-size {training.batch_size} times --grad-accumulation-steps {training.grad_accumulation_steps} "
-            f"completions a step are no multiple of --num-generations {size}."
-        )
-    if config.lora.dropout:
-        raise InputError(
-            f"{settings.where('lora.dropout')}: expected 0 with GRPO, found {config.lora.dropout:g}; completions are "
-            "drawn without dropout, and the policy that is scored must be the one that drew them."
-        )
+    tool = run.config.data.tools
+    return rollouts, held_out_problems(workers, data.tokenizer, data.held_out, config, training, slots, tool)
