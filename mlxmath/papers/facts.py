@@ -26,7 +26,7 @@ _ALWAYS = (
     "model.model", "data.dataset", "lora.variant", "lora.rank", "lora.alpha", "training.optimizer",
     "training.learning_rate", "training.schedule", "training.batch_size", "training.grad_accumulation_steps",
 )  # fmt: skip
-_SHARED, _OF_METHODS = ("model", "data", "lora", "training"), ("dpo", "grpo", "reward_model")
+_SHARED, _OF_METHODS = ("model", "data", "lora", "training"), ("sft", "dpo", "grpo", "gkd", "reward_model")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from mlxmath.config.schema import SETTINGS
 from mlxmath.config.section import Section, check_section, nearest, read_toml, require
 from mlxmath.errors import InputError
 
-METHODS = ("train", "dpo", "reward-model", "grpo")
+METHODS = ("train", "dpo", "reward-model", "grpo", "gkd")
 EVALUATE = "evaluate"
 STAGES = "stages"
 _OURS = ("training.adapter_path", "training.resume", "training.pause_at", "training.row_losses", "model.overwrite")

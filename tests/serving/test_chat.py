@@ -1,6 +1,7 @@
 """`mlxmath chat` in a terminal and through a pipe."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,13 @@ def test_at_a_terminal(debug_run: Path, tmp_path: Path) -> None:
         assert "template tutor" in screen.until(">>> ")
         screen.type("half a ques")
         screen.until("half a ques")
-        screen.type("\x03")  # clears what is being typed
-        screen.until("ends the chat")
+        for _ in range(6):  # clears what is being typed; readline may lose one that comes before it waits again
+            screen.type("\x03")
+            with suppress(AssertionError):
+                screen.until("ends the chat", seconds=10)
+                break
+        else:
+            pytest.fail(screen.shown)
         screen.until(">>> ")
         screen.type(f"{QUESTION}\n")
         screen.until("7?\n")

@@ -72,14 +72,14 @@ class Prompts:
 
 
 def load_prompts(
-    config: RunConfig, model_folder: Path, *, max_completion_length: int, solutions: bool = False
+    config: RunConfig, model_folder: Path, *, max_completion_length: int | None = None, solutions: bool = False
 ) -> Prompts:  # fmt: skip
     """The problems to learn from, and those to measure on if any are asked for.
 
     Args:
         config: of the run.
         model_folder: with the tokenizer.
-        max_completion_length: tokens that a prompt leaves room for.
+        max_completion_length: tokens that a prompt leaves room for (None: those of [grpo]).
         solutions: read the dataset's own of the problems to learn from too, and leave out those without.
 
     Raises:
@@ -88,7 +88,7 @@ def load_prompts(
     """
     training, template = config.training, get_template(config.data.template, config.data.template_file)
     tokenizer = load_generation_tokenizer(model_folder, template)
-    length = max_completion_length
+    length = max_completion_length or config.grpo.max_completion_length
     read = read_prompts(config, config.data, tokenizer, length, solutions=solutions)
     if training.validation_dataset is not None:
         other, _ = held_out_config(config.data, training.validation_dataset)

@@ -53,8 +53,7 @@ def grpo(
         read_reward_model(path)
     with Run("grpo", settings, ranks or Ranks(), keep_start=True) as run:
         tools = {"data.tools": run.config.data.tools} if run.config.data.tools else {}
-        load = partial(load_prompts, max_completion_length=config.max_completion_length)
-        data = run.read(load, fixed={"grpo.reward_weights": rewards.identity, **tools})
+        data = run.read(load_prompts, fixed={"grpo.reward_weights": rewards.identity, **tools})
         run.fixed[ENDS] = data.ends
         run.load_base()
         bases = {name: replica(run.model) for name in rewards.models}
