@@ -35,6 +35,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_D
 from benchmarks.common import command_line, machine, save_json, show_table
 from benchmarks.fuzzing.children import SILENCE_S, Job, Outcome, Watch, in_child, judged, line, tried
 from benchmarks.fuzzing.formats import Format, attempt, attempt_by_command, make, put_original
+from mlxmath.runtime.versions import versions
 
 VERDICTS = ("refused", "accepted", "failed")
 SUBJECT = "command lines"
@@ -166,6 +167,7 @@ def main() -> None:
     parser.add_argument("--log", type=Path, help="failures with all that is known of them, a line each")
     parser.add_argument("--keep", type=Path, help="with --only NAME:NUMBER, write its files there")
     options = parser.parse_args()
+    versions()  # a run's record asks git for the commit once, and reading starts no process
     platform.processor()  # asks another program, once; as the fonts do
     importlib.import_module("matplotlib.font_manager")
     with tempfile.TemporaryDirectory(prefix="fuzz-originals-") as name:

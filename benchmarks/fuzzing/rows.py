@@ -28,6 +28,7 @@ from mlxmath.config.schema import DataConfig
 from mlxmath.data.prepare import prepare_rows
 from mlxmath.data.problem import Problem
 from mlxmath.data.templates import get_template
+from mlxmath.data.tokenize import Form
 from mlxmath.distillation.questions import load_questions, load_solutions
 from mlxmath.evaluation.prompts import Retriever
 from mlxmath.runtime.cluster import read_hosts
@@ -50,7 +51,10 @@ _TURNS = [
                    {"role": "tool", "content": "8", "tool_call_id": "c"}, {"role": "assistant", "content": "8"}],
       "tools": [{"type": "function", "function": {"name": "calc", "parameters": {}}}], "id": 9}]  # fmt: skip
 _PAIRS = [{"prompt": f"What is {n} + 3?", "chosen": f"It is {n + 3}.", "rejected": "No."} for n in range(4)]
+_LABELLED = [{"prompt": f"What is {n} + 3?", "completion": f"It is {n + 3}.", "label": n % 2 == 0} for n in range(4)]
 _CHOICES = [{"question": "2 + 2?", "options": ["3", "4"], "answer": "B"}, {"problem": "x", "choices": {"A": 1, "B": 2}}]
+_SOLVED = [{name: value for name, value in _PROBLEMS[0].items() if name != "subject"}]
+"""Not the columns of a benchmark whose rows have other choices."""
 _CSV = b'question,solution,answer\n2+2?,"4, so\n#### 4",4\n3+3?,six 6 #### 6,6\n'
 _FORMULAS = [
     {"name": "sum", "formula": "a + b", "topic": "sums", "keywords": "add plus"},
@@ -80,14 +84,14 @@ def _file(name: str, data: bytes | Callable[[Path], object]) -> Callable[[Path],
     return write
 
 
-def _prepare(name: str, *, pairs: bool = False, questions: bool = True, **settings: Any) -> Callable[[Path], None]:
+def _prepare(name: str, *, form: Form = "solutions", questions: bool = True, **settings: Any) -> Callable[[Path], None]:
     def read(folder: Path) -> None:
         config = DataConfig(
             dataset=str(folder / name), cache_dir=str(folder / "cache"), max_seq_len=128,
             **({"template": "plain"} | settings),
         )  # fmt: skip
-        prepare_rows(config, folder, pairs=pairs)
-        if questions and not pairs:
+        prepare_rows(config, folder, form=form)
+        if questions and form == "solutions":
             load_questions(config)
 
     return read
@@ -203,8 +207,10 @@ FORMATS = (
     Format("dataset: conversations", _file("rows.jsonl", _lines(_TURNS)), {"rows.jsonl": damaged_lines},
            _prepare("rows.jsonl", questions=False, template="chat"), (), 1.5),
     Format("dataset: pairs", _file("rows.jsonl", _lines(_PAIRS)), {"rows.jsonl": damaged_lines},
-           _prepare("rows.jsonl", pairs=True)),
-    Format("dataset: options", _file("rows.jsonl", _lines(_PROBLEMS[:1] + _CHOICES)), {"rows.jsonl": damaged_lines},
+           _prepare("rows.jsonl", form="pairs")),
+    Format("dataset: labels", _file("rows.jsonl", _lines(_LABELLED)), {"rows.jsonl": damaged_lines},
+           _prepare("rows.jsonl", form="completions")),
+    Format("dataset: options", _file("rows.jsonl", _lines(_SOLVED + _CHOICES)), {"rows.jsonl": damaged_lines},
            _prepare("rows.jsonl")),
     Format("dataset: JSON", _file("rows.json", json.dumps(_PROBLEMS).encode()), {"rows.json": damaged_json},
            _prepare("rows.json")),

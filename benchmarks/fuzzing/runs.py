@@ -90,7 +90,8 @@ def _notes(folder: Path) -> None:
 def _read_notes(folder: Path) -> None:
     found = settings_from(cache_dir=str(folder / "cache"), dataset="demo").config
     prepared(found.data, folder / "mlx_model")
-    note(found.data, folder / "mlx_model", TokenRows.load(next((run_folder_of(folder)).glob("*.pkl"))), form="solutions")
+    rows = TokenRows.load(next((run_folder_of(folder)).glob("*.pkl")))
+    note(found.data, folder / "mlx_model", rows, form="solutions")
 
 
 def run_folder_of(folder: Path) -> Path:

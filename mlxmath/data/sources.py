@@ -266,11 +266,14 @@ def _columns(
 ) -> tuple[Columns, Dataset | None]:
     """The columns' parts, and the known dataset if its rows are read as that one's: not where columns were named."""
     asked = (source.question_column, source.solution_column, source.answer_column)
-    dataset = dataset or recognise(rows.columns)
+    is_named, dataset = dataset is not None, dataset or recognise(rows.columns)
     if any(asked) or dataset is None or not set(dataset.signature or dataset.columns.main) <= set(rows.columns):
         found = find_columns(rows.columns, *asked, where=rows.name, solution_required=solutions_required)
         return found, None
     if solutions_required and dataset.columns.solution is None:
+        usual = find_columns(rows.columns, where=rows.name, solution_required=False)
+        if usual.solution not in (None, dataset.columns.answer) and not is_named:  # somebody's own rows, which have the benchmark's columns too
+            return usual, None
         raise InputError(f"{rows.name} has no solutions to train on; it is a benchmark, for evaluation.")
     return dataset.columns, dataset
 

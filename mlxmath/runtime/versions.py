@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
 def _commit(clone: Path) -> str | None:
     if not (clone / ".git").exists():
         return None

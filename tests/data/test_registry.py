@@ -532,3 +532,13 @@ def test_benchmarks_come_from_the_hub_by_the_same_table(monkeypatch: pytest.Monk
         ("ChilleD/SVAMP", "test"), ("reasoning-machines/gsm-hard", "train"), ("EleutherAI/hendrycks_math", "test"),
         ("HuggingFaceH4/aime_2024", "train"),
     }  # fmt: skip
+
+
+def test_rows_with_a_benchmarks_columns_and_solutions_are_trained_on(tmp_path: Path) -> None:
+    row = {"question": "2 + 2?", "subject": "sums", "choices": ["3", "4"], "answer": 1, "solution": "2 + 2 = 4, so B"}
+    path = write(tmp_path / "rows.jsonl", row)
+    (problem,) = load_problems(DataConfig(dataset=path))
+    assert problem.solution == "2 + 2 = 4, so B"
+    del row["solution"]
+    with pytest.raises(InputError, match="has no solutions to train on"):
+        load_problems(DataConfig(dataset=write(tmp_path / "bare.jsonl", row)))
