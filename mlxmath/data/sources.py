@@ -272,7 +272,8 @@ def _columns(
         return found, None
     if solutions_required and dataset.columns.solution is None:
         usual = find_columns(rows.columns, where=rows.name, solution_required=False)
-        if usual.solution not in (None, dataset.columns.answer) and not is_named:  # somebody's own rows, which have the benchmark's columns too
+        is_worked = usual.solution not in (None, dataset.columns.answer)
+        if is_worked and not is_named:  # somebody's own rows, which have the benchmark's columns too
             return usual, None
         raise InputError(f"{rows.name} has no solutions to train on; it is a benchmark, for evaluation.")
     return dataset.columns, dataset
