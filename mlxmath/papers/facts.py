@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxmath.config.load import RUN, RUN_FILE
+from mlxmath.config.load import RUN, RUN_FILE, section_of
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.parsing import parse_json
 from mlxmath.runtime.files import sha256
@@ -26,7 +26,7 @@ _ALWAYS = (
     "model.model", "data.dataset", "lora.variant", "lora.rank", "lora.alpha", "training.optimizer",
     "training.learning_rate", "training.schedule", "training.batch_size", "training.grad_accumulation_steps",
 )  # fmt: skip
-_SHARED, _OF_METHODS = ("model", "data", "lora", "training"), ("dpo", "grpo", "reward_model")
+_SHARED, _OF_METHODS = ("model", "data", "lora", "training"), ("sft", "dpo", "grpo", "gkd", "reward_model")
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _settings(record: dict[str, Any]) -> tuple[dict[str, str], tuple[str, ...]]:
     config, origin = record.get("config"), record.get("origin")
     config, origin = config if isinstance(config, dict) else {}, origin if isinstance(origin, dict) else {}
     found, chosen = {}, []
-    own = {str(record.get("method")).replace("-", "_"), *(
+    own = {section_of(str(record.get("method"))), *(
         name.partition(".")[0] for name, where in origin.items() if where != "default"
     )}  # fmt: skip
     for section in (*_SHARED, *(name for name in _OF_METHODS if name in own)):
