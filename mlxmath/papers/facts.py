@@ -19,7 +19,7 @@ from mlxmath.training.events import EVENTS, read_events
 RESULTS = "results.json"
 _NO_METHOD = (
     "adapter_path", "resume", "report_to", "save_every", "keep_checkpoints", "pause_at", "row_losses", "mlx_path",
-    "cache_dir", "overwrite", "trust_remote_code", "seed",
+    "cache_dir", "overwrite", "trust_remote_code", "seed", "judge",
 )  # fmt: skip
 """Settings that say nothing about the result, or stand elsewhere."""
 _ALWAYS = (
