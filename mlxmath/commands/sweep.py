@@ -20,8 +20,8 @@ from mlxmath.commands import options
 def main(file: Path, folder: str, deadline_hours: float | None, overwrite: bool, dry_run: bool) -> None:
     """Train the runs that FILE describes, each by a command of its own, and compare them.
 
-    FILE is TOML: a table of settings for what is run ([train], [dpo], [reward-model], [grpo]), [vary] with lists or
-    ranges of settings, seeds, and perhaps [halving] and [evaluate]. The same command again goes on where it was
+    FILE is TOML: a table of settings for what is run ([train], [dpo], [reward-model], [grpo], [gkd]), [vary] with lists
+    or ranges of settings, seeds, and perhaps [halving] and [evaluate]. The same command again goes on where it was
     interrupted.
     """
     from mlxmath.sweeps.file import read_sweep

@@ -114,6 +114,11 @@ class Resolved:
         }
 
 
+def section_of(method: str) -> str:
+    """The section with a method's own settings."""
+    return "sft" if method == "train" else method.replace("-", "_")
+
+
 def settings_from(
     sections: Sequence[str] = TRAINED_FROM, /, *, recipe: str | None = None, config: str | Path | None = None,
     set: Iterable[str] = (), debug: bool | None = False, origin: Literal["argument", "option"] = "argument",

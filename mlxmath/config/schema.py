@@ -280,13 +280,13 @@ class TrainingConfig(Section):
     )
     row_losses: Annotated[bool, _measured_if_on] = Field(
         False,
-        description="At the end, write the best adapters' loss on each held-out row: held_out.json, by which runs "
-        "are compared row by row; a run that a signal ends is then not measured once more.",
+        description="At the end, write the best adapters' loss (or verdict) on each held-out row: held_out.json, by "
+        "which runs are compared row by row; a run that a signal ends is then not measured once more.",
     )
     validation_metric: Annotated[Literal["loss", "answers"] | None, _measured] = Field(
         None,
         description="What the best adapters are the best by: the held-out loss, or how many held-out problems are "
-        "answered rightly, beside which the loss is measured too (unset: loss; of grpo answers).",
+        "answered rightly, beside which the loss is measured too (unset: loss; of grpo and gkd answers).",
     )
     early_stopping_patience: Annotated[Annotated[int, Field(ge=1)] | None, _measured] = Field(
         None, description="Stop after N validations in a row without improvement (unset: never)."

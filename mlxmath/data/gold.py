@@ -46,10 +46,10 @@ _BOUND_AFTER = re.compile(
 
 
 def gold(problem: Problem) -> str | None:
-    """The answer that the dataset states for a problem; None if it states none."""
+    """The answer that the dataset states for a problem; None if it states none, or in an undesirable completion."""
     if problem.answer and (answer := problem.answer.strip()):
         return answer_of(answer)
-    return stated(problem.solution) if problem.solution else None
+    return stated(problem.solution) if problem.solution and problem.is_desirable is not False else None
 
 
 def answer_of(text: str) -> str | None:

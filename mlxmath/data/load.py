@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxmath.config.load import Resolved
-from mlxmath.config.schema import RunConfig
+from mlxmath.config.schema import DataConfig, RunConfig
 from mlxmath.data.batch import Rows
 from mlxmath.data.batching import BatchSampler
 from mlxmath.data.cache import TokenRows
@@ -251,13 +251,20 @@ def look_at_data(config: RunConfig, method: str) -> None:
         InputError: no such dataset, column, split, filter or template.
         MlxmathError: the data cannot be fetched.
     """
-    pairs, labels = method in ("dpo", "reward-model"), method == "dpo" and config.dpo.loss_type == "kto"
     get_template(config.data.template, config.data.template_file)
     wanted = [config.data]
     if config.training.validation_dataset is not None:
         wanted.append(held_out_config(config.data, config.training.validation_dataset)[0])
     for data in wanted:
-        Mixture(data, solutions_required=method not in ("grpo", "gkd"), pairs=pairs, labels=labels)
+        mixture_for(method, config, data)
+
+
+def mixture_for(method: str, config: RunConfig, data: DataConfig) -> Mixture:
+    """What a method reads of a dataset, opened."""
+    return Mixture(
+        data, solutions_required=method not in ("grpo", "gkd"), pairs=method in ("dpo", "reward-model"),
+        labels=method == "dpo" and config.dpo.loss_type == "kto",
+    )  # fmt: skip
 
 
 def check_pairs(settings: Resolved) -> None:

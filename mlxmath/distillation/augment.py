@@ -202,7 +202,7 @@ def _by_teacher(
     changes: dict[str, Any] = {"keep": "all", "output_path": str(folder)}
     if kind == "rephrase":
         changes["instruction"] = _TO_REPHRASE
-    data = type(config.data)(dataset=str(source), decontaminate=(), deduplicate="off")
+    data = type(config.data)(dataset=str(source), decontaminate=(), deduplicate="off", tools=config.data.tools)
     own = config.model_copy(update={"data": data, "distillation": config.distillation.model_copy(update=changes)})
     judged = distill(own, resume=resume, overwrite=overwrite)
     result.asked[kind], reasons = (judged.num_judged, judged.num_correct), Counter(judged.reasons)

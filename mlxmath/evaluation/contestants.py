@@ -59,7 +59,7 @@ class Contestant:
             if not path.is_file():
                 raise MlxmathError(
                     f"{self.adapter} holds no adapter: {path.name} is missing. Train one (`mlxmath train`), name "
-                    "another folder with --adapter-path, or evaluate the base model with --no-adapter."
+                    "another folder, or ask the base model (evaluate: --no-adapter; a teacher: without :ADAPTER)."
                 )
         return {"model": model, "adapter": sha256(weights)[:16] + sha256(self.adapter / CONFIG)[:16]}
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxmath.config.load import RUN, RUN_FILE
+from mlxmath.config.load import RUN, RUN_FILE, section_of
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.parsing import parse_json
 from mlxmath.runtime.files import sha256
@@ -19,7 +19,7 @@ from mlxmath.training.events import EVENTS, read_events
 RESULTS = "results.json"
 _NO_METHOD = (
     "adapter_path", "resume", "report_to", "save_every", "keep_checkpoints", "pause_at", "row_losses", "mlx_path",
-    "cache_dir", "overwrite", "trust_remote_code", "seed",
+    "cache_dir", "overwrite", "trust_remote_code", "seed", "judge",
 )  # fmt: skip
 """Settings that say nothing about the result, or stand elsewhere."""
 _ALWAYS = (
@@ -139,7 +139,7 @@ def _settings(record: dict[str, Any]) -> tuple[dict[str, str], tuple[str, ...]]:
     config, origin = record.get("config"), record.get("origin")
     config, origin = config if isinstance(config, dict) else {}, origin if isinstance(origin, dict) else {}
     found, chosen = {}, []
-    own = {str(record.get("method")).replace("-", "_"), *(
+    own = {section_of(str(record.get("method"))), *(
         name.partition(".")[0] for name, where in origin.items() if where != "default"
     )}  # fmt: skip
     for section in (*_SHARED, *(name for name in _OF_METHODS if name in own)):

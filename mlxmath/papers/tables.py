@@ -1,5 +1,6 @@
 """The tables of a paper, as heads and rows of text: LaTeX and Markdown show the same."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,6 +11,7 @@ from mlxmath.papers.facts import Facts, RunFacts
 from mlxmath.runtime.console import duration, size
 from mlxmath.sharing.contents import last_parts
 from mlxmath.sweeps.report import difference_of, value_of
+from mlxmath.sweeps.runs import is_share
 
 _MOST_COLUMNS = 4
 """Settings that differ, in one table."""
@@ -72,7 +74,8 @@ def _settings(runs: Sequence[RunFacts]) -> Iterator[Table]:
         part = different[start : start + _MOST_COLUMNS]
         number = "" if len(different) <= _MOST_COLUMNS else f"-{start // _MOST_COLUMNS + 1}"
         values = tuple((run.name, *(run.settings.get(name, "–") for name in part)) for run in runs)
-        heads = ("run", *(name.partition(".")[2] for name in part))
+        short = Counter(name.partition(".")[2] for name in different)
+        heads = ("run", *(own if short[own := name.partition(".")[2]] == 1 else name for name in part))
         caption = "Settings in which the runs differ (–: not in that run)."
         yield Table(f"differences{number}", caption, heads, values, columns="l" * (1 + len(part)))
 
@@ -122,10 +125,11 @@ def _accuracy(label: str, name: str, results: dict[str, Any]) -> Iterator[Table]
          p_value(one["p_value"]).removeprefix("p = "), f"{one['fixed']:,}", f"{one['broken']:,}")
         for one in results["comparisons"]
     )  # fmt: skip
-    caption = (
-        "Differences in percentage points on the same problems, with 95 % intervals (Newcombe's) and the exact McNemar "
-        "test's p."
-    )
+    how = (
+        "confidence sequences and p that hold whenever one stops" if settings.get("until_decided") else
+        "intervals (Newcombe's) and the exact McNemar test's p"
+    )  # fmt: skip
+    caption = f"Differences in percentage points on the same problems, with 95 % {how}."
     yield Table(f"{label}-compared", caption, ("models", "difference", "p", "fixed", "broken"), pairs)
 
 
@@ -147,7 +151,7 @@ def _ablation(label: str, name: str, results: dict[str, Any]) -> Table:
         row = [one["label"], f"{one['steps']:,}"]
         row += [value_of(one["held_out"], metric)] if metric else []
         row += ["–" if one["spread"] is None else f"{one['spread']:.4f}"] if metric and seeds else []
-        scale = (100.0, 1) if metric == "accuracy" else (1.0, 4)
+        scale = (100.0, 1) if is_share(metric) else (1.0, 4)
         row += ["reference" if is_reference else difference_of(one["difference"], *scale)] if metric else []
         if asked:
             accuracy = one["accuracy"]

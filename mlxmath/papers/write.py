@@ -7,6 +7,7 @@ from typing import Any
 
 from mlxmath import __version__
 from mlxmath.config.load import RUN_FILE
+from mlxmath.errors import InputError
 from mlxmath.evaluation.plots import COLORS, plain, save
 from mlxmath.papers import latex
 from mlxmath.papers.facts import Facts, RunFacts, data_of, hashes_of, read_facts
@@ -15,10 +16,13 @@ from mlxmath.runtime.console import say
 from mlxmath.runtime.files import atomic_write, remove
 from mlxmath.runtime.locks import locked
 from mlxmath.runtime.markdown import cell, code
+from mlxmath.runtime.sealed import sealed_json, unsealed_json
 from mlxmath.sweeps.report import curves
 from mlxmath.training.events import EVENTS, SMOOTHED, number, read_events
 
 TABLES, FIGURES, DOCUMENT, MARKDOWN, REPRODUCE = "tables", "figures", "paper.tex", "paper.md", "reproduce.tex"
+WRITTEN = "paper.json"
+"""Names what was written, which the next call replaces; nothing else in the folder is touched."""
 Statement = tuple[str, list[tuple[str, str, bool]]]
 """Of what, and (name, value, whether the value is a command)."""
 
@@ -34,14 +38,16 @@ def write_paper(folders: Sequence[Path], out: Path) -> list[Path]:
         The files.
 
     Raises:
-        InputError: a folder holds none of them.
+        InputError: a folder holds none of them, or `out` files of others under these names.
         MlxmathError: a file is damaged, or `out` cannot be written.
     """
     facts = read_facts(folders)
     with locked(out, "--out", "mlxmath paper"):
-        for name in (TABLES, FIGURES, DOCUMENT, MARKDOWN, REPRODUCE):
-            remove(out / name)
         tables, figures, statements = tables_of(facts), figures_of(facts), statements_of(facts)
+        _make_room(out, [
+            *(f"{TABLES}/{table.label}.{kind}" for table in tables for kind in ("tex", "md")),
+            *(f"{FIGURES}/{name}.pdf" for name in figures), f"{FIGURES}/figures.tex", DOCUMENT, MARKDOWN, REPRODUCE,
+        ])  # fmt: skip
         written = []
 
         def write(name: str, text: str) -> None:
@@ -63,6 +69,26 @@ def write_paper(folders: Sequence[Path], out: Path) -> list[Path]:
         write(MARKDOWN, _document_md(tables, figures, statements))
     say(f"{len(tables)} tables, {len(figures)} figures: {out / DOCUMENT} has all of them, {out / MARKDOWN} in Markdown")
     return written
+
+
+def _make_room(out: Path, names: Sequence[str]) -> None:
+    """Remove what an earlier call wrote, and note what this one is about to write.
+
+    Raises:
+        InputError: a file of others has one of the names.
+    """
+    listed = unsealed_json(out / WRITTEN, ()).get("files") if (out / WRITTEN).exists() else []
+    known = {DOCUMENT, MARKDOWN, REPRODUCE, *(name for name in listed if _is_inside(name))} if listed else set()
+    if other := [name for name in names if name not in known and (out / name).exists()]:
+        raise InputError(f"--out: {out / other[0]} is there and was not written by this command; give another.")
+    for name in known:
+        remove(out / name)
+    sealed_json(out / WRITTEN, {"files": list(names)})
+
+
+def _is_inside(name: Any) -> bool:
+    folder, _, own = str(name).partition("/")
+    return folder in (TABLES, FIGURES) and own == Path(own).name and own not in ("", "..")
 
 
 def figures_of(facts: Facts) -> dict[str, tuple[str, Any]]:

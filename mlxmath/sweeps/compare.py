@@ -16,7 +16,7 @@ from mlxmath.runtime.sealed import unsealed_json
 from mlxmath.training.validation import HELD_OUT
 
 Rows = Mapping[tuple[str, int], tuple[float, int]]
-"""By what was held out and the row's number: the sum of its losses (or 1 for a right answer), and of how many."""
+"""By what was held out and measured and the row's number: the sum of its losses (or 1 if right), and of how many."""
 LEAST_ROWS = 5
 """Fewer say nothing of their spread."""
 
@@ -35,7 +35,7 @@ def rows_of(folders: Iterable[tuple[Path, int]]) -> Rows | None:
         try:
             told = unsealed_json(folder / HELD_OUT, None)
             rows = [(int(number), float(value), int(count)) for number, value, count in told["rows"]]
-            fingerprint = str(told["fingerprint"])
+            fingerprint = f"{told['fingerprint']} {told['metric']}"
         except (MlxmathError, KeyError, TypeError, ValueError):
             return None
         if told.get("step") != step:

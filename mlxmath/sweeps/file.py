@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from mlxmath.config.load import TRAINED_FROM
+from mlxmath.config.load import TRAINED_FROM, section_of
 from mlxmath.config.schema import SETTINGS
 from mlxmath.config.section import Section, check_section, nearest, read_toml, require
 from mlxmath.errors import InputError
@@ -181,7 +181,7 @@ def _check_setting(path: Path, where: str, name: str, methods: list[str]) -> Non
 
 def takes(method: str, setting: str) -> bool:
     """Whether a stage uses a setting."""
-    return setting.split(".")[0] in (*TRAINED_FROM, method.replace("-", "_"))
+    return setting.split(".")[0] in (*TRAINED_FROM, section_of(method))
 
 
 def _check_ours(path: Path, where: str, name: str) -> None:

@@ -120,9 +120,22 @@ def plan_of(file: SweepFile, folder: Path) -> Plan:
             f"{file.path}: there is nothing to compare the runs by; hold problems out (training.validation_split or "
             "training.validation_dataset)" + (", or add [evaluate]." if not file.outline.halving else ".")
         )
+    methods = [run.stages[-1].method for one in made for run in one.runs]
+    metrics = {_ranked_by(method, config) for method, config in zip(methods, maker.last, strict=True)}
+    if len(metrics) > 1 and (evaluation is None or file.outline.halving):
+        raise InputError(
+            f"{file.path}: runs that end in {' or '.join(sorted(metrics))} cannot be ranked among each other; give the "
+            "same training.validation_metric to all" + (", or add [evaluate]." if not file.outline.halving else ".")
+        )
     rungs, keep = _rungs(file, made, maker.last)
     files = {path: _nested(file.tables[stage].values) for stage, path in bases.items()}
     return Plan(file, folder, made, rungs, keep, files, evaluation, is_measured)
+
+
+def _ranked_by(method: str, config: RunConfig) -> str:
+    """What a run of a method measures on what it holds out, in words."""
+    is_loss = method not in ("grpo", "gkd") and config.training.validation_metric != "answers"
+    return f"a held-out loss of {method}" if is_loss else "a share of right answers"
 
 
 def _chosen(file: SweepFile) -> list[tuple[Choice, ...]]:

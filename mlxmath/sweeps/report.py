@@ -15,6 +15,7 @@ from mlxmath.runtime.console import duration, harmless, is_shown, printable, say
 from mlxmath.runtime.files import atomic_write
 from mlxmath.runtime.markdown import cell, code
 from mlxmath.runtime.sealed import sealed_json
+from mlxmath.sweeps.runs import is_share
 
 RESULTS, CURVES = "sweep.json", "curves.png"
 _MOST_NAMED = 8
@@ -77,7 +78,7 @@ def _in_order(found: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) ->
     """As the ablations are listed; else those that went furthest first, among them the best."""
     if results["search"] == "ablation":
         return list(found)
-    sign = -1.0 if results["metric"] == "accuracy" else 1.0
+    sign = -1.0 if is_share(results["metric"]) else 1.0
 
     def key(one: Mapping[str, Any]) -> tuple[Any, ...]:
         value = -one["accuracy"]["estimate"] if one["accuracy"] else one["held_out"]
@@ -89,7 +90,7 @@ def _in_order(found: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) ->
 
 def value_of(value: float | None, metric: str | None) -> str:
     """A held-out value in words."""
-    return "–" if value is None else percent(value) if metric == "accuracy" else f"{value:.4f}"
+    return "–" if value is None else percent(value) if is_share(metric) else f"{value:.4f}"
 
 
 def difference_of(found: Mapping[str, float] | None, scale: float = 1.0, digits: int = 4) -> str:
@@ -110,7 +111,7 @@ def _row(
         row.append(value_of(one["held_out"], metric))
     if metric and len(results["seeds"]) > 1:
         row.append("–" if one["spread"] is None else f"{one['spread']:.4f}")
-    points = (100.0, 1) if metric == "accuracy" else (1.0, 4)
+    points = (100.0, 1) if is_share(metric) else (1.0, 4)
     if metric:
         row.append("reference" if one is against else difference_of(one["difference"], *points))
     if answers:

@@ -13,7 +13,7 @@ from mlxmath.evaluation.stats import Interval, adjusted_difference, adjusted_mea
 from mlxmath.runtime.sealed import unsealed_json
 from mlxmath.sweeps.compare import Rows, difference, rows_of
 from mlxmath.sweeps.plan import Configuration, Plan
-from mlxmath.sweeps.runs import State, state_of
+from mlxmath.sweeps.runs import State, is_share, state_of
 
 Verdicts = Mapping[str, float]
 """Of each problem the share of right answers."""
@@ -31,7 +31,7 @@ def results_of(plan: Plan, errors: Mapping[Path, str], *, is_complete: bool) -> 
     answers = _answers(plan)
     found = [_figures(one, states[one.number], answers, errors) for one in plan.configurations]
     metric = next((state.metric for own in states.values() for state in own if state.metric), None)
-    higher = metric == "accuracy"
+    higher = is_share(metric)
     by_answers = any(one["accuracy"] for one in found)
     ranked = [one for one in found if _rank(one, by_answers, higher) is not None]
     furthest = max((one["steps"] for one in ranked), default=0)

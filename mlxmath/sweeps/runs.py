@@ -21,9 +21,12 @@ from mlxmath.runtime.locks import locked
 from mlxmath.runtime.sealed import unsealed_json
 from mlxmath.sweeps.plan import Stage
 from mlxmath.training.events import EVENTS, number, read_events
+from mlxmath.training.held_out import ACCURACY, ANSWERS, LOSS
 
 _DONE = ("finished", "early_stopped", "deadline", "no_signal", "diverged")
 """Endings after which a run is not taken further."""
+METRICS = (ANSWERS, LOSS, ACCURACY)
+"""What runs are measured by; one that measures answers tells its loss too, one on pairs its accuracy."""
 _LOOK_S = 0.1
 _TAIL = 20_000
 """Bytes at the end of a log in which an error is looked for."""
@@ -36,7 +39,7 @@ class State:
     Attributes:
         status: how it ended; "" before it began.
         steps: done, where it ended.
-        metric: what is measured on held-out rows, "loss" or "accuracy"; None if nothing was.
+        metric: what the best adapters are the best by, one of `METRICS`; None if nothing was measured.
         history: (step, value) of all measurements.
         seconds: of its steps and measurements.
         peak_bytes: the most memory on the device; None if nothing tells.
@@ -54,7 +57,7 @@ class State:
     @property
     def higher_is_better(self) -> bool:
         """Whether more is better."""
-        return self.metric == "accuracy"
+        return is_share(self.metric)
 
     def is_done(self, pause: int | None) -> bool:
         """Whether it is as far as `pause`, or as it goes."""
@@ -66,6 +69,11 @@ class State:
         if not found or (self.status == "diverged" and (pause is None or self.steps <= pause)):
             return None
         return (max if self.higher_is_better else min)(found, key=lambda one: one[1])
+
+
+def is_share(metric: str | None) -> bool:
+    """Whether a metric is a share of right answers, not a loss."""
+    return metric in (ANSWERS.name, ACCURACY.name)
 
 
 def state_of(folder: Path) -> State:
@@ -81,8 +89,8 @@ def state_of(folder: Path) -> State:
         if event["event"] in ("step", "validation", "rollout"):
             seconds += number(event.get("seconds")) or 0.0
         if event["event"] == "validation":  # run.json tells nothing of it while a run goes on
-            metric = "loss" if "loss" in event else "accuracy"
-            if (value := number(event.get(metric))) is not None:
+            metric = next((one.name for one in METRICS if one.name in event), None)
+            if metric and (value := number(event.get(metric))) is not None:
                 history.append((event["step"], value))
         if event["event"] == "end" and isinstance(event.get("peak_bytes"), int):
             peak = max(peak or 0, event["peak_bytes"])

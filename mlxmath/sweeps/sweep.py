@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mlxmath.errors import MlxmathError, OtherRunError
+from mlxmath.errors import InputError, MlxmathError, OtherRunError
 from mlxmath.evaluation.samples import read_settings
 from mlxmath.runtime.console import duration, say, warn
 from mlxmath.runtime.files import atomic_write, remove
@@ -80,9 +80,13 @@ def _begin(plan: Plan, *, overwrite: bool) -> None:
     """Make the folder this sweep's.
 
     Raises:
+        InputError: it holds what is none of a sweep's under a name that a sweep's files have.
         OtherRunError: it holds another one.
     """
     folder = plan.folder
+    names = dict.fromkeys((*_OURS, *(path.name for path in plan.files)))
+    if not (folder / PLAN).exists() and (other := [name for name in names if (folder / name).exists()]):
+        raise InputError(f"--folder: {folder} holds {other[0]} and no {PLAN}, so it is no sweep's; give another.")
     if overwrite:
         for name in _OURS:
             remove(folder / name)
@@ -95,10 +99,10 @@ def _begin(plan: Plan, *, overwrite: bool) -> None:
         )  # fmt: skip
     import tomli_w
 
-    for path, values in plan.files.items():
-        atomic_write(path, tomli_w.dumps(dict(values)))
     if before is None:
         sealed_json(folder / PLAN, plan.identity)
+    for path, values in plan.files.items():
+        atomic_write(path, tomli_w.dumps(dict(values)))
 
 
 class _Progress:

@@ -11,6 +11,7 @@ import numpy as np
 from mlxmath.config.schema import RunConfig, TrainingConfig
 from mlxmath.data.batching import BatchSampler, StepBatch
 from mlxmath.errors import InputError
+from mlxmath.tools.run import check as check_tool
 from mlxmath.training.accumulate import Workers
 
 _TOGETHER = 32
@@ -226,11 +227,11 @@ def check_metric(config: RunConfig, method: str) -> None:
     """Refuse `--validation-metric` where it has no meaning.
 
     Raises:
-        InputError: it has none.
+        InputError: it has none, or the tool that answers are to call cannot be had.
     """
     metric = config.training.validation_metric
-    if metric == "loss" and method == "grpo":
-        raise InputError("--validation-metric loss: reinforcement learning is measured by its answers; leave it out.")
+    if metric == "loss" and method in ("grpo", "gkd"):
+        raise InputError("--validation-metric loss: a run that draws is measured by its answers; leave it out.")
     if metric == "answers" and method == "reward-model":
         raise InputError("--validation-metric answers: a reward model gives no answers; leave it out.")
     if metric == "answers" and config.runtime.offload == "on":
@@ -238,3 +239,5 @@ def check_metric(config: RunConfig, method: str) -> None:
             "--validation-metric answers draws answers between steps, which needs the model in memory; leave --offload "
             "or this out."
         )
+    if metric == "answers":
+        check_tool(config.data.tools)

@@ -18,7 +18,7 @@ from mlxmath.config.load import RUN, Resolved
 from mlxmath.config.methods import EvaluationConfig
 from mlxmath.config.schema import RunConfig
 from mlxmath.data.dedup import occurring
-from mlxmath.data.mixture import Mixture
+from mlxmath.data.load import mixture_for
 from mlxmath.errors import InputError, OtherRunError
 from mlxmath.evaluation.benchmarks import LoadedBenchmark, drawn, load_benchmark
 from mlxmath.evaluation.contestants import Contestant
@@ -33,7 +33,10 @@ from mlxmath.training.validation import BEST
 
 FOLDER = "judge"
 """In the adapter folder: a folder of `mlxmath evaluate`."""
-_NOT_JUDGED = {"stopped": "a signal ended the run", "diverged": "the run diverged", "no_signal": "nothing was learned"}
+_NOT_JUDGED = {
+    "stopped": "a signal ended the run", "paused": "the run has paused", "diverged": "the run diverged",
+    "no_signal": "nothing was learned",
+}  # fmt: skip
 _KEPT = ("base", "other", "difference", "low", "high", "p_value", "fixed", "broken", "total")
 
 
@@ -60,7 +63,7 @@ def choose_exam(exam: LoadedBenchmark, config: RunConfig, method: str) -> Loaded
     """
     assert config.training.judge is not None
     _, limit = _parts(config.training.judge)
-    mixture = Mixture(config.data, solutions_required=method not in ("grpo", "gkd"), pairs=method == "dpo")
+    mixture = mixture_for(method, config, config.data)
     mixture.choose()
     known = occurring([item.question for item in exam.items], (problem.question for problem in mixture))
     left = [item for item, is_known in zip(exam.items, known, strict=True) if not is_known]

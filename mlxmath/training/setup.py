@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxmath import __version__
-from mlxmath.config.load import TRAINED_FROM, Resolved
+from mlxmath.config.load import TRAINED_FROM, Resolved, section_of
 from mlxmath.config.schema import RunConfig
 from mlxmath.data.batch import Shape
 from mlxmath.data.batching import StepBatch
@@ -117,7 +117,7 @@ class Run(Part):
 
     def __init__(self, method: Method, settings: Resolved, ranks: Ranks, *, keep_start: bool = False) -> None:
         self.method, self.settings, self.ranks, self.keep_start = method, settings, ranks, keep_start
-        self._section = "sft" if method == "train" else method.replace("-", "_")
+        self._section = section_of(method)
         self.sections = (*TRAINED_FROM, self._section)
         for other in settings.others(self.sections):
             names = [name for name, origin in settings.origin.items() if origin != "default"]

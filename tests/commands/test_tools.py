@@ -97,3 +97,13 @@ def test_grpo_and_distill_call(folder: Path, tmp_path: Path) -> None:
         tmp_path, "distill", "--teacher-url", "http://127.0.0.1:1/v1", "--teacher-model", "m", "--tools", "python"
     )
     assert said.returncode == 2 and "a local --teacher" in said.stderr
+
+
+def test_answers_by_which_the_best_adapters_are_chosen_call_too(folder: Path) -> None:
+    succeed(
+        folder, "train", "--debug", "--dataset", "rows.jsonl", "--tools", "calculator", "--init-adapter", "adapters",
+        "--lora-rank", "16", "--learning-rate", "1e-9", "--max-steps", "1", "--validation-split", "6",
+        "--validation-metric", "answers", "--max-seq-len", "128", "--adapter-path", "more",
+    )  # fmt: skip
+    told = [event for event in json_lines(folder / "more" / "events.jsonl") if event["event"] == "validation"]
+    assert told[0]["answers"] >= 0.5

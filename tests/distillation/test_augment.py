@@ -1,6 +1,7 @@
 """More rows out of those that there are: what is made and counted, and that nothing is made of what is held out."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mlxmath.data.load import held_out
 from mlxmath.distillation.augment import augment
 from mlxmath.errors import InputError
 from mlxmath.grading import grade
+from mlxmath.tools.calculator import calculate
 from tests.data.material import write_lines
 from tests.distillation.scripted import Request, completion, scripted, solution, sum_of
 from tests.helpers import json_lines
@@ -56,6 +58,16 @@ def test_rows_are_right_counted_and_none_is_of_what_is_held_out(tmp_path: Path) 
         f"| numbers | {counts['numbers']} |" in card
         and f"| held out, with all that could be made of them | {len(held)} |" in card
     )
+
+
+def test_variations_call_where_the_rows_do(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", [tale(i) for i in range(9)])
+    config = run_config(path, tmp_path / "out", augment="numbers,names", hold_out=0)
+    augment(config.model_copy(update={"data": config.data.model_copy(update={"tools": "calculator"})}))
+    rows = json_lines(tmp_path / "out" / "train.jsonl")
+    assert {row["kind"] for row in rows} == {"own", "numbers", "names"}
+    calls = [re.findall(r"<<(.*?)=(.*?)>>", row["solution"]) for row in rows]
+    assert all(len(own) == 2 and all(calculate(call) == result for call, result in own) for own in calls)
 
 
 def test_a_variation_that_meets_what_is_measured_on_is_left_out(tmp_path: Path) -> None:

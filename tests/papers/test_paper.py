@@ -149,6 +149,49 @@ def test_the_tables_say_what_was_recorded(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in (tmp_path / "paper").rglob("*") if path.is_file()} == again
 
 
+def test_settings_of_every_method_stand_in_the_tables(tmp_path: Path) -> None:
+    for method, values in {"gkd": {"beta": 0.5, "lmbda": 0.25}, "dpo": {"beta": 0.1}, "train": {}}.items():
+        shutil.copytree(RUN, tmp_path / method)
+        record = json.loads((tmp_path / method / "run.json").read_text())
+        record.pop("checksum", None)
+        section = "sft" if method == "train" else method
+        record["config"][section] = values or {"label_smoothing": 0.125}
+        record["origin"] |= {f"{section}.{name}": "option" for name in record["config"][section]}
+        sealed_json(tmp_path / method / "run.json", record | {"method": method})
+    write_paper([tmp_path / name for name in ("gkd", "dpo", "train")], tmp_path / "paper")
+    text = (tmp_path / "paper" / "tables" / "differences.md").read_text()
+    assert "| gkd.beta | lmbda | dpo.beta | label_smoothing |" in text
+    assert "| gkd | 0.5 | 0.25 | – | – |" in text and "| train | – | – | – | 0.125 |" in text
+
+
+def test_intervals_are_named_by_how_they_were_made(tmp_path: Path) -> None:
+    (tmp_path / "e").mkdir()
+    evaluation(tmp_path / "e")
+    found = json.loads((tmp_path / "e" / "results.json").read_text())
+    found.pop("checksum")
+    found["settings"]["until_decided"] = 5.0
+    sealed_json(tmp_path / "e" / "results.json", found)
+    write_paper([tmp_path / "e"], tmp_path / "paper")
+    text = (tmp_path / "paper" / "paper.md").read_text()
+    assert "95 % confidence sequences and p that hold whenever one stops" in text and "McNemar" not in text
+
+
+def test_files_of_others_are_not_touched(tmp_path: Path) -> None:
+    out = tmp_path / "paper"
+    (out / "tables").mkdir(parents=True)
+    (out / "tables" / "mine.tex").write_text("mine")
+    (out / "paper.tex").write_text("mine")
+    with pytest.raises(InputError, match="paper.tex is there and was not written by"):
+        write_paper([RUN], out)
+    assert (out / "paper.tex").read_text() == "mine" and not (out / "paper.json").exists()
+    (out / "paper.tex").unlink()
+    written = write_paper([RUN], out)
+    (tmp_path / "e").mkdir()
+    others = write_paper([evaluation(tmp_path / "e")], out)
+    assert (out / "tables" / "mine.tex").read_text() == "mine" and all(file.exists() for file in others)
+    assert not (out / "tables" / "cost.tex").exists() and out / "tables" / "cost.tex" in written
+
+
 def test_energy_is_told_where_all_processes_told_it(tmp_path: Path) -> None:
     shutil.copytree(RUN, tmp_path / "run")
     events = tmp_path / "run" / "events.jsonl"

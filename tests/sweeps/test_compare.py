@@ -12,9 +12,9 @@ from mlxmath.runtime.sealed import sealed_json
 from mlxmath.sweeps.compare import difference, rows_of, student
 
 
-def told(folder: Path, rows: list, fingerprint: str = "one", step: int = 4) -> tuple[Path, int]:
+def told(folder: Path, rows: list, fingerprint: str = "one", step: int = 4, metric: str = "loss") -> tuple[Path, int]:
     folder.mkdir(exist_ok=True)
-    sealed_json(folder / "held_out.json", {"step": step, "metric": "loss", "fingerprint": fingerprint, "rows": rows})
+    sealed_json(folder / "held_out.json", {"step": step, "metric": metric, "fingerprint": fingerprint, "rows": rows})
     return folder, 4
 
 
@@ -54,9 +54,15 @@ def test_the_interval_covers_the_truth_where_lengths_differ() -> None:
 def test_seeds_with_the_same_rows_are_added_up_and_others_stand_beside(tmp_path: Path) -> None:
     rows = [[0, 1.0, 2], [1, 3.0, 4]]
     same = rows_of([told(tmp_path / "a", rows), told(tmp_path / "b", rows)])
-    assert same == {("one", 0): (2.0, 4), ("one", 1): (6.0, 8)}
+    assert same == {("one loss", 0): (2.0, 4), ("one loss", 1): (6.0, 8)}
     beside = rows_of([told(tmp_path / "a", rows), told(tmp_path / "b", rows, "two")])
     assert beside is not None and len(beside) == 4
+
+
+def test_answers_are_not_compared_with_losses(tmp_path: Path) -> None:
+    rows = [[i, float(i % 2), 1] for i in range(9)]
+    loss, answers = (rows_of([told(tmp_path / name, rows, metric=name)]) for name in ("loss", "answers"))
+    assert difference(loss, loss) is not None and difference(loss, answers) is None
 
 
 @pytest.mark.parametrize(

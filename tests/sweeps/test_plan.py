@@ -83,12 +83,23 @@ def test_an_ablation_changes_one_thing_at_a_time(tmp_path: Path) -> None:
 def test_stages_go_on_from_one_another_and_are_run_once(tmp_path: Path) -> None:
     grpo = '[grpo]\nrecipe = "demo-grpo"\ntraining.validation_split = 4\n'
     vary = '[vary]\nstages = [["train", "grpo"], ["train"]]\ngrpo.training.learning_rate = [1e-4]\n'
-    text = f'search = "ablation"\n---{grpo}{vary}'
+    evaluate = '[evaluate]\nevaluation.benchmark = ["demo"]\n'
+    with pytest.raises(InputError, match="a held-out loss of train or a share of right answers cannot be ranked"):
+        plan(tmp_path, f'search = "ablation"\n---{grpo}{vary}')
+    text = f'search = "ablation"\n---{grpo}{vary}{evaluate}'
     both, alone = (one.runs[0].stages for one in plan(tmp_path, text).configurations)
     assert [stage.method for stage in both] == ["train", "grpo"] and alone == both[:1]
     words = shlex.split(both[1].command)
     assert words[words.index("--init-adapter") + 1] == str(both[0].folder)
     assert "training.learning_rate=0.0001" in words and "training.learning_rate=0.0001" not in both[0].arguments
+
+
+def test_a_methods_own_settings_vary(tmp_path: Path) -> None:
+    found = plan(tmp_path, "---[vary]\nsft.label_smoothing = [0.0, 0.1]\n")
+    assert labels(found) == ["label_smoothing=0", "label_smoothing=0.1"]
+    gkd = '[gkd]\nrecipe = "debug"\ngkd.teacher = "mlx_model:adapters"\ntraining.validation_split = 4\n'
+    stages = [one.runs[0].stages[0] for one in plan(tmp_path, "---[vary]\ngkd.beta = [0.5, 1.0]\n", gkd).configurations]
+    assert [stage.arguments[0] for stage in stages] == ["gkd"] * 2 and "gkd.beta=0.5" in stages[0].arguments
 
 
 def test_rungs_are_those_of_successive_halving(tmp_path: Path) -> None:
@@ -105,6 +116,7 @@ def test_rungs_are_those_of_successive_halving(tmp_path: Path) -> None:
         ("---[vary]\nlora.rnk = [1]\n", "vary.lora.rnk: unknown setting; did you mean 'lora.rank'?"),
         ("---[vary]\nlora.rank = [1, 0]\n", "lora.rank"),
         ("---[vary]\ngrpo.beta = [0.1]\n", "vary.grpo.beta: has no use in train"),
+        ("---[vary]\ntraining.validation_metric = ['loss', 'answers']\n", "cannot be ranked among each other"),
         ("---[vary]\ntraining.seed = [1, 2]\n", "seeds = [0, 1, 2]"),
         ("---[vary]\ntraining.adapter_path = ['a']\n", "the sweep sets it itself"),
         ("---[vary]\nlora.rank = {low = 1, high = 3}\n", 'search = "random"'),

@@ -108,6 +108,20 @@ def test_halving_ends_with_the_best_and_tells_of_all(whole: tuple[dict[str, Any]
     )
 
 
+def test_a_folder_that_is_no_sweeps_is_not_touched(here: Path) -> None:
+    mine = here / "mine"
+    (mine / "adapters").mkdir(parents=True)
+    (mine / "adapters" / "weights").write_text("months of work")
+    (here / "other").mkdir()
+    (here / "other" / "train.toml").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match=r"holds adapters and no plan\.json"):
+            sweep(Path("one.toml"), mine, overwrite=overwrite)
+        with pytest.raises(InputError, match=r"holds train\.toml and no plan\.json"):
+            sweep(Path("one.toml"), here / "other", overwrite=overwrite)
+    assert (mine / "adapters" / "weights").exists() and (here / "other" / "train.toml").read_text() == "mine"
+
+
 @pytest.mark.parametrize("when", ["within", "after"])
 def test_killed_at_any_run_it_ends_with_the_same_table(
     here: Path, whole: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch, when: str

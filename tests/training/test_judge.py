@@ -71,7 +71,9 @@ def test_a_run_is_judged_on_problems_that_it_has_not_seen(prepared: Path) -> Non
 
 
 def test_judged_from_where_it_started_and_in_words(prepared: Path) -> None:
-    train(prepared, "--adapter-path", "first", "--max-steps", "9")
+    paused = train(prepared, "--adapter-path", "first", "--max-steps", "9", "--pause-at", "2", "--judge", "demo:2")
+    assert "not judged, since the run has paused" in paused.stderr and not (prepared / "first" / "judge").exists()
+    train(prepared, "--adapter-path", "first", "--max-steps", "9", "--resume")
     said = train(
         prepared, "--init-adapter", "first", "--max-steps", "1", "--learning-rate", "1e-12", "--judge", "demo:2"
     )

@@ -1,5 +1,6 @@
 """KTO on a model: a step's baseline by hand, however its rows share micro-batches; and whole runs, resumed too."""
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ from mlxmath.config.losses import DpoConfig
 from mlxmath.config.schema import LoraConfig, TrainingConfig
 from mlxmath.data.batch import Shape
 from mlxmath.data.completions import Completions, CompletionSampler, CompletionStep
+from mlxmath.data.gold import gold
+from mlxmath.data.problem import Problem
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.lora.inject import adapter_arrays, inject
+from mlxmath.sweeps.runs import state_of
 from mlxmath.training.accumulate import Workers
 from mlxmath.training.checkpoint import Position, Saver
 from mlxmath.training.dpo import ReferenceLogprobs, WithReference, frozen
@@ -190,6 +194,29 @@ def test_labels_are_learned_and_a_killed_run_goes_on_bit_for_bit(monkeypatch: py
     one, other = (load_file(run.folder / "adapters.safetensors") for run in (straight, resumed))
     assert all(np.array_equal(one[name], other[name]) for name in one)
     assert figures(resumed, "step") == steps and figures(resumed, "validation") == held_out
+
+
+@pytest.mark.usefixtures("place")
+def test_labels_are_judged_and_chosen_by_answers() -> None:
+    """Golds are those of desirable completions, and rows are told by what the best adapters are the best by."""
+    rows = [
+        {"prompt": f"What is {n} + 2?", "completion": f" {n + 2 + wrong}\n#### {n + 2 + wrong}", "label": not wrong}
+        for n in range(9) for wrong in (1, 0)
+    ]  # fmt: skip
+    Path("exam.jsonl").write_text(json.dumps({"question": "What is 40 + 2?", "answer": "42"}))
+    found = mlxmath.dpo(
+        rows, adapter_path="answers", judge="exam.jsonl", validation_metric="answers", row_losses=True,
+        **FEW | {"max_steps": 2, "validation_split": 3},
+    )  # fmt: skip
+    assert found.verdict is not None and found.verdict["total"] == 1
+    told = json.loads(Path("answers/held_out.json").read_text())
+    best = max(figures(found, "validation"), key=lambda event: event["answers"])
+    assert told["metric"] == "answers" and [count for _, _, count in told["rows"]] == [1, 1, 1]
+    assert sum(value for _, value, _ in told["rows"]) / 3 == pytest.approx(best["answers"])
+    state = state_of(Path("answers"))
+    assert state.metric == "answers" and state.higher_is_better and state.best() == (best["step"], best["answers"])
+    problem = partial(Problem, id="0", question="What is 1 + 2?", solution="4\n#### 4")
+    assert [gold(problem(is_desirable=label)) for label in (None, True, False)] == ["4", "4", None]
 
 
 @pytest.mark.usefixtures("place")

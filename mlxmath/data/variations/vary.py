@@ -87,7 +87,7 @@ def _order(problem: Problem, rng: random.Random) -> Varied:
 def _with(problem: Problem, question: str, answer: str, marked: str | None) -> Problem:
     return replace(
         problem, question=question, answer=answer, marked=marked if problem.marked else None,
-        solution=without_marks(marked) if marked else None, messages=(), rejected=None,
+        solution=without_marks(marked) if marked and problem.marked else marked, messages=(), rejected=None,
     )  # fmt: skip
 
 

@@ -33,9 +33,9 @@ def find_teacher(spec: str | None) -> tuple[Contestant, dict[str, Any]]:
         InputError: none is named.
         MlxmathError: there is no model or adapter in the folder.
     """
-    if spec is None:
+    if not (spec or "").partition(":")[0]:
         raise InputError("--teacher: name the model that the student learns from, a folder or MODEL:ADAPTER.")
-    (found,) = choose_contestants(Path(), (), (spec,), base=False)
+    (found,) = choose_contestants(Path(), (), (spec or "",), base=False)
     return found, found.identity()
 
 

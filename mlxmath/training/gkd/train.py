@@ -110,4 +110,6 @@ def sample(
         f"{len(data.prompts):,} problems; at most {total_steps:,} steps of {draws.prompts_per_step} problems x "
         f"{config.num_generations} completions, drawn {slots} at a time ({reason}); {workers.how}"
     )
-    return draws, held_out_problems(workers, data.tokenizer, data.held_out, config, training, slots)
+    return draws, held_out_problems(
+        workers, data.tokenizer, data.held_out, config.max_completion_length, training, slots
+    )

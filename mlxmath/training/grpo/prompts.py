@@ -136,7 +136,7 @@ class Read:
 
 def read_prompts(
     config: RunConfig, data: DataConfig, tokenizer: TokenizerWrapper, length: int, *, pairs: bool = False,
-    solutions: bool = False,
+    labels: bool = False, solutions: bool = False,
 ) -> Read:  # fmt: skip
     """The problems of `data` (of its pairs) that have a gold answer and leave room for one of `length` tokens.
 
@@ -146,13 +146,14 @@ def read_prompts(
         tokenizer: of the model.
         length: tokens of the longest answer.
         pairs: the rows are pairs.
+        labels: with `pairs`, or completions with a label.
         solutions: read the dataset's own too, and leave out problems without.
 
     Raises:
         InputError: no problem is left.
     """
     template = get_template(config.data.template, config.data.template_file).for_tokenizer(tokenizer)
-    mixture = Mixture(data, solutions_required=solutions, pairs=pairs)
+    mixture = Mixture(data, solutions_required=solutions, pairs=pairs, labels=labels)
     mixture.choose()
     room = data.max_seq_len - length
     left_out = Counter[str]()

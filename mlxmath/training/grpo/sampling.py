@@ -194,13 +194,13 @@ def choose_concurrency(run: Run, config: Drawing, longest: int) -> tuple[int, st
 
 
 def held_out_problems(
-    workers: Workers, tokenizer: TokenizerWrapper, prompts: Sequence[Prompt], config: Drawing,
+    workers: Workers, tokenizer: TokenizerWrapper, prompts: Sequence[Prompt], longest: int,
     training: TrainingConfig, concurrency: int, tool: Tool | None = None,
 ) -> HeldOut | None:  # fmt: skip
-    """Problems of which the share of right answers is measured; None if there are none."""
+    """Problems of which the share of right answers is measured, of `longest` tokens each; None if there are none."""
     if not prompts:
         return None
-    order, longest = seeded_order(len(prompts), training.seed), config.max_completion_length
+    order = seeded_order(len(prompts), training.seed)
 
     def verdicts(count: int, stopped: Stopped) -> list[bool] | None:
         chosen = [prompts[i] for i in order[:count]]

@@ -117,4 +117,6 @@ def sample(
         f"{config.num_generations} completions, drawn {slots} at a time ({reason}); {workers.how}"
     )
     tool = run.config.data.tools
-    return rollouts, held_out_problems(workers, data.tokenizer, data.held_out, config, training, slots, tool)
+    return rollouts, held_out_problems(
+        workers, data.tokenizer, data.held_out, config.max_completion_length, training, slots, tool
+    )
