@@ -92,10 +92,10 @@ def _begin(plan: Plan, *, overwrite: bool) -> None:
             remove(folder / name)
     before = unsealed_json(folder / PLAN, None) if (folder / PLAN).exists() else None
     if before is not None and before != plan.identity:
-        names = [name for name, value in plan.identity.items() if before.get(name) != value]
+        differing = [name for name, value in plan.identity.items() if before.get(name) != value]
         raise OtherRunError(
-            f"--folder: {folder} holds another sweep ({' and '.join(names)} differ); give the same file, another "
-            "--folder, or --overwrite.", names,
+            f"--folder: {folder} holds another sweep ({' and '.join(differing)} differ); give the same file, another "
+            "--folder, or --overwrite.", differing,
         )  # fmt: skip
     import tomli_w
 
