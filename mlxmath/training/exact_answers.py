@@ -60,8 +60,8 @@ def held_out_answers(run: Run, workers: Workers, data: TrainingData, rows: HeldO
         found = answered and rows.measure(min(count, rows.num_items), stopped)
         if not answered or not found:
             return None
-        loss, _, *metrics = found
-        return *answered[:2], loss, *metrics
+        (share, num_answered, *_), (loss, _, *metrics) = answered, found
+        return share, num_answered, *[loss, *metrics]
 
     return replace(
         answers, measure=measure, step_items=rows.step_items / _STEPS_AN_ANSWER, metric=ANSWERS,
