@@ -14,6 +14,7 @@ from typing import Any
 from mlxmath.config.load import Layer, recipe_layer, resolve
 from mlxmath.config.schema import RunConfig
 from mlxmath.errors import InputError
+from mlxmath.evaluation.benchmarks import named
 from mlxmath.sweeps.file import EVALUATE, Choice, Dimension, SweepFile, label_of, takes
 
 _MOST = 1000
@@ -266,6 +267,11 @@ def _evaluation(
         return None
     layers = [recipe_layer(table.recipe)] if table.recipe else []
     config = resolve([*layers, Layer(f"{file.path.name} [{EVALUATE}]", table.values)]).config
+    for spec in config.evaluation.benchmark:  # it is asked when all runs are done, perhaps days later
+        option = f"{file.path}: [{EVALUATE}] evaluation.benchmark"
+        _, rows = named(spec, option)
+        if rows and not Path(rows).expanduser().exists():
+            raise InputError(f"{option}: {rows} does not exist.")
     places = {one.model.mlx_path for one in last}
     if places != {config.model.mlx_path}:
         raise InputError(
