@@ -121,8 +121,7 @@ def plan_of(file: SweepFile, folder: Path) -> Plan:
             f"{file.path}: there is nothing to compare the runs by; hold problems out (training.validation_split or "
             "training.validation_dataset)" + (", or add [evaluate]." if not file.outline.halving else ".")
         )
-    methods = (run.stages[-1].method for one in made for run in one.runs)
-    metrics = set(map(ranked_by, methods, maker.last))
+    metrics = set(map(ranked_by, (run.stages[-1].method for one in made for run in one.runs), maker.last))
     if len(metrics) > 1 and (evaluation is None or file.outline.halving):
         raise InputError(
             f"{file.path}: runs that end in {' or '.join(sorted(metrics))} cannot be ranked among each other; give the "
