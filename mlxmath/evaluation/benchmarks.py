@@ -60,6 +60,24 @@ class LoadedBenchmark:
         return sum(self.left_out.values())
 
 
+def named(spec: str, option: str = "--benchmark") -> tuple[Dataset | None, str]:
+    """What `load_benchmark` would load: a known benchmark, a file ("": none), or the former out of the latter.
+
+    Raises:
+        InputError: there is no such benchmark.
+    """
+    name, _, file = spec.partition("=")
+    dataset = known(name)
+    if dataset and dataset.test_split:
+        return dataset, file
+    if not file and is_file_name(spec):
+        return None, spec
+    raise InputError(
+        f"{option}: there is no {name!r}, but {', '.join(BENCHMARKS)}, any {READABLE} file, and "
+        f"NAME=FILE{near(name, BENCHMARKS)}"
+    )
+
+
 def load_benchmark(
     spec: str, limit: int | None = None, option: str = "--benchmark", *, perturb: Kind | None = None, seed: int = 0
 ) -> LoadedBenchmark:
@@ -76,23 +94,16 @@ def load_benchmark(
         InputError: there is no such benchmark or file, or no row with a gold answer.
         MlxmathError: the data cannot be fetched or read.
     """
-    name, _, file = spec.partition("=")
-    dataset = known(name)
-    if dataset and dataset.test_split:
+    dataset, file = named(spec, option)
+    if dataset:
         name, max_tokens, kind = dataset.name, dataset.max_tokens, dataset.kind
-        if file:
-            loaded = _open_file(spec, file, dataset, option)
-        else:
-            source = SourceConfig(dataset=name, split=dataset.test_split)
-            loaded = load_problems(source, solutions_required=False)
-    elif not file and is_file_name(spec):
-        name, max_tokens, kind = Path(spec).stem, _FILE_MAX_TOKENS, "word"
-        loaded = _open_file(spec, spec, None, option)
     else:
-        raise InputError(
-            f"{option}: there is no {name!r}, but {', '.join(BENCHMARKS)}, any {READABLE} file, and "
-            f"NAME=FILE{near(name, BENCHMARKS)}"
-        )
+        name, max_tokens, kind = Path(spec).stem, _FILE_MAX_TOKENS, "word"
+    if file:
+        loaded = _open_file(spec, file, dataset, option)
+    else:
+        source = SourceConfig(dataset=name, split=dataset and dataset.test_split)
+        loaded = load_problems(source, solutions_required=False)
     numbered = list(loaded.numbered())
     left_out = Counter(loaded.skipped)
     asked = [(item, problem) for index, problem in numbered if (item := _item(name, index, problem))]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from mlxmath.config.load import TRAINED_FROM, section_of
-from mlxmath.config.schema import SETTINGS
+from mlxmath.config.schema import SETTINGS, RunConfig
 from mlxmath.config.section import Section, check_section, nearest, read_toml, require
 from mlxmath.errors import InputError
 
@@ -182,6 +182,12 @@ def _check_setting(path: Path, where: str, name: str, methods: list[str]) -> Non
 def takes(method: str, setting: str) -> bool:
     """Whether a stage uses a setting."""
     return setting.split(".")[0] in (*TRAINED_FROM, section_of(method))
+
+
+def ranked_by(method: str, config: RunConfig) -> str:
+    """What a run of a method measures on what it holds out, in words."""
+    is_loss = method not in ("grpo", "gkd") and config.training.validation_metric != "answers"
+    return f"a held-out loss of {method}" if is_loss else "a share of right answers"
 
 
 def _check_ours(path: Path, where: str, name: str) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 from mlxmath.config.load import Layer, recipe_layer, resolve
 from mlxmath.config.schema import RunConfig
 from mlxmath.errors import InputError
-from mlxmath.sweeps.file import EVALUATE, Choice, Dimension, SweepFile, label_of, takes
+from mlxmath.evaluation.benchmarks import named
+from mlxmath.sweeps.file import EVALUATE, Choice, Dimension, SweepFile, label_of, ranked_by, takes
 
 _MOST = 1000
 _LONGEST_NAME = 60
@@ -120,8 +121,7 @@ def plan_of(file: SweepFile, folder: Path) -> Plan:
             f"{file.path}: there is nothing to compare the runs by; hold problems out (training.validation_split or "
             "training.validation_dataset)" + (", or add [evaluate]." if not file.outline.halving else ".")
         )
-    methods = [run.stages[-1].method for one in made for run in one.runs]
-    metrics = {_ranked_by(method, config) for method, config in zip(methods, maker.last, strict=True)}
+    metrics = set(map(ranked_by, (run.stages[-1].method for one in made for run in one.runs), maker.last))
     if len(metrics) > 1 and (evaluation is None or file.outline.halving):
         raise InputError(
             f"{file.path}: runs that end in {' or '.join(sorted(metrics))} cannot be ranked among each other; give the "
@@ -130,12 +130,6 @@ def plan_of(file: SweepFile, folder: Path) -> Plan:
     rungs, keep = _rungs(file, made, maker.last)
     files = {path: _nested(file.tables[stage].values) for stage, path in bases.items()}
     return Plan(file, folder, made, rungs, keep, files, evaluation, is_measured)
-
-
-def _ranked_by(method: str, config: RunConfig) -> str:
-    """What a run of a method measures on what it holds out, in words."""
-    is_loss = method not in ("grpo", "gkd") and config.training.validation_metric != "answers"
-    return f"a held-out loss of {method}" if is_loss else "a share of right answers"
 
 
 def _chosen(file: SweepFile) -> list[tuple[Choice, ...]]:
@@ -266,6 +260,10 @@ def _evaluation(
         return None
     layers = [recipe_layer(table.recipe)] if table.recipe else []
     config = resolve([*layers, Layer(f"{file.path.name} [{EVALUATE}]", table.values)]).config
+    for spec in config.evaluation.benchmark:  # it is asked when all runs are done, perhaps days later
+        _, rows = named(spec, option := f"{file.path}: [{EVALUATE}] evaluation.benchmark")
+        if rows and not Path(rows).expanduser().exists():
+            raise InputError(f"{option}: {rows} does not exist.")
     places = {one.model.mlx_path for one in last}
     if places != {config.model.mlx_path}:
         raise InputError(

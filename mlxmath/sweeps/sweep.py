@@ -84,8 +84,8 @@ def _begin(plan: Plan, *, overwrite: bool) -> None:
         OtherRunError: it holds another one.
     """
     folder = plan.folder
-    names = dict.fromkeys((*_OURS, *(path.name for path in plan.files)))
-    if not (folder / PLAN).exists() and (other := [name for name in names if (folder / name).exists()]):
+    ours = (*_OURS, *(path.name for path in plan.files))
+    if not (folder / PLAN).exists() and (other := [name for name in ours if (folder / name).exists()]):
         raise InputError(f"--folder: {folder} holds {other[0]} and no {PLAN}, so it is no sweep's; give another.")
     if overwrite:
         for name in _OURS:

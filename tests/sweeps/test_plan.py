@@ -130,6 +130,8 @@ def test_rungs_are_those_of_successive_halving(tmp_path: Path) -> None:
         ("---[vary]\nlora.rank = [1, 2]\ntraining.max_steps = [4, 8]\n[halving]\n", "same training.max_steps"),
         ("---[[variant]]\nlora.rank = 2\n", "expected a table with a name"),
         (f"seeds = {list(range(300))}\n---[vary]\nlora.rank = [1, 2, 3, 4]\n", "1,200 runs"),
+        ("---[evaluate]\nevaluation.benchmark = ['gsm8']\n", "there is no 'gsm8'"),
+        ("---[evaluate]\nevaluation.benchmark = ['gsm8k=nowhere.jsonl']\n", "nowhere.jsonl does not exist"),
         ("---[evaluate]\nmodel.mlx_path = 'other'\n", "expected that of all runs"),
     ],
 )  # fmt: skip
