@@ -2,7 +2,7 @@
 
     python benchmarks/soak.py [--only train] [--scale 0.01]
 
-Trains the bundled model for 5,000 steps, improves it by GRPO for 500, and has it answer 2,000 questions, by functions
+Trains the bundled model for 5,000 steps, improves it by GRPO for 500, and has it answer 6,000 questions, by functions
 that the commands call, validation, checkpoints and curves included, in this process. MLX's active memory and cache, the
 process's resident memory, its open files and its threads are measured after each step (of an evaluation: after each
 100 questions). Their medians in the last quarter are compared with the first quarter after a warm-up of a tenth.
@@ -28,7 +28,7 @@ from benchmarks.common import command_line, machine, save_json, show_table
 from mlxmath import api
 from mlxmath.runtime.console import duration, size
 
-COUNTS = {"train": 5000, "grpo": 500, "evaluate": 2000}
+COUNTS = {"train": 5000, "grpo": 500, "evaluate": 6000}
 """Steps; of an evaluation, questions."""
 AT_ONCE = 100
 """Questions of an evaluation, after which memory is at rest."""

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from benchmarks.fuzzing.mutations import CANARY
 from mlxmath.errors import MlxmathError
 from mlxmath.runtime.console import fail, shown
+from mlxmath.runtime.files import OF_A_NAME
 
 LIMIT_S = 10.0
 """Of processor time, for one input."""
@@ -80,7 +81,8 @@ class Watch:
             self.seen.append((event, str(arguments)[:200]))
         elif event == "open" and isinstance(arguments[1], str) and arguments[1][:1] in "wax+":
             path = str(Path(os.fsdecode(arguments[0])).absolute()) if isinstance(arguments[0], str | bytes) else ""
-            if path and not path.startswith((str(self.folder), "/dev/", "/proc/")):
+            lock = str(self.folder.with_name(f".{self.folder.name}{OF_A_NAME}"))  # of a run that would make all of it
+            if path and not path.startswith((str(self.folder), lock, "/dev/", "/proc/")):
                 self.seen.append(("writes elsewhere", path))
 
 

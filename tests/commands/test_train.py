@@ -114,7 +114,8 @@ def test_the_deadline_ends_a_run_on_time_with_valid_adapters(prepared: Path) -> 
     assert "deadline at step" in result.stderr
     assert "the deadline comes first: at " in result.stderr and "validation on " in result.stderr
     measured = [event for event in events(prepared) if event["event"] == "validation"]
-    assert len(measured) >= 2 and measured[0]["step"] == 0 and measured[-1]["step"] == record["steps"]
+    assert len(measured) >= 2 and measured[0]["step"] == 0
+    assert measured[-1]["step"] == record["steps"] or "not measured once more" in result.stderr  # on a busy machine
     assert (prepared / "adapters" / "best" / "adapters.safetensors").exists()
     rates = [event["learning_rate"] for event in events(prepared) if event["event"] == "step"]
     assert max(rates) > 1e-3  # over 100,000 epochs it would still be warming up
