@@ -25,7 +25,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.common import command_line, machine, save_json, show_table
-from mlxmath import api
+from mlxmath import api, grade
 from mlxmath.runtime.console import duration, size
 
 COUNTS = {"train": 5000, "grpo": 500, "evaluate": 6000}
@@ -77,6 +77,7 @@ def train(count: int) -> Found:
 def grpo(count: int) -> Found:
     """Reinforcement learning, of a model that is right now and then: else few rollouts are steps."""
     found: Found = {}
+    grade(r"\boxed{(x+1)^2}", "x^2+2x+1")  # the process that compares formulas is started when first needed
     api.sft(max_steps=300, max_seq_len=128, adapter_path="start", **_TRAINING)
     api.grpo(
         callback=measured_at(found, count), max_steps=count, num_generations=4, max_completion_length=48,
