@@ -7,19 +7,17 @@ A commit is pinned only where it could be verified; where it says None the newes
 run record name the commit that was read.
 """
 
-import re
-import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from mlxmath.config.section import DEMO
+from mlxmath.data import adapting
+from mlxmath.data.adapting import Row
 from mlxmath.data.columns import Columns
-from mlxmath.data.forms import make_problem, number_text
-from mlxmath.data.gold import options_of, with_options
-from mlxmath.data.problem import Problem, RefusedRowError, SkippedRowError
+from mlxmath.data.forms import make_problem
+from mlxmath.data.problem import Problem
 
-Row = Mapping[str, Any]
 Kind = Literal["word", "competition", "choice"]
 
 
@@ -67,139 +65,6 @@ class Dataset:
         return make_problem(adapted, self.columns, index, solution_required=solution_required, keeps_calls=keeps_calls)
 
 
-GENERATIONS = "generations"
-
-
-def _verified(row: Row) -> list[int]:
-    """Which of OpenR1's generations are complete and right by either checker; any list may be null or short."""
-    checks = [row.get("correctness_math_verify") or (), row.get("correctness_llama") or ()]
-    complete = row.get("is_reasoning_complete") or ()
-    return [
-        i
-        for i in range(max(map(len, checks)))
-        if any(i < len(check) and check[i] is True for check in checks)
-        and not (i < len(complete) and complete[i] is False)
-    ]
-
-
-def verified_generations(row: Row) -> list[str]:
-    """The verified generations themselves."""
-    generations = row.get(GENERATIONS) or ()
-    return [generations[i] for i in _verified(row) if i < len(generations) and generations[i]]
-
-
-def _open_r1(row: Row) -> Row:
-    return {**row, "correct": bool(_verified(row))}
-
-
-def _gsm_hard(row: Row) -> Row:
-    """The program that solves it, as lines of arithmetic, is the solution; it is text here and never run."""
-    body = (row.get("code") or "").partition("def solution():")[2]
-    before, quotes, rest = body.partition('"""')
-    lines = textwrap.dedent((before + rest.partition('"""')[2]) if quotes else body).strip().splitlines()
-    lines = [line.rstrip() for line in lines if line.strip() and line.strip() != "return result"]
-    target = row.get("target")
-    if not isinstance(target, int | float) or target != target:
-        raise SkippedRowError("empty answer")
-    answer = number_text(target)
-    return {**row, "solution": "\n".join([*lines, f"#### {answer}"]), "answer": answer}
-
-
-def _svamp(row: Row) -> Row:
-    """Body and question are one problem; the equation and its value are the solution."""
-    body, question, answer = (row.get("Body") or "").strip(), (row.get("Question") or "").strip(), row.get("Answer")
-    if not question:
-        raise SkippedRowError("empty problem")
-    try:
-        answer = number_text(float(answer))  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        raise SkippedRowError("empty answer") from None
-    equation = " ".join(
-        number_text(float(part)) if part.replace(".", "", 1).isdigit() else part
-        for part in (row.get("Equation") or "").split()
-    )
-    if equation.startswith("( ") and equation.endswith(" )") and equation.count("(") == 1:
-        equation = equation[2:-2]
-    joined = body if not body or body[-1] in ".!?," else f"{body}."
-    solution = f"{equation} = {answer}\n#### {answer}" if equation else None
-    return {**row, "question": f"{joined} {question}".strip(), "solution": solution, "answer": answer}
-
-
-_MATH_QA_OPTION = re.compile(r"(?:^|\s*,\s*)([a-e])\s*\)\s*(.*?)(?=\s*,\s*[a-e]\s*\)|\s*$)", re.DOTALL)
-
-
-def _math_qa(row: Row) -> Row:
-    """The options are part of the question, the right one, with its letter, is the answer."""
-    options = (row.get("options") or "").strip()
-    question = (row.get("Problem") or "").strip()
-    rationale = (row.get("Rationale") or "").strip().removeprefix('"').removesuffix('"').strip()
-    correct = (row.get("correct") or "").strip().lower()
-    texts = dict(_MATH_QA_OPTION.findall(options))
-    return {
-        **row,
-        "question": f"{question}\nOptions: {options}" if question and options else question,
-        "solution": rationale,
-        "answer": _choice(correct, texts[correct]) if texts.get(correct) else correct,
-    }
-
-
-def _mmlu(row: Row) -> Row:
-    """The answer is a place among the choices, counted from 0, whatever these say; in copies of it also a letter."""
-    answer, choices = row.get("answer"), row.get("choices")
-    question = (row.get("question") or "").strip()
-    if not question:
-        raise SkippedRowError("empty problem")
-    options = options_of(choices)
-    places = {label: place for place, (label, _) in enumerate(options)}
-    place = places.get(answer.strip(), -1) if isinstance(answer, str) else answer
-    if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < len(options):
-        raise RefusedRowError("answer that is no place among the choices")
-    return {**row, "question": with_options(question, choices), "answer": _choice(*options[place])}
-
-
-def _choice(letter: str, text: str) -> str:
-    """The right option with its letter: either of them is a right answer (`mlxmath.grading`)."""
-    return f"({letter.upper()}) {text}".strip()
-
-
-_CONTEST_YEAR = re.compile(r"\b(?:index\.php/|title=)?(\d{4})_(?:AMC|AIME)_")
-
-
-def _contest(year: str | None = None) -> Callable[[Row], Row]:
-    """Problems of AIMO's validation sets, whose page on the AoPS wiki tells their year; of one year, or all of them."""
-
-    def adapt(row: Row) -> Row:
-        found = _CONTEST_YEAR.search(row.get("url") or "")
-        own = found[1] if found else None
-        if year is not None and own != year:
-            raise RefusedRowError("of another year")
-        answer = row.get("answer")
-        if isinstance(answer, float):  # AMC's, adapted to be whole
-            answer = number_text(answer)
-        return {**row, "answer": answer, "year": own}
-
-    return adapt
-
-
-def _olympiad_bench(row: Row) -> Row:
-    """Context and question are one problem; of its lists, the first solution counts, and all of its answers."""
-    context, question = (row.get("context") or "").strip(), (row.get("question") or "").strip()
-    if not question:
-        raise SkippedRowError("empty problem")
-    if "<img_" in context + question:
-        raise RefusedRowError("problem with a picture")
-    if row.get("error"):
-        raise RefusedRowError("answer that is right within a tolerance")
-    answers = [text.strip() for text in row.get("final_answer") or () if isinstance(text, str) and text.strip()]
-    if not answers:
-        raise SkippedRowError("empty answer")
-    solutions = [text for text in row.get("solution") or () if isinstance(text, str) and text.strip()]
-    return {
-        **row, "question": f"{context}\n\n{question}".strip(), "answer": ", ".join(answers),
-        "solution": solutions[0] if solutions else None,
-    }  # fmt: skip
-
-
 MMLU_SUBJECTS = (
     "abstract_algebra", "college_mathematics", "elementary_mathematics", "high_school_mathematics",
     "high_school_statistics",
@@ -208,6 +73,19 @@ MATH_SUBJECTS = (
     "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra",
     "precalculus",
 )  # fmt: skip
+
+
+def _contests(
+    repository: str, max_tokens: int, solution: str | None, **years: tuple[tuple[str, ...], str | None]
+) -> Iterator[Dataset]:  # fmt: skip
+    """One repository's problems under several names: each name's aliases, and the year that it is of (None: all)."""
+    for name, (aliases, year) in years.items():
+        yield Dataset(
+            name, repository, Columns("problem", solution, "answer", "id", subject="year"), aliases=aliases,
+            split="train", test_split="train", max_tokens=max_tokens, kind="competition",
+            adapt=adapting.contest(year),
+        )  # fmt: skip
+
 
 _ALL = (
     Dataset("demo", DEMO, Columns("problem", "solution", "answer", subject="kind"), test_split="test", max_tokens=200),
@@ -218,8 +96,8 @@ _ALL = (
         aliases=("openr1", "openr1-math"),
         signature=("problem", "generations", "correctness_math_verify"),
         nested=("correctness_math_verify", "correctness_llama", "is_reasoning_complete"),
-        adapt=_open_r1,
-        generations=verified_generations,
+        adapt=adapting.open_r1,
+        generations=adapting.verified_generations,
     ),
     Dataset(
         "magpie-reasoning-v2",
@@ -248,7 +126,7 @@ _ALL = (
         Columns("input", "solution", "answer"),
         signature=("input", "code", "target"),
         test_split="train",
-        adapt=_gsm_hard,
+        adapt=adapting.gsm_hard,
     ),
     Dataset(
         "math",
@@ -279,7 +157,7 @@ _ALL = (
         test_split="test",
         revision="refs/convert/parquet",  # the main branch is a script, which is not run
         kind="choice",
-        adapt=_math_qa,
+        adapt=adapting.math_qa,
     ),
     Dataset(
         "svamp",
@@ -287,7 +165,7 @@ _ALL = (
         Columns("question", "solution", "answer", "ID", subject="Type"),
         signature=("Body", "Question", "Equation", "Answer"),
         test_split="test",
-        adapt=_svamp,
+        adapt=adapting.svamp,
     ),
     Dataset(
         "aime24",
@@ -300,23 +178,13 @@ _ALL = (
         kind="competition",
     ),
     # By year the report's groups are of "aime" and "amc"; "aime22" and the like are one year alone.
-    *(
-        Dataset(
-            name,
-            "AI-MO/aimo-validation-aime",
-            Columns("problem", "solution", "answer", "id", subject="year"),
-            aliases=aliases,
-            split="train",
-            test_split="train",
-            max_tokens=4096,
-            kind="competition",
-            adapt=_contest(year),
-        )
-        for name, aliases, year in (
-            ("aime", ("aimo-validation-aime",), None),
-            ("aime22", ("aime-2022",), "2022"),
-            ("aime23", ("aime-2023",), "2023"),
-        )
+    *_contests(
+        "AI-MO/aimo-validation-aime",
+        4096,
+        "solution",
+        aime=(("aimo-validation-aime",), None),
+        aime22=(("aime-2022",), "2022"),
+        aime23=(("aime-2023",), "2023"),
     ),
     Dataset(
         "aime25",
@@ -328,23 +196,13 @@ _ALL = (
         max_tokens=4096,
         kind="competition",
     ),
-    *(
-        Dataset(
-            name,
-            "AI-MO/aimo-validation-amc",
-            Columns("problem", None, "answer", "id", subject="year"),
-            aliases=aliases,
-            split="train",
-            test_split="train",
-            max_tokens=2048,
-            kind="competition",
-            adapt=_contest(year),
-        )
-        for name, aliases, year in (
-            ("amc", ("aimo-validation-amc", "amc12"), None),
-            ("amc22", ("amc-2022",), "2022"),
-            ("amc23", ("amc-2023",), "2023"),
-        )
+    *_contests(
+        "AI-MO/aimo-validation-amc",
+        2048,
+        None,
+        amc=(("aimo-validation-amc", "amc12"), None),
+        amc22=(("amc-2022",), "2022"),
+        amc23=(("amc-2023",), "2023"),
     ),
     Dataset(
         "olympiadbench",
@@ -357,7 +215,7 @@ _ALL = (
         max_tokens=4096,
         kind="competition",
         nested=("final_answer",),
-        adapt=_olympiad_bench,
+        adapt=adapting.olympiad_bench,
     ),
     Dataset(
         "mmlu-math",
@@ -371,7 +229,7 @@ _ALL = (
         max_tokens=1024,
         kind="choice",
         nested=("choices",),
-        adapt=_mmlu,
+        adapt=adapting.mmlu,
     ),
     Dataset(
         "minerva",

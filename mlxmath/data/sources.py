@@ -8,8 +8,9 @@ from pathlib import Path
 
 from mlxmath.config.schema import DataConfig, SourceConfig
 from mlxmath.config.section import DEMO
+from mlxmath.data.adapting import GENERATIONS
 from mlxmath.data.columns import CONVERSATIONS, Columns, find_columns, find_pair_columns
-from mlxmath.data.datasets import GENERATIONS, Dataset, known, recognise
+from mlxmath.data.datasets import Dataset, known, recognise
 from mlxmath.data.filters import FIELDS, parse_filter
 from mlxmath.data.forms import Forms, make_pair, make_problem
 from mlxmath.data.problem import Problem, RefusedRowError, SkippedRowError
