@@ -49,7 +49,14 @@ def examples(spec: str, kinds: dict[str, Kind]) -> Shots:
 
 
 def _of_file(spec: str) -> Shots:
-    problems = problems_of(open_file(Path(spec).expanduser(), option="--few-shot"), None)
+    rows = open_file(Path(spec).expanduser(), option="--few-shot")
+    try:
+        problems = problems_of(rows, None)
+    except InputError:
+        raise InputError(
+            f"--few-shot {spec}: expected rows with a problem and its solution (`question` and `solution`), found "
+            f"{', '.join(rows.columns)}."
+        ) from None
     return tuple((problem.question, problem.solution) for problem in problems if problem.solution)
 
 

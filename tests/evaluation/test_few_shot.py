@@ -75,3 +75,13 @@ def test_a_files_examples_stand_before_the_problem(tmp_path: Path) -> None:
     path.write_text('{"problem": "q", "solution": ""}\n')
     with pytest.raises(InputError, match="holds no problem with a solution"):
         examples(str(path), {})
+
+
+def test_a_file_without_solutions_is_told_what_is_expected_and_no_option_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "bare.jsonl"
+    path.write_text(json.dumps({"question": "2 + 2?", "hint": "add"}) + "\n")
+    with pytest.raises(
+        InputError, match="expected rows with a problem and its solution.*found question, hint"
+    ) as caught:
+        examples(str(path), {"gsm8k": "word"})
+    assert "-column" not in str(caught.value)
