@@ -88,8 +88,11 @@ def test_a_step_reads_each_block_once_for_all_answers(tmp_path: Path, tokenizer:
     _, served = both(folder_of(tmp_path / "model", LLAMA))
     generate_batch(served.model, tokenizer, PROMPTS, Sampling(2))  # whatever is tried is tried
     counts, reads, sizes = counted(served), [], []
+    store: Any = served.offloaded
 
     def on_step(count: int) -> None:
+        if store._next:
+            store._next[1].result()  # the next step's first block, which another thread reads
         reads.append(dict(counts))
         sizes.append(count)
         counts.clear()
@@ -97,7 +100,6 @@ def test_a_step_reads_each_block_once_for_all_answers(tmp_path: Path, tokenizer:
     generate_batch(served.model, tokenizer, PROMPTS, Sampling(8), on_step=on_step)
     assert sizes[1:4] == [len(PROMPTS)] * 3
     assert reads[1:4] == [{0: 1, 1: 1, 2: 1, 3: 1, HEAD: 1}] * 3
-    store: Any = served.offloaded
     assert len(store._held) + bool(store._next) == 2
     served.close()
 
