@@ -1,5 +1,6 @@
 """Formats that users write or fetch: datasets, templates, recipes, formulas, hosts files."""
 
+import contextlib
 import gzip
 import json
 import shutil
@@ -18,6 +19,7 @@ from benchmarks.fuzzing.mutations import (
     damaged_file_of_text,
     damaged_json,
     damaged_lines,
+    damaged_text,
     damaged_value,
 )
 from benchmarks.fuzzing.trained import CHAT, put_tokenizer
@@ -27,11 +29,18 @@ from mlxmath.config.load import recipe_path, settings_from
 from mlxmath.config.schema import DataConfig
 from mlxmath.data.prepare import prepare_rows
 from mlxmath.data.problem import Problem
+from mlxmath.data.rows import open_file
+from mlxmath.data.sources import problems_of
 from mlxmath.data.templates import get_template
 from mlxmath.data.tokenize import Form
+from mlxmath.data.variations.tracing import Untraceable
+from mlxmath.data.variations.vary import KINDS, vary
 from mlxmath.distillation.questions import load_questions, load_solutions
+from mlxmath.evaluation.few_shot import examples
 from mlxmath.evaluation.prompts import Retriever
 from mlxmath.runtime.cluster import read_hosts
+from mlxmath.sweeps.file import read_sweep
+from mlxmath.sweeps.plan import plan_of
 from mlxmath.weights.hub import DEMO_FOLDER
 
 _PROBLEMS = [
@@ -186,6 +195,56 @@ def _read_formulas(folder: Path) -> None:
     Retriever.load(str(folder / "formulas.jsonl"), 2).add("plus add")
 
 
+_SWEEP = b"""search = "random"
+runs = 3
+seeds = [0, 1]
+
+[train]
+recipe = "debug"
+training.max_steps = 8
+training.validation_split = 4
+
+[vary]
+lora.rank = {low = 2, high = 8}
+training.learning_rate = [1e-4, 2e-3]
+
+[[variant]]
+name = "wide"
+lora.targets = ["q_proj"]
+
+[halving]
+factor = 2
+"""
+
+
+def _read_sweep(folder: Path) -> None:
+    plan_of(read_sweep(folder / "s.toml"), folder / "sweep")
+
+
+_TOLD = [
+    {"question": "Tom has 3 boxes with 12 pens in each. He gives 5 to Ann. How many has he?", "answer": "31",
+     "solution": "Tom has 3*12=<<3*12=36>>36 pens.\nThen 36-5=<<36-5=31>>31.\n#### 31"},
+    {"question": "Ann pays $2.50 for a pen, a third of her money. How much had she?", "answer": "7.5",
+     "solution": "She had 2.5 * 3 = <<2.5*3=7.5>>7.5 dollars.\n#### 7.5"},
+]  # fmt: skip
+
+
+def _told(random: Random, data: bytes) -> bytes:
+    rows = [json.loads(line) for line in data.splitlines()]
+    for _ in range(random.choice((1, 2, 3))):
+        row = random.choice(rows)
+        name = random.choice(sorted(row))
+        row[name] = damaged_text(random, row[name])
+    return _lines(rows)
+
+
+def _vary(folder: Path) -> None:
+    for problem in problems_of(open_file(folder / "rows.jsonl", option="--benchmark"), None):
+        for kind in KINDS:
+            with contextlib.suppress(Untraceable):
+                vary(problem, kind, 0)
+
+
 _HOSTS = {
     "backend": "ring", "envs": ["A=1"],
     "hosts": [{"ssh": "localhost", "ips": ["127.0.0.1"]}, {"ssh": "other", "ips": ["10.0.0.2"], "rdma": [None, "x"]}],
@@ -228,6 +287,12 @@ FORMATS = (
     Format("--set", lambda f: (f / "set").write_text(_SETS[0]), {"set": _set}, _read_set, carried=True),
     Format("formulas", lambda f: (f / "formulas.jsonl").write_bytes(_lines(_FORMULAS)),
            {"formulas.jsonl": damaged_lines}, _read_formulas),
+    Format("sweep", lambda f: (f / "s.toml").write_bytes(_SWEEP), {"s.toml": damaged_file_of_text}, _read_sweep,
+           ("sweep", "s.toml", "--dry-run")),
+    Format("worked examples", lambda f: (f / "rows.jsonl").write_bytes(_lines(_PROBLEMS)),
+           {"rows.jsonl": damaged_lines}, lambda f: examples(str(f / "rows.jsonl"), {})),
+    Format("problems to vary", lambda f: (f / "rows.jsonl").write_bytes(_lines(_TOLD)), {"rows.jsonl": _told}, _vary,
+           share=2.0, carried=True),
     Format("hosts file", lambda f: (f / "hosts.json").write_text(json.dumps(_HOSTS)), {"hosts.json": damaged_json},
            lambda f: read_hosts(f / "hosts.json")),
 )  # fmt: skip

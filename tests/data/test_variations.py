@@ -3,6 +3,7 @@
 import contextlib
 import random
 import re
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -294,3 +295,11 @@ def test_texts_made_of_one_part_are_told_in_time(part: str, kind: Kind) -> None:
         text = part * count
         with contextlib.suppress(Untraceable):
             vary(Problem("0", text, answer="2", solution=f"{text}\n1+1=2\n#### 2", marked=text), kind, 0)
+
+
+def test_a_number_longer_than_python_converts_ends_the_solution_alone() -> None:
+    question, *steps = SHOP
+    original = problem(question, *steps)
+    marked = f"{'7' * 5000}\n{original.marked}"
+    varied = vary(replace(original, marked=marked), "numbers", 3).problem
+    assert varied.solution is None and varied.answer != original.answer

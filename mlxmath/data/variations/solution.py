@@ -12,6 +12,8 @@ from mlxmath.data.variations.tracing import Traced, shapes_of
 _MARKS = re.compile(r"<<[^<>\n]*>>")
 _FIGURES = re.compile(rf"(?<![\w.]){NUMBER}|(?<=<<){NUMBER}")
 _WORD = re.compile(r"[A-Za-z]+")
+_LONGEST = 200
+"""Characters of a number; Python converts no longer ones than 4,300 digits."""
 
 
 def rewritten(solution: str, traced: Traced, drawn: Drawn) -> str | None:
@@ -29,6 +31,8 @@ def rewritten(solution: str, traced: Traced, drawn: Drawn) -> str | None:
     parts: list[str] = []
     at = 0
     for match in _FIGURES.finditer(body):
+        if len(match[0]) > _LONGEST:
+            return None
         value = number_of(match[0])
         others = meant.get(value, set())
         if len(others) != 1:
