@@ -62,7 +62,7 @@ def _fits(name: str, pattern: str) -> bool:
 
 
 def _chart(tables: Mapping[str, Table], title: str, unit: str, names: Sequence[str]) -> dict[str, Any]:
-    curves = []
+    curves: list[dict[str, Any]] = []
     for name in names:
         kind, _, column = name.partition(".")
         is_faint = f"{kind}.{SMOOTHED}{column}" in names

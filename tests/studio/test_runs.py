@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,36 +21,10 @@ from mlxmath.studio.jobs import Job, Jobs
 from mlxmath.studio.place import Studio
 from mlxmath.studio.run_folder import why_not_here
 from mlxmath.studio.runs import LOOKS, find_run
-from tests.helpers import ENVIRONMENT, wait_until
+from tests.helpers import wait_until
 from tests.studio.make import make_run, rollout, step, write_events
 
 HOSTILE = "<script>document.title='owned'</script>"
-HELD = """
-import sys, time
-from pathlib import Path
-from mlxmath.runtime.locks import locked
-with locked(Path(sys.argv[1]), "--adapter-path", sys.argv[2]):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-@pytest.fixture
-def holding() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
-    """Starts a process that works on a folder, as far as others can tell."""
-    started = []
-
-    def start(folder: Path, command: str = "mlxmath train") -> "subprocess.Popen[str]":
-        started.append(subprocess.Popen(
-            [sys.executable, "-c", HELD, str(folder), command], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
-        ))  # fmt: skip
-        assert started[-1].stdout is not None and started[-1].stdout.readline() == "held\n"
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
 
 
 def state(studio: Studio, name: str) -> str:
