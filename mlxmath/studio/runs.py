@@ -207,11 +207,13 @@ def find_run(studio: Studio, name: str) -> Run | None:
     folder = studio.inside(name, "run")
     run = look_at(studio, folder)
     own = [job for job in studio.jobs.all() if _place_of(studio, job) == folder]
+    if not own and not file_of(studio, folder, RUN):
+        return None
     if not run.is_live and any(job.is_alive for job in own):
-        return replace(run, state="starting", jobs=tuple(own))
-    if file_of(studio, folder, RUN):
-        return replace(run, jobs=tuple(own))
-    return replace(run, state="failed", jobs=tuple(own)) if own else None
+        run = replace(run, state="starting")
+    elif not run.is_live and not run.record and not run.trouble:
+        run = replace(run, state="failed")
+    return replace(run, jobs=tuple(own))
 
 
 def file_of(studio: Studio, folder: Path, name: str) -> Path | None:
@@ -231,8 +233,10 @@ def look_at(studio: Studio, folder: Path) -> Run:
     state = status if isinstance(status, str) and status in LOOKS and status not in _LIVE else "unknown"
     if status == "running":
         state = "killed" if held is None else "running"
-    elif held is not None:
-        state = "judging" if "--judge" in held.command else "starting"
+    elif held is not None and "--judge" in held.command:
+        state = "judging"
+    elif held is not None and held.created is not None and (seconds_of(record.get("started")) or 0.0) < held.created:
+        state = "starting"  # as a process does that is to go on with it; the one that has just ended it began before
     noted = [record.get("planned_steps"), told(record, "config", "training", "max_steps"), progress.total_steps]
     total = next((each for each in noted if _is_count(each) and each), None)
     steps = record.get("steps")

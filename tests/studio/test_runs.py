@@ -82,6 +82,13 @@ def test_a_run_that_says_that_it_runs_does_if_somebody_holds_its_folder(
     assert process.wait(10) == -signal.SIGTERM
     wait_until(lambda: state(studio, "a") == "killed")
     sealed_json(place / "run.json", {"status": "finished"})
+    process = holding(place)
+    assert state(studio, "a") == "starting"  # with --resume
+    ended = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(time.time() + 1))
+    sealed_json(place / "run.json", {"status": "finished", "started": ended})
+    assert state(studio, "a") == "finished"  # its process is about to end
+    process.kill()
+    process.wait()
     holding(place, "--judge")
     assert state(studio, "a") == "judging" and "Stop and save" not in client.get("/runs/a").text
 
@@ -264,13 +271,19 @@ def test_what_executes_code_is_not_gone_on_with_by_a_click(
     assert ("/runs/a/resume" in page) == (not reason) and "mlxmath grpo --config=a/run.toml" in page
 
 
-def test_a_run_that_has_just_been_started_has_a_page(studio: Studio, client: TestClient) -> None:
+def test_a_run_that_has_just_been_started_has_a_page(
+    studio: Studio, client: TestClient, holding: Callable[..., Any]
+) -> None:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     created = psutil.Process(process.pid).create_time()
     noted(studio, "train", "--adapter-path", "new", pid=process.pid, created=created, exit_code=None)
     page = client.get("/runs/new").text
     assert "starting" in page and "every 2s" in page and "mlxmath train --adapter-path new" in page
     assert client.get("/runs/new/data?since=").json()["charts"] == [] and "every 3s" in client.get("/runs").text
+    held = holding(studio.folder / "new")  # it is loaded, and has no run.json yet
+    assert "starting" in client.get("/runs/new").text
+    held.kill()
+    held.wait()
     assert client.post("/runs/new/stop").status_code == 200
     assert process.wait(10) == -signal.SIGTERM
     page = client.get("/runs/new").text
