@@ -6,6 +6,7 @@ is of 2^k events and begins at a multiple of that, so that what was sent of it s
 """
 
 import io
+import math
 import os
 import re
 import secrets
@@ -134,8 +135,12 @@ class Log:
         self._file: tuple[int, int] | None = None
         self._offset, self._tail = 0, b""
 
-    def refresh(self) -> "Log":
-        """Read what has come since; everything, if the file is another one by now, as after a resume."""
+    def refresh(self, most_bytes: float = math.inf) -> "Log":
+        """Read what has come since; everything, if the file is another one by now, as after a resume.
+
+        Args:
+            most_bytes: nothing is read if there is more than that.
+        """
         with self._asking:
             try:
                 file = self._path.open("rb")
@@ -148,6 +153,8 @@ class Log:
                 if self._file != (found.st_dev, found.st_ino) or not self._is_continued(file):
                     self._clear()
                     self._file = (found.st_dev, found.st_ino)
+                if found.st_size - self._offset > most_bytes:
+                    return self
                 for lines in self._blocks(file):
                     self._take(filter(None, map(unsealed_line, lines)))
         return self
