@@ -115,15 +115,17 @@ def _numbers(values: Column, digits: int) -> list[float | None]:
 
 
 class Log:
-    """events.jsonl of a run, as far as it has been read. Whoever asks it waits for others that do.
+    """events.jsonl of a run, as far as it has been read.
 
     Attributes:
+        lock: held by whoever reads, or looks at more than one of the others.
+        tables: the events of each of `KINDS`.
         others: the last events of no `KINDS`: start, resume, end, …
         samples: the last completions that a run told, each an event "rollout" with its "example".
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._asking = path, threading.RLock()
+        self._path, self.lock = path, threading.RLock()
         self._clear()
 
     def _clear(self) -> None:
@@ -141,7 +143,7 @@ class Log:
         Args:
             most_bytes: nothing is read if there is more than that.
         """
-        with self._asking:
+        with self.lock:
             try:
                 file = self._path.open("rb")
             except OSError:  # not yet, or no more
@@ -165,7 +167,7 @@ class Log:
         Returns:
             mark: for the next time; tables: by kind, see `Table.points`.
         """
-        with self._asking:
+        with self.lock:
             self.refresh()
             found = _MARK.fullmatch(mark)
             seen = [int(count) for count in found.groups()[1:]] if found and found[1] == self._version else [0] * 3

@@ -19,8 +19,9 @@ from mlxmath.studio.charts import charts
 from mlxmath.studio.curves import log_of
 from mlxmath.studio.place import Studio
 from mlxmath.studio.render import render, studio_of
+from mlxmath.studio.run import Run
 from mlxmath.studio.run_folder import adapters, resume_arguments, settings_text, used_in, why_not_here
-from mlxmath.studio.runs import Run, all_runs, file_of, find_run, without_run
+from mlxmath.studio.runs import all_runs, file_of, find_run, without_run
 from mlxmath.training.events import EVENTS
 
 _SORTS: dict[str, tuple[str, Callable[[Run], Any]]] = {
@@ -115,8 +116,10 @@ def _samples(studio: Studio, run: Run) -> list[dict[str, str]]:
     path = file_of(studio, run.folder, EVENTS)
     if path is None:
         return []
-    found = []
-    for event in reversed(log_of(path).refresh(_SOON_BYTES).samples):
+    log, found = log_of(path), []
+    with log.lock:
+        events = list(log.refresh(_SOON_BYTES).samples)
+    for event in reversed(events):
         texts = {name: event["example"].get(name) for name in _OF_A_SAMPLE} | {"step": event.get("step")}
         found.append({name: "" if value is None else str(value)[:_MOST_TEXT] for name, value in texts.items()})
     return found
@@ -132,9 +135,10 @@ def data(request: Request) -> Response:
     if events is None:
         return JSONResponse({"mark": "", "tables": {}, "charts": [], "live": run.is_live, "seconds": 0.0})
     log = log_of(events)
-    found = log.points(request.query_params["since"])
+    with log.lock:
+        found = log.points(request.query_params["since"]) | {"charts": charts(log.tables)}
     seconds = round(time.perf_counter() - start, 4)
-    return JSONResponse({**found, "charts": charts(log.tables), "live": run.is_live, "seconds": seconds})
+    return JSONResponse({**found, "live": run.is_live, "seconds": seconds})
 
 
 def settings(request: Request) -> Response:
