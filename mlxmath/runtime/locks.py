@@ -46,6 +46,8 @@ def holder(folder: Path) -> Holder | None:
     """
     lock = folder / _LOCK
     try:
+        if not lock.is_file():  # a pipe would be waited for
+            return None
         with lock.open("rb") as file:
             found = _HOLDER.fullmatch(file.read(500).decode("utf-8", "replace"))
     except OSError:

@@ -29,8 +29,23 @@ _MOST_JOBS, _RECENT_S = 5, 24 * 3600
 
 def all_runs(studio: Studio) -> Iterator[Run]:
     """Those in the folder."""
-    for folder in studio.holding(RUN):
-        yield look_at(studio, folder)
+    started = [place for job in studio.jobs.all() if (place := _place_of(studio, job))]
+    for folder in dict.fromkeys([*_folders(studio), *started]):
+        if file_of(studio, folder, RUN):
+            yield look_at(studio, folder)
+
+
+_found: dict[Path, tuple[float, float, list[Path]]] = {}
+
+
+def _folders(studio: Studio) -> list[Path]:
+    """Where runs were found the last time, if to look again would take more than a fiftieth of the time since."""
+    begun = time.monotonic()
+    last, took, found = _found.get(studio.folder, (0.0, 0.0, []))
+    if begun - last > 50 * took:
+        found = list(studio.holding(RUN))
+        _found[studio.folder] = (time.monotonic(), time.monotonic() - begun, found)
+    return found
 
 
 def find_run(studio: Studio, name: str) -> Run | None:

@@ -232,6 +232,8 @@ def test_whoever_does_not_have_a_lock_open_does_not_hold_it(tmp_path: Path) -> N
         (tmp_path / ".lock").write_text(text.replace(socket.gethostname(), "elsewhere"))
         assert locks.holder(tmp_path) == locks.Holder("mlxmath x", os.getpid(), "elsewhere", None)
     assert locks.holder(tmp_path) is None and locks.holder(tmp_path / "none") is None
+    os.mkfifo(tmp_path / ".lock")
+    assert locks.holder(tmp_path) is None
 
 
 def test_a_folder_in_which_nothing_came_about_goes_again(tmp_path: Path) -> None:

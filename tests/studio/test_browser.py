@@ -28,7 +28,8 @@ def test_a_curve_grows_while_somebody_looks_until_the_run_is_stopped(
     assert charts.count() == 4 and "0.4 at step 5" in charts.first.inner_text()
     assert charts.first.locator("canvas").bounding_box()["width"] > 300
     assert tab.get_by_role("img", name="Curve: Loss").is_visible() and not tab.locator("#samples article").count()
-    write_events(place / "events.jsonl", *(step(n) for n in range(6, 1500)), rollout(1500), step(1500, odd=1.0))
+    first = {"event": "validation", "step": 0, "loss": 3.0}
+    write_events(place / "events.jsonl", first, *(step(n) for n in range(6, 1500)), rollout(1500), step(1500, odd=1.0))
     tab.get_by_text("1,500 steps, read in").wait_for()
     assert charts.count() == 8 and "at step 1,500" in charts.first.inner_text()
     tab.locator("#samples .sample mn").first.wait_for()
@@ -41,6 +42,7 @@ def test_a_curve_grows_while_somebody_looks_until_the_run_is_stopped(
     tab.get_by_role("button", name="Stop and save").focus()
     tab.keyboard.press("Enter")
     tab.get_by_text("killed", exact=True).wait_for()
+    assert tab.get_by_role("status").all_inner_texts() == ["The run is now: killed"]
     assert process.wait(10) != 0 and tab.get_by_role("button", name="Go on with it").is_visible()
 
 

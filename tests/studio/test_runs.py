@@ -4,6 +4,7 @@ import html
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,6 +152,26 @@ def test_the_list_is_sorted_and_searched(studio: Studio, client: TestClient) -> 
     page = client.get("/runs?sort=best").text
     assert 'aria-sort="ascending"' in page and "25.0 %" in page and "0.5000" in page
     assert '<span class="good" title="better">+5.0 points <small class="below">+1.0 to +9.0</small>' in page
+
+
+def test_a_folder_that_takes_long_to_search_is_not_searched_each_time(
+    studio: Studio, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(studio.folder, "a")
+    real, times = Studio.holding, []
+
+    def holding(self: Studio, *names: str) -> list[Path]:
+        times.append(time.sleep(0.05))
+        return list(real(self, *names))
+
+    monkeypatch.setattr(Studio, "holding", holding)
+    assert rows(client) == ["a"]
+    noted(studio, "train", "--adapter-path=new")
+    for name in ("new", "other"):
+        make_run(studio.folder, name)
+    assert sorted(rows(client)) == ["a", "new"] and len(times) == 1  # what was started here is known
+    shutil.rmtree(studio.folder / "a")
+    assert rows(client) == ["new"]
 
 
 def test_what_has_no_run_yet_is_shown_with_what_it_said(studio: Studio, client: TestClient) -> None:

@@ -1,5 +1,7 @@
 // The curves of one run, or of several over one another: fetched as they come, drawn by uPlot.
 
+import { tell } from "/static/studio.js";
+
 const PLACES = { step: "optimizer step", tokens: "tokens learned from", seconds: "seconds of work" };
 const TICK_MS = 2000;
 const OVER = [
@@ -17,7 +19,7 @@ const tools = document.getElementById("tools");
 /** The points of a run, which grow with each answer of the server. */
 class Source {
   constructor(name, address) {
-    Object.assign(this, { name, address, mark: "", tables: {}, charts: [], live: true });
+    Object.assign(this, { name, address, mark: "", tables: {}, charts: [], live: true, asked: false });
   }
 
   async refresh() {
@@ -30,7 +32,7 @@ class Source {
       for (const name of Object.keys(part.values)) grow(table.values, name, part.from, part.values[name]);
     }
     const changed = this.mark !== found.mark;
-    Object.assign(this, { mark: found.mark, charts: found.charts, live: found.live, seconds: found.seconds });
+    Object.assign(this, { mark: found.mark, charts: found.charts, live: found.live, seconds: found.seconds, asked: true });
     return changed;
   }
 }
@@ -55,12 +57,12 @@ class Chart {
     place.append(this.figure);
   }
 
-  /** Curves are {label, color, faint, x, y}; the plot is made anew only when something else than points has changed. */
+  /** Curves are {label, color, faint, x, y, steps}; the plot is made anew only when something else than points has changed. */
   draw(curves, over, told) {
     this.words.textContent = told;
-    const skip = over === "step" ? Number(tools.elements.skip.value) || 0 : 0;
+    const skip = Number(tools.elements.skip.value) || 0;
     const isLog = tools.elements.log.checked && curves.every(({ y }) => y.every((value) => value === null || value > 0));
-    const data = uPlot.join(curves.map(({ x, y }) => shown(x, y, skip)));
+    const data = uPlot.join(curves.map((curve) => shown(curve, skip)));
     const key = JSON.stringify([over, isLog, curves.map(({ label, color, faint }) => [label, color, faint])]);
     if (key === this.key) {
       this.plot.setData(data);
@@ -77,8 +79,8 @@ class Chart {
   }
 }
 
-function shown(x, y, skip) {
-  const kept = x.map((_, i) => i).filter((i) => x[i] > skip && y[i] !== null);
+function shown({ x, y, steps }, skip) {
+  const kept = x.map((_, i) => i).filter((i) => y[i] !== null && (!skip || steps[i] > skip));
   return [kept.map((i) => x[i]), kept.map((i) => y[i])];
 }
 
@@ -134,7 +136,7 @@ function drawOne(source, over) {
     let next = 1;
     const drawn = curves.map(({ kind, column, label, faint }) => {
       const { over: x, values } = source.tables[kind];
-      return { label, faint, color: faint ? `--c${next}` : `--c${((next++ - 1) % 5) + 1}`, x: x[over], y: values[column] };
+      return { label, faint, color: faint ? `--c${next}` : `--c${((next++ - 1) % 5) + 1}`, x: x[over], y: values[column], steps: x.step };
     });
     chart(title, unit).draw(drawn, over, told);
   }
@@ -145,7 +147,7 @@ function drawTogether(over) {
     const curves = sources.flatMap((source, i) => {
       const table = source.tables[kind];
       const column = table && columns.find((name) => table.values[name]?.some((value) => value !== null));
-      return column ? [{ label: source.name, faint: false, color: `--c${(i + 1) % 6}`, x: table.over[over], y: table.values[column] }] : [];
+      return column ? [{ label: source.name, faint: false, color: `--c${(i + 1) % 6}`, x: table.over[over], y: table.values[column], steps: table.over.step }] : [];
     });
     if (curves.length) chart(title, unit).draw(curves, over, curves.map(({ label, y }) => `${label}: ${short(y.findLast((value) => value !== null))} at last`).join("; "));
   }
@@ -154,7 +156,7 @@ function drawTogether(over) {
 /** Ask for what is new, for as long as somebody works on a run and looks at the page. */
 async function tick() {
   const live = document.getElementById("state")?.dataset.live === "1";
-  const due = sources.filter((source) => live || source.live || !source.mark);
+  const due = sources.filter((source) => live || source.live || !source.asked);
   if (!document.hidden && due.length) {
     try {
       const changed = await Promise.all(due.map((source) => source.refresh()));
@@ -162,11 +164,11 @@ async function tick() {
         drawAll();
         const count = sources.reduce((sum, source) => sum + (source.tables.step?.over.step.at(-1) ?? 0), 0);
         const seconds = Math.max(...sources.map((source) => source.seconds));
-        tell(charts.size ? `${count.toLocaleString("en")} steps, read in ${seconds.toFixed(2)} s` : "Nothing has been recorded yet.");
+        note(charts.size ? `${count.toLocaleString("en")} steps, read in ${seconds.toFixed(2)} s` : "Nothing has been recorded yet.");
         more("samples");
       }
     } catch (error) {
-      tell(`Not up to date: ${error.message}`);
+      note(`Not up to date: ${error.message}`);
     }
     if (document.getElementById("said")?.open) more("log");
   }
@@ -179,7 +181,7 @@ function more(id) {
   if (part) htmx.trigger(part, "more");
 }
 
-function tell(text) {
+function note(text) {
   document.getElementById("read").textContent = text;
 }
 
@@ -187,6 +189,16 @@ function again() {
   for (const each of charts.values()) each.key = "";
   drawAll();
 }
+
+/** A screen reader hears when a run is another than it was, and nothing of the figures that change all the time. */
+let state = word();
+function word() {
+  return document.querySelector("#state .badge")?.textContent;
+}
+document.body.addEventListener("htmx:afterSettle", () => {
+  if (word() !== state) tell(`The run is now: ${word()}`);
+  state = word();
+});
 
 tools.addEventListener("input", drawAll);
 tools.addEventListener("submit", (event) => event.preventDefault());
