@@ -28,6 +28,7 @@ COMMANDS = {
     "doctor": "Check what this machine, or a cluster, has and lacks.",
     "infer": "Answer a prompt with the base model or the tuned one.",
     "chat": "Talk with the tuned model in the terminal, over several turns.",
+    "studio": "Open a local page: watch runs, start them, compare answers, rate them.",
     "serve": "Serve the tuned model, its base and further adapters to programs (OpenAI's protocol).",
 }
 

@@ -43,13 +43,20 @@ class Listener(ThreadingHTTPServer):
         return f"http://{f'[{host}]' if ':' in host else host}:{self.server_port}/v1"
 
 
+OPEN_TO_ALL = (
+    "everybody who can reach this machine over the network can use the model. There is no password and no encryption; "
+    "put a reverse proxy before it where that matters."
+)
+
+
 @contextmanager
-def bound(host: str, port: int) -> Iterator[Listener]:
-    """Listen; who connects waits until `serve` answers.
+def bound(host: str, port: int, warning: str = OPEN_TO_ALL) -> Iterator[Listener]:
+    """Listen; who connects waits until somebody answers.
 
     Args:
-        host: a name or an address. Whoever can reach one that is not this machine's own can use the model.
+        host: a name or an address. Whoever can reach one that is not this machine's own can ask.
         port: 0 takes one that is free.
+        warning: what is said where `host` is not this machine's own.
 
     Raises:
         InputError: there is no such address here.
@@ -69,10 +76,7 @@ def bound(host: str, port: int) -> Iterator[Listener]:
         ) from None
     with listener:
         if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
-            warn(
-                f"--host {host}: everybody who can reach this machine over the network can use the model. There is no "
-                "password and no encryption; put a reverse proxy before it where that matters."
-            )
+            warn(f"--host {host}: {warning}")
         yield listener
 
 

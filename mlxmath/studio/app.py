@@ -1,0 +1,37 @@
+"""The studio's pages as an ASGI application."""
+
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from mlxmath.errors import MlxmathError
+from mlxmath.studio.pages import PAGES
+from mlxmath.studio.place import Studio
+from mlxmath.studio.render import render
+
+
+def create_app(studio: Studio) -> Starlette:
+    """All pages over a folder. It checks nobody: see `Guard`."""
+    routes = [
+        Route("/", lambda _: RedirectResponse("/runs", 303)),
+        *(route for page in PAGES for route in page.ROUTES),
+        Mount("/static", StaticFiles(directory=Path(__file__).with_name("static"))),
+    ]
+    app = Starlette(routes=routes, exception_handlers={MlxmathError: _failed, HTTPException: _absent})
+    app.state.studio = studio
+    return app
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """What a user's error says, on a page, or in the place that asked for a part of one."""
+    return render(request, "error.html", 422, message=str(error))
+
+
+async def _absent(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return render(request, "error.html", error.status_code, message=error.detail)

@@ -1,0 +1,85 @@
+"""The folder that the studio was opened on: nothing outside it is read, and commands run in it."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlxmath.errors import InputError
+from mlxmath.runtime.files import real
+from mlxmath.studio.jobs import Jobs
+
+OWN = "studio"
+"""What the studio itself writes, within the folder: logs of what it started, and ratings."""
+_MOST_DEPTH = 5
+_MOST_BYTES, _MOST_BYTES_PART = 900, 255
+"""Of a path, and of each of its parts, on all file systems in use (a path of macOS has 1,024)."""
+_NEVER = ("checkpoints", "best", "cache", "node_modules", "site-packages", "__pycache__", OWN)
+
+
+@dataclass(frozen=True)
+class Studio:
+    """What all pages share."""
+
+    folder: Path
+    """Absolute, without links."""
+    read_only: bool = False
+    jobs: Jobs = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "jobs", Jobs(self.folder, self.folder / OWN / "jobs"))
+
+    def inside(self, name: str, option: str = "path") -> Path:
+        """The file or folder that `name` says, relative to the folder.
+
+        Args:
+            name: relative, or absolute and within the folder.
+            option: what named it, for the error.
+
+        Raises:
+            InputError: it leads out of the folder (by `..`, by a link, by an absolute path), or is no name of a file.
+        """
+        if "\0" in name:
+            raise InputError(f"{option}: expected the name of a file or folder; found a zero byte in it.")
+        if not _is_name(name):
+            raise InputError(f"{option}: expected the name of a file or folder; no file can have {name[:80]!a}.")
+        path = real(self.folder / name)
+        if not path.is_relative_to(self.folder):
+            raise InputError(
+                f"{option}: {name} lies outside {self.folder}, which the studio was opened on; use what is in it, or "
+                "open the studio on a folder that holds both."
+            )
+        return path
+
+    def name(self, path: Path) -> str:
+        """A path within the folder as pages and command lines have it: relative to the folder, "." for itself."""
+        return path.relative_to(self.folder).as_posix()
+
+    def holding(self, *names: str) -> Iterator[Path]:
+        """The folders within this one, itself included, that hold a file of one of these names; links are not followed.
+
+        Folders of checkpoints, caches and hidden ones are left out, as is what lies deeper than five folders.
+        """
+        waiting = [(self.folder, 0)]
+        while waiting:
+            folder, depth = waiting.pop()
+            try:
+                inner = [entry for entry in folder.iterdir() if not entry.is_symlink()]
+            except OSError:
+                continue  # gone meanwhile, or not for us
+            if any(entry.name in names for entry in inner):
+                yield folder
+            if depth < _MOST_DEPTH:
+                waiting += [
+                    (entry, depth + 1) for entry in sorted(inner, reverse=True)
+                    if entry.name not in _NEVER and not entry.name.startswith(".") and entry.is_dir()
+                ]  # fmt: skip
+
+
+def _is_name(name: str) -> bool:
+    """Whether the system can look for it."""
+    try:
+        parts = os.fsencode(name).split(b"/")
+    except UnicodeEncodeError:  # half a character
+        return False
+    return sum(map(len, parts)) <= _MOST_BYTES and all(len(part) <= _MOST_BYTES_PART for part in parts)
