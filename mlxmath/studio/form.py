@@ -1,0 +1,319 @@
+"""The form of a new run: what was filled in, what the schema says to it, and the command line that it stands for."""
+
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin
+from urllib.parse import parse_qsl, urlencode
+
+from mlxmath.config.load import (
+    RECIPES,
+    RUN_FILE,
+    TEMPLATES,
+    TRAINED_FROM,
+    Resolved,
+    WrongSettingsError,
+    recipe_layer,
+    section_of,
+    settings_from,
+)
+from mlxmath.config.offered import TRAINS
+from mlxmath.config.schema import SETTINGS, keyword, option_name
+from mlxmath.config.section import plain_type, texts
+from mlxmath.errors import InputError
+from mlxmath.studio.paths import holds_run, next_free, outside, refused
+from mlxmath.studio.place import Studio
+
+COMMANDS = tuple(TRAINS)
+TITLES: Mapping[str, str] = {
+    "train": "fine-tune on problems with solutions", "dpo": "tune on pairs of a better and a worse answer",
+    "reward-model": "learn to score answers from such pairs", "grpo": "reinforcement: draw answers, reward right ones",
+    "gkd": "on-policy distillation from a stronger model",
+}  # fmt: skip
+_NOT_OFFERED = ("training.resume", "training.report_to")
+"""A run's own page goes on with it; nothing is sent elsewhere."""
+OVERWRITE = "model.overwrite"
+_WITH_MODEL = ("model.model", "model.mlx_path", "model.quantize", "model.dtype")
+_WITH_DATA = ("data.dataset", "data.split", "data.num_examples", "data.filters", "data.template", "data.max_seq_len")
+_FIRST = (
+    "training.adapter_path", "training.learning_rate", "training.num_epochs", "training.max_steps",
+    "training.max_training_time_hours", "training.batch_size", "training.grad_accumulation_steps", "lora.rank",
+    "lora.alpha", "lora.targets", "training.validation_split", "training.judge",
+)  # fmt: skip
+_FIRST_OF: Mapping[str, tuple[str, ...]] = {
+    "train": (), "dpo": ("dpo.loss_type", "dpo.beta"), "reward-model": (),
+    "grpo": ("grpo.num_generations", "grpo.max_completion_length", "grpo.temperature", "grpo.beta"),
+    "gkd": ("gkd.teacher", "gkd.lmbda", "gkd.beta", "gkd.max_completion_length"),
+}  # fmt: skip
+_GROUPS: Mapping[str, str] = {
+    "model": "More about the model", "data": "More about the data", "lora": "More about the adapter",
+    "training": "More about training", "runtime": "The machine",
+}  # fmt: skip
+YES, NO = "yes", "no"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A form as it was filled in."""
+
+    command: str
+    recipe: str | None = None
+    run: str | None = None
+    """The folder of an earlier run to start from."""
+    given: Mapping[str, str] = field(default_factory=dict)
+    """Texts by "section.field", none of them empty."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The settings that the form has."""
+        return tuple(name for name in TRAINS[self.command] if name not in _NOT_OFFERED)
+
+    @property
+    def sections(self) -> tuple[str, ...]:
+        """Those that the command uses."""
+        return (*TRAINED_FROM, section_of(self.command))
+
+    @property
+    def config(self) -> str | None:
+        """The file with the settings of the earlier run."""
+        return None if self.run is None else f"{self.run}/{RUN_FILE}"
+
+    @property
+    def query(self) -> str:
+        """All of it, for an address."""
+        start = {"recipe": self.recipe, "from": self.run}
+        return urlencode(
+            {"command": self.command, **{name: value for name, value in start.items() if value}}
+            | {keyword(name): text for name, text in self.given.items()}
+        )
+
+
+def draft_of(studio: Studio, values: Mapping[str, str]) -> Draft:
+    """What a form, or an address, says. Unknown names are left out.
+
+    `start` is "recipe=NAME" or "from=FOLDER"; `use`, `model_choice` and `data_choice` hold settings as an address does,
+    of which the first count more than a field, the others less.
+
+    Raises:
+        InputError: there is no such command, or the earlier run lies outside the folder.
+    """
+    start = dict(parse_qsl(values.get("start", "")))
+    recipe = start.get("recipe") or values.get("recipe") or None
+    run = start.get("from") or values.get("from") or None
+    if "start" in values:
+        recipe, run = start.get("recipe") or None, start.get("from") or None
+    command = values.get("command") or COMMANDS[0]
+    if command not in COMMANDS:
+        raise InputError(f"command: expected one of {', '.join(COMMANDS)}; found {command!r}")
+    if run is not None:
+        folder = studio.inside(run, "from")
+        if not (folder / RUN_FILE).is_file():
+            raise InputError(f"from: {run} holds no {RUN_FILE}, the settings of a run; name another folder.")
+        run, recipe = studio.name(folder), None
+    fields = {keyword(name): name for name in TRAINS[command] if name not in _NOT_OFFERED}
+    layers = [parse_qsl(values.get(name, "")) for name in ("model_choice", "data_choice")]
+    layers += [list(values.items()), parse_qsl(values.get("use", ""))]
+    given: dict[str, str] = {}
+    for layer in layers:
+        given |= {fields[key]: text.strip() for key, text in layer if key in fields and text.strip()}
+    return Draft(command, recipe, run, given)
+
+
+def typed(name: str, text: str) -> Any:
+    """A field's text as the command line takes it; one that cannot be stays text, and the schema says what is wrong."""
+    kind = plain_type(SETTINGS[name].annotation)
+    if get_origin(kind) is Literal:
+        return next((choice for choice in get_args(kind) if str(choice) == text), text)
+    if kind is bool:
+        return {YES: True, NO: False}.get(text, text)
+    for number in {int: (int, float), float: (float,)}.get(kind, ()):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A draft, and what the schema says to it."""
+
+    draft: Draft
+    base: Resolved
+    """The settings without what was filled in."""
+    resolved: Resolved | None
+    """With it; None where something is wrong."""
+    wrong: Mapping[str, str]
+    """What is wrong with settings, by "section.field"."""
+    trouble: str = ""
+    """What is wrong otherwise."""
+    changed: tuple[str, ...] = ()
+    """The settings that differ from the base."""
+    taken: Mapping[str, str] = field(default_factory=dict)
+    """Folders that hold something else already: a free name, by "section.field"."""
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the run can start."""
+        return self.resolved is not None and not (self.wrong or self.trouble or self.taken)
+
+    @property
+    def arguments(self) -> list[str]:
+        """The command line after `mlxmath`; only what differs from the recipe or the defaults."""
+        draft = self.draft
+        found = [draft.command]
+        if draft.recipe:
+            found += _option("--recipe", draft.recipe)
+        if draft.config:
+            found += _option("--config", draft.config)
+        for name in self.changed:
+            if plain_type(SETTINGS[name].annotation) is not bool:
+                found += _option(option_name(name), draft.given[name])
+            elif draft.given[name] == YES:
+                found.append(option_name(name))
+            else:
+                found += ["--set", f"{name}=false"]
+        return found
+
+    @property
+    def command_line(self) -> str:
+        """To copy into a terminal."""
+        return shlex.join(["mlxmath", *self.arguments])
+
+
+def _option(option: str, value: str) -> list[str]:
+    return [f"{option}={value}"] if value.startswith("-") else [option, value]
+
+
+def check(studio: Studio, draft: Draft) -> Checked:
+    """Ask the schema about a draft, and the folder about its paths."""
+    trouble = ""
+    try:
+        base = _settings(studio, draft, ())
+    except InputError as error:
+        trouble, draft = str(error), Draft(draft.command, given=draft.given)
+        base = _settings(studio, draft, ())
+    try:
+        resolved = _settings(studio, draft, draft.given)
+    except WrongSettingsError as error:
+        return Checked(draft, base, None, error.wrong, trouble)
+    except InputError as error:
+        return Checked(draft, base, None, {}, trouble or str(error))
+    wrong = outside(studio, resolved.config)
+    if no := refused(resolved.config):
+        origins = {resolved.origin[name] for name in no}
+        what = "; ".join(f"{name} {why}" for name, why in no.items())
+        trouble = trouble or f"{', '.join(origins)}: {what}; start this run from the command line."
+    changed = _changed(studio, draft, base, resolved)
+    taken = {} if wrong else _taken(studio, resolved)
+    return Checked(draft, base, resolved, wrong, trouble, changed, taken)
+
+
+def _settings(studio: Studio, draft: Draft, names: Iterable[str]) -> Resolved:
+    """The settings of the recipe or file, with those of `names` as they were filled in."""
+    values = {name: typed(name, draft.given[name]) for name in names}
+    unset = [f"{name}=false" for name, value in values.items() if value is False]
+    options = {keyword(name): value for name, value in values.items() if value is not False}
+    config = None if draft.config is None else studio.folder / draft.config
+    return settings_from(
+        draft.sections, recipe=draft.recipe, config=config, set=unset, origin="option", **options
+    )  # fmt: skip
+
+
+def _changed(studio: Studio, draft: Draft, base: Resolved, resolved: Resolved) -> tuple[str, ...]:
+    """The settings without which the run would be another; a recipe's value repeated is none."""
+    kept = [name for name in draft.names if name in draft.given]
+    for name in list(kept):
+        section, key = name.split(".")
+        if getattr(getattr(base.config, section), key) != getattr(getattr(resolved.config, section), key):
+            continue
+        rest = [other for other in kept if other != name]
+        try:
+            if _settings(studio, draft, rest).config == resolved.config:
+                kept = rest
+        except InputError:  # the others need it
+            continue
+    return tuple(kept)
+
+
+def _taken(studio: Studio, resolved: Resolved) -> dict[str, str]:
+    """Folders that the run would refuse to write to, each with a name that is free."""
+    config = resolved.config
+    if config.model.overwrite or not holds_run(studio.folder / config.training.adapter_path):
+        return {}
+    name = studio.name(studio.inside(config.training.adapter_path))
+    return {"training.adapter_path": next_free(studio, name)}
+
+
+@dataclass(frozen=True)
+class Field:
+    """A setting on the page."""
+
+    name: str
+    help: str
+    kind: str
+    """text, number, choice or switch."""
+    value: str
+    """As it was filled in."""
+    otherwise: str
+    """What counts where it is left empty."""
+    origin: str
+    """Where that is from; "" for the default."""
+    choices: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Its name in the form."""
+        return keyword(self.name)
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return self.key.replace("_", " ")
+
+    @property
+    def option(self) -> str:
+        """On the command line."""
+        return option_name(self.name)
+
+
+def field_of(checked: Checked, name: str) -> Field:
+    """A setting as the page shows it."""
+    setting = SETTINGS[name]
+    kind = plain_type(setting.annotation)
+    section, key = name.split(".")
+    otherwise = texts(getattr(checked.base.config, section).model_dump(mode="json")[key])[0]
+    origin = checked.base.origin[name]
+    if name == "data.dataset" and (sources := checked.base.config.data.sources):
+        otherwise, origin = ", ".join(source.dataset for source in sources), checked.base.origin["data.sources"]
+    choices: tuple[str, ...] = TEMPLATES if name == "data.template" else ()
+    if get_origin(kind) is Literal:
+        choices = tuple(map(str, get_args(kind)))
+    what = "choice" if choices else "switch" if kind is bool else "number" if kind in (int, float) else "text"
+    if kind is bool:
+        otherwise = YES if otherwise == "True" else NO
+    return Field(
+        name, setting.description or "", what, checked.draft.given.get(name, ""),
+        "" if otherwise == "-" else otherwise, "" if origin == "default" else origin, choices,
+    )  # fmt: skip
+
+
+def groups(checked: Checked) -> list[tuple[str, str, list[Field]]]:
+    """The settings in the order of the page: (id, title, fields); those that matter first in the first three."""
+    command, names = checked.draft.command, checked.draft.names
+    first = (*_FIRST_OF[command], *_FIRST)
+    own = section_of(command)
+    titles = {**_GROUPS, own: f"More about {command}"}
+    shown = {*_WITH_MODEL, *_WITH_DATA, *first, OVERWRITE}
+    found = [("of-model", "Model", _WITH_MODEL), ("of-data", "Data", _WITH_DATA), ("first", "Settings", first)]
+    for section in (own, "training", "lora", "data", "model", "runtime"):
+        rest = tuple(name for name in names if name.startswith(f"{section}.") and name not in shown)
+        if rest:
+            found.append((section, titles[section], rest))
+    return [(key, title, [field_of(checked, name) for name in them if name in names]) for key, title, them in found]
+
+
+def recipes(command: str) -> list[str]:
+    """Those without settings of another method."""
+    others = {section_of(other) for other in COMMANDS} - {section_of(command)}
+    return [name for name in RECIPES if not others & {key.split(".")[0] for key in recipe_layer(name).values}]
