@@ -12,8 +12,8 @@ from mlxmath.runtime.bounded import OverrunError, Pool
 from mlxmath.studio import worker
 
 _MOST_KEPT = 200
-_ERROR_S = 15.0
-"""For so long an error is not asked for again: the network, or a file, may be there by then."""
+_LASTING_S = {"error": 15.0, "unprepared": 2.0}
+"""For so long such an answer is not asked for again: the network, or what a command makes, may be there by then."""
 _TOO_LONG = (
     "This takes too long, or too much memory, to be looked at here; the command line does it without these bounds."
 )
@@ -52,9 +52,8 @@ class Asker:
 
     def _answer(self, key: str) -> Answer | None:
         made, answer = self._kept.get(key, (0.0, None))
-        if answer is not None and "error" in answer and time.monotonic() - made > _ERROR_S:
-            return None
-        return answer
+        lasting_s = next((seconds for name, seconds in _LASTING_S.items() if name in (answer or ())), None)
+        return None if lasting_s is not None and time.monotonic() - made > lasting_s else answer
 
     def _work(self) -> None:
         """Ask until nothing waits."""

@@ -28,7 +28,8 @@ def plan(studio: Studio, checked: Checked, wait_s: float) -> Answer | None:
     return planner().ask(
         {
             "what": "plan", "folder": str(studio.folder), "method": checked.draft.command,
-            "config": config.model_dump(mode="json"), "stamp": _stamp(studio, config),
+            "config": config.model_dump(mode="json"),
+            "stamp": _stamp(studio, config, str(Path(config.data.cache_dir) / "prepared.json")),
         }, wait_s,
     )  # fmt: skip
 
@@ -85,12 +86,12 @@ def _with_value() -> set[str]:
     }  # fmt: skip
 
 
-def _stamp(studio: Studio, config: RunConfig) -> list[Any]:
+def _stamp(studio: Studio, config: RunConfig, *more: str) -> list[Any]:
     """What changes when a file does that an answer was made of."""
     model = Path(config.model.mlx_path)
     names = [source.dataset for source in config.data.mixture if source.dataset != DEMO]
     names += [str(model / "mlxmath.json"), str(model / "tokenizer.json"), config.model.model]
-    names += [config.data.template_file or "", str(Path(config.data.cache_dir) / "prepared.json")]
+    names += [config.data.template_file or "", *more]
     found = []
     for name in filter(None, names):
         try:

@@ -79,7 +79,7 @@ class Opened:
         return self._left_out
 
 
-def _work(request: Mapping[str, Any]) -> dict[str, Any]:
+def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     """Answer a request; see `_plan` and `_rows`."""
     if request["what"] == "ready":
         import mlxmath.training.plan
@@ -325,4 +325,4 @@ def _own_errors(model: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    serve(_work, {"what": "ready"})
+    serve(answer, {"what": "ready"})

@@ -145,9 +145,7 @@ def test_what_is_wrong_stands_beside_its_field_in_the_words_of_the_schema(studio
         ("model.model", "link:q4"),
     ],
 )  # fmt: skip
-def test_paths_that_lead_out_are_refused(
-    studio: Studio, folder: Path, tmp_path: Path, name: str, value: str
-) -> None:
+def test_paths_that_lead_out_are_refused(studio: Studio, folder: Path, tmp_path: Path, name: str, value: str) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "rows.jsonl").write_text("{}\n")
     (folder / "link").symlink_to(tmp_path / "elsewhere")
