@@ -1,8 +1,9 @@
-"""Rows of a new run are shown as they are trained on: the very tokens and the very mask, and why others are left out."""
+"""Rows of a new run are shown as they are trained on: the very tokens and mask, and why others are left out."""
 
 import json
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def test_runs_of_text_are_the_text_and_split_where_the_mask_does(
         whole = codec.decode([part[2] for part in one["parts"]])
         assert "".join(part[0] for part in one["parts"]) == "".join(part[0] for part in other["parts"]) == whole
         flags = [part[1] for part in other["parts"]]
-        assert all(before != after for before, after in zip(flags, flags[1:], strict=False)) and set(flags) == {0, 1}
+        assert all(before != after for before, after in pairwise(flags)) and set(flags) == {0, 1}
         assert "Solution" not in "".join(text for text, flag, _ in other["parts"] if flag)
     assert "🙂" in "".join(part[0] for part in together[-1]["parts"])
 
@@ -94,7 +95,7 @@ def test_pairs_and_prompts_are_what_their_methods_learn_from(ask: Callable[..., 
     )
     pairs = ask(Draft("dpo", given={"model.model": "demo", "data.dataset": "pairs.jsonl"}), start=2)
     assert pairs["count"] == 10 and pairs["rows"][0]["label"] == "pair 2, chosen"
-    assert [text for text, flag, _ in pairs["rows"][1]["parts"] if flag][0].startswith("It is 1.")
+    assert next(text for text, flag, _ in pairs["rows"][1]["parts"] if flag).startswith("It is 1.")
     kto = ask(Draft("dpo", given={"model.model": "demo", "data.dataset": "pairs.jsonl", "dpo.loss_type": "kto"}))
     assert {one["label"].partition(", ")[2] for one in kto["rows"]} == {"desirable", "undesirable"}
     asked = ask(Draft("grpo", given={"model.model": "demo", "data.dataset": "rows.jsonl"}))
