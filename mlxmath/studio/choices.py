@@ -39,7 +39,7 @@ class Found(NamedTuple):
 
 def choices(studio: Studio) -> Found:
     """Look through the folder, once."""
-    models = [Choice(urlencode({"model": DEMO}), f"{DEMO}: the bundled model, for a try")]
+    models = [Choice(urlencode({"model": DEMO, "mlx_path": ""}), f"{DEMO}: the bundled model, for a try")]
     data = [Choice(urlencode({"dataset": DEMO}), f"{DEMO}: the bundled problems")]
     runs: list[tuple[float, Choice]] = []
     for folder, inner in studio.folders():
@@ -49,12 +49,13 @@ def choices(studio: Studio) -> Found:
         elif _MANIFEST in names:
             models += _converted(studio, folder)
         elif _CONFIG in names and any(name.endswith((".safetensors", ".bin")) for name in names):
-            models.append(Choice(urlencode({"model": studio.name(folder)}), f"{studio.name(folder)}: a model folder"))
+            name = studio.name(folder)
+            models.append(Choice(urlencode({"model": name, "mlx_path": ""}), f"{name}: a model folder"))
         for entry in sorted(inner):
             if entry.suffix.lower() == ".gguf":
-                models.append(_file(studio, entry, "model"))
+                models.append(_file(studio, entry, model=True))
             elif not names.intersection(_NO_DATA) and _is_data(entry):
-                data.append(_file(studio, entry, "dataset"))
+                data.append(_file(studio, entry))
     newest = [choice for _, choice in sorted(runs, reverse=True)]
     return Found(models[:_MOST], data[:_MOST], newest[:_MOST])
 
@@ -82,9 +83,10 @@ def _is_data(path: Path) -> bool:
     return bool(suffixes) and suffixes[-1] in _DATA and not path.name.startswith(".") and path.is_file()
 
 
-def _file(studio: Studio, path: Path, key: str) -> Choice:
+def _file(studio: Studio, path: Path, *, model: bool = False) -> Choice:
     name = studio.name(path)
-    return Choice(urlencode({key: name}), f"{name} ({size(path.stat().st_size)})")
+    settings = {"model": name, "mlx_path": ""} if model else {"dataset": name}
+    return Choice(urlencode(settings), f"{name} ({size(path.stat().st_size)})")
 
 
 def _changed(path: Path) -> float:

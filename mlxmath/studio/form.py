@@ -1,8 +1,10 @@
 """The form of a new run: what was filled in, what the schema says to it, and the command line that it stands for."""
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from typing import Any, Literal, get_args, get_origin
 from urllib.parse import parse_qsl, urlencode
 
@@ -21,7 +23,7 @@ from mlxmath.config.offered import TRAINS
 from mlxmath.config.schema import SETTINGS, keyword, option_name
 from mlxmath.config.section import plain_type, texts
 from mlxmath.errors import InputError
-from mlxmath.studio.paths import holds_run, next_free, outside, refused
+from mlxmath.studio.paths import holds_other_model, holds_run, next_free, outside, refused
 from mlxmath.studio.place import Studio
 
 COMMANDS = tuple(TRAINS)
@@ -32,7 +34,7 @@ TITLES: Mapping[str, str] = {
 }  # fmt: skip
 _NOT_OFFERED = ("training.resume", "training.report_to")
 """A run's own page goes on with it; nothing is sent elsewhere."""
-OVERWRITE = "model.overwrite"
+OVERWRITE, REWARDS = "model.overwrite", "grpo.reward_weights"
 _WITH_MODEL = ("model.model", "model.mlx_path", "model.quantize", "model.dtype")
 _WITH_DATA = ("data.dataset", "data.split", "data.num_examples", "data.filters", "data.template", "data.max_seq_len")
 _FIRST = (
@@ -42,7 +44,7 @@ _FIRST = (
 )  # fmt: skip
 _FIRST_OF: Mapping[str, tuple[str, ...]] = {
     "train": (), "dpo": ("dpo.loss_type", "dpo.beta"), "reward-model": (),
-    "grpo": ("grpo.num_generations", "grpo.max_completion_length", "grpo.temperature", "grpo.beta"),
+    "grpo": (REWARDS, "grpo.num_generations", "grpo.max_completion_length", "grpo.temperature", "grpo.beta"),
     "gkd": ("gkd.teacher", "gkd.lmbda", "gkd.beta", "gkd.max_completion_length"),
 }  # fmt: skip
 _GROUPS: Mapping[str, str] = {
@@ -50,6 +52,12 @@ _GROUPS: Mapping[str, str] = {
     "training": "More about training", "runtime": "The machine",
 }  # fmt: skip
 YES, NO = "yes", "no"
+
+
+def _names(command: str) -> tuple[str, ...]:
+    """The settings that the form of a command has."""
+    own = (REWARDS,) if command == "grpo" else ()
+    return (*(name for name in TRAINS[command] if name not in _NOT_OFFERED), *own)
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class Draft:
     @property
     def names(self) -> tuple[str, ...]:
         """The settings that the form has."""
-        return tuple(name for name in TRAINS[self.command] if name not in _NOT_OFFERED)
+        return _names(self.command)
 
     @property
     def sections(self) -> tuple[str, ...]:
@@ -91,8 +99,8 @@ class Draft:
 def draft_of(studio: Studio, values: Mapping[str, str]) -> Draft:
     """What a form, or an address, says. Unknown names are left out.
 
-    `start` is "recipe=NAME" or "from=FOLDER"; `use`, `model_choice` and `data_choice` hold settings as an address does,
-    of which the first count more than a field, the others less.
+    `start` is "recipe=NAME" or "from=FOLDER"; `model_choice`, `data_choice` and `use` hold settings as an address does,
+    which count more than the fields.
 
     Raises:
         InputError: there is no such command, or the earlier run lies outside the folder.
@@ -110,25 +118,35 @@ def draft_of(studio: Studio, values: Mapping[str, str]) -> Draft:
         if not (folder / RUN_FILE).is_file():
             raise InputError(f"from: {run} holds no {RUN_FILE}, the settings of a run; name another folder.")
         run, recipe = studio.name(folder), None
-    fields = {keyword(name): name for name in TRAINS[command] if name not in _NOT_OFFERED}
-    layers = [parse_qsl(values.get(name, "")) for name in ("model_choice", "data_choice")]
-    layers += [list(values.items()), parse_qsl(values.get("use", ""))]
+    fields = {keyword(name): name for name in _names(command)}
     given: dict[str, str] = {}
-    for layer in layers:
-        given |= {fields[key]: text.strip() for key, text in layer if key in fields and text.strip()}
+    chosen = (
+        parse_qsl(values.get(name, ""), keep_blank_values=True) for name in ("model_choice", "data_choice", "use")
+    )
+    for key, text in (*values.items(), *chain.from_iterable(chosen)):
+        if key in fields:
+            given[fields[key]] = text.strip()
+    given = {name: text for name, text in given.items() if text}
     return Draft(command, recipe, run, given)
 
 
 def typed(name: str, text: str) -> Any:
     """A field's text as the command line takes it; one that cannot be stays text, and the schema says what is wrong."""
     kind = plain_type(SETTINGS[name].annotation)
+    if name == REWARDS:
+        pairs = [part.partition("=") for part in _parts(text)]
+        return {reward.strip(): _number(weight) if equals else 1.0 for reward, equals, weight in pairs}
     if get_origin(kind) is Literal:
         return next((choice for choice in get_args(kind) if str(choice) == text), text)
     if kind is bool:
         return {YES: True, NO: False}.get(text, text)
-    for number in {int: (int, float), float: (float,)}.get(kind, ()):
+    return _number(text, whole=kind is int) if kind in (int, float) else text
+
+
+def _number(text: str, *, whole: bool = False) -> int | float | str:
+    for kind in (int, float) if whole else (float,):
         try:
-            return number(text)
+            return kind(text)
         except ValueError:
             continue
     return text
@@ -167,7 +185,9 @@ class Checked:
         if draft.config:
             found += _option("--config", draft.config)
         for name in self.changed:
-            if plain_type(SETTINGS[name].annotation) is not bool:
+            if name == REWARDS:
+                found += chain.from_iterable(_option("--reward", part) for part in _parts(draft.given[name]))
+            elif plain_type(SETTINGS[name].annotation) is not bool:
                 found += _option(option_name(name), draft.given[name])
             elif draft.given[name] == YES:
                 found.append(option_name(name))
@@ -179,6 +199,11 @@ class Checked:
     def command_line(self) -> str:
         """To copy into a terminal."""
         return shlex.join(["mlxmath", *self.arguments])
+
+
+def _parts(text: str) -> list[str]:
+    """What stands between commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _option(option: str, value: str) -> list[str]:
@@ -196,14 +221,15 @@ def check(studio: Studio, draft: Draft) -> Checked:
     try:
         resolved = _settings(studio, draft, draft.given)
     except WrongSettingsError as error:
-        return Checked(draft, base, None, error.wrong, trouble)
+        return Checked(draft, base, None, error.wrong, trouble, tuple(draft.given))
     except InputError as error:
-        return Checked(draft, base, None, {}, trouble or str(error))
+        return Checked(draft, base, None, {}, trouble or str(error), tuple(draft.given))
     wrong = outside(studio, resolved.config)
-    if no := refused(resolved.config):
-        origins = {resolved.origin[name] for name in no}
-        what = "; ".join(f"{name} {why}" for name, why in no.items())
-        trouble = trouble or f"{', '.join(origins)}: {what}; start this run from the command line."
+    for name, why in refused(resolved.config).items():
+        if name in draft.given:
+            wrong[name] = why
+        else:
+            trouble = trouble or f"{resolved.origin[name]}: {name} {why}; start this run from the command line."
     changed = _changed(studio, draft, base, resolved)
     taken = {} if wrong else _taken(studio, resolved)
     return Checked(draft, base, resolved, wrong, trouble, changed, taken)
@@ -239,10 +265,17 @@ def _changed(studio: Studio, draft: Draft, base: Resolved, resolved: Resolved) -
 def _taken(studio: Studio, resolved: Resolved) -> dict[str, str]:
     """Folders that the run would refuse to write to, each with a name that is free."""
     config = resolved.config
-    if config.model.overwrite or not holds_run(studio.folder / config.training.adapter_path):
+    if config.model.overwrite:
         return {}
-    name = studio.name(studio.inside(config.training.adapter_path))
-    return {"training.adapter_path": next_free(studio, name)}
+    folders = {"training.adapter_path": config.training.adapter_path, "model.mlx_path": config.model.mlx_path}
+    is_taken: Mapping[str, Callable[[Studio, str], bool]] = {
+        "training.adapter_path": holds_run,
+        "model.mlx_path": partial(holds_other_model, config.model.model),
+    }
+    return {
+        name: next_free(studio, studio.name(studio.inside(text)))
+        for name, text in folders.items() if is_taken[name](studio, text)
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -282,7 +315,8 @@ def field_of(checked: Checked, name: str) -> Field:
     setting = SETTINGS[name]
     kind = plain_type(setting.annotation)
     section, key = name.split(".")
-    otherwise = texts(getattr(checked.base.config, section).model_dump(mode="json")[key])[0]
+    default = getattr(checked.base.config, section).model_dump(mode="json")[key]
+    otherwise = f"{default:g}" if isinstance(default, float) else texts(default)[0]
     origin = checked.base.origin[name]
     if name == "data.dataset" and (sources := checked.base.config.data.sources):
         otherwise, origin = ", ".join(source.dataset for source in sources), checked.base.origin["data.sources"]
@@ -303,7 +337,7 @@ def groups(checked: Checked) -> list[tuple[str, str, list[Field]]]:
     command, names = checked.draft.command, checked.draft.names
     first = (*_FIRST_OF[command], *_FIRST)
     own = section_of(command)
-    titles = {**_GROUPS, own: f"More about {command}"}
+    titles = {**_GROUPS, own: "The method's own"}
     shown = {*_WITH_MODEL, *_WITH_DATA, *first, OVERWRITE}
     found = [("of-model", "Model", _WITH_MODEL), ("of-data", "Data", _WITH_DATA), ("first", "Settings", first)]
     for section in (own, "training", "lora", "data", "model", "runtime"):

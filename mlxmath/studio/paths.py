@@ -2,11 +2,13 @@
 
 import os.path
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 from mlxmath.config.schema import SETTINGS, RunConfig, option_name
-from mlxmath.errors import InputError
+from mlxmath.config.section import DEMO
+from mlxmath.errors import InputError, MlxmathError
+from mlxmath.runtime.files import read_json, real
 from mlxmath.studio.place import Studio
 
 FOLDERS = (
@@ -110,7 +112,7 @@ def refused(config: RunConfig) -> Mapping[str, str]:
         wrong["training.report_to"] = "would send the run's figures elsewhere"
     own = [name for name in config.grpo.reward_weights if ":" in name and not name.startswith("model:")]
     if own:
-        wrong["grpo.reward_weights"] = f"would run code of yours ({', '.join(own)})"
+        wrong["grpo.reward_weights"] = f"would run code of yours ({', '.join(own)}), which the command line alone does"
     return wrong
 
 
@@ -124,6 +126,18 @@ def next_free(studio: Studio, text: str) -> str:
     )  # fmt: skip
 
 
-def holds_run(folder: Path) -> bool:
-    """Whether a run's folder is there."""
-    return any((folder / name).exists() for name in ("run.json", "adapters.safetensors", "checkpoints"))
+def holds_run(studio: Studio, text: str) -> bool:
+    """Whether a run's folder is there already."""
+    return any((studio.folder / text / name).exists() for name in ("run.json", "adapters.safetensors", "checkpoints"))
+
+
+def holds_other_model(model: str, studio: Studio, text: str) -> bool:
+    """Whether a folder holds the conversion of another model (the demo's is replaced unasked)."""
+    folder = studio.folder / text
+    try:
+        manifest = read_json(folder / "mlxmath.json")
+    except (OSError, MlxmathError):
+        return False
+    source = manifest.get("source") if isinstance(manifest, dict) else None
+    path = studio.folder / model
+    return source not in (DEMO, model, str(real(path)), str(path), None) and real(path) != real(folder)

@@ -26,8 +26,9 @@ TEXTS = {
     "data.template": ("tutor", "chat", "tuttor"), "data.decontaminate": ("none", "gsm8k, math500"),
     "lora.targets": ("q_proj,v_proj", "*_proj", "-a"), "training.judge": ("gsm8k:200", "demo", "gsm8k:"),
     "training.validation_dataset": ("demo", "org/name:test"), "gkd.teacher": ("org/teacher",),
-    "data.split": ("train", "--split"),
+    "data.split": ("train", "--split"), "grpo.reward_weights": ("correctness=1, format=0.2", "doubt", "x=y"),
 }  # fmt: skip
+REWARDS: dict[str, Any] = {"correctness=1, format=0.2": {"correctness": 1.0, "format": 0.2}, "doubt": {"doubt": 1.0}}
 POOL = {int: ("1", "2", "8", "64", "0", "-3", "1.5", " 7 "), float: ("0.5", "0.1", "1e-4", "2", "-1", "nan", "x")}
 
 
@@ -93,7 +94,7 @@ def check_whole(studio: Studio, draft: Draft) -> Any:
         else:
             is_choice = get_origin(kind) is Literal
             values[keyword(name)] = click.Choice(get_args(kind)).convert(text, None, None) if is_choice else (
-                kind(text) if kind in (int, float) else text
+                kind(text) if kind in (int, float) else REWARDS.get(text, text)
             )  # fmt: skip
     return settings_from(draft.sections, recipe=draft.recipe, set=unset, **values).config
 
@@ -191,7 +192,23 @@ def test_what_is_offered_is_what_commands_have_but_for_what_reaches_out(studio: 
         assert len(shown) == len(set(shown))
         left_out = set(TRAINS[command]) - set(shown)
         assert left_out == {"training.resume", "training.report_to", "model.overwrite"}
-        assert "model.trust_remote_code" not in shown and "grpo.reward_weights" not in shown
+        assert "model.trust_remote_code" not in shown
+
+
+@pytest.mark.parametrize(("rewards", "told"), [("os:system=1", "would run code"), ("model:../x", "outside")])
+def test_rewards_of_code_and_from_elsewhere_are_refused(studio: Studio, rewards: str, told: str) -> None:
+    checked = check(studio, Draft("grpo", "demo", given={"grpo.reward_weights": rewards}))
+    assert told in checked.wrong["grpo.reward_weights"] and not checked.is_good
+    good = check(studio, Draft("grpo", "demo", given={"grpo.reward_weights": "correctness, model:reward=0.5"}))
+    assert good.arguments[-4:] == ["--reward", "correctness", "--reward", "model:reward=0.5"]
+
+
+def test_a_folder_with_another_model_is_not_written_over(studio: Studio, folder: Path) -> None:
+    (folder / "mlx_model").mkdir()
+    (folder / "mlx_model" / "mlxmath.json").write_text('{"source": "org/name"}')
+    for model, taken in (("demo", True), ("org/name", False), ("mlx_model", False)):
+        found = check(studio, Draft("train", given={"model.model": model})).taken
+        assert found == ({"model.mlx_path": "mlx_model-2"} if taken else {}), model
 
 
 def test_a_field_shows_what_counts_when_it_is_empty(studio: Studio) -> None:

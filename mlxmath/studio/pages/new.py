@@ -169,7 +169,10 @@ def _context(request: Request, values: dict[str, str], wait_s: float) -> dict[st
 
 def _glance(request: Request, found: Checked, shown: str, wait_s: float) -> dict[str, Any]:
     """The first rows, but for those that are shown already."""
-    shows = found.resolved is not None and not found.wrong and not found.trouble and preview.names_data(found)
+    is_whole = found.resolved is not None and not found.wrong and not found.trouble
+    if shown and not is_whole:  # what is shown stays until the settings are right again
+        return {"rows_key": shown, "rows_changed": False, "shows_rows": True, "answer": None}
+    shows = is_whole and preview.names_data(found)
     asked = preview.rows_request(studio_of(request), found, count=3) if shows else None
     key = sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16] if asked else "none"
     return {

@@ -21,6 +21,14 @@ document.addEventListener("change", (event) => {
   form.requestSubmit(form.querySelector("#check"));
 }, true);
 
+// What is here fills the fields, which are what counts.
+document.addEventListener("change", (event) => {
+  if (!event.target.matches("[data-fills]") || !event.target.value) return;
+  const { form } = event.target;
+  for (const [name, value] of new URLSearchParams(event.target.value)) form.elements[name].value = value;
+  event.target.value = "";
+}, true);
+
 // Numbers are looked at while they are typed; names only when they are whole.
 document.addEventListener("input", (event) => {
   if (event.target.matches("[data-finds]")) return find(event.target.value);
