@@ -46,7 +46,14 @@ def names_data(checked: Checked) -> bool:
 
 
 def rows_request(
-    studio: Studio, checked: Checked, *, start: int = 0, count: int = 20, tokens: bool = False, left_out: bool = False
+    studio: Studio,
+    checked: Checked,
+    *,
+    start: int = 0,
+    count: int = 20,
+    tokens: bool = False,
+    left_out: bool = False,
+    glance: bool = False,
 ) -> dict[str, Any]:
     """What `rows` asks."""
     assert checked.resolved is not None
@@ -56,6 +63,7 @@ def rows_request(
     return {
         "what": "rows", "folder": str(studio.folder), "method": checked.draft.command, "config": shaping,
         "stamp": _stamp(studio, config), "start": start, "count": count, "tokens": tokens, "left_out": left_out,
+        "glance": glance,
     }  # fmt: skip
 
 

@@ -16,7 +16,8 @@ from mlxmath.config.offered import TRAINS
 from mlxmath.config.schema import SETTINGS, keyword, option_name
 from mlxmath.config.section import Folder, plain_type
 from mlxmath.studio import paths
-from mlxmath.studio.form import COMMANDS, Draft, check, draft_of, field_of, groups, recipes
+from mlxmath.studio.fields import field_of, groups, recipes
+from mlxmath.studio.form import COMMANDS, Draft, check, draft_of
 from mlxmath.studio.place import Studio
 from mlxmath.studio.preview import preparing, remedy
 

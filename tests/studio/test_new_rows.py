@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from mlxmath.data.cache import TokenRows
 from mlxmath.data.codec import codec_of, load_tokenizer
-from mlxmath.studio import worker
+from mlxmath.studio import rows, worker
 from mlxmath.studio.form import Draft, check
 from mlxmath.studio.place import Studio
 from mlxmath.studio.preview import rows_request
@@ -62,10 +62,10 @@ def test_tokens_and_mask_are_those_of_prepare(
     done = run(folder, "prepare", "--model", "demo", "--dataset", "rows.jsonl", *options)
     assert done.returncode == 0, done.stderr
     (cached,) = (folder / "cache").glob("*.pkl")  # the same rows: the command has found those of the page
-    rows = TokenRows.load(cached)
-    assert shown["count"] == len(rows) and len(shown["rows"]) == min(20, len(rows))
+    cache = TokenRows.load(cached)
+    assert shown["count"] == len(cache) and len(shown["rows"]) == min(20, len(cache))
     for one in shown["rows"]:
-        ids, mask = rows.row(one["number"])
+        ids, mask = cache.row(one["number"])
         assert [part[2] for part in one["parts"]] == ids.tolist()
         assert [part[1] for part in one["parts"]] == mask.tolist()
         assert (one["tokens"], one["targets"]) == (len(ids), int(mask.sum()))
@@ -120,13 +120,31 @@ def test_a_page_reads_its_own_rows_alone(
     write(folder / "rows.jsonl", [{"question": f"What is {i}?", "solution": f"{i}"} for i in range(300)])
     draft = Draft("train", given={"model.model": "demo", "data.dataset": "rows.jsonl"})
     ask(draft)
-    (opened,) = [found for found in worker._opened.values() if found.count == 300]
-    read = []
+    (opened,) = [found for found in rows._opened.values() if found.count == 300]
+    read: list[int] = []
     original = opened.row
-    monkeypatch.setattr(opened, "row", lambda number: read.append(number) or original(number))
-    monkeypatch.setattr(worker, "_open", None)  # nothing is prepared again
+
+    def noted(number: int) -> Any:
+        read.append(number)
+        return original(number)
+
+    monkeypatch.setattr(opened, "row", noted)
+    monkeypatch.setattr(rows, "_open", None)  # nothing is prepared again
     assert [one["number"] for one in ask(draft, start=280)["rows"]] == [*range(280, 300)] == read
     assert ask(draft, start=300)["rows"] == []
+
+
+def test_a_first_look_at_a_longer_file_is_at_its_first_rows(
+    ask: Callable[..., dict[str, Any]], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder / "rows.jsonl", [{"question": f"What is {i}?", "solution": f"{i}"} for i in range(100)])
+    draft = Draft("train", given={"model.model": "demo", "data.dataset": "rows.jsonl"})
+    monkeypatch.setattr(rows, "SMALL_BYTES", 100)
+    head = ask(draft, count=3, glance=True)
+    assert head["is_head"] and not (folder / "cache").exists()
+    whole = ask(draft, count=3)
+    assert whole["count"] == 100 and not whole["is_head"] and whole["rows"] == head["rows"]
+    assert ask(draft, count=3, glance=True)["count"] == 100  # it is there by now
 
 
 def test_what_is_on_the_hub_or_large_is_not_read_unasked(
@@ -134,7 +152,7 @@ def test_what_is_on_the_hub_or_large_is_not_read_unasked(
 ) -> None:
     assert "hub" in ask(Draft("train", given={"model.model": "demo", "data.dataset": "org/name"}))["unprepared"]
     write(folder / "rows.jsonl", SOLVED)
-    monkeypatch.setattr(worker, "MOST_BYTES", 100)
+    monkeypatch.setattr(rows, "MOST_BYTES", 100)
     draft = Draft("train", given={"model.model": "demo", "data.dataset": "rows.jsonl"})
     assert "large" in ask(draft)["unprepared"]
     assert run(folder, "prepare", "--model", "demo", "--dataset", "rows.jsonl").returncode == 0

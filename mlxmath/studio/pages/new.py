@@ -18,7 +18,8 @@ from mlxmath.config.schema import keyword
 from mlxmath.errors import InputError
 from mlxmath.studio import preview
 from mlxmath.studio.choices import choices, method_of
-from mlxmath.studio.form import COMMANDS, TITLES, Checked, check, draft_of, groups, recipes
+from mlxmath.studio.fields import groups, recipes
+from mlxmath.studio.form import COMMANDS, TITLES, Checked, check, draft_of
 from mlxmath.studio.render import render, studio_of
 
 PAGE = 20
@@ -173,7 +174,7 @@ def _glance(request: Request, found: Checked, shown: str, wait_s: float) -> dict
     if shown and not is_whole:  # what is shown stays until the settings are right again
         return {"rows_key": shown, "rows_changed": False, "shows_rows": True, "answer": None}
     shows = is_whole and preview.names_data(found)
-    asked = preview.rows_request(studio_of(request), found, count=3) if shows else None
+    asked = preview.rows_request(studio_of(request), found, count=3, glance=True) if shows else None
     key = sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16] if asked else "none"
     return {
         "rows_key": key, "rows_changed": shown != key, "shows_rows": shows,
