@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from mlxmath.config.schema import ModelConfig
@@ -206,13 +207,31 @@ def test_a_lock_dies_with_its_holder_however_that_ends(tmp_path: Path) -> None:
     expected = rf"^--out: {folder} is in use by {holder} since 20\d\d-\d\d-\d\d [\d:]{{8}} UTC; wait"
     with pytest.raises(InputError, match=expected), locked(folder, "--out", "mlxmath x"):
         pass
+    found = locks.holder(folder)
+    assert found is not None and (found.command, found.pid) == ("mlxmath train", process.pid)
+    assert found.created == psutil.Process(process.pid).create_time()
     process.kill()
     process.communicate()
+    assert locks.holder(folder) is None
     assert [path.name for path in folder.iterdir()] == [".lock"]
     for _ in range(2):  # what it left locks nothing
         with pytest.raises(ZeroDivisionError), locked(folder, "--out", "mlxmath x"):
             raise ZeroDivisionError
         assert not list(folder.iterdir())
+
+
+def test_whoever_does_not_have_a_lock_open_does_not_hold_it(tmp_path: Path) -> None:
+    """What a lock says may be left over of a process whose number another one has by now, or be made up."""
+    for text in ("", "odd", "`x`, process 1 on", f"`x`, process {os.getpid()} on {socket.gethostname()} since now UTC"):
+        (tmp_path / ".lock").write_text(text)
+        assert locks.holder(tmp_path) is None
+    with locked(tmp_path, "--out", "mlxmath x"):
+        found = locks.holder(tmp_path)
+        assert found is not None and found.pid == os.getpid()
+        text = (tmp_path / ".lock").read_text()
+        (tmp_path / ".lock").write_text(text.replace(socket.gethostname(), "elsewhere"))
+        assert locks.holder(tmp_path) == locks.Holder("mlxmath x", os.getpid(), "elsewhere", None)
+    assert locks.holder(tmp_path) is None and locks.holder(tmp_path / "none") is None
 
 
 def test_a_folder_in_which_nothing_came_about_goes_again(tmp_path: Path) -> None:

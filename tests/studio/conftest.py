@@ -1,5 +1,7 @@
 """A studio without a network: requests go straight to the application, as a browser that was let in sends them."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from starlette.testclient import TestClient
 from mlxmath.studio.app import create_app
 from mlxmath.studio.guard import TOKEN, Guard
 from mlxmath.studio.place import Studio
+from tests.helpers import ENVIRONMENT
 from tests.studio.browser import CHROMIUM, FLAGS, WIDE, Served, opened
 
 ORIGIN = "http://127.0.0.1:8765"
@@ -46,6 +49,34 @@ def clients() -> Callable[..., TestClient]:
 @pytest.fixture
 def client(studio: Studio, clients: Callable[..., TestClient]) -> TestClient:
     return clients(studio)
+
+
+HELD = """
+import sys, time
+from pathlib import Path
+from mlxmath.runtime.locks import locked
+with locked(Path(sys.argv[1]), "--adapter-path", sys.argv[2]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holding() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Starts a process that works on a run's folder, as far as others can tell."""
+    started = []
+
+    def start(folder: Path, command: str = "mlxmath train") -> "subprocess.Popen[str]":
+        started.append(subprocess.Popen(
+            [sys.executable, "-c", HELD, str(folder), command], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+        ))  # fmt: skip
+        assert started[-1].stdout is not None and started[-1].stdout.readline() == "held\n"
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,11 @@
 """All pages in a browser: nothing goes wrong in them, on a phone and in the dark."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tests.studio.browser import PHONE, is_dark, is_too_wide
+from tests.studio.make import make_run, rollout, step, write_events
 
 
 def test_all_pages_of_an_empty_folder_on_a_phone_in_the_dark(visit: Callable[..., Any]) -> None:
@@ -13,3 +15,51 @@ def test_all_pages_of_an_empty_folder_on_a_phone_in_the_dark(visit: Callable[...
         tab.goto(origin + path)
         assert tab.url.endswith(path) and tab.get_by_role("heading", level=1).is_visible()
         assert is_dark(tab) and not is_too_wide(tab), path
+
+
+def test_a_curve_grows_while_somebody_looks_until_the_run_is_stopped(
+    folder: Path, visit: Callable[..., Any], holding: Callable[..., Any]
+) -> None:
+    place = make_run(folder, "a", "running", total=2000)
+    process = holding(place)
+    tab = visit("/runs/a")
+    tab.get_by_text("5 steps, read in").wait_for()
+    charts = tab.locator("#charts figure")
+    assert charts.count() == 4 and "0.4 at step 5" in charts.first.inner_text()
+    assert charts.first.locator("canvas").bounding_box()["width"] > 300
+    assert tab.get_by_role("img", name="Curve: Loss").is_visible() and not tab.locator("#samples article").count()
+    write_events(place / "events.jsonl", *(step(n) for n in range(6, 1500)), rollout(1500), step(1500, odd=1.0))
+    tab.get_by_text("1,500 steps, read in").wait_for()
+    assert charts.count() == 8 and "at step 1,500" in charts.first.inner_text()
+    tab.locator("#samples .sample mn").first.wait_for()
+    tab.get_by_label("tokens", exact=True).check()
+    tab.get_by_label("logarithmic").check()
+    tab.get_by_label("steps").last.fill("1000")
+    assert charts.first.locator(".u-legend").inner_text().startswith("tokens learned from")
+    tab.emulate_media(color_scheme="dark")
+    assert is_dark(tab)
+    tab.get_by_role("button", name="Stop and save").focus()
+    tab.keyboard.press("Enter")
+    tab.get_by_text("killed", exact=True).wait_for()
+    assert process.wait(10) != 0 and tab.get_by_role("button", name="Go on with it").is_visible()
+
+
+def test_runs_over_one_another_on_a_phone(folder: Path, visit: Callable[..., Any]) -> None:
+    names = ["<script>document.title='owned'</script>", "a-very-long-name-of-a-run" * 6, "b"]
+    for name in names:
+        make_run(folder, name, "stopped", steps=30, total=40, training={"judge": name})
+    tab = visit("/runs", PHONE, is_dark=True)
+    tab.get_by_label("Search runs").fill("b")
+    tab.get_by_text("1 of 3 runs").wait_for()
+    tab.get_by_label("Search runs").fill("")
+    tab.get_by_text("3 of 3 runs").wait_for()
+    assert not is_too_wide(tab) and tab.title().startswith("Runs")
+    for box in tab.get_by_role("checkbox").all():
+        box.check()
+    tab.get_by_role("button", name="together").click()
+    tab.get_by_text("90 steps, read in").wait_for()
+    assert tab.locator("#charts figure").count() == 3 and tab.locator("#charts canvas").count() == 3
+    assert not is_too_wide(tab) and tab.title().startswith("3 runs")
+    tab.get_by_role("link", name="b", exact=True).click()
+    tab.get_by_text("30 steps, read in").wait_for()
+    assert not is_too_wide(tab) and is_dark(tab)

@@ -55,7 +55,7 @@ def test_lines_that_are_no_events_are_left_out(tmp_path: Path) -> None:
 
 ODD = [
     {"event": "step", "step": 1, "loss": "x", "smoothed_loss": [1], "kl": {}, "margin": None},
-    {"event": "step", "step": 1, "loss": 1e400, "entropy": True},
+    {"event": "step", "step": 1, "loss": 1e400, "entropy": True, "kl": 10**400},
     {"event": "step", "loss": 1.0, "accuracy": 0.5},
     {"event": "rollout", "step": 1, "rewards": 5, "reward": "high"},
     {"event": "rollout", "step": 1, "rewards": {"a": "b"}},
