@@ -199,4 +199,4 @@ def test_a_run_is_put_together_looked_at_and_started_by_keys(visit: Callable[...
     assert note["arguments"] == [
         "train", "--recipe", "demo", "--lora-rank", "64", "--adapter-path", "adapters-2", "--max-steps", "1",
     ]  # fmt: skip
-    visit.troubles.clear()  # type: ignore[attr-defined]  # the run's page is another's
+    tab.locator("h1", has_text="adapters-2").wait_for()
