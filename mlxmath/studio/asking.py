@@ -14,8 +14,9 @@ from mlxmath.studio import worker
 _MOST_KEPT = 200
 _LASTING_S = {"error": 15.0, "unprepared": 2.0}
 """For so long such an answer is not asked for again: the network, or what a command makes, may be there by then."""
-_TOO_LONG = (
-    "This takes too long, or too much memory, to be looked at here; the command line does it without these bounds."
+_NO_ANSWER = (
+    "This could not be looked at here: it takes too long, or too much memory. The command line does it without these "
+    "bounds, and says more."
 )
 
 Answer = Mapping[str, Any]
@@ -65,8 +66,8 @@ class Asker:
                 (self._running, request), self._next = self._next, None
             try:
                 answer = self._pool().reply(request)
-            except OverrunError:
-                answer = {"error": _TOO_LONG}
+            except (OverrunError, OSError):  # the latter: no process can be started
+                answer = {"error": _NO_ANSWER}
             with self._changed:
                 self._kept[self._running] = time.monotonic(), answer
                 self._kept.move_to_end(self._running)

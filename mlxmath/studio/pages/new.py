@@ -54,7 +54,9 @@ def plan(request: Request) -> Response:
 def glance(request: Request) -> Response:
     """The first rows, if they are there by now."""
     found = _checked(request, dict(request.query_params))
-    return render(request, "new_glance.html", **_glance(request, found, "", 2.0), query=found.draft.query)
+    return render(
+        request, "new_glance.html", **_glance(request, found, "", 2.0), checked=found, query=found.draft.query
+    )
 
 
 def rows(request: Request) -> Response:

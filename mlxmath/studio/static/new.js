@@ -80,6 +80,14 @@ document.addEventListener("htmx:afterSettle", () => {
   }
 });
 
+// A plan that comes is told; where it stands is put anew each time, which screen readers pass over.
+let told;
+document.addEventListener("htmx:afterSettle", () => {
+  const plan = document.querySelector("#plan .badge")?.parentElement.textContent.trim();
+  if (plan && plan !== told) tell(`Plan: ${plan}`);
+  told = plan ?? told;
+});
+
 document.addEventListener("click", (event) => {
   if (event.target.closest("#start-button[aria-disabled=true]")) event.preventDefault();
 });
