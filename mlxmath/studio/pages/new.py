@@ -6,8 +6,6 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import parse_qsl, quote
 
-import anyio.from_thread
-from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
@@ -21,6 +19,7 @@ from mlxmath.studio.choices import choices, method_of
 from mlxmath.studio.fields import groups, recipes
 from mlxmath.studio.form import COMMANDS, TITLES, Checked, check, draft_of
 from mlxmath.studio.render import render, studio_of
+from mlxmath.studio.sent import Form, posted
 
 PAGE = 20
 _SOON_S, _PATIENT_S = 0.25, 8.0
@@ -33,15 +32,15 @@ def show(request: Request) -> Response:
     return _page(request, dict(request.query_params), wait_s=_SOON_S)
 
 
-def again(request: Request) -> Response:
+def again(request: Request, form: Form) -> Response:
     """The form as it was filled in; the way without scripts, and after another command or recipe was chosen."""
-    values = _form(request)
+    values = dict(form)
     return _page(request, values, wait_s=_SOON_S if "js" in values else _PATIENT_S)
 
 
-def checked(request: Request) -> Response:
+def checked(request: Request, form: Form) -> Response:
     """After a change: what is wrong beside each field, the command line, the plan, the first rows."""
-    values = _form(request)
+    values = dict(form)
     return render(request, "new_checked.html", **_context(request, values, _SOON_S))
 
 
@@ -78,9 +77,9 @@ def rows(request: Request) -> Response:
     )  # fmt: skip
 
 
-def prepare(request: Request) -> Response:
+def prepare(request: Request, form: Form) -> Response:
     """Start `mlxmath prepare` for rows that are not read unasked."""
-    found = _checked(request, _form(request))
+    found = _checked(request, dict(form))
     arguments = preview.preparing(found)
     if arguments is None or found.wrong:
         raise InputError("these rows are prepared by the run itself; start it.")
@@ -99,9 +98,9 @@ def file(request: Request) -> Response:
     )  # fmt: skip
 
 
-def start(request: Request) -> Response:
+def start(request: Request, form: Form) -> Response:
     """Start the command, and go to its run."""
-    values = _form(request)
+    values = dict(form)
     found = _checked(request, values)
     if found.resolved is None or not found.is_good:
         return _page(request, values, wait_s=_SOON_S, status=422)
@@ -122,16 +121,6 @@ def _whole(found: Checked) -> Resolved:
         wrong = "; ".join(f"{name}: {why}" for name, why in found.wrong.items())
         raise InputError(wrong or found.trouble)
     return found.resolved
-
-
-def _form(request: Request) -> dict[str, str]:
-    """The texts of a form that was sent."""
-
-    async def read() -> FormData:
-        return await request.form()
-
-    fields = anyio.from_thread.run(read)
-    return {name: value for name, value in fields.items() if isinstance(value, str)}
 
 
 def _number(values: Mapping[str, str], name: str) -> int:
@@ -204,12 +193,12 @@ def _preparing(request: Request, found: Checked) -> Any:
 
 ROUTES = [
     Route("/new", show, methods=["GET"]),
-    Route("/new", again, methods=["POST"]),
-    Route("/new/check", checked, methods=["POST"]),
+    Route("/new", posted(again), methods=["POST"]),
+    Route("/new/check", posted(checked), methods=["POST"]),
     Route("/new/plan", plan),
     Route("/new/glance", glance),
     Route("/new/rows", rows),
-    Route("/new/prepare", prepare, methods=["POST"]),
+    Route("/new/prepare", posted(prepare), methods=["POST"]),
     Route("/new/file", file),
-    Route("/new/start", start, methods=["POST"]),
+    Route("/new/start", posted(start), methods=["POST"]),
 ]
