@@ -17,6 +17,8 @@ _DATA = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 _COMPRESSED = (".gz", ".bz2", ".zst")
 _NO_DATA = (_MANIFEST, _CONFIG, RUN, "adapter_config.json", "results.json", "job.json", "state.json")
 """Folders with such a file are models, runs, evaluations: what lies in them is not made to be trained on."""
+_NO_ROWS = ("settings.json", "plan.json", "progress.json", "sweep.json", "responses.jsonl", "prepared.json")
+"""Files that commands keep for themselves."""
 _MOST = 200
 """Of each kind that a page offers."""
 
@@ -80,7 +82,8 @@ def _is_data(path: Path) -> bool:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in _COMPRESSED:
         suffixes.pop()
-    return bool(suffixes) and suffixes[-1] in _DATA and not path.name.startswith(".") and path.is_file()
+    is_one = bool(suffixes) and suffixes[-1] in _DATA and path.name not in _NO_ROWS and not path.name.startswith(".")
+    return is_one and path.is_file()
 
 
 def _file(studio: Studio, path: Path, *, model: bool = False) -> Choice:

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from typing import Any, Literal, get_args, get_origin
@@ -77,14 +77,14 @@ class Draft:
         )
 
 
-def draft_of(studio: Studio, values: Mapping[str, str]) -> Draft:
+def draft_of(values: Mapping[str, str]) -> Draft:
     """What a form, or an address, says. Unknown names are left out.
 
     `start` is "recipe=NAME" or "from=FOLDER"; `model_choice`, `data_choice` and `use` hold settings as an address does,
     which count more than the fields.
 
     Raises:
-        InputError: there is no such command, or the earlier run lies outside the folder.
+        InputError: there is no such command.
     """
     start = dict(parse_qsl(values.get("start", "")))
     recipe = start.get("recipe") or values.get("recipe") or None
@@ -95,10 +95,7 @@ def draft_of(studio: Studio, values: Mapping[str, str]) -> Draft:
     if command not in COMMANDS:
         raise InputError(f"command: expected one of {', '.join(COMMANDS)}; found {command!r}")
     if run is not None:
-        folder = studio.inside(run, "from")
-        if not (folder / RUN_FILE).is_file():
-            raise InputError(f"from: {run} holds no {RUN_FILE}, the settings of a run; name another folder.")
-        run, recipe = studio.name(folder), None
+        recipe = None
     fields = {keyword(name): name for name in _names(command)}
     given: dict[str, str] = {}
     chosen = (
@@ -195,6 +192,7 @@ def check(studio: Studio, draft: Draft) -> Checked:
     """Ask the schema about a draft, and the folder about its paths."""
     trouble = ""
     try:
+        draft = _found(studio, draft)
         base = _settings(studio, draft, ())
     except InputError as error:
         trouble, draft = str(error), Draft(draft.command, given=draft.given)
@@ -214,6 +212,20 @@ def check(studio: Studio, draft: Draft) -> Checked:
     changed = _changed(studio, draft, base, resolved)
     taken = {} if wrong else _taken(studio, resolved)
     return Checked(draft, base, resolved, wrong, trouble, changed, taken)
+
+
+def _found(studio: Studio, draft: Draft) -> Draft:
+    """The draft with the earlier run's folder as the studio names it.
+
+    Raises:
+        InputError: it lies elsewhere, or holds no run's settings.
+    """
+    if draft.run is None:
+        return draft
+    folder = studio.inside(draft.run, "from")
+    if not (folder / RUN_FILE).is_file():
+        raise InputError(f"from: {draft.run} holds no {RUN_FILE}, the settings of a run; name another folder.")
+    return replace(draft, run=studio.name(folder))
 
 
 def _settings(studio: Studio, draft: Draft, names: Iterable[str]) -> Resolved:

@@ -30,7 +30,7 @@ _HEAD = 20
 _MOST_KEPT = 4
 _MOST_CHARACTERS = 20_000
 """Of a row's text on a page."""
-_MOST_TOKENS = 4096
+_MOST_TOKENS = 2048
 """Of a row, whose boundaries are shown."""
 
 

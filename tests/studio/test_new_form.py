@@ -105,7 +105,7 @@ def test_a_switch_that_a_recipe_turns_on_can_be_turned_off(
 ) -> None:
     (folder / "before").mkdir()
     (folder / "before" / "run.toml").write_text("[lora]\nrslora = true\nrank = 4\n")
-    draft = draft_of(studio, {"from": "before", "lora_rslora": "no", "lora_rank": "4", "lora_alpha": "8"})
+    draft = draft_of({"from": "before", "lora_rslora": "no", "lora_rank": "4", "lora_alpha": "8"})
     checked = check(studio, draft)
     assert checked.arguments == [
         "train", "--config", "before/run.toml", "--lora-alpha", "8", "--set", "lora.rslora=false",
@@ -182,7 +182,7 @@ def test_a_file_that_would_run_code_or_is_none_starts_nothing(
 ) -> None:
     (folder / "before").mkdir()
     (folder / "before" / "run.toml").write_text(text)
-    checked = check(studio, draft_of(studio, {"from": "before"}))
+    checked = check(studio, draft_of({"from": "before"}))
     assert told in checked.trouble and not checked.is_good
 
 
@@ -227,9 +227,9 @@ def test_a_folder_with_a_run_is_not_written_over_by_accident(studio: Studio, fol
         (folder / name / "run.json").write_text("{}")
     checked = check(studio, Draft("train", "demo"))
     assert checked.taken == {"training.adapter_path": "adapters-3"} and not checked.is_good
-    other = check(studio, draft_of(studio, {"recipe": "demo", "use": "adapter_path=adapters-3"}))
+    other = check(studio, draft_of({"recipe": "demo", "use": "adapter_path=adapters-3"}))
     assert other.is_good and other.arguments[-2:] == ["--adapter-path", "adapters-3"]
-    over = check(studio, draft_of(studio, {"recipe": "demo", "overwrite": "yes"}))
+    over = check(studio, draft_of({"recipe": "demo", "overwrite": "yes"}))
     assert over.is_good and "--overwrite" in over.arguments
 
 
@@ -245,7 +245,7 @@ def test_whatever_is_typed_is_a_setting_or_told(studio: Studio, command: str) ->
     chosen = random.Random(command)
     for name in Draft(command).names:
         for value in chosen.sample(HOSTILE, 6):
-            checked = check(studio, draft_of(studio, {"command": command, "recipe": "demo", keyword(name): value}))
+            checked = check(studio, draft_of({"command": command, "recipe": "demo", keyword(name): value}))
             assert all("\0" not in argument for argument in checked.arguments) or not checked.is_good
             if checked.resolved is not None and not checked.wrong:
                 assert rows_request(studio, checked)["folder"] and field_of(checked, name).option
@@ -253,7 +253,7 @@ def test_whatever_is_typed_is_a_setting_or_told(studio: Studio, command: str) ->
 
 def test_a_remedy_becomes_settings(studio: Studio) -> None:
     use = remedy("--grad-checkpoint 1 --quantize 4")
-    draft = draft_of(studio, {"recipe": "demo", "grad_checkpoint": "0", "use": use})
+    draft = draft_of({"recipe": "demo", "grad_checkpoint": "0", "use": use})
     assert draft.given == {"training.grad_checkpoint": "1", "model.quantize": "4"}
 
 

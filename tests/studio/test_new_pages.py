@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from mlxmath.studio.choices import choices
 from mlxmath.studio.form import Draft, check
 from mlxmath.studio.jobs import Job, Jobs
 from mlxmath.studio.place import Studio
+from tests.helpers import ENVIRONMENT
 from tests.studio.browser import PHONE, is_dark, is_too_wide
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -41,7 +44,8 @@ def test_what_is_here_can_be_started_from(studio: Studio, folder: Path, tmp_path
         "models/a/mlxmath.json": '{"source": "org/a", "quantization": {"bits": 4}}', "models/b/mlxmath.json": "[",
         "models/c/mlxmath.json": '{"source": "/gone/c"}', "models/d/config.json": "{}", "models/d/x.safetensors": "",
         "x.gguf": "", "data/rows.jsonl": "", "data/more.csv.gz": "", "data/notes.txt": "", "run/run.json": "{}",
-        "run/run.toml": "", "run/events.jsonl": "", ".hidden/rows.jsonl": "", f"data/{HOSTILE}.csv": "",
+        "run/run.toml": "", "run/events.jsonl": "", "data/settings.json": "", ".hidden/rows.jsonl": "",
+        f"data/{HOSTILE}.csv": "",
     }.items():  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
@@ -75,8 +79,22 @@ def test_an_earlier_run_s_settings_come_back_with_its_command(client: TestClient
     page = client.get("/new?from=runs/a").text
     assert re.search(r'<option value="grpo" selected>', page)
     assert "mlxmath grpo --config runs/a/run.toml" in page and "3 (" in page
-    assert client.get("/new?from=nowhere").status_code == 422
-    assert client.get("/new?from=../work").status_code == 422 and client.get("/new?command=rm").status_code == 422
+    assert "nowhere holds no run.toml" in client.get("/new?from=nowhere").text
+    assert "lies outside" in client.get("/new?from=..").text and client.get("/new?command=rm").status_code == 422
+    (folder / "runs" / "a" / "run.toml").unlink()  # while the page is open
+    part = client.post("/new/check", data={"command": "grpo", "start": "from=runs/a"}, headers={"HX-Request": "true"})
+    assert part.status_code == 200 and 'id="outcome"' in part.text and "holds no run.toml" in part.text
+
+
+def test_what_makes_pages_loads_no_model_library(folder: Path) -> None:
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom mlxmath.studio.fields import groups\n"
+        "from mlxmath.studio.form import Draft, check\nfrom mlxmath.studio import choices, preview\n"
+        "from mlxmath.studio.place import Studio\nassert groups(check(Studio(Path.cwd()), Draft('train', 'demo')))\n"
+        "print(sorted({'mlx', 'mlx.core', 'numpy', 'transformers', 'datasets'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_the_file_holds_the_settings_of_the_form(client: TestClient, studio: Studio, tmp_path: Path) -> None:

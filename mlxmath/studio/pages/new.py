@@ -138,7 +138,7 @@ def _checked(request: Request, values: dict[str, str]) -> Checked:
         raise HTTPException(403, "This studio was opened with --read-only: it starts nothing.")
     if "command" not in values and values.get("from") and (method := method_of(studio, values["from"])) in COMMANDS:
         values["command"] = str(method)
-    return check(studio, draft_of(studio, values))
+    return check(studio, draft_of(values))
 
 
 def _page(request: Request, values: dict[str, str], *, wait_s: float, status: int = 200) -> Response:
