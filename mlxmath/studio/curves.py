@@ -6,6 +6,7 @@ is of 2^k events and begins at a multiple of that, so that what was sent of it s
 """
 
 import io
+import math
 import os
 import re
 import secrets
@@ -114,15 +115,17 @@ def _numbers(values: Column, digits: int) -> list[float | None]:
 
 
 class Log:
-    """events.jsonl of a run, as far as it has been read. Whoever asks it waits for others that do.
+    """events.jsonl of a run, as far as it has been read.
 
     Attributes:
+        lock: held by whoever reads, or looks at more than one of the others.
+        tables: the events of each of `KINDS`.
         others: the last events of no `KINDS`: start, resume, end, …
         samples: the last completions that a run told, each an event "rollout" with its "example".
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._asking = path, threading.RLock()
+        self._path, self.lock = path, threading.RLock()
         self._clear()
 
     def _clear(self) -> None:
@@ -134,9 +137,13 @@ class Log:
         self._file: tuple[int, int] | None = None
         self._offset, self._tail = 0, b""
 
-    def refresh(self) -> "Log":
-        """Read what has come since; everything, if the file is another one by now, as after a resume."""
-        with self._asking:
+    def refresh(self, most_bytes: float = math.inf) -> "Log":
+        """Read what has come since; everything, if the file is another one by now, as after a resume.
+
+        Args:
+            most_bytes: nothing is read if there is more than that.
+        """
+        with self.lock:
             try:
                 file = self._path.open("rb")
             except OSError:  # not yet, or no more
@@ -148,6 +155,8 @@ class Log:
                 if self._file != (found.st_dev, found.st_ino) or not self._is_continued(file):
                     self._clear()
                     self._file = (found.st_dev, found.st_ino)
+                if found.st_size - self._offset > most_bytes:
+                    return self
                 for lines in self._blocks(file):
                     self._take(filter(None, map(unsealed_line, lines)))
         return self
@@ -158,7 +167,7 @@ class Log:
         Returns:
             mark: for the next time; tables: by kind, see `Table.points`.
         """
-        with self._asking:
+        with self.lock:
             self.refresh()
             found = _MARK.fullmatch(mark)
             seen = [int(count) for count in found.groups()[1:]] if found and found[1] == self._version else [0] * 3

@@ -18,6 +18,9 @@ from mlxmath.errors import MlxmathError
 from mlxmath.runtime.files import atomic_json, disk_errors, fits, read_json
 
 _JOB, _LOG = "job.json", "log"
+_CLOCK_S = 5.0
+"""Seconds by which two answers to when a process began may differ: Linux counts from the start of the system, which it
+tells in whole seconds, and corrects as the clock is."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def runs(pid: int, created: float) -> bool:
     """Whether a process of this number that began then is alive."""
     try:
         process = psutil.Process(pid)
-        return abs(process.create_time() - created) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        return abs(process.create_time() - created) < _CLOCK_S and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 

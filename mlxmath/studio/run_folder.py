@@ -13,7 +13,8 @@ from mlxmath.errors import MlxmathError
 from mlxmath.parsing import parse_toml
 from mlxmath.runtime.sealed import unsealed_json
 from mlxmath.studio.place import Studio
-from mlxmath.studio.runs import Run, file_of, told
+from mlxmath.studio.run import Run, told
+from mlxmath.studio.runs import file_of
 
 _CHECKPOINTS, _BEST, _WEIGHTS, _EVALUATION = "checkpoints", "best", "adapters.safetensors", "settings.json"
 _OF_A_REWARD_MODEL = "model:"

@@ -105,6 +105,11 @@ def test_a_line_counts_once_it_is_whole(path: Path) -> None:
     assert losses(log) == losses(log) == [2.0]
 
 
+def test_a_page_does_not_wait_for_a_long_log(path: Path) -> None:
+    write_events(path, *(step(n) for n in range(1, 9)))
+    assert not len(Log(path).refresh(500).tables["step"]) and len(Log(path).refresh(5000).tables["step"]) == 8
+
+
 def test_what_is_damaged_or_of_others_is_left_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(curves, "_BLOCK", 20_000)
     good = sealed_line(step(1))

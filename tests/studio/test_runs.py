@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from starlette.testclient import TestClient
 from mlxmath.runtime.sealed import sealed_json
 from mlxmath.studio.jobs import Job, Jobs
 from mlxmath.studio.place import Studio
+from mlxmath.studio.run import LOOKS
 from mlxmath.studio.run_folder import why_not_here
-from mlxmath.studio.runs import LOOKS, find_run
+from mlxmath.studio.runs import find_run
 from tests.helpers import wait_until
 from tests.studio.make import make_run, rollout, step, write_events
 
@@ -44,7 +46,7 @@ def noted(
     studio: Studio, *arguments: str, pid: int = 1, created: float = 0.0, exit_code: int | None = 1
 ) -> Job:  # fmt: skip
     """A command that the studio has started."""
-    job = Job("20260101-000000-abcdef", arguments[0], list(arguments), 0.0, pid, created, exit_code)
+    job = Job("20260101-000000-abcdef", arguments[0], list(arguments), time.time() - 60, pid, created, exit_code)
     place = studio.folder / "studio" / "jobs" / job.id
     place.mkdir(parents=True)
     (place / "job.json").write_text(json.dumps(vars(job)))
@@ -82,6 +84,13 @@ def test_a_run_that_says_that_it_runs_does_if_somebody_holds_its_folder(
     assert process.wait(10) == -signal.SIGTERM
     wait_until(lambda: state(studio, "a") == "killed")
     sealed_json(place / "run.json", {"status": "finished"})
+    process = holding(place)
+    assert state(studio, "a") == "starting"  # with --resume
+    ended = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(time.time() + 1))
+    sealed_json(place / "run.json", {"status": "finished", "started": ended})
+    assert state(studio, "a") == "finished"  # its process is about to end
+    process.kill()
+    process.wait()
     holding(place, "--judge")
     assert state(studio, "a") == "judging" and "Stop and save" not in client.get("/runs/a").text
 
@@ -90,7 +99,8 @@ def test_time_left_is_that_of_the_last_steps_or_of_the_deadline(studio: Studio, 
     place = make_run(studio.folder, "a", "running", steps=0, total=100, training={"max_training_time_hours": 1e6})
     holding(place)
     now = time.time()
-    write_events(place / "events.jsonl", *(step(n, time=now - 20 + 2 * n) for n in range(1, 11)))
+    begun = [step(1, time=now - 9000), {"event": "resume", "step": 1, "total_steps": 100}]
+    write_events(place / "events.jsonl", *begun, *(step(n, time=now - 20 + 2 * n) for n in range(2, 11)))
     found = find_run(studio, "a")
     assert found is not None and found.left_s == pytest.approx(2 * 90, abs=2)
     started = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(now - 3600))
@@ -140,7 +150,7 @@ def test_the_list_is_sorted_and_searched(studio: Studio, client: TestClient) -> 
     assert rows(client, "/runs?q=nothing") == [] and len(rows(client, f"/runs?q={'x ' * 5000}&sort=odd&down=x")) == 0
     page = client.get("/runs?sort=best").text
     assert 'aria-sort="ascending"' in page and "25.0 %" in page and "0.5000" in page
-    assert '<span class="good" title="better">+5.0 points (+1.0 to +9.0)</span>' in page
+    assert '<span class="good" title="better">+5.0 points <small class="below">+1.0 to +9.0</small>' in page
 
 
 def test_what_has_no_run_yet_is_shown_with_what_it_said(studio: Studio, client: TestClient) -> None:
@@ -264,13 +274,19 @@ def test_what_executes_code_is_not_gone_on_with_by_a_click(
     assert ("/runs/a/resume" in page) == (not reason) and "mlxmath grpo --config=a/run.toml" in page
 
 
-def test_a_run_that_has_just_been_started_has_a_page(studio: Studio, client: TestClient) -> None:
+def test_a_run_that_has_just_been_started_has_a_page(
+    studio: Studio, client: TestClient, holding: Callable[..., Any]
+) -> None:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     created = psutil.Process(process.pid).create_time()
     noted(studio, "train", "--adapter-path", "new", pid=process.pid, created=created, exit_code=None)
     page = client.get("/runs/new").text
     assert "starting" in page and "every 2s" in page and "mlxmath train --adapter-path new" in page
     assert client.get("/runs/new/data?since=").json()["charts"] == [] and "every 3s" in client.get("/runs").text
+    held = holding(studio.folder / "new")  # it is loaded, and has no run.json yet
+    assert "starting" in client.get("/runs/new").text
+    held.kill()
+    held.wait()
     assert client.post("/runs/new/stop").status_code == 200
     assert process.wait(10) == -signal.SIGTERM
     page = client.get("/runs/new").text
@@ -321,3 +337,14 @@ def test_evaluations_and_adapters_of_a_run_are_named(studio: Studio, client: Tes
         "a", "a/best", "a/checkpoints/step-12", "a/checkpoints/step-5"
     ]  # fmt: skip
     assert [name for name in ("one", "two", "three", "four") if f"evaluations/{name}<" in page] == ["one", "two"]
+
+
+def test_many_may_look_while_a_run_goes_on(studio: Studio, client: TestClient) -> None:
+    place = make_run(studio.folder, "a", "running")
+    with ThreadPoolExecutor(6) as pool:
+        asked = [pool.submit(client.get, f"/runs/a{part}") for part in ["", "/data?since=", "?part=state"] * 20]
+        for n in range(6, 60):
+            write_events(place / "events.jsonl", step(n, **{f"of step {n}": n}), rollout(n))
+            asked.append(pool.submit(client.get, "/runs/a/data?since="))
+    assert {answer.result().status_code for answer in asked} == {200}
+    assert client.get("/runs/a/data?since=").json()["tables"]["step"]["over"]["step"] == list(range(1, 60))

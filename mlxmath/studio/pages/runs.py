@@ -19,8 +19,9 @@ from mlxmath.studio.charts import charts
 from mlxmath.studio.curves import log_of
 from mlxmath.studio.place import Studio
 from mlxmath.studio.render import render, studio_of
+from mlxmath.studio.run import Run
 from mlxmath.studio.run_folder import adapters, resume_arguments, settings_text, used_in, why_not_here
-from mlxmath.studio.runs import Run, all_runs, file_of, find_run, without_run
+from mlxmath.studio.runs import all_runs, file_of, find_run, without_run
 from mlxmath.training.events import EVENTS
 
 _SORTS: dict[str, tuple[str, Callable[[Run], Any]]] = {
@@ -38,6 +39,9 @@ _SORTS: dict[str, tuple[str, Callable[[Run], Any]]] = {
 _MOST_OVER = 6
 _MOST_QUERY = 200
 _MOST_TEXT = 20_000
+_SOON_BYTES = 2_000_000
+"""Of a log, which are read while a page waits."""
+_OF_A_SAMPLE = ("question", "gold", "completion", "reward", "correct", "extracted")
 
 
 def show_all(request: Request) -> Response:
@@ -76,18 +80,27 @@ def _address(request: Request) -> str:
 
 
 def show(request: Request) -> Response:
-    """A run."""
+    """A run, or what changes of its page while it goes on."""
     studio, run = studio_of(request), _run(request)
-    text = settings_text(studio, run)
-    events = file_of(studio, run.folder, EVENTS)
-    samples = [_sample(event) for event in log_of(events).refresh().samples] if events else []
+    if request.query_params.get("part") == "state":
+        return _state(request, run)
     return render(
-        request, "run.html", run=run, log=studio.jobs.log(run.jobs[0]) if run.jobs else "", samples=samples[::-1],
-        settings=text,
-        adapters=adapters(studio, run), used_in=list(used_in(studio, run)), memory_bytes=_memory(run),
-        command=shlex.join(["mlxmath", *resume_arguments(run)]), refusal="" if text is None else why_not_here(text),
-        run_file=RUN_FILE, addresses=_addresses([run]),
+        request, "run.html", **_of_state(studio, run), samples=_samples(studio, run), adapters=adapters(studio, run),
+        log=studio.jobs.log(run.jobs[0]) if run.jobs else "", used_in=list(used_in(studio, run)), run_file=RUN_FILE,
+        addresses=_addresses([run]),
     )  # fmt: skip
+
+
+def _state(request: Request, run: Run) -> Response:
+    return render(request, "run_state.html", **_of_state(studio_of(request), run))
+
+
+def _of_state(studio: Studio, run: Run) -> dict[str, Any]:
+    text = settings_text(studio, run)
+    return {
+        "run": run, "settings": text, "refusal": "" if text is None else why_not_here(text),
+        "command": shlex.join(["mlxmath", *resume_arguments(run)]), "memory_bytes": _memory(run),
+    }  # fmt: skip
 
 
 def _addresses(runs: Sequence[Run]) -> list[list[str]]:
@@ -95,11 +108,21 @@ def _addresses(runs: Sequence[Run]) -> list[list[str]]:
     return [[run.name, f"/runs/{run.address}/data"] for run in runs]
 
 
-def _sample(event: dict[str, Any]) -> dict[str, str]:
-    """A completion with its grade, as text; what it lacks is ""."""
-    names = ("question", "gold", "completion", "reward", "correct", "extracted")
-    texts = {name: event["example"].get(name) for name in names} | {"step": event.get("step")}
-    return {name: "" if value is None else str(value)[:_MOST_TEXT] for name, value in texts.items()}
+def _samples(studio: Studio, run: Run) -> list[dict[str, str]]:
+    """The last completions that a run told, with their grades, as text; what one lacks is "".
+
+    A long log is not waited for: the page asks for its points, and again for this once they are there.
+    """
+    path = file_of(studio, run.folder, EVENTS)
+    if path is None:
+        return []
+    log, found = log_of(path), []
+    with log.lock:
+        events = list(log.refresh(_SOON_BYTES).samples)
+    for event in reversed(events):
+        texts = {name: event["example"].get(name) for name in _OF_A_SAMPLE} | {"step": event.get("step")}
+        found.append({name: "" if value is None else str(value)[:_MOST_TEXT] for name, value in texts.items()})
+    return found
 
 
 def data(request: Request) -> Response:
@@ -112,9 +135,10 @@ def data(request: Request) -> Response:
     if events is None:
         return JSONResponse({"mark": "", "tables": {}, "charts": [], "live": run.is_live, "seconds": 0.0})
     log = log_of(events)
-    found = log.points(request.query_params["since"])
+    with log.lock:
+        found = log.points(request.query_params["since"]) | {"charts": charts(log.tables)}
     seconds = round(time.perf_counter() - start, 4)
-    return JSONResponse({**found, "charts": charts(log.tables), "live": run.is_live, "seconds": seconds})
+    return JSONResponse({**found, "live": run.is_live, "seconds": seconds})
 
 
 def settings(request: Request) -> Response:
@@ -135,7 +159,7 @@ def stop(request: Request) -> Response:
         jobs.stop(run.holder.pid, run.holder.created)
     else:  # it has not come to its folder yet
         studio_of(request).jobs.stop(run.jobs[0])
-    return show(request)
+    return _state(request, _run(request))
 
 
 def stop_job(request: Request) -> Response:
@@ -157,7 +181,7 @@ def resume(request: Request) -> Response:
     if refusal := why_not_here(text):
         raise InputError(f"{run.name} is not gone on with from here, since {refusal}; copy the command to a terminal.")
     studio.jobs.start(*resume_arguments(run))
-    return show(request)
+    return _state(request, _run(request))
 
 
 def over(request: Request) -> Response:
