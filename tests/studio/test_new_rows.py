@@ -12,10 +12,11 @@ from starlette.testclient import TestClient
 
 from mlxmath.data.cache import TokenRows
 from mlxmath.data.codec import codec_of, load_tokenizer
+from mlxmath.runtime.console import size
 from mlxmath.studio import rows, worker
-from mlxmath.studio.form import Draft, check
+from mlxmath.studio.form import Draft, check, draft_of
 from mlxmath.studio.place import Studio
-from mlxmath.studio.preview import rows_request
+from mlxmath.studio.preview import device_mark, memory_bar, remedy, rows_request
 from mlxmath.weights.hub import DEMO_FOLDER
 from tests.helpers import run
 
@@ -173,6 +174,27 @@ def test_a_damaged_file_gives_its_sentence(
 ) -> None:
     (folder / name).write_bytes(text)
     assert told in ask(Draft("train", given={"model.model": "demo", "data.dataset": name}))["error"]
+
+
+def test_the_plan_is_that_of_the_command(studio: Studio, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    checked = check(studio, Draft("train", "demo", given={"lora.rank": "4", "runtime.memory_limit_gb": "0.012"}))
+    assert checked.resolved is not None
+    config = checked.resolved.config.model_dump(mode="json")
+    found = worker.answer({"what": "plan", "folder": str(folder), "method": "train", "config": config})
+    told = run(folder, "plan", "--recipe", "demo", "--lora-rank", "4", "--memory-limit-gb", "0.012")
+    assert (
+        told.returncode == 1
+        and not found["fits"]
+        and re.search(rf"in all +{re.escape(size(found['total']))}", told.stdout)
+    )
+    for name, count, _ in found["parts"]:
+        assert re.search(rf"{name} +{re.escape(size(count))}", told.stdout)
+    for change, total, _ in found["remedies"]:
+        assert f"with {change}: {size(total)}" in told.stdout
+    bars, mark = memory_bar(found), device_mark(found)
+    assert bars[-1].x + bars[-1].width == pytest.approx(1000, rel=0.01) and 0 < mark < 1000
+    assert len(found["remedies"]) >= 1 and draft_of({"use": remedy(found["remedies"][0][0])}).given
 
 
 def test_hostile_rows_are_text_on_the_page(client: TestClient, folder: Path) -> None:
