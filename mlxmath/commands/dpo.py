@@ -7,7 +7,7 @@ from mlxmath.config.load import TRAINED_FROM, settings_from
 
 
 @options.command("dpo", shared=True, long=True)
-@options.training_options(options.PAIRS, options.DPO)
+@options.training_options("dpo")
 def main(**values: Any) -> None:
     """Tune an adapter on pairs of a preferred and a rejected completion (DPO, IPO, ORPO, SimPO, CPO, KTO).
 

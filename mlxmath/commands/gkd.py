@@ -7,7 +7,7 @@ from mlxmath.config.load import TRAINED_FROM, settings_from
 
 
 @options.command("gkd", shared=True, long=True)
-@options.training_options(tuple(name for name in options.PROMPTS if name != "data.tools"), options.GKD)
+@options.training_options("gkd")
 def main(**values: Any) -> None:
     """Distil on-policy (generalized knowledge distillation): the student draws, a teacher scores every token of it.
 

@@ -15,7 +15,7 @@ from mlxmath.errors import InputError
     help="A reward that counts: correctness, format, tag_count, reasoning_steps, cosine_length, repetition, "
     "soft_overlong, faithfulness, doubt, model:FOLDER (a reward model), or your own MODULE:FUNCTION; may be repeated.",
 )  # fmt: skip
-@options.training_options(options.PROMPTS, options.GRPO)
+@options.training_options("grpo")
 def main(rewards: tuple[str, ...], **values: Any) -> None:
     """Improve an adapter by group-relative policy optimization (GRPO) on problems with known answers."""
     if rewards:

@@ -15,7 +15,22 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 import click
 
 from mlxmath.config.load import RECIPES, RUN, Resolved
-from mlxmath.config.schema import SECTIONS, SETTINGS, ModelConfig, RunConfig, keyword, option_name
+from mlxmath.config.offered import AUGMENTATION as AUGMENTATION
+from mlxmath.config.offered import DATA as DATA
+from mlxmath.config.offered import DISTILLATION as DISTILLATION
+from mlxmath.config.offered import EVALUATION as EVALUATION
+from mlxmath.config.offered import EXPORT as EXPORT
+from mlxmath.config.offered import LORA as LORA
+from mlxmath.config.offered import MODEL as MODEL
+from mlxmath.config.offered import MODEL_WRITE as MODEL_WRITE
+from mlxmath.config.offered import PROBLEMS as PROBLEMS
+from mlxmath.config.offered import PROMPTS as PROMPTS
+from mlxmath.config.offered import RUNTIME as RUNTIME
+from mlxmath.config.offered import SCHEDULING as SCHEDULING
+from mlxmath.config.offered import TEACHER as TEACHER
+from mlxmath.config.offered import TRAINING as TRAINING
+from mlxmath.config.offered import TRAINS
+from mlxmath.config.schema import SETTINGS, ModelConfig, RunConfig, keyword, option_name
 from mlxmath.config.section import plain_type
 from mlxmath.errors import InputError, MlxmathError, shortened
 from mlxmath.parsing import HALF_A_CHARACTER
@@ -30,29 +45,6 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 VERBOSE = "mlxmath.verbose"
 CONTEXT = {"max_content_width": 110}
-
-
-def _of(section: str, *but: str) -> tuple[str, ...]:
-    """The settings of a section, but for some."""
-    return tuple(f"{section}.{name}" for name in SECTIONS[section].model_fields if name not in but)
-
-
-MODEL = _of("model", "overwrite", "trust_remote_code")
-MODEL_WRITE = ("model.overwrite",)
-DATA = _of("data", "sources")
-PAIRS = _of("data", "sources", "solution_column", "answer_column", "solutions", "overflow", "train_on_prompt")
-"""The part of `DATA` that has a meaning for pairs of a chosen and a rejected completion."""
-PROMPTS = _of("data", "sources", "solutions", "overflow", "train_on_prompt", "cache_dir", "curriculum")
-"""The part of `DATA` that has a meaning where completions are drawn and no solution is trained on."""
-PROBLEMS = tuple(name for name in PROMPTS if name not in ("data.template", "data.template_file", "data.max_seq_len"))
-"""The part of `DATA` that decides which problems there are."""
-LORA, TRAINING, EVALUATION, DISTILLATION, AUGMENTATION, EXPORT = map(
-    _of, ("lora", "training", "evaluation", "distillation", "augmentation", "export")
-)
-GRPO, GKD, DPO, REWARD_MODEL, SFT = _of("grpo", "reward_weights"), *map(_of, ("gkd", "dpo", "reward_model", "sft"))
-TEACHER = tuple(f"distillation.teacher{part}" for part in ("", "_url", "_model", "_key_env", "_extra"))
-RUNTIME = ("runtime.backend", "runtime.memory_limit_gb")
-SCHEDULING = ("runtime.workers", "runtime.offload", "runtime.allow_overcommit")
 
 
 def configured(command: F) -> F:
@@ -126,9 +118,9 @@ def setting_options(*names: str) -> Callable[[F], F]:
     return decorate
 
 
-def training_options(data: tuple[str, ...], own: tuple[str, ...] = ()) -> Callable[[F], F]:
-    """Add the options of a command that trains: those of its data, its objective, and all that they share."""
-    settings = setting_options(*MODEL, *MODEL_WRITE, *data, *LORA, *TRAINING, *own, *RUNTIME, *SCHEDULING)
+def training_options(name: str) -> Callable[[F], F]:
+    """Add the options of a command that trains."""
+    settings = setting_options(*TRAINS[name])
     return lambda command: configured(settings(command))
 
 

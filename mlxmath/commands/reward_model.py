@@ -9,7 +9,7 @@ from mlxmath.config.schema import RunConfig
 
 
 @options.command("reward-model", shared=True, long=True)
-@options.training_options(options.PAIRS, options.REWARD_MODEL)
+@options.training_options("reward-model")
 def main(**values: Any) -> None:
     """Train a model that scores completions, on pairs of a preferred and a rejected one (Bradley-Terry).
 

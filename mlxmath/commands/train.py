@@ -13,7 +13,7 @@ from mlxmath.runtime.console import put
 
 
 @options.command("train", shared=True, long=True)
-@options.training_options(options.DATA, options.SFT)
+@options.training_options("train")
 @click.option("--debug", is_flag=True, help="The bundled model, ten problems, a few seconds.")
 @click.option("--dry-run", is_flag=True, help="Print the settings and the memory that the run takes; start nothing.")
 def main(dry_run: bool, **values: Any) -> None:

@@ -48,6 +48,18 @@ _OF_ONE_RUN = ("training.resume", "model.overwrite")
 """Settings that a run that repeats another does not share."""
 
 
+class WrongSettingsError(InputError):
+    """Settings have wrong values.
+
+    Attributes:
+        wrong: by "section.field", what is wrong with each, without its place.
+    """
+
+    def __init__(self, text: str, wrong: Mapping[str, str]) -> None:
+        super().__init__(text)
+        self.wrong = dict(wrong)
+
+
 class Layer(NamedTuple):
     """Settings from one place."""
 
@@ -153,6 +165,8 @@ def settings_from(
             layers.append(file_layer(Path(config).expanduser()))
         layers.append(set_layer(set, named("--set")))
         return resolve([*layers, Layer(origin, full_names(sections, settings))])
+    except WrongSettingsError as error:
+        raise WrongSettingsError(named(str(error)), {n: named(text) for n, text in error.wrong.items()}) from None
     except InputError as error:
         raise InputError(named(str(error))) from None
 
@@ -263,22 +277,25 @@ def resolve(layers: Sequence[tuple[str, Values] | Layer]) -> Resolved:
     try:
         config = validate(RunConfig, _nested(merged))
     except ValidationError as error:
-        wrong = []
+        lines, wrong = [], dict[str, str]()
         for detail in error.errors():
             section, field, *rest = detail["loc"]
             name = f"{section}.{field}"
-            wrong.append(f"{named[origin[name]].where(name, rest)}: {sentence(detail, RunConfig)}")
-        raise InputError("; ".join(wrong)) from None
+            wrong[name] = sentence(detail, RunConfig)
+            lines.append(f"{named[origin[name]].where(name, rest)}: {wrong[name]}")
+        raise WrongSettingsError("; ".join(lines), wrong) from None
     resolved = Resolved(config, origin, named)
     for name in _OF_ONE_DATASET:
         if config.data.sources and origin[name] != "default":
-            raise InputError(
-                f"{resolved.where(name)}: describes data.dataset, but the data come from data.sources "
-                f"({origin['data.sources']}); say it of a source there, or name a dataset."
+            why = (
+                f"describes data.dataset, but the data come from data.sources ({origin['data.sources']}); say it of a "
+                "source there, or name a dataset."
             )
+            raise WrongSettingsError(f"{resolved.where(name)}: {why}", {name: why})
     template = config.data.template
     if config.data.template_file is None and template not in TEMPLATES:
-        raise InputError(f"{resolved.where('data.template')}: {no_such('template', template, TEMPLATES)}")
+        why = no_such("template", template, TEMPLATES)
+        raise WrongSettingsError(f"{resolved.where('data.template')}: {why}", {"data.template": why})
     return resolved
 
 

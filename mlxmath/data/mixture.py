@@ -20,7 +20,7 @@ from mlxmath.config.section import DEMO
 from mlxmath.data.dedup import mix, open_benchmark, text_hash
 from mlxmath.data.filters import check_fields, parse_filter
 from mlxmath.data.problem import Problem
-from mlxmath.data.sources import LoadedProblems, load_problems
+from mlxmath.data.sources import LeftOut, LoadedProblems, load_problems
 from mlxmath.data.survey import Candidate, Seen, SourceReport, Survey, survey_source
 from mlxmath.errors import InputError
 from mlxmath.runtime.console import warn
@@ -81,6 +81,8 @@ class Mixture:
         """Of each problem, in the order of iteration: the lower the earlier in training; None: any order."""
         self.questions: NDArray[np.uint64] = np.zeros(0, np.uint64)
         """Hash of each problem's normalised question, in the order of iteration."""
+        self.left_out: list[tuple[LoadedProblems, list[LeftOut]]] = []
+        """Of each source the rows that could not be taken; of many the first."""
         self._chosen: list[tuple[LoadedProblems, list[Candidate]]] = []
 
     @property
@@ -129,6 +131,7 @@ class Mixture:
             limit = config.num_examples if self._plain else (loaded.source.count if loaded.rows.streamed else None)
             surveys.append(survey_source(index, loaded, filters, self.benchmarks, seen, limit, plain=self._plain))
         self._chosen, self.reports = [], []
+        self.left_out = [(survey.loaded, survey.left_out) for survey in surveys]
         ranks, questions = list[NDArray[np.int32]](), list[int]()
         for index, (survey, size) in enumerate(zip(surveys, sizes(surveys, config), strict=True)):
             chosen = draw(survey, size, text_hash(f"{config.mixture_seed} {index}"))

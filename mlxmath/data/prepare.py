@@ -53,8 +53,9 @@ def tokenizer_folder(config: ModelConfig) -> Path:
 
 
 def prepare_rows(
-    config: DataConfig, model_folder: Path, *, trust_remote_code: bool = False, form: Form = "solutions"
-) -> TokenRows:
+    config: DataConfig, model_folder: Path, *, trust_remote_code: bool = False, form: Form = "solutions",
+    noted_for: Path | None = None,
+) -> TokenRows:  # fmt: skip
     """The tokenized dataset, from the cache if it is there, else made and put there.
 
     Args:
@@ -62,6 +63,7 @@ def prepare_rows(
         model_folder: a folder with the model's tokenizer.
         trust_remote_code: let the tokenizer run code from its repository.
         form: what rows are made (see `mlxmath.data.tokenize`).
+        noted_for: the folder that `prepared` will be asked about, where the tokenizer lies elsewhere.
 
     Raises:
         InputError: no such dataset, column, split, template or tokenizer.
@@ -99,7 +101,7 @@ def prepare_rows(
                     f"{path}: {len(rows):,} rows, {len(rows.tokens):,} tokens, {size(path.stat().st_size)} "
                     f"in {duration(spent)} ({len(rows.tokens) / spent:,.0f} tokens/s)"
                 )
-    note(config, model_folder, rows, form)
+    note(config, noted_for or model_folder, rows, form)
     return rows
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from mlxmath.config.schema import DataConfig, SourceConfig
 from mlxmath.config.section import DEMO
@@ -21,6 +22,18 @@ from mlxmath.runtime.console import warn
 
 DEMO_PROBLEMS = Path(__file__).parents[1] / "demo" / "problems"
 DEMO_SPLITS = ("train", "validation", "test")
+
+
+MOST_NAMED = 1000
+"""So many rows that are left out are noted one by one, of each source; as many problems of each benchmark."""
+
+
+class LeftOut(NamedTuple):
+    """A row that is not taken."""
+
+    row: int
+    """From 0."""
+    reason: str
 
 
 @dataclass
@@ -43,6 +56,8 @@ class LoadedProblems:
     """Rows left out by the last iteration, by reason."""
     first_skipped: dict[str, int] = field(default_factory=dict)
     """The number of the first such row (from 0), by reason."""
+    skipped_rows: list[LeftOut] = field(default_factory=list)
+    """The first of these rows."""
 
     @property
     def revision(self) -> str:
@@ -91,6 +106,7 @@ class LoadedProblems:
         """The problems, each with the number of its row (from 0)."""
         self.skipped.clear()
         self.first_skipped.clear()
+        self.skipped_rows.clear()
         found = 0
         others = CONVERSATIONS if self.forms and self.dataset is None else ()
         if self.dataset:
@@ -101,6 +117,8 @@ class LoadedProblems:
             except SkippedRowError as reason:
                 self.skipped[str(reason)] += 1
                 self.first_skipped.setdefault(str(reason), index)
+                if len(self.skipped_rows) < MOST_NAMED:
+                    self.skipped_rows.append(LeftOut(index, str(reason)))
                 continue
             for problem in problems:
                 yield index, problem

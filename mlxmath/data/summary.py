@@ -35,9 +35,18 @@ def _readable() -> Iterator[None]:
         ) from None
 
 
-@_readable()
 def statistics(rows: TokenRows) -> list[str]:
     """What became of the dataset, one line a fact.
+
+    Raises:
+        MlxmathError: the cache's statistics are of odd types.
+    """
+    return [*facts(rows), *length_histogram(rows.lengths)]
+
+
+@_readable()
+def facts(rows: TokenRows) -> list[str]:
+    """The same without the bars.
 
     Raises:
         MlxmathError: the cache's statistics are of odd types.
@@ -70,7 +79,7 @@ def statistics(rows: TokenRows) -> list[str]:
     low, median, high, most = np.percentile(rows.lengths, [0, 50, 95, 100])
     mean = rows.lengths.mean()
     lines.append(f"tokens a row: min {low:.0f}, median {median:.0f}, mean {mean:.1f}, 95 % {high:.0f}, max {most:.0f}")
-    return [*lines, *length_histogram(rows.lengths)]
+    return lines
 
 
 @_readable()
@@ -133,7 +142,7 @@ def _buckets(buckets: Mapping[str, tuple[int, int]]) -> str:
 
 def length_histogram(lengths: NDArray[np.int64]) -> list[str]:
     """Rows by their number of tokens, as bars of text."""
-    counts, edges = _bins(lengths)
+    counts, edges = bins(lengths)
     width = len(f"{edges[-1]:,}")
     return [
         f"{low:>{width},} - {high - 1:>{width},}  {count:>9,}  {'█' * round(BAR_WIDTH * count / max(counts))}".rstrip()
@@ -141,8 +150,8 @@ def length_histogram(lengths: NDArray[np.int64]) -> list[str]:
     ]
 
 
-def _bins(lengths: NDArray[np.int64]) -> tuple[list[int], list[int]]:
-    """Counts, and the whole edges around them."""
+def bins(lengths: NDArray[np.int64]) -> tuple[list[int], list[int]]:
+    """Rows by their number of tokens: counts, and the whole edges around them."""
     low, high = int(lengths.min()), int(lengths.max()) + 1
     step = max(1, -(-(high - low) // NUM_BINS))
     edges = list(range(low, high + step, step))

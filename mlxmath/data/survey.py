@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 from mlxmath.data.dedup import Benchmark, NearDuplicates, Words, normalise, text_hash
 from mlxmath.data.filters import Filter, number, value_of
 from mlxmath.data.problem import Problem
-from mlxmath.data.sources import LoadedProblems
+from mlxmath.data.sources import MOST_NAMED, LeftOut, LoadedProblems
 from mlxmath.runtime.console import warn
 
 BATCH = 2000
-MOST_NAMED = 1000
-"""So many contaminated problems of a benchmark are noted one by one."""
 DIFFICULTY_WORDS = {"very easy": 0.0, "easy": 1.0, "medium": 2.0, "hard": 3.0, "very hard": 4.0}
 
 
@@ -70,6 +68,8 @@ class Candidate(NamedTuple):
 
     place: int
     """In the source's iteration."""
+    row: int
+    """In the source, from 0."""
     question: int
     """Hash of the normalised question."""
     benchmark: str | None
@@ -92,6 +92,13 @@ class Survey:
     plain: bool
     """Whether the first problems are to be taken, not some of them."""
     candidates: list[Candidate] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    """Rows that could not be taken, in their order; of many the first."""
+
+    def leave_out(self, row: int, reason: str) -> None:
+        """Note a row that is not taken."""
+        if len(self.left_out) < MOST_NAMED:
+            self.left_out.append(LeftOut(row, reason))
 
     @property
     def buckets(self) -> list[str]:
@@ -115,6 +122,9 @@ class Survey:
         else:
             self.report.contaminated = dict(sorted(counts.items()))
             self.report.contaminated_ids = dict(sorted(names_in.items()))
+            for found in self.candidates:
+                if found.benchmark is not None:
+                    self.leave_out(found.row, f"occurs in {found.benchmark}")
             self.candidates = [found for found in self.candidates if found.benchmark is None]
         self.candidates = self.candidates[:limit]
         self.report.left = len(self.candidates)
@@ -175,28 +185,31 @@ def survey_source(
     survey = Survey(report, loaded, plain)
     is_held = loaded.rows.streamed and limit is not None
     filtered, names_in = Counter[str](), dict[str, list[str]]()
-    problems = iter(enumerate(loaded))
+    problems = enumerate(loaded.numbered())
     num_clean = 0
     while (limit is None or num_clean < limit) and (batch := list(itertools.islice(problems, BATCH))):
         report.read += len(batch)
         kept = []
-        for place, problem in batch:
+        for place, (row, problem) in batch:
             unmet = next((f.text for f in filters if not f(problem)), None)
             if unmet is None and source.balance is not None and value_of(problem, source.balance) is None:
                 unmet = f"{source.balance} is given"
             if unmet is None:
-                kept.append((place, problem))
+                kept.append((place, row, problem))
             else:
                 filtered[unmet] += 1
-        words = normalise([problem.question for _, problem in kept])
+                survey.leave_out(row, f"does not meet '{unmet}'")
+        words = normalise([problem.question for _, _, problem in kept])
         occurs_in: list[str | None] = [None] * len(kept)
         for benchmark in reversed(benchmarks):
             for i in np.flatnonzero(benchmark.holds(words)).tolist():
                 occurs_in[i] = benchmark.name
-        repeated = seen.repeated(index, [problem for _, problem in kept], words)
+        repeated = seen.repeated(index, [problem for _, _, problem in kept], words)
         report.repeated += int(repeated.sum())
+        for i in np.flatnonzero(repeated).tolist():
+            survey.leave_out(kept[i][1], "repeated")
         fresh = itertools.compress(zip(kept, words.texts.tolist(), occurs_in, strict=True), ~repeated)
-        for (place, problem), question, name in fresh:
+        for (place, row, problem), question, name in fresh:
             if name is None:
                 num_clean += 1
             elif len(names := names_in.setdefault(name, [])) < MOST_NAMED:
@@ -204,11 +217,12 @@ def survey_source(
             bucket = "" if source.balance is None else str(value_of(problem, source.balance)).strip().casefold()
             survey.candidates.append(
                 Candidate(
-                    place, question, name, difficulty(problem), len(problem.solution or ""), bucket,
+                    place, row, question, name, difficulty(problem), len(problem.solution or ""), bucket,
                     problem if is_held else None,
                 )
             )  # fmt: skip
     survey.settle(limit, names_in)
+    survey.left_out = sorted((*survey.left_out, *loaded.skipped_rows))[:MOST_NAMED]
     report.filtered, report.skipped = dict(filtered), dict(loaded.skipped)
     report.first_skipped = {reason: loaded.rows.place(index) for reason, index in loaded.first_skipped.items()}
     report.read += sum(report.skipped.values())

@@ -60,6 +60,10 @@ class Studio:
 
         Folders of checkpoints, caches and hidden ones are left out, as is what lies deeper than five folders.
         """
+        return (folder for folder, inner in self.folders() if any(entry.name in names for entry in inner))
+
+    def folders(self) -> Iterator[tuple[Path, list[Path]]]:
+        """The same with what each holds, of all of them."""
         waiting = [(self.folder, 0)]
         while waiting:
             folder, depth = waiting.pop()
@@ -67,8 +71,7 @@ class Studio:
                 inner = [entry for entry in folder.iterdir() if not entry.is_symlink()]
             except OSError:
                 continue  # gone meanwhile, or not for us
-            if any(entry.name in names for entry in inner):
-                yield folder
+            yield folder, inner
             if depth < _MOST_DEPTH:
                 waiting += [
                     (entry, depth + 1) for entry in sorted(inner, reverse=True)

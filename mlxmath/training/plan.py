@@ -238,9 +238,9 @@ def remedies(
     return found
 
 
-def table(plan: "MemoryPlan") -> list[str]:
-    """A line for each purpose."""
-    rows = {
+def parts(plan: "MemoryPlan") -> dict[str, int]:
+    """The bytes for each purpose."""
+    found = {
         "weights": plan.weights,
         "adapters and sums of gradients": plan.adapters,
         "optimizer": plan.optimizer,
@@ -248,9 +248,13 @@ def table(plan: "MemoryPlan") -> list[str]:
         "activations, then gradients": plan.activations,
         "block or head at hand": plan.working,
         "drawing, before these two": plan.drawing,
-        "in all": plan.total,
     }
-    return [f"  {name:30}{size(number):>12}" for name, number in rows.items() if number]
+    return {name: number for name, number in found.items() if number}
+
+
+def table(plan: "MemoryPlan") -> list[str]:
+    """A line for each purpose, and one for all."""
+    return [f"  {name:30}{size(number):>12}" for name, number in (*parts(plan).items(), ("in all", plan.total))]
 
 
 def parse_size(text: str) -> int:

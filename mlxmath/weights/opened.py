@@ -79,6 +79,16 @@ def open_source(source: Source, *, packed: bool = True) -> Opened:
     return Opened(source, model.config, weights, model.notes, file)
 
 
+def write_tokenizer_of(source: Source, folder: Path) -> None:
+    """Put a model's tokenizer into a folder as its conversion does; its weights are not looked at.
+
+    Raises:
+        MlxmathError: a file is damaged.
+    """
+    file = open_gguf(source.gguf) if source.gguf else None
+    Opened(source, {}, Weights((), {}, 0, {}), gguf=file).write_companions(folder, trust_remote_code=False)
+
+
 def source_config(source: Source) -> dict[str, Any]:
     """The config.json of a model that was found, before any weight is looked at.
 

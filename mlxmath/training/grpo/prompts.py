@@ -132,6 +132,8 @@ class Read:
     """(P,) hash of each one's question."""
     among: NDArray[np.uint64]
     """(Q,) likewise, of the problems that are left out too."""
+    left_out: Counter[str]
+    """Rows, by reason."""
 
 
 def read_prompts(
@@ -188,4 +190,4 @@ def read_prompts(
             f"{names}: no problem is left ({reasons or 'it is empty'}; --max-seq-len {data.max_seq_len} leaves {room} "
             "tokens to a prompt; --answer-column names the column with the answers)."
         )
-    return Read(prompts, np.array(questions, np.uint64), mixture.questions)
+    return Read(prompts, np.array(questions, np.uint64), mixture.questions, left_out)
