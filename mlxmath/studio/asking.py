@@ -16,7 +16,9 @@ from mlxmath.studio.answering import Server
 from mlxmath.studio.place import Studio
 from mlxmath.studio.tuned import Adapter, adapter
 
-MOST_TOKENS, HOTTEST, MOST_CONTESTANTS = 32_768, 2.0, 6
+MOST_TOKENS, HOTTEST = 32_768, 2.0
+MOST_CONTESTANTS = 5
+"""A browser opens six connections to a server, and one is left for the rest of the page."""
 _LONGEST = 2_000_000
 """Characters of a question, and of an answer."""
 _LOOK_S = 0.2
@@ -47,6 +49,7 @@ class Loading:
 class Given:
     """What the model is really given: the question in its template."""
 
+    asked: Question
     prompt: str
     num_tokens: int
 
@@ -147,7 +150,7 @@ async def answered(server: Server, asked: Question, who: str) -> AsyncIterator[E
         async with client:
             given = await client.post("/chat/prompt", json=body)
             told = _checked(given.status_code, given.content)
-            yield Given(str(told.get("prompt")), int(told.get("num_tokens", 0)))
+            yield Given(asked, str(told.get("prompt")), int(told.get("num_tokens", 0)))
             async with client.stream("POST", "/chat/completions", json=body | drawn) as response:
                 if response.status_code != 200:
                     _checked(response.status_code, await response.aread())

@@ -4,6 +4,7 @@ Of an answer its verdict stays in memory, its place in the file, and its text fo
 read again from its place.
 """
 
+import contextlib
 import sys
 import threading
 from collections import Counter, defaultdict
@@ -33,6 +34,8 @@ _LINE = 140
 _SEARCHED = 20_000
 """Characters of an answer."""
 _MOST_KEPT = 3
+_WAITS_S = 0.4
+"""For answers to be measured, before a page is shown without."""
 Key = tuple[str, str, int]
 
 
@@ -96,6 +99,8 @@ class Found:
     num_fitting: int
     page: int
     num_pages: int
+    num_left: int
+    """Answers of which is not known yet how they ended, where that was asked."""
 
 
 class Explorer:
@@ -107,6 +112,7 @@ class Explorer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._measuring = threading.Thread()
         self._lock = threading.RLock()
         self._forget()
 
@@ -215,12 +221,12 @@ class Explorer:
         with self._lock:
             words = wanted.search.lower().split()
             chosen = {name: value for name in GROUPINGS if (value := getattr(wanted, name))}
-            kinds = self._categories() if wanted.category else {}
+            num_left = self._measure() if wanted.category else 0
             others = [
                 problem for problem in self.problems
                 if all(getattr(problem, name) == value for name, value in chosen.items())
                 and (not words or all(word in self._texts[problem.id] for word in words))
-                and (not wanted.category or any(kinds[key] == wanted.category for key in problem.keys))
+                and (not wanted.category or any(self._kind(key) == wanted.category for key in problem.keys))
             ]  # fmt: skip
             outcomes = [self.outcome(problem, wanted.pair) for problem in others]
             fitting = [
@@ -235,15 +241,22 @@ class Explorer:
             return Found(
                 fitting[(page - 1) * PAGE : page * PAGE],
                 {"all": len(others)} | {name: counts[name] for name in self.outcomes}, len(fitting), page, num_pages,
+                num_left,
             )  # fmt: skip
 
-    def _categories(self) -> dict[Key, str]:
-        """How each answer ended, as the report has it. The first time the wrong ones are measured."""
-        for problem in self.problems:
-            for key in problem.keys:
-                if key not in self._kinds:
-                    self._kinds[key] = "right" if self._samples[key].correct else self.category(self._whole(key))
-        return self._kinds
+    def _kind(self, key: Key) -> str | None:
+        """How an answer ended, as the report has it; None as long as it is not measured."""
+        return "right" if self._samples[key].correct else self._kinds.get(key)
+
+    def _measure(self) -> int:
+        """Have it found out how the wrong answers ended, which takes a while for many; gives how many are left."""
+        left = [key for problem in self.problems for key in problem.keys if self._kind(key) is None]
+        if left and not self._measuring.is_alive():
+            self._measuring = threading.Thread(target=_measure, args=(left, self._places, self._kinds), daemon=True)
+            self._measuring.start()
+        if left:
+            self._measuring.join(_WAITS_S)
+        return sum(key not in self._kinds for key in left)
 
     @staticmethod
     def category(sample: Sample) -> str:
@@ -271,6 +284,14 @@ class Explorer:
         if found is None or found.key != key:
             raise MlxmathError(f"{self.folder} has been written anew meanwhile; reload the page.")
         return found
+
+
+def _measure(keys: Iterable[Key], places: Mapping[Key, Place], kinds: dict[Key, str]) -> None:
+    """Note how answers ended, as long as their file is what it was."""
+    for key in keys:
+        with contextlib.suppress(OSError):
+            if (sample := places[key].sample()) and sample.key == key:
+                kinds[key] = Explorer.category(sample)
 
 
 def _is_whole(place: Place) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import psutil
 import pytest
@@ -31,7 +32,7 @@ from mlxmath.studio.guard import Guard
 from mlxmath.studio.jobs import Job, runs
 from mlxmath.studio.place import Studio
 from mlxmath.studio.tuned import Adapter, argument, models, served_names
-from tests.helpers import succeed, wait_until
+from tests.helpers import wait_until
 from tests.studio.browser import PHONE, Served, is_dark, is_too_wide
 
 HOSTILE = (
@@ -213,15 +214,13 @@ def test_an_answer_comes_in_pieces_and_is_graded_as_evaluation_does(ask: Callabl
     upstream.says = lambda _: [*map(piece, parts), b": keepalive 1/2\n\n", piece(finish="stop"),
                                {"choices": [], "usage": {"completion_tokens": 12}}, b"data: [DONE]\n\n"]  # fmt: skip
     given, *pieces, done = ask(question="What is\r\n12 + 7? ", temperature="0.5")
-    assert given == {"prompt": "<s>What is\n12 + 7?", "tokens": 3} and [one["text"] for one in pieces] == parts
+    assert (given["prompt"], given["tokens"], given["gold"]) == ("<s>What is\n12 + 7?", 3, "19")
+    assert [one["text"] for one in pieces] == parts
     assert done["verdict"] == "right" and "<mfrac>" in done["done"] and "12 tokens" in done["done"]
     assert grade("".join(parts), "19").rule in done["done"]
     path, body = upstream.asked[-1]
-    assert path == "/v1/chat/completions" and (body["temperature"], body["max_tokens"], body["model"]) == (
-        0.5,
-        80,
-        "base",
-    )
+    assert path == "/v1/chat/completions"
+    assert (body["temperature"], body["max_tokens"], body["model"]) == (0.5, 80, "base")
 
 
 @pytest.mark.parametrize(
@@ -248,7 +247,8 @@ def test_what_a_model_writes_is_text(ask: Callable[..., Any], upstream: Any) -> 
         piece("\\boxed{<img src=x onerror=alert(1)>}\ud800"),
         piece(finish="stop"),
     ]
-    *pieces, done = ask(question=HOSTILE)[1:]
+    given, *pieces, done = ask(question=HOSTILE, gold=HOSTILE)
+    assert "<script" not in given["question"] + given["gold"] and "\u202e" not in "".join(map(str, given.values()))
     assert not set("".join(one["text"] for one in pieces)) & set("\u202e\u2066\x1b\ud800")
     assert "<script" not in done["done"] and "<img" not in done["done"] and "\u202e" not in done["done"]
 
@@ -402,55 +402,59 @@ def test_a_note_of_others_ends_no_process_of_ours(studio: Studio) -> None:
 def _post(served: Served, path: str, **values: Any) -> list[dict[str, Any]]:
     token = served.address("/compare").partition("token=")[2]
     cookie = f"mlxmath_studio_{served.url.rpartition(':')[2]}={token}"
-    body = "&".join(f"{name}={urllib.request.quote(one)}" for name, value in values.items()
-                    for one in ([value] if isinstance(value, str) else value))  # fmt: skip
+    body = urlencode(values, doseq=True)
     asked = urllib.request.Request(f"{served.url}{path}", body.encode(), {"Origin": served.url, "Cookie": cookie})
     with urllib.request.urlopen(asked, timeout=60) as found:
         return lines(found.read().decode())
 
 
-def test_a_real_model_answers_and_ends_with_the_studio_however_that_ends(
+def test_a_model_ends_with_the_next_studio_if_its_own_was_killed(
     tuned: Path, studio: Studio, serving: Callable[..., Served]
 ) -> None:
     served = serving()
-    for who, option in (("adapters", ()), ("", ("--no-adapter",))):
+    for who in ("", "adapters"):
         *_, done = told = _post(served, "/compare/answer", **ASKED, who=who)
-        expected = json.loads(
-            succeed(tuned, "infer", "--json", "--prompt", ASKED["question"], "--max-new-tokens", "80", *option).stdout
-        )
-        assert "".join(one.get("text", "") for one in told) == expected["text"]
-        assert (done["verdict"] == "right") == grade(
-            expected["text"], "19", truncated=expected["finish_reason"] == "length"
-        ).correct
+        text = "".join(one.get("text", "") for one in told)
+        assert text and (done["verdict"] == "right") == grade(text, "19").correct
     (job,) = studio.jobs.all()
     os.kill(served.process.pid, signal.SIGKILL)
     served.process.wait()
     assert runs(job.pid, job.created)
-    again = serving()
+    serving()
     assert not runs(job.pid, job.created)
-    _post(again, "/compare/answer", **ASKED, who="")
-    newest = studio.jobs.all()[0]
-    assert newest.id != job.id and runs(newest.pid, newest.created)
-    again.end()
-    assert not runs(newest.pid, newest.created)
 
 
-def test_the_page_with_the_keyboard_on_a_phone_in_the_dark(tuned: Path, visit: Callable[..., Any]) -> None:
-    (tuned / "<img src=x onerror=alert(1)>").mkdir()
-    shutil.copytree(tuned / "adapters", tuned / "<img src=x onerror=alert(1)>" / "\u202eevil")
-    tab = visit("/compare", PHONE, is_dark=True)
-    assert is_dark(tab) and not is_too_wide(tab)
-    tab.get_by_label("Question").fill(ASKED["question"])
+def test_the_page_with_the_keyboard_on_a_phone_in_the_dark(
+    tuned: Path, studio: Studio, serving: Callable[..., Served], visit: Callable[..., Any]
+) -> None:
+    hostile = tuned / "<img src=x onerror=alert(1)>" / "\u202eevil"
+    shutil.copytree(tuned / "adapters", hostile)
+    served = serving()
+    tab = visit("/compare", PHONE, is_dark=True, served=served)
+    assert is_dark(tab) and not is_too_wide(tab) and tab.get_by_role("checkbox").count() == 3
+    tab.get_by_role("textbox", name="Question").fill(ASKED["question"])
     tab.get_by_label("Right answer").fill("$\\frac{38}{2}$")
     tab.get_by_label("Longest answer").fill("40")
-    tab.get_by_label("Question").press("Control+Enter")
-    answers = tab.locator(".answer")
-    tab.wait_for_function("document.querySelectorAll('.verdict').length === 2", timeout=60_000)
-    assert answers.count() == 2 and [one.inner_text() for one in tab.locator(".state").all()] == ["done", "done"]
-    assert answers.nth(0).locator(".who").inner_text() == "base" and tab.locator(".verdict .badge").count() >= 2
-    given = answers.nth(1).locator(".given")
+    for box in tab.get_by_role("checkbox").all():
+        box.set_checked(box.get_attribute("value") in ("", "adapters"))
+    tab.get_by_role("textbox", name="Question").press("Control+Enter")
+    tab.locator(".verdict").nth(1).wait_for(timeout=60_000)
+    assert [one.inner_text() for one in tab.locator(".state").all()] == ["done", "done"]
+    assert tab.locator(".who").all_inner_texts() == ["base", "adapters"]
+    assert tab.locator(".verdict .badge").count() >= 2 and ": " in tab.locator("#told").inner_text()
+    given = tab.locator(".given").nth(1)
     given.locator("summary").focus()
     tab.keyboard.press("Enter")
     assert ASKED["question"] in given.locator("pre").inner_text()
-    assert not is_too_wide(tab) and tab.title() == "Compare · mlxmath studio"
-    assert ": " in tab.locator("#told").inner_text()
+    tab.get_by_role("button", name="Draw one").press("Enter")
+    tab.get_by_text("of 200").wait_for()
+    drawn = tab.get_by_role("textbox", name="Question").input_value()
+    tab.get_by_label("Longest answer").fill("2000")
+    tab.get_by_role("button", name="Ask").press("Enter")
+    tab.get_by_role("heading", name=drawn).wait_for()
+    tab.get_by_role("button", name="End the model").press("Enter")  # whatever is still being answered stops
+    tab.locator("#told", has_text="the model was ended").wait_for()
+    assert tab.locator(".state.live").count() == 0
+    assert tab.locator(".asked").count() == 2 and not is_too_wide(tab) and tab.title() == "Compare · mlxmath studio"
+    (job,) = studio.jobs.all()
+    assert not runs(job.pid, job.created)

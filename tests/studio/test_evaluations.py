@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -22,9 +23,10 @@ from mlxmath.runtime.files import atomic_write
 from mlxmath.runtime.locks import locked
 from mlxmath.runtime.sealed import sealed_json
 from mlxmath.studio.evaluations import command, evaluations, order
-from mlxmath.studio.explorer import PAGE
+from mlxmath.studio.explorer import PAGE, Explorer
 from mlxmath.studio.place import Studio
 from tests.evaluation.make import sample, settings
+from tests.helpers import wait_until
 from tests.studio.browser import PHONE, is_dark, is_too_wide
 
 HOSTILE = (
@@ -36,11 +38,11 @@ def forty(**changes: Any) -> list[Sample]:
     """Forty problems, two models: 10 fixed, 10 broken, 10 right twice, 10 wrong twice."""
     made = []
     for i in range(40):
-        shared = {"subject": ("algebra", "geometry")[i % 2], "level": str(i % 3 + 1), "gold": "\\frac{1}{2}",
+        shared: dict[str, Any] = {"subject": ("algebra", "geometry")[i % 2], "level": str(i % 3 + 1), "gold": "\\frac{1}{2}",
                   "question": f"Problem {i}: what is $\\frac{{{i}}}{{{2 * i}}}$?"} | changes  # fmt: skip
         for label, right in (("base", i < 20), ("tuned", 10 <= i < 30)):
             text = f"We get $x = \\frac{{1}}{{2}}$.\n2 + {i} = {i + (2 if i % 4 else 3)}\n#### {1 if right else i + 2}"
-            cut = {"finish_reason": "length", "truncated": True} if i % 5 == 0 and not right else {}
+            cut: dict[str, Any] = {"finish_reason": "length", "truncated": True} if i % 5 == 0 and not right else {}
             made.append(sample(label, i, "1", correct=right, response=text, **cut, **shared))
     return made
 
@@ -217,6 +219,21 @@ def test_twenty_thousand_problems_stay_quick(folder: Path, client: TestClient) -
     assert time.process_time() - begun < 0.3
 
 
+def test_a_page_does_not_wait_for_many_answers_to_be_measured(
+    one: Path, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    measured = Explorer.category
+    monkeypatch.setattr(Explorer, "category", staticmethod(lambda sample: go_on.wait() and measured(sample)))
+    address = "/evaluation-problems/evaluation_results/one?category=slip"
+    assert "how 40 more answers ended" in client.get(address).text and shown(client, "evaluation_results/one")[1] == 40
+    go_on.set()
+    wait_until(lambda: "more answers ended" not in client.get(address).text)
+    assert shown(client, "evaluation_results/one", category="slip")[1] == sum(
+        "slip" in each["kinds"].split() for each in report_of(one)
+    )
+
+
 # Hostile ones
 
 
@@ -224,7 +241,7 @@ def test_nothing_hostile_is_markup(folder: Path, studio: Studio, client: TestCli
     name = "<img src=x onerror=alert(1)>\u202e '\"&"
     changes = {"question": HOSTILE, "solution": HOSTILE, "gold": HOSTILE, "subject": HOSTILE, "level": f"{HOSTILE}!"}
     made = [
-        sample(label, i, HOSTILE, correct=i % 2 == 0, response=HOSTILE + "\\[" * 5000, id=f"{HOSTILE}/{i}", **changes)
+        sample(label, i, HOSTILE, correct=i % 2 == 0, response=HOSTILE, id=f"{HOSTILE}/{i}", **changes)
         for label in ("base", "tuned") for i in range(4)
     ]  # fmt: skip
     made[0] = sample("base", 0, "1", response="x" * 1_000_000, id=f"{HOSTILE}/0", **changes)
@@ -333,10 +350,10 @@ def test_an_evaluation_is_started_from_the_page_and_explored(
     for name in ("mlx_model", "adapters"):
         shutil.copytree(debug_run / name, folder / name, ignore=shutil.ignore_patterns("checkpoints"))
     tab = visit("/evaluations", PHONE, is_dark=True)
-    tab.get_by_label("Benchmark").select_option("demo")
+    tab.get_by_label("Benchmark", exact=True).select_option("demo")
     tab.get_by_label("Problems (empty: all)").fill("12")
     tab.get_by_label("Longest answer").fill("30")
-    tab.wait_for_function("document.querySelector('#command')?.textContent.includes('--max-tokens=30')")
+    tab.locator("#command", has_text="--max-tokens=30").wait_for()
     told = tab.locator("#command").inner_text()
     expected = "--mlx-path=mlx_model --adapter-path=adapters --compare --benchmark=demo --limit=12 --max-tokens=30"
     assert told == f"mlxmath evaluate {expected} --resume"
@@ -354,7 +371,8 @@ def test_an_evaluation_is_started_from_the_page_and_explored(
     counts = [int(each) for each in tab.locator(".chip b").all_inner_texts()]
     assert counts[0] == sum(counts[1:]) == 12
     tab.get_by_label("both wrong").check()
-    tab.wait_for_function(f"document.querySelectorAll('.problem').length === {counts[4]}")
+    tab.get_by_text(f"{counts[4]} of 12 problems").wait_for()
+    assert tab.locator(".problem").count() == counts[4]
     assert "outcome=both+wrong" in tab.url
     tab.get_by_label("Search").fill("nothing like it")
     tab.get_by_text("No problem fits these filters.").wait_for()

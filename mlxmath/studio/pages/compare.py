@@ -10,6 +10,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from mlxmath.errors import MlxmathError
+from mlxmath.evaluation.latex import answer_to_html, to_html
 from mlxmath.runtime.console import harmless
 from mlxmath.studio.answering import Server
 from mlxmath.studio.asking import HOTTEST, MOST_TOKENS, Answer, Event, Given, Loading, answered, question
@@ -98,7 +99,11 @@ def _line(event: Event) -> str:
     if isinstance(event, Loading):
         told = {"loading": f"{event.seconds:.0f}"}
     elif isinstance(event, Given):
-        told = {"prompt": harmless(event.prompt), "tokens": event.num_tokens}
+        asked = event.asked
+        told = {
+            "prompt": harmless(event.prompt), "tokens": event.num_tokens, "question": to_html(asked.text[:_MOST_SHOWN]),
+            "gold": answer_to_html(asked.gold),
+        }  # fmt: skip
     elif isinstance(event, Answer):
         page = environment().get_template("answer.html")
         verdict = "" if not event.has_gold else "right" if event.grade.correct else "wrong"

@@ -1,5 +1,6 @@
 """`/evaluations`: all of them; one of them with every problem; its report; a new one."""
 
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -24,6 +25,7 @@ from mlxmath.studio.tuned import models
 
 _MOST_SHOWN = 20_000
 """Characters of an answer, as in the report."""
+_LATELY_S = 24 * 3600.0
 _WORDS: dict[str, Any] = {
     "interval": interval,
     "p_value": p_value,
@@ -56,8 +58,11 @@ def _list(studio: Studio) -> dict[str, Any]:
 
 
 def _jobs(studio: Studio) -> list[Job]:
-    """Evaluations started from here that run, or failed: of what went well the list tells."""
-    return [job for job in studio.jobs.all()[:50] if job.kind == "evaluate" and (job.is_alive or job.exit_code)]
+    """Evaluations started from here that run, or failed lately: of what went well the list tells."""
+    return [
+        job for job in studio.jobs.all()
+        if job.kind == "evaluate" and (job.is_alive or (job.exit_code and time.time() - job.started < _LATELY_S))
+    ]  # fmt: skip
 
 
 def _said(studio: Studio, job: Job) -> str:

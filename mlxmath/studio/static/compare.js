@@ -38,6 +38,7 @@ function ask(data) {
     stream(answer, data, who);
   }
   document.getElementById("asked").prepend(asked);
+  asked.scrollIntoView({ block: "nearest" });
 }
 
 async function stream(answer, data, who) {
@@ -71,6 +72,9 @@ function show(answer, told, who) {
     given.hidden = false;
     given.querySelector("summary").textContent = `what it was given (${told.tokens} tokens)`;
     given.querySelector("pre").textContent = told.prompt;
+    const asked = answer.closest(".asked"); // both are made by the studio, which escapes them, and has drawn formulas
+    asked.querySelector(".question").innerHTML = told.question;
+    asked.querySelector(".gold b").innerHTML = told.gold;
     state(answer, "waits for its turn", "live");
   }
   if ("thought" in told) {
