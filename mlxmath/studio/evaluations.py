@@ -14,10 +14,10 @@ from mlxmath.evaluation.samples import SETTINGS, answer_files, read_settings
 from mlxmath.parsing import HALF_A_CHARACTER
 from mlxmath.runtime.locks import holder
 from mlxmath.runtime.sealed import unsealed_json
+from mlxmath.studio.explorer import REPORT, RESULTS, check, state_of
 from mlxmath.studio.place import Studio
 from mlxmath.studio.tuned import argument
 
-RESULTS, REPORT = "results.json", "report.html"
 _MOST = {"limit": 1_000_000, "max_tokens": 32_768}
 
 
@@ -99,11 +99,11 @@ def evaluation(studio: Studio, folder: Path) -> Evaluation:
                   default=0.0)  # fmt: skip
     try:
         check(studio, folder)
-        settings = _settings(folder, _state(folder / SETTINGS))
-        results = _results(folder, _state(folder / RESULTS))
+        settings = _settings(folder, state_of(folder / SETTINGS))
+        results = _results(folder, state_of(folder / RESULTS))
     except MlxmathError as error:
         return Evaluation(name, (), (), "damaged", 0, None, changed, None, False, str(error))
-    num_answers = sum(_num_lines(path, _state(path)) for path in files)
+    num_answers = sum(_num_lines(path, state_of(path)) for path in files)
     labels = tuple(one["label"] for one in settings["contestants"])
     counts = [one.get("num_problems") for one in settings["benchmarks"]]
     is_noted = all(type(count) is int for count in counts)
@@ -113,24 +113,6 @@ def evaluation(studio: Studio, folder: Path) -> Evaluation:
         name, tuple(one["name"] for one in settings["benchmarks"]), labels, state, num_answers, expected, changed,
         results, (folder / REPORT).is_file(),
     )  # fmt: skip
-
-
-def check(studio: Studio, folder: Path) -> None:
-    """Refuse an evaluation of which a file is a link that leads out of the studio's folder.
-
-    Raises:
-        InputError: one does.
-    """
-    for path in (folder / SETTINGS, folder / RESULTS, folder / REPORT, *answer_files(folder)):
-        studio.inside(str(path), "evaluation")
-
-
-def _state(path: Path) -> tuple[int, int, int]:
-    try:
-        found = path.stat()
-    except OSError:
-        return 0, 0, 0
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @lru_cache(maxsize=256)

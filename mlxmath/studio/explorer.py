@@ -9,7 +9,7 @@ import sys
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,81 +26,18 @@ from mlxmath.evaluation.samples import (
     read_settings,
 )
 from mlxmath.evaluation.score import elect, measure
+from mlxmath.studio.filters import GROUPINGS, Found, Key, Problem, Wanted
+from mlxmath.studio.place import Studio
 
+RESULTS, REPORT = "results.json", "report.html"
 PAGE = 50
 """Problems."""
-GROUPINGS = ("benchmark", "level", "subject")
 _LINE = 140
 _SEARCHED = 20_000
 """Characters of an answer."""
 _MOST_KEPT = 3
 _WAITS_S = 0.4
 """For answers to be measured, before a page is shown without."""
-Key = tuple[str, str, int]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A problem that all have answered."""
-
-    id: str
-    line: str
-    """The beginning of its question, without line breaks."""
-    benchmark: str
-    level: str | None
-    subject: str | None
-    right: Mapping[str, bool]
-    """By the label of who answered: the majority's answer, where there are several."""
-    shown: Mapping[str, Key]
-    """The answer of each that the report shows."""
-    keys: tuple[Key, ...]
-    """All answers."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a page's filters say; empty ones let everything through."""
-
-    pair: int = 0
-    """Which comparison the outcomes are of."""
-    outcome: str = ""
-    category: str = ""
-    benchmark: str = ""
-    level: str = ""
-    subject: str = ""
-    search: str = ""
-    page: int = 1
-    problem: str = ""
-    """The page that this one is on, whatever `page` says."""
-
-    @classmethod
-    def of(cls, values: Mapping[str, str]) -> "Wanted":
-        """Of an address; what is no number counts as the first."""
-        found: dict[str, Any] = {one.name: values.get(one.name, one.default) for one in fields(cls)}
-        for name, most in (("pair", 1000), ("page", 1_000_000)):
-            text = str(found[name])
-            found[name] = min(int(text), most) if text.isascii() and text.isdigit() and len(text) < 10 else 0
-        return cls(**found)
-
-    @property
-    def fields(self) -> dict[str, str]:
-        """What of it an address has to say, without the page."""
-        names = ("pair", "outcome", "category", *GROUPINGS, "search")
-        return {name: str(value) for name in names if (value := getattr(self, name))}
-
-
-@dataclass(frozen=True)
-class Found:
-    """A page of problems."""
-
-    problems: list[Problem]
-    counts: dict[str, int]
-    """Problems by outcome, of those that pass the other filters; "all" is the sum."""
-    num_fitting: int
-    page: int
-    num_pages: int
-    num_left: int
-    """Answers of which is not known yet how they ended, where that was asked."""
 
 
 class Explorer:
@@ -138,8 +75,8 @@ class Explorer:
             MlxmathError: its settings are damaged.
         """
         with self._lock:
-            state = _state(self.folder / SETTINGS)
-            files = {path: _state(path) for path in answer_files(self.folder)}
+            state = state_of(self.folder / SETTINGS)
+            files = {path: state_of(path) for path in answer_files(self.folder)}
             if state != self._settings_state or any(
                 path not in files or files[path][0] != number or files[path][1] < end
                 for path, (number, end) in self._read.items()
@@ -300,7 +237,7 @@ def _is_whole(place: Place) -> bool:
         return file.read(1) == b"\n"
 
 
-def _state(path: Path) -> tuple[int, int, int]:
+def state_of(path: Path) -> tuple[int, int, int]:
     """What changes with a file."""
     try:
         found = path.stat()
@@ -312,16 +249,29 @@ def _state(path: Path) -> tuple[int, int, int]:
 _lock = threading.Lock()
 
 
-def explorer(folder: Path) -> Explorer:
-    """That of a folder, up to date; the last ones stay in memory.
+def explorer(studio: Studio, name: str) -> Explorer:
+    """That of an evaluation's folder, up to date; the last ones stay in memory.
 
     Raises:
-        InputError, MlxmathError: see `Explorer.refresh`.
+        InputError: it lies outside the studio's folder, or is none; see `check`, too.
+        MlxmathError: see `Explorer.refresh`.
     """
+    folder = studio.inside(name, "evaluation")
+    check(studio, folder)
     with _lock:
         found = _kept(folder)
     found.refresh()
     return found
+
+
+def check(studio: Studio, folder: Path) -> None:
+    """Refuse an evaluation of which a file is a link that leads out of the studio's folder.
+
+    Raises:
+        InputError: one does.
+    """
+    for path in (folder / SETTINGS, folder / RESULTS, folder / REPORT, *answer_files(folder)):
+        studio.inside(str(path), "evaluation")
 
 
 @lru_cache(maxsize=_MOST_KEPT)

@@ -68,7 +68,7 @@ def draw(studio: Studio, source: str, number: int | None = None) -> Drawn:
     """
     path = studio.inside(source, "problems")
     if source != DEMO and path.is_dir():
-        found = explorer(path)
+        found = explorer(studio, source)
         if not found.problems:
             raise InputError(f"problems: {source} has none that every model has answered yet; choose another one.")
         number = random.randrange(len(found.problems)) if number is None else number % len(found.problems)

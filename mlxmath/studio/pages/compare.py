@@ -39,7 +39,7 @@ def show(request: Request) -> Response:
 
 
 def _of_evaluation(studio: Studio, values: Mapping[str, str]) -> tuple[str, str]:
-    found = explorer(studio.inside(values["evaluation"], "evaluation"))
+    found = explorer(studio, values["evaluation"])
     problem = found.get(values.get("problem", ""))
     if problem is None:
         return "", ""

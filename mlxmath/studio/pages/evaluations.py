@@ -15,8 +15,9 @@ from mlxmath.evaluation.report import policy
 from mlxmath.evaluation.score import CATEGORIES
 from mlxmath.evaluation.wording import interval, p_value, percent, points, sentence
 from mlxmath.runtime.files import real
-from mlxmath.studio.evaluations import REPORT, check, command, evaluation, evaluations, order
-from mlxmath.studio.explorer import Explorer, Problem, Wanted, explorer
+from mlxmath.studio.evaluations import command, evaluation, evaluations, order
+from mlxmath.studio.explorer import REPORT, Explorer, check, explorer
+from mlxmath.studio.filters import Problem, Wanted
 from mlxmath.studio.jobs import Job
 from mlxmath.studio.place import Studio
 from mlxmath.studio.questions import data_files
@@ -117,7 +118,7 @@ def _again() -> Response:
 def one(request: Request) -> Response:
     """An evaluation: its figures, and its problems with filters."""
     studio, folder = _folder(request)
-    found = explorer(folder)
+    found = explorer(studio, str(folder))
     wanted = Wanted.of(request.query_params)
     chosen = found.get(wanted.problem) if wanted.problem else None
     return render(
@@ -130,7 +131,7 @@ def one(request: Request) -> Response:
 def problems(request: Request) -> Response:
     """A page of problems."""
     studio, folder = _folder(request)
-    shown = _page(studio, folder, explorer(folder), Wanted.of(request.query_params))
+    shown = _page(studio, folder, explorer(studio, str(folder)), Wanted.of(request.query_params))
     found = render(request, "problems.html", chosen=None, **shown)
     found.headers["HX-Replace-Url"] = shown["turned"]()
     return found
@@ -150,7 +151,7 @@ def _page(studio: Studio, folder: Path, found: Explorer, wanted: Wanted) -> dict
 def problem(request: Request) -> Response:
     """A problem with all answers, as the report shows it."""
     studio, folder = _folder(request)
-    found = explorer(folder)
+    found = explorer(studio, str(folder))
     chosen = found.get(request.query_params.get("problem", ""))
     if chosen is None:
         raise HTTPException(404, "There is no such problem here, or not every model has answered it yet.")
