@@ -75,7 +75,7 @@ function show(answer, told, who) {
     const asked = answer.closest(".asked"); // both are made by the studio, which escapes them, and has drawn formulas
     asked.querySelector(".question").innerHTML = told.question;
     asked.querySelector(".gold b").innerHTML = told.gold;
-    state(answer, "waits for its turn", "live");
+    state(answer, "reads, or waits for its turn", "live");
   }
   if ("thought" in told) {
     answer.querySelector(".thought").hidden = false;
