@@ -54,5 +54,5 @@ def test_a_process_that_fails_is_told_and_asked_again_later(
     assert first is not None and "could not be looked at" in first["error"]
     assert asker.ask({"n": 0}, 0) == first and process.asked == ["failed"]
     monkeypatch.undo()
-    monkeypatch.setitem(asking._LASTING_S, "error", 0.0)
+    monkeypatch.setitem(asker._LASTING_S, "error", 0.0)
     assert asker.ask({"n": 0}, 10) == {"n": 0}
