@@ -289,7 +289,7 @@ def kinds(kind: Hashable) -> tuple[tuple[str, tuple[type, ...]], ...]:
 def _allowed(hint: Any) -> tuple[type, ...]:
     if isinstance(hint, types.UnionType):
         return tuple(one for part in typing.get_args(hint) for one in _allowed(part))
-    return (float, int) if hint is float else (hint,)
+    return (float, int) if hint is float else (typing.get_origin(hint) or hint,)
 
 
 def _is(value: Any, allowed: tuple[type, ...]) -> bool:

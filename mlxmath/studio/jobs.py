@@ -105,7 +105,8 @@ class Jobs:
             found = read_json(self._place / name / _JOB)
         except (OSError, MlxmathError):
             return None
-        return Job(**found) if fits(found, Job) and found["id"] == name else None
+        is_whole = fits(found, Job) and found["id"] == name and all(isinstance(one, str) for one in found["arguments"])
+        return Job(**found) if is_whole else None
 
     def log(self, job: Job, most_bytes: int = 64_000) -> str:
         """The end of what it said."""

@@ -1,0 +1,394 @@
+"""Rating: blind, in a fair order, and nothing that was said is lost."""
+
+import html
+import json
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from mlxmath.errors import MlxmathError
+from mlxmath.runtime.sealed import sealed_line
+from mlxmath.studio.desk import Desk
+from mlxmath.studio.place import Studio
+from mlxmath.studio.ratings import Ratings, ratings_of
+from mlxmath.studio.sources import grader_disagrees, problems_in, source, sources
+from mlxmath.studio.steps import steps
+from tests.helpers import json_lines, wait_until
+from tests.studio.answers import distillation, evaluation, rating
+
+HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)>\u202e\" onclick=\"x"
+RUN = {"source": "evaluation_results/x", "rater": "Ann"}
+
+
+def hidden(text: str) -> dict[str, str]:
+    """The fields of a page's form for a verdict."""
+    form = re.search(r'<form id="verdict".*?</form>', text, re.DOTALL)
+    assert form, text
+    found = re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', form[0])
+    return {name: html.unescape(value) for name, value in found}
+
+
+def solutions(text: str) -> tuple[str, str]:
+    """What stands left and right."""
+    found = re.findall(r'<fieldset class="panel solution">(.*?)</fieldset>', text, re.DOTALL)
+    assert len(found) == 2
+    return found[0], found[1]
+
+
+def rate(client: TestClient, text: str, verdict: str, **more: str) -> str:
+    """Send a verdict about the pair on a page; the next page."""
+    answer = client.post("/rate/verdict", data=hidden(text) | {"verdict": verdict} | more)
+    assert answer.status_code == 200, answer.text
+    return answer.text
+
+
+def begin(client: TestClient, **more: str) -> str:
+    answer = client.get("/rate/next", params=RUN | more)
+    assert answer.status_code == 200, answer.text
+    return answer.text
+
+
+def kept(folder: Path) -> list[dict[str, Any]]:
+    return json_lines(folder / "studio" / "ratings.jsonl")
+
+
+@pytest.fixture
+def run(folder: Path) -> Path:
+    return evaluation(folder / "evaluation_results" / "x")
+
+
+def test_ten_pairs_are_rated_and_each_line_stands_alone(run: Path, folder: Path, client: TestClient) -> None:
+    text = begin(client)
+    for number in range(10):
+        assert f"{number} of 10 rated" in text
+        text = rate(client, text, ("left", "right", "same", "both bad")[number % 4])
+        assert len(kept(folder)) == number + 1
+    assert "Nothing is left to rate" in text and "10 of 10 pairs are rated by Ann" in text
+    lines = kept(folder)
+    assert len({line["pair"] for line in lines}) == 10
+    for line in lines:
+        assert {line["left_label"], line["right_label"]} == {"base", "tuned"}
+        assert line["left_fingerprint"] == f"f-{line['left_label']}" and line["source"] == "evaluation_results/x"
+        assert line["problem"].removeprefix("b/") in line["left_text"] and line["right_text"] != line["left_text"]
+        assert (line["left_correct"], line["right_correct"]) in ((False, False), (True, False), (False, True))
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"])
+    assert [line["verdict"] for line in lines[:4]] == ["left", "right", "same", "both bad"]
+
+
+def test_the_page_says_what_the_server_notes(run: Path, folder: Path, client: TestClient) -> None:
+    text = begin(client)
+    left, right = solutions(text)
+    rate(client, text, "left")
+    (line,) = kept(folder)
+    for side, shown in (("left", left), ("right", right)):
+        assert re.search(r"We add in way \d\d", line[f"{side}_text"])[0] in shown  # type: ignore[index]
+
+
+def test_nothing_on_the_page_depends_on_the_order_but_the_places_of_the_texts(
+    run: Path, studio: Studio, client: TestClient
+) -> None:
+    begin(client)
+    seen: dict[bool, str] = {}
+    for number in range(100):
+        client.app._app.state.board.desk = Desk(f"secret {number}".encode())  # type: ignore[attr-defined]
+        text = begin(client)
+        shown = client.app._app.state.board.desk.get(hidden(text)["ticket"])  # type: ignore[attr-defined]
+        seen[shown.is_swapped] = text.replace(shown.ticket, "TICKET")
+        if len(seen) == 2:
+            break
+    (left, right), (other_left, other_right) = solutions(seen[False]), solutions(seen[True])
+    bare = lambda text: text.replace("right_step", "left_step").replace("Right", "Left")  # noqa: E731
+    assert bare(left) == bare(other_right) and bare(right) == bare(other_left) and bare(left) != bare(right)
+    without = [page.replace(one, "").replace(other, "") for page, one, other in
+               ((seen[False], left, right), (seen[True], other_left, other_right))]  # fmt: skip
+    assert without[0] == without[1]
+    assert "f-base" not in seen[True] and "f-tuned" not in seen[True] and "base</" not in left + right
+
+
+def test_the_order_is_fair_and_only_the_secret_tells_it(run: Path, studio: Studio) -> None:
+    found = source(studio, "evaluation_results/x")
+    pair = problems_in(run).pairs(found, 0, 1)[0]
+    orders = [Desk().show(pair, "Ann").is_swapped for _ in range(400)]
+    assert 140 < sum(orders) < 260  # 6 standard deviations
+    desk = Desk()
+    raters = [desk.show(pair, f"rater {number}").is_swapped for number in range(400)]
+    assert 140 < sum(raters) < 260
+    assert len({desk.show(pair, "Ann").is_swapped for _ in range(5)}) == 1
+    assert len({desk.show(pair, "Ann").ticket for _ in range(5)}) == 5
+
+
+def test_the_gold_answer_is_hidden_and_whether_it_was_seen_is_noted(
+    run: Path, folder: Path, clients: Callable[..., TestClient], studio: Studio
+) -> None:
+    client = clients(studio)
+    text = begin(client)
+    assert "gold answer <b>" not in text
+    gold = client.post("/rate/gold", data={"ticket": hidden(text)["ticket"]}, headers={"HX-Request": "true"})
+    assert "gold answer <b>1</b>" in gold.text and "<html" not in gold.text
+    text = rate(client, text, "left")
+    rate(client, text, "left")
+    assert [line["gold_seen"] for line in kept(folder)] == [True, False]
+
+
+def test_undo_and_skip(run: Path, folder: Path, client: TestClient, studio: Studio) -> None:
+    first = begin(client)
+    second = rate(client, first, "left")
+    again = client.post("/rate/undo", data=hidden(second)).text
+    assert solutions(again) == solutions(first) and "0 of 10 rated" in again
+    assert [line["verdict"] for line in kept(folder)] == ["left", "undone"]
+    assert ratings_of(studio).all() == []
+    rate(client, again, "right")
+    assert [one.verdict for one in ratings_of(studio).all()] == ["right"]
+    nothing = client.post("/rate/undo", data=hidden(second) | {"rater": "Bob"}).text
+    assert "there is nothing to undo" in nothing and len(kept(folder)) == 3
+    text = begin(client)
+    skipped = solutions(text)
+    for _ in range(9):
+        assert "kept" not in text
+        text = client.post("/rate/skip", data=hidden(text)).text
+    assert "9 were skipped" in text and "1 of 10 pairs are rated" in text
+    back = client.post("/rate/skipped", data=RUN).text
+    assert solutions(back) == skipped
+
+
+def test_a_changed_verdict_replaces_the_earlier_one_of_the_same_rater(
+    run: Path, folder: Path, client: TestClient, studio: Studio
+) -> None:
+    first = begin(client)
+    rate(client, first, "left")
+    rate(client, first, "right", comment=" sign lost ")
+    (found,) = ratings_of(studio).all()
+    assert found.verdict == "right" and found.comment == "sign lost" and len(kept(folder)) == 2
+    rate(client, client.get("/rate/next", params=RUN | {"rater": "Bob"}).text, "same")
+    assert [one.rater for one in ratings_of(studio).all()] == ["Ann", "Bob"]
+    text = begin(client)
+    while "Nothing is left" not in text:
+        text = rate(client, text, "same")
+    again = begin(client, again="on")
+    assert "You have rated this pair before" in again and hidden(again)["again"] == "on"
+    assert solutions(again) == solutions(first)  # the oldest rating
+
+
+def test_the_first_wrong_step_is_marked(run: Path, folder: Path, client: TestClient) -> None:
+    text = begin(client)
+    assert text.count('name="left_step"') == 4  # three lines, and none of them
+    text = rate(client, text, "left", right_step="2")
+    (line,) = kept(folder)
+    assert line["right_wrong_step"] == 2 and line["right_wrong_text"].startswith("So $x^{")
+    assert line["left_wrong_step"] is None
+    for wrong in ("0", "4", "-1", "²", "1e9", "9" * 5000):
+        answer = client.post("/rate/verdict", data=hidden(text) | {"verdict": "left", "left_step": wrong})
+        assert answer.status_code == 422 and "expected a number from 1 to 3" in answer.text
+    for wrong in ("better", "", "undone"):
+        answer = client.post("/rate/verdict", data=hidden(text) | {"verdict": wrong, "comment": "well"})
+        assert answer.status_code == 422 and "Not kept: verdict" in answer.text and ">well</textarea>" in answer.text
+    assert len(kept(folder)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", []), ("One.", ["One."]), ("a line\n\nanother\n", ["a line\n\n", "another\n"]),
+        ("It is 3.5 so. Then \\(x\\) is 4. So 5.", ["It is 3.5 so. ", "Then \\(x\\) is 4. ", "So 5."]),
+        ("1. Add them.\n2. Halve them.", ["1. Add them.\n", "2. Halve them."]),
+        ("$$a\n=\nb$$ holds\nSo c", ["$$a\n=\nb$$ holds\n", "So c"]),
+        ("\\begin{align*}a\\\\\nb\\end{align*}\nwell", ["\\begin{align*}a\\\\\nb\\end{align*}\n", "well"]),
+    ],
+)  # fmt: skip
+def test_steps_are_lines_and_sentences_and_cut_no_formula(text: str, expected: list[str]) -> None:
+    assert steps(text) == expected
+    long = "Step.\n" * 1000
+    assert len(steps(long)) == 300 and "".join(steps(long)) == long
+
+
+def test_filters_and_answers_that_are_equal(folder: Path, client: TestClient, studio: Studio) -> None:
+    evaluation(folder / "evaluation_results" / "x")
+    found = source(studio, "evaluation_results/x")
+    pairs = problems_in(folder / found.folder).pairs(found, 0, 1)
+    assert len(pairs) == 10 and sum(map(grader_disagrees, pairs)) == 5
+    assert "0 of 5 rated" in begin(client, disagree="on")
+    evaluation(folder / "same", num=3, response="the same\n")
+    text = client.get("/rate/next", params={"source": "same", "rater": "Ann"}).text
+    assert "There is nothing to rate" in text
+
+
+def test_several_answers_of_one_and_those_of_a_teacher(folder: Path, client: TestClient, studio: Studio) -> None:
+    evaluation(folder / "x", num=4, labels=("base",), samples=3)
+    found = source(studio, "x")
+    pairs = problems_in(folder / "x").pairs(found, 0, 0)
+    assert len(pairs) == 12 and len({pair.problem for pair in pairs[:4]}) == 4  # each problem before any twice
+    distillation(folder / "distilled")
+    assert {(one.folder, one.kind, one.labels) for one in sources(studio)} == {
+        ("x", "evaluation", ("base",)), ("distilled", "distillation", ("a-teacher",))
+    }  # fmt: skip
+    text = client.get("/rate/next", params={"source": "distilled", "rater": "Ann", "disagree": "on"}).text
+    assert "0 of 6 rated" in text
+    rate(client, text, "left")
+    (line,) = kept(folder)
+    assert {line["left_correct"], line["right_correct"]} == {True, False} and line["kind"] == "distillation"
+    distillation(folder / "unjudged", is_judged=False)
+    assert "0 of 9 rated" in client.get("/rate/next", params={"source": "unjudged", "rater": "A", "differ": "on"}).text
+
+
+def test_answers_are_rated_as_they_come(folder: Path, client: TestClient, run: Path) -> None:
+    path = run / "samples.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:10]))
+    assert "There is nothing to rate" in client.get("/rate/next", params=RUN).text
+    path.write_bytes(b"".join(lines[:12]) + lines[12][:50])
+    wait_until(lambda: "0 of 2 rated" in begin(client), "the new answers are not read", 10)
+
+
+def test_a_rating_that_cannot_be_written_is_not_said_to_be_kept(
+    run: Path, folder: Path, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = begin(client)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mlxmath.studio.ratings.os.fsync", full)
+        answer = client.post(
+            "/rate/verdict", data=hidden(text) | {"verdict": "left", "left_step": "2", "comment": "hm"}
+        )
+    assert answer.status_code == 422 and "Not kept: cannot write" in answer.text and "free some space" in answer.text
+    assert (folder / "studio" / "ratings.jsonl").read_bytes() == b""
+    assert (
+        solutions(answer.text)[1] == solutions(text)[1] and 'value="2" checked' in answer.text and ">hm<" in answer.text
+    )
+    rate(client, answer.text, "left")
+    assert len(kept(folder)) == 1
+
+
+def test_lines_that_are_damaged_or_half_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "studio" / "ratings.jsonl"
+    ratings = Ratings(path)
+    assert ratings.all() == []
+    ratings.add(rating(0, "left"))
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole.replace(b'"left"', b'"right"', 1) + b'{"rater": "x"}\n\xff\n\n' + whole[:90])
+    assert [one.verdict for one in ratings.all()] == ["left"] and ratings.left_out == 3
+    ratings.add(rating(1, "same"))  # begins a line of its own
+    assert [one.pair for one in ratings.all()] == ["pair0", "pair1"] and ratings.left_out == 4
+    assert [one.pair for one in Ratings(path).all()] == ["pair0", "pair1"]
+    path.write_bytes(sealed_line({**vars(rating(2, "left")), "verdict": "better"}))
+    assert ratings.all() == [] and ratings.left_out == 1  # another file
+
+
+def test_two_studios_write_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "studio" / "ratings.jsonl"
+    writers = [Ratings(path) for _ in range(4)]
+
+    def write(place: int) -> None:
+        for number in range(10):
+            writers[place].add(rating(number, "left", rater=f"rater {place}", comment="x" * 20_000))
+
+    threads = [threading.Thread(target=write, args=(place,)) for place in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(writers[0].all()) == 40 and writers[0].left_out == 0
+    assert [child.name for child in path.parent.iterdir()] == ["ratings.jsonl"]
+
+
+def test_what_a_studio_before_this_one_has_shown_is_not_rated(run: Path, folder: Path, client: TestClient) -> None:
+    form = hidden(begin(client)) | {"ticket": "of-another", "verdict": "left"}
+    answer = client.post("/rate/verdict", data=form)
+    assert "cannot know its order" in answer.text and solutions(answer.text) and not (folder / "studio").exists()
+    assert client.post("/rate/gold", data=form).status_code == 422
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"rater": ""}, {"rater": "x" * 61}, {"rater": "a\x00b"}, {"source": "../.."}, {"source": "/etc"}, {"source": ""},
+     {"source": "absent"}, {"one": "2"}, {"one": "-1"}, {"one": ""}, {"other": HOSTILE}, {"source": "a\0b"}],
+)  # fmt: skip
+def test_what_cannot_be_chosen_is_said(run: Path, client: TestClient, wrong: dict[str, str]) -> None:
+    answer = client.get("/rate/next", params=RUN | wrong)
+    assert answer.status_code == 422 and 'role="alert"' in answer.text and "<script>d" not in answer.text
+
+
+def test_links_that_lead_out_are_not_read(folder: Path, tmp_path: Path, client: TestClient) -> None:
+    outside = evaluation(tmp_path / "outside")
+    inside = folder / "inside"
+    inside.mkdir()
+    (inside / "settings.json").write_bytes((outside / "settings.json").read_bytes())
+    (inside / "samples.jsonl").symlink_to(outside / "samples.jsonl")
+    assert client.get("/rate/next", params=RUN | {"source": "inside"}).status_code == 422
+    (folder / "studio").symlink_to(tmp_path)
+    with pytest.raises(MlxmathError, match="outside"):
+        ratings_of(Studio(folder))
+
+
+def test_hostile_texts_are_text(folder: Path, client: TestClient) -> None:
+    evaluation(folder / "evaluation_results" / "x", labels=(HOSTILE, "tuned"), gold=HOSTILE, question=HOSTILE)
+    path = folder / "evaluation_results" / "x" / "samples.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_bytes(b"".join(
+        sealed_line({k: v for k, v in line.items() if k != "checksum"} | {"response": f"{line['response']}{HOSTILE}"})
+        for line in lines
+    ))  # fmt: skip
+    pages = [begin(client), client.get("/rate").text, client.get("/rate", params={"source": RUN["source"]}).text]
+    pages.append(client.post("/rate/gold", data=hidden(pages[0])).text)
+    pages.append(rate(client, pages[0], "left", comment=HOSTILE, left_step="1"))
+    pages.append(client.get("/rate/results").text)
+    for page in pages:
+        assert "<script>d" not in page and "<img" not in page and "\u202e" not in page and 'onclick="x' not in page
+    assert kept(folder)[0]["comment"] == HOSTILE
+
+
+def test_results_say_who_is_preferred_and_how_many_more_it_takes(
+    folder: Path, studio: Studio, client: TestClient
+) -> None:
+    assert "Nothing is rated yet" in client.get("/rate/results").text
+    ratings = ratings_of(studio)
+    for number in range(12):
+        ratings.add(rating(number, "left" if number < 8 else "right", rater="Ann", right=(True, False)))
+    text = client.get("/rate/results").text
+    assert "No preference is shown yet" in text and re.search(r"<b>\d+ more</b> rated problems", text)
+    assert "66.7 % (95 % interval 39.1 to 86.2" in text and "Ann and the grader" in text and "12 of 12" in text
+    for number in range(12, 40):
+        ratings.add(rating(number, "left", rater="Ann"))
+        ratings.add(rating(number, "left", rater="Bob"))
+    text = client.get("/rate/results").text
+    assert "<b>base is preferred</b>" in text and "Ann and Bob" in text and "100.0 % (87.9 to 100.0)" in text
+
+
+def test_fresh_answers_are_asked_for_by_a_command_line(
+    folder: Path, client: TestClient, studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("model", "adapters", "-odd"):
+        (folder / name).mkdir()
+    (folder / "problems.jsonl").write_text('{"problem": "1+1?", "answer": "2"}\n')
+    form = {"rater": "Ann", "mlx_path": "model", "adapter": "adapters", "benchmark": "problems.jsonl", "limit": "5",
+            "samples": "2", "temperature": "0.7", "run_name": "fresh"}  # fmt: skip
+    line = "mlxmath evaluate --mlx-path model --adapter-path adapters --compare --benchmark problems.jsonl --limit 5"
+    assert (
+        f"{line} --samples 2 --temperature 0.7 --seed 0 --run-name fresh<"
+        in client.get("/rate/command", params=form).text
+    )
+    odd = client.get("/rate/command", params=form | {"mlx_path": "-odd", "adapter": ""}).text
+    assert "--mlx-path=-odd --no-adapter" in odd
+    for wrong in ({"mlx_path": "../x"}, {"mlx_path": "absent"}, {"benchmark": "nothing"}, {"limit": "0"},
+                  {"samples": "2", "temperature": "-1"}, {"benchmark": "gsm8k=/etc/passwd"}, {"seed": "x"},
+                  {"run_name": "../y"}, {"run_name": ""}, {"adapter": "/etc"}):  # fmt: skip
+        told = client.get("/rate/command", params=form | wrong)
+        assert told.status_code == 200 and "<pre" not in told.text, wrong
+        assert client.post("/rate/start", data=form | wrong).status_code == 422
+    assert client.post("/rate/start", data=form | {"rater": " "}).status_code == 422 and not studio.jobs.all()
+    answer = client.post("/rate/start", data=form | {"mlx_path": "model"})
+    assert answer.status_code == 303 and answer.headers["location"].startswith(
+        "/rate/next?rater=Ann&source=evaluation_results%2Ffresh&job="
+    )
+    text = client.get(answer.headers["location"]).text
+    assert "Waiting for answers" in text or "No answers" in text
+    (job,) = studio.jobs.all()
+    assert job.kind == "evaluate" and "mlxmath evaluate --mlx-path model" in text
+    studio.jobs.stop(job)
