@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from urllib.parse import urlencode
@@ -87,8 +87,10 @@ def chosen(form: Mapping[str, str], found: Source) -> Choice:
 
 def asked_for(pairs: Sequence[Pair], choice: Choice) -> list[Pair]:
     """The pairs that pass the filters."""
-    filters: list[Callable[[Pair], bool]] = [answers_differ] * choice.differ + [grader_disagrees] * choice.disagree
-    return [pair for pair in pairs if all(passes(pair) for passes in filters)]
+    return [
+        pair for pair in pairs
+        if (answers_differ(pair) or not choice.differ) and (grader_disagrees(pair) or not choice.disagree)
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -134,8 +134,9 @@ def with_grader(ratings: Iterable[Rating]) -> list[WithGrader]:
     found = []
     for rater, own in sorted(by_rater.items()):
         # sides were drawn at random, so neither the rater's nor the grader's margins say anything else
-        decided = [(rating.winner, rating.right_by_grader) for rating in own if rating.winner]
-        found.append(WithGrader(rater, len(own), agreement(*zip(*decided, strict=True)) if decided else None))
+        decided = [rating for rating in own if rating.winner]
+        theirs, graders = ([rating.winner for rating in decided], [rating.right_by_grader for rating in decided])
+        found.append(WithGrader(rater, len(own), agreement(theirs, graders) if decided else None))
     return found
 
 

@@ -14,7 +14,8 @@ _END = re.compile(r"\n\s*|(?<=[.!?])[\"')\]*]*[ \t]+(?=[A-Z\\$(\[*])")
 def steps(text: str) -> list[str]:
     """Lines, and the sentences in them, without cutting a formula; put together they are the text again."""
     formulas = [match.span() for match in MATH.finditer(text)]
-    found, start = [], 0
+    found: list[str] = []
+    start = 0
     for match in _END.finditer(text):
         if len(found) == MOST - 1:
             break

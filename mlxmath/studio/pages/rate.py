@@ -78,16 +78,20 @@ def _next(request: Request, form: Mapping[str, str], said: str = "", trouble: st
     """The next pair, or that there is none, or none yet."""
     jobs = studio_of(request).jobs
     job = jobs.get(form.get("job", ""))
-    waiting = {"query": urlencode(dict(form)), "job": job, "log": jobs.log(job, _LOG_BYTES) if job else ""}
+
+    def wait() -> Response:
+        log = jobs.log(job, _LOG_BYTES) if job else ""
+        return render(request, "rate_waiting.html", query=urlencode(dict(form)), job=job, log=log)
+
     try:
         choice, pairs, own = _asked(request, form)
     except NoSourceError:  # the command has yet to write it
         if job is None:
             raise
-        return render(request, "rate_waiting.html", **waiting)
+        return wait()
     pair, num_aside = _board(request).desk.next(pairs, own, choice)
     if pair is None and job is not None and job.is_alive:
-        return render(request, "rate_waiting.html", **waiting)
+        return wait()
     if pair is None:
         num_rated = sum(each.key in own for each in pairs)
         return render(
