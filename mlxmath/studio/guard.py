@@ -88,7 +88,8 @@ class Guard:
         """Give the cookie, and go on without the token. A redirect would not bring the cookie from another page."""
         target = html.escape("/" + quote(path.lstrip("/")) + (f"?{urlencode(query)}" if query else ""))
         answer = HTMLResponse(
-            f'<!doctype html><meta http-equiv="refresh" content="0;url={target}"><title>studio</title>'
+            '<!doctype html><link rel="icon" href="data:,">'  # else browsers ask for one
+            f'<meta http-equiv="refresh" content="0;url={target}"><title>studio</title>'
         )
         answer.set_cookie(self._cookie, self._token, httponly=True, samesite="strict")
         return answer
