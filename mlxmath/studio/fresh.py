@@ -7,8 +7,8 @@ from pathlib import Path
 from mlxmath.config.load import settings_from
 from mlxmath.data.datasets import BENCHMARKS
 from mlxmath.errors import InputError
-from mlxmath.studio.forms import option
 from mlxmath.studio.place import Studio
+from mlxmath.studio.sent import option
 
 RESULTS = "evaluation_results"
 DEFAULTS = {

@@ -14,12 +14,12 @@ from mlxmath.evaluation.stats import Interval
 from mlxmath.evaluation.wording import interval, p_value, percent, points
 from mlxmath.studio import fresh
 from mlxmath.studio.desk import Choice, Desk, Shown, asked_for, chosen, name_of, rating_of, taken_back
-from mlxmath.studio.forms import Form, option, posted
 from mlxmath.studio.pairs_file import FORMS, Export, exported, form_of, target, told
 from mlxmath.studio.place import Studio
 from mlxmath.studio.preferences import ENOUGH, between_raters, comparisons, counts, with_grader
 from mlxmath.studio.ratings import FILE, SIDES, Rating, ratings_of
 from mlxmath.studio.render import render, studio_of
+from mlxmath.studio.sent import Form, option, posted
 from mlxmath.studio.sources import NoSourceError, Pair, problems_in, source, sources
 
 _RATER = "mlxmath_rater"

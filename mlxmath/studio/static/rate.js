@@ -5,7 +5,10 @@ const WRITING = "input:not([type=radio], [type=checkbox]), textarea, select";
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || event.target.closest(WRITING)) return;
-  if (event.key.startsWith("Arrow") && event.target.closest("[type=radio]")) return;
+  if (event.target.closest("[type=radio]") && (event.key === "Enter" || event.key.startsWith("Arrow"))) {
+    if (event.key === "Enter") event.preventDefault(); // which a browser takes for the form's first button: no verdict
+    return;
+  }
   if (!document.getElementById("keys")?.checked) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   const button = [...document.querySelectorAll("#desk [aria-keyshortcuts]")].find((each) => each.getAttribute("aria-keyshortcuts").split(" ").includes(key));
