@@ -9,17 +9,60 @@ import contextlib
 import fcntl
 import io
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+import psutil
 
 from mlxmath.errors import InputError
 from mlxmath.runtime.console import say, warn
 from mlxmath.runtime.files import OF_A_NAME, disk_errors, real, remove_leftovers
 
 _LOCK = ".lock"
+_HOLDER = re.compile(r"`([^`]*)`, process (\d{1,18}) on (.*) since .*")
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who keeps a folder to itself."""
+
+    command: str
+    pid: int
+    host: str
+    created: float | None
+    """When the process began, which tells it from a later one of its number; None: it is another user's, or on another
+    host, where nobody can tell whether it still lives."""
+
+
+def holder(folder: Path) -> Holder | None:
+    """Who holds a folder that `locked` keeps. It takes no lock, which whoever wants it just now would find taken.
+
+    What the file says is believed of a process that has it open: it may be left over, or written by somebody else.
+    """
+    lock = folder / _LOCK
+    try:
+        with lock.open("rb") as file:
+            found = _HOLDER.fullmatch(file.read(500).decode("utf-8", "replace"))
+    except OSError:
+        return None
+    if found is None:
+        return None
+    command, pid, host = found[1], int(found[2]), found[3]
+    if host != socket.gethostname():
+        return Holder(command, pid, host, None)
+    try:
+        process = psutil.Process(pid)
+        has_it = any(Path(one.path).name == _LOCK and lock.samefile(one.path) for one in process.open_files())
+        return Holder(command, pid, host, process.create_time()) if has_it else None
+    except psutil.AccessDenied:
+        return Holder(command, pid, host, None)
+    except (psutil.Error, OverflowError, OSError):
+        return None
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The folder that the studio was opened on: nothing outside it is read, and commands run in it."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ from mlxmath.studio.jobs import Jobs
 OWN = "studio"
 """What the studio itself writes, within the folder: logs of what it started, and ratings."""
 _MOST_DEPTH = 5
+_MOST_BYTES, _MOST_BYTES_PART = 900, 255
+"""Of a path, and of each of its parts, on all file systems in use (a path of macOS has 1,024)."""
 _NEVER = ("checkpoints", "best", "cache", "node_modules", "site-packages", "__pycache__", OWN)
 
 
@@ -38,6 +41,8 @@ class Studio:
         """
         if "\0" in name:
             raise InputError(f"{option}: expected the name of a file or folder; found a zero byte in it.")
+        if not _is_name(name):
+            raise InputError(f"{option}: expected the name of a file or folder; no file can have {name[:80]!a}.")
         path = real(self.folder / name)
         if not path.is_relative_to(self.folder):
             raise InputError(
@@ -69,3 +74,12 @@ class Studio:
                     (entry, depth + 1) for entry in sorted(inner, reverse=True)
                     if entry.name not in _NEVER and not entry.name.startswith(".") and entry.is_dir()
                 ]  # fmt: skip
+
+
+def _is_name(name: str) -> bool:
+    """Whether the system can look for it."""
+    try:
+        parts = os.fsencode(name).split(b"/")
+    except UnicodeEncodeError:  # half a character
+        return False
+    return sum(map(len, parts)) <= _MOST_BYTES and all(len(part) <= _MOST_BYTES_PART for part in parts)

@@ -1,5 +1,6 @@
 """Templates to pages. What others have written is text, never markup; see `Guard` for what a browser may do with it."""
 
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,15 +34,21 @@ def studio_of(request: Request) -> Studio:
 
 @cache
 def environment() -> Environment:
-    """The templates beside this file; filters: `tex` and `answer` draw formulas, `size`, `duration`, `commas`."""
+    """The templates here; filters: `tex` and `answer` draw formulas; `size`, `duration`, `commas`, `time`."""
     found = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")), undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, autoescape=True, finalize=_shown,
     )  # fmt: skip
     found.filters |= {
         "tex": to_html, "answer": answer_to_html, "size": size, "duration": duration, "commas": "{:,}".format,
+        "time": _time,
     }  # fmt: skip
     return found
+
+
+def _time(seconds: float | None) -> str:
+    """Seconds since 1970 as the time of day here; "" for None."""
+    return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def _shown(value: Any) -> Any:

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -222,7 +223,7 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
 def number(value: Any) -> float | None:
     """A value of an event that is a finite number; None for anything else, as a log of others may hold."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number and math.isfinite(value) else None
+    return value if is_number and abs(value) <= sys.float_info.max else None
 
 
 def _plain(value: Any) -> Any:

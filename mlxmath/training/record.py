@@ -223,7 +223,7 @@ class Record:
 
     def __init__(
         self, folder: Path, resolved: Resolved, device: DeviceInfo, blas: list[Any], data: dict[str, Any],
-        adapter: Injected, method: str, base: dict[str, Any],
+        adapter: Injected, method: str, base: dict[str, Any], plan: dict[str, int | None],
     ) -> None:  # fmt: skip
         self._path = folder / RUN
         self._record = {
@@ -239,6 +239,7 @@ class Record:
             BLAS: blas,
             "data": data,
             "adapter": asdict(adapter),
+            **plan,
         }
         self.write(status="running")
 

@@ -176,8 +176,9 @@ class Trainer:
         record.save_settings(run.folder, run.settings, run.sections, run.manifest.revision)
         base = {"revision": run.manifest.revision, "fingerprint": run.manifest.identity}
         self._record = record.Record(
-            run.folder, run.settings, run.device, run.blas, run.data.facts, run.injected, run.method, base
-        )
+            run.folder, run.settings, run.device, run.blas, run.data.facts, run.injected, run.method, base,
+            {"planned_steps": self.total_steps, "planned_bytes": run.planned_bytes},
+        )  # fmt: skip
         self._log.begin(run.folder, self.position, self.total_steps, self.deadline, run.backend)
         self._log.write("start" if anew else "resume", step=self.position.step, total_steps=self.total_steps)
         self._trackers = Trackers(
@@ -312,7 +313,7 @@ class Trainer:
         self._trackers.close()
         self._record.write(
             status=ending, steps=step, seconds=seconds, validation=validation.summary(), pace=self.pace.summary(),
-            **self._log.facts(), planned_bytes=run.planned_bytes, batching=vars(run.batching), tuning=run.tuning,
+            **self._log.facts(), batching=vars(run.batching), tuning=run.tuning,
             ranks=run.ranks.summary(), **vars(memory),
         )  # fmt: skip
         planned = f" ({size(run.planned_bytes)} planned)" if run.planned_bytes else ""
