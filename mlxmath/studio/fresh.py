@@ -5,14 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mlxmath.config.load import settings_from
+from mlxmath.config.section import DEMO
 from mlxmath.data.datasets import BENCHMARKS
+from mlxmath.data.datasets import known as dataset_of
 from mlxmath.errors import InputError
 from mlxmath.studio.place import Studio
 from mlxmath.studio.sent import option
 
 RESULTS = "evaluation_results"
 DEFAULTS = {
-    "mlx_path": "mlx_model", "adapter": "", "benchmark": "demo", "limit": "50", "samples": "2", "temperature": "0.8",
+    "mlx_path": "mlx_model", "adapter": "", "benchmark": DEMO, "limit": "50", "samples": "2", "temperature": "0.8",
     "seed": "0",
 }  # fmt: skip
 ADAPTER = "adapter_config.json"
@@ -44,9 +46,11 @@ def evaluation(studio: Studio, form: Mapping[str, str]) -> list[str]:
     run_name = form.get("run_name", "").strip()
     if not run_name:
         raise InputError("name: expected the name of a folder for the answers.")
-    _, _, file = given["benchmark"].rpartition("=")
-    if file not in BENCHMARKS and not studio.inside(file, "problems").is_file():
-        raise InputError(f"problems: expected a benchmark ({', '.join(BENCHMARKS)}) or a file; there is no {file}.")
+    name, _, file = given["benchmark"].partition("=")
+    is_known = (dataset := dataset_of(name)) is not None and dataset.test_split is not None
+    path = file if is_known else given["benchmark"]
+    if path and not studio.inside(path, "problems").is_file():
+        raise InputError(f"problems: expected a benchmark ({', '.join(BENCHMARKS)}) or a file; there is no {path}.")
     for name in filter(None, (given["mlx_path"], given["adapter"])):
         if not studio.inside(name, "model").is_dir():
             raise InputError(f"model: there is no folder {name}; convert a model with `mlxmath convert`.")

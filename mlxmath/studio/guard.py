@@ -112,7 +112,7 @@ def _guarded(send: Send) -> Send:
             headers.setdefault("Content-Security-Policy", CSP)
             headers.setdefault("Cache-Control", "no-store")
             headers["X-Content-Type-Options"] = "nosniff"
-            headers["Referrer-Policy"] = "no-referrer"
+            headers["Referrer-Policy"] = "same-origin"  # with no-referrer a form that is sent has the Origin "null"
             headers["Cross-Origin-Opener-Policy"] = "same-origin"
             headers["Cross-Origin-Resource-Policy"] = "same-origin"
         await send(message)
