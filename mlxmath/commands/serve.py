@@ -42,6 +42,11 @@ from mlxmath.config.load import settings_from
     metavar="URL",
     help="Web pages from there may ask too, for example http://localhost:3000; * allows all. May be repeated.",
 )
+@click.option(
+    "--idle-minutes",
+    type=click.FloatRange(0, 525_600, min_open=True),
+    help="End after so many minutes without a request, so that the memory is free again (unset: never).",
+)
 @options.setting_options("training.seed", *options.RUNTIME)
 def main(
     adapters: tuple[str, ...],
@@ -54,12 +59,14 @@ def main(
     host: str,
     port: int,
     origins: tuple[str, ...],
+    idle_minutes: float | None,
     **values: Any,
 ) -> None:
     """Serve a model to programs that speak OpenAI's protocol, by mlx_lm's engine.
 
     A client sends messages; they are put into the template that the adapter was trained in, and answered as by
-    `infer`. A request's `model` is the name of an adapter, or "base"; /v1/models lists them. Ctrl-C ends.
+    `infer`. A request's `model` is the name of an adapter, or "base"; /v1/models lists them. Ctrl-C ends. A line of
+    JSON on standard output tells the address, once it answers.
     """
     config = settings_from(("model", "training", "runtime"), origin="option", **values).config
 
@@ -83,4 +90,4 @@ def main(
         models = open_models(
             Path(config.model.mlx_path), device.compute_dtype, named | {"base": None}, chosen, usual=usual
         )
-        serve(models, listener, sampling, origins, cache_bytes=device.memory_bytes // 8)
+        serve(models, listener, sampling, origins, cache_bytes=device.memory_bytes // 8, idle_minutes=idle_minutes)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from mlxmath.errors import InputError, MlxmathError, OtherRunError
 from mlxmath.runtime.console import warn
@@ -94,18 +94,43 @@ def read_samples(folder: Path, fingerprints: Mapping[str, str]) -> tuple[list[Sa
     """
     found: dict[tuple[str, str, int], Sample] = {}
     left_out = 0
-    for path in _answers(folder):
-        with path.open("rb") as file:
-            for line in file:
-                sample = read_record(Sample, line)
-                if sample and _NUMBERED.search(sample.id) and fingerprints.get(sample.contestant) == sample.fingerprint:
-                    found.setdefault(sample.key, sample)
-                else:
-                    left_out += 1
+    for path in answer_files(folder):
+        for _, sample in placed(path, fingerprints):
+            if sample:
+                found.setdefault(sample.key, sample)
+            else:
+                left_out += 1
     return list(found.values()), left_out
 
 
-def _answers(folder: Path) -> list[Path]:
+class Place(NamedTuple):
+    """Where a line stands in a file of answers."""
+
+    path: Path
+    start: int
+    end: int
+    """Behind its line break, if it has one."""
+
+    def sample(self) -> Sample | None:
+        """What stands there, as long as the file is what it was."""
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            return read_record(Sample, file.read(self.end - self.start))
+
+
+def placed(path: Path, fingerprints: Mapping[str, str], start: int = 0) -> Iterator[tuple[Place, Sample | None]]:
+    """The lines of a file of answers, from a place on; None for one that does not count (see `read_samples`)."""
+    with path.open("rb") as file:
+        file.seek(start)
+        for line in file:
+            sample = read_record(Sample, line)
+            is_own = sample is not None and fingerprints.get(sample.contestant) == sample.fingerprint
+            is_numbered = sample is not None and _NUMBERED.search(sample.id) is not None
+            yield Place(path, start, start + len(line)), sample if is_own and is_numbered else None
+            start += len(line)
+
+
+def answer_files(folder: Path) -> list[Path]:
     """The files of answers in a folder: the run's, and those of its single ranks."""
     return sorted(path for path in folder.glob("samples*.jsonl") if _ANSWERS.fullmatch(path.name))
 
@@ -169,7 +194,7 @@ def claim(folder: Path, settings: Mapping[str, Any], *, resume: bool, overwrite:
             record["synthesis"] = found["synthesis"]
         sealed_json(path, record)  # how the answers are put together may change
         return
-    answers = _answers(folder)
+    answers = answer_files(folder)
     if answers and not (resume or overwrite):
         raise InputError(
             f"{folder} holds answers ({answers[0].name}) without whole {SETTINGS}; use those that are of this "
@@ -204,7 +229,7 @@ def _check_own(folder: Path, fingerprints: Mapping[str, str]) -> None:
     Raises:
         InputError: the folder holds nothing else.
     """
-    found = [sample for path in _answers(folder) for sample in _whole(path)]
+    found = [sample for path in answer_files(folder) for sample in _whole(path)]
     if found and not any(fingerprints.get(sample.contestant) == sample.fingerprint for sample in found):
         raise InputError(
             f"{folder} holds answers of another evaluation alone; choose another --run-name, or replace them with "

@@ -6,7 +6,7 @@ the majority's answer. Intervals are 95 %.
 
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import Any
@@ -92,6 +92,17 @@ class Scored:
 
 def collect(samples: Sequence[Sample], labels: Sequence[str], num_samples: int) -> Scored:
     """Sort samples by contestant and problem; problems that a contestant has not finished are left out for all."""
+    answers, synthesis, problems = elect(samples, labels, num_samples)
+    measures = {
+        sample.key: measure(sample) for own in answers.values() for answer in own.values() for sample in answer.samples
+    }
+    return Scored(answers, measures, problems, synthesis)
+
+
+def elect(
+    samples: Iterable[Sample], labels: Sequence[str], num_samples: int
+) -> tuple[dict[str, dict[str, Answers]], dict[str, Answers], list[str]]:
+    """The answers, the synthesis and the problems of `Scored`: who was right on what, before anything is measured."""
     by_problem: dict[str, dict[str, list[Sample]]] = {label: defaultdict(list) for label in labels}
     synthesis: dict[str, Answers] = {}
     for sample in samples:
@@ -108,10 +119,7 @@ def collect(samples: Sequence[Sample], labels: Sequence[str], num_samples: int) 
         label: {i: _elected(sorted(own[i], key=lambda sample: sample.sample)) for i in problems}
         for label, own in by_problem.items()
     }
-    measures = {
-        sample.key: measure(sample) for own in answers.values() for answer in own.values() for sample in answer.samples
-    }
-    return Scored(answers, measures, problems, synthesis)
+    return answers, synthesis, problems
 
 
 def ballots(samples: Sequence[Sample]) -> list[int | None]:

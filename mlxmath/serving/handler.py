@@ -14,12 +14,15 @@ from urllib.parse import unquote
 from mlx_lm import server as mlx_lm_server
 
 from mlxmath.data.problem import Message
+from mlxmath.errors import MlxmathError
 from mlxmath.generation.model import LanguageModel
 from mlxmath.models.load import check_ids, num_embeddings
 from mlxmath.runtime.console import printable, say
 from mlxmath.serving.engine import Engine
 from mlxmath.serving.names import DEFAULT
 
+PROMPT = "/v1/chat/prompt"
+"""Not OpenAI's: messages as the model is given them."""
 MOST_BYTES = 4 << 20
 """Of a request; a context of a million tokens is not much longer."""
 MOST_MESSAGES = 512
@@ -67,9 +70,25 @@ class Handler(mlx_lm_server.APIHandler):
             return
         try:
             if self._accepts():
-                super().do_POST()
+                if self.path == PROMPT:
+                    self._tell_prompt()
+                else:
+                    super().do_POST()
         finally:
             self._free.release()
+
+    def _tell_prompt(self) -> None:
+        """What the model is given for messages: the text of its template, and how many tokens that is."""
+        try:
+            messages = _messages(self._body.get("messages"))
+            model = self._models[self._name]
+            ids = model.encode_messages(messages)
+        except (ValueError, MlxmathError) as error:
+            self._refuse(400, str(error), "invalid_value")
+            return
+        self._set_completion_headers(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"prompt": model.tokenizer.decode(ids), "num_tokens": len(ids)}).encode())
 
     def _accepts(self) -> bool:
         """Whether mlx_lm is to see the request; if not, it is refused."""
@@ -99,7 +118,7 @@ class Handler(mlx_lm_server.APIHandler):
             return self._refuse(
                 404, f"there is no model {str(self._name)[:100]!r}; there are {names}", "model_not_found"
             )
-        self.rfile = io.BytesIO(raw)
+        self.rfile, self._body = io.BytesIO(raw), body
         return True
 
     def _refuse(self, status: int, message: str, code: str) -> bool:

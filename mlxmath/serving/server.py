@@ -2,9 +2,13 @@
 
 import atexit
 import ipaddress
+import json
+import math
 import os
 import socket
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -15,8 +19,12 @@ from typing import Any
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.generation.engine import Sampling
 from mlxmath.generation.model import LanguageModel
-from mlxmath.runtime.console import fail, say, warn
+from mlxmath.runtime.console import fail, put, say, warn
 from mlxmath.runtime.trouble import trouble
+
+
+class IdleError(Exception):
+    """Nobody has asked for as long as the listener was told to wait."""
 
 
 class Listener(ThreadingHTTPServer):
@@ -24,6 +32,31 @@ class Listener(ThreadingHTTPServer):
 
     daemon_threads = True
     request_queue_size = 64
+
+    def __init__(self, *args: Any) -> None:
+        self._lock, self._num_open, self._idle_since_s, self._most_idle_s = threading.Lock(), 0, 0.0, math.inf
+        super().__init__(*args)
+
+    def end_when_idle(self, seconds: float) -> None:
+        """From now on so many seconds without a request end `serve_forever`, with an `IdleError`."""
+        self._idle_since_s, self._most_idle_s = time.monotonic(), seconds
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer a request; meanwhile nobody is idle."""
+        with self._lock:
+            self._num_open += 1
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            with self._lock:
+                self._num_open -= 1
+                self._idle_since_s = time.monotonic()
+
+    def service_actions(self) -> None:
+        """Called between requests, several times a second."""
+        with self._lock:
+            if not self._num_open and time.monotonic() - self._idle_since_s > self._most_idle_s:
+                raise IdleError
 
     def server_bind(self) -> None:
         """As of `HTTPServer`, without asking a name server for this machine's name."""
@@ -82,9 +115,11 @@ def bound(host: str, port: int, warning: str = OPEN_TO_ALL) -> Iterator[Listener
 
 def serve(
     models: Mapping[str, LanguageModel], listener: Listener, sampling: Sampling, origins: Sequence[str],
-    cache_bytes: int,
+    cache_bytes: int, idle_minutes: float | None = None,
 ) -> None:  # fmt: skip
     """Answer requests until Ctrl-C. It is the last thing that a process does.
+
+    A line of JSON on standard output tells programs where it listens, once it does.
 
     Args:
         models: by name; the first one answers requests that name none.
@@ -92,6 +127,7 @@ def serve(
         sampling: of requests that do not say otherwise.
         origins: web pages that may ask.
         cache_bytes: most memory for keys and values of earlier requests.
+        idle_minutes: end after so many without a request, too.
 
     Raises:
         MlxmathError: the device failed, or ran out of memory.
@@ -113,9 +149,14 @@ def serve(
             f"{name} (template {one.template.name if one.template else 'none'})" for name, one in models.items()
         )
         say(f"serving at {listener.url}: {', '.join(templates)}; requests that name no model get {first}. Ctrl-C ends.")
+        put(json.dumps({"url": listener.url, "models": list(models)}))
+        if idle_minutes is not None:
+            listener.end_when_idle(60 * idle_minutes)
         listener.serve_forever(poll_interval=0.2)
     except KeyboardInterrupt:
         say("stopped")
+    except IdleError:
+        say(f"ended after {idle_minutes:g} minutes without a request")
     finally:
         engine.stop_and_join()
         # One of MLX's threads may still free what it has computed, and ends the process if Python is gone then.

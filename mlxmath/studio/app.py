@@ -10,20 +10,21 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from mlxmath.errors import MlxmathError
+from mlxmath.studio.answering import Server
 from mlxmath.studio.pages import PAGES
 from mlxmath.studio.place import Studio
 from mlxmath.studio.render import render
 
 
 def create_app(studio: Studio) -> Starlette:
-    """All pages over a folder. It checks nobody: see `Guard`."""
+    """All pages over a folder. It checks nobody: see `Guard`. What answers questions is its `state.server`."""
     routes = [
         Route("/", lambda _: RedirectResponse("/runs", 303)),
         *(route for page in PAGES for route in page.ROUTES),
         Mount("/static", StaticFiles(directory=Path(__file__).with_name("static"))),
     ]
     app = Starlette(routes=routes, exception_handlers={MlxmathError: _failed, HTTPException: _absent})
-    app.state.studio = studio
+    app.state.studio, app.state.server = studio, Server(studio)
     return app
 
 

@@ -18,7 +18,7 @@ OPEN_TO_ALL = (
 
 
 def serve(studio: Studio, host: str, port: int, *, browse: bool = True) -> None:
-    """Show the pages until Ctrl-C; what was started goes on then.
+    """Show the pages until Ctrl-C; what was started goes on then, but for the model that answers questions.
 
     Args:
         studio: what is shown.
@@ -32,7 +32,10 @@ def serve(studio: Studio, host: str, port: int, *, browse: bool = True) -> None:
     """
     with bound(host, port, OPEN_TO_ALL) as listener:
         token = secrets.token_urlsafe(24)
-        app = Guard(create_app(studio), token, host, listener.server_port, read_only=studio.read_only)
+        pages = create_app(studio)
+        if not studio.read_only:
+            pages.state.server.end_leftovers()
+        app = Guard(pages, token, host, listener.server_port, read_only=studio.read_only)
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, ws="none", timeout_graceful_shutdown=2,
             proxy_headers=False,
@@ -46,3 +49,5 @@ def serve(studio: Studio, host: str, port: int, *, browse: bool = True) -> None:
             uvicorn.Server(config).run(sockets=[listener.socket])
         except KeyboardInterrupt:
             say("stopped")
+        finally:
+            pages.state.server.close()

@@ -3,10 +3,13 @@
 import json
 import shutil
 import socket
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import pytest
 from mlxmath.errors import InputError
 from mlxmath.serving.engine import ended
 from mlxmath.serving.names import adapters_by_name
+from mlxmath.serving.server import IdleError, bound
 from tests.helpers import run, succeed
 from tests.serving.served import serving
 
@@ -263,3 +267,38 @@ def test_an_answer_is_cut_before_a_stop_string(pieces: list[Any], stops: tuple[s
     shown = "".join(one.text for one in found if one.finish_reason != "stop")  # mlx_lm drops that one's
     assert (shown, found[-1].finish_reason) == expected
     assert all(one.finish_reason is None for one in found[:-1])
+
+
+def test_a_program_is_told_the_address_and_what_a_model_is_given(url: str, folder: Path) -> None:
+    told = json.loads(next(line for line in (folder / "serve.log").read_text().splitlines() if line.startswith("{")))
+    assert told == {"url": url, "models": ["sft", "team/opposite", "base"]}
+    status, found = post(url, user(QUESTIONS[0]) | {"model": "sft"}, "/chat/prompt")
+    assert status == 200 and QUESTIONS[0] in found["prompt"] and found["prompt"].startswith("You are a helpful math")
+    assert found["num_tokens"] == infer(folder, QUESTIONS[0])["prompt_tokens"]
+    assert post(url, {"messages": []}, "/chat/prompt")[0] == 400
+    assert post(url, user("?") | {"model": "none"}, "/chat/prompt")[0] == 404
+    assert post(url, user("?"), "/chat/prompt", Origin="http://evil.example")[0] == 403
+
+
+def test_a_listener_ends_when_nobody_has_asked_for_a_while() -> None:
+    answered = threading.Event()
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            time.sleep(0.5)  # longer than it may be idle
+            self.send_response(204)
+            self.end_headers()
+            answered.set()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with bound("127.0.0.1", 0) as listener:
+        listener.RequestHandlerClass = Slow
+        listener.end_when_idle(0.3)
+        asking = threading.Thread(target=lambda: urllib.request.urlopen(listener.url, timeout=10).close())
+        asking.start()
+        begun = time.monotonic()
+        with pytest.raises(IdleError):
+            listener.serve_forever(poll_interval=0.05)
+        assert answered.is_set() and time.monotonic() - begun > 0.7
+        asking.join()
