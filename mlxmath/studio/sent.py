@@ -1,25 +1,21 @@
-"""What a page's form sends, and options of a command line made of it."""
+"""What a page's form sends."""
 
 from collections.abc import Awaitable, Callable
 
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import ImmutableMultiDict
 from starlette.requests import Request
 from starlette.responses import Response
 
-Form = dict[str, str]
+Form = ImmutableMultiDict[str, str]
 
 
 def posted(handler: Callable[[Request, Form], Response]) -> Callable[[Request], Awaitable[Response]]:
-    """A handler that is given the texts of the form that was sent; of several of a name the last."""
+    """A handler, in a thread, that is given the texts of the form that was sent."""
 
     async def handle(request: Request) -> Response:
         async with request.form() as sent:
-            form = {name: value for name, value in sent.items() if isinstance(value, str)}
-        return await run_in_threadpool(handler, request, form)
+            texts = [(name, value) for name, value in sent.multi_items() if isinstance(value, str)]
+        return await run_in_threadpool(handler, request, ImmutableMultiDict(texts))
 
     return handle
-
-
-def option(name: str, value: str) -> list[str]:
-    """An option with its value, which may begin with a hyphen."""
-    return [f"{name}={value}"] if value.startswith("-") else [name, value]

@@ -12,7 +12,16 @@ from typing import Any
 
 from mlxmath.distillation.responses import RESPONSES, answered_by, read_responses
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.evaluation.samples import SAMPLES, fingerprint, fingerprints_of, read_samples, read_settings
+from mlxmath.evaluation.samples import (
+    SAMPLES,
+    SETTINGS,
+    answer_files,
+    fingerprint,
+    fingerprints_of,
+    read_samples,
+    read_settings,
+)
+from mlxmath.parsing import HALF_A_CHARACTER
 from mlxmath.runtime.sealed import unsealed_line
 from mlxmath.studio.place import Studio
 from mlxmath.studio.remembered import Remembered
@@ -95,6 +104,8 @@ def sources(studio: Studio) -> list[Source]:
     """All in the folder, those first that were written to last; what is damaged is left out."""
     found = []
     for folder in studio.holding(SAMPLES, RESPONSES):
+        if HALF_A_CHARACTER.search(str(folder)):
+            continue  # no page can name it
         try:
             found.append(source(studio, studio.name(folder)))
         except MlxmathError:
@@ -111,7 +122,7 @@ def source(studio: Studio, name: str) -> Source:
         MlxmathError: its settings are damaged.
     """
     folder = studio.inside(name, "source")
-    if not folder.is_dir() or not (folder / "settings.json").exists():
+    if not folder.is_dir() or not (folder / SETTINGS).exists():
         raise NoSourceError(f"source: {name} holds no answers; choose the folder of an evaluation or a distillation.")
     for path in _files(folder):
         studio.inside(str(path), "source")
@@ -169,9 +180,8 @@ def grader_disagrees(pair: Pair) -> bool:
 
 def _files(folder: Path) -> list[Path]:
     """What is read of a source."""
-    return [
-        path for pattern in ("settings.json", "samples*.jsonl", RESPONSES, *_JUDGED) for path in folder.glob(pattern)
-    ]
+    others = (folder / name for name in (SETTINGS, RESPONSES, *_JUDGED))
+    return [*answer_files(folder), *(path for path in others if path.exists())]
 
 
 def _read(folder: Path) -> Problems:

@@ -361,34 +361,30 @@ def test_results_say_who_is_preferred_and_how_many_more_it_takes(
     assert "<b>base is preferred</b>" in text and "Ann and Bob" in text and "100.0 % (87.9 to 100.0)" in text
 
 
-def test_fresh_answers_are_asked_for_by_a_command_line(
-    folder: Path, client: TestClient, studio: Studio, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("model", "adapters", "-odd"):
+def test_fresh_answers_are_asked_for_by_a_command_line(folder: Path, client: TestClient, studio: Studio) -> None:
+    for name in ("model", "adapters"):
         (folder / name).mkdir()
+    (folder / "model" / "config.json").write_text("{}")
     (folder / "problems.jsonl").write_text('{"problem": "1+1?", "answer": "2"}\n')
-    form = {"rater": "Ann", "mlx_path": "model", "adapter": "adapters", "benchmark": "problems.jsonl", "limit": "5",
-            "samples": "2", "temperature": "0.7", "run_name": "fresh"}  # fmt: skip
-    line = "mlxmath evaluate --mlx-path model --adapter-path adapters --compare --benchmark problems.jsonl --limit 5"
-    assert (
-        f"{line} --samples 2 --temperature 0.7 --seed 0 --run-name fresh<"
-        in client.get("/rate/command", params=form).text
-    )
-    odd = client.get("/rate/command", params=form | {"mlx_path": "-odd", "adapter": ""}).text
-    assert "--mlx-path=-odd --no-adapter" in odd
-    for wrong in ({"mlx_path": "../x"}, {"mlx_path": "absent"}, {"benchmark": "nothing"}, {"limit": "0"},
-                  {"samples": "2", "temperature": "-1"}, {"benchmark": "gsm8k=/etc/passwd"}, {"seed": "x"},
+    form: dict[str, Any] = {
+        "rater": "Ann", "model": "model", "adapter": ["", "adapters"], "benchmark": "problems.jsonl", "limit": "5",
+        "samples": "2", "temperature": "0.7", "run_name": "fresh",
+    }  # fmt: skip
+    line = "mlxmath evaluate --mlx-path=model --adapter-path=adapters --compare --benchmark=./problems.jsonl --limit=5"
+    line = f"{line} --resume --samples=2 --temperature=0.7 --run-name=fresh"
+    assert f'<pre id="fresh-line">{line}</pre>' in client.get("/rate/command", params=form).text
+    assert "--no-adapter" in client.get("/rate/command", params=form | {"adapter": ""}).text
+    for wrong in ({"model": "../x"}, {"model": "absent"}, {"benchmark": "nothing"}, {"limit": "0"}, {"samples": ""},
+                  {"temperature": "-1"}, {"temperature": "0"}, {"benchmark": "gsm8k=/etc/passwd"}, {"samples": "x"},
                   {"run_name": "../y"}, {"run_name": ""}, {"adapter": "/etc"}):  # fmt: skip
         told = client.get("/rate/command", params=form | wrong)
         assert told.status_code == 200 and "<pre" not in told.text, wrong
         assert client.post("/rate/start", data=form | wrong).status_code == 422
     assert client.post("/rate/start", data=form | {"rater": " "}).status_code == 422 and not studio.jobs.all()
-    answer = client.post("/rate/start", data=form | {"mlx_path": "model"})
-    assert answer.status_code == 303 and answer.headers["location"].startswith(
-        "/rate/next?rater=Ann&source=evaluation_results%2Ffresh&job="
-    )
-    text = client.get(answer.headers["location"]).text
-    assert "Waiting for answers" in text or "No answers" in text
+    answer = client.post("/rate/start", data=form)
+    place = answer.headers["location"]
+    assert answer.status_code == 303 and place.startswith("/rate/next?rater=Ann&source=evaluation_results%2Ffresh&job=")
+    text = client.get(place).text
     (job,) = studio.jobs.all()
-    assert job.kind == "evaluate" and "mlxmath evaluate --mlx-path model" in text
+    assert job.kind == "evaluate" and line in text and re.search("Waiting for answers|No answers", text)
     studio.jobs.stop(job)

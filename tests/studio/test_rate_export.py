@@ -56,7 +56,7 @@ def test_the_file_is_what_dpo_reads(
     ratings.add(rating(6, "both bad"))
     ratings.add(rating(7, "same"))
     answer = client.post("/rate/export", data={"name": "pairs of Ann.jsonl", "form": form})
-    assert answer.status_code == 200 and f"mlxmath dpo{flags} --dataset &#39;pairs of Ann.jsonl&#39;" in answer.text
+    assert answer.status_code == 200 and f"mlxmath dpo{flags} &#39;--dataset=pairs of Ann.jsonl&#39;" in answer.text
     assert (
         "/new?command=dpo&amp;dataset=pairs+of+Ann.jsonl" in answer.text and "test problems of math500" in answer.text
     )

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from mlxmath.data.datasets import BENCHMARKS
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.evaluation.stats import Interval
 from mlxmath.evaluation.wording import interval, p_value, percent, points
@@ -17,10 +18,12 @@ from mlxmath.studio.desk import Choice, Desk, Shown, asked_for, chosen, name_of,
 from mlxmath.studio.pairs_file import FORMS, Export, exported, form_of, target, told
 from mlxmath.studio.place import Studio
 from mlxmath.studio.preferences import ENOUGH, between_raters, comparisons, counts, with_grader
+from mlxmath.studio.questions import data_files
 from mlxmath.studio.ratings import FILE, SIDES, Rating, ratings_of
 from mlxmath.studio.render import render, studio_of
-from mlxmath.studio.sent import Form, option, posted
+from mlxmath.studio.sent import Form, posted
 from mlxmath.studio.sources import NoSourceError, Pair, problems_in, source, sources
+from mlxmath.studio.tuned import argument, models
 
 _RATER = "mlxmath_rater"
 """The cookie that remembers a rater's name."""
@@ -51,11 +54,12 @@ def _board(request: Request) -> Board:
 def show(request: Request) -> Response:
     """All sources, and what can be chosen of the one that `?source=` names."""
     studio, name = studio_of(request), request.query_params.get("source")
-    ratings, form = _board(request).ratings.all(), fresh.usual(studio)
+    ratings, found = _board(request).ratings.all(), models(studio)
     return render(
         request, "rate.html", sources=sources(studio), chosen=source(studio, name) if name else None,
         rater=unquote(request.cookies.get(_RATER, "")), rated=Counter(rating.source for rating in ratings),
-        form=form, known=fresh.known(studio),
+        form=fresh.usual(), models=found, model=next(iter(found), None), benchmarks=BENCHMARKS,
+        files=[studio.name(path) for path in data_files(studio)],
     )  # fmt: skip
 
 
@@ -167,7 +171,7 @@ def show_gold(request: Request, form: Form) -> Response:
 def start(request: Request, form: Form) -> Response:
     """Start an evaluation whose answers are then rated."""
     studio = studio_of(request)
-    arguments, folder = fresh.evaluation(studio, form), fresh.folder_of(form)
+    arguments, folder = fresh.evaluation(studio, form, form.getlist("adapter")), fresh.folder_of(form)
     rater, job = name_of(form), studio.jobs.start(*arguments)
     return RedirectResponse(f"/rate/next?{urlencode({'rater': rater, 'source': folder, 'job': job.id})}", 303)
 
@@ -175,7 +179,8 @@ def start(request: Request, form: Form) -> Response:
 def show_command(request: Request) -> Response:
     """The command line that the form of `start` stands for."""
     try:
-        arguments = fresh.evaluation(studio_of(request), request.query_params)
+        values = request.query_params
+        arguments = fresh.evaluation(studio_of(request), values, values.getlist("adapter"))
     except MlxmathError as error:  # which is no trouble yet: the form is being filled in
         return render(request, "rate_command.html", trouble=str(error))
     return render(request, "rate_command.html", trouble="", line=shlex.join(["mlxmath", *arguments]))
@@ -215,7 +220,7 @@ def export(request: Request, form: Form) -> Response:
     found.write(path)
     name = studio_of(request).name(path)
     losses = ["--loss-type", "kto"] if form.get("form") == "labels" else []
-    line = shlex.join(["mlxmath", "dpo", *losses, *option("--dataset", name)])
+    line = shlex.join(["mlxmath", "dpo", *losses, f"--dataset={argument(studio_of(request), name)}"])
     return render(
         request, "rate_exported.html", export=found, name=name, line=line, told=told,
         address=f"/new?{urlencode({'command': 'dpo', 'dataset': name})}",
