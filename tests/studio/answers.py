@@ -1,15 +1,22 @@
-"""Folders of answers to rate, and ratings."""
+"""Folders of answers to rate, ratings, and what a rater does with the pages."""
 
+import html
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from starlette.testclient import TestClient
 
 from mlxmath.distillation.responses import Response, identify
 from mlxmath.evaluation.samples import Sample, save_samples
 from mlxmath.runtime.sealed import sealed_json, sealed_line
 from mlxmath.studio.ratings import Rating
 from tests.evaluation.make import sample, settings
+from tests.helpers import json_lines
+
+RUN = {"source": "evaluation_results/x", "rater": "Ann"}
 
 
 def evaluation(
@@ -65,3 +72,35 @@ def rating(
             f"{side}_wrong_text": "",
         }  # fmt: skip
     return Rating(**fields | changes)
+
+
+def hidden(text: str) -> dict[str, str]:
+    """The fields of a page's form for a verdict."""
+    form = re.search(r'<form id="verdict".*?</form>', text, re.DOTALL)
+    assert form, text
+    found = re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', form[0])
+    return {name: html.unescape(value) for name, value in found}
+
+
+def solutions(text: str) -> tuple[str, str]:
+    """What stands left and right."""
+    found = re.findall(r'<fieldset class="panel solution">(.*?)</fieldset>', text, re.DOTALL)
+    assert len(found) == 2
+    return found[0], found[1]
+
+
+def rate(client: TestClient, text: str, verdict: str, **more: str) -> str:
+    """Send a verdict about the pair on a page; the next page."""
+    answer = client.post("/rate/verdict", data=hidden(text) | {"verdict": verdict} | more)
+    assert answer.status_code == 200, answer.text
+    return answer.text
+
+
+def begin(client: TestClient, **more: str) -> str:
+    answer = client.get("/rate/next", params=RUN | more)
+    assert answer.status_code == 200, answer.text
+    return answer.text
+
+
+def kept(folder: Path) -> list[dict[str, Any]]:
+    return json_lines(folder / "studio" / "ratings.jsonl")

@@ -1,9 +1,7 @@
 """Rating: blind, in a fair order, and nothing that was said is lost."""
 
-import html
 import json
 import re
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,50 +9,15 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from mlxmath.errors import MlxmathError
 from mlxmath.runtime.sealed import sealed_line
 from mlxmath.studio.desk import Desk
 from mlxmath.studio.place import Studio
-from mlxmath.studio.ratings import Ratings, ratings_of
-from mlxmath.studio.sources import grader_disagrees, problems_in, source, sources
-from mlxmath.studio.steps import steps
-from tests.helpers import json_lines, wait_until
-from tests.studio.answers import distillation, evaluation, rating
+from mlxmath.studio.ratings import ratings_of
+from mlxmath.studio.sources import grader_disagrees, problems_in, source
+from tests.helpers import wait_until
+from tests.studio.answers import RUN, begin, evaluation, hidden, kept, rate, rating, solutions
 
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)>\u202e\" onclick=\"x"
-RUN = {"source": "evaluation_results/x", "rater": "Ann"}
-
-
-def hidden(text: str) -> dict[str, str]:
-    """The fields of a page's form for a verdict."""
-    form = re.search(r'<form id="verdict".*?</form>', text, re.DOTALL)
-    assert form, text
-    found = re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', form[0])
-    return {name: html.unescape(value) for name, value in found}
-
-
-def solutions(text: str) -> tuple[str, str]:
-    """What stands left and right."""
-    found = re.findall(r'<fieldset class="panel solution">(.*?)</fieldset>', text, re.DOTALL)
-    assert len(found) == 2
-    return found[0], found[1]
-
-
-def rate(client: TestClient, text: str, verdict: str, **more: str) -> str:
-    """Send a verdict about the pair on a page; the next page."""
-    answer = client.post("/rate/verdict", data=hidden(text) | {"verdict": verdict} | more)
-    assert answer.status_code == 200, answer.text
-    return answer.text
-
-
-def begin(client: TestClient, **more: str) -> str:
-    answer = client.get("/rate/next", params=RUN | more)
-    assert answer.status_code == 200, answer.text
-    return answer.text
-
-
-def kept(folder: Path) -> list[dict[str, Any]]:
-    return json_lines(folder / "studio" / "ratings.jsonl")
 
 
 @pytest.fixture
@@ -135,6 +98,15 @@ def test_the_gold_answer_is_hidden_and_whether_it_was_seen_is_noted(
     assert [line["gold_seen"] for line in kept(folder)] == [True, False]
 
 
+def test_a_studio_to_look_at_shows_results_alone(run: Path, studio: Studio, clients: Callable[..., TestClient]) -> None:
+    ratings_of(studio).add(rating(0, "left"))
+    client = clients(Studio(studio.folder, read_only=True))
+    for path in ("/rate", "/rate/next?source=evaluation_results/x&rater=Ann"):
+        assert client.get(path).status_code == 403
+    text = client.get("/rate/results").text
+    assert "base or tuned?" in text and "<form" not in text and client.get("/rate/pairs.jsonl").status_code == 200
+
+
 def test_undo_and_skip(run: Path, folder: Path, client: TestClient, studio: Studio) -> None:
     first = begin(client)
     second = rate(client, first, "left")
@@ -190,22 +162,6 @@ def test_the_first_wrong_step_is_marked(run: Path, folder: Path, client: TestCli
     assert len(kept(folder)) == 1
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", []), ("One.", ["One."]), ("a line\n\nanother\n", ["a line\n\n", "another\n"]),
-        ("It is 3.5 so. Then \\(x\\) is 4. So 5.", ["It is 3.5 so. ", "Then \\(x\\) is 4. ", "So 5."]),
-        ("1. Add them.\n2. Halve them.", ["1. Add them.\n", "2. Halve them."]),
-        ("$$a\n=\nb$$ holds\nSo c", ["$$a\n=\nb$$ holds\n", "So c"]),
-        ("\\begin{align*}a\\\\\nb\\end{align*}\nwell", ["\\begin{align*}a\\\\\nb\\end{align*}\n", "well"]),
-    ],
-)  # fmt: skip
-def test_steps_are_lines_and_sentences_and_cut_no_formula(text: str, expected: list[str]) -> None:
-    assert steps(text) == expected
-    long = "Step.\n" * 1000
-    assert len(steps(long)) == 300 and "".join(steps(long)) == long
-
-
 def test_filters_and_answers_that_are_equal(folder: Path, client: TestClient, studio: Studio) -> None:
     evaluation(folder / "evaluation_results" / "x")
     found = source(studio, "evaluation_results/x")
@@ -215,24 +171,6 @@ def test_filters_and_answers_that_are_equal(folder: Path, client: TestClient, st
     evaluation(folder / "same", num=3, response="the same\n")
     text = client.get("/rate/next", params={"source": "same", "rater": "Ann"}).text
     assert "There is nothing to rate" in text
-
-
-def test_several_answers_of_one_and_those_of_a_teacher(folder: Path, client: TestClient, studio: Studio) -> None:
-    evaluation(folder / "x", num=4, labels=("base",), samples=3)
-    found = source(studio, "x")
-    pairs = problems_in(folder / "x").pairs(found, 0, 0)
-    assert len(pairs) == 12 and len({pair.problem for pair in pairs[:4]}) == 4  # each problem before any twice
-    distillation(folder / "distilled")
-    assert {(one.folder, one.kind, one.labels) for one in sources(studio)} == {
-        ("x", "evaluation", ("base",)), ("distilled", "distillation", ("a-teacher",))
-    }  # fmt: skip
-    text = client.get("/rate/next", params={"source": "distilled", "rater": "Ann", "disagree": "on"}).text
-    assert "0 of 6 rated" in text
-    rate(client, text, "left")
-    (line,) = kept(folder)
-    assert {line["left_correct"], line["right_correct"]} == {True, False} and line["kind"] == "distillation"
-    distillation(folder / "unjudged", is_judged=False)
-    assert "0 of 9 rated" in client.get("/rate/next", params={"source": "unjudged", "rater": "A", "differ": "on"}).text
 
 
 def test_answers_are_rated_as_they_come(folder: Path, client: TestClient, run: Path) -> None:
@@ -266,38 +204,6 @@ def test_a_rating_that_cannot_be_written_is_not_said_to_be_kept(
     assert len(kept(folder)) == 1
 
 
-def test_lines_that_are_damaged_or_half_are_left_out(tmp_path: Path) -> None:
-    path = tmp_path / "studio" / "ratings.jsonl"
-    ratings = Ratings(path)
-    assert ratings.all() == []
-    ratings.add(rating(0, "left"))
-    whole = path.read_bytes()
-    path.write_bytes(whole + whole.replace(b'"left"', b'"right"', 1) + b'{"rater": "x"}\n\xff\n\n' + whole[:90])
-    assert [one.verdict for one in ratings.all()] == ["left"] and ratings.left_out == 3
-    ratings.add(rating(1, "same"))  # begins a line of its own
-    assert [one.pair for one in ratings.all()] == ["pair0", "pair1"] and ratings.left_out == 4
-    assert [one.pair for one in Ratings(path).all()] == ["pair0", "pair1"]
-    path.write_bytes(sealed_line({**vars(rating(2, "left")), "verdict": "better"}))
-    assert ratings.all() == [] and ratings.left_out == 1  # another file
-
-
-def test_two_studios_write_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "studio" / "ratings.jsonl"
-    writers = [Ratings(path) for _ in range(4)]
-
-    def write(place: int) -> None:
-        for number in range(10):
-            writers[place].add(rating(number, "left", rater=f"rater {place}", comment="x" * 20_000))
-
-    threads = [threading.Thread(target=write, args=(place,)) for place in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(writers[0].all()) == 40 and writers[0].left_out == 0
-    assert [child.name for child in path.parent.iterdir()] == ["ratings.jsonl"]
-
-
 def test_what_a_studio_before_this_one_has_shown_is_not_rated(run: Path, folder: Path, client: TestClient) -> None:
     form = hidden(begin(client)) | {"ticket": "of-another", "verdict": "left"}
     answer = client.post("/rate/verdict", data=form)
@@ -313,18 +219,6 @@ def test_what_a_studio_before_this_one_has_shown_is_not_rated(run: Path, folder:
 def test_what_cannot_be_chosen_is_said(run: Path, client: TestClient, wrong: dict[str, str]) -> None:
     answer = client.get("/rate/next", params=RUN | wrong)
     assert answer.status_code == 422 and 'role="alert"' in answer.text and "<script>d" not in answer.text
-
-
-def test_links_that_lead_out_are_not_read(folder: Path, tmp_path: Path, client: TestClient) -> None:
-    outside = evaluation(tmp_path / "outside")
-    inside = folder / "inside"
-    inside.mkdir()
-    (inside / "settings.json").write_bytes((outside / "settings.json").read_bytes())
-    (inside / "samples.jsonl").symlink_to(outside / "samples.jsonl")
-    assert client.get("/rate/next", params=RUN | {"source": "inside"}).status_code == 422
-    (folder / "studio").symlink_to(tmp_path)
-    with pytest.raises(MlxmathError, match="outside"):
-        ratings_of(Studio(folder))
 
 
 def test_hostile_texts_are_text(folder: Path, client: TestClient) -> None:

@@ -1,10 +1,12 @@
 """`/rate`: pairs of solutions, one after the other, blind; what the ratings show; pairs to train on."""
 
 import shlex
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from urllib.parse import quote, unquote, urlencode
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
@@ -13,6 +15,7 @@ from mlxmath.data.datasets import BENCHMARKS
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.evaluation.stats import Interval
 from mlxmath.evaluation.wording import interval, p_value, percent, points
+from mlxmath.parsing import HALF_A_CHARACTER
 from mlxmath.studio import fresh
 from mlxmath.studio.desk import Choice, Desk, Shown, asked_for, chosen, name_of, rating_of, taken_back
 from mlxmath.studio.pairs_file import FORMS, Export, exported, form_of, target, told
@@ -32,6 +35,7 @@ _LOG_BYTES = 4000
 _MOST_SHOWN = 20_000
 """Characters of a solution on the page."""
 _STALE = "That pair was shown before this studio began, which cannot know its order: it was not rated. Rate this one."
+_BOARDS = threading.Lock()
 SAID = {"left": "left better", "right": "right better", "same": "the same", "both bad": "both bad"}
 """Verdicts in words."""
 
@@ -44,22 +48,36 @@ class Board:
 
 
 def _board(request: Request) -> Board:
+    """The studio's one board."""
     state = request.app.state
-    if not hasattr(state, "board"):
-        state.board = Board(studio_of(request))
+    with _BOARDS:
+        if not hasattr(state, "board"):
+            state.board = Board(studio_of(request))
     found: Board = state.board
     return found
 
 
+def _writable(request: Request) -> Studio:
+    """The studio.
+
+    Raises:
+        HTTPException: it is only to be looked at.
+    """
+    studio = studio_of(request)
+    if studio.read_only:
+        raise HTTPException(403, "This studio was opened with --read-only: nothing is rated in it.")
+    return studio
+
+
 def show(request: Request) -> Response:
     """All sources, and what can be chosen of the one that `?source=` names."""
-    studio, name = studio_of(request), request.query_params.get("source")
+    studio, name = _writable(request), request.query_params.get("source")
     ratings, found = _board(request).ratings.all(), models(studio)
     return render(
         request, "rate.html", sources=sources(studio), chosen=source(studio, name) if name else None,
         rater=unquote(request.cookies.get(_RATER, "")), rated=Counter(rating.source for rating in ratings),
         form=fresh.usual(), models=found, model=next(iter(found), None), benchmarks=BENCHMARKS,
-        files=[studio.name(path) for path in data_files(studio)],
+        files=[name for name in map(studio.name, data_files(studio)) if not HALF_A_CHARACTER.search(name)],
     )  # fmt: skip
 
 
@@ -70,7 +88,7 @@ def show_next(request: Request) -> Response:
 
 def _asked(request: Request, form: Mapping[str, str]) -> tuple[Choice, list[Pair], dict[str, Rating]]:
     """What was chosen, its pairs, and this rater's ratings by pair."""
-    studio = studio_of(request)
+    studio = _writable(request)
     found = source(studio, form.get("source", ""))
     choice = chosen(form, found)
     pairs = problems_in(studio.inside(choice.source)).pairs(found, choice.one, choice.other)
@@ -83,19 +101,19 @@ def _next(request: Request, form: Mapping[str, str], said: str = "", trouble: st
     jobs = studio_of(request).jobs
     job = jobs.get(form.get("job", ""))
 
-    def wait() -> Response:
+    def wait(query: str) -> Response:
         log = jobs.log(job, _LOG_BYTES) if job else ""
-        return render(request, "rate_waiting.html", query=urlencode(dict(form)), job=job, log=log)
+        return render(request, "rate_waiting.html", query=query, job=job, log=log)
 
     try:
         choice, pairs, own = _asked(request, form)
     except NoSourceError:  # the command has yet to write it
         if job is None:
             raise
-        return wait()
+        return wait(urlencode({name: form[name] for name in ("rater", "source", "job") if name in form}))
     pair, num_aside = _board(request).desk.next(pairs, own, choice)
     if pair is None and job is not None and job.is_alive:
-        return wait()
+        return wait(choice.query)
     if pair is None:
         num_rated = sum(each.key in own for each in pairs)
         return render(
