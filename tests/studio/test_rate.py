@@ -118,6 +118,14 @@ def test_undo_and_skip(run: Path, folder: Path, client: TestClient, studio: Stud
     assert [one.verdict for one in ratings_of(studio).all()] == ["right"]
     nothing = client.post("/rate/undo", data=hidden(second) | {"rater": "Bob"}).text
     assert "there is nothing to undo" in nothing and len(kept(folder)) == 3
+    rate(client, second, "same")
+    rate(client, first, "same")  # the one before the last is now the last
+    last = client.post("/rate/undo", data=hidden(second)).text
+    assert solutions(last) == solutions(first)
+    rate(client, last, "left")
+    client.post("/rate/undo", data=hidden(second))
+    client.post("/rate/undo", data=hidden(second))
+    rate(client, first, "right")
     text = begin(client)
     skipped = solutions(text)
     for _ in range(9):
