@@ -237,11 +237,12 @@ def export(request: Request, form: Form) -> Response:
     path = target(studio_of(request), name, overwrite=form.get("overwrite") == "on")
     found.write(path)
     name = studio_of(request).name(path)
-    losses = ["--loss-type", "kto"] if form.get("form") == "labels" else []
-    line = shlex.join(["mlxmath", "dpo", *losses, f"--dataset={argument(studio_of(request), name)}"])
+    losses = {"loss_type": "kto"} if form.get("form") == "labels" else {}
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in losses.items()]
+    line = shlex.join(["mlxmath", "dpo", *options, f"--dataset={argument(studio_of(request), name)}"])
     return render(
         request, "rate_exported.html", export=found, name=name, line=line, told=told,
-        address=f"/new?{urlencode({'command': 'dpo', 'dataset': name})}",
+        address=f"/new?{urlencode({'command': 'dpo', **losses, 'dataset': name})}",
     )  # fmt: skip
 
 
