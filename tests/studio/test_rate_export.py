@@ -46,7 +46,7 @@ def test_test_problems_of_a_benchmark_carry_a_warning_and_marked_steps_are_kept(
     assert found.rows[0]["chosen_wrong_step"] is None and found.rows[0].keys() == found.rows[1].keys()
 
 
-@pytest.mark.parametrize(("form", "num", "flags"), [("pairs", 6, ""), ("labels", 14, " --loss-type kto")])
+@pytest.mark.parametrize(("form", "num", "flags"), [("pairs", 6, ""), ("labels", 14, " --loss-type=kto")])
 def test_the_file_is_what_dpo_reads(
     folder: Path, studio: Studio, client: TestClient, form: str, num: int, flags: str
 ) -> None:
