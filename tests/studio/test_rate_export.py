@@ -57,9 +57,9 @@ def test_the_file_is_what_dpo_reads(
     ratings.add(rating(7, "same"))
     answer = client.post("/rate/export", data={"name": "pairs of Ann.jsonl", "form": form})
     assert answer.status_code == 200 and f"mlxmath dpo{flags} &#39;--dataset=pairs of Ann.jsonl&#39;" in answer.text
-    assert (
-        "/new?command=dpo&amp;dataset=pairs+of+Ann.jsonl" in answer.text and "test problems of math500" in answer.text
-    )
+    kto = "loss_type=kto&amp;" if flags else ""
+    assert f"/new?command=dpo&amp;{kto}dataset=pairs+of+Ann.jsonl" in answer.text
+    assert "test problems of math500" in answer.text
     path = folder / "pairs of Ann.jsonl"
     assert client.get("/rate/pairs.jsonl", params={"form": form}).content == path.read_bytes()
     loaded = load_problems(SourceConfig(dataset=str(path)), pairs=True)
