@@ -11,6 +11,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from starlette.testclient import TestClient
+
 from benchmarks.fuzzing.formats import Format
 from benchmarks.fuzzing.mutations import damaged_bytes, damaged_json, damaged_lines, damaged_value, written
 from benchmarks.fuzzing.tensor_files import damaged_safetensors
@@ -25,9 +27,12 @@ from mlxmath.evaluation.samples import Sample
 from mlxmath.runtime.blas_trials import _read as read_trials
 from mlxmath.runtime.files import sha256
 from mlxmath.sharing.push import push
+from mlxmath.studio.app import create_app
+from mlxmath.studio.place import Studio
 from mlxmath.training.checkpoint import newest_checkpoint
 from mlxmath.training.events import read_events
 from tests.evaluation.make import sample, settings
+from tests.studio.answers import distillation, evaluation, rating
 
 _SETTINGS: dict[str, Any] = {
     "dataset": "demo", "model": "demo", "num_examples": 24, "max_steps": 2, "save_every": 1, "validation_split": 0.2,
@@ -193,6 +198,26 @@ def _push(folder: Path) -> None:
     push(folder / "adapters", "me/tuned", evaluations=[folder / "evaluation"], licence="mit", dry_run=True)
 
 
+def _to_rate(folder: Path) -> None:
+    """An evaluation, judged responses, and ratings without checksums, which damage would only fail."""
+    evaluation(folder / "evaluation", num=4)
+    distillation(folder / "distilled")
+    (folder / "studio").mkdir()
+    lines = (
+        json.dumps(asdict(rating(number, "left", left_wrong_step=1, rater="ab"[number % 2]))) for number in range(4)
+    )
+    (folder / "studio" / "ratings.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def _rate(folder: Path) -> None:
+    """What the pages of ratings show; an error that nobody foresaw is raised here."""
+    pages = TestClient(create_app(Studio(folder)))
+    for source in ("evaluation", "distilled"):
+        pages.get("/rate/next", params={"source": source, "rater": "a", "disagree": "on"})
+    for place in ("/rate", "/rate/results", "/rate/pairs.jsonl", "/rate/pairs.jsonl?form=labels"):
+        assert pages.get(place).status_code == 200
+
+
 _TRIALS = {"trials": [{"library": "x.so", "asked": None, "kernels": "Haswell", "flops_per_s": 1e9}]}
 
 
@@ -217,6 +242,10 @@ FORMATS = (
            lambda f: write_report(f), ("report", "."), 0.7),
     Format("distilled answers", _distilled,
            {"distilled/settings.json": sealed_damage, "distilled/responses.jsonl": damaged_lines}, _reread),
+    Format("what is rated", _to_rate,
+           {"studio/ratings.jsonl": damaged_lines, "evaluation/settings.json": damaged_json,
+            "evaluation/samples.jsonl": damaged_lines, "distilled/settings.json": sealed_damage,
+            "distilled/responses.jsonl": damaged_lines, "distilled/solutions.jsonl": damaged_lines}, _rate),
     Format("what is pushed", _to_push,
            {"adapters/run.json": damaged_json, "adapters/adapter_config.json": damaged_json,
             "evaluation/results.json": damaged_json, "evaluation/settings.json": damaged_json}, _push,

@@ -53,6 +53,34 @@ def identify(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
+def answered_by(folder: Path) -> tuple[str, str]:
+    """The name of the model at an endpoint, else "teacher", and the fingerprint of the answers that count in a folder.
+
+    Raises:
+        MlxmathError: settings.json is absent or damaged.
+    """
+    identity = unsealed_json(folder / SETTINGS, ("format", "identity")).get("identity")
+    if not isinstance(identity, dict):
+        raise MlxmathError(f"{folder / SETTINGS} is damaged: it does not say who answered.")
+    return str(identity["model"]) if "url" in identity and "model" in identity else "teacher", identify(identity)
+
+
+def read_responses(folder: Path) -> list[Response]:
+    """The answers in a folder, each once, while somebody may be writing more.
+
+    Raises:
+        MlxmathError: settings.json is absent or damaged.
+    """
+    _, own = answered_by(folder)
+    found: dict[tuple[str, int], Response] = {}
+    with (folder / RESPONSES).open("rb") as file:
+        for line in file:
+            response = read_record(Response, line)
+            if response is not None and response.fingerprint == own:
+                found.setdefault((response.key, response.sample), response)
+    return list(found.values())
+
+
 @contextmanager
 def open_responses(
     folder: Path, identity: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False

@@ -103,5 +103,51 @@ def decide(fixed: ArrayLike, broken: ArrayLike, total: ArrayLike, smallest: floa
     return np.where(is_other, np.sign(difference), np.where(is_small, 2, 0)).astype(int)
 
 
+def more_to_decide(fixed: int, broken: int, power: float = 0.8, alpha: float = ALPHA, most: int = 5000) -> int | None:
+    """How many more unequal outcomes decide, with a probability of `power`, what so many have not.
+
+    Taken for granted is that each is as likely to be fixed as those so far were. K(0) depends on b and c alone, so the
+    walk of b is followed exactly, as K(0) is looked at after each; that it decides the wrong way does not count.
+
+    Returns:
+        0 if it is decided already; None beyond `most`, or if as many were fixed as broken.
+    """
+    num, best = fixed + broken, max(fixed, broken)
+    if best * 2 == num:
+        return None
+    chance = best / num
+    bound = _least_to_decide(num, (num + 1) // 2, alpha)
+    if best >= bound:
+        return 0
+    walking_W, decided = np.ones(1), 0.0  # the chance of w more for the better one, and none decided yet
+    for more in range(1, most + 1):
+        next_W = np.zeros(more + 1)
+        next_W[1:] += chance * walking_W
+        next_W[:-1] += (1 - chance) * walking_W
+        bound = _least_to_decide(num + more, bound, alpha)
+        upper, lower = max(0, bound - best), num + more - bound - best
+        decided += float(next_W[upper:].sum())
+        next_W[upper:] = 0
+        next_W[: max(0, lower + 1)] = 0
+        walking_W = next_W
+        if decided >= power:
+            return more
+    return None
+
+
+def _least_to_decide(num: int, start: int, alpha: float) -> int:
+    """The least b from `start` on for which K(0) with c = num − b is 1/α or more; num + 1 or more if there is none."""
+
+    def log_beta(one: float, other: float) -> float:
+        return math.lgamma(one) + math.lgamma(other) - math.lgamma(one + other)
+
+    least = start
+    while least <= num and num * math.log(2) + log_beta(PRIOR + least, PRIOR + num - least) < (
+        log_beta(PRIOR, PRIOR) - math.log(alpha)
+    ):
+        least += 1
+    return least
+
+
 DECISIONS: dict[int, Decision] = {1: "better", -1: "worse", 2: "equal"}
 """By what `decide` gives."""

@@ -8,7 +8,15 @@ import pytest
 from numpy.typing import NDArray
 
 from mlxmath.evaluation.paired import paired
-from mlxmath.evaluation.sequential import ALPHA, PRIOR, confidence_sequence, decide, log_capital, sequential_p
+from mlxmath.evaluation.sequential import (
+    ALPHA,
+    PRIOR,
+    confidence_sequence,
+    decide,
+    log_capital,
+    more_to_decide,
+    sequential_p,
+)
 from mlxmath.evaluation.stats import mcnemar_exact, paired_interval, problems_to_show
 from mlxmath.evaluation.wording import more_problems, outlook, points, sentence, verdict
 
@@ -163,3 +171,26 @@ def test_what_it_would_take_to_know() -> None:
     for fixed, broken in product(range(12), repeat=2):  # with and without a verdict, never nonsense
         counts = found(fixed, broken, 30)
         assert mcnemar_exact(*outcomes_of(fixed, broken, 30)).p_value < 0.05 or more_problems(counts) != 0
+
+
+@pytest.mark.parametrize(("fixed", "broken"), [(0, 0), (3, 1), (12, 5), (40, 20)])
+def test_more_to_decide_is_what_a_simulation_finds(fixed: int, broken: int) -> None:
+    more = more_to_decide(fixed, broken)
+    if fixed == broken:
+        assert more is None
+        return
+    assert more is not None and more > 0
+    rng, limit = np.random.default_rng(0), -math.log(ALPHA)
+    wins = fixed + np.cumsum(rng.random((4000, more)) < fixed / (fixed + broken), axis=1)
+    totals = fixed + broken + np.arange(1, more + 1)
+    table = {n: log_capital(np.arange(n + 1), n - np.arange(n + 1), np.full(n + 1, n)) >= limit for n in totals}
+    crossed = np.stack([table[n][wins[:, i]] for i, n in enumerate(totals)], axis=1)
+    first = np.where(crossed.any(1), crossed.argmax(1), -1)
+    is_right = (first >= 0) & (2 * wins[np.arange(4000), first] > totals[first])
+    assert is_right.mean() == pytest.approx(0.8, abs=0.03)
+
+
+def test_nothing_more_is_needed_for_what_is_decided_and_no_number_for_what_is_equal() -> None:
+    assert more_to_decide(20, 0) == 0 and more_to_decide(0, 20) == 0
+    assert more_to_decide(7, 7) is None and more_to_decide(10_100, 10_000) is None
+    assert more_to_decide(30, 18) == more_to_decide(18, 30)
