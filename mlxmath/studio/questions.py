@@ -47,8 +47,9 @@ def sources(studio: Studio) -> list[str]:
 def data_files(studio: Studio) -> list[Path]:
     """The files of rows that are not too large, without those that runs and evaluations write of themselves."""
     return [
-        path for path in studio.files(*SUFFIXES)
-        if path.name not in _NO_DATA and not path.name.startswith("samples") and _size(path) <= _MOST_BYTES
+        path for _, inner in studio.folders() for path in sorted(inner)
+        if path.name.lower().endswith(SUFFIXES) and path.name not in _NO_DATA and not path.name.startswith("samples")
+        and path.is_file() and _size(path) <= _MOST_BYTES
     ]  # fmt: skip
 
 

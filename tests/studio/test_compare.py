@@ -25,8 +25,8 @@ from mlxmath.errors import InputError, MlxmathError
 from mlxmath.grading import grade
 from mlxmath.studio import questions
 from mlxmath.studio.answering import Server
+from mlxmath.studio.answers import question
 from mlxmath.studio.app import create_app
-from mlxmath.studio.asking import question
 from mlxmath.studio.guard import Guard
 from mlxmath.studio.jobs import Job, runs
 from mlxmath.studio.place import Studio

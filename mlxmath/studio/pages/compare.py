@@ -13,7 +13,7 @@ from mlxmath.errors import MlxmathError
 from mlxmath.evaluation.latex import answer_to_html, to_html
 from mlxmath.runtime.console import harmless
 from mlxmath.studio.answering import Server
-from mlxmath.studio.asking import HOTTEST, MOST_TOKENS, Answer, Event, Given, Loading, answered, question
+from mlxmath.studio.answers import HOTTEST, MOST_TOKENS, Answer, Event, Given, Loading, answered, question
 from mlxmath.studio.explorer import explorer
 from mlxmath.studio.place import Studio
 from mlxmath.studio.questions import draw, sources

@@ -22,6 +22,7 @@ from mlxmath.studio.jobs import Job
 from mlxmath.studio.place import Studio
 from mlxmath.studio.questions import data_files
 from mlxmath.studio.render import render, studio_of
+from mlxmath.studio.sent import Form, posted
 from mlxmath.studio.tuned import models
 
 _MOST_SHOWN = 20_000
@@ -87,23 +88,17 @@ def line(request: Request) -> Response:
     return render(request, "evaluation_command.html", line=Job("", "", job, 0, 0, 0).command_line)
 
 
-async def _form(request: Request) -> tuple[dict[str, str], list[str]]:
-    form = await request.form()
-    values = {name: value for name, value in form.multi_items() if isinstance(value, str)}
-    return values, [value for value in form.getlist("adapter") if isinstance(value, str)]
-
-
-async def start(request: Request) -> Response:
+def start(request: Request, form: Form) -> Response:
     """Start it."""
     studio = studio_of(request)
-    studio.jobs.start(*command(studio, order(studio, *await _form(request))))
+    studio.jobs.start(*command(studio, order(studio, form, form.getlist("adapter"))))
     return _again()
 
 
-async def stop(request: Request) -> Response:
+def stop(request: Request, form: Form) -> Response:
     """Ask one that was started from here to end; what it has answered stays."""
-    studio, form = studio_of(request), await request.form()
-    job = studio.jobs.get(str(form.get("job", "")))
+    studio = studio_of(request)
+    job = studio.jobs.get(form.get("job", ""))
     if job is None or job.kind != "evaluate":
         raise HTTPException(404, "There is no such evaluation.")
     studio.jobs.stop(job)
@@ -219,8 +214,8 @@ def address(name: str, part: str = "evaluations", **query: str) -> str:
 
 ROUTES = [
     Route("/evaluations", show), Route("/evaluations-list", rows), Route("/evaluations-models", choose),
-    Route("/evaluations-command", line), Route("/evaluations-start", start, methods=["POST"]),
-    Route("/evaluations-stop", stop, methods=["POST"]), Route("/evaluations/{name:path}", one),
+    Route("/evaluations-command", line), Route("/evaluations-start", posted(start), methods=["POST"]),
+    Route("/evaluations-stop", posted(stop), methods=["POST"]), Route("/evaluations/{name:path}", one),
     Route("/evaluation-problems/{name:path}", problems), Route("/evaluation-problem/{name:path}", problem),
     Route("/evaluation-report/{name:path}", report),
 ]  # fmt: skip
