@@ -15,7 +15,7 @@ _CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Accuracy", "share", ("step.accuracy", "step.smoothed_accuracy", "validation.accuracy")),
     ("Margin", "chosen less rejected", ("step.margin", "step.smoothed_margin", "validation.margin")),
     ("Rewards of both", "", (
-        "step.smoothed_chosen_reward", "step.smoothed_rejected_reward", "step.chosen_reward", "step.rejected_reward",
+        "step.chosen_reward", "step.smoothed_chosen_reward", "step.rejected_reward", "step.smoothed_rejected_reward",
         "validation.chosen_reward", "validation.rejected_reward",
     )),
     ("Log-probabilities of both", "nats", (

@@ -133,10 +133,10 @@ function drawAll() {
 
 function drawOne(source, over) {
   for (const { title, unit, curves, told } of source.charts) {
-    let next = 1;
+    let next = 0; // a faint curve has the color of the one that follows, which is the same, smoothed
     const drawn = curves.map(({ kind, column, label, faint }) => {
       const { over: x, values } = source.tables[kind];
-      return { label, faint, color: faint ? `--c${next}` : `--c${((next++ - 1) % 5) + 1}`, x: x[over], y: values[column], steps: x.step };
+      return { label, faint, color: `--c${((faint ? next : next++) % 5) + 1}`, x: x[over], y: values[column], steps: x.step };
     });
     chart(title, unit).draw(drawn, over, told);
   }
