@@ -62,19 +62,24 @@ class Studio:
         """
         return (folder for folder, inner in self.folders() if any(entry.name in names for entry in inner))
 
+    def files(self, *suffixes: str) -> Iterator[Path]:
+        """The files in these folders whose names end so."""
+        for _, inner in self.folders():
+            yield from (entry for entry in inner if entry.name.lower().endswith(suffixes) and entry.is_file())
+
     def folders(self) -> Iterator[tuple[Path, list[Path]]]:
-        """The same with what each holds, of all of them."""
+        """Each folder with what is in it."""
         waiting = [(self.folder, 0)]
         while waiting:
             folder, depth = waiting.pop()
             try:
-                inner = [entry for entry in folder.iterdir() if not entry.is_symlink()]
+                inner = sorted(entry for entry in folder.iterdir() if not entry.is_symlink())
             except OSError:
                 continue  # gone meanwhile, or not for us
             yield folder, inner
             if depth < _MOST_DEPTH:
                 waiting += [
-                    (entry, depth + 1) for entry in sorted(inner, reverse=True)
+                    (entry, depth + 1) for entry in reversed(inner)
                     if entry.name not in _NEVER and not entry.name.startswith(".") and entry.is_dir()
                 ]  # fmt: skip
 
