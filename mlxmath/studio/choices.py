@@ -53,7 +53,7 @@ def choices(studio: Studio) -> Found:
         elif _CONFIG in names and any(name.endswith((".safetensors", ".bin")) for name in names):
             name = studio.name(folder)
             models.append(Choice(urlencode({"model": name, "mlx_path": ""}), f"{name}: a model folder"))
-        for entry in sorted(inner):
+        for entry in inner:
             if entry.suffix.lower() == ".gguf":
                 models.append(_file(studio, entry, model=True))
             elif not names.intersection(_NO_DATA) and _is_data(entry):

@@ -62,6 +62,11 @@ class Studio:
         """
         return (folder for folder, inner in self.folders() if any(entry.name in names for entry in inner))
 
+    def files(self, *suffixes: str) -> Iterator[Path]:
+        """The files in these folders whose names end so."""
+        for _, inner in self.folders():
+            yield from (entry for entry in inner if entry.name.lower().endswith(suffixes) and entry.is_file())
+
     def folders(self) -> Iterator[tuple[Path, list[Path]]]:
         """Each folder with what is in it."""
         waiting = [(self.folder, 0)]

@@ -11,7 +11,7 @@ from mlxmath.config.offered import DATA, MODEL
 from mlxmath.config.schema import SETTINGS, RunConfig, keyword, option_name
 from mlxmath.config.section import DEMO
 from mlxmath.runtime.console import size
-from mlxmath.studio.asker import Answer, planner, reader
+from mlxmath.studio.background import Answer, planner, reader
 from mlxmath.studio.form import Checked
 from mlxmath.studio.place import Studio
 

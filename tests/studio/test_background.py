@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from mlxmath.runtime.bounded import OverrunError
-from mlxmath.studio import asker as module
-from mlxmath.studio.asker import Asker
+from mlxmath.studio import background
+from mlxmath.studio.background import Asker
 
 
 class Slow:
@@ -54,5 +54,5 @@ def test_a_process_that_fails_is_told_and_asked_again_later(
     assert first is not None and "could not be looked at" in first["error"]
     assert asker.ask({"n": 0}, 0) == first and process.asked == ["failed"]
     monkeypatch.undo()
-    monkeypatch.setitem(module._LASTING_S, "error", 0.0)
+    monkeypatch.setitem(background._LASTING_S, "error", 0.0)
     assert asker.ask({"n": 0}, 10) == {"n": 0}
