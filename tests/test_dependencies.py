@@ -10,8 +10,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 READ_BY_OTHERS = {"sentencepiece"}
 """Not imported here: transformers needs it for some tokenizers."""
-TOOLS = {"mlxmath/demo": {"torch"}}
-"""What needs an extra: the scripts that make the bundled base model."""
+STUDIO = {"starlette", "uvicorn"}
+TOOLS = {"mlxmath/demo": {"torch"}, "mlxmath/studio": STUDIO}
+"""What needs an extra: the scripts that make the bundled base model, and the studio."""
 TRACKERS = {"tensorboard", "wandb", "trackio"}
 """What `--report-to` names: each the extra of its name, imported by one file."""
 
@@ -77,3 +78,11 @@ def test_no_test_imports_from_another_test() -> None:
                 if parts[0] == "tests" and any(part.startswith("test_") for part in parts[1:]):
                     found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {name}")
     assert not found
+
+
+def test_the_studio_is_an_extra_and_the_command_names_what_is_missing() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    declared = {re.split("[<>=]", entry)[0].replace("-", "_") for entry in extras["studio"]}
+    assert declared == STUDIO | {"python_multipart"}  # which starlette reads forms with
+    command = (ROOT / "mlxmath/commands/studio.py").read_text(encoding="utf-8")
+    assert all(f'"{name}"' in command for name in declared)

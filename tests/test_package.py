@@ -49,7 +49,7 @@ def test_the_wheel_and_the_sdist_hold_the_package(tracked: set[str], tmp_path: P
 
 
 def test_nothing_but_modules_and_the_data_that_they_read_is_tracked(tracked: set[str]) -> None:
-    data = {".typed", ".toml", ".json", ".jsonl", ".npz", ".bin", ".css", ".js", ".html", ".md"}
+    data = {".typed", ".toml", ".json", ".jsonl", ".npz", ".bin", ".css", ".js", ".html", ".md", ".svg", ".txt"}
     assert {Path(name).suffix for name in tracked} == {".py", *data}
     parts = {part for name in tracked for part in Path(name).parts}
     assert not {part for part in parts if part in ("tests", "__pycache__", "conftest.py") or part.startswith("test_")}
