@@ -192,6 +192,27 @@ def on_policy_table() -> str:
     return rows_of("after | right | 95 % interval | against the start", "lrrr", rows())
 
 
+STUDIO_PAGES = {
+    "/runs": "the list of runs", "/runs/long?part=state": "the state of the long run, again and again",
+    "/runs/long/data?since=": "all its points", "/runs/over?run=long&run=runs/00": "two runs over one another",
+    "/new": "a new run", "/evaluations/evaluations/large": "an evaluation's problems",
+    "/evaluation-problems/evaluations/large?q=17": "a search among them",
+}  # fmt: skip
+
+
+def studio_table() -> str:
+    """Milliseconds of the studio's pages."""
+    found = results("studio.json")["pages"]
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for address, name in STUDIO_PAGES.items():
+            yield name, *(f"{found['ms'][address][key]:,.0f} ms" for key in ("first", "warm", "worst"))
+        refresh = found["refresh_ms"]
+        yield "the points after a step more", "", f"{refresh['median']:.0f} ms", f"{refresh['worst']:.0f} ms"
+
+    return rows_of("page | the first time | then | at worst", "lrrr", rows())
+
+
 STUDENTS = {
     "base": "the model as it came", "start": "the student's start", "teacher": "(the teacher)",
     "on-policy distillation": "`gkd`", "the same on a quarter of the problems": "`gkd --lmbda 0.25 --beta 0.5`",
@@ -204,4 +225,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "ranks": ranks_table, "scaling": scaling_table, "predicted": predicted_tables,
     "campaign": campaign_table, "fuzz": fuzz_table, "soak": soak_table,
     "on-policy": on_policy_table,
+    "studio": studio_table,
 }  # fmt: skip
