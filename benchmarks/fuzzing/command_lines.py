@@ -50,7 +50,7 @@ _AFTER = {
     "evaluate": ("--limit", "2", "--max-tokens", "4", "--samples", "1"),
     "infer": ("--max-new-tokens", "2"), "chat": ("--max-new-tokens", "2"),
 }  # fmt: skip
-_TIMED = {"serve": 2.0, "chat": 20.0}
+_TIMED = {"serve": 2.0, "studio": 2.0, "chat": 20.0}
 """Seconds after which Ctrl-C comes."""
 _PATHS = (
     "adapters", "mlx_model", "cache", "a file", "loop", "nothing/here", "ü b", "", ".",
