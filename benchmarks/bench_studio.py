@@ -6,7 +6,8 @@
 problems; each page is asked for once after the start (first), then ten times (warm: the median and the worst); the
 points of the long run after each of ten steps more (refresh).
 `watched`: the demo's training, in turns with and without a client that asks for its run's state and points every two
-seconds as its page does; the studio runs both times. Steps a second, from the 20th step on, and the ratio of each pair.
+seconds as its page does; the studio runs both times. Steps a second, from the 20th step on, and the ratio of each pair;
+as speeds differ by more than is asked for, also the processor time of the studio's process, which is what it can take.
 On a machine that does nothing else. Each part adds to benchmarks/results/studio.json.
 """
 
@@ -25,6 +26,8 @@ from statistics import fmean, median, stdev
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import HTTPCookieProcessor, build_opener
+
+import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -48,8 +51,8 @@ Ask = Callable[[str], bytes]
 
 
 @contextlib.contextmanager
-def studio(folder: Path) -> Iterator[Ask]:
-    """`mlxmath studio` on a folder, as a function that asks for an address."""
+def studio(folder: Path) -> Iterator[tuple[Ask, psutil.Process]]:
+    """`mlxmath studio` on a folder: a function that asks for an address, and its process."""
     command = [sys.executable, "-m", "mlxmath", "studio", str(folder), "--no-browser"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
@@ -58,7 +61,10 @@ def studio(folder: Path) -> Iterator[Ask]:
         parts = urlsplit(url)
         opener = build_opener(HTTPCookieProcessor(CookieJar()))
         opener.open(url).read()
-        yield lambda address: opener.open(f"{parts.scheme}://{parts.netloc}{address}", timeout=120).read()
+        yield (
+            lambda address: opener.open(f"{parts.scheme}://{parts.netloc}{address}", timeout=120).read(),
+            psutil.Process(process.pid),
+        )
     finally:
         process.terminate()
         process.communicate()
@@ -76,7 +82,7 @@ def pages(options: Any) -> dict[str, Any]:
     folder = options.work / "studio"
     make_folder(folder)
     found: dict[str, Any] = {"run_steps": STEPS, "runs": RUNS, "problems": PROBLEMS, "ms": {}}
-    with studio(folder) as ask:
+    with studio(folder) as (ask, _):
         for address in PAGES:
             try:
                 first, answer = timed_ms(ask, address)
@@ -162,22 +168,30 @@ def watched(options: Any) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     speeds: dict[str, list[float]] = {"alone": [], "watched": []}
-    with studio(folder) as ask:
+    used_s, watched_s = 0.0, 0.0
+    with studio(folder) as (ask, process):
         train(folder, "warm", LEFT_OUT + 5)  # converts the model, makes the cache
         for pair in range(options.pairs):
             for kind in ("alone", "watched") if pair % 2 else ("watched", "alone"):
                 name = f"{kind}-{pair}"
+                start, used = time.monotonic(), sum(process.cpu_times()[:2])
                 with looking(ask, name) if kind == "watched" else contextlib.nullcontext():
                     train(folder, name, options.steps)
+                if kind == "watched":
+                    used_s, watched_s = (
+                        used_s + sum(process.cpu_times()[:2]) - used, watched_s + time.monotonic() - start,
+                    )  # fmt: skip
                 speeds[kind].append(steps_per_s(folder / name / "events.jsonl"))
                 print(f"{name}: {speeds[kind][-1]:.3f} steps/s", flush=True)
     ratios = [seen / alone for alone, seen in zip(speeds["alone"], speeds["watched"], strict=True)]
     spread = 1.96 * stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else math.nan
     slowed = 100 * (1 - fmean(ratios))
+    share = used_s / watched_s / (psutil.cpu_count() or 1)
     print(f"slowed by {slowed:.2f} % (95 % interval ± {100 * spread:.2f}) over {len(ratios)} pairs")
+    print(f"the studio's process takes {100 * share:.2f} % of the machine's processors meanwhile")
     return {
         "steps": options.steps, "every_s": EVERY_S, "steps_per_s": speeds, "ratios": ratios, "slowed_percent": slowed,
-        "interval_percent": None if math.isnan(spread) else 100 * spread,
+        "interval_percent": None if math.isnan(spread) else 100 * spread, "processor_share": share,
     }  # fmt: skip
 
 
