@@ -28,16 +28,16 @@ from mlxmath.studio.desk import Desk, rating_of
 from mlxmath.studio.place import Studio
 from mlxmath.studio.ratings import ratings_of
 from mlxmath.studio.sources import problems_in, source
+from tests.helpers import wait_until
 from tests.studio.browser import CHROMIUM, FLAGS, Served, opened
 
 PICTURES = REPOSITORY / "docs" / "studio"
 LOOKS: Mapping[str, tuple[tuple[int, int], bool]] = {
-    "": ((1280, 860), False), "-phone": ((390, 844), False), "-dark": ((1280, 860), True),
+    "": ((1280, 1290), False), "-phone": ((390, 1266), False), "-dark": ((1280, 1290), True),
 }  # fmt: skip
-"""Endings of names: the window, and whether it is dark."""
-SCREENS = 1.5
-"""So much of a page is shown, in heights of the window."""
-COLORS = 128
+"""Endings of names: the window, half as high again as one is, and whether it is dark."""
+BEGUN = 60
+"""Steps of the run that goes on, before it is looked at."""
 MOST_BYTES = 2_000_000
 """Of all pictures together."""
 EVALUATION = "evaluation_results/first"
@@ -106,6 +106,8 @@ def going_on(folder: Path) -> Iterator[None]:
     studio = Studio(folder)
     job = studio.jobs.start(*LIVE)
     try:
+        events = folder / "runs" / "long" / "events.jsonl"
+        wait_until(lambda: events.exists() and len(events.read_bytes().splitlines()) > BEGUN, "no steps", 300)
         yield
     finally:
         studio.jobs.stop(job)
@@ -119,10 +121,12 @@ def take(browser: Any, served: Served, name: str, path: Path, size: tuple[int, i
     if troubles:  # before the picture: Playwright's own style is against the policy
         sys.exit(f"{name}: {troubles}")
     width, height = size
-    clip = {"x": 0, "y": 0, "width": width, "height": min(SCREENS * height, tab.evaluate("document.body.scrollHeight"))}
-    png = tab.screenshot(full_page=True, clip=clip)
-    drawn = Image.open(io.BytesIO(png)).convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
-    drawn.save(path, optimize=True)
+    height = min(height, tab.evaluate("Math.ceil(document.body.getBoundingClientRect().bottom)"))
+    png = tab.screenshot(clip={"x": 0, "y": 0, "width": width, "height": height})
+    few = (
+        Image.open(io.BytesIO(png)).convert("RGB").quantize(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    )
+    few.save(path, optimize=True)
     print(f"{path.relative_to(REPOSITORY)}: {path.stat().st_size:,} bytes")
     tab.context.close()
 

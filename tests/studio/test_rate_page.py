@@ -22,6 +22,7 @@ def test_ten_pairs_by_keys_alone(folder: Path, visit: Callable[..., Any]) -> Non
     tab.keyboard.type("Ann")  # the focus is there
     tab.keyboard.press("Enter")
     tab.wait_for_selector("#desk")
+    tab.wait_for_load_state()  # and what listens to keys
     for number, key in enumerate(["1", "2", "3", "4", "ArrowLeft", "ArrowRight", "1", "2", "3"]):
         if number == 1:  # a step, from what has the focus after a rating
             tab.locator("input[name=left_step]").nth(0).focus()
