@@ -131,6 +131,14 @@ def take(browser: Any, served: Served, name: str, path: Path, size: tuple[int, i
     tab.context.close()
 
 
+def few_colors(picture: Image.Image) -> Image.Image:
+    """The 256 most frequent colors as they are, and the edges of letters in the nearest of them."""
+    counts = sorted(picture.getcolors(picture.width * picture.height), reverse=True)[:256]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([value for _, color in counts for value in color])
+    return picture.quantize(palette=palette, dither=Image.Dither.NONE)
+
+
 def _curves(tab: Any) -> None:
     tab.get_by_text("steps, read in").wait_for(timeout=120_000)
     tab.wait_for_timeout(300)
@@ -139,6 +147,7 @@ def _curves(tab: Any) -> None:
 def _plan(tab: Any) -> None:
     tab.locator("#plan table").wait_for(timeout=120_000)
     tab.locator("#glance mark.target").first.wait_for(timeout=120_000)
+    tab.locator("#glance").evaluate("e => e.scrollIntoView({block: innerWidth > 600 ? 'end' : 'start'})")
 
 
 def _answers(tab: Any) -> None:
