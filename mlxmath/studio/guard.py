@@ -25,6 +25,7 @@ CSP = (
 _MOST_BYTES = 4_000_000
 """Of what a request sends."""
 _SAFE = ("GET", "HEAD")
+_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 
 
 class Guard:
@@ -62,13 +63,14 @@ class Guard:
         host = headers.get("host", "").lower()
         if len(headers.getlist("host")) != 1 or not self._is_own(host):
             return _refused(421, "This is not an address of the studio.")
-        origin = headers.get("origin")
+        origins = headers.getlist("origin")
         is_safe = scope["method"] in _SAFE
-        if origin is None and not is_safe:
+        if not origins and not is_safe:
             return _refused(403, "A request that changes something names the page that it comes from (Origin).")
-        if origin is not None and origin.lower() != f"http://{host}":
+        if any(origin.lower() != f"http://{host}" for origin in origins):
             return _refused(403, "Only the studio's own pages may ask.")
-        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not _is_navigation(headers):
+        is_own = headers.get("sec-fetch-site", "none") in ("none", "same-origin")
+        if not is_own and not (is_safe and _is_navigation(headers)):
             return _refused(403, "Only the studio's own pages may ask.")
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         given = [value for name, value in query if name == TOKEN]
@@ -82,6 +84,9 @@ class Guard:
         length = headers.get("content-length", "0")
         if not is_safe and (not length.isdecimal() or int(length) > _MOST_BYTES or "transfer-encoding" in headers):
             return _refused(413, f"At most {_MOST_BYTES:,} bytes can be sent.")
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if not is_safe and kind not in _FORMS and (kind or int(length)):  # else it would be taken for an empty form
+            return _refused(415, "Only forms can be sent.")
         return None
 
     def _welcome(self, path: str, query: list[tuple[str, str]]) -> Response:

@@ -37,8 +37,8 @@ def serve(studio: Studio, host: str, port: int, *, browse: bool = True) -> None:
             pages.state.server.end_leftovers()
         app = Guard(pages, token, host, listener.server_port, read_only=studio.read_only)
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False, ws="none", timeout_graceful_shutdown=2,
-            proxy_headers=False,
+            app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=2,
+            proxy_headers=False, ws="none", http="h11",  # the strict one, whatever else is installed
         )  # fmt: skip
         url = f"{listener.url.removesuffix('/v1')}/?{TOKEN}={token}"
         say(f"the studio of {studio.folder} is open at this address; Ctrl-C ends it, and what it started goes on")

@@ -27,6 +27,7 @@ class Served:
 
     Attributes:
         url: its origin.
+        token: lets in.
         process: may be killed, too.
     """
 
@@ -38,11 +39,11 @@ class Served:
         assert self.process.stdout is not None
         parts = urlsplit(self.process.stdout.readline().strip())
         assert parts.query.startswith("token="), "the studio printed no address"
-        self.url, self._token = f"{parts.scheme}://{parts.netloc}", parts.query
+        self.url, self.token = f"{parts.scheme}://{parts.netloc}", parts.query.removeprefix("token=")
 
     def address(self, path: str) -> str:
         """A page's address that lets a browser in."""
-        return f"{self.url}{quote(path, safe='/?&=%')}{'&' if '?' in path else '?'}{self._token}"
+        return f"{self.url}{quote(path, safe='/?&=%')}{'&' if '?' in path else '?'}token={self.token}"
 
     def end(self) -> None:
         """As Ctrl-C does; it may have been killed already."""

@@ -7,6 +7,10 @@ from typing import Any
 from mlxmath.runtime.sealed import sealed_json, sealed_line
 
 MADE = 1_750_000_000.0
+HOSTILE = (
+    "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\u202e\u2066\x1b[2J"
+)
+"""Text that does something where it is not shown as text."""
 
 
 def step(number: int, **figures: Any) -> dict[str, Any]:

@@ -36,6 +36,7 @@ def test_a_curve_grows_while_somebody_looks_until_the_run_is_stopped(
     tab.get_by_label("tokens", exact=True).check()
     tab.get_by_label("logarithmic").check()
     tab.get_by_label("steps").last.fill("1000")
+    charts.first.hover()  # else the legend is but names
     assert charts.first.locator(".u-legend").inner_text().startswith("tokens learned from")
     tab.emulate_media(color_scheme="dark")
     assert is_dark(tab)

@@ -33,10 +33,8 @@ from mlxmath.studio.place import Studio
 from mlxmath.studio.tuned import Adapter, argument, models, served_names
 from tests.helpers import wait_until
 from tests.studio.browser import PHONE, Served, is_dark, is_too_wide
+from tests.studio.make import HOSTILE
 
-HOSTILE = (
-    "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\u202e\u2066\x1b[2J"
-)
 ASKED = {"model": "mlx_model", "adapter": ["", "adapters"], "question": "What is 12 + 7?", "gold": "19",
          "temperature": "0", "max_tokens": "80"}  # fmt: skip
 
@@ -437,7 +435,15 @@ def test_the_page_with_the_keyboard_on_a_phone_in_the_dark(
     tab.get_by_role("button", name="Ask").press("Enter")
     tab.locator(".asked").nth(1).wait_for()
     tab.get_by_text("cut off").nth(1).wait_for()
-    assert not is_too_wide(tab) and tab.title() == "Compare · mlxmath studio"
+    assert not is_too_wide(tab)
+
+    said = [{"loading": HOSTILE}, {"prompt": HOSTILE, "tokens": 3, "question": "", "gold": ""}, {"thought": HOSTILE},
+            {"text": HOSTILE}, {"error": HOSTILE}]  # fmt: skip
+    body = "".join(f"{json.dumps(one)}\n" for one in said)
+    tab.route("**/compare/answer", lambda route: route.fulfill(body=body, content_type="application/x-ndjson"))
+    tab.get_by_role("button", name="Ask").press("Enter")
+    tab.locator(".asked").first.get_by_role("alert").first.wait_for()
+    assert tab.locator(".asked img, .asked script").count() == 0 and tab.title() == "Compare · mlxmath studio"
 
     (job,) = studio.jobs.all()
     os.kill(served.process.pid, signal.SIGKILL)

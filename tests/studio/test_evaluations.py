@@ -28,10 +28,7 @@ from mlxmath.studio.place import Studio
 from tests.evaluation.make import sample, settings
 from tests.helpers import wait_until
 from tests.studio.browser import PHONE, is_dark, is_too_wide
-
-HOSTILE = (
-    "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\u202e\u2066\x1b[2J"
-)
+from tests.studio.make import HOSTILE
 
 
 def forty(**changes: Any) -> list[Sample]:
@@ -274,7 +271,7 @@ def test_a_report_is_a_document_of_its_own(one: Path, client: TestClient) -> Non
     assert inside and inside[1] in policy and "unsafe" not in policy
 
 
-def test_folders_and_links_that_lead_out_are_refused(one: Path, folder: Path, client: TestClient) -> None:
+def test_links_that_lead_out_are_refused(one: Path, folder: Path, client: TestClient) -> None:
     outside = reported(folder.parent / "outside", forty())
     for name in (SETTINGS, SAMPLES, "results.json", "report.html"):
         linked = folder / f"linked-{name}"
@@ -284,9 +281,6 @@ def test_folders_and_links_that_lead_out_are_refused(one: Path, folder: Path, cl
         assert client.get("/compare", params={"evaluation": f"linked-{name}"}).status_code == 422
         for part in ("evaluations", "evaluation-problems", "evaluation-report"):
             assert client.get(f"/{part}/linked-{name}").status_code == 422, (part, name)
-    (folder / "link").symlink_to(outside)
-    for name in ("link", "..%2Foutside", "%2Fetc", "a%00b", "..%2F..%2Fetc"):
-        assert client.get(f"/evaluations/{name}").status_code == 422, name
     for name in ("none", "evaluation_results"):
         assert client.get(f"/evaluations/{name}").status_code in (404, 422)
 

@@ -9,7 +9,7 @@ import httpx2
 
 from mlxmath.studio.place import Studio
 from mlxmath.studio.ratings import ratings_of
-from tests.helpers import json_lines
+from tests.helpers import events, json_lines, wait_for_step, wait_until
 from tests.studio.answers import evaluation
 from tests.studio.browser import PHONE, Served, is_dark, is_too_wide
 
@@ -22,6 +22,7 @@ def test_ten_pairs_by_keys_alone(folder: Path, visit: Callable[..., Any]) -> Non
     tab.keyboard.type("Ann")  # the focus is there
     tab.keyboard.press("Enter")
     tab.wait_for_selector("#desk")
+    tab.wait_for_load_state()  # and what listens to keys
     for number, key in enumerate(["1", "2", "3", "4", "ArrowLeft", "ArrowRight", "1", "2", "3"]):
         if number == 1:  # a step, from what has the focus after a rating
             tab.locator("input[name=left_step]").nth(0).focus()
@@ -73,11 +74,14 @@ def test_on_a_phone_and_in_the_dark(folder: Path, visit: Callable[..., Any]) -> 
         assert tab.evaluate(f"[...{inputs}].filter({unnamed}).length") == 0
 
 
-def test_a_killed_server_loses_no_rating(folder: Path, serving: Callable[..., Served]) -> None:
+def test_a_killed_server_loses_no_rating_and_stops_no_run(folder: Path, serving: Callable[..., Served]) -> None:
     evaluation(folder / "evaluation_results" / "x")
     served = serving()
     with httpx2.Client(headers={"Origin": served.url}) as client:
         assert client.get(served.address("/rate")).status_code == 200
+        run = {"command": "train", "start": "recipe=demo", "max_steps": "5000", "batch_size": "1"}
+        assert client.post(f"{served.url}/new/start", data=run).headers["location"] == "/runs/adapters"
+        wait_for_step(folder, 1)
         ticket = re.search(r'name="ticket" value="([^"]+)"', client.get(f"{served.url}{PLACE}").text)
         assert ticket
         form = {"source": "evaluation_results/x", "rater": "Ann", "ticket": ticket[1], "verdict": "both bad"}
@@ -86,3 +90,12 @@ def test_a_killed_server_loses_no_rating(folder: Path, serving: Callable[..., Se
         assert "1 of 10 rated" in answer.text
     served.process.wait()
     assert [one.verdict for one in ratings_of(Studio(folder)).all()] == ["both bad"]
+    wait_for_step(folder, len(events(folder)) + 5)
+    again = serving()
+    with httpx2.Client(headers={"Origin": again.url}) as client:
+        assert client.get(again.address("/rate")).status_code == 200
+        assert "1 of 10 rated" in client.get(f"{again.url}{PLACE}").text
+        assert ">running<" in client.get(f"{again.url}/runs").text
+        assert ">running<" in client.get(f"{again.url}/runs/adapters").text
+        assert client.post(f"{again.url}/runs/adapters/stop").status_code == 200
+        wait_until(lambda: ">stopped<" in client.get(f"{again.url}/runs/adapters").text)

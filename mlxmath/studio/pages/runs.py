@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from mlxmath.config.load import RUN_FILE
 from mlxmath.errors import InputError
+from mlxmath.runtime.console import harmless
 from mlxmath.studio import jobs
 from mlxmath.studio.charts import charts
 from mlxmath.studio.curves import log_of
@@ -105,7 +106,7 @@ def _of_state(studio: Studio, run: Run) -> dict[str, Any]:
 
 def _addresses(runs: Sequence[Run]) -> list[list[str]]:
     """The names of runs, and where their points are."""
-    return [[run.name, f"/runs/{run.address}/data"] for run in runs]
+    return [[harmless(run.name), f"/runs/{run.address}/data"] for run in runs]
 
 
 def _samples(studio: Studio, run: Run) -> list[dict[str, str]]:
