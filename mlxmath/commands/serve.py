@@ -83,10 +83,11 @@ def main(
 
     from mlxmath.data.templates import get_template
     from mlxmath.generation.model import open_models
-    from mlxmath.serving.server import bound, serve
+    from mlxmath.runtime.listening import bound
+    from mlxmath.serving.server import OPEN_TO_ALL, serve
 
     usual = get_template(config.data.template, config.data.template_file)
-    with bound(host, port) as listener:
+    with bound(host, port, OPEN_TO_ALL) as listener:
         models = open_models(
             Path(config.model.mlx_path), device.compute_dtype, named | {"base": None}, chosen, usual=usual
         )
