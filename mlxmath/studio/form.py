@@ -21,8 +21,7 @@ from mlxmath.config.schema import SETTINGS, keyword, option_name
 from mlxmath.config.section import plain_type
 from mlxmath.errors import InputError
 from mlxmath.studio.paths import holds_other_model, holds_run, next_free, outside, refused
-from mlxmath.studio.place import Studio
-from mlxmath.studio.run_folder import MOST_BYTES
+from mlxmath.studio.place import MOST_SETTINGS_BYTES, Studio
 
 COMMANDS = tuple(TRAINS)
 TITLES: Mapping[str, str] = {
@@ -224,7 +223,7 @@ def _found(studio: Studio, draft: Draft) -> Draft:
     if draft.run is None:
         return draft
     folder = studio.inside(draft.run, "from")
-    if not (path := studio.file(folder / RUN_FILE)) or path.stat().st_size > MOST_BYTES:
+    if not (path := studio.file(folder / RUN_FILE)) or path.stat().st_size > MOST_SETTINGS_BYTES:
         raise InputError(f"from: {draft.run} holds no {RUN_FILE}, the settings of a run; name another folder.")
     return replace(draft, run=studio.name(folder))
 

@@ -12,6 +12,8 @@ from mlxmath.studio.jobs import Jobs
 OWN = "studio"
 """What the studio itself writes, within the folder: logs of what it started, and ratings."""
 _MOST_DEPTH, _MOST_FOLDERS = 5, 20_000
+MOST_SETTINGS_BYTES = 1_000_000
+"""Of a run.toml, and of an evaluation's settings where they are only looked through."""
 _MOST_READ = 4_000_000_000
 """Bytes of a file that a page is made of."""
 _MOST_BYTES, _MOST_BYTES_PART = 900, 255

@@ -12,12 +12,10 @@ from mlxmath.config.load import RUN_FILE, TRAINED_FROM, section_of, settings_fro
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.sealed import unsealed_json
 from mlxmath.studio.paths import outside, refused
-from mlxmath.studio.place import Studio
+from mlxmath.studio.place import MOST_SETTINGS_BYTES, Studio
 from mlxmath.studio.run import Run, told
 
 _CHECKPOINTS, _BEST, _WEIGHTS, _EVALUATION = "checkpoints", "best", "adapters.safetensors", "settings.json"
-MOST_BYTES = 1_000_000
-"""Of run.toml, and of an evaluation's settings."""
 _MOST_CHECKPOINTS = 20
 
 
@@ -61,7 +59,7 @@ def settings_text(studio: Studio, run: Run) -> str | None:
     if path is None:
         return None
     try:
-        if path.stat().st_size > MOST_BYTES:
+        if path.stat().st_size > MOST_SETTINGS_BYTES:
             raise MlxmathError(f"{run.name}/{RUN_FILE} is too long to be one of ours.")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -99,7 +97,7 @@ def used_in(studio: Studio, run: Run) -> Iterator[tuple[str, str]]:
             about = path.stat()
         except OSError:
             continue
-        if about.st_size <= MOST_BYTES:
+        if about.st_size <= MOST_SETTINGS_BYTES:
             for used in _adapters_in(path, about.st_mtime_ns):
                 if (studio.folder / used).is_relative_to(run.folder):
                     yield studio.name(folder), quote(os.fsencode(studio.name(folder)))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.studio.browser import PHONE, is_dark, is_too_wide
+from tests.studio.browser import PHONE, Served, is_dark, is_too_wide
 from tests.studio.make import make_run, rollout, step, write_events
 
 
@@ -65,3 +65,16 @@ def test_runs_over_one_another_on_a_phone(folder: Path, visit: Callable[..., Any
     tab.get_by_role("link", name="b", exact=True).click()
     tab.get_by_text("30 steps, read in").wait_for()
     assert not is_too_wide(tab) and is_dark(tab)
+
+
+def test_a_page_says_that_its_studio_has_ended(
+    folder: Path, visit: Callable[..., Any], serving: Callable[..., Served]
+) -> None:
+    make_run(folder, "a")
+    served = serving()
+    tab = visit("/runs", served=served)
+    served.process.kill()
+    served.process.wait()
+    tab.get_by_role("searchbox").fill("a")
+    tab.get_by_role("alert").filter(has_text="does not answer").wait_for()
+    visit.troubles.clear()
