@@ -7,6 +7,7 @@ import click
 
 from mlxmath.commands import options
 from mlxmath.config.load import settings_from
+from mlxmath.config.offered import RUNTIME
 
 
 @options.command("serve", long=True)
@@ -47,7 +48,7 @@ from mlxmath.config.load import settings_from
     type=click.FloatRange(0, 525_600, min_open=True),
     help="End after so many minutes without a request, so that the memory is free again (unset: never).",
 )
-@options.setting_options("training.seed", *options.RUNTIME)
+@options.setting_options("training.seed", *RUNTIME)
 def main(
     adapters: tuple[str, ...],
     no_adapter: bool,

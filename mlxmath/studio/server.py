@@ -2,6 +2,7 @@
 
 import contextlib
 import html
+import ipaddress
 import secrets
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from pathlib import Path
 import uvicorn
 
 from mlxmath.runtime.console import put, say
-from mlxmath.runtime.listening import bound
+from mlxmath.runtime.listening import Listener, bound
 from mlxmath.studio.app import create_app
 from mlxmath.studio.guard import TOKEN, Guard
 from mlxmath.studio.place import OWN, Studio
@@ -45,9 +46,9 @@ def serve(studio: Studio, host: str, port: int, *, browse: bool = True) -> None:
         app = Guard(pages, token, host, listener.server_port, read_only=studio.read_only)
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, ws="none", timeout_graceful_shutdown=2,
-            proxy_headers=False,
+            proxy_headers=False, lifespan="off",
         )  # fmt: skip
-        url = f"{listener.url.removesuffix('/v1')}/?{TOKEN}={token}"
+        url = f"{_origin(listener)}/?{TOKEN}={token}"
         say(f"the studio of {studio.folder} is open at this address; Ctrl-C ends it, and what it started goes on")
         put(url)
         if browse:
@@ -58,6 +59,15 @@ def serve(studio: Studio, host: str, port: int, *, browse: bool = True) -> None:
             uvicorn.Server(config).run(sockets=[listener.socket])
         except KeyboardInterrupt:
             say("stopped")
+
+
+def _origin(listener: Listener) -> str:
+    """Where a browser of this machine finds the pages: browsers open no 0.0.0.0."""
+    host, port = str(listener.server_address[0]), listener.server_port
+    if ipaddress.ip_address(host.partition("%")[0]).is_unspecified:
+        host = "::1" if ":" in host else "127.0.0.1"
+        say(f"in the address below, other machines put a name or an address of this one in the place of {host}")
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _address(studio: Studio, url: str, closing: ExitStack) -> str:

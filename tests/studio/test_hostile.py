@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -12,16 +13,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from starlette.testclient import TestClient
 
 from mlxmath.errors import InputError, MlxmathError
+from mlxmath.runtime.bounded import OverrunError, Pool
 from mlxmath.studio import jobs
 from mlxmath.studio.answering import Server, _url
 from mlxmath.studio.jobs import Job
 from mlxmath.studio.place import Studio
 from mlxmath.studio.server import _address
+from tests.helpers import ENVIRONMENT, command
 from tests.studio.make import make_run, step, write_events
 
 FILES = (
@@ -195,3 +199,39 @@ def test_no_other_user_sees_the_token_that_a_browser_is_called_with(studio: Stud
         assert "url=http://127.0.0.1:1/?token=abc" in path.read_text()
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert not path.exists()
+
+
+BOMB = """
+import time
+from mlxmath.runtime.bounded import serve
+def work(request):
+    kept = bytearray(request)
+    time.sleep(request / 1e9)
+    return len(kept)
+serve(work, 1)
+"""
+
+
+def test_what_unpacks_to_more_than_the_memory_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bomb.py").write_text(BOMB)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    pool = Pool("bomb", 1, 20.0, 1 << 46, 400_000_000)
+    assert pool.reply(1000) == 1000
+    with pytest.raises(OverrunError):
+        pool.reply(1_000_000_000)
+    pool.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_studio_that_is_asked_to_ends_with_a_line(folder: Path, number: signal.Signals) -> None:
+    command_line = [*command("studio", str(folder)), "--no-browser", "--host", "0.0.0.0"]
+    with subprocess.Popen(
+        command_line, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert url.startswith("http://127.0.0.1:") and urlopen(url).status == 200
+        process.send_signal(number)
+        told = process.communicate(timeout=30)[1]
+    assert process.returncode == (0 if number == signal.SIGINT else 128 + number)
+    assert "Traceback" not in told and "in the place of 127.0.0.1" in told
