@@ -30,7 +30,7 @@ from mlxmath.sharing.push import push
 from mlxmath.studio.app import create_app
 from mlxmath.studio.place import Studio
 from mlxmath.training.checkpoint import newest_checkpoint
-from mlxmath.training.events import read_events
+from mlxmath.training.event_file import read_events
 from tests.evaluation.make import sample, settings
 from tests.studio.answers import distillation, evaluation, rating
 

@@ -7,6 +7,7 @@ import click
 
 from mlxmath.commands import options
 from mlxmath.config.load import settings_from
+from mlxmath.config.offered import RUNTIME
 from mlxmath.errors import InputError
 from mlxmath.runtime.console import say
 
@@ -21,7 +22,7 @@ from mlxmath.runtime.console import say
 @click.option("--temperature", default=0.0, show_default=True, help="0 always takes the most likely token.")
 @click.option("--top-p", default=1.0, show_default=True, help="Keep the most likely tokens of this total probability.")
 @click.option("--no-history", is_flag=True, help="Do not keep what is typed (else in ~/.cache/mlxmath/chat_history).")
-@options.setting_options("training.seed", *options.RUNTIME)
+@options.setting_options("training.seed", *RUNTIME)
 def main(
     no_adapter: bool,
     template: str | None,

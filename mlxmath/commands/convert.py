@@ -4,6 +4,7 @@ from typing import Any
 
 from mlxmath.commands import options
 from mlxmath.config.load import CONVERTED_FROM, settings_from
+from mlxmath.config.offered import DATA, MODEL, MODEL_WRITE, RUNTIME
 from mlxmath.config.quantization import auto_bits
 from mlxmath.runtime.console import say
 
@@ -11,7 +12,7 @@ from mlxmath.runtime.console import say
 @options.command("convert")
 @options.configured
 @options.setting_options(
-    *options.MODEL, *options.MODEL_WRITE, "model.trust_remote_code", *options.DATA, *options.RUNTIME
+    *MODEL, *MODEL_WRITE, "model.trust_remote_code", *DATA, *RUNTIME
 )
 def main(**values: Any) -> None:
     """Turn Hugging Face weights or a GGUF file into a model that MLX reads.

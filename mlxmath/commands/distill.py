@@ -8,16 +8,17 @@ import click
 
 from mlxmath.commands import options
 from mlxmath.config.load import settings_from
+from mlxmath.config.offered import DISTILLATION, PROBLEMS, RUNTIME
 from mlxmath.runtime.console import say, warn
 
 
 @options.command("distill", long=True)
 @options.configured
-@options.setting_options(*options.DISTILLATION, *options.PROBLEMS)
+@options.setting_options(*DISTILLATION, *PROBLEMS)
 @click.option("--rank-only", metavar="FILE", help="Judge the solutions in this file; no teacher is asked.")
 @click.option("--resume", is_flag=True, help="Use the answers in the folder, and ask for what is missing.")
 @click.option("--overwrite", is_flag=True, help="Start anew, whatever the folder holds.")
-@options.setting_options(*options.RUNTIME)
+@options.setting_options(*RUNTIME)
 def main(rank_only: str | None, resume: bool, overwrite: bool, **values: Any) -> None:
     """Have a teacher write solutions, and keep the right and faithful ones as a dataset.
 

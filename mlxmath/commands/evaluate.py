@@ -8,6 +8,7 @@ import click
 
 from mlxmath.commands import options
 from mlxmath.config.load import settings_from
+from mlxmath.config.offered import EVALUATION, RUNTIME
 from mlxmath.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,14 +37,14 @@ if TYPE_CHECKING:
     help="Prompt template of all that --template-for does not name; 'chat' is a model's own (unset: each one's own).",
 )
 @click.option("--template-file", metavar="FILE", help="File with a prompt template of your own.")
-@options.setting_options(*options.EVALUATION)
+@options.setting_options(*EVALUATION)
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, metavar="INTEGER", help="Seed of the samples.  [default: 0]"
 )
 @click.option("--resume", is_flag=True, help="Continue this evaluation where it was interrupted.")
 @click.option("--overwrite", is_flag=True, help="Start this evaluation anew, whatever its folder holds.")
 @options.shard
-@options.setting_options(*options.RUNTIME, "runtime.offload")
+@options.setting_options(*RUNTIME, "runtime.offload")
 def main(
     adapter_path: tuple[str, ...],
     no_adapter: bool,

@@ -9,6 +9,7 @@ import click
 
 from mlxmath.commands import options
 from mlxmath.config.load import settings_from
+from mlxmath.config.offered import EXPORT, MODEL_WRITE, RUNTIME
 from mlxmath.errors import InputError
 
 
@@ -16,7 +17,7 @@ from mlxmath.errors import InputError
 @options.configured
 @options.setting_options("model.mlx_path", "training.adapter_path")
 @click.option("--no-adapter", is_flag=True, help="Export the base model.")
-@options.setting_options(*options.EXPORT, *options.MODEL_WRITE, *options.RUNTIME)
+@options.setting_options(*EXPORT, *MODEL_WRITE, *RUNTIME)
 def main(no_adapter: bool, **values: Any) -> None:
     """Write the tuned model for another program.
 

@@ -12,6 +12,7 @@ import click
 
 from mlxmath.commands import options
 from mlxmath.config.load import settings_from
+from mlxmath.config.offered import RUNTIME
 from mlxmath.config.schema import RunConfig
 from mlxmath.errors import InputError
 from mlxmath.runtime.console import put, say
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 )
 @options.shard
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of streaming the text.")
-@options.setting_options("training.seed", *options.RUNTIME, "runtime.offload")
+@options.setting_options("training.seed", *RUNTIME, "runtime.offload")
 def main(
     prompt: str | None,
     no_adapter: bool,

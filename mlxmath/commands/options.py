@@ -15,20 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 import click
 
 from mlxmath.config.load import RECIPES, RUN, Resolved
-from mlxmath.config.offered import AUGMENTATION as AUGMENTATION
-from mlxmath.config.offered import DATA as DATA
-from mlxmath.config.offered import DISTILLATION as DISTILLATION
-from mlxmath.config.offered import EVALUATION as EVALUATION
-from mlxmath.config.offered import EXPORT as EXPORT
-from mlxmath.config.offered import LORA as LORA
-from mlxmath.config.offered import MODEL as MODEL
-from mlxmath.config.offered import MODEL_WRITE as MODEL_WRITE
-from mlxmath.config.offered import PROBLEMS as PROBLEMS
-from mlxmath.config.offered import PROMPTS as PROMPTS
-from mlxmath.config.offered import RUNTIME as RUNTIME
-from mlxmath.config.offered import SCHEDULING as SCHEDULING
-from mlxmath.config.offered import TEACHER as TEACHER
-from mlxmath.config.offered import TRAINING as TRAINING
 from mlxmath.config.offered import TRAINS
 from mlxmath.config.schema import SETTINGS, ModelConfig, RunConfig, keyword, option_name
 from mlxmath.config.section import plain_type

@@ -10,6 +10,7 @@ import click
 
 from mlxmath.commands import options
 from mlxmath.config.load import TRAINED_FROM, Layer, Resolved, full_names, recipe_layer, resolve
+from mlxmath.config.offered import RUNTIME, TEACHER
 from mlxmath.config.section import read_toml
 from mlxmath.errors import InputError, MlxmathError, OtherRunError
 from mlxmath.runtime.console import duration, put, say
@@ -29,9 +30,9 @@ _USED = {"distill": ("data", "distillation"), "grpo": (*TRAINED_FROM, "grpo"), "
 @options.command("pipeline", long=True)
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--folder", default="two-stage", show_default=True, help="Folder for what the stages make.")
-@options.setting_options(*options.TEACHER)
+@options.setting_options(*TEACHER)
 @click.option("--overwrite", is_flag=True, help="Start anew, whatever the folder holds.")
-@options.setting_options(*options.RUNTIME)
+@options.setting_options(*RUNTIME)
 def main(file: Path | None, folder: str, overwrite: bool, **values: Any) -> None:
     """Distil a teacher's solutions, fine-tune on them, go on with GRPO, and compare the stages.
 
@@ -173,7 +174,7 @@ def configure(
         "evaluate": {**device, "evaluation.results_path": str(folder), "evaluation.run_name": "evaluation"},
     }  # fmt: skip
     layers = (chosen, *(layer.values for layer in stages["distill"]))
-    named = any(name in values for name in options.TEACHER[:2] for values in layers)
+    named = any(name in values for name in TEACHER[:2] for values in layers)
     found = {}
     if "teacher" in stages and not named:
         values = training | {"training.adapter_path": f"{folder}/teacher"}

@@ -6,6 +6,7 @@ import click
 
 from mlxmath.commands import options
 from mlxmath.config.load import TRAINED_FROM, settings_from
+from mlxmath.config.offered import DATA, LORA, MODEL, RUNTIME
 from mlxmath.errors import InputError
 from mlxmath.runtime.console import put, size
 from mlxmath.training.plan import OBJECTIVES, Objective, parse_size, plan_run
@@ -14,9 +15,9 @@ from mlxmath.training.plan import OBJECTIVES, Objective, parse_size, plan_run
 @options.command("plan")
 @options.configured
 @options.setting_options(
-    *options.MODEL,
-    *options.DATA,
-    *options.LORA,
+    *MODEL,
+    *DATA,
+    *LORA,
     "training.full",
     "training.optimizer",
     "training.batch_size",
@@ -32,7 +33,7 @@ from mlxmath.training.plan import OBJECTIVES, Objective, parse_size, plan_run
     "grpo.beta",
     "grpo.concurrency",
     "gkd.teacher",
-    *options.RUNTIME,
+    *RUNTIME,
     "runtime.workers",
     "runtime.offload",
 )

@@ -8,6 +8,7 @@ import click
 
 from mlxmath.commands import options
 from mlxmath.config.load import settings_from
+from mlxmath.config.offered import AUGMENTATION, DATA, MODEL, TEACHER
 from mlxmath.runtime.console import put, say
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 @options.command("prepare")
 @options.configured
 @options.setting_options(
-    *options.MODEL, *options.DATA, *options.AUGMENTATION, *options.TEACHER, "distillation.samples",
+    *MODEL, *DATA, *AUGMENTATION, *TEACHER, "distillation.samples",
     "distillation.temperature",
 )  # fmt: skip
 @click.option("--resume", is_flag=True, help="With --augment: use the teacher's answers that the folder holds.")

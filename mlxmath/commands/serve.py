@@ -7,6 +7,7 @@ import click
 
 from mlxmath.commands import options
 from mlxmath.config.load import settings_from
+from mlxmath.config.offered import RUNTIME
 
 
 @options.command("serve", long=True)
@@ -47,7 +48,7 @@ from mlxmath.config.load import settings_from
     type=click.FloatRange(0, 525_600, min_open=True),
     help="End after so many minutes without a request, so that the memory is free again (unset: never).",
 )
-@options.setting_options("training.seed", *options.RUNTIME)
+@options.setting_options("training.seed", *RUNTIME)
 def main(
     adapters: tuple[str, ...],
     no_adapter: bool,
@@ -83,10 +84,11 @@ def main(
 
     from mlxmath.data.templates import get_template
     from mlxmath.generation.model import open_models
-    from mlxmath.serving.server import bound, serve
+    from mlxmath.runtime.listening import bound
+    from mlxmath.serving.server import OPEN_TO_ALL, serve
 
     usual = get_template(config.data.template, config.data.template_file)
-    with bound(host, port) as listener:
+    with bound(host, port, OPEN_TO_ALL) as listener:
         models = open_models(
             Path(config.model.mlx_path), device.compute_dtype, named | {"base": None}, chosen, usual=usual
         )

@@ -12,6 +12,7 @@ import click
 
 from mlxmath.commands import options
 from mlxmath.config.load import TRAINED_FROM, settings_from
+from mlxmath.config.offered import RUNTIME
 from mlxmath.config.section import DEMO
 from mlxmath.errors import MlxmathError
 
@@ -20,7 +21,7 @@ BASE_TEMPLATE = "demo-base"
 
 @options.command("demo")
 @options.setting_options(
-    "model.mlx_path", "data.cache_dir", "training.adapter_path", "evaluation.results_path", *options.RUNTIME
+    "model.mlx_path", "data.cache_dir", "training.adapter_path", "evaluation.results_path", *RUNTIME
 )
 def main(**values: Any) -> None:
     """Fine-tune the bundled model and compare it with its base on 200 unseen problems."""

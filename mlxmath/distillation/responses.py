@@ -17,9 +17,9 @@ from typing import IO, Any, BinaryIO
 
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.console import warn
-from mlxmath.runtime.files import disk_errors, write_all
+from mlxmath.runtime.files import disk_errors, own_file, write_all
 from mlxmath.runtime.locks import locked
-from mlxmath.runtime.sealed import read_record, sealed_json, sealed_line, unsealed_json
+from mlxmath.runtime.sealed import lines_of, read_record, sealed_json, sealed_line, unsealed_json
 
 SETTINGS, RESPONSES = "settings.json", "responses.jsonl"
 _FORMAT = 1
@@ -74,7 +74,7 @@ def read_responses(folder: Path) -> list[Response]:
     _, own = answered_by(folder)
     found: dict[tuple[str, int], Response] = {}
     with (folder / RESPONSES).open("rb") as file:
-        for line in file:
+        for line in lines_of(file):
             response = read_record(Response, line)
             if response is not None and response.fingerprint == own:
                 found.setdefault((response.key, response.sample), response)
@@ -100,7 +100,7 @@ def open_responses(
     path = folder / RESPONSES
     with locked(folder, "--output-path", "mlxmath distill"), ExitStack() as opened:
         with disk_errors(path):
-            file = opened.enter_context(path.open("ab", buffering=0))
+            file = opened.enter_context(own_file(path))
             if overwrite:
                 file.truncate(0)
             is_new = overwrite or not ((folder / SETTINGS).exists() or file.tell())

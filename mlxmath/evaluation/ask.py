@@ -36,7 +36,7 @@ from mlxmath.models.offload import bytes_at_hand
 from mlxmath.models.served import Served
 from mlxmath.runtime.console import counted, say, warn
 from mlxmath.runtime.device import Backend, DeviceInfo
-from mlxmath.runtime.files import disk_errors
+from mlxmath.runtime.files import disk_errors, own_file
 from mlxmath.weights.manifest import read_fingerprint
 
 _MOST_CONTEXTS = 8
@@ -146,8 +146,7 @@ def ask_all(
     everything = ((b, item, n) for b in benchmarks for item in b.items for n in range(settings.samples))
     tasks = list(islice(everything, share.rank, None, share.world))
     with ExitStack() as opened:
-        with disk_errors(path):
-            file = opened.enter_context(path.open("ab", buffering=0))
+        file = opened.enter_context(own_file(path))
         for entry in entries:
             label = entry.contestant.label
             there = [done.get((label, item.id, n)) for _, item, n in tasks]

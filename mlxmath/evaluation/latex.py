@@ -86,6 +86,6 @@ def _clean(element: ElementTree.Element) -> ElementTree.Element:
         found.set("xmlns", "http://www.w3.org/1998/Math/MathML")
     if name == "mtd" and element.get("columnalign") in ("left", "right"):
         found.set("class", element.attrib["columnalign"])
-    found.text = html.unescape(element.text) if element.text else None
+    found.text = harmless(html.unescape(element.text)) if element.text else None  # an entity may be anything
     found.extend(map(_clean, element))
     return found

@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 from mlxmath.errors import InputError, MlxmathError, OtherRunError
 from mlxmath.runtime.console import warn
 from mlxmath.runtime.files import atomic_file, disk_errors, write_all
-from mlxmath.runtime.sealed import read_record, sealed_json, sealed_line, unsealed_json
+from mlxmath.runtime.sealed import lines_of, read_record, sealed_json, sealed_line, unsealed_json
 
 SETTINGS, SAMPLES = "settings.json", "samples.jsonl"
 _FORMAT = 3
@@ -122,7 +122,7 @@ def placed(path: Path, fingerprints: Mapping[str, str], start: int = 0) -> Itera
     """The lines of a file of answers, from a place on; None for one that does not count (see `read_samples`)."""
     with path.open("rb") as file:
         file.seek(start)
-        for line in file:
+        for line in lines_of(file):
             sample = read_record(Sample, line)
             is_own = sample is not None and fingerprints.get(sample.contestant) == sample.fingerprint
             is_numbered = sample is not None and _NUMBERED.search(sample.id) is not None
@@ -132,7 +132,7 @@ def placed(path: Path, fingerprints: Mapping[str, str], start: int = 0) -> Itera
 
 def answer_files(folder: Path) -> list[Path]:
     """The files of answers in a folder: the run's, and those of its single ranks."""
-    return sorted(path for path in folder.glob("samples*.jsonl") if _ANSWERS.fullmatch(path.name))
+    return sorted(path for path in folder.glob("samples*.jsonl") if _ANSWERS.fullmatch(path.name) and path.is_file())
 
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,7 +239,7 @@ def _check_own(folder: Path, fingerprints: Mapping[str, str]) -> None:
 
 def _whole(path: Path) -> Iterator[Sample]:
     with path.open("rb") as file:
-        yield from filter(None, (read_record(Sample, line) for line in file))
+        yield from filter(None, (read_record(Sample, line) for line in lines_of(file)))
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from mlxmath.sharing.contents import last_parts
 from mlxmath.sweeps.plan import ADAPTERS
 from mlxmath.sweeps.report import RESULTS as SWEEP
 from mlxmath.sweeps.runs import State, state_of
-from mlxmath.training.events import EVENTS, read_events
+from mlxmath.training.event_file import EVENTS, read_events
 
 RESULTS = "results.json"
 _NO_METHOD = (

@@ -18,7 +18,7 @@ from mlxmath.runtime.locks import locked
 from mlxmath.runtime.markdown import cell, code
 from mlxmath.runtime.sealed import sealed_json, unsealed_json
 from mlxmath.sweeps.report import curves
-from mlxmath.training.events import EVENTS, SMOOTHED, number, read_events
+from mlxmath.training.event_file import EVENTS, SMOOTHED, number, read_events
 
 TABLES, FIGURES, DOCUMENT, MARKDOWN, REPRODUCE = "tables", "figures", "paper.tex", "paper.md", "reproduce.tex"
 WRITTEN = "paper.json"

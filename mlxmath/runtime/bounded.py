@@ -38,9 +38,9 @@ class OverrunError(Exception):
 class _Worker:
     """One process, one request at a time, over a socket."""
 
-    def __init__(self, module: str, limit_s: float, memory_bytes: int) -> None:
+    def __init__(self, module: str, limit_s: float, memory_bytes: int, resident_bytes: int) -> None:
         paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._memory_bytes = memory_bytes
+        self._resident_bytes = resident_bytes
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -82,7 +82,7 @@ class _Worker:
             import psutil
 
             with contextlib.suppress(psutil.Error):
-                if psutil.Process(self._process.pid).memory_info().rss > self._memory_bytes:
+                if psutil.Process(self._process.pid).memory_info().rss > self._resident_bytes:
                     raise TimeoutError
             if time.monotonic() > end_s:
                 raise TimeoutError
@@ -102,13 +102,16 @@ class Pool:
         module: that a worker runs; it calls `serve`.
         size: most workers.
         limit_s: seconds of processor time for a request.
-        memory_bytes: of a worker.
+        memory_bytes: of a worker, with what it maps.
+        resident_bytes: of it, what may be in memory (None: the same).
     """
 
-    def __init__(self, module: str, size: int, limit_s: float, memory_bytes: int) -> None:
+    def __init__(
+        self, module: str, size: int, limit_s: float, memory_bytes: int, resident_bytes: int | None = None
+    ) -> None:
         self.size = size
         self.num_started = 0
-        self._made_of = module, limit_s, memory_bytes
+        self._made_of = module, limit_s, memory_bytes, resident_bytes or memory_bytes
         self._slots: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         for _ in range(size):
             self._slots.put(None)

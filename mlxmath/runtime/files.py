@@ -6,12 +6,14 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import re
 import secrets
 import shutil
 import socket
+import stat
 import time
 import types
 import typing
@@ -32,6 +34,10 @@ _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})\.(?P<pid>\d+)\.[
 random."""
 OF_A_NAME = ".mlxmath.lock"
 """How the locks of files and folders end that are replaced as a whole. Others' locks are not ours to remove."""
+_MOST_JSON_BYTES = 200_000_000
+"""Of a file that is read as a whole; the largest tokenizer.json has a fifth of that."""
+_OWN = os.O_NOFOLLOW | os.O_NONBLOCK
+"""A link is an error, and a pipe is not waited for."""
 _LONGEST_NAME = 255
 """Bytes, on all file systems in use."""
 ABANDONED_S = 24 * 3600.0
@@ -87,6 +93,31 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+
+
+def own_file(path: Path) -> io.FileIO:
+    """Open a file to be read and appended to, made if it is not there, without a buffer.
+
+    Never what a link names: whoever has made the folder would have us write to any file of the user's.
+
+    Raises:
+        MlxmathError: it is a link, a pipe or a device, or cannot be written.
+    """
+    with disk_errors(path):
+        try:
+            file = io.FileIO(path, "ab+", opener=lambda name, flags: os.open(name, flags | _OWN, 0o666))
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENXIO):
+                raise
+            raise _no_file(path) from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise _no_file(path)
+    return file
+
+
+def _no_file(path: Path) -> MlxmathError:
+    return MlxmathError(f"cannot write {path}: it is a link or no file; remove it, then run the command again.")
 
 
 def write_all(file: IO[bytes], data: bytes) -> None:
@@ -245,9 +276,14 @@ def read_json(path: Path) -> Any:
     """Parse a JSON file.
 
     Raises:
-        MlxmathError: the file is absent or is not JSON.
+        MlxmathError: the file is absent, is not JSON, or none that could be read: a pipe would be waited for.
     """
     try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("it is no file")
+        if found.st_size > _MOST_JSON_BYTES:
+            raise ValueError(f"it has {found.st_size:,} bytes, of at most {_MOST_JSON_BYTES:,}")
         return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MlxmathError(f"{path} does not exist.") from None

@@ -21,7 +21,7 @@ import psutil
 
 from mlxmath.errors import InputError
 from mlxmath.runtime.console import say, warn
-from mlxmath.runtime.files import OF_A_NAME, disk_errors, real, remove_leftovers
+from mlxmath.runtime.files import OF_A_NAME, disk_errors, own_file, real, remove_leftovers
 
 _LOCK = ".lock"
 _HOLDER = re.compile(r"`([^`]*)`, process (\d{1,18}) on (.*) since .*")
@@ -132,7 +132,7 @@ def _locked_file(lock: Path, what: Path, option: str | None) -> tuple[io.FileIO,
     while True:
         with disk_errors(lock.parent):
             lock.parent.mkdir(parents=True, exist_ok=True)
-            file = lock.open("ab+", buffering=0)
+            file = own_file(lock)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -6,9 +6,10 @@ earlier version, or of another program.
 
 import hashlib
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from mlxmath.errors import MlxmathError
 from mlxmath.runtime.files import atomic_json, fits, kinds, parse_json, read_json
@@ -16,6 +17,7 @@ from mlxmath.runtime.files import atomic_json, fits, kinds, parse_json, read_jso
 T = TypeVar("T")
 _SUM = "checksum"
 _DIGITS = 16
+_MOST_LINE_BYTES = 32_000_000
 _END = b'"}\n'
 _BEFORE = -len(f', "{_SUM}": "') - _DIGITS - len(_END)
 """Where the checksum of a line begins."""
@@ -79,6 +81,11 @@ def unsealed_line(line: bytes) -> dict[str, Any] | None:
     if checksum is None or (line.endswith(_END) and checksum == _short(line[:_BEFORE] + b"}")):
         return value  # as `sealed_line` wrote it, which is quicker found than by writing it again
     return value if checksum == _short(_as_bytes(value)) else None
+
+
+def lines_of(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file; of one too long to be ours, which could fill the memory, its pieces."""
+    return iter(partial(file.readline, _MOST_LINE_BYTES), b"")
 
 
 def read_record(kind: Callable[..., T], line: bytes) -> T | None:

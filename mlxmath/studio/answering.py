@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ IDLE_MINUTES = 10.0
 _KIND = "serve"
 _FIRST = json.dumps({"url": ""})[:-2]
 """How the line begins that tells where it listens."""
-_HERE = "http://127.0.0.1:"
+_HERE = re.compile(r"http://127\.0\.0\.1:\d{1,5}/v1")
 _ENDS_IN_S = 10.0
 
 
@@ -94,7 +95,7 @@ class Server:
     def end_leftovers(self) -> None:
         """End what a studio has started that was killed; somebody else's is no job of this folder."""
         for job in self._studio.jobs.all():
-            if job.kind == _KIND and job.is_alive:
+            if job.kind == _KIND and job.is_alive and not _is_watched(job):
                 _end(job)
 
     def close(self) -> None:
@@ -125,6 +126,14 @@ def _end(job: Job) -> None:
             time.sleep(0.05)
 
 
+def _is_watched(job: Job) -> bool:
+    """Whether the studio that has started a process still lives: two may be open on one folder."""
+    with contextlib.suppress(psutil.Error):
+        parent = psutil.Process(job.pid).parent()
+        return parent is not None and "studio" in parent.cmdline()
+    return False
+
+
 def _url(line: str) -> str | None:
     """The address in a line of the log, if it is one of this machine."""
     try:
@@ -132,4 +141,4 @@ def _url(line: str) -> str | None:
     except ValueError:
         return None
     url = found.get("url") if isinstance(found, dict) else None
-    return url if isinstance(url, str) and url.startswith(_HERE) else None
+    return url if isinstance(url, str) and _HERE.fullmatch(url) else None

@@ -1,5 +1,6 @@
 """The studio's pages as an ASGI application."""
 
+import os
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -23,7 +24,7 @@ def create_app(studio: Studio) -> Starlette:
         *(route for page in PAGES for route in page.ROUTES),
         Mount("/static", StaticFiles(directory=Path(__file__).with_name("static"))),
     ]
-    app = Starlette(routes=routes, exception_handlers={MlxmathError: _failed, HTTPException: _absent})
+    app = Starlette(routes=routes, exception_handlers=_HANDLERS)
     app.state.studio, app.state.server = studio, Server(studio)
     return app
 
@@ -33,6 +34,16 @@ async def _failed(request: Request, error: Exception) -> Response:
     return render(request, "error.html", 422, message=str(error))
 
 
+async def _unread(request: Request, error: Exception) -> Response:
+    """A file that has gone while it was looked at, or is not for this user."""
+    assert isinstance(error, OSError)
+    name = "a file" if error.filename is None else os.fsdecode(error.filename)
+    return render(request, "error.html", 422, message=f"{name}: {error.strerror or error}; reload the page.")
+
+
 async def _absent(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return render(request, "error.html", error.status_code, message=error.detail)
+
+
+_HANDLERS = {MlxmathError: _failed, OSError: _unread, HTTPException: _absent}

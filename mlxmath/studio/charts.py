@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mlxmath.studio.curves import Table
-from mlxmath.training.events import SMOOTHED
+from mlxmath.training.event_file import SMOOTHED
 
 _CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Loss", "nats", ("step.loss", "step.smoothed_loss", "validation.loss")),

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxmath.runtime.sealed import unsealed_line
-from mlxmath.training.events import number
+from mlxmath.training.event_file import number
 
 Column = NDArray[np.float64]
 Event = dict[str, Any]
@@ -111,7 +111,7 @@ def _lasts(starts: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 
 
 def _numbers(values: Column, digits: int) -> list[float | None]:
-    return [None if value != value else float(f"{value:.{digits}g}") for value in values.tolist()]
+    return [float(f"{value:.{digits}g}") if math.isfinite(value) else None for value in values.tolist()]
 
 
 class Log:

@@ -265,13 +265,9 @@ def explorer(studio: Studio, name: str) -> Explorer:
 
 
 def check(studio: Studio, folder: Path) -> None:
-    """Refuse an evaluation of which a file is a link that leads out of the studio's folder.
-
-    Raises:
-        InputError: one does.
-    """
+    """Refuse an evaluation of which a file is none that can be shown; see `Studio.check_readable`."""
     for path in (folder / SETTINGS, folder / RESULTS, folder / REPORT, *answer_files(folder)):
-        studio.inside(str(path), "evaluation")
+        studio.check_readable(path, "evaluation")
 
 
 @lru_cache(maxsize=_MOST_KEPT)

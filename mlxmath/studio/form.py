@@ -21,7 +21,7 @@ from mlxmath.config.schema import SETTINGS, keyword, option_name
 from mlxmath.config.section import plain_type
 from mlxmath.errors import InputError
 from mlxmath.studio.paths import holds_other_model, holds_run, next_free, outside, refused
-from mlxmath.studio.place import Studio
+from mlxmath.studio.place import MOST_SETTINGS_BYTES, Studio
 
 COMMANDS = tuple(TRAINS)
 TITLES: Mapping[str, str] = {
@@ -205,9 +205,9 @@ def check(studio: Studio, draft: Draft) -> Checked:
         return Checked(draft, base, None, {}, trouble or str(error), tuple(draft.given))
     wrong = outside(studio, resolved.config)
     for name, why in refused(resolved.config).items():
-        if name in draft.given:
+        if name in draft.given and name != OVERWRITE:
             wrong[name] = why
-        else:
+        elif name not in draft.given:
             trouble = trouble or f"{resolved.origin[name]}: {name} {why}; start this run from the command line."
     changed = _changed(studio, draft, base, resolved)
     taken = {} if wrong else _taken(studio, resolved)
@@ -223,7 +223,7 @@ def _found(studio: Studio, draft: Draft) -> Draft:
     if draft.run is None:
         return draft
     folder = studio.inside(draft.run, "from")
-    if not (folder / RUN_FILE).is_file():
+    if not (path := studio.file(folder / RUN_FILE)) or path.stat().st_size > MOST_SETTINGS_BYTES:
         raise InputError(f"from: {draft.run} holds no {RUN_FILE}, the settings of a run; name another folder.")
     return replace(draft, run=studio.name(folder))
 

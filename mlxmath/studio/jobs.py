@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -21,6 +22,8 @@ _JOB, _LOG = "job.json", "log"
 _CLOCK_S = 5.0
 """Seconds by which two answers to when a process began may differ: Linux counts from the start of the system, which it
 tells in whole seconds, and corrects as the clock is."""
+_LATEST_S = 1e11
+"""No time of day is as late."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,12 @@ class Jobs:
             except OSError as error:
                 raise MlxmathError(f"cannot start mlxmath: {error.strerror}; end other programs, then again.") from None
         job = Job(name, arguments[0], list(arguments), begun, process.pid, _created(process.pid))
-        atomic_json(place / _JOB, asdict(job))
+        try:
+            atomic_json(place / _JOB, asdict(job))
+        except MlxmathError:  # nobody would know of it
+            process.kill()
+            process.wait()
+            raise
         threading.Thread(target=self._await, args=(process, job), name=f"job {name}", daemon=True).start()
         return job
 
@@ -108,13 +116,15 @@ class Jobs:
             found = read_json(self._place / name / _JOB)
         except (OSError, MlxmathError):
             return None
-        is_whole = fits(found, Job) and found["id"] == name and all(isinstance(one, str) for one in found["arguments"])
-        return Job(**found) if is_whole else None
+        return Job(**found) if fits(found, Job) and found["id"] == name and _is_sound(found) else None
 
     def log(self, job: Job, most_bytes: int = 64_000) -> str:
         """The end of what it said."""
+        path = self._place / job.id / _LOG
         try:
-            with (self._place / job.id / _LOG).open("rb") as file:
+            if path.is_symlink() or not path.is_file():  # a pipe would be waited for
+                return ""
+            with path.open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - most_bytes))
                 return file.read().decode("utf-8", "replace")
         except OSError:
@@ -123,6 +133,15 @@ class Jobs:
     def stop(self, job: Job) -> None:
         """Ask it to save and end; see `stop`."""
         stop(job.pid, job.created)
+
+
+def _is_sound(note: dict[str, Any]) -> bool:
+    """Whether a note, which may be anybody's, holds arguments, the number of a process, and times."""
+    arguments = note["arguments"]
+    return (
+        bool(arguments) and all(isinstance(each, str) for each in arguments)
+        and 0 < note["pid"] < 1 << 31 and all(abs(note[name]) < _LATEST_S for name in ("started", "created"))
+    )  # fmt: skip
 
 
 def runs(pid: int, created: float) -> bool:

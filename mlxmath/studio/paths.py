@@ -58,7 +58,7 @@ def check_name(studio: Studio, name: str, text: str) -> None:
         or os.path.lexists(studio.folder / path)
     )
     if is_path:
-        studio.inside(path, option)
+        studio.whole(path, option)
 
 
 def _names(config: RunConfig) -> Iterator[tuple[str, str]]:
@@ -108,6 +108,8 @@ def refused(config: RunConfig) -> Mapping[str, str]:
     wrong = {}
     if config.model.trust_remote_code:
         wrong["model.trust_remote_code"] = "would run code of the model's repository"
+    if config.model.overwrite:
+        wrong["model.overwrite"] = "would replace what is there"
     if config.training.report_to:
         wrong["training.report_to"] = "would send the run's figures elsewhere"
     own = [name for name in config.grpo.reward_weights if ":" in name and not name.startswith("model:")]

@@ -11,7 +11,11 @@ from mlxmath.studio.jobs import Jobs
 
 OWN = "studio"
 """What the studio itself writes, within the folder: logs of what it started, and ratings."""
-_MOST_DEPTH = 5
+_MOST_DEPTH, _MOST_FOLDERS = 5, 20_000
+MOST_SETTINGS_BYTES = 1_000_000
+"""Of a run.toml, and of an evaluation's settings where they are only looked through."""
+_MOST_READ = 4_000_000_000
+"""Bytes of a file that a page is made of."""
 _MOST_BYTES, _MOST_BYTES_PART = 900, 255
 """Of a path, and of each of its parts, on all file systems in use (a path of macOS has 1,024)."""
 _NEVER = ("checkpoints", "best", "cache", "node_modules", "site-packages", "__pycache__", OWN)
@@ -27,7 +31,7 @@ class Studio:
     jobs: Jobs = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "jobs", Jobs(self.folder, self.folder / OWN / "jobs"))
+        object.__setattr__(self, "jobs", Jobs(self.folder, self.inside(f"{OWN}/jobs", "FOLDER")))
 
     def inside(self, name: str, option: str = "path") -> Path:
         """The file or folder that `name` says, relative to the folder.
@@ -51,6 +55,41 @@ class Studio:
             )
         return path
 
+    def whole(self, name: str, option: str = "path") -> Path:
+        """The same of what a command is to read or write: in a folder nothing may be a link that leads out either.
+
+        Raises:
+            InputError: see `inside`; or something in it does.
+        """
+        path = self.inside(name, option)
+        for place, folders, files in os.walk(path):  # which follows no link
+            for each in (*folders, *files):
+                if os.path.islink(inner := os.path.join(place, each)):  # noqa: PTH114, PTH118  many
+                    self.inside(inner, option)
+        return path
+
+    def check_readable(self, path: Path, option: str) -> None:
+        """Refuse a file, if it is there, of which no page is made.
+
+        Raises:
+            InputError: it is a link that leads out, no file, or would fill the memory.
+        """
+        found = self.inside(str(path), option)
+        if not found.exists():
+            return
+        if not found.is_file():
+            raise InputError(f"{option}: expected a file, found none in {self.name(path)}; remove it.")
+        if (num_bytes := found.stat().st_size) > _MOST_READ:
+            raise InputError(f"{option}: {self.name(path)} has {num_bytes:,} bytes, too many to be shown here.")
+
+    def file(self, path: Path) -> Path | None:
+        """A file in the folder; None if there is none, or it is a link that leads out."""
+        try:
+            found = self.inside(str(path))
+        except InputError:
+            return None
+        return found if found.is_file() else None
+
     def name(self, path: Path) -> str:
         """A path within the folder as pages and command lines have it: relative to the folder, "." for itself."""
         return path.relative_to(self.folder).as_posix()
@@ -68,20 +107,22 @@ class Studio:
             yield from (entry for entry in inner if entry.name.lower().endswith(suffixes) and entry.is_file())
 
     def folders(self) -> Iterator[tuple[Path, list[Path]]]:
-        """Each folder with what is in it."""
-        waiting = [(self.folder, 0)]
-        while waiting:
+        """Each folder with what is in it; at most `_MOST_FOLDERS`."""
+        waiting, count = [(self.folder, 0)], 0
+        while waiting and count < _MOST_FOLDERS:
+            count += 1
             folder, depth = waiting.pop()
             try:
-                inner = sorted(entry for entry in folder.iterdir() if not entry.is_symlink())
+                with os.scandir(folder) as found:
+                    inner = sorted((each for each in found if not each.is_symlink()), key=lambda each: each.name)
+                places = [
+                    each for each in inner
+                    if each.name not in _NEVER and not each.name.startswith(".") and each.is_dir()
+                ] if depth < _MOST_DEPTH else []  # fmt: skip
             except OSError:
                 continue  # gone meanwhile, or not for us
-            yield folder, inner
-            if depth < _MOST_DEPTH:
-                waiting += [
-                    (entry, depth + 1) for entry in reversed(inner)
-                    if entry.name not in _NEVER and not entry.name.startswith(".") and entry.is_dir()
-                ]  # fmt: skip
+            yield folder, [folder / each.name for each in inner]
+            waiting += [(folder / each.name, depth + 1) for each in reversed(places)]
 
 
 def _is_name(name: str) -> bool:

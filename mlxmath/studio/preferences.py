@@ -100,14 +100,26 @@ def _writer(rating: Rating, side: Side) -> Writer:
 
 def between_raters(ratings: Iterable[Rating]) -> dict[tuple[str, str], Agreement]:
     """How far each two raters agree on the pairs that both have rated: who is better, same, both bad."""
-    verdicts: dict[str, dict[str, str]] = defaultdict(dict)
+    verdicts: dict[str, dict[str, Hashable]] = defaultdict(dict)
     for rating in ratings:
-        verdicts[rating.rater][rating.pair] = rating.judged
+        verdicts[rating.rater][rating.pair] = _verdict(rating)
     found = {}
     for one, other in itertools.combinations(sorted(verdicts), 2):
         if both := [key for key in verdicts[one] if key in verdicts[other]]:
             found[one, other] = _agreement(verdicts[one], verdicts[other], both)
     return found
+
+
+def _verdict(rating: Rating) -> Hashable:
+    """A kind of verdict that other pairs have as well: chance agrees the less often the more kinds there are.
+
+    Who is better; of two samples of one writer whether the earlier one is.
+    """
+    if rating.winner is None:
+        return rating.verdict
+    better, worse = (rating.side(side) for side in (rating.winner, *(s for s in SIDES if s != rating.winner)))
+    same_writer = (better.label, better.fingerprint) == (worse.label, worse.fingerprint)
+    return better.sample < worse.sample if same_writer else (better.label, better.fingerprint)
 
 
 def _agreement(one: Mapping[str, Hashable], other: Mapping[str, Hashable], both: Sequence[str]) -> Agreement:

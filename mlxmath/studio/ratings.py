@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from mlxmath.runtime.files import disk_errors, fsync_path, write_all
+from mlxmath.runtime.files import disk_errors, fsync_path, own_file, write_all
 from mlxmath.runtime.locks import making
-from mlxmath.runtime.sealed import read_record, sealed_line
+from mlxmath.runtime.sealed import lines_of, read_record, sealed_line
 from mlxmath.studio.place import OWN, Studio
 from mlxmath.studio.sources import Answer
 
@@ -113,18 +113,16 @@ class Ratings:
 
     def _read_on(self) -> None:
         """Read what was added; half a line, of a kill or of somebody who is writing it now, is left out."""
-        try:
-            file = self._path.open("rb")
-        except FileNotFoundError:
+        if not self._path.is_file():  # a pipe would be waited for
             self._begin()
             return
-        with file:
+        with self._path.open("rb") as file:
             found = os.fstat(file.fileno())
             if found.st_ino != self._file_id or found.st_size < self._offset:
                 self._begin()  # it is another file than before
                 self._file_id = found.st_ino
             file.seek(self._offset)
-            for line in file:
+            for line in lines_of(file):
                 if not line.endswith(b"\n"):
                     break
                 self._offset += len(line)
@@ -141,18 +139,17 @@ class Ratings:
         Raises:
             MlxmathError: the disk is full, or the file cannot be written. Nothing was added.
         """
-        with making(self._path, "mlxmath studio"), disk_errors(self._path):
-            with self._path.open("ab+", buffering=0) as file:
-                end = file.seek(0, os.SEEK_END)
-                file.seek(max(0, end - 1))
-                begun = b"" if file.read(1) in (b"", b"\n") else b"\n"  # killed while writing the line before
-                try:
-                    write_all(file, begun + sealed_line(asdict(rating)))
-                    os.fsync(file.fileno())
-                except OSError:
-                    with contextlib.suppress(OSError):
-                        file.truncate(end)
-                    raise
+        with making(self._path, "mlxmath studio"), disk_errors(self._path), own_file(self._path) as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            begun = b"" if file.read(1) in (b"", b"\n") else b"\n"  # killed while writing the line before
+            try:
+                write_all(file, begun + sealed_line(asdict(rating)))
+                os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(end)
+                raise
             if not end:
                 fsync_path(self._path.parent)
 

@@ -13,7 +13,7 @@ from mlxmath.config.load import RUN_FILE
 from mlxmath.evaluation.wording import points
 from mlxmath.runtime.locks import Holder
 from mlxmath.studio.jobs import Job
-from mlxmath.training.events import number
+from mlxmath.training.event_file import number
 
 COMMANDS = ("train", "dpo", "grpo", "gkd", "reward-model")
 """Those that make runs; the method of a run is the name of its command."""

@@ -8,17 +8,14 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote
 
-from mlxmath.config.load import RUN_FILE
-from mlxmath.errors import MlxmathError
-from mlxmath.parsing import parse_toml
+from mlxmath.config.load import RUN_FILE, TRAINED_FROM, section_of, settings_from
+from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.sealed import unsealed_json
-from mlxmath.studio.place import Studio
+from mlxmath.studio.paths import outside, refused
+from mlxmath.studio.place import MOST_SETTINGS_BYTES, Studio
 from mlxmath.studio.run import Run, told
-from mlxmath.studio.runs import file_of
 
 _CHECKPOINTS, _BEST, _WEIGHTS, _EVALUATION = "checkpoints", "best", "adapters.safetensors", "settings.json"
-_OF_A_REWARD_MODEL = "model:"
-_MOST_BYTES = 1_000_000
 _MOST_CHECKPOINTS = 20
 
 
@@ -43,7 +40,7 @@ def adapters(studio: Studio, run: Run) -> list[Adapters]:
     places += [(path, f"checkpoint at step {int(path.name[5:]):,}") for path in steps]
     found = []
     for place, label in places:
-        weights = file_of(studio, place, _WEIGHTS)
+        weights = studio.file(place / _WEIGHTS)
         if weights is not None:
             about = weights.stat()
             written = time.strftime("%Y-%m-%d %H:%M", time.localtime(about.st_mtime))
@@ -58,11 +55,11 @@ def settings_text(studio: Studio, run: Run) -> str | None:
     Raises:
         MlxmathError: it cannot be read.
     """
-    path = file_of(studio, run.folder, RUN_FILE)
+    path = studio.file(run.folder / RUN_FILE)
     if path is None:
         return None
     try:
-        if path.stat().st_size > _MOST_BYTES:
+        if path.stat().st_size > MOST_SETTINGS_BYTES:
             raise MlxmathError(f"{run.name}/{RUN_FILE} is too long to be one of ours.")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -77,24 +74,19 @@ def resume_arguments(run: Run) -> list[str]:
     ]  # fmt: skip
 
 
-def why_not_here(text: str) -> str:
-    """What in a run.toml executes code or sends something away; "" if nothing does.
+def why_not_here(studio: Studio, run: Run) -> str:
+    """What keeps a run from being gone on with by a click; "" if nothing does.
 
-    The folder may come from somebody else: nobody starts that by a click.
+    Its folder may come from somebody else: settings that execute code, send something away or lead out of the studio's
+    folder, and links that do, are for the command line alone.
     """
     try:
-        settings = parse_toml(text)
-    except ValueError as error:
-        return f"{RUN_FILE} is no TOML: {error}"
-    weights = told(settings, "grpo", "reward_weights")
-    rewards = list(weights) if isinstance(weights, dict) else []
-    if told(settings, "model", "trust_remote_code"):
-        return "its model brings code of its own (--trust-remote-code)"
-    if any(":" in name and not name.startswith(_OF_A_REWARD_MODEL) for name in rewards):
-        return "one of its rewards is code of your own"
-    if told(settings, "training", "report_to"):
-        return "it reports to a service (--report-to)"
-    return ""
+        studio.whole(run.name, "--adapter-path")
+        sections = (*TRAINED_FROM, section_of(run.method))
+        config = settings_from(sections, config=run.folder / RUN_FILE, adapter_path=run.name, origin="option").config
+    except InputError as error:
+        return str(error)
+    return "; ".join(f"{name}: {why}" for name, why in {**refused(config), **outside(studio, config)}.items())
 
 
 def used_in(studio: Studio, run: Run) -> Iterator[tuple[str, str]]:
@@ -105,7 +97,7 @@ def used_in(studio: Studio, run: Run) -> Iterator[tuple[str, str]]:
             about = path.stat()
         except OSError:
             continue
-        if about.st_size <= _MOST_BYTES:
+        if about.st_size <= MOST_SETTINGS_BYTES:
             for used in _adapters_in(path, about.st_mtime_ns):
                 if (studio.folder / used).is_relative_to(run.folder):
                     yield studio.name(folder), quote(os.fsencode(studio.name(folder)))

@@ -1,6 +1,7 @@
 """Training runs as they lie in the folder: which there are, how far each is, who works on it."""
 
 import io
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from mlxmath.runtime.sealed import unsealed_json, unsealed_line
 from mlxmath.studio.jobs import Job
 from mlxmath.studio.place import Studio
 from mlxmath.studio.run import COMMANDS, LIVE, LOOKS, Run, is_count, seconds_of, told
-from mlxmath.training.events import EVENTS, number
+from mlxmath.training.event_file import EVENTS, number
 
 _MOST_BYTES = 16_000_000
 """Of a run.json."""
@@ -31,7 +32,7 @@ def all_runs(studio: Studio) -> Iterator[Run]:
     """Those in the folder."""
     started = [place for job in studio.jobs.all() if (place := _place_of(studio, job))]
     for folder in dict.fromkeys([*_folders(studio), *started]):
-        if file_of(studio, folder, RUN):
+        if studio.file(folder / RUN):
             yield look_at(studio, folder)
 
 
@@ -57,22 +58,13 @@ def find_run(studio: Studio, name: str) -> Run | None:
     folder = studio.inside(name, "run")
     run = look_at(studio, folder)
     own = [job for job in studio.jobs.all() if _place_of(studio, job) == folder]
-    if not own and not file_of(studio, folder, RUN):
+    if not own and not studio.file(folder / RUN):
         return None
     if not run.is_live and any(job.is_alive for job in own):
         run = replace(run, state="starting")
     elif not run.is_live and not run.record and not run.trouble:
         run = replace(run, state="failed")
     return replace(run, jobs=tuple(own))
-
-
-def file_of(studio: Studio, folder: Path, name: str) -> Path | None:
-    """A file in the folder of a run; None if there is none, or it is a link that leads out of the studio's folder."""
-    try:
-        path = studio.inside(str(folder / name), name)
-    except InputError:
-        return None
-    return path if path.is_file() else None
 
 
 def look_at(studio: Studio, folder: Path) -> Run:
@@ -114,12 +106,12 @@ def _left_s(record: dict[str, Any], progress: _Progress, total: int | None) -> f
     hours, started = number(told(record, "config", "training", "max_training_time_hours")), record.get("started")
     if hours is not None and (began := seconds_of(started)) is not None:
         left.append(began + 3600 * hours - now)
-    return max(0.0, min(left))
+    return max(0.0, min(left)) if math.isfinite(min(left)) else None
 
 
 def _record(studio: Studio, folder: Path) -> tuple[dict[str, Any], str, float]:
     """run.json, or why it cannot be read; and when it was written."""
-    path = file_of(studio, folder, RUN)
+    path = studio.file(folder / RUN)
     try:
         found = os.stat(path) if path else None  # noqa: PTH116
     except OSError:
@@ -140,7 +132,7 @@ def _read_record(path: Path, *_: int) -> tuple[dict[str, Any], str]:
 
 
 def _progress(studio: Studio, folder: Path) -> _Progress:
-    path = file_of(studio, folder, EVENTS)
+    path = studio.file(folder / EVENTS)
     try:
         found = os.stat(path) if path else None  # noqa: PTH116
         return _read_progress(path, found.st_mtime_ns, found.st_size) if path and found else _Progress()

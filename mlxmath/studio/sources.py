@@ -22,7 +22,7 @@ from mlxmath.evaluation.samples import (
     read_settings,
 )
 from mlxmath.parsing import HALF_A_CHARACTER
-from mlxmath.runtime.sealed import unsealed_line
+from mlxmath.runtime.sealed import lines_of, unsealed_line
 from mlxmath.studio.place import Studio
 from mlxmath.studio.remembered import Remembered
 
@@ -125,7 +125,7 @@ def source(studio: Studio, name: str) -> Source:
     if not folder.is_dir() or not (folder / SETTINGS).exists():
         raise NoSourceError(f"source: {name} holds no answers; choose the folder of an evaluation or a distillation.")
     for path in _files(folder):
-        studio.inside(str(path), "source")
+        studio.check_readable(path, "source")
     if (path := folder / RESPONSES).is_file():
         label, _ = answered_by(folder)
         return Source(studio.name(folder), DISTILLATION, (label,), 0, "solutions", path.stat().st_mtime)
@@ -234,4 +234,4 @@ def _judged(folder: Path) -> dict[tuple[str, int], Mapping[str, Any]]:
 
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
     with path.open("rb") as file:
-        yield from filter(None, map(unsealed_line, file))
+        yield from filter(None, map(unsealed_line, lines_of(file)))

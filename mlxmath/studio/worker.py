@@ -8,6 +8,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import psutil
+
 from mlxmath.config.schema import RunConfig
 from mlxmath.config.section import validate
 from mlxmath.errors import MlxmathError
@@ -29,11 +31,17 @@ def readers() -> Pool:
 
 
 def _planning() -> Pool:
-    return Pool("mlxmath.studio.worker", 1, _LIMIT_S["plan"], _MEMORY_BYTES)
+    return _pool("plan")
 
 
 def _reading() -> Pool:
-    return Pool("mlxmath.studio.worker", 1, _LIMIT_S["rows"], _MEMORY_BYTES)
+    return _pool("rows")
+
+
+def _pool(what: str) -> Pool:
+    """A file of a few bytes may unpack to more than there is memory, which whoever trains here needs too."""
+    most = psutil.virtual_memory().total // 2
+    return Pool("mlxmath.studio.worker", 1, _LIMIT_S[what], _MEMORY_BYTES, most)
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:

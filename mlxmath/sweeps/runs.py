@@ -20,7 +20,7 @@ from mlxmath.runtime.files import disk_errors
 from mlxmath.runtime.locks import locked
 from mlxmath.runtime.sealed import unsealed_json
 from mlxmath.sweeps.plan import Stage
-from mlxmath.training.events import EVENTS, number, read_events
+from mlxmath.training.event_file import EVENTS, number, read_events
 from mlxmath.training.held_out import ACCURACY, ANSWERS, LOSS
 
 _DONE = ("finished", "early_stopped", "deadline", "no_signal", "diverged")

@@ -3,9 +3,8 @@
 import contextlib
 import math
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGTERM
@@ -17,13 +16,11 @@ from numpy.typing import NDArray
 from mlxmath.evaluation.benchmarks import LoadedBenchmark
 from mlxmath.runtime.console import warn
 from mlxmath.runtime.files import atomic_file
-from mlxmath.runtime.sealed import sealed_line, unsealed_line
+from mlxmath.runtime.sealed import sealed_line
 from mlxmath.training.checkpoint import Ending, Position
+from mlxmath.training.event_file import EVENTS, SMOOTHED, number, read_events
 from mlxmath.training.held_out import LOSS, Best, Measurement
 
-EVENTS = "events.jsonl"
-SMOOTHED = "smoothed_"
-"""What the name of a smoothed value begins with, in events.jsonl."""
 DECAY = 0.9
 
 Callback = Callable[[dict[str, Any]], object]
@@ -207,23 +204,6 @@ class EventLog:
     def smoothed(self) -> dict[str, float]:
         """The smoothed values after the last step, by the name of what they smooth."""
         return {name: self._smoothing[name] for name in self._smooth}
-
-
-def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """The events in a log, one after the other; a last line cut off by a kill, and what is damaged, is left out."""
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        for line in file:
-            event = unsealed_line(line)
-            if event and isinstance(event.get("event"), str) and isinstance(event.get("step", 0), int):
-                yield event
-
-
-def number(value: Any) -> float | None:
-    """A value of an event that is a finite number; None for anything else, as a log of others may hold."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number and abs(value) <= sys.float_info.max else None
 
 
 def _plain(value: Any) -> Any:

@@ -28,7 +28,8 @@ from mlxmath.runtime.console import counted, say
 from mlxmath.runtime.locks import locked
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.runtime.sealed import sealed_json, unsealed_json
-from mlxmath.training.events import EVENTS, Callback, EventLog, TrainResult
+from mlxmath.training.event_file import EVENTS
+from mlxmath.training.events import Callback, EventLog, TrainResult
 from mlxmath.training.validation import BEST
 
 FOLDER = "judge"

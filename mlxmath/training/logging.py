@@ -15,7 +15,8 @@ from mlxmath.runtime.device import Backend
 from mlxmath.runtime.files import atomic_file
 from mlxmath.training.checkpoint import Position
 from mlxmath.training.deadline import Deadline
-from mlxmath.training.events import EVENTS, SMOOTHED, Callback, EventLog, StepReport, number, read_events, smoothed
+from mlxmath.training.event_file import EVENTS, SMOOTHED, number, read_events
+from mlxmath.training.events import Callback, EventLog, StepReport, smoothed
 from mlxmath.training.held_out import ANSWERS, LOSS, Best, Measurement, Metric
 from mlxmath.training.pairs import REWARDS
 

@@ -30,7 +30,7 @@ from mlxmath.runtime.tracker_services import FOLDER as TRACKERS
 from mlxmath.runtime.versions import versions
 from mlxmath.training.absolute import absolute_settings
 from mlxmath.training.checkpoint import FOLDER, HOLD_OUT, Checkpoint, as_written, by_step, newest_checkpoint
-from mlxmath.training.events import EVENTS
+from mlxmath.training.event_file import EVENTS
 from mlxmath.training.judge import FOLDER as JUDGED
 from mlxmath.training.logging import CURVES_PLOT, LOSS_PLOT
 from mlxmath.training.validation import BEST, HELD_OUT

@@ -33,7 +33,8 @@ from mlxmath.training import record
 from mlxmath.training.accumulate import StepSums, Workers, accumulate, over_ranks
 from mlxmath.training.checkpoint import Ending, Part, Position, Saver, as_written, check_settings, restore, share_state
 from mlxmath.training.deadline import Deadline, StopRequest
-from mlxmath.training.events import COMPLETE, EVENTS, StepReport, TrainResult
+from mlxmath.training.event_file import EVENTS
+from mlxmath.training.events import COMPLETE, StepReport, TrainResult
 from mlxmath.training.exact_answers import held_out_answers
 from mlxmath.training.gradients import Gradients
 from mlxmath.training.held_out import ANSWERS, HeldOut, Prepare, held_out_rows

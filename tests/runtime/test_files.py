@@ -23,11 +23,12 @@ from mlxmath.runtime.files import (
     atomic_file,
     atomic_folder,
     atomic_write,
+    read_json,
     remove_leftovers,
     this_host,
 )
 from mlxmath.runtime.locks import locked, making
-from mlxmath.runtime.sealed import read_record, sealed_json, sealed_line, unsealed_json, unsealed_line
+from mlxmath.runtime.sealed import lines_of, read_record, sealed_json, sealed_line, unsealed_json, unsealed_line
 from mlxmath.weights.convert import ensure_model
 from tests.helpers import ENVIRONMENT
 
@@ -234,6 +235,38 @@ def test_whoever_does_not_have_a_lock_open_does_not_hold_it(tmp_path: Path) -> N
     assert locks.holder(tmp_path) is None and locks.holder(tmp_path / "none") is None
     os.mkfifo(tmp_path / ".lock")
     assert locks.holder(tmp_path) is None
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_what_is_appended_to_is_a_file_of_our_own(kind: str, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("kept")
+    lock = tmp_path / "run" / ".lock"
+    lock.parent.mkdir()
+    {"link": lambda: lock.symlink_to(other), "pipe": lambda: os.mkfifo(lock), "folder": lock.mkdir}[kind]()
+    with pytest.raises(MlxmathError, match="cannot write"), locked(lock.parent, "--adapter-path", "mlxmath train"):
+        pass
+    assert other.read_text() == "kept" and os.path.lexists(lock)
+
+
+def test_json_that_cannot_be_ours_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    os.mkfifo(path)
+    with pytest.raises(MlxmathError, match="it is no file"):
+        read_json(path)
+    path.unlink()
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(MlxmathError, match="1,099,511,627,776 bytes"):
+        read_json(path)
+
+
+def test_a_line_without_an_end_does_not_fill_the_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with path.open("rb") as file:
+        assert len(next(lines_of(file))) < 100_000_000
 
 
 def test_a_folder_in_which_nothing_came_about_goes_again(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from mlxmath.errors import InputError
+from mlxmath.runtime.listening import IdleError, bound
 from mlxmath.serving.engine import ended
 from mlxmath.serving.names import adapters_by_name
-from mlxmath.serving.server import IdleError, bound
 from tests.helpers import run, succeed
 from tests.serving.served import serving
 
@@ -292,7 +292,7 @@ def test_a_listener_ends_when_nobody_has_asked_for_a_while() -> None:
 
         def log_message(self, *_: object) -> None: ...
 
-    with bound("127.0.0.1", 0) as listener:
+    with bound("127.0.0.1", 0, "") as listener:
         listener.RequestHandlerClass = Slow
         listener.end_when_idle(0.3)
         asking = threading.Thread(target=lambda: urllib.request.urlopen(listener.url, timeout=10).close())

@@ -73,6 +73,17 @@ def test_raters_are_compared_whatever_the_order_was() -> None:
     )
     assert found.kappa is not None and found.kappa.estimate == pytest.approx(reference(table).kappa)
     assert found.num_both == 32 and found.share.estimate == 0.25
+    several = [
+        replace(one, **{f"{side}_sample": int(one.pair[4:]) // 4 for side in ("left", "right")}) for one in given
+    ]  # of the same verdicts about several samples of each, no other agreement
+    assert between_raters(several)["Ann", "Bob"] == found
+    of_one = [
+        replace(one, left_label="base", right_label="base", left_fingerprint="f", right_fingerprint="f",
+                **{f"{side}_sample": int(one.pair[4:]) + ("tuned" in getattr(one, f"{side}_label"))
+                   for side in ("left", "right")})
+        for one in given
+    ]  # fmt: skip
+    assert between_raters(of_one)["Ann", "Bob"] == found
     assert between_raters([rating(0, "left", rater="Ann"), rating(1, "left", rater="Bob")]) == {}
     assert [(one.rater, one.total, one.better, one.same, one.both_bad) for one in counts(given)] == [
         ("Ann", 32, 16, 8, 8), ("Bob", 32, 16, 8, 8)

@@ -1,10 +1,13 @@
 """All pages in a browser: nothing goes wrong in them, on a phone and in the dark."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tests.studio.browser import PHONE, is_dark, is_too_wide
+from mlxmath.studio.place import Studio
+from mlxmath.studio.server import _address
+from tests.studio.browser import PHONE, Served, is_dark, is_too_wide
 from tests.studio.make import make_run, rollout, step, write_events
 
 
@@ -66,3 +69,26 @@ def test_runs_over_one_another_on_a_phone(folder: Path, visit: Callable[..., Any
     tab.get_by_role("link", name="b", exact=True).click()
     tab.get_by_text("30 steps, read in").wait_for()
     assert not is_too_wide(tab) and is_dark(tab)
+
+
+def test_a_browser_comes_in_through_a_file(chromium: Any, studio: Studio, serving: Callable[..., Served]) -> None:
+    with ExitStack() as closing:
+        context = chromium.new_context()
+        closing.callback(context.close)
+        tab = context.new_page()
+        tab.goto(_address(studio, serving().address("/"), closing))
+        tab.get_by_role("heading", name="Runs").wait_for()
+        assert tab.url.endswith("/runs")
+
+
+def test_a_page_says_that_its_studio_has_ended(
+    folder: Path, visit: Callable[..., Any], serving: Callable[..., Served]
+) -> None:
+    make_run(folder, "a")
+    served = serving()
+    tab = visit("/runs", served=served)
+    served.process.kill()
+    served.process.wait()
+    tab.get_by_role("searchbox").fill("a")
+    tab.get_by_role("alert").filter(has_text="does not answer").wait_for()
+    visit.troubles.clear()

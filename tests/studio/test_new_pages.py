@@ -95,6 +95,8 @@ def test_what_makes_pages_loads_no_model_library(folder: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+    program = "import sys, mlxmath.studio.server\nassert not {'mlx.core', 'transformers', 'sympy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, check=True)
 
 
 def test_the_file_holds_the_settings_of_the_form(client: TestClient, studio: Studio, tmp_path: Path) -> None:

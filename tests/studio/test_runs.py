@@ -277,22 +277,40 @@ def test_samples_are_shown_with_their_grade(studio: Studio, client: TestClient) 
 
 
 @pytest.mark.parametrize(("settings", "reason"), [
-    ('[model]\nmodel = "demo"\n[grpo.reward_weights]\ncorrectness = 1.0\n"model:/x" = 1\n', ""),
+    ('[model]\nmodel = "demo"\n[grpo.reward_weights]\ncorrectness = 1.0\n"model:judges" = 1\n', ""),
     ('[grpo.reward_weights]\n"mine:reward" = 1.0\n', "code"), ("[model]\ntrust_remote_code = true\n", "code"),
-    ('[training]\nreport_to = ["wandb"]\n', "reports"), ("[model", "TOML"), ("a = " + "[" * 9999, "TOML"),
-    ("[grpo]\nreward_weights = 5\n", ""),
+    ("[model]\noverwrite = true\n", "replace"), ('[model]\nmlx_path = "~/Documents"\n', "lies outside"),
+    ('[data]\ncache_dir = "../elsewhere"\n', "lies outside"), ('[grpo.reward_weights]\n"model:/x" = 1\n', "outside"),
+    ('[training]\nreport_to = ["wandb"]\n', "figures elsewhere"), ("[model", "TOML"),
+    ("a = " + "[" * 9999, "TOML"), ("[grpo]\nreward_weights = 5\n", "grpo"),
 ])  # fmt: skip
-def test_what_executes_code_is_not_gone_on_with_by_a_click(
+def test_what_executes_code_or_leads_out_is_not_gone_on_with_by_a_click(
     studio: Studio, client: TestClient, monkeypatch: pytest.MonkeyPatch, settings: str, reason: str
 ) -> None:
-    assert reason in why_not_here(settings) and bool(reason) == bool(why_not_here(settings))
     make_run(studio.folder, "a", "stopped", method="grpo", settings=settings)
+    run = find_run(studio, "a")
+    assert run is not None
+    told = why_not_here(studio, run)
+    assert reason in told and bool(reason) == bool(told)
     started: list[tuple[str, ...]] = []
     monkeypatch.setattr(Jobs, "start", lambda _, *arguments: started.append(arguments))
     assert client.post("/runs/a/resume").status_code == (422 if reason else 200)
     assert len(started) == (not reason)
     page = client.get("/runs/a").text
     assert ("/runs/a/resume" in page) == (not reason) and "mlxmath grpo --config=a/run.toml" in page
+
+
+def test_links_that_lead_out_of_a_run_are_not_written_through(
+    studio: Studio, client: TestClient, tmp_path: Path
+) -> None:
+    make_run(studio.folder, "a", "stopped")
+    (studio.folder / "a" / "kept").symlink_to("run.toml")
+    assert "/runs/a/resume" in client.get("/runs/a").text
+    (studio.folder / "a" / "checkpoints").symlink_to(tmp_path)
+    assert "/runs/a/resume" not in client.get("/runs/a").text
+    assert "lies outside" in client.post("/runs/a/resume").text
+    new = client.post("/new/check", data={"recipe": "demo", "adapter_path": "a", "overwrite": "yes"}).text
+    assert "lies outside" in new
 
 
 def test_a_run_that_has_just_been_started_has_a_page(

@@ -15,7 +15,8 @@ import pytest
 from mlxmath.runtime.device import MemoryStats
 from mlxmath.training.checkpoint import Position
 from mlxmath.training.deadline import Deadline
-from mlxmath.training.events import EventLog, StepReport, read_events
+from mlxmath.training.event_file import read_events
+from mlxmath.training.events import EventLog, StepReport
 from mlxmath.training.held_out import Best, Measurement
 from mlxmath.training.logging import ProgressBar, RunLogger, plot_loss, plot_pairs, plot_rollouts
 

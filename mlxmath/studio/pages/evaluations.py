@@ -7,7 +7,7 @@ from urllib.parse import quote, urlencode
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from mlxmath.data.datasets import BENCHMARKS
@@ -189,12 +189,12 @@ def report(request: Request) -> Response:
     the studio's pages or use its cookie, even if a script of it ran; none does but that which this version's reports
     have, by its hash. (To make the page anew from the samples would take a minute for 20,000 problems.)
     """
-    _, folder = _folder(request)
-    path = folder / REPORT
-    if not path.is_file():
+    studio, folder = _folder(request)
+    path = studio.file(folder / REPORT)
+    if path is None:
         raise HTTPException(404, "There is no report yet; it is written when every model has answered.")
     sandbox = f"sandbox allow-scripts allow-popups; frame-ancestors 'none'; {policy()}"
-    return HTMLResponse(path.read_bytes(), headers={"Content-Security-Policy": sandbox})
+    return FileResponse(path, media_type="text/html", headers={"Content-Security-Policy": sandbox})
 
 
 def _folder(request: Request) -> tuple[Studio, Path]:

@@ -22,8 +22,8 @@ from mlxmath.studio.place import Studio
 from mlxmath.studio.render import render, studio_of
 from mlxmath.studio.run import Run
 from mlxmath.studio.run_folder import adapters, resume_arguments, settings_text, used_in, why_not_here
-from mlxmath.studio.runs import all_runs, file_of, find_run, without_run
-from mlxmath.training.events import EVENTS
+from mlxmath.studio.runs import all_runs, find_run, without_run
+from mlxmath.training.event_file import EVENTS
 
 _SORTS: dict[str, tuple[str, Callable[[Run], Any]]] = {
     "state": ("State", lambda run: (not run.is_live, run.look[1])),
@@ -97,9 +97,9 @@ def _state(request: Request, run: Run) -> Response:
 
 
 def _of_state(studio: Studio, run: Run) -> dict[str, Any]:
-    text = settings_text(studio, run)
+    can_resume = run.can_resume and not run.is_live
     return {
-        "run": run, "settings": text, "refusal": "" if text is None else why_not_here(text),
+        "run": run, "settings": settings_text(studio, run), "refusal": why_not_here(studio, run) if can_resume else "",
         "command": shlex.join(["mlxmath", *resume_arguments(run)]), "memory_bytes": _memory(run),
     }  # fmt: skip
 
@@ -114,7 +114,7 @@ def _samples(studio: Studio, run: Run) -> list[dict[str, str]]:
 
     A long log is not waited for: the page asks for its points, and again for this once they are there.
     """
-    path = file_of(studio, run.folder, EVENTS)
+    path = studio.file(run.folder / EVENTS)
     if path is None:
         return []
     log, found = log_of(path), []
@@ -122,7 +122,10 @@ def _samples(studio: Studio, run: Run) -> list[dict[str, str]]:
         events = list(log.refresh(_SOON_BYTES).samples)
     for event in reversed(events):
         texts = {name: event["example"].get(name) for name in _OF_A_SAMPLE} | {"step": event.get("step")}
-        found.append({name: "" if value is None else str(value)[:_MOST_TEXT] for name, value in texts.items()})
+        found.append({
+            name: str(value)[:_MOST_TEXT] if isinstance(value, str | int | float) else ""
+            for name, value in texts.items()
+        })  # fmt: skip
     return found
 
 
@@ -132,7 +135,7 @@ def data(request: Request) -> Response:
         return _named(request, "data")
     studio, run = studio_of(request), _run(request)
     start = time.perf_counter()
-    events = file_of(studio, run.folder, EVENTS)
+    events = studio.file(run.folder / EVENTS)
     if events is None:
         return JSONResponse({"mark": "", "tables": {}, "charts": [], "live": run.is_live, "seconds": 0.0})
     log = log_of(events)
@@ -179,7 +182,7 @@ def resume(request: Request) -> Response:
     text = settings_text(studio, run)
     if text is None or not run.can_resume:
         raise InputError(f"{run.name} is {run.look[1]}: there is nothing to go on with.")
-    if refusal := why_not_here(text):
+    if refusal := why_not_here(studio, run):
         raise InputError(f"{run.name} is not gone on with from here, since {refusal}; copy the command to a terminal.")
     studio.jobs.start(*resume_arguments(run))
     return _state(request, _run(request))

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from mlxmath.training.events import EVENTS, StepReport, number, read_events
+from mlxmath.training.event_file import EVENTS, number, read_events
+from mlxmath.training.events import StepReport
 from mlxmath.training.grpo.logging import Figures, RolloutLogger
 from mlxmath.training.logging import CURVES_PLOT, Curves, draw
 

@@ -17,7 +17,8 @@ from mlxmath.runtime.console import duration, is_shown, printable, say
 from mlxmath.runtime.device import Backend
 from mlxmath.training.checkpoint import Position
 from mlxmath.training.deadline import Deadline
-from mlxmath.training.events import EVENTS, Callback, EventLog, StepReport
+from mlxmath.training.event_file import EVENTS
+from mlxmath.training.events import Callback, EventLog, StepReport
 from mlxmath.training.grpo.report import RolloutReport
 from mlxmath.training.held_out import Best, Measurement
 from mlxmath.training.logging import CURVES_PLOT, RunLogger, plot_rollouts
