@@ -228,8 +228,11 @@ def test_pages_say_what_was_measured(figures: ModuleType) -> None:
 def test_pictures_show_what_was_measured(figures: ModuleType) -> None:
     """Else: `python tools/figures.py`."""
     assert figures.stale_pictures() == []
-    used = {Path(found).name for page in PAGES for found in re.findall(r"!\[[^]]*\]\(([^)]+\.png)\)", page.read_text())}
-    assert used == set(figures.PICTURES) == {path.name for path in DOCS.glob("*.png")}
+    used = {
+        page.parent / found for page in PAGES for found in re.findall(r"!\[[^]]*\]\(([^)]+\.png)\)", page.read_text())
+    }
+    assert used == set(DOCS.rglob("*.png"))
+    assert set(figures.PICTURES) == {path.name for path in DOCS.glob("*.png")}  # those of studio/: tools/screenshots.py
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,7 @@ from mlxmath.runtime.console import say
 
 @options.command("convert")
 @options.configured
-@options.setting_options(
-    *MODEL, *MODEL_WRITE, "model.trust_remote_code", *DATA, *RUNTIME
-)
+@options.setting_options(*MODEL, *MODEL_WRITE, "model.trust_remote_code", *DATA, *RUNTIME)
 def main(**values: Any) -> None:
     """Turn Hugging Face weights or a GGUF file into a model that MLX reads.
 
