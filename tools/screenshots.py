@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
@@ -132,11 +133,16 @@ def take(browser: Any, served: Served, name: str, path: Path, size: tuple[int, i
 
 
 def few_colors(picture: Image.Image) -> Image.Image:
-    """The 256 most frequent colors as they are, and the edges of letters in the nearest of them."""
-    counts = sorted(picture.getcolors(picture.width * picture.height), reverse=True)[:256]
-    palette = Image.new("P", (1, 1))
-    palette.putpalette([value for _, color in counts for value in color])
-    return picture.quantize(palette=palette, dither=Image.Dither.NONE)
+    """The 256 most frequent colors as they are, which Pillow's mapping tints; the edges of letters in the nearest."""
+    pixels_HWC = np.asarray(picture.convert("RGB")).astype(np.int64)
+    packed_HW = pixels_HWC @ [1 << 16, 1 << 8, 1]
+    packed_N, places, counts_N = np.unique(packed_HW, return_inverse=True, return_counts=True)
+    colors_NC = np.stack([packed_N >> shift & 255 for shift in (16, 8, 0)], axis=1)
+    kept_KC = colors_NC[np.argsort(-counts_N, kind="stable")[:256]]
+    nearest_N = ((colors_NC[:, None] - kept_KC) ** 2).sum(2).argmin(1)
+    drawn = Image.fromarray(nearest_N[places].reshape(packed_HW.shape).astype(np.uint8), "P")
+    drawn.putpalette(kept_KC.astype(np.uint8).tobytes())
+    return drawn
 
 
 def _curves(tab: Any) -> None:
