@@ -124,10 +124,7 @@ def take(browser: Any, served: Served, name: str, path: Path, size: tuple[int, i
     width, height = size
     height = min(height, tab.evaluate("Math.ceil(document.body.getBoundingClientRect().bottom)"))
     png = tab.screenshot(clip={"x": 0, "y": 0, "width": width, "height": height})
-    few = (
-        Image.open(io.BytesIO(png)).convert("RGB").quantize(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    )
-    few.save(path, optimize=True)
+    few_colors(Image.open(io.BytesIO(png))).save(path, optimize=True)
     print(f"{path.relative_to(REPOSITORY)}: {path.stat().st_size:,} bytes")
     tab.context.close()
 
