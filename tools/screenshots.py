@@ -154,13 +154,9 @@ def _plan(tab: Any) -> None:
 
 
 def _answers(tab: Any) -> None:
-    tab.get_by_role("button", name="Draw one").click()
-    tab.get_by_text("of 200").wait_for()
-    for box in tab.get_by_role("checkbox").all():
-        box.set_checked(box.get_attribute("value") in ("", "runs/first"))
     tab.get_by_role("button", name="Ask").click()
     tab.locator(".answer .verdict").nth(1).wait_for(timeout=120_000)
-    tab.locator("#question").evaluate("() => scrollTo(0, 0)")
+    tab.locator(".asked").evaluate("e => scrollTo(0, innerWidth > 600 ? 0 : e.offsetTop - 500)")
 
 
 def _problem(tab: Any) -> None:
@@ -178,7 +174,7 @@ PAGES: Mapping[str, tuple[str, Callable[[Any], None]]] = {
     "rewarded": ("/runs/runs/rewarded", _curves),
     "over": (f"/runs/over?run=runs/first&run={quote('runs/rank 2')}", _curves),
     "new": ("/new?recipe=demo&adapter_path=runs/next", _plan),
-    "compare": ("/compare", _answers),
+    "compare": (f"/compare?evaluation={EVALUATION}&problem=demo/59&adapter=runs/first", _answers),
     "evaluation": (f"/evaluations/{EVALUATION}?outcome=fixed", _problem),
     "rate": (f"/rate/next?source={quote(EVALUATION, '')}&rater=Cleo&differ=on", _nothing),
     "results": ("/rate/results", _nothing),
