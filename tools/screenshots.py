@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
@@ -123,20 +124,22 @@ def take(browser: Any, served: Served, name: str, path: Path, size: tuple[int, i
     width, height = size
     height = min(height, tab.evaluate("Math.ceil(document.body.getBoundingClientRect().bottom)"))
     png = tab.screenshot(clip={"x": 0, "y": 0, "width": width, "height": height})
-    few = (
-        Image.open(io.BytesIO(png)).convert("RGB").quantize(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    )
-    few.save(path, optimize=True)
+    few_colors(Image.open(io.BytesIO(png))).save(path, optimize=True)
     print(f"{path.relative_to(REPOSITORY)}: {path.stat().st_size:,} bytes")
     tab.context.close()
 
 
 def few_colors(picture: Image.Image) -> Image.Image:
-    """The 256 most frequent colors as they are, and the edges of letters in the nearest of them."""
-    counts = sorted(picture.getcolors(picture.width * picture.height), reverse=True)[:256]
-    palette = Image.new("P", (1, 1))
-    palette.putpalette([value for _, color in counts for value in color])
-    return picture.quantize(palette=palette, dither=Image.Dither.NONE)
+    """The 256 most frequent colors as they are, which Pillow's mapping tints; the edges of letters in the nearest."""
+    pixels_HWC = np.asarray(picture.convert("RGB")).astype(np.int64)
+    packed_HW = pixels_HWC @ [1 << 16, 1 << 8, 1]
+    packed_N, places, counts_N = np.unique(packed_HW, return_inverse=True, return_counts=True)
+    colors_NC = np.stack([packed_N >> shift & 255 for shift in (16, 8, 0)], axis=1)
+    kept_KC = colors_NC[np.argsort(-counts_N, kind="stable")[:256]]
+    nearest_N = ((colors_NC[:, None] - kept_KC) ** 2).sum(2).argmin(1)
+    drawn = Image.fromarray(nearest_N[places].reshape(packed_HW.shape).astype(np.uint8), "P")
+    drawn.putpalette(kept_KC.astype(np.uint8).tobytes())
+    return drawn
 
 
 def _curves(tab: Any) -> None:
@@ -151,13 +154,9 @@ def _plan(tab: Any) -> None:
 
 
 def _answers(tab: Any) -> None:
-    tab.get_by_role("button", name="Draw one").click()
-    tab.get_by_text("of 200").wait_for()
-    for box in tab.get_by_role("checkbox").all():
-        box.set_checked(box.get_attribute("value") in ("", "runs/first"))
     tab.get_by_role("button", name="Ask").click()
     tab.locator(".answer .verdict").nth(1).wait_for(timeout=120_000)
-    tab.locator("#question").evaluate("() => scrollTo(0, 0)")
+    tab.locator(".asked").evaluate("e => scrollTo(0, innerWidth > 600 ? 0 : e.offsetTop - 500)")
 
 
 def _problem(tab: Any) -> None:
@@ -175,7 +174,7 @@ PAGES: Mapping[str, tuple[str, Callable[[Any], None]]] = {
     "rewarded": ("/runs/runs/rewarded", _curves),
     "over": (f"/runs/over?run=runs/first&run={quote('runs/rank 2')}", _curves),
     "new": ("/new?recipe=demo&adapter_path=runs/next", _plan),
-    "compare": ("/compare", _answers),
+    "compare": (f"/compare?evaluation={EVALUATION}&problem=demo/59&adapter=runs/first", _answers),
     "evaluation": (f"/evaluations/{EVALUATION}?outcome=fixed", _problem),
     "rate": (f"/rate/next?source={quote(EVALUATION, '')}&rater=Cleo&differ=on", _nothing),
     "results": ("/rate/results", _nothing),

@@ -1,9 +1,11 @@
 """From the first run to one on what was rated, all by the pages; then the same by the command lines that they show."""
 
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,11 @@ from mlxmath.config.schema import SourceConfig
 from mlxmath.data.sources import load_problems
 from mlxmath.studio.place import Studio
 from mlxmath.studio.ratings import ratings_of
-from tests.helpers import json_lines, succeed, wait_until
+from tests.helpers import events, json_lines, succeed, wait_for_step, wait_until
 
-STEPS = 120
+STEPS, EVERY = 60, 20
 FIRST = {"max_steps": f"{STEPS}", "batch_size": "4", "warmup_steps": "5", "validation_split": "24",
-         "eval_every": "40", "save_every": "30"}  # fmt: skip
+         "eval_every": f"{EVERY}", "save_every": f"{EVERY}"}  # fmt: skip
 PREFERRED = {"model": "demo", "adapter_path": "preferred", "max_steps": "3", "batch_size": "2",
              "grad_accumulation_steps": "1", "lora_rank": "4"}  # fmt: skip
 PATIENCE_MS = 60_000
@@ -30,7 +32,7 @@ def test_all_of_it_and_every_file_is_what_the_command_line_writes(
     tab.locator("#start").select_option("recipe=demo")
     tab.locator("#command", has_text="mlxmath train --recipe demo").wait_for()
     lines = [started(tab, FIRST, "adapters")]
-    watched_stopped_and_resumed(tab)
+    watched_stopped_and_resumed(tab, folder)
     lines.append(evaluated(tab))
     compared(tab)
     rated(tab)
@@ -81,19 +83,29 @@ def started(tab: Any, fields: Mapping[str, str], place: str) -> str:
     return str(line)
 
 
-def watched_stopped_and_resumed(tab: Any) -> None:
+def watched_stopped_and_resumed(tab: Any, folder: Path) -> None:
+    """The run holds its breath twice, so that the page sees it however fast it is."""
+    (job,) = Studio(folder).jobs.all()
+
     def steps() -> int:
         found = re.match(r"([\d,]+) steps, read in", tab.locator("#read").inner_text())
         return int(found[1].replace(",", "")) if found else 0
 
+    wait_for_step(folder, 2)
+    os.kill(job.pid, signal.SIGSTOP)
     wait_until(steps, "no curve")
     first = steps()
+    os.kill(job.pid, signal.SIGCONT)
+    wait_for_step(folder, first + 2)
+    os.kill(job.pid, signal.SIGSTOP)
     wait_until(lambda: steps() > first, "the curve does not grow")
     told = tab.locator("#charts figure", has_text="Loss").first.locator("figcaption").inner_text()
     assert int(re.findall(r"at step (\d+)", told)[0]) > first and tab.locator("#charts canvas").count() >= 4
     tab.get_by_role("button", name="Stop and save").click()
+    tab.wait_for_timeout(100)
+    os.kill(job.pid, signal.SIGCONT)
     tab.get_by_text("stopped", exact=True).wait_for()
-    wait_until(lambda: steps() < STEPS)
+    assert len(events(folder)) < STEPS
     assert tab.locator("#state code").inner_text() == (
         "mlxmath train --config=adapters/run.toml --adapter-path=adapters --resume"
     )
@@ -154,7 +166,6 @@ ANEW = {"time", "seconds", "started", "updated", "checksum", "tokens_per_second"
 """What the same command writes anew each time, or by whether it was given options or their file."""
 STOPPED = {"resume", "measurements", "history"}
 """What tells that a run was stopped and resumed: it is measured once more."""
-EVERY = 40
 
 
 def files(folder: Path) -> dict[str, Any]:
