@@ -29,10 +29,13 @@ def create_app(studio: Studio) -> Starlette:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """What a user's error says, on a page, or in the place that asked for a part of one."""
-    return render(request, "error.html", 422, message=str(error))
+    """What a user's error says: on a page, or above the one that asked for a part, which stays as it is."""
+    answer = render(request, "error.html", 422, heading="That did not work", message=str(error))
+    answer.headers.update({"HX-Retarget": "#lost", "HX-Reswap": "innerHTML"})
+    return answer
 
 
 async def _absent(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return render(request, "error.html", error.status_code, message=error.detail)
+    heading = "Not found" if error.status_code == 404 else "Not allowed here"
+    return render(request, "error.html", error.status_code, heading=heading, message=error.detail)

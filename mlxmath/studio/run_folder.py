@@ -16,7 +16,9 @@ from mlxmath.studio.place import Studio
 from mlxmath.studio.run import Run, told
 from mlxmath.studio.runs import file_of
 
-_CHECKPOINTS, _BEST, _WEIGHTS, _EVALUATION = "checkpoints", "best", "adapters.safetensors", "settings.json"
+BEST = "best"
+"""The adapters that did best on what is held out: their folder, and what they are called."""
+_CHECKPOINTS, _WEIGHTS, _EVALUATION = "checkpoints", "adapters.safetensors", "settings.json"
 _OF_A_REWARD_MODEL = "model:"
 _MOST_BYTES = 1_000_000
 _MOST_CHECKPOINTS = 20
@@ -39,7 +41,7 @@ def adapters(studio: Studio, run: Run) -> list[Adapters]:
     """The last ones, the best, those of the newest checkpoints."""
     steps = [path for path in (run.folder / _CHECKPOINTS).glob("step-*") if path.name[5:].isdecimal()]
     steps = sorted(steps, key=lambda path: int(path.name[5:]), reverse=True)[:_MOST_CHECKPOINTS]
-    places = [(run.folder, "last"), (run.folder / _BEST, "best")]
+    places = [(run.folder, "last"), (run.folder / BEST, BEST)]
     places += [(path, f"checkpoint at step {int(path.name[5:]):,}") for path in steps]
     found = []
     for place, label in places:
