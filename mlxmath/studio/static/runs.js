@@ -200,7 +200,7 @@ document.body.addEventListener("htmx:afterSettle", () => {
   if (word() === state) return;
   state = word();
   tell(`The run is now: ${state}`);
-  more("after");
+  for (const id of ["about", "after", "kept"]) more(id); // what a run has once it has begun, or ended
 });
 
 tools.addEventListener("input", drawAll);
