@@ -30,20 +30,27 @@ def create_app(studio: Studio) -> Starlette:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """What a user's error says, on a page, or in the place that asked for a part of one."""
-    return render(request, "error.html", 422, message=str(error))
+    """What a user's error says: on a page, or above the one that asked for a part, which stays as it is."""
+    return _told(request, str(error))
 
 
 async def _unread(request: Request, error: Exception) -> Response:
     """A file that has gone while it was looked at, or is not for this user."""
     assert isinstance(error, OSError)
     name = "a file" if error.filename is None else os.fsdecode(error.filename)
-    return render(request, "error.html", 422, message=f"{name}: {error.strerror or error}; reload the page.")
+    return _told(request, f"{name}: {error.strerror or error}; reload the page.")
+
+
+def _told(request: Request, message: str) -> Response:
+    answer = render(request, "error.html", 422, heading="That did not work", message=message)
+    answer.headers.update({"HX-Retarget": "#lost", "HX-Reswap": "innerHTML"})
+    return answer
 
 
 async def _absent(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return render(request, "error.html", error.status_code, message=error.detail)
+    heading = "Not found" if error.status_code == 404 else "Not allowed here"
+    return render(request, "error.html", error.status_code, heading=heading, message=error.detail)
 
 
 _HANDLERS = {MlxmathError: _failed, OSError: _unread, HTTPException: _absent}

@@ -10,7 +10,10 @@ from mlxmath.config.section import plain_type, texts
 from mlxmath.studio.form import COMMANDS, NO, OVERWRITE, REWARDS, YES, Checked
 
 _WITH_MODEL = ("model.model", "model.mlx_path", "model.quantize", "model.dtype")
-_WITH_DATA = ("data.dataset", "data.split", "data.num_examples", "data.filters", "data.template", "data.max_seq_len")
+_WITH_DATA = (
+    "data.dataset", "data.question_column", "data.solution_column", "data.answer_column", "data.split",
+    "data.num_examples", "data.filters", "data.template", "data.max_seq_len",
+)  # fmt: skip
 _FIRST = (
     "training.adapter_path", "training.learning_rate", "training.num_epochs", "training.max_steps",
     "training.max_training_time_hours", "training.batch_size", "training.grad_accumulation_steps", "lora.rank",

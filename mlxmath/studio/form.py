@@ -1,10 +1,11 @@
 """The form of a new run: what was filled in, what the schema says to it, and the command line that it stands for."""
 
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
+from pathlib import PurePath
 from typing import Any, Literal, get_args, get_origin
 from urllib.parse import parse_qsl, urlencode
 
@@ -106,6 +107,28 @@ def draft_of(values: Mapping[str, str]) -> Draft:
             given[fields[key]] = text.strip()
     given = {name: text for name, text in given.items() if text}
     return Draft(command, recipe, run, given)
+
+
+def query_of(command: str, rest: Sequence[str]) -> str:
+    """The settings of a command line that a form has made, for the address of a form that has them."""
+    by_option = {option_name(name): name for name in _names(command)}
+    found, rewards, words = {"command": command}, [], iter(rest)
+    for word in words:
+        option, equals, value = word.partition("=")
+        name = by_option.get(option)
+        if name and plain_type(SETTINGS[name].annotation) is bool:
+            found[keyword(name)] = YES
+        elif name or option in ("--recipe", "--config", "--set", "--reward"):
+            value = value if equals else next(words, "")
+            if option == "--reward":
+                rewards.append(value)
+            elif option == "--set":  # what a recipe turns on and the form off
+                found[keyword(value.partition("=")[0])] = NO
+            else:
+                found[keyword(name) if name else option.removeprefix("--")] = value
+    if config := found.pop("config", ""):
+        found["from"] = str(PurePath(config).parent)
+    return urlencode(found | ({keyword(REWARDS): ", ".join(rewards)} if rewards else {}))
 
 
 def typed(name: str, text: str) -> Any:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import secrets
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +130,17 @@ class Jobs:
                 return file.read().decode("utf-8", "replace")
         except OSError:
             return ""
+
+    def dismiss(self, job: Job) -> None:
+        """Forget one that has ended, with what it said.
+
+        Raises:
+            MlxmathError: it runs, or its folder cannot be removed.
+        """
+        if job.is_alive:
+            raise MlxmathError(f"{job.command_line} still runs; stop it first.")
+        with disk_errors(self._place / job.id):
+            shutil.rmtree(self._place / job.id)
 
     def stop(self, job: Job) -> None:
         """Ask it to save and end; see `stop`."""

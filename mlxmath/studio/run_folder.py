@@ -15,7 +15,9 @@ from mlxmath.studio.paths import outside, refused
 from mlxmath.studio.place import MOST_SETTINGS_BYTES, Studio
 from mlxmath.studio.run import Run, told
 
-_CHECKPOINTS, _BEST, _WEIGHTS, _EVALUATION = "checkpoints", "best", "adapters.safetensors", "settings.json"
+BEST = "best"
+"""The adapters that did best on what is held out: their folder, and what they are called."""
+_CHECKPOINTS, _WEIGHTS, _EVALUATION = "checkpoints", "adapters.safetensors", "settings.json"
 _MOST_CHECKPOINTS = 20
 
 
@@ -36,7 +38,7 @@ def adapters(studio: Studio, run: Run) -> list[Adapters]:
     """The last ones, the best, those of the newest checkpoints."""
     steps = [path for path in (run.folder / _CHECKPOINTS).glob("step-*") if path.name[5:].isdecimal()]
     steps = sorted(steps, key=lambda path: int(path.name[5:]), reverse=True)[:_MOST_CHECKPOINTS]
-    places = [(run.folder, "last"), (run.folder / _BEST, "best")]
+    places = [(run.folder, "last"), (run.folder / BEST, BEST)]
     places += [(path, f"checkpoint at step {int(path.name[5:]):,}") for path in steps]
     found = []
     for place, label in places:

@@ -22,6 +22,7 @@ from mlxmath.evaluation.samples import (
     read_settings,
 )
 from mlxmath.parsing import HALF_A_CHARACTER
+from mlxmath.runtime.files import real
 from mlxmath.runtime.sealed import lines_of, unsealed_line
 from mlxmath.studio.place import Studio
 from mlxmath.studio.remembered import Remembered
@@ -133,6 +134,26 @@ def source(studio: Studio, name: str) -> Source:
     labels, benchmarks = tuple(fingerprints_of(settings)), ", ".join(one["name"] for one in settings["benchmarks"])
     written = (path if path.exists() else folder).stat().st_mtime
     return Source(studio.name(folder), EVALUATION, labels, settings["samples"], benchmarks, written)
+
+
+def answered_in(studio: Studio, name: str) -> list[tuple[str, str]]:
+    """The model and the adapters that answered in an evaluation, as far as they lie in the folder."""
+    try:
+        settings = read_settings(studio.inside(name, "source"))
+    except MlxmathError:  # it is not there any more
+        return []
+    return of_folder(studio, settings["contestants"])
+
+
+def of_folder(studio: Studio, contestants: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """("model" or "adapter", folder) of those who answered in an evaluation, as far as these lie in the studio's."""
+    found = []
+    for one in contestants:
+        for name, kind in (("folder", "model"), ("adapter_folder", "adapter")):
+            path = real(studio.folder / one[name]) if isinstance(one.get(name), str) else None
+            if path and path.is_relative_to(studio.folder) and (kind, studio.name(path)) not in found:
+                found.append((kind, studio.name(path)))
+    return found
 
 
 class Problems:

@@ -1,7 +1,7 @@
 """The converted models in the folder, and the adapters that belong to each: what can be asked and compared."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -42,27 +42,87 @@ class Model:
     """Relative to the studio's folder."""
     described: str
     """What it was made from, its type and size."""
+    source: str
+    """What it was made from, as `--model` takes it; its own folder where that need not be there any more."""
     adapters: tuple[Adapter, ...]
     """Trained on it, or on nobody knows what; the newest first."""
 
 
-def models(studio: Studio) -> list[Model]:
-    """All of them, by name."""
-    made, adapters = [], []
+def models(studio: Studio, also: Iterable[str] = ()) -> list[Model]:
+    """All of them, by name.
+
+    Args:
+        studio: in whose folder they are.
+        also: adapters to name that are not looked for, as those of checkpoints.
+    """
+    made, adapters = (
+        [],
+        [found for name in also if name and not HALF_A_CHARACTER.search(name) and (found := adapter(studio, name))],
+    )
     for folder in studio.holding(FILE_NAME, _ADAPTER):
         if HALF_A_CHARACTER.search(str(folder)):
             continue  # no page can name it
         if manifest := _manifest(folder, _changed_ns(folder / FILE_NAME)):
             made.append((folder, manifest))
         adapters += [found for place in (folder, folder / _BEST) if (found := _adapter(studio, place))]
+    adapters = list(dict.fromkeys(adapters))
     adapters.sort(key=lambda one: -one.changed_ns)
     return [
         Model(
             studio.name(folder), manifest.describe(),
+            studio.name(folder) if Path(manifest.source).is_absolute() else manifest.source,
             tuple(one for one in adapters if one.fingerprint is None or manifest.identity.accepts(one.fingerprint)),
         )
         for folder, manifest in made
     ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Contestants:
+    """What the choice of who answers shows."""
+
+    models: list[Model]
+    model: Model | None
+    """The chosen one."""
+    chosen: list[str]
+    """Its adapters that are chosen."""
+
+
+def contestants(studio: Studio, model: str = "", adapters: Sequence[str] = ()) -> Contestants:
+    """Those that are named; else the first model, or that of the adapters, and its newest adapter.
+
+    Raises:
+        InputError: a name leads out of the folder.
+    """
+    found = models(studio, adapters)
+    of_adapter = next((one for one in found if any(each.name in adapters for each in one.adapters)), None)
+    taken = next((one for one in found if one.name == model), of_adapter or next(iter(found), None))
+    own = [one.name for one in taken.adapters] if taken else []
+    return Contestants(found, taken, [name for name in own if name in adapters] or own[:1])
+
+
+def further(studio: Studio, model: str, name: str | None) -> dict[str, str]:
+    """Settings of a run of a model that begins with an adapter, for the address of a form.
+
+    Args:
+        studio: in whose folder both are.
+        model: the model's folder; "" for the one that the adapter was trained on.
+        name: the adapter's folder; None for none.
+    """
+    adapters = [] if name is None else [name]
+    found = contestants(studio, model, adapters).model
+    if found is None or (name and not any(one.name == name for one in found.adapters)):
+        return {}
+    settings = {"model": found.source, "mlx_path": found.name}
+    if name is None:
+        return settings
+    record = _record(studio.inside(name) / _ADAPTER, _changed_ns(studio.inside(name) / _ADAPTER)) or {}
+    shape, alpha = record.get("lora_parameters"), record.get("lora_alpha")
+    if not isinstance(shape, dict) or not isinstance(shape.get("keys"), list):
+        return settings
+    layers = dict.fromkeys(str(key).rpartition(".")[2] for key in shape["keys"])
+    settings |= {"init_adapter": name, "lora_rank": str(shape.get("rank", "")), "lora_targets": ",".join(layers)}
+    return settings | ({} if alpha is None else {"lora_alpha": f"{alpha:g}" if type(alpha) is float else str(alpha)})
 
 
 def adapter(studio: Studio, name: str) -> Adapter | None:

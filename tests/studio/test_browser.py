@@ -47,7 +47,7 @@ def test_a_curve_grows_while_somebody_looks_until_the_run_is_stopped(
     tab.keyboard.press("Enter")
     tab.get_by_text("killed", exact=True).wait_for()
     assert tab.get_by_role("status").all_inner_texts() == ["The run is now: killed"]
-    assert process.wait(10) != 0 and tab.get_by_role("button", name="Go on with it").is_visible()
+    assert process.wait(10) != 0 and tab.get_by_role("button", name="Resume").is_visible()
 
 
 def test_runs_over_one_another_on_a_phone(folder: Path, visit: Callable[..., Any]) -> None:
@@ -56,9 +56,9 @@ def test_runs_over_one_another_on_a_phone(folder: Path, visit: Callable[..., Any
         make_run(folder, name, "stopped", steps=30, total=40, training={"judge": name})
     tab = visit("/runs", PHONE, is_dark=True)
     tab.get_by_label("Search runs").fill("b")
-    tab.get_by_text("1 of 3 runs").wait_for()
+    tab.locator("#count", has_text="1 of 3 runs").wait_for()
     tab.get_by_label("Search runs").fill("")
-    tab.get_by_text("3 of 3 runs").wait_for()
+    tab.locator("#count", has_text="3 of 3 runs").wait_for()
     assert not is_too_wide(tab) and tab.title().startswith("Runs")
     for box in tab.get_by_role("checkbox").all():
         box.check()

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -27,10 +28,11 @@ from mlxmath.studio import questions
 from mlxmath.studio.answering import Server
 from mlxmath.studio.answers import question
 from mlxmath.studio.app import create_app
+from mlxmath.studio.form import check, draft_of
 from mlxmath.studio.guard import Guard
 from mlxmath.studio.jobs import Job, runs
 from mlxmath.studio.place import Studio
-from mlxmath.studio.tuned import Adapter, argument, models, served_names
+from mlxmath.studio.tuned import Adapter, argument, further, models, served_names
 from tests.helpers import wait_until
 from tests.studio.browser import PHONE, Served, is_dark, is_too_wide
 from tests.studio.make import HOSTILE
@@ -52,6 +54,20 @@ def lines(text: str) -> list[dict[str, Any]]:
 
 
 # What is there to be asked
+
+
+def test_a_run_begins_with_an_adapter_of_its_own_shape(tuned: Path, studio: Studio, client: TestClient) -> None:
+    shutil.copytree(tuned / "adapters", tuned / "run" / "checkpoints" / "step-1")
+    for name in ("adapters", "run/checkpoints/step-1"):
+        settings = further(studio, "", name)
+        assert settings["init_adapter"] == name and settings["mlx_path"] == "mlx_model" and settings["lora_rank"]
+        checked = check(studio, draft_of(settings | {"command": "dpo", "adapter_path": "new"}))
+        assert checked.is_good and checked.resolved
+        assert checked.resolved.config.lora.targets
+        page = client.get("/compare", params={"adapter": name}).text
+        assert re.search(f'value="{name}" checked', page) and page.count(" checked") == 2
+    assert further(studio, "mlx_model", None) == {"model": "demo", "mlx_path": "mlx_model"}
+    assert further(studio, "", "nowhere") == {}
 
 
 def test_models_have_their_own_adapters(tuned: Path, studio: Studio, client: TestClient) -> None:
@@ -430,7 +446,7 @@ def test_the_page_with_the_keyboard_on_a_phone_in_the_dark(
     is_right = grade(text, "19").correct
     assert tab.locator(".answer").nth(1).get_by_text("✓ right" if is_right else "✗ wrong").is_visible()
     tab.get_by_role("button", name="Draw one").press("Enter")
-    tab.get_by_text("of 200").wait_for()
+    tab.locator("#drawn", has_text="of 200").wait_for()
     tab.get_by_label("Longest answer").fill("9")
     tab.get_by_role("button", name="Ask").press("Enter")
     tab.locator(".asked").nth(1).wait_for()

@@ -373,7 +373,7 @@ def test_an_evaluation_is_started_from_the_page_and_explored(
     counts = [int(each) for each in tab.locator(".chip b").all_inner_texts()]
     assert counts[0] == sum(counts[1:]) == 6
     tab.get_by_label("both wrong").check()
-    tab.get_by_text(f"{counts[4]} of 6 problems").wait_for()
+    tab.locator("#count", has_text=f"{counts[4]} of 6 problems").wait_for()
     assert tab.locator(".problem").count() == counts[4]
     assert "outcome=both+wrong" in tab.url
     tab.get_by_label("Search").fill("nothing like it")

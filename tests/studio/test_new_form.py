@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
+from urllib.parse import parse_qsl
 
 import click
 import pytest
@@ -17,7 +18,7 @@ from mlxmath.config.schema import SETTINGS, keyword, option_name
 from mlxmath.config.section import Folder, plain_type
 from mlxmath.studio import paths
 from mlxmath.studio.fields import field_of, groups, recipes
-from mlxmath.studio.form import COMMANDS, Draft, check, draft_of
+from mlxmath.studio.form import COMMANDS, Draft, check, draft_of, query_of
 from mlxmath.studio.place import Studio
 from mlxmath.studio.preview import preparing, remedy, rows_request
 
@@ -79,6 +80,8 @@ def test_the_command_line_comes_to_the_settings_of_the_form(
         assert as_typed(checked.arguments).config == checked.resolved.config, checked.command_line
         whole = check_whole(studio, draft)
         assert whole == checked.resolved.config, checked.command_line
+        again = check(studio, draft_of(dict(parse_qsl(query_of(command, checked.arguments[1:])))))
+        assert again.arguments == checked.arguments
     assert num_good > 12
 
 

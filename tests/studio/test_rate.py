@@ -65,7 +65,7 @@ def test_nothing_on_the_page_depends_on_the_order_but_the_places_of_the_texts(
         if len(seen) == 2:
             break
     (left, right), (other_left, other_right) = solutions(seen[False]), solutions(seen[True])
-    bare = lambda text: text.replace("right_step", "left_step").replace("Right", "Left")  # noqa: E731
+    bare = lambda text: text.replace("right_step", "left_step").replace("Solution B", "Solution A")  # noqa: E731
     assert bare(left) == bare(other_right) and bare(right) == bare(other_left) and bare(left) != bare(right)
     without = [page.replace(one, "").replace(other, "") for page, one, other in
                ((seen[False], left, right), (seen[True], other_left, other_right))]  # fmt: skip
@@ -90,9 +90,9 @@ def test_the_gold_answer_is_hidden_and_whether_it_was_seen_is_noted(
 ) -> None:
     client = clients(studio)
     text = begin(client)
-    assert "gold answer <b>" not in text
+    assert "right answer <b>" not in text
     gold = client.post("/rate/gold", data={"ticket": hidden(text)["ticket"]}, headers={"HX-Request": "true"})
-    assert "gold answer <b>1</b>" in gold.text and "<html" not in gold.text
+    assert "right answer <b>1</b>" in gold.text and "<html" not in gold.text
     text = rate(client, text, "left")
     rate(client, text, "left")
     assert [line["gold_seen"] for line in kept(folder)] == [True, False]
@@ -255,7 +255,7 @@ def test_results_say_who_is_preferred_and_how_many_more_it_takes(
         ratings.add(rating(number, "left" if number < 8 else "right", rater="Ann", right=(True, False)))
     text = client.get("/rate/results").text
     assert "No preference is shown yet" in text and re.search(r"<b>\d+ more</b> rated problems", text)
-    assert "66.7 % (95 % interval 39.1 to 86.2" in text and "Ann and the grader" in text and "12 of 12" in text
+    assert "66.7 % (95 % Wilson interval 39.1 to 86.2" in text and "Ann and the grader" in text and "12 of 12" in text
     for number in range(12, 40):
         ratings.add(rating(number, "left", rater="Ann"))
         ratings.add(rating(number, "left", rater="Bob"))

@@ -179,12 +179,26 @@ def test_what_has_no_run_yet_is_shown_with_what_it_said(studio: Studio, client: 
     page = client.get("/runs").text
     assert "mlxmath train --adapter-path=new" in page and html.escape(HOSTILE).replace("&#x27;", "&#39;") in page
     assert HOSTILE not in page and ">failed<" in page
+    assert "/new?command=train&amp;adapter_path=new" in page  # to be mended
     make_run(studio.folder, "new")  # it has come to something since
     assert "--adapter-path=new" not in client.get("/runs").text
     page = client.get("/runs/new").text
-    assert "What its command said" in page and HOSTILE not in page
+    assert "<summary>Log<" in page and HOSTILE not in page
     assert client.get("/runs/other").status_code == 404 and client.get("/runs/new").status_code == 200
     assert client.post("/jobs/nope/stop").status_code == 404 and client.post(f"/jobs/{job.id}/stop").status_code == 200
+
+
+def test_what_has_failed_is_dismissed_and_what_runs_is_not(studio: Studio, client: TestClient) -> None:
+    own = psutil.Process()
+    alive = noted(studio, "train", "--adapter-path=a", pid=own.pid, created=own.create_time(), exit_code=None)
+    refusal = client.post(f"/jobs/{alive.id}/dismiss", headers={"HX-Request": "true"})
+    assert refusal.status_code == 422 and "still runs" in refusal.text and studio.jobs.get(alive.id)
+    assert refusal.headers["HX-Retarget"] == "#lost"
+    shutil.rmtree(studio.folder / "studio" / "jobs" / alive.id)
+    failed = noted(studio, "train", "--adapter-path=a")
+    assert failed.command_line in client.get("/runs").text
+    assert failed.command_line not in client.post(f"/jobs/{failed.id}/dismiss").text
+    assert client.post(f"/jobs/{failed.id}/dismiss").status_code == 404
 
 
 @pytest.mark.parametrize("name", [HOSTILE, "a b&c=d?e#f%", "x..", "-rf", "é\u202egnp", "'\"`$(touch x)", "n" * 200])
@@ -373,7 +387,7 @@ def test_evaluations_and_adapters_of_a_run_are_named(studio: Studio, client: Tes
         sealed_json(studio.folder / "evaluations" / name / "settings.json", record)
     page = client.get("/runs/a").text
     assert re.findall(r"/compare\?adapter=([^\"]*)", page) == [
-        "a", "a/best", "a/checkpoints/step-12", "a/checkpoints/step-5"
+        "a/best", "a", "a/best", "a/checkpoints/step-12", "a/checkpoints/step-5"
     ]  # fmt: skip
     assert [name for name in ("one", "two", "three", "four") if f"evaluations/{name}<" in page] == ["one", "two"]
 

@@ -18,7 +18,7 @@ from mlxmath.studio.explorer import explorer
 from mlxmath.studio.place import Studio
 from mlxmath.studio.questions import draw, sources
 from mlxmath.studio.render import environment, render, studio_of
-from mlxmath.studio.tuned import models
+from mlxmath.studio.tuned import contestants
 
 _MOST_SHOWN = 20_000
 """Characters of an answer in which formulas are drawn."""
@@ -53,15 +53,9 @@ def choose(request: Request) -> Response:
 
 
 def _contestants(studio: Studio, values: Any) -> dict[str, Any]:
-    """What the choice of models shows: the wanted ones, else the base and its newest adapter."""
-    found, wanted = models(studio), values.getlist("adapter")
-    by_name = {one.name: one for one in found}
-    of_adapter = next((one for one in found if any(each.name in wanted for each in one.adapters)), None)
-    model = by_name.get(values.get("model", "")) or of_adapter or (found[0] if found else None)
-    chosen = [name for name in wanted if model and any(one.name == name for one in model.adapters)]
-    if not chosen and model:
-        chosen = [one.name for one in model.adapters[:1]]
-    return {"models": found, "model": model, "chosen": chosen}
+    """What the choice of who answers shows."""
+    found = contestants(studio, values.get("model", ""), values.getlist("adapter"))
+    return {"models": found.models, "model": found.model, "ticked": found.chosen}
 
 
 def drawn(request: Request) -> Response:

@@ -14,7 +14,6 @@ from mlxmath.data.datasets import BENCHMARKS
 from mlxmath.evaluation.report import policy
 from mlxmath.evaluation.score import CATEGORIES
 from mlxmath.evaluation.wording import interval, p_value, percent, points, sentence
-from mlxmath.runtime.files import real
 from mlxmath.studio.evaluations import command, evaluation, evaluations, order
 from mlxmath.studio.explorer import REPORT, Explorer, check, explorer
 from mlxmath.studio.filters import Problem, Wanted
@@ -23,7 +22,8 @@ from mlxmath.studio.place import Studio
 from mlxmath.studio.questions import data_files
 from mlxmath.studio.render import render, studio_of
 from mlxmath.studio.sent import Form, posted
-from mlxmath.studio.tuned import models
+from mlxmath.studio.sources import of_folder
+from mlxmath.studio.tuned import contestants
 
 _MOST_SHOWN = 20_000
 """Characters of an answer, as in the report."""
@@ -38,12 +38,13 @@ _WORDS: dict[str, Any] = {
 
 
 def show(request: Request) -> Response:
-    """All evaluations, and the form that starts one."""
-    studio = studio_of(request)
+    """All evaluations, and the form that starts one; `model` and `adapter` of the address are chosen in it."""
+    studio, values = studio_of(request), request.query_params
     files = [studio.name(path) for path in data_files(studio)]
+    found = contestants(studio, values.get("model", ""), values.getlist("adapter"))
     return render(
-        request, "evaluations.html", models=models(studio), benchmarks=list(BENCHMARKS), files=files,
-        **_list(studio), **_WORDS,
+        request, "evaluations.html", models=found.models, model=found.model, ticked=found.chosen,
+        benchmarks=list(BENCHMARKS), files=files, **_list(studio), **_WORDS,
     )  # fmt: skip
 
 
@@ -74,11 +75,9 @@ def _said(studio: Studio, job: Job) -> str:
 
 
 def choose(request: Request) -> Response:
-    """The adapters of the chosen model, and the command line."""
-    studio, values = studio_of(request), request.query_params
-    found = models(studio)
-    model = next((one for one in found if one.name == values.get("model")), None)
-    return render(request, "evaluation_models.html", models=found, model=model)
+    """The adapters of the chosen model."""
+    found = contestants(studio_of(request), request.query_params.get("model", ""))
+    return render(request, "evaluation_models.html", model=found.model, ticked=found.chosen)
 
 
 def line(request: Request) -> Response:
@@ -162,24 +161,13 @@ def _whole(studio: Studio, folder: Path, found: Explorer, chosen: Problem) -> di
         "problem": chosen, "shown": shown, "several": several, "most_shown": _MOST_SHOWN,
         "kinds": {label: CATEGORIES[found.category(sample)] for label, sample in shown.items()},
         "compare": "/compare?" + urlencode([
-            ("evaluation", name), ("problem", chosen.id), *_asked(studio, contestants.values()),
+            ("evaluation", name), ("problem", chosen.id), *of_folder(studio, contestants.values()),
         ]),
         "rate": pair and "/rate?" + urlencode({
             "source": name, "one": pair[0], "other": pair[1], "problem": chosen.id,
         }),
         "address": address(name, problem=chosen.id),
     }  # fmt: skip
-
-
-def _asked(studio: Studio, contestants: Any) -> list[tuple[str, str]]:
-    """The model and the adapters of an evaluation, as `/compare` takes them, as far as they lie in the folder."""
-    found = []
-    for one in contestants:
-        for name, kind in (("folder", "model"), ("adapter_folder", "adapter")):
-            path = real(studio.folder / one[name]) if isinstance(one.get(name), str) else None
-            if path and path.is_relative_to(studio.folder) and (kind, studio.name(path)) not in found:
-                found.append((kind, studio.name(path)))
-    return found
 
 
 def report(request: Request) -> Response:

@@ -178,11 +178,20 @@ def _plan_context(request: Request, found: Checked, wait_s: float) -> dict[str, 
     answer = preview.plan(studio_of(request), found, wait_s) if can else None
     drawn = answer is not None and "error" not in answer
     return {
-        "checked": found, "query": found.draft.query, "can_plan": can, "plan": answer,
+        "checked": found, "query": found.draft.query, "can_plan": can, "plan": answer, "unchosen": _unchosen(found),
         "bars": preview.memory_bar(answer) if answer and drawn else [],
         "mark": preview.device_mark(answer) if answer and drawn else 0.0,
         "remedies": [(*each, preview.remedy(each[0])) for each in answer["remedies"]] if answer and drawn else [],
     }  # fmt: skip
+
+
+def _unchosen(found: Checked) -> list[tuple[str, str]]:
+    """The model and the dataset that nobody has chosen: a start would fetch the defaults."""
+    if found.resolved is None:
+        return []
+    config = found.resolved.config
+    model = [] if preview.names_model(found) else [("model", config.model.model)]
+    return model + ([] if preview.names_data(found) else [("data", config.data.dataset)])
 
 
 def _preparing(request: Request, found: Checked) -> Any:

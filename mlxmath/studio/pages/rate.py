@@ -25,8 +25,8 @@ from mlxmath.studio.questions import data_files
 from mlxmath.studio.ratings import FILE, SIDES, Rating, ratings_of
 from mlxmath.studio.render import render, studio_of
 from mlxmath.studio.sent import Form, posted
-from mlxmath.studio.sources import NoSourceError, Pair, problems_in, source, sources
-from mlxmath.studio.tuned import argument, models
+from mlxmath.studio.sources import EVALUATION, NoSourceError, Pair, answered_in, problems_in, source, sources
+from mlxmath.studio.tuned import argument, contestants, further
 
 _RATER = "mlxmath_rater"
 """The cookie that remembers a rater's name."""
@@ -36,7 +36,9 @@ _MOST_SHOWN = 20_000
 """Characters of a solution on the page."""
 _STALE = "That pair was shown before this studio began, which cannot know its order: it was not rated. Rate this one."
 _BOARDS = threading.Lock()
-SAID = {"left": "left better", "right": "right better", "same": "the same", "both bad": "both bad"}
+NAMES = {"left": "A", "right": "B"}
+"""Solutions as the page names them: on a phone none is left or right."""
+SAID = {"left": "A is better", "right": "B is better", "same": "the same", "both bad": "both bad"}
 """Verdicts in words."""
 
 
@@ -72,11 +74,11 @@ def _writable(request: Request) -> Studio:
 def show(request: Request) -> Response:
     """All sources, and what can be chosen of the one that `?source=` names."""
     studio, name = _writable(request), request.query_params.get("source")
-    ratings, found = _board(request).ratings.all(), models(studio)
+    ratings, found = _board(request).ratings.all(), contestants(studio)
     return render(
         request, "rate.html", sources=sources(studio), chosen=source(studio, name) if name else None,
         rater=unquote(request.cookies.get(_RATER, "")), rated=Counter(rating.source for rating in ratings),
-        form=fresh.usual(), models=found, model=next(iter(found), None), benchmarks=BENCHMARKS,
+        form=fresh.usual(), models=found.models, model=found.model, ticked=found.chosen, benchmarks=BENCHMARKS,
         files=[name for name in map(studio.name, data_files(studio)) if not HALF_A_CHARACTER.search(name)],
     )  # fmt: skip
 
@@ -130,7 +132,7 @@ def _page(
     trouble: str = "", kept: Mapping[str, str] | None = None,
 ) -> Response:  # fmt: skip
     return render(
-        request, "rate_pair.html", 422 if trouble else 200, shown=shown, sides=SIDES, choice=choice,
+        request, "rate_pair.html", 422 if trouble else 200, shown=shown, sides=SIDES, names=NAMES, choice=choice,
         num_rated=sum(each.key in own for each in pairs), num_pairs=len(pairs), before=own.get(shown.pair.key),
         said=said, trouble=trouble, kept=kept or {}, most_shown=_MOST_SHOWN,
     )  # fmt: skip
@@ -237,13 +239,24 @@ def export(request: Request, form: Form) -> Response:
     path = target(studio_of(request), name, overwrite=form.get("overwrite") == "on")
     found.write(path)
     name = studio_of(request).name(path)
-    losses = {"loss_type": "kto"} if form.get("form") == "labels" else {}
-    options = [f"--{key.replace('_', '-')}={value}" for key, value in losses.items()]
-    line = shlex.join(["mlxmath", "dpo", *options, f"--dataset={argument(studio_of(request), name)}"])
+    settings = {"loss_type": "kto"} if form.get("form") == "labels" else {}
+    settings |= {"dataset": argument(studio_of(request), name)} | _trained_on(request, form)
+    line = shlex.join(["mlxmath", "dpo", *(f"--{key.replace('_', '-')}={value}" for key, value in settings.items())])
     return render(
         request, "rate_exported.html", export=found, name=name, line=line, told=told,
-        address=f"/new?{urlencode({'command': 'dpo', **losses, 'dataset': name})}",
+        address=f"/new?{urlencode({'command': 'dpo', **settings})}",
     )  # fmt: skip
+
+
+def _trained_on(request: Request, form: Mapping[str, str]) -> dict[str, str]:
+    """Settings of a run that begins where the rated answers come from: their model, and its adapter if it is one."""
+    studio, of = studio_of(request), form.get("source", "")
+    names = {one.source for one in _board(request).ratings.all() if of in ("", one.source) and one.kind == EVALUATION}
+    found = [each for name in sorted(names) for each in answered_in(studio, name)]
+    folders, adapters = (dict.fromkeys(name for kind, name in found if kind == each) for each in ("model", "adapter"))
+    if len(folders) != 1:
+        return {}
+    return further(studio, next(iter(folders)), next(iter(adapters)) if len(adapters) == 1 else None)
 
 
 def download(request: Request) -> Response:

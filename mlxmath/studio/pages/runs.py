@@ -1,10 +1,12 @@
 """`/runs`: all runs, one run as it goes on, several over one another."""
 
 import json
+import os
 import shlex
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 import psutil
 from starlette.exceptions import HTTPException
@@ -18,11 +20,13 @@ from mlxmath.runtime.console import harmless
 from mlxmath.studio import jobs
 from mlxmath.studio.charts import charts
 from mlxmath.studio.curves import log_of
+from mlxmath.studio.form import query_of
 from mlxmath.studio.place import Studio
 from mlxmath.studio.render import render, studio_of
 from mlxmath.studio.run import Run
-from mlxmath.studio.run_folder import adapters, resume_arguments, settings_text, used_in, why_not_here
+from mlxmath.studio.run_folder import BEST, adapters, resume_arguments, settings_text, used_in, why_not_here
 from mlxmath.studio.runs import all_runs, find_run, without_run
+from mlxmath.studio.tuned import further
 from mlxmath.training.event_file import EVENTS
 
 _SORTS: dict[str, tuple[str, Callable[[Run], Any]]] = {
@@ -49,9 +53,9 @@ def show_all(request: Request) -> Response:
     """The list."""
     studio, asked = studio_of(request), request.query_params
     sort, is_down = asked.get("sort", ""), asked.get("down") == "1"
-    words = asked.get("q", "")[:_MOST_QUERY]
+    words, chosen = asked.get("q", "")[:_MOST_QUERY], set(asked.getlist("run"))
     found = list(all_runs(studio))
-    runs = [run for run in found if all(word in _text(run) for word in words.lower().split())]
+    runs = [run for run in found if run.name in chosen or all(word in _text(run) for word in words.lower().split())]
     if sort in _SORTS:
         runs.sort(key=lambda run: run.name)
         _, key = _SORTS[sort]
@@ -64,7 +68,9 @@ def show_all(request: Request) -> Response:
     headings = [(name, heading, _direction(name, sort, is_down)) for name, (heading, _) in _SORTS.items()]
     return render(
         request, "runs.html", runs=runs, num_runs=len(found), waiting=waiting, is_live=is_live, words=words,
-        headings=headings, sort=sort, is_down=is_down, address=_address(request),
+        headings=headings, sort=sort, is_down=is_down, chosen=chosen,
+        settings_of=lambda job: query_of(job.kind, job.arguments[1:]),
+        address="/runs?" + urlencode({"q": words, "sort": sort, "down": int(is_down)}),
     )  # fmt: skip
 
 
@@ -76,17 +82,16 @@ def _direction(name: str, sort: str, is_down: bool) -> str:
     return "none" if name != sort else "descending" if is_down else "ascending"
 
 
-def _address(request: Request) -> str:
-    return request.url.path + (f"?{request.url.query}" if request.url.query else "")
-
-
 def show(request: Request) -> Response:
     """A run, or what changes of its page while it goes on."""
     studio, run = studio_of(request), _run(request)
     if request.query_params.get("part") == "state":
         return _state(request, run)
+    own = adapters(studio, run)
+    usual = next((one for one in own if one.label == BEST), next(iter(own), None))
     return render(
-        request, "run.html", **_of_state(studio, run), samples=_samples(studio, run), adapters=adapters(studio, run),
+        request, "run.html", **_of_state(studio, run), samples=_samples(studio, run), adapters=own, usual=usual,
+        further=urlencode(further(studio, "", usual.name)) if usual else "",
         log=studio.jobs.log(run.jobs[0]) if run.jobs else "", used_in=list(used_in(studio, run)), run_file=RUN_FILE,
         addresses=_addresses([run]),
     )  # fmt: skip
@@ -168,12 +173,22 @@ def stop(request: Request) -> Response:
 
 def stop_job(request: Request) -> Response:
     """End a command that has not begun its run yet."""
-    studio = studio_of(request)
-    job = studio.jobs.get(request.path_params["id"])
-    if job is None:
-        raise HTTPException(404, "There is no such command.")
-    studio.jobs.stop(job)
+    studio_of(request).jobs.stop(_job(request))
     return show_all(request)
+
+
+def dismiss_job(request: Request) -> Response:
+    """Show no longer that a command has failed."""
+    studio_of(request).jobs.dismiss(_job(request))
+    return show_all(request)
+
+
+def _job(request: Request) -> jobs.Job:
+    """The command that an address names."""
+    job = studio_of(request).jobs.get(request.path_params["id"])
+    if job is None:
+        raise HTTPException(404, "There is no such command any more.")
+    return job
 
 
 def resume(request: Request) -> Response:
@@ -181,9 +196,9 @@ def resume(request: Request) -> Response:
     studio, run = studio_of(request), _run(request)
     text = settings_text(studio, run)
     if text is None or not run.can_resume:
-        raise InputError(f"{run.name} is {run.look[1]}: there is nothing to go on with.")
+        raise InputError(f"{run.name} is {run.look[1]}: there is nothing to resume.")
     if refusal := why_not_here(studio, run):
-        raise InputError(f"{run.name} is not gone on with from here, since {refusal}; copy the command to a terminal.")
+        raise InputError(f"{run.name} cannot be resumed from here: {refusal}; copy the command to a terminal.")
     studio.jobs.start(*resume_arguments(run))
     return _state(request, _run(request))
 
@@ -197,7 +212,7 @@ def over(request: Request) -> Response:
     runs = [_found(studio, name) for name in names[:_MOST_OVER]]
     return render(
         request, "over.html", runs=runs, differing=_differing(runs), most=_MOST_OVER, is_cut=len(names) > _MOST_OVER,
-        addresses=_addresses(runs),
+        addresses=_addresses(runs), chosen=urlencode([("run", os.fsencode(run.name)) for run in runs]),
     )  # fmt: skip
 
 
@@ -256,6 +271,7 @@ ROUTES = [
     Route("/runs", show_all),
     Route("/runs/over", over),
     Route("/jobs/{id}/stop", stop_job, methods=["POST"]),
+    Route("/jobs/{id}/dismiss", dismiss_job, methods=["POST"]),
     Route("/runs/{name:path}/data", data),
     Route(f"/runs/{{name:path}}/{RUN_FILE}", settings),
     Route("/runs/{name:path}/stop", stop, methods=["POST"]),

@@ -15,8 +15,15 @@ form?.addEventListener("keydown", (event) => {
 });
 document.getElementById("end")?.addEventListener("click", async () => {
   for (const one of running) one.abort();
-  await fetch("/compare/end", { method: "POST" });
-  tell("the model was ended");
+  const end = document.getElementById("end");
+  try {
+    const answer = await fetch("/compare/end", { method: "POST" });
+    end.textContent = answer.ok ? "Unloaded" : "Not unloaded";
+  } catch {
+    end.textContent = "Not unloaded: the studio does not answer";
+  }
+  tell(end.textContent);
+  setTimeout(() => { end.textContent = "Unload the model"; }, 3000);
 });
 
 function ask(data) {
@@ -52,10 +59,10 @@ async function stream(answer, data, who) {
     const response = await fetch("/compare/answer", { method: "POST", body, signal: controller.signal });
     if (!response.ok) throw new Error((await response.text()).slice(0, 500));
     await eachLine(response.body, (line) => show(answer, JSON.parse(line), who));
-    if (!answer.dataset.ended) fail(answer, "the studio does not answer any more; is it still running?");
+    if (!answer.dataset.ended) fail(answer, "the studio has ended before the answer was whole; start it again");
   } catch (error) {
     if (controller.signal.aborted) state(answer, "stopped", "warn");
-    else fail(answer, error.message);
+    else fail(answer, error instanceof TypeError ? "the studio does not answer; is it still running?" : error.message);
   } finally {
     running.delete(controller);
     const hadFocus = document.activeElement === stop;
@@ -70,7 +77,7 @@ function show(answer, told, who) {
   if ("prompt" in told) {
     const given = answer.querySelector(".given");
     given.hidden = false;
-    given.querySelector("summary").textContent = `what it was given (${told.tokens} tokens)`;
+    given.querySelector("summary").textContent = `the prompt (${told.tokens} tokens)`;
     given.querySelector("pre").textContent = told.prompt;
     const asked = answer.closest(".asked"); // both are made by the studio, which escapes them, and has drawn formulas
     asked.querySelector(".question").innerHTML = told.question;

@@ -88,8 +88,14 @@ document.addEventListener("htmx:afterSettle", () => {
   told = plan ?? told;
 });
 
+// Start while something is wrong leads to it.
 document.addEventListener("click", (event) => {
-  if (event.target.closest("#start-button[aria-disabled=true]")) event.preventDefault();
+  if (!event.target.closest("#start-button[aria-disabled=true]")) return;
+  event.preventDefault();
+  const wrong = document.querySelector("#new .field:has(.wrong p)");
+  wrong?.closest("details")?.setAttribute("open", "");
+  wrong?.querySelector("input, select").focus();
+  tell(wrong?.querySelector(".wrong").textContent.trim() ?? document.querySelector("#outcome .trouble")?.textContent.trim() ?? "");
 });
 
 begin();

@@ -4,6 +4,7 @@ import { tell } from "/static/studio.js";
 
 const PLACES = { step: "optimizer step", tokens: "tokens learned from", seconds: "seconds of work" };
 const TICK_MS = 2000;
+const DASHES = [[], [9, 4], [2, 3], [9, 3, 2, 3], [16, 4], [5, 2]]; // runs are told apart without colours, too
 const OVER = [
   ["Loss", "nats, smoothed", "step", ["smoothed_loss", "loss"]],
   ["Loss, held out", "nats", "validation", ["loss"]],
@@ -86,8 +87,8 @@ function shown({ x, y, steps }, skip) {
 
 function options(curves, over, isLog, width) {
   const axis = { stroke: color("--quiet"), grid: { stroke: color("--line"), width: 1 }, ticks: { stroke: color("--line"), width: 1 } };
-  const series = curves.map(({ label, color: name, faint, y }) => ({
-    label, stroke: color(name) + (faint ? "66" : ""), width: faint ? 1 : 2, points: { show: y.length < 40 },
+  const series = curves.map(({ label, color: name, faint, dash, y }) => ({
+    label, dash, stroke: color(name) + (faint ? "66" : ""), width: faint ? 1 : 2, points: { show: y.length < 40 },
   }));
   return {
     width, height: 220, series: [{ label: PLACES[over] }, ...series],
@@ -147,7 +148,7 @@ function drawTogether(over) {
     const curves = sources.flatMap((source, i) => {
       const table = source.tables[kind];
       const column = table && columns.find((name) => table.values[name]?.some((value) => value !== null));
-      return column ? [{ label: source.name, faint: false, color: `--c${(i + 1) % 6}`, x: table.over[over], y: table.values[column], steps: table.over.step }] : [];
+      return column ? [{ label: source.name, faint: false, dash: DASHES[i], color: `--c${(i + 1) % 6}`, x: table.over[over], y: table.values[column], steps: table.over.step }] : [];
     });
     if (curves.length) chart(title, unit).draw(curves, over, curves.map(({ label, y }) => `${label}: ${short(y.findLast((value) => value !== null))} at last`).join("; "));
   }
@@ -190,14 +191,16 @@ function again() {
   drawAll();
 }
 
-/** A screen reader hears when a run is another than it was, and nothing of the figures that change all the time. */
+/** A screen reader hears when a run is in another state, and nothing of the figures that change all the time. */
 let state = word();
 function word() {
   return document.querySelector("#state .badge")?.textContent;
 }
 document.body.addEventListener("htmx:afterSettle", () => {
-  if (word() !== state) tell(`The run is now: ${word()}`);
+  if (word() === state) return;
   state = word();
+  tell(`The run is now: ${state}`);
+  for (const id of ["about", "after", "kept"]) more(id); // what a run has once it has begun, or ended
 });
 
 tools.addEventListener("input", drawAll);

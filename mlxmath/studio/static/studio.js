@@ -1,38 +1,69 @@
-// What all pages share: copying, and telling a screen reader what happened. Each page has a module of its own beside this.
+// What all pages share: copying, what a screen reader is told, what scrolls, and that the studio does not answer any more.
+
+const SHOWN_MS = 2000;
 
 export function tell(text) {
-  document.getElementById("told").textContent = text;
+  document.getElementById("told").replaceChildren(text); // a new node, so that the same words are heard again
 }
 
 document.addEventListener("click", async (event) => {
   const button = event.target.closest("[data-copies]");
   if (!button) return;
   const source = document.querySelector(button.dataset.copies);
-  if (navigator.clipboard) {
-    await navigator.clipboard.writeText(source.textContent);
-  } else { // which browsers keep from pages of another machine (--host)
+  let said = "Copied";
+  try {
+    await navigator.clipboard.writeText(source.textContent.trim());
+  } catch { // browsers allow it on this machine and over TLS alone
     getSelection().selectAllChildren(source);
-    document.execCommand("copy");
+    said = "Selected, to copy";
   }
-  tell("copied");
+  const label = (button.label ??= [...button.childNodes]);
+  button.replaceChildren(said);
+  setTimeout(() => button.replaceChildren(...label), SHOWN_MS);
+  tell(said);
 });
 
-// What an open page asks for may not come: the studio has ended, or another one has its place and another token.
-const lost = document.getElementById("lost");
-
-function miss(text, isGone) {
-  lost.dataset.gone = isGone;
-  lost.textContent = text;
-  lost.hidden = false;
+// What counts or says something by itself is told when it changes: a live region that is put anew is passed over.
+let heard = new Map();
+function hear(isFirst) {
+  const now = new Map([...document.querySelectorAll("[data-tells]")].map((each) => [each.id, each.textContent.trim().replace(/\s+/g, " ")]));
+  for (const [id, text] of now) if (text && !isFirst && heard.get(id) !== text) tell(text);
+  heard = now;
 }
+document.addEventListener("htmx:afterSettle", () => hear(false));
+hear(true);
 
-document.addEventListener("htmx:sendError", () => {
-  miss("The studio does not answer; is it still running? What it has started goes on.", true);
+// A part that is fetched anew stays where somebody has scrolled to; what had the focus and is gone leaves it to the page.
+let places = [];
+let hadFocus = false;
+document.addEventListener("htmx:beforeSwap", ({ detail: { target } }) => {
+  hadFocus = target.contains(document.activeElement);
+  places = [target, ...target.querySelectorAll("[data-scrolls]")].filter((each) => each.id && (each.scrollTop || each.scrollLeft))
+    .map(({ id, scrollTop, scrollLeft }) => ({ id, top: scrollTop, left: scrollLeft }));
 });
-document.addEventListener("htmx:responseError", (event) => {
-  const answer = new DOMParser().parseFromString(event.detail.xhr.responseText, "text/html");
-  miss(answer.body.textContent.trim().slice(0, 500) || `The studio answered ${event.detail.xhr.status}.`, false);
+document.addEventListener("htmx:afterSwap", () => {
+  for (const { id, top, left } of places) document.getElementById(id)?.scrollTo({ top, left, behavior: "instant" });
 });
-document.addEventListener("htmx:afterRequest", (event) => {
-  if (event.detail.successful && lost.dataset.gone === "true") lost.hidden = true;
+document.addEventListener("htmx:afterSettle", () => {
+  if (hadFocus && document.activeElement === document.body) document.getElementById("content").focus({ preventScroll: true });
+  hadFocus = false;
 });
+
+// What did not work stands above the page: a button that asks a server which is gone would else do nothing at all.
+const GONE = "The studio does not answer. Start “mlxmath studio” again and open the address that it prints. Runs go on without it, and nothing that was kept is lost.";
+const BY_HAND = ["click", "submit", "change", "input"];
+
+document.addEventListener("htmx:sendError", () => complain(GONE));
+document.addEventListener("htmx:responseError", ({ detail: { xhr } }) => {
+  const page = new DOMParser().parseFromString(xhr.responseText, "text/html");
+  complain(page.body.textContent.trim().slice(0, 500) || `The studio answered ${xhr.status}.`);
+});
+document.addEventListener("htmx:afterRequest", ({ detail: { xhr, requestConfig } }) => {
+  const isByHand = BY_HAND.includes(requestConfig.triggeringEvent?.type);
+  if (xhr.status && xhr.status < 400 && (isByHand || document.getElementById("lost").textContent === GONE)) complain("");
+});
+
+function complain(why) {
+  const place = document.getElementById("lost");
+  if (place.textContent !== why) place.textContent = why;
+}
