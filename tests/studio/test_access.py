@@ -92,7 +92,7 @@ def test_what_happens_is_said_and_nothing_is_lost(
     tab.get_by_label("Choose run-07").check()
     tab.get_by_label("Search runs").fill("run-1")
     tab.locator("#count", has_text="11 of 30 runs").wait_for()  # the chosen one stays
-    assert tab.get_by_role("status").inner_text() == "11 of 30 runs"
+    tab.get_by_role("status").get_by_text("11 of 30 runs", exact=True).wait_for()
     tab.get_by_label("Choose run-12").check()
     tab.get_by_role("link", name="Held out").click()
     tab.locator("th[aria-sort=ascending]", has_text="Held out").wait_for()

@@ -306,10 +306,10 @@ def test_a_hostile_folder_is_only_text(hostile: Path, visit: Callable[..., Any])
     problem = quote(f"{HOSTILE}/1", "")
     pages = {
         f"/runs?q=script&sort={quote(HOSTILE, '')}": "2 of 2 runs", f"/runs/{name}": "6 steps, read in",
-        f"/runs/{deep}": "6 steps, read in", f"/runs/{name}/x": "What its command said",
+        f"/runs/{deep}": "6 steps, read in", f"/runs/{name}/x": "Log",
         f"/runs/over?run={name}&run={deep}": "12 steps, read in", f"/new?from={name}": "Command line",
         f"/new?recipe=demo&dataset={data}&adapter_path={name}&judge={quote(HOSTILE, '')}": "Command line",
-        f"/compare?evaluation={answers}&problem={problem}": "no converted model", "/evaluations": "tuned",
+        f"/compare?evaluation={answers}&problem={problem}": "side by side", "/evaluations": "tuned",
         f"/evaluations/{answers}?problem={problem}&search=script": "ask these models again", "/rate": "tuned",
         f"/rate?source={answers}": "Begin",
         f"/rate/next?source={answers}&rater={quote('<b>Ann')}&one=0&other=1": "0 of 2 rated",
