@@ -4,12 +4,15 @@ import contextlib
 import html
 import ipaddress
 import secrets
+import signal
 import sys
 import tempfile
 import threading
 import webbrowser
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
@@ -56,10 +59,34 @@ def serve(studio: Studio, host: str, port: int, *, browse: bool = True) -> None:
             # a browser of the terminal would be waited for, which waits for the pages
             threading.Thread(target=webbrowser.open, args=[_address(studio, url, closing)], daemon=True).start()
         closing.callback(pages.state.server.close)
+        server = uvicorn.Server(config)
         try:
-            uvicorn.Server(config).run(sockets=[listener.socket])
+            with _ending_with_the_terminal(server):
+                server.run(sockets=[listener.socket])
         except KeyboardInterrupt:
             say("stopped")
+
+
+@contextmanager
+def _ending_with_the_terminal(server: uvicorn.Server) -> Iterator[None]:
+    """Have SIGHUP end the server, as SIGINT and SIGTERM do, before it does what it did.
+
+    What a handler raises while a page is made, uvicorn takes for that page's failure, and goes on.
+    """
+    before, signals = signal.getsignal(signal.SIGHUP), list[int]()
+
+    def handle(number: int, _: FrameType | None) -> None:
+        signals.append(number)
+        server.should_exit = True
+
+    if before != signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGHUP, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    if signals:
+        signal.raise_signal(signals[0])
 
 
 def _origin(listener: Listener) -> str:

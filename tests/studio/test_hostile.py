@@ -229,9 +229,12 @@ def test_a_studio_that_is_asked_to_ends_with_a_line(folder: Path, number: signal
         command_line, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        url = process.stdout.readline().strip()
-        assert url.startswith("http://127.0.0.1:") and urlopen(url).status == 200
-        process.send_signal(number)
-        told = process.communicate(timeout=30)[1]
+        try:
+            url = process.stdout.readline().strip()
+            assert url.startswith("http://127.0.0.1:") and urlopen(url).status == 200
+            process.send_signal(number)
+            told = process.communicate(timeout=30)[1]
+        finally:
+            process.kill()
     assert process.returncode == (0 if number == signal.SIGINT else 128 + number)
     assert "Traceback" not in told and "in the place of 127.0.0.1" in told
