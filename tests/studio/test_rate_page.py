@@ -30,7 +30,7 @@ def test_ten_pairs_by_keys_alone(folder: Path, visit: Callable[..., Any]) -> Non
             assert tab.locator("input[name=left_step]:checked").get_attribute("value") == "2"
             tab.keyboard.press("Enter")  # is no verdict
         tab.keyboard.press(key)
-        tab.wait_for_selector(f"text={number + 1} of 10 rated")
+        tab.locator("#told", has_text=f"{number + 1} of 10 rated").wait_for(state="attached")  # the next has the focus
     assert tab.evaluate("document.activeElement.id") == "place"
     tab.keyboard.press("u")
     tab.wait_for_selector("text=undone: rate it again")

@@ -154,7 +154,7 @@ def rated(tab: Any) -> None:
     tab.wait_for_load_state()  # and what listens to keys
     for number in range(1, 11):
         tab.keyboard.press("12"[number % 2])
-        tab.get_by_text(f"{number} of").first.wait_for()
+        tab.locator("#told", has_text=f". {number} of ").wait_for(state="attached")  # the next pair has the focus
     go(tab, "results", "/rate/results")
     tab.get_by_label("Into the file").fill("pairs.jsonl")
     tab.get_by_role("button", name="Write the file").click()
