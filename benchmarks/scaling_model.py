@@ -96,7 +96,7 @@ def shares_of(
     lengths: Sequence[int], n: int, *, batch: int, epochs: int = 1, max_tokens: int, multiple: int = 16, seed: int = 0
 ) -> list[Shares]:
     """How `mlxmath train` divides each step's rows between n ranks of one worker each."""
-    from mlxmath.config.schema import TrainingConfig
+    from mlxmath.config.training import TrainingConfig
     from mlxmath.data.batch import Shape
     from mlxmath.data.batching import BatchSampler
 

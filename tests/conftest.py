@@ -31,6 +31,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from mlxmath.runtime.console import shown  # noqa: E402
+from tests.chromium import CHROMIUM, FLAGS  # noqa: E402
 from tests.helpers import succeed  # noqa: E402
 
 
@@ -110,3 +111,15 @@ def prepared(debug_run: Path, tmp_path: Path) -> Path:
     for name in ("mlx_model", "cache"):
         shutil.copytree(debug_run / name, tmp_path / name)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser without a window."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here (Debian: apt-get install chromium)")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (mlxmath[browser])")
+    with playwright.sync_playwright() as started:
+        launched = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield launched
+        launched.close()

@@ -9,7 +9,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 
-from mlxmath.config.schema import LoraConfig, RunConfig, TrainingConfig
+from mlxmath.config.schema import LoraConfig, RunConfig
+from mlxmath.config.training import TrainingConfig
 from mlxmath.data.batching import BatchSampler, Shape, StepBatch
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.lora.inject import inject

@@ -52,7 +52,7 @@ def test_imports_are_the_declared_dependencies() -> None:
 
 
 def test_each_tracker_is_an_extra() -> None:
-    from mlxmath.config.schema import TRACKERS as NAMES
+    from mlxmath.config.training import TRACKERS as NAMES
     from mlxmath.runtime.tracker_services import TRACKERS as BY_NAME
 
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

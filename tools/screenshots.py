@@ -29,8 +29,9 @@ from mlxmath.studio.desk import Desk, rating_of
 from mlxmath.studio.place import Studio
 from mlxmath.studio.ratings import ratings_of
 from mlxmath.studio.sources import problems_in, source
+from tests.chromium import CHROMIUM, FLAGS
 from tests.helpers import wait_until
-from tests.studio.browser import CHROMIUM, FLAGS, Served, opened
+from tests.studio.browser import Served, opened
 
 PICTURES = REPOSITORY / "docs" / "studio"
 LOOKS: Mapping[str, tuple[tuple[int, int], bool]] = {

@@ -141,7 +141,7 @@ def drawn(rows: list[Any], multiple: int) -> Any:
     """The rows as completions with advantages, and log-probabilities that have moved since they were drawn."""
     import numpy as np
 
-    from mlxmath.config.schema import TrainingConfig
+    from mlxmath.config.training import TrainingConfig
     from mlxmath.data.batch import Shape
     from mlxmath.training.grpo.batches import RolloutRows, RolloutSampler, Trajectory
 
@@ -165,7 +165,7 @@ def paired(rows: list[Any], multiple: int, *, width: int, scored: bool = False) 
     import mlx.core as mx
     import numpy as np
 
-    from mlxmath.config.schema import TrainingConfig
+    from mlxmath.config.training import TrainingConfig
     from mlxmath.data.batch import Shape
     from mlxmath.data.pairs import Pairs, PairSampler
 

@@ -20,7 +20,8 @@ def run(job: Job) -> Result:
     import mlx.core as mx
     from mlx.utils import tree_map
 
-    from mlxmath.config.schema import LoraConfig, TrainingConfig
+    from mlxmath.config.schema import LoraConfig
+    from mlxmath.config.training import TrainingConfig
     from mlxmath.models.kernels import kernels_for
     from mlxmath.models.kernels.portable import Kernels
     from mlxmath.models.linear_ce import FusedHead

@@ -7,7 +7,7 @@ from itertools import count, groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxmath.config.schema import TrainingConfig
+from mlxmath.config.training import TrainingConfig
 from mlxmath.data.batch import Batch, Rows, Shape, make_batch, make_packed
 
 LOOK_AHEAD_STEPS = 64

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxmath.config.schema import TrainingConfig
+from mlxmath.config.training import TrainingConfig
 from mlxmath.data.batch import Batch, PairTargets, Rows, Shape, make_batch, make_continued, make_packed
 from mlxmath.data.batching import BatchSampler, Ids, StepBatch
 

@@ -12,7 +12,7 @@ import httpx2
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.grading import Grade, grade
 from mlxmath.parsing import parse_json
-from mlxmath.studio.answering import Server
+from mlxmath.studio.model_server import Server
 from mlxmath.studio.place import Studio
 from mlxmath.studio.tuned import Adapter, adapter
 

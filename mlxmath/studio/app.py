@@ -11,7 +11,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from mlxmath.errors import MlxmathError
-from mlxmath.studio.answering import Server
+from mlxmath.studio.model_server import Server
 from mlxmath.studio.pages import PAGES
 from mlxmath.studio.place import Studio
 from mlxmath.studio.render import render

@@ -14,8 +14,9 @@ from mlxmath.evaluation.samples import SETTINGS, answer_files, read_settings
 from mlxmath.parsing import HALF_A_CHARACTER
 from mlxmath.runtime.locks import holder
 from mlxmath.runtime.sealed import unsealed_json
-from mlxmath.studio.explorer import REPORT, RESULTS, check, state_of
+from mlxmath.studio.explorer import REPORT, RESULTS, check
 from mlxmath.studio.place import Studio
+from mlxmath.studio.remembered import state_of
 from mlxmath.studio.tuned import argument
 
 _MOST = {"limit": 1_000_000, "max_tokens": 32_768}

@@ -28,6 +28,7 @@ from mlxmath.evaluation.samples import (
 from mlxmath.evaluation.score import elect, measure
 from mlxmath.studio.filters import GROUPINGS, Found, Key, Problem, Wanted
 from mlxmath.studio.place import Studio
+from mlxmath.studio.remembered import state_of
 
 RESULTS, REPORT = "results.json", "report.html"
 PAGE = 50
@@ -235,15 +236,6 @@ def _is_whole(place: Place) -> bool:
     with place.path.open("rb") as file:
         file.seek(place.end - 1)
         return file.read(1) == b"\n"
-
-
-def state_of(path: Path) -> tuple[int, int, int]:
-    """What changes with a file."""
-    try:
-        found = path.stat()
-    except OSError:
-        return 0, 0, 0
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 _lock = threading.Lock()

@@ -29,7 +29,7 @@ class Remembered(Generic[T]):
         """What the folder holds, or held a little while ago."""
         with self._lock:
             seen, again_s, found = self._kept.pop(folder, (None, 0.0, None))
-            state = [(path.name, *_state(path)) for path in sorted(self._files(folder))]
+            state = [(path.name, *state_of(path)) for path in sorted(self._files(folder))]
             if found is None or (state != seen and time.monotonic() >= again_s):
                 begun_s = time.monotonic()
                 found, seen = self._read(folder), state
@@ -40,9 +40,10 @@ class Remembered(Generic[T]):
             return found
 
 
-def _state(path: Path) -> tuple[int, int, int]:
+def state_of(path: Path) -> tuple[int, int, int]:
+    """What changes with a file."""
     try:
         found = path.stat()
-    except FileNotFoundError:
+    except OSError:
         return 0, 0, 0
     return found.st_ino, found.st_size, found.st_mtime_ns

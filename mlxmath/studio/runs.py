@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxmath.config.load import RUN
-from mlxmath.config.schema import TrainingConfig
+from mlxmath.config.training import TrainingConfig
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.locks import holder
 from mlxmath.runtime.sealed import unsealed_json, unsealed_line

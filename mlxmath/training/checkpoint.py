@@ -17,7 +17,8 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxmath.config.load import Resolved
-from mlxmath.config.schema import SETTINGS, TrainingConfig
+from mlxmath.config.schema import SETTINGS
+from mlxmath.config.training import TrainingConfig
 from mlxmath.data.batching import StepBatch
 from mlxmath.errors import MlxmathError, OtherRunError, library_errors
 from mlxmath.models.lora.adapter import WEIGHTS, load_arrays, load_weights, save_arrays, save_weights

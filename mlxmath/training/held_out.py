@@ -8,7 +8,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxmath.config.schema import RunConfig, TrainingConfig
+from mlxmath.config.schema import RunConfig
+from mlxmath.config.training import TrainingConfig
 from mlxmath.data.batching import BatchSampler, StepBatch
 from mlxmath.errors import InputError
 from mlxmath.tools.run import check as check_tool

@@ -12,8 +12,9 @@ from typing import Any
 
 from mlxmath import __version__
 from mlxmath.config.load import RUN, RUN_FILE, Resolved
-from mlxmath.config.schema import RunConfig, TrainingConfig
+from mlxmath.config.schema import RunConfig
 from mlxmath.config.section import DEMO
+from mlxmath.config.training import TrainingConfig
 from mlxmath.data.load import RULE
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.models.lora.adapter import CONFIG, WEIGHTS, save_config

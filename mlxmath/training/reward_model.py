@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mlxmath.config.load import Resolved
 from mlxmath.config.losses import RewardModelConfig
-from mlxmath.config.schema import TrainingConfig
+from mlxmath.config.training import TrainingConfig
 from mlxmath.data.batch import Batch, PairTargets, Shape
 from mlxmath.data.batching import BatchSampler
 from mlxmath.data.cache import TokenRows

@@ -15,7 +15,7 @@ from itertools import pairwise
 from statistics import fmean, median
 from typing import Any
 
-from mlxmath.config.schema import TrainingConfig
+from mlxmath.config.training import TrainingConfig
 from mlxmath.runtime.console import duration, say
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.checkpoint import Checkpoint, Part, Position

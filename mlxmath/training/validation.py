@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlxmath.config.schema import TrainingConfig
+from mlxmath.config.training import TrainingConfig
 from mlxmath.errors import MlxmathError
 from mlxmath.models.lora.adapter import CONFIG, WEIGHTS, load_weights, save_arrays
 from mlxmath.models.lora.inject import adapter_arrays

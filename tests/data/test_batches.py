@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxmath.config.schema import TrainingConfig
+from mlxmath.config.training import TrainingConfig
 from mlxmath.data.batch import Shape, make_batch, make_packed
 from mlxmath.data.batching import BatchSampler, StepBatch
 from tests.conftest import FakeRows

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlxmath.config.schema import DataConfig, TrainingConfig
+from mlxmath.config.schema import DataConfig
+from mlxmath.config.training import TrainingConfig
 from mlxmath.data import tokenize as tokenize_module
 from mlxmath.data.batch import Shape
 from mlxmath.data.codec import load_tokenizer

@@ -1,8 +1,6 @@
 """The report in a real browser: nothing hostile runs, formulas and charts are shown, filters work, phone and dark."""
 
 import re
-import shutil
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,7 @@ from mlxmath.evaluation.score import Scored, collect, results
 from tests.evaluation.make import sample, settings
 
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -126,8 +119,8 @@ def test_no_control_character_comes_into_the_page_or_the_card(hostile: Path) -> 
     assert not re.search(r"<|(?<!\\)(\\\\)*[\[\]]", hostile.with_name("model_card.md").read_text(encoding="utf-8"))
 
 
-def test_nothing_hostile_runs_or_is_fetched_in_a_browser(browser: Any, hostile: Path) -> None:
-    tab, troubles = opened(browser, hostile, viewport={"width": 1200, "height": 900})
+def test_nothing_hostile_runs_or_is_fetched_in_a_browser(chromium: Any, hostile: Path) -> None:
+    tab, troubles = opened(chromium, hostile, viewport={"width": 1200, "height": 900})
     tab.on("dialog", lambda dialog: troubles.append(dialog.message))
     assert len(HOSTILES) >= 60 and visible(tab) == len(HOSTILES)
     tab.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
@@ -183,21 +176,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here (Debian: apt-get install chromium)")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (mlxmath[browser])")
-    with playwright.sync_playwright() as started:
-        launched = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield launched
-        launched.close()
-
-
-def opened(browser: Any, report: Path, **context: Any) -> tuple[Any, list[str]]:
+def opened(chromium: Any, report: Path, **context: Any) -> tuple[Any, list[str]]:
     """The page, and a list that collects what goes wrong in it."""
     troubles: list[str] = []
-    tab = browser.new_context(**context).new_page()
+    tab = chromium.new_context(**context).new_page()
     tab.on("console", lambda message: troubles.append(message.text))
     tab.on("pageerror", lambda error: troubles.append(str(error)))
     tab.on(
@@ -211,8 +193,8 @@ def visible(tab: Any) -> int:
     return tab.locator(".problem:visible").count()
 
 
-def test_filters_formulas_and_charts(browser: Any, report: Path) -> None:
-    tab, troubles = opened(browser, report, viewport={"width": 1200, "height": 900})
+def test_filters_formulas_and_charts(chromium: Any, report: Path) -> None:
+    tab, troubles = opened(chromium, report, viewport={"width": 1200, "height": 900})
     assert visible(tab) == 40
     for name, count in (("fixed", 10), ("broken", 10), ("both right", 10), ("both wrong", 10), ("all", 40)):
         button = tab.get_by_role("button", name=re.compile(f"^{name} "))
@@ -244,8 +226,8 @@ def test_filters_formulas_and_charts(browser: Any, report: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_in_the_light_and_in_the_dark(browser: Any, report: Path, scheme: str) -> None:
-    tab, troubles = opened(browser, report, viewport={"width": 360, "height": 740}, color_scheme=scheme)
+def test_a_phone_in_the_light_and_in_the_dark(chromium: Any, report: Path, scheme: str) -> None:
+    tab, troubles = opened(chromium, report, viewport={"width": 360, "height": 740}, color_scheme=scheme)
     tab.locator(".problem").last.locator("summary").first.click()
     assert tab.evaluate("document.documentElement.scrollWidth") <= 360
     colors = "['color', 'backgroundColor'].map(k => getComputedStyle(document.body)[k].match(/\\d+/g).map(Number))"

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlxmath.config.schema import LoraConfig, TrainingConfig
+from mlxmath.config.schema import LoraConfig
+from mlxmath.config.training import TrainingConfig
 from mlxmath.models.load import load_model
 from mlxmath.models.lora.inject import adapter_arrays, inject, open_blocks
 from mlxmath.training.optimizers import make_optimizer

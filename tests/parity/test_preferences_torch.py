@@ -10,7 +10,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxmath.config.losses import DpoConfig, RewardModelConfig
-from mlxmath.config.schema import TrainingConfig
+from mlxmath.config.training import TrainingConfig
 from mlxmath.data.batch import Shape
 from mlxmath.data.batching import StepBatch
 from mlxmath.data.pairs import Pairs, PairSampler

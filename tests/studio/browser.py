@@ -1,9 +1,8 @@
 """The studio as a user has it: a server in a process of its own, and a Chromium that tells what goes wrong in a page.
 
-The fixtures (`chromium`, `serving`, `visit`) are in `conftest.py`.
+The fixtures `serving` and `visit` are in `conftest.py`, `chromium` is in that of all tests.
 """
 
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -13,11 +12,6 @@ from urllib.parse import quote, urlsplit
 
 from tests.helpers import ENVIRONMENT, command
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 WIDE, PHONE = (1200, 900), (360, 740)
 """Width and height, in CSS pixels."""
 

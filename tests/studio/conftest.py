@@ -15,7 +15,7 @@ from mlxmath.studio.app import create_app
 from mlxmath.studio.guard import TOKEN, Guard
 from mlxmath.studio.place import Studio
 from tests.helpers import ENVIRONMENT
-from tests.studio.browser import CHROMIUM, FLAGS, WIDE, Served, opened
+from tests.studio.browser import WIDE, Served, opened
 
 ORIGIN = "http://127.0.0.1:8765"
 
@@ -77,18 +77,6 @@ def holding() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     for process in started:
         process.kill()
         process.communicate()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """A browser, which a test asks through `visit`."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here (Debian: apt-get install chromium)")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (mlxmath[browser])")
-    with playwright.sync_playwright() as started:
-        launched = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield launched
-        launched.close()
 
 
 @pytest.fixture

@@ -25,12 +25,12 @@ from starlette.testclient import TestClient
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.grading import grade
 from mlxmath.studio import questions
-from mlxmath.studio.answering import Server
 from mlxmath.studio.answers import question
 from mlxmath.studio.app import create_app
 from mlxmath.studio.form import check, draft_of
 from mlxmath.studio.guard import Guard
 from mlxmath.studio.jobs import Job, runs
+from mlxmath.studio.model_server import Server
 from mlxmath.studio.place import Studio
 from mlxmath.studio.tuned import Adapter, argument, further, models, served_names
 from tests.helpers import wait_until

@@ -21,8 +21,8 @@ from starlette.testclient import TestClient
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.bounded import OverrunError, Pool
 from mlxmath.studio import jobs
-from mlxmath.studio.answering import Server, _url
 from mlxmath.studio.jobs import Job
+from mlxmath.studio.model_server import Server, _url
 from mlxmath.studio.place import Studio
 from mlxmath.studio.server import _address
 from tests.helpers import ENVIRONMENT, command

@@ -8,7 +8,8 @@ from typing import Any
 import mlx.nn as nn
 import pytest
 
-from mlxmath.config.schema import RunConfig, TrainingConfig
+from mlxmath.config.schema import RunConfig
+from mlxmath.config.training import TrainingConfig
 from mlxmath.errors import MlxmathError
 from mlxmath.runtime import files
 from mlxmath.runtime.files import atomic_write, this_host

@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlxmath.config.gkd import GkdConfig
-from mlxmath.config.schema import TrainingConfig
+from mlxmath.config.training import TrainingConfig
 from mlxmath.data.batch import Batch, PieceTargets, Shape, make_batch, make_continued
 from mlxmath.errors import InputError
 from mlxmath.generation.engine import Completion

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlxmath.config.schema import DataConfig, LoraConfig, ModelConfig, RunConfig, TrainingConfig
+from mlxmath.config.schema import DataConfig, LoraConfig, ModelConfig, RunConfig
+from mlxmath.config.training import TrainingConfig
 from mlxmath.data.codec import load_tokenizer
 from mlxmath.data.dedup import normalise
 from mlxmath.data.load import TrainingData, held_out, load_pairs, load_rows

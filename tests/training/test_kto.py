@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 
 import mlxmath
 from mlxmath.config.losses import DpoConfig
-from mlxmath.config.schema import LoraConfig, TrainingConfig
+from mlxmath.config.schema import LoraConfig
+from mlxmath.config.training import TrainingConfig
 from mlxmath.data.batch import Shape
 from mlxmath.data.completions import Completions, CompletionSampler, CompletionStep
 from mlxmath.data.gold import gold

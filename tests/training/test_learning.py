@@ -14,7 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mlxmath.config.methods import GrpoConfig
-from mlxmath.config.schema import LoraConfig, TrainingConfig
+from mlxmath.config.schema import LoraConfig
+from mlxmath.config.training import TrainingConfig
 from mlxmath.data.batch import Shape
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.lora.inject import inject

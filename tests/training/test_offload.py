@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxmath.config.schema import LoraConfig, RunConfig, TrainingConfig
+from mlxmath.config.schema import LoraConfig, RunConfig
+from mlxmath.config.training import TrainingConfig
 from mlxmath.data.batch import Shape
 from mlxmath.data.batching import BatchSampler
 from mlxmath.errors import MlxmathError

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlxmath.config.schema import LoraConfig, TrainingConfig
+from mlxmath.config.schema import LoraConfig
+from mlxmath.config.training import TrainingConfig
 from mlxmath.models.lora.inject import adapter_arrays, inject, open_blocks
 from mlxmath.training.optimizers import dequantize_blocks, dynamic_map, make_optimizer, quantize_blocks
 from tests.conftest import make_tiny_llama

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mlxmath.config.schema import TrainingConfig
+from mlxmath.config.training import TrainingConfig
 from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.checkpoint import Checkpoint, Position
 from mlxmath.training.deadline import Deadline

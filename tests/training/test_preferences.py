@@ -11,7 +11,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxmath.config.losses import DpoConfig, RewardModelConfig
-from mlxmath.config.schema import LoraConfig, TrainingConfig
+from mlxmath.config.schema import LoraConfig
+from mlxmath.config.training import TrainingConfig
 from mlxmath.data.batch import Shape
 from mlxmath.data.batching import StepBatch
 from mlxmath.data.codec import load_tokenizer

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 
-from mlxmath.config.schema import LoraConfig, TrainingConfig
+from mlxmath.config.schema import LoraConfig
+from mlxmath.config.training import TrainingConfig
 from mlxmath.data.batch import Shape
 from mlxmath.data.batching import BatchSampler
 from mlxmath.models.kernels.cpu import CpuKernels

@@ -15,7 +15,8 @@ from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlxmath.config.methods import GrpoConfig
-from mlxmath.config.schema import LoraConfig, TrainingConfig
+from mlxmath.config.schema import LoraConfig
+from mlxmath.config.training import TrainingConfig
 from mlxmath.data.batch import Shape
 from mlxmath.data.batching import StepBatch
 from mlxmath.models.kernels.cpu import CpuKernels

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mlxmath.config.load import resolve
-from mlxmath.config.schema import TrainingConfig
+from mlxmath.config.training import TrainingConfig
 from mlxmath.errors import InputError
 from mlxmath.training.schedule import Schedule, learning_rates, warmup_steps
 

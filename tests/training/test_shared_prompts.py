@@ -11,7 +11,8 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import mamba
 
 from mlxmath.config.methods import GrpoConfig
-from mlxmath.config.schema import LoraConfig, TrainingConfig
+from mlxmath.config.schema import LoraConfig
+from mlxmath.config.training import TrainingConfig
 from mlxmath.data.batch import Shape
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import Kernels

@@ -16,7 +16,8 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlxmath.config.schema import DataConfig, LoraConfig, TrainingConfig
+from mlxmath.config.schema import DataConfig, LoraConfig
+from mlxmath.config.training import TrainingConfig
 from mlxmath.data import prepare
 from mlxmath.data.batch import Batch, Shape
 from mlxmath.data.batching import BatchSampler, StepBatch

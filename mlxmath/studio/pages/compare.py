@@ -12,9 +12,9 @@ from starlette.routing import Route
 from mlxmath.errors import MlxmathError
 from mlxmath.evaluation.latex import answer_to_html, to_html
 from mlxmath.runtime.console import harmless
-from mlxmath.studio.answering import Server
 from mlxmath.studio.answers import HOTTEST, MOST_TOKENS, Answer, Event, Given, Loading, answered, question
 from mlxmath.studio.explorer import explorer
+from mlxmath.studio.model_server import Server
 from mlxmath.studio.place import Studio
 from mlxmath.studio.questions import draw, sources
 from mlxmath.studio.render import environment, render, studio_of

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mlxmath.config.methods import GrpoConfig
-from mlxmath.config.schema import TrainingConfig
+from mlxmath.config.training import TrainingConfig
 from mlxmath.data.batch import Shape
 from mlxmath.data.batching import StepBatch
 from mlxmath.generation.engine import Completion

@@ -15,7 +15,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlxmath.config.gkd import GkdConfig
 from mlxmath.config.load import Resolved
 from mlxmath.config.methods import GrpoConfig
-from mlxmath.config.schema import TrainingConfig
+from mlxmath.config.training import TrainingConfig
 from mlxmath.errors import InputError
 from mlxmath.generation.engine import Completion, Sampling, generate_batch, seed_of
 from mlxmath.generation.slots import choose_slots
