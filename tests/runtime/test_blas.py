@@ -7,13 +7,14 @@ import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import mlxmath
 from mlxmath.config.load import RUN
-from mlxmath.runtime import blas, blas_trials
+from mlxmath.runtime import blas, blas_trials, sgemm
 from mlxmath.runtime.blas_trials import VARIABLE, Blas
 from mlxmath.runtime.sealed import sealed_json
 from mlxmath.training import record
@@ -190,12 +191,19 @@ def test_the_users_kernels_are_used_and_what_they_cost_is_said(tmp_path: Path) -
     assert in_a_process(alone, tmp_path, OPENBLAS_CORETYPE=best) == "None\n"
 
 
+def test_a_clock_that_counts_too_little_makes_no_library_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([1.0 + 0.002 * i - (0.0015 if i == 4 else 0.0) for i in range(1000)])
+    monkeypatch.setattr(sgemm, "time", SimpleNamespace(thread_time=lambda: next(times)))
+    library: Any = SimpleNamespace(cblas_sgemm=lambda *_: None)
+    assert sgemm.flops_per_s(library) == pytest.approx(2 * sgemm.M * sgemm.N * sgemm.K / 0.002)
+
+
 @needs_openblas
 def test_what_is_chosen_here_is_about_as_fast_as_the_best() -> None:
     trials = blas_trials.trials.__wrapped__()
-    again = [found for one in trials if (found := blas_trials.trial(one.library, one.asked))]
+    again = [found for _ in range(3) for one in trials if (found := blas_trials.trial(one.library, one.asked))]
     chosen = blas.choose(trials, VARIABLE in os.environ)
-    speed = next(one.flops_per_s for one in again if one.identity == chosen.identity)
+    speed = max(one.flops_per_s for one in again if one.identity == chosen.identity)
     assert VARIABLE in os.environ or speed >= 0.9 * max(one.flops_per_s for one in again)
 
 
