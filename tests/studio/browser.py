@@ -75,12 +75,14 @@ def _is_own(url: str, served: Served) -> bool:
 
 
 def is_too_wide(tab: Any) -> bool:
-    """Whether a page scrolls sideways."""
+    """Whether a page scrolls sideways, once its styles are there."""
+    tab.wait_for_load_state("load")
     return bool(tab.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"))
 
 
 def is_dark(tab: Any) -> bool:
-    """Whether a page is bright text on a dark ground."""
+    """Whether a page is bright text on a dark ground, once its styles are there."""
+    tab.wait_for_load_state("load")
     colors = "['color', 'backgroundColor'].map(k => getComputedStyle(document.body)[k].match(/\\d+/g).map(Number))"
     ink, ground = tab.evaluate(colors)
     return sum(ink) > 600 and sum(ground) < 150

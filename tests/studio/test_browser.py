@@ -46,7 +46,7 @@ def test_a_curve_grows_while_somebody_looks_until_the_run_is_stopped(
     tab.get_by_role("button", name="Stop and save").focus()
     tab.keyboard.press("Enter")
     tab.get_by_text("killed", exact=True).wait_for()
-    assert tab.get_by_role("status").all_inner_texts() == ["The run is now: killed"]
+    tab.get_by_role("status").get_by_text("The run is now: killed", exact=True).wait_for()
     assert process.wait(10) != 0 and tab.get_by_role("button", name="Resume").is_visible()
 
 

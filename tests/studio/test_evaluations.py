@@ -352,6 +352,7 @@ def test_an_evaluation_is_started_from_the_page_and_explored(
     tab.get_by_label("Model", exact=True).select_option("another")
     tab.locator("#command", has_text="--mlx-path=another --no-adapter").wait_for()
     tab.get_by_label("Model", exact=True).select_option("mlx_model")
+    tab.locator("#command", has_text="--adapter-path=adapters --compare").wait_for()
     tab.get_by_label("Benchmark", exact=True).select_option("demo")
     tab.get_by_label("Problems (empty: all)").fill("6")
     tab.get_by_label("Longest answer").fill("30")
