@@ -185,19 +185,19 @@ def own(work: Work) -> Record:
 
 
 def grpo(work: Work) -> Record:
-    """Reinforced from the better of the two before it."""
+    """Reinforced from the better of the two before it; these and base on the held-out problems."""
     work.record["before grpo"] = found = work.evaluation(
-        "before_grpo", "held_out.jsonl", "--adapter-path", "sft", "--adapter-path", "own"
+        "before_grpo", "held_out.jsonl", "--compare", "--adapter-path", "sft", "--adapter-path", "own"
     )
     start = best(found, ("sft", "own"))
     return work.adapter("grpo", "grpo", dataset="train.jsonl", **{"init-adapter": start}, **GRPO) | {"start": start}
 
 
 def choose(work: Work) -> Record:
-    """Base and all stages on the held-out problems."""
-    names = ("sft", "own", "grpo")
-    adapters = [part for name in names for part in ("--adapter-path", name)]
-    found = work.evaluation("held_out", "held_out.jsonl", "--compare", *adapters)
+    """The last stage on the held-out problems, which base and the other stages were asked before it."""
+    found, names = work.record["before grpo"], ("sft", "own", "grpo")
+    (last,) = work.evaluation("held_out", "held_out.jsonl", "--adapter-path", "grpo")["contestants"].values()
+    found = found | {"contestants": found["contestants"] | {"grpo": last}}
     return found | {"chosen": best(found, names)}
 
 

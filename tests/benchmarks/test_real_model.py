@@ -42,6 +42,24 @@ def test_the_earlier_of_equals_is_chosen() -> None:
     assert real_model.best(found, ("sft", "own", "grpo")) == "own"
 
 
+def test_no_stage_is_asked_the_held_out_problems_twice(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def evaluation(name: str, benchmarks: str, *options: str) -> dict[str, Any]:
+        assert benchmarks == "held_out.jsonl"
+        adapters = [each for each in options if not each.startswith("--")]
+        asked.extend([*adapters, *["base"] * ("--compare" in options)])
+        several = contestants(base=0.1, sft=0.2, own=0.3) | {"num_problems": 500, "comparisons": ["base to sft"]}
+        return several if len(adapters) > 1 else contestants(tuned=0.4)
+
+    monkeypatch.setattr(work, "evaluation", evaluation)
+    monkeypatch.setattr(work, "adapter", lambda *_, **settings: {"settings": settings})
+    assert real_model.grpo(work)["settings"]["init-adapter"] == "own"
+    found = real_model.choose(work)
+    assert found["chosen"] == "grpo" and found["num_problems"] == 500 and found["comparisons"]
+    assert set(found["contestants"]) == {"base", "sft", "own", "grpo"} == set(asked) and len(asked) == 4
+
+
 def test_it_goes_on_where_the_time_was_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
