@@ -92,7 +92,8 @@ def evaluate(
         entries = [make_entry(c, benchmarks, settings, retriever, seed) for c in contestants]
         record = describe(entries, benchmarks, settings, seed=seed, device=device)
         if settings.vote == SYNTHESIZE:
-            reader = synthesizer(settings, [c for c in contestants if c.label in record["voters"]])
+            voters = [c for c in contestants if c.label in record["voters"]]
+            reader = synthesizer(settings, voters, spread=sharding is not None)
             (reader,) = with_templates([reader], (), shared, usual)
         folder = folder_of(record, settings)
         agree(ranks, entries, record)

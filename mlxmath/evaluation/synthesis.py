@@ -58,9 +58,19 @@ def asking(benchmarks: Sequence[LoadedBenchmark], texts: Mapping[str, str]) -> l
     return [benchmark for benchmark in chosen if benchmark.items]
 
 
-def synthesizer(settings: EvaluationConfig, voters: Sequence[Contestant]) -> Contestant:
-    """The model that reads: `--vote-model`, a folder or MODEL:ADAPTER, else the first member."""
+def synthesizer(settings: EvaluationConfig, voters: Sequence[Contestant], *, spread: bool = False) -> Contestant:
+    """The model that reads: `--vote-model`, a folder or MODEL:ADAPTER, with its tool; else the first member.
+
+    Args:
+        settings: of the evaluation.
+        voters: the members, each with the tool that it may call.
+        spread: see `tool_of`.
+
+    Raises:
+        InputError: its tool cannot be had.
+    """
     if settings.vote_model is None:
         return replace(voters[0], label=ENSEMBLE, against=None, formulas=False)
     model, _, adapter = settings.vote_model.partition(":")
-    return Contestant(ENSEMBLE, Path(model).expanduser(), Path(adapter).expanduser() if adapter else None)
+    own = Path(adapter).expanduser() if adapter else None
+    return Contestant(ENSEMBLE, Path(model).expanduser(), own, tool=settings.tools).with_own_tool(spread=spread)
