@@ -57,7 +57,7 @@ def results_of(plan: Plan, errors: Mapping[Path, str], *, is_complete: bool) -> 
 
 
 def _figures(
-    one: Configuration, states: Sequence[State], answers: Mapping[str, Verdicts],
+    one: Configuration, states: Sequence[State], answers: Mapping[Path, Verdicts],
     errors: Mapping[Path, str],
 ) -> dict[str, Any]:  # fmt: skip
     values = [state.best() for state in states]
@@ -122,37 +122,40 @@ def _same_rows(states: Any) -> bool:
     return len(counts) < 2
 
 
-def _answers(plan: Plan) -> dict[str, Verdicts]:
-    """By contestant of the evaluation, which is called as its adapter's folder is, the share of right answers."""
+def _answers(plan: Plan) -> dict[Path, Verdicts]:
+    """By the folder of the adapter that the evaluation asked, the share of right answers."""
     folder = plan.folder / "evaluation"
     if plan.evaluation is None or not (folder / "results.json").is_file():
         return {}
     try:
         unsealed_json(folder / "results.json", None)  # a whole one
-        fingerprints = {one["label"]: one["fingerprint"] for one in read_settings(folder)["contestants"]}
+        contestants = read_settings(folder)["contestants"]
+        fingerprints = {one["label"]: one["fingerprint"] for one in contestants}
     except (MlxmathError, KeyError, TypeError):
         return {}
     found: dict[str, dict[str, list[bool]]] = {}
     for sample in read_samples(folder, fingerprints)[0]:
         found.setdefault(sample.contestant, {}).setdefault(sample.id, []).append(sample.correct)
-    return {label: {key: fmean(verdicts) for key, verdicts in own.items()} for label, own in found.items()}
+    labels: dict[Path, str] = {}
+    for one in contestants:
+        if own_folder := one.get("adapter_folder"):  # it may be asked again with formulas, tools or other numbers
+            labels.setdefault(Path(own_folder).resolve(), one["label"])
+    return {
+        path: {key: fmean(verdicts) for key, verdicts in found[label].items()}
+        for path, label in labels.items() if label in found
+    }  # fmt: skip
 
 
-def _shares(answers: Mapping[str, Verdicts], one: Configuration) -> Verdicts:
+def _shares(answers: Mapping[Path, Verdicts], one: Configuration) -> Verdicts:
     """The mean over the seeds; nothing unless all were asked."""
-    own = [answers.get(_label(answers, run.folder)) for run in one.runs]
+    own = [answers.get(run.folder.resolve()) for run in one.runs]
     told = [verdicts for verdicts in own if verdicts]
     if len(told) < len(own):
         return {}
     return {key: fmean(verdicts[key] for verdicts in told) for key in told[0] if all(key in other for other in told)}
 
 
-def _label(answers: Mapping[str, Verdicts], folder: Path) -> str:
-    """A single adapter is called "tuned"."""
-    return "tuned" if "tuned" in answers and folder.name not in answers else folder.name
-
-
-def _answered(answers: Mapping[str, Verdicts], one: Configuration, other: Configuration) -> dict[str, float] | None:
+def _answered(answers: Mapping[Path, Verdicts], one: Configuration, other: Configuration) -> dict[str, float] | None:
     first, second = _shares(answers, one), _shares(answers, other)
     keys = sorted(first.keys() & second.keys())
     if not keys:

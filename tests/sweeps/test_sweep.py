@@ -14,11 +14,17 @@ from typing import Any
 import pytest
 
 from mlxmath.errors import InputError, MlxmathError, OtherRunError
+from mlxmath.evaluation.samples import save_samples
+from mlxmath.runtime.sealed import sealed_json
 from mlxmath.sweeps import runs
 from mlxmath.sweeps import sweep as module
+from mlxmath.sweeps.file import read_sweep
+from mlxmath.sweeps.plan import plan_of
+from mlxmath.sweeps.results import results_of
 from mlxmath.sweeps.runs import TimeUpError
 from mlxmath.sweeps.sweep import sweep
 from mlxmath.training.trainer import Trainer
+from tests.evaluation.make import sample, settings
 from tests.helpers import run, start, wait_until
 
 HALVED = """
@@ -218,17 +224,33 @@ def test_told_to_end_it_ends_its_run_saved(here: Path) -> None:
     assert all(step % 2 == 0 for step in measured), "it is measured where others are, and not once more"
 
 
-EVALUATED = (
-    ONE.partition("[vary]")[0]
-    + """
+EVALUATE = """
 [evaluate]
 evaluation.benchmark = ["demo"]
 evaluation.limit = 6
 evaluation.max_tokens = 4
-[vary]
-data.template = ["tutor", "demo-base"]
 """
-)
+EVALUATED = f'{ONE.partition("[vary]")[0]}{EVALUATE}[vary]\ndata.template = ["tutor", "demo-base"]\n'
+
+
+def test_runs_that_were_not_asked_have_no_answers(tmp_path: Path) -> None:
+    """Halving leaves one of three, whose adapter the evaluation calls "tuned"; it is asked with formulas, too."""
+    (tmp_path / "sweep.toml").write_text(HALVED + EVALUATE)
+    plan = plan_of(read_sweep(tmp_path / "sweep.toml"), tmp_path / "out")
+    asked = settings("base", "tuned", "tuned + formulas")
+    for one in asked["contestants"][1:]:
+        one["adapter_folder"] = str(plan.configurations[1].runs[0].folder)
+    folder = tmp_path / "out" / "evaluation"
+    sealed_json(folder / "settings.json", asked)
+    sealed_json(folder / "results.json", {})
+    right = {"base": 0, "tuned": 3, "tuned + formulas": 4}
+    save_samples(folder / "samples.jsonl", [
+        sample(label, i, "1" if i < count else "2") for label, count in right.items() for i in range(4)
+    ])  # fmt: skip
+    found = results_of(plan, {}, is_complete=True)
+    accuracies = [one["accuracy"] and one["accuracy"]["estimate"] for one in found["configurations"]]
+    assert accuracies == [None, 0.75, None] and found["best"] == 2
+    assert not any(one["answers_difference"] for one in found["configurations"])
 
 
 def test_models_in_other_templates_are_ranked_by_their_answers(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
