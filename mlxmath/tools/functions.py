@@ -119,6 +119,8 @@ def _plain(gate: Gate, function: Named, arguments: list[Any], keywords: dict[str
         raise Refused("OverflowError: the number is too large")
     if any(isinstance(each, str) for each in arguments) and name not in ("int", "float", "len"):
         raise Refused(f"TypeError: {name} takes no text")
+    if name == "dict":
+        arguments = [each.items() if isinstance(each, dict) else each for each in arguments]
     is_listed = [isinstance(each, Iterable) and not isinstance(each, str) and name != "len" for each in arguments]
     given = [list(gate.items(each)) if listed else each for each, listed in zip(arguments, is_listed, strict=True)]
     found = function.function(*given, **gate.no_text(keywords))

@@ -93,7 +93,7 @@ class Interpreter:
                 self._assign(target, value)
         elif isinstance(node, ast.AugAssign):
             before, more = self._value(node.target), self._value(node.value)
-            self._assign(node.target, self._gate.operated(type(node.op), before, more))
+            self._assign(node.target, self._gate.changed(type(node.op), before, more))
         elif isinstance(node, ast.If):
             self._body(node.body if self._value(node.test) else node.orelse)
         elif isinstance(node, ast.For):
@@ -208,7 +208,12 @@ class Interpreter:
                     raise Refused("** is not allowed")
                 return {self._value(k): self._value(v) for k, v in zip(node.keys, node.values, strict=True) if k}
             case ast.ListComp() | ast.GeneratorExp() | ast.SetComp():
-                made = list(self._comprehended(node.elt, node.generators))
+                outer = self._scopes[-1]
+                self._scopes[-1] = dict(outer)  # its variables are its own
+                try:
+                    made = list(self._comprehended(node.elt, node.generators))
+                finally:
+                    self._scopes[-1] = outer
                 return set(made) if isinstance(node, ast.SetComp) else made
             case ast.JoinedStr():
                 return self._gate.bounded("".join(map(self._formatted, node.values)))

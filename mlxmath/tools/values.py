@@ -84,6 +84,13 @@ class Gate:
             raise Refused("OverflowError: the number is too large")
         return OPERATIONS[kind](left, right)
 
+    def changed(self, kind: type[ast.operator], before: Any, more: Any) -> Any:
+        """What `before` is after `+=` and the like; a list stays the same one, whatever other names it has."""
+        if not isinstance(before, list):
+            return self.operated(kind, before, more)
+        before[:] = self.operated(kind, before, list(self.items(more)) if kind is ast.Add else more)
+        return before
+
     def items(self, value: Any) -> Iterator[Any]:
         """Of what can be iterated over, each a step."""
         if isinstance(value, Named | Module | ast.AST):

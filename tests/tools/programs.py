@@ -194,6 +194,22 @@ WHOLE = {
         "print(seen, row, len(row))",
         "{3: 2, 1: 1} [0, 7, 0, 8] 4\n",
     ),
+    "variables of comprehensions": (
+        "from sympy import symbols, solve\nx = symbols('x')\ndef of(k):\n    return [k * x for k in range(k)], k\n"
+        "sols = solve(x**2 - 4, x)\npos = [x for x in sols if x > 0]\nprint(x, solve(x**2 - 9, x), pos, of(3))\n"
+        "row = [[1, 2], [3]]\nprint([i for row in row for i in row], {len(row) for row in row}, row, [of(1) for x in [5]])\n"
+        "print([[x for x in range(y)] + [y] for y in [1, 2]], sum(x for x in [1, 2]), x)\n[row for row in [1 / 0]]\n",
+        "x [-3, 3] [2] ([0, x, 2*x], 3)\n[1, 2, 3] {1, 2} [[1, 2], [3]] [([0], 1)]\n[[0, 1], [0, 1, 2]] 3 x\n"
+        "ZeroDivisionError: division by zero",
+    ),
+    "after an error in a comprehension": ("for i in [1]:\n    k = 7\nprint([k for k in [3]], k)\n[k for k in [1, 2] if k / (k - 1)]",
+                                          "[3] 7\nZeroDivisionError: division by zero"),
+    "lists that are changed": (
+        "a = [1]\nb = a\nb += [2]\nb += (3,)\nd = {'k': a}\nd['k'] *= 2\ne = a\ne = e + [9]\nt = (1,)\nu = t\nu += (2,)\n"
+        "print(a, b, t, u)\nc = dict(d)\nc['m'] = 1\nprint(c, d, dict([(1, 2)]))\na += 1",
+        "[1, 2, 3, 1, 2, 3] [1, 2, 3, 1, 2, 3] (1,) (1, 2)\n{'k': [1, 2, 3, 1, 2, 3], 'm': 1} {'k': [1, 2, 3, 1, 2, 3]} {1: 2}\n"
+        "TypeError: 'int' object is not iterable",
+    ),
     "an error": ("x = 1\nprint(x)\nprint(y1)", "1\nNameError: name 'y1' is not defined"),
     "division": ("1/0", "ZeroDivisionError: division by zero"),
     "recursion": ("def f(n):\n    return 1 if n < 2 else n * f(n - 1)\nprint(f(10))", "3628800\n"),
