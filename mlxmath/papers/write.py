@@ -17,6 +17,7 @@ from mlxmath.runtime.files import atomic_write, remove
 from mlxmath.runtime.locks import locked
 from mlxmath.runtime.markdown import cell, code
 from mlxmath.runtime.sealed import sealed_json, unsealed_json
+from mlxmath.sweeps.plan import ADAPTERS
 from mlxmath.sweeps.report import curves
 from mlxmath.training.event_file import EVENTS, SMOOTHED, number, read_events
 
@@ -156,11 +157,12 @@ def statements_of(facts: Facts) -> list[Statement]:
     """How to make each again."""
     found: list[Statement] = []
     swept = {
-        Path(str(run["folder"])).name: run["commands"] for *_, results in facts.sweeps
+        (folder / ADAPTERS / Path(str(run["folder"])).name).resolve(): run["commands"]  # wherever it was made
+        for _, folder, results in facts.sweeps
         for one in results["configurations"] for run in one["runs"]
     }  # fmt: skip
     for run in facts.runs:
-        lines = [("command", each, True) for each in _commands(run, swept.get(run.folder.name))]
+        lines = [("command", each, True) for each in _commands(run, swept.get(run.folder.resolve()))]
         if not lines:
             lines.append(("command", f"not recorded by the version that made it; {RUN_FILE} has its settings", False))
         lines.append(("seed", str(run.told("config", "training", "seed")), False))

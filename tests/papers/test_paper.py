@@ -11,7 +11,7 @@ import pytest
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.papers import latex
 from mlxmath.papers.facts import read_facts
-from mlxmath.papers.write import write_paper
+from mlxmath.papers.write import statements_of, write_paper
 from mlxmath.runtime.sealed import sealed_json
 from tests.helpers import REPOSITORY
 from tests.papers.tex import check
@@ -174,6 +174,21 @@ def test_intervals_are_named_by_how_they_were_made(tmp_path: Path) -> None:
     write_paper([tmp_path / "e"], tmp_path / "paper")
     text = (tmp_path / "paper" / "paper.md").read_text()
     assert "95 % confidence sequences and p that hold whenever one stops" in text and "McNemar" not in text
+
+
+def test_each_sweeps_runs_have_its_own_commands(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        shutil.copytree(RUN, tmp_path / name / "adapters" / "01")
+        swept(tmp_path / name)
+        found = json.loads((tmp_path / name / "sweep.json").read_text())
+        found.pop("checksum")
+        found["configurations"][0]["runs"][0]["commands"] = [f"mlxmath train --recipe {name}"]
+        sealed_json(tmp_path / name / "sweep.json", found)
+    shutil.copytree(RUN, tmp_path / "01")
+    told = statements_of(read_facts([tmp_path / name for name in ("01", "one", "other")]))
+    commands = [value for _, lines in told for name, value, _ in lines if name == "command"]
+    assert commands[1:] == ["mlxmath train --recipe one", "mlxmath train --recipe other"]
+    assert "not recorded" in commands[0], "it is of no sweep"
 
 
 def test_files_of_others_are_not_touched(tmp_path: Path) -> None:
