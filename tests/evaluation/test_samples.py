@@ -102,6 +102,15 @@ def test_how_answers_were_decoded_is_kept_over_a_resumption(tmp_path: Path) -> N
     assert read_settings(tmp_path)["decoding"] == {"base": "64 at a time", "tuned": "1 at a time"}
 
 
+def test_a_vote_may_count_for_nothing(tmp_path: Path) -> None:
+    """As `--weights` allows it."""
+    told = settings("one", "other", vote="weighted", voters=["one", "other"], weights=[1.0, 0.0])
+    claim(tmp_path, told, resume=False, overwrite=False)
+    save_samples(tmp_path / "samples.jsonl", [sample("one", answer="1"), sample("other", answer="2")])
+    found = write_report(tmp_path)
+    assert found["ensemble"]["weights"] == {"one": 1.0, "other": 0.0} and found["ensemble"]["accuracy"]["value"] == 1.0
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -115,6 +124,8 @@ def test_how_answers_were_decoded_is_kept_over_a_resumption(tmp_path: Path) -> N
         {"vote": "loud"}, {"vote": "equal"}, {"vote": "equal", "voters": ["base", "nobody"]},
         {"vote": "equal", "voters": ["base", "base"], "weights": [1.0]}, {"vote": ["equal"]},
         {"vote": "weighted", "voters": ["base", "base"], "weights": [1.0, "2"]},
+        {"vote": "weighted", "voters": ["base", "base"], "weights": [1.0, -1.0]},
+        {"vote": "weighted", "voters": ["base", "base"], "weights": [0.0, 0.0]},
     ],
 )  # fmt: skip
 def test_damaged_settings_are_one_error(tmp_path: Path, change: dict[str, object]) -> None:
