@@ -127,7 +127,9 @@ def _accuracy(label: str, name: str, results: dict[str, Any]) -> Iterator[Table]
     )  # fmt: skip
     how = (
         "confidence sequences and p that hold whenever one stops" if settings.get("until_decided") else
-        "intervals (Newcombe's) and the exact McNemar test's p"
+        "intervals (Newcombe's) and the exact McNemar test's p" if settings["samples"] == 1 else
+        "intervals (Newcombe's where a problem is right or wrong, adjusted Wald ones where it counts by its share of "
+        "right answers); fixed, broken and the exact McNemar test's p are of the majority's answers"
     )  # fmt: skip
     caption = f"Differences in percentage points on the same problems, with 95 % {how}."
     yield Table(f"{label}-compared", caption, ("models", "difference", "p", "fixed", "broken"), pairs)

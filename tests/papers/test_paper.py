@@ -11,6 +11,7 @@ import pytest
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.papers import latex
 from mlxmath.papers.facts import read_facts
+from mlxmath.papers.tables import tables_of
 from mlxmath.papers.write import statements_of, write_paper
 from mlxmath.runtime.sealed import sealed_json
 from tests.helpers import REPOSITORY
@@ -169,11 +170,17 @@ def test_intervals_are_named_by_how_they_were_made(tmp_path: Path) -> None:
     evaluation(tmp_path / "e")
     found = json.loads((tmp_path / "e" / "results.json").read_text())
     found.pop("checksum")
-    found["settings"]["until_decided"] = 5.0
-    sealed_json(tmp_path / "e" / "results.json", found)
-    write_paper([tmp_path / "e"], tmp_path / "paper")
-    text = (tmp_path / "paper" / "paper.md").read_text()
-    assert "95 % confidence sequences and p that hold whenever one stops" in text and "McNemar" not in text
+
+    def caption(**settings: Any) -> str:
+        sealed_json(tmp_path / "e" / "results.json", found | {"settings": found["settings"] | settings})
+        return tables_of(read_facts([tmp_path / "e"]))[-1].caption
+
+    one, several = caption(), caption(samples=4, temperature=0.7)
+    assert "95 % intervals (Newcombe's) and the exact McNemar test's p." in one
+    assert "adjusted Wald ones where it counts by its share of right answers" in several
+    assert "fixed, broken and the exact McNemar test's p are of the majority's answers." in several
+    decided = caption(until_decided=5.0)
+    assert "95 % confidence sequences and p that hold whenever one stops" in decided and "McNemar" not in decided
 
 
 def test_each_sweeps_runs_have_its_own_commands(tmp_path: Path) -> None:
