@@ -1,5 +1,7 @@
 """Each reward by hand; weights; the user's own; failures name their function."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.grading import grade
 from mlxmath.training.grpo import rewards
-from mlxmath.training.grpo.rewards import REGISTERED, Rewards, Sample
+from mlxmath.training.grpo.rewards import REGISTERED, Rewards, Sample, weights_of
 
 QUESTION = "Tom has 3 boxes of 4 apples. How many apples has he?"
 RIGHT = "Step 1: 3 * 4 = 12\n#### 12"
@@ -91,6 +93,18 @@ def test_own_functions_and_what_goes_wrong(tmp_path: Path, monkeypatch: pytest.M
     ):
         with pytest.raises(InputError, match="--reward"):
             Rewards({name: 1.0})
+
+
+def test_functions_of_one_name_all_count() -> None:
+    def at_least(count: int) -> Callable[..., list[float]]:
+        return lambda completions: [float(len(text) >= count) for text in completions]
+
+    length = partial(lambda times, samples: [times * len(one.completion) for one in samples], 10)
+    weights, functions = weights_of(["correctness", at_least(2), at_least(3), length, at_least(4)])
+    own = f"{__name__}:test_functions_of_one_name_all_count.<locals>.at_least.<locals>.<lambda>"
+    assert list(weights) == ["correctness", own, f"{own}#2", "functools:partial", f"{own}#3"]
+    found = Rewards(weights, functions)([(QUESTION, "12", {})] * 2, [("12", (1,), False), ("abc", (1,), False)], 9)
+    np.testing.assert_allclose(found.total_R, [1 + 1 + 20, 1 + 1 + 30])
 
 
 def test_answers_that_are_not_settled_in_time_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,13 +196,19 @@ class Rewards:
 def weights_of(
     rewards: Sequence[str | Callable[..., Any]] | Mapping[str, float],
 ) -> tuple[dict[str, float], dict[str, Callable[..., Any]]]:
-    """The weights by name of rewards given as names, functions, or weights by name; and the functions by name."""
+    """The weights by name of rewards given as names, functions, or weights by name; and the functions by name.
+
+    Functions of one name, as one factory's are, are numbered: `module:make.<locals>.reward`, the same with `#2`, ….
+    """
     if isinstance(rewards, Mapping):
         return dict(rewards), {}
-    functions = {
-        f"{each.__module__}:{getattr(each, '__qualname__', type(each).__qualname__)}": each
-        for each in rewards if not isinstance(each, str)
-    }  # fmt: skip
+    functions: dict[str, Callable[..., Any]] = {}
+    counts = Counter[str]()
+    for each in rewards:
+        if not isinstance(each, str):
+            name = f"{each.__module__}:{getattr(each, '__qualname__', type(each).__qualname__)}"
+            counts[name] += 1
+            functions[name if counts[name] == 1 else f"{name}#{counts[name]}"] = each
     names = [each for each in rewards if isinstance(each, str)]
     return dict.fromkeys([*names, *functions], 1.0), functions
 
