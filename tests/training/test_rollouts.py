@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -217,6 +218,22 @@ def test_dynamic_sampling_draws_others(tokenizer: TokenizerWrapper) -> None:
     assert max(len(problems_of(window)) for window in windows) == 2
     assert len(windows) < 6 and {p for w in windows for p in problems_of(w)} == {1, 3, 5}
     assert sum(r.num_completions for r in made.reports) == 2 * 6 * 4
+
+
+def test_dynamic_sampling_draws_no_prompt_twice_for_a_step(tokenizer: TokenizerWrapper) -> None:
+    settings: dict[str, Any] = {"dynamic_sampling": True, "epochs": 6, "max_completion_length": 2}
+    made = Made(tokenizer, lambda p, i: varied(p, i) if p in (3, 4) else 0.0, **settings)
+    windows = made.windows()
+    for window in windows:
+        drawn = Counter(one.prompt_id for one in window.sampler.rows.trajectories)  # type: ignore[attr-defined]
+        assert set(drawn.values()) == {4}
+    assert sum(r.num_completions for r in made.reports) == 6 * 6 * 4, "each epoch has each prompt once"
+    straight = [window.sampler.rows.trajectories for window in windows]  # type: ignore[attr-defined]
+    first, second = (Made(tokenizer, lambda p, i: varied(p, i) if p in (3, 4) else 0.0, **settings) for _ in range(2))
+    first.windows(3)
+    second.source.restore(Checkpoint(Path(), Position(), {}, json.loads(json.dumps(first.source.state()))))
+    rest = second.windows()
+    assert [window.sampler.rows.trajectories for window in rest] == straight[3:]  # type: ignore[attr-defined]
 
 
 def test_all_truncated_and_masked_leaves_nothing(tokenizer: TokenizerWrapper) -> None:

@@ -28,7 +28,8 @@ SILENT_ROLLOUTS, SILENT_GROUPS = 10, 100
 _WARN_AFTER = 3
 """Rollouts in a row from which nothing could be learned after which the reason is told."""
 MAX_DRAWS = 4
-"""Times that `dynamic_sampling` draws for one step before it makes do with what there is."""
+"""Times that `dynamic_sampling` draws for one step before it makes do with what there is, within one epoch: a rollout
+that has a prompt twice draws the same completions of it again."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class Rollouts(Part):
             got = self._sampler.scores(chosen, found)
             prompts, completions, scores = prompts + chosen, completions + found, [*scores, got]
             varied += int((np.ptp(got.total_R.reshape(-1, size), axis=1) > 0).sum())
-            if varied >= wanted:
+            if varied >= wanted or cursor % len(self._prompts) == 0:  # the next epoch's would be drawn as here
                 break
         if not prompts:
             return None
