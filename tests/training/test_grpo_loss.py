@@ -111,6 +111,13 @@ def test_advantages_by_hand() -> None:
     np.testing.assert_allclose(group_advantages(rewards, 4, "batch")[0], 0.5 / (deviation + 1e-4))
 
 
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_equal_rewards_have_no_advantage_however_their_mean_is_rounded(scale: Any) -> None:
+    rewards = np.array([0.7] * 6 + [0.1, 0.1, 0.1, 0.1, 0.1, 0.2])
+    found = group_advantages(rewards, 6, scale)
+    assert rewards[:6].mean() != 0.7 and not found[:6].any() and found[6:].all()
+
+
 def test_on_policy_the_gradient_is_that_of_the_weighted_log_likelihood() -> None:
     data = case()
     log_sum = np.log(np.exp(data["logits"]).sum(-1))

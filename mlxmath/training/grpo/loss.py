@@ -35,7 +35,8 @@ def group_advantages(rewards_R: Floats, group_size: int, scale: Literal["group",
     The groups lie one after the other. The deviation is that of a sample (R − 1), with 1e-4 added.
     """
     groups = rewards_R.reshape(-1, group_size)
-    centred = groups - groups.mean(axis=1, keepdims=True)
+    differs = np.ptp(groups, axis=1, keepdims=True) > 0
+    centred = np.where(differs, groups - groups.mean(axis=1, keepdims=True), 0.0)  # a mean of equals may be rounded
     if scale == "group":
         centred = centred / (groups.std(axis=1, ddof=1, keepdims=True) + _STD_FLOOR)
     elif scale == "batch":
