@@ -12,7 +12,7 @@ from mlxmath.evaluation.samples import read_samples, read_settings
 from mlxmath.evaluation.stats import Interval, adjusted_difference, adjusted_mean, wilson_interval
 from mlxmath.runtime.sealed import unsealed_json
 from mlxmath.sweeps.compare import Rows, difference, rows_of
-from mlxmath.sweeps.plan import Configuration, Plan
+from mlxmath.sweeps.plan import ADAPTERS, Configuration, Plan
 from mlxmath.sweeps.runs import State, is_share, state_of
 
 Verdicts = Mapping[str, float]
@@ -139,7 +139,7 @@ def _answers(plan: Plan) -> dict[Path, Verdicts]:
     labels: dict[Path, str] = {}
     for one in contestants:
         if own_folder := one.get("adapter_folder"):  # it may be asked again with formulas, tools or other numbers
-            labels.setdefault(Path(own_folder).resolve(), one["label"])
+            labels.setdefault(plan.folder / ADAPTERS / Path(own_folder).name, one["label"])  # wherever it was asked
     return {
         path: {key: fmean(verdicts) for key, verdicts in found[label].items()}
         for path, label in labels.items() if label in found
@@ -148,7 +148,7 @@ def _answers(plan: Plan) -> dict[Path, Verdicts]:
 
 def _shares(answers: Mapping[Path, Verdicts], one: Configuration) -> Verdicts:
     """The mean over the seeds; nothing unless all were asked."""
-    own = [answers.get(run.folder.resolve()) for run in one.runs]
+    own = [answers.get(run.folder) for run in one.runs]
     told = [verdicts for verdicts in own if verdicts]
     if len(told) < len(own):
         return {}
