@@ -15,14 +15,15 @@ import numpy as np
 from mlxmath.errors import InputError
 from mlxmath.runtime.files import read_json
 from mlxmath.weights.architecture import text_part
+from mlxmath.weights.configuration import GEMMA3_TEXT
 from mlxmath.weights.dtypes import Array
 from mlxmath.weights.gguf_names import Family, family_of_model_type, rows_to_gguf
 from mlxmath.weights.rotary import angles, kind_of, rope_kinds
 
 Value = int | float | str | bool
-_SUPPORTED = (
+SUPPORTED = frozenset({
     "llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "phi3", "olmo2", "granite", "smollm3",
-)  # fmt: skip
+})  # fmt: skip
 """Types whose files have been compared with llama.cpp's answers."""
 _FREE_SCALES = ("llama", "smollm3", "granite")
 """Architectures in which llama.cpp reads the factors of `rope_freqs`."""
@@ -62,9 +63,10 @@ class Described:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model, its text part."""
+    """config.json of a model, its text part with what its class takes where that says nothing."""
     config: dict[str, Any] = read_json(folder / "config.json")
-    return text_part(config) or config
+    inner = text_part(config)
+    return {**GEMMA3_TEXT, **inner} if inner.get("model_type") == "gemma3_text" else inner or config
 
 
 def describe(config: Mapping[str, Any]) -> Described:
@@ -77,10 +79,10 @@ def describe(config: Mapping[str, Any]) -> Described:
         InputError: llama.cpp knows no such model, or not with these settings.
     """
     model_type = str(config.get("model_type"))
-    family = family_of_model_type(model_type) if model_type in _SUPPORTED else None
+    family = family_of_model_type(model_type) if model_type in SUPPORTED else None
     if family is None:
         raise InputError(
-            f"--to: models of the type {model_type} are not written as GGUF (known: {', '.join(sorted(_SUPPORTED))}). "
+            f"--to: models of the type {model_type} are not written as GGUF (known: {', '.join(sorted(SUPPORTED))}). "
             "Export with --to hf, and let llama.cpp's own convert_hf_to_gguf.py try."
         )
     found = Described(family, config)

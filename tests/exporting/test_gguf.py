@@ -14,13 +14,14 @@ from mlxmath.config.schema import ModelConfig
 from mlxmath.data.templates import get_template
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.exporting import llama_cpp
-from mlxmath.exporting.gguf_metadata import describe
+from mlxmath.exporting.gguf_metadata import describe, read_config
 from mlxmath.exporting.gguf_types import quantized, type_of
 from mlxmath.exporting.go_template import Message
 from mlxmath.exporting.merge import merged_tensors
 from mlxmath.exporting.ollama import go_template, modelfile
 from mlxmath.exporting.original import Original
 from mlxmath.generation.model import load_generation_tokenizer
+from mlxmath.weights.configuration import GEMMA3_TEXT, translate
 from mlxmath.weights.convert import ensure_model
 from tests.data.chat_templates import CHATML
 from tests.exporting.tuned import exported, make_adapter
@@ -275,6 +276,45 @@ def test_models_that_llama_cpp_cannot_be_told_are_refused(changes: dict[str, Any
     }  # fmt: skip
     with pytest.raises(InputError, match=why):
         describe({name: value for name, value in {**config, **changes}.items() if value is not None})
+
+
+SPARSE = {
+    "model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "vision_config": {},
+    "text_config": {
+        "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+    },
+}  # fmt: skip
+"""As Google's Gemma 3 4B says it."""
+
+
+def test_what_a_text_config_leaves_to_transformers_class(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(translate(SPARSE).config))
+    assert describe(read_config(tmp_path)).metadata == {
+        "context_length": 131072, "embedding_length": 2560, "block_count": 34, "feed_forward_length": 10240,
+        "attention.head_count": 8, "attention.head_count_kv": 4, "attention.key_length": 256,
+        "attention.value_length": 256, "attention.layer_norm_rms_epsilon": 1e-6, "rope.dimension_count": 256,
+        "rope.freq_base": 1e6, "rope.freq_base_swa": 1e4, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0,
+        "attention.sliding_window": 1024,
+    }  # fmt: skip
+
+
+def test_defaults_of_gemma_3_are_transformers_and_what_mlx_lm_builds() -> None:
+    from mlx_lm.models import gemma3, gemma3_text
+    from transformers.models.gemma3.configuration_gemma3 import Gemma3TextConfig
+
+    theirs = Gemma3TextConfig().to_dict()
+    rope = theirs["rope_parameters"]
+    theirs |= {
+        "rope_theta": rope["full_attention"]["rope_theta"],
+        "rope_local_base_freq": rope["sliding_attention"]["rope_theta"],
+    }
+    assert dict(GEMMA3_TEXT) == {name: theirs[name] for name in GEMMA3_TEXT}
+    inner = {name: value for name, value in SPARSE["text_config"].items() if name != "sliding_window"}
+    built = gemma3.ModelArgs.from_dict(translate({**SPARSE, "text_config": inner}).config).text_config
+    found = vars(gemma3_text.ModelArgs.from_dict(built))
+    length = "max_position_embeddings"  # which it does not look at
+    assert {**found, length: 131072} == {**found, **GEMMA3_TEXT}
 
 
 def test_values_that_do_not_fit() -> None:
