@@ -3,7 +3,7 @@
 from mlxmath.exporting.check import Answers, ModelAnswers
 from mlxmath.exporting.files import one_tensor, write_companions, write_tensors
 from mlxmath.exporting.merge import merged_tensors
-from mlxmath.exporting.original import Job, refuse_flags
+from mlxmath.exporting.original import Job, refuse_flags, refuse_remade
 from mlxmath.generation.model import open_model
 from mlxmath.runtime.files import read_json
 from mlxmath.weights.dtypes import prevailing
@@ -16,7 +16,9 @@ def write(job: Job) -> list[str]:
     """Write the merged model; see `Target`."""
     refuse_flags(job.settings, "dequantize", "requantize", "adapter_only", "gguf_type")
     original = job.original
-    outputs = [one_tensor(each, job.settings.export_dtype) for each in merged_tensors(original.load(), original.model)]
+    loaded = original.load()
+    refuse_remade(job)
+    outputs = [one_tensor(each, job.settings.export_dtype) for each in merged_tensors(loaded, original.model)]
     declared = [tensor for output in outputs for tensor in output.tensors]
     dtype = prevailing((output.tensors[0][1], output.num_bytes) for output in outputs)
     config = read_json(original.model / "config.json")
