@@ -17,12 +17,14 @@ from mlxmath.exporting import llama_cpp
 from mlxmath.exporting.gguf_metadata import describe, read_config
 from mlxmath.exporting.gguf_types import quantized, type_of
 from mlxmath.exporting.go_template import Message
+from mlxmath.exporting.longrope import with_long_factors
 from mlxmath.exporting.merge import merged_tensors
 from mlxmath.exporting.ollama import go_template, modelfile
 from mlxmath.exporting.original import Original
 from mlxmath.generation.model import load_generation_tokenizer
 from mlxmath.weights.configuration import GEMMA3_TEXT, translate
 from mlxmath.weights.convert import ensure_model
+from mlxmath.weights.rotary import LONG_FACTORS
 from tests.data.chat_templates import CHATML
 from tests.exporting.tuned import exported, make_adapter
 from tests.llama_cpp import LlamaCpp
@@ -276,6 +278,35 @@ def test_models_that_llama_cpp_cannot_be_told_are_refused(changes: dict[str, Any
     }  # fmt: skip
     with pytest.raises(InputError, match=why):
         describe({name: value for name, value in {**config, **changes}.items() if value is not None})
+
+
+def test_longrope_keeps_its_factors_for_long_texts(tmp_path: Path) -> None:
+    rope = {"type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [3.0, 7.0]}
+    source = {
+        "model_type": "phi3", "hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 32,
+        "intermediate_size": 96, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+        "max_position_embeddings": 131072, "original_max_position_embeddings": 4096, "rope_scaling": rope,
+    }  # fmt: skip
+    first = translate(source)
+    assert first.config["rope_scaling"]["long_factor"] == [1.0, 1.5] and [each.tokens for each in first.limits] == [
+        4096
+    ]
+    assert translate(first.config) == first  # a converted model that is converted
+    scale = np.sqrt(1 + np.log(32) / np.log(4096))
+    kept = describe(first.config)
+    assert kept.tensors["rope_factors_long.weight"].tolist() == [3.0, 7.0] and not kept.notes
+    assert kept.tensors["rope_factors_short.weight"].tolist() == [1.0, 1.5]
+    assert kept.metadata["context_length"] == 131072
+    config, notes = with_long_factors({"text_config": first.config})
+    assert config["text_config"]["rope_scaling"]["long_factor"] == [3.0, 7.0] and not notes
+    assert not [name for name in config["text_config"] if "mlxmath" in name]
+
+    before = {name: value for name, value in first.config.items() if name != LONG_FACTORS}
+    lost = describe(before)
+    assert lost.metadata["context_length"] == lost.metadata["rope.scaling.original_context_length"] == 4096
+    assert "its context is written as that" in lost.notes[0] and "4,096 tokens" in lost.notes[0]
+    for each in (kept, lost):
+        assert each.metadata["rope.scaling.attn_factor"] == pytest.approx(scale)
 
 
 SPARSE = {
