@@ -80,6 +80,7 @@ def write(job: Job) -> list[str]:
     for each in tensors:
         counts[each.type.name] = counts.get(each.type.name, 0) + 1
     notes = [f"{path.name}: " + ", ".join(f"{number} tensors in {name}" for name, number in counts.items())]
+    notes += described.notes
     if len(ends) > len(END_KEYS):
         notes.append(f"a GGUF file names {len(END_KEYS)} tokens that end an answer; this model has {len(ends)}")
     return notes

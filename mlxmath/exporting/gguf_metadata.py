@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 
 from mlxmath.errors import InputError
+from mlxmath.exporting.longrope import with_long_factors
 from mlxmath.runtime.files import read_json
 from mlxmath.weights.architecture import text_part
+from mlxmath.weights.configuration import GEMMA3_TEXT
 from mlxmath.weights.dtypes import Array
 from mlxmath.weights.gguf_names import Family, family_of_model_type, rows_to_gguf
-from mlxmath.weights.rotary import angles, kind_of, rope_kinds
+from mlxmath.weights.rotary import angles, kind_of, longrope_attention, rope_kinds
 
 Value = int | float | str | bool
-_SUPPORTED = (
+SUPPORTED = frozenset({
     "llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "phi3", "olmo2", "granite", "smollm3",
-)  # fmt: skip
+})  # fmt: skip
 """Types whose files have been compared with llama.cpp's answers."""
 _FREE_SCALES = ("llama", "smollm3", "granite")
 """Architectures in which llama.cpp reads the factors of `rope_freqs`."""
@@ -38,6 +40,8 @@ class Described:
     """Keys without the architecture."""
     tensors: dict[str, Array] = field(default_factory=dict)
     """Small ones that the model itself does not store."""
+    notes: tuple[str, ...] = ()
+    """What the file does otherwise, for the user."""
 
     @property
     def num_heads(self) -> int:
@@ -62,9 +66,10 @@ class Described:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model, its text part."""
+    """config.json of a model, its text part with what its class takes where that says nothing."""
     config: dict[str, Any] = read_json(folder / "config.json")
-    return text_part(config) or config
+    inner = text_part(config)
+    return {**GEMMA3_TEXT, **inner} if inner.get("model_type") == "gemma3_text" else inner or config
 
 
 def describe(config: Mapping[str, Any]) -> Described:
@@ -77,13 +82,14 @@ def describe(config: Mapping[str, Any]) -> Described:
         InputError: llama.cpp knows no such model, or not with these settings.
     """
     model_type = str(config.get("model_type"))
-    family = family_of_model_type(model_type) if model_type in _SUPPORTED else None
+    family = family_of_model_type(model_type) if model_type in SUPPORTED else None
     if family is None:
         raise InputError(
-            f"--to: models of the type {model_type} are not written as GGUF (known: {', '.join(sorted(_SUPPORTED))}). "
+            f"--to: models of the type {model_type} are not written as GGUF (known: {', '.join(sorted(SUPPORTED))}). "
             "Export with --to hf, and let llama.cpp's own convert_hf_to_gguf.py try."
         )
-    found = Described(family, config)
+    config, notes = with_long_factors(config)
+    found = Described(family, config, notes=notes)
     hidden_size = int(config["hidden_size"])
     found.metadata |= {
         "context_length": int(config.get("max_position_embeddings") or 4096),
@@ -132,9 +138,8 @@ def _rope(found: Described) -> None:
             found.tensors[f"rope_factors_{length}.weight"] = np.asarray(rope[f"{length}_factor"], np.float32)
         longest = int(found.metadata["context_length"])
         original = int(rope.get("original_max_position_embeddings") or found.config["original_max_position_embeddings"])
-        stretch = max(longest / original, 1.0)
-        attention = rope.get("attention_factor") or float(np.sqrt(1 + np.log(stretch) / np.log(original)))
-        found.metadata["rope.scaling.attn_factor"] = float(attention if stretch > 1 else 1.0)
+        attention = rope.get("attention_factor") or longrope_attention(original, longest)
+        found.metadata["rope.scaling.attn_factor"] = float(attention)
     elif kind not in ("default", "linear"):
         raise _otherwise(found, f"its positions are scaled by {kind}")
 

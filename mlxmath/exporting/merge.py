@@ -21,10 +21,8 @@ from mlxmath.models.lora.inject import adapter_arrays
 from mlxmath.models.lora.layers import ADAPTER_PARAMETERS, AdapterLayer, DoRALinear, ExpertsLoRALinear, linear_shape
 from mlxmath.weights.dtypes import FLOATING
 from mlxmath.weights.hub import open_weights
+from mlxmath.weights.remade import expert_name
 from mlxmath.weights.tensors import TensorRef
-
-_EXPERTS = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
-"""Of a `block_sparse_moe` (Mixtral and its like)."""
 
 
 @dataclass(frozen=True)
@@ -168,13 +166,8 @@ def _whole(part: Part) -> Dense:
 
 def _experts_apart(part: Part) -> Iterator[Dense]:
     """mlx_lm's stack of experts as Hugging Face's checkpoints have them: one after the other."""
-    home, _, stack = part.path.removesuffix(".weight").partition(".switch_")
-    last = stack.rpartition(".")[2]
-    if home.endswith("block_sparse_moe"):
-        last = _EXPERTS.get(last, last)
     for expert in range(part.shape[0]):
-        name = f"{home}.experts.{expert}.{last}.weight"
-        yield Dense(name, part.shape[1:], part.dtype, partial(part.weight, expert))
+        yield Dense(expert_name(part.path, expert), part.shape[1:], part.dtype, partial(part.weight, expert))
 
 
 def expert_pieces(loaded: Loaded, folder: Path) -> dict[str, Callable[[], mx.array]]:

@@ -1,5 +1,6 @@
 """What is exported: a base model and, perhaps, an adapter."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -8,10 +9,15 @@ from typing import Any
 from mlxmath.config.methods import ExportConfig
 from mlxmath.data.templates import Template, get_template, own_template, recorded_template
 from mlxmath.errors import InputError
+from mlxmath.exporting.gguf_metadata import SUPPORTED
 from mlxmath.generation.model import LanguageModel, load_generation_tokenizer, open_model
 from mlxmath.models.load import Loaded, load_model
 from mlxmath.models.lora.adapter import CONFIG, load_adapter, read_adapter_config
-from mlxmath.weights.manifest import read_fingerprint
+from mlxmath.models.lora.peft_experts import TYPES
+from mlxmath.runtime.files import read_json
+from mlxmath.weights.architecture import shortened, text_part
+from mlxmath.weights.manifest import FILE_NAME, read_fingerprint, read_manifest
+from mlxmath.weights.remade import numberless
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,44 @@ class Job:
     settings: ExportConfig
     folder: Path
     """There and empty while it is written; afterwards where it lies."""
+
+
+_NOT_REMADE = SUPPORTED | TYPES | {"gemma3"}
+"""Types of which mlx_lm makes nothing on loading but stacks of experts, which exports take apart."""
+
+
+def refuse_remade(job: Job, layers: Iterable[str] | None = None) -> None:
+    """Refuse tensors that mlx_lm has made or renamed: under Hugging Face's names they would be another model's.
+
+    Args:
+        job: of a target that writes these names.
+        layers: paths of the layers that count (None: all tensors do).
+
+    Raises:
+        InputError: there are such tensors, or nothing tells whether there are.
+    """
+    folder, to = job.original.model, job.settings.to
+    manifest = read_manifest(folder) if (folder / FILE_NAME).is_file() else None
+    if manifest is None or manifest.remade is None:  # of an earlier version, of MLX's quantized models, or mlx_lm's own
+        config = read_json(folder / "config.json")
+        types = {str(part["model_type"]) for part in (config, text_part(config)) if "model_type" in part}
+        if not config.get("quantization") or types <= _NOT_REMADE:
+            return
+        advice = "Convert the original model again without --quantize, and train and export with that"
+        if manifest is not None and manifest.quantize is not None:
+            advice = "Convert it again with the same settings, into another --mlx-path: that tells, and adapters fit it"
+        raise InputError(
+            f"--to {to}: {folder} is quantized, and nothing tells whether mlx_lm has made or renamed tensors of it, "
+            f"which would be another model's. {advice}; --to mlx takes it as it is."
+        )
+    counted = None if layers is None else {numberless(f"{path}.weight") for path in layers}
+    found = [name for name in manifest.remade if counted is None or name in counted]
+    if found:
+        raise InputError(
+            f"--to {to}: {folder} was converted with --quantize, so it holds tensors as mlx_lm makes or renames them, "
+            f"which would be another model's: {shortened(found, 3)}. Convert the original model again without "
+            "--quantize, and train and export with that; --to mlx takes it as it is."
+        )
 
 
 def refuse_flags(settings: ExportConfig, *names: str) -> None:

@@ -17,7 +17,7 @@ import mlx.nn as nn
 from mlxmath.errors import InputError
 from mlxmath.exporting.check import Answers, ModelAnswers
 from mlxmath.exporting.files import CHAT_TEMPLATE
-from mlxmath.exporting.original import Job, refuse_flags
+from mlxmath.exporting.original import Job, refuse_flags, refuse_remade
 from mlxmath.models.load import Loaded
 from mlxmath.models.lora.adapter import CONFIG, save_arrays
 from mlxmath.models.lora.form import Form
@@ -47,6 +47,7 @@ def write(job: Job) -> list[str]:
         path: each for path, each in loaded.model.named_modules() if isinstance(each, AdapterLayer)
     }
     experts = {path: each for path, each in adapters.items() if isinstance(each, ExpertsLoRALinear)}
+    refuse_remade(job, adapters)
     names = {path: _name(path, loaded) for path in adapters if path not in experts}
     _check_mixture(names.values(), experts, loaded)
     arrays: dict[str, mx.array] = {}

@@ -231,7 +231,8 @@ def remove_leftovers(folder: Path) -> None:
     for lock in folder.glob(f".*{OF_A_NAME}"):
         with contextlib.suppress(OSError), lock.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # whoever holds it lives
-            lock.unlink()
+            if os.path.samestat(lock.stat(), os.fstat(file.fileno())):  # else it was removed, and is another's by now
+                lock.unlink()
 
 
 def _is_being_written(path: Path, host: str, pid: int) -> bool:

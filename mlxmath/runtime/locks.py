@@ -11,6 +11,7 @@ import io
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from mlxmath.runtime.console import say, warn
 from mlxmath.runtime.files import OF_A_NAME, disk_errors, own_file, real, remove_leftovers
 
 _LOCK = ".lock"
+_MOMENT_S = 0.02
 _HOLDER = re.compile(r"`([^`]*)`, process (\d{1,18}) on (.*) since .*")
 
 
@@ -128,7 +130,7 @@ def _held(lock: Path, what: Path, command: str, option: str | None) -> Iterator[
 
 
 def _locked_file(lock: Path, what: Path, option: str | None) -> tuple[io.FileIO, bool]:
-    waited = False
+    waited = has_tried = False
     while True:
         with disk_errors(lock.parent):
             lock.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +139,13 @@ def _locked_file(lock: Path, what: Path, option: str | None) -> tuple[io.FileIO,
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read(300).decode("utf-8", "replace") or "another process"
+            said = file.read(300)
+            if not said and not has_tried:  # `remove_leftovers` holds a lock for a moment, and writes nothing in it
+                has_tried = True
+                file.close()
+                time.sleep(_MOMENT_S)
+                continue
+            holder = said.decode("utf-8", "replace") or "another process"
             if option is not None:
                 file.close()
                 raise InputError(

@@ -43,15 +43,16 @@ class Models(mlx_lm_server.ModelProvider):
         )  # fmt: skip
         self.models = dict(models)
         self.model_key: str | None
-        self._device = mx.default_device()
+        self._device, self._seed = mx.default_device(), sampling.seed
         self._batchable = {
             name: way_of(one.model) == "together" and all(hasattr(c, "merge") for c in make_prompt_cache(one.model))
             for name, one in models.items()
         }
 
     def load_default(self) -> None:
-        """Called by the thread that computes: it uses the device of the one that has loaded the models."""
+        """Called by the thread that computes: MLX's device and random numbers are those of a thread."""
         mx.set_default_device(self._device)
+        mx.random.seed(self._seed)
         self.load(next(iter(self.models)))
 
     def load(self, model_path: str, adapter_path: Any = None, draft_model_path: Any = None) -> tuple[Any, Any]:  # noqa: ARG002

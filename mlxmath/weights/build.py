@@ -29,6 +29,7 @@ from mlxmath.weights.quantize import (
     stored_rows,
 )
 from mlxmath.weights.quantized import Stored, natural_dtype, stored, unscaled
+from mlxmath.weights.remade import remade
 from mlxmath.weights.safetensor import Declared, SafetensorsWriter
 from mlxmath.weights.tensors import TensorRef
 
@@ -62,6 +63,7 @@ class _Plan:
     dtype: str
     notes: Sequence[str]
     made: Made | None
+    remade: tuple[str, ...] | None
 
 
 def build_model(
@@ -123,6 +125,7 @@ def build_model(
             fingerprint=fingerprint(digests, plan.quantization),
             also=(fingerprint_of_files(sources, plan.dtype, plan.quantization),),
             limits=plan.layout.limits,
+            remade=plan.remade,
         )
         manifest.write(folder)
         checked = verify(folder)
@@ -201,7 +204,10 @@ def _plan(
             f"{len(made.names)} tensors are put together as mlx_lm does on loading, the largest of "
             f"{size(made.largest)}; it is held in memory, with what it is made of, while it is written"
         )
-    return _Plan(outputs, layout, quantized, dtype, notes, made if made is not None and made.names else None)
+    as_made = remade(built, tensors, chosen) if made is not None else None if form.how == "packed" else ()
+    if made is not None and not made.names:
+        made = None
+    return _Plan(outputs, layout, quantized, dtype, notes, made, as_made)
 
 
 def _kept_floats(built: Built, names: Iterable[str]) -> frozenset[str]:

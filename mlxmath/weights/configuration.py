@@ -69,6 +69,15 @@ _ACTIVATIONS = {
 _EXACT_GELU = ("gelu", "gelu_python")
 
 
+GEMMA3_TEXT: Mapping[str, Any] = {
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
+    "rope_local_base_freq": 1e4, "query_pre_attn_scalar": 256, "sliding_window": 4096,
+    "max_position_embeddings": 131_072,
+}  # fmt: skip
+"""What transformers' class takes where the `text_config` of a Gemma 3 that sees does not say it, as Google's do not.
+mlx_lm takes the same, but for the window and the longest text."""
+
+
 @dataclass(frozen=True)
 class Translation:
     """
@@ -132,6 +141,8 @@ def translate(config: Mapping[str, Any]) -> Translation:
         whole = architecture(f"{model_type}_text", model_type)
     parts = [(found, whole)]
     if isinstance(inner, dict):
+        if inner.get("model_type") == "gemma3_text":
+            inner.setdefault("sliding_window", GEMMA3_TEXT["sliding_window"])
         parts.append((inner, architecture(str(inner.get("model_type") or model_type), model_type)))
     for part, arch in parts:
         if arch is None:

@@ -26,11 +26,8 @@ def chosen_gguf(names: Iterable[str], wanted: str | None, where: str) -> list[st
     Raises:
         InputError: there is no such model, or there are several.
     """
-    models: dict[str, list[str]] = {}
-    for name in sorted(filter(is_gguf, names)):
-        found = _OF_A_SET.fullmatch(name)
-        models.setdefault(f"{found[1]}{found[3]}" if found else name, []).append(name)
-    fitting = {stem: files for stem, files in models.items() if wanted is None or _is_meant(stem, files, wanted)}
+    names = list(names)
+    models, fitting = gguf_models(names), gguf_models(names, wanted)
     if len(fitting) == 1:
         return next(iter(fitting.values()))
     kinds = ", ".join(sorted({_kind(stem) for stem in fitting or models})) or "none"
@@ -40,6 +37,15 @@ def chosen_gguf(names: Iterable[str], wanted: str | None, where: str) -> list[st
         f"--model {where} holds {len(fitting)} models in GGUF form; say which by a part of its name after a colon, as "
         f"in {where}:{_kind(next(iter(fitting)))}. There are: {kinds}."
     )
+
+
+def gguf_models(names: Iterable[str], wanted: str | None = None) -> dict[str, list[str]]:
+    """The files of each model among `names`, in order, by its name; of those that are `wanted`."""
+    models: dict[str, list[str]] = {}
+    for name in sorted(filter(is_gguf, names)):
+        found = _OF_A_SET.fullmatch(name)
+        models.setdefault(f"{found[1]}{found[3]}" if found else name, []).append(name)
+    return {stem: files for stem, files in models.items() if wanted is None or _is_meant(stem, files, wanted)}
 
 
 def _is_meant(stem: str, files: list[str], wanted: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.runtime.console import size, warn
 from mlxmath.runtime.files import read_json
-from mlxmath.weights.gguf_choice import chosen_gguf, is_gguf
+from mlxmath.weights.gguf_choice import chosen_gguf, gguf_models
 
 OLLAMA = "ollama:"
 LM_STUDIO = "lmstudio:"
@@ -151,7 +151,7 @@ def _text(root: Path, layer: tuple[str, str, int]) -> str:
 
 
 def lm_studio_model(repo: str, wanted: str | None, *, required: bool) -> Path | None:
-    """The GGUF file of owner/name in LM Studio's folders; None where there is none.
+    """The GGUF file of owner/name in LM Studio's folders; None where there is none, or not the one that is wanted.
 
     Args:
         repo: owner/name.
@@ -159,7 +159,7 @@ def lm_studio_model(repo: str, wanted: str | None, *, required: bool) -> Path | 
         required: raise where it is not there.
 
     Raises:
-        InputError: the name cannot be one; it is `required` and absent; there are several files.
+        InputError: the name cannot be one; it is `required` and absent; several files may be meant.
     """
     parts = repo.split("/")
     if len(parts) != 2 or not all(_NAME.fullmatch(part) for part in parts):
@@ -170,7 +170,7 @@ def lm_studio_model(repo: str, wanted: str | None, *, required: bool) -> Path | 
     for root in roots:
         folder = root.joinpath(*parts)
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-        if any(is_gguf(name) for name in names):
+        if gguf_models(names, wanted) or (required and gguf_models(names)):
             return folder / chosen_gguf(names, wanted, f"{LM_STUDIO}{repo}" if required else repo)[0]
     if required:
         raise InputError(

@@ -68,6 +68,7 @@ class Manifest(BaseModel):
         fingerprint: the same for the same weights, however they are stored; adapters record it to know their base.
         also: other fingerprints by which these weights are known: 0.1.0 took the source's files, not their content.
         limits: (tokens, why) where longer texts are not treated as by the original model.
+        remade: tensors that mlx_lm made or renamed before they were stored, # for numbers; None: that is not known.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -88,6 +89,7 @@ class Manifest(BaseModel):
     fingerprint: str
     also: tuple[str, ...] = ()
     limits: tuple[tuple[int, str], ...] = ()
+    remade: tuple[str, ...] | None = None
 
     @property
     def identity(self) -> "Fingerprint":

@@ -23,6 +23,8 @@ Angles = npt.NDArray[np.float64]
 _KINDS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 _BASES = ("rope_theta", "rotary_emb_base", "rope_base")
 """Names of the base of all layers, or of those of the first kind."""
+LONG_FACTORS = "mlxmath_long_factor"
+"""Where a converted config.json keeps the `long_factor` of its source."""
 _TOLERANCE = 1e-3
 """Of angles, relative."""
 MAX_PHASE = 2.0
@@ -279,17 +281,23 @@ def _say_yarn(config: Mapping[str, Any], arch: Architecture, rope: dict[str, Any
         )
 
 
-def _say_longrope(config: Mapping[str, Any], arch: Architecture, rope: dict[str, Any], limits: list[Limit]) -> None:
+def longrope_attention(original: int, whole: int) -> float:
+    """The attention_factor of LongRoPE where it is not said: for texts of `original`, then of `whole` tokens."""
+    return math.sqrt(1 + math.log(max(whole / original, 1)) / math.log(original))
+
+
+def _say_longrope(config: dict[str, Any], arch: Architecture, rope: dict[str, Any], limits: list[Limit]) -> None:
     """LongRoPE has factors for short and for long texts; mlx_lm takes the long ones always. So the short ones are given
-    for both: texts for training are short."""
+    for both: texts for training are short. The long ones are kept for exports."""
     original = int(rope["original_max_position_embeddings"])
     whole = int(config.get("max_position_embeddings") or original)
     wanted = rope.get("attention_factor")
-    usual = math.sqrt(1 + math.log(max(whole / original, 1)) / math.log(original))
+    usual = longrope_attention(original, whole)
     if wanted is not None and not math.isclose(wanted, usual, rel_tol=1e-3):
         raise another_model(
             arch, f"computes LongRoPE's attention_factor as {usual:.4f} where config.json says {wanted}"
         )
-    if rope.get("short_factor") != rope.get("long_factor"):
+    config.setdefault(LONG_FACTORS, rope.get("long_factor"))  # it is there in a model that is converted again
+    if rope.get("short_factor") != config[LONG_FACTORS]:
         rope["long_factor"] = rope["short_factor"]
         limits.append(Limit(original, "LongRoPE with its factors for short texts only (mlx_lm has one set of them)"))

@@ -1,6 +1,7 @@
 """The command and its targets in MLX: fused, merged, checked."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,13 @@ from mlxmath.exporting.mlx import LARGEST_SHARE, inputs_of, rounding_of
 from mlxmath.exporting.original import Job, Original
 from mlxmath.exporting.peft import shortest_ends
 from mlxmath.models.load import load_model
+from mlxmath.weights.architecture import Built
 from mlxmath.weights.convert import ensure_model
+from mlxmath.weights.manifest import read_manifest
+from mlxmath.weights.remade import remade
 from tests.exporting.tuned import exported, logits_of, make_adapter
 from tests.helpers import run, succeed
+from tests.models import architectures
 
 IDS = [1, 17, 33, 60, 5, 90, 41, 28, 77, 2, 9, 11, 54]
 
@@ -198,6 +203,85 @@ def test_several_files_and_values_beyond_float16(tmp_path: Path) -> None:
         wrong = one_tensor(Dense("x", (1,), "float32", lambda value=value: mx.array([value])), "float16")  # type: ignore[misc]
         with pytest.raises(MlxmathError, match=expected):
             write_tensors(tmp_path, [wrong], form="pt")
+
+
+@pytest.fixture(scope="module")
+def rearranged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen 3.5 as Hugging Face has it, converted as it is and in 4 bits, with an adapter for each."""
+    folder = tmp_path_factory.mktemp("rearranged")
+    source = architectures.write("qwen3_5", folder)
+    arrays = dict(mx.load(str(source / "model.safetensors")))
+    mx.save_safetensors(
+        str(source / "model.safetensors"),
+        {
+            name.replace("language_model.model", "model.language_model").removeprefix("language_model."): mx.contiguous(
+                mx.moveaxis(array, 2, 1)
+            )
+            if "conv1d" in name
+            else array
+            for name, array in arrays.items()
+        },
+    )
+    for name, settings in (("dense", {}), ("packed", {"quantize": 4, "group_size": 32})):
+        ensure_model(ModelConfig(model=str(source), mlx_path=str(folder / name), **settings))
+        make_adapter(folder / f"{name}-adapters", folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("to", ["hf", "peft"])
+def test_tensors_as_mlx_lm_makes_them_are_not_hugging_face_s(rearranged: Path, tmp_path: Path, to: str) -> None:
+    exported(rearranged / "dense", rearranged / "dense-adapters", to, tmp_path / "whole")
+    file, start = {"hf": ("model", "model"), "peft": ("adapter_model", "base_model.model.model")}[to]
+    names = {name for name in mx.load(str(tmp_path / "whole" / f"{file}.safetensors")) if "lm_head" not in name}
+    assert names and all(name.startswith(f"{start}.language_model.layers") or to == "hf" for name in names)
+    if to == "hf":
+        assert names < set(mx.load(str(rearranged / "qwen3_5" / "model.safetensors")))
+    packed, adapter = rearranged / "packed", rearranged / "packed-adapters"
+    with pytest.raises(InputError, match=rf"^--to {to}: .*language_model.model.* again without --quantize"):
+        exported(packed, adapter, to, tmp_path / "out")
+    before = tmp_path / "before"  # as an earlier version has converted it
+    shutil.copytree(packed, before)
+    read_manifest(before).model_copy(update={"remade": None}).write(before)
+    with pytest.raises(InputError, match="nothing tells .* again with the same settings"):
+        exported(before, adapter, to, tmp_path / "out")
+    (before / "mlxmath.json").unlink()
+    with pytest.raises(InputError, match="nothing tells .* again without --quantize"):
+        exported(before, adapter, to, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    exported(packed, adapter, "mlx", tmp_path / "out")
+
+
+def test_layers_that_keep_their_names_are_peft_s(packed: Path, tmp_path: Path) -> None:
+    """Whatever else mlx_lm makes of a model; and of a type of which it makes nothing an old record is enough."""
+    base = tmp_path / "base"
+    shutil.copytree(packed / "mlx_model", base)
+    assert read_manifest(base).remade == ()
+    read_manifest(base).model_copy(update={"remade": ("model.layers.#.input_layernorm.weight",)}).write(base)
+    exported(base, packed / "adapters", "peft", tmp_path / "peft")
+    with pytest.raises(InputError, match=r"--to hf: .*: model.layers.#.input_layernorm.weight\. Convert"):
+        exported(base, packed / "adapters", "hf", tmp_path / "hf")
+    read_manifest(base).model_copy(update={"remade": None}).write(base)
+    exported(base, packed / "adapters", "hf", tmp_path / "hf")
+
+
+@pytest.mark.parametrize(
+    ("stored", "made", "expected"),
+    [
+        (["x.mlp.experts.0.up_proj.weight", "x.mlp.experts.1.up_proj.weight"], "x.mlp.switch_mlp.up_proj.weight", ()),
+        (["m.block_sparse_moe.experts.0.w3.weight", "m.block_sparse_moe.experts.1.w3.weight"],
+         "m.block_sparse_moe.switch_mlp.up_proj.weight", ()),
+        (["x.3.mlp.experts.gate_up_proj"], "x.3.mlp.switch_mlp.up_proj.weight", ("x.#.mlp.switch_mlp.up_proj.weight",)),
+        (["x.3.kv_b_proj.weight"], "x.3.embed_q.weight", ("x.#.embed_q.weight",)),
+        (["x.q_proj.qweight"], "x.q_proj.scales", ()),
+    ],
+)  # fmt: skip
+def test_what_exports_take_apart_is_not_remade(stored: list[str], made: str, expected: tuple[str, ...]) -> None:
+    built = Built(
+        None, {}, {"same": "same", "x.new": "x.old"}, {"same": 0, "x.new": 0, made: mx.zeros((2, 4))}, (), (), 0
+    )
+    assert set(remade(built, stored, {made})) == {"x.new", *expected}
+    stacks = {made} if ".switch_" in made else {*expected}  # one that is not packed stays a stack
+    assert set(remade(built, stored, ())) == {"x.new", *(name.replace(".3.", ".#.") for name in stacks)}
 
 
 def test_layers_are_named_by_the_shortest_ends_that_mean_no_others() -> None:

@@ -14,14 +14,17 @@ from mlxmath.config.schema import ModelConfig
 from mlxmath.data.templates import get_template
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.exporting import llama_cpp
-from mlxmath.exporting.gguf_metadata import describe
+from mlxmath.exporting.gguf_metadata import describe, read_config
 from mlxmath.exporting.gguf_types import quantized, type_of
 from mlxmath.exporting.go_template import Message
+from mlxmath.exporting.longrope import with_long_factors
 from mlxmath.exporting.merge import merged_tensors
 from mlxmath.exporting.ollama import go_template, modelfile
 from mlxmath.exporting.original import Original
 from mlxmath.generation.model import load_generation_tokenizer
+from mlxmath.weights.configuration import GEMMA3_TEXT, translate
 from mlxmath.weights.convert import ensure_model
+from mlxmath.weights.rotary import LONG_FACTORS
 from tests.data.chat_templates import CHATML
 from tests.exporting.tuned import exported, make_adapter
 from tests.llama_cpp import LlamaCpp
@@ -275,6 +278,74 @@ def test_models_that_llama_cpp_cannot_be_told_are_refused(changes: dict[str, Any
     }  # fmt: skip
     with pytest.raises(InputError, match=why):
         describe({name: value for name, value in {**config, **changes}.items() if value is not None})
+
+
+def test_longrope_keeps_its_factors_for_long_texts(tmp_path: Path) -> None:
+    rope = {"type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [3.0, 7.0]}
+    source = {
+        "model_type": "phi3", "hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 32,
+        "intermediate_size": 96, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+        "max_position_embeddings": 131072, "original_max_position_embeddings": 4096, "rope_scaling": rope,
+    }  # fmt: skip
+    first = translate(source)
+    assert first.config["rope_scaling"]["long_factor"] == [1.0, 1.5] and [each.tokens for each in first.limits] == [
+        4096
+    ]
+    assert translate(first.config) == first  # a converted model that is converted
+    scale = np.sqrt(1 + np.log(32) / np.log(4096))
+    kept = describe(first.config)
+    assert kept.tensors["rope_factors_long.weight"].tolist() == [3.0, 7.0] and not kept.notes
+    assert kept.tensors["rope_factors_short.weight"].tolist() == [1.0, 1.5]
+    assert kept.metadata["context_length"] == 131072
+    config, notes = with_long_factors({"text_config": first.config})
+    assert config["text_config"]["rope_scaling"]["long_factor"] == [3.0, 7.0] and not notes
+    assert not [name for name in config["text_config"] if "mlxmath" in name]
+
+    before = {name: value for name, value in first.config.items() if name != LONG_FACTORS}
+    lost = describe(before)
+    assert lost.metadata["context_length"] == lost.metadata["rope.scaling.original_context_length"] == 4096
+    assert "its context is written as that" in lost.notes[0] and "4,096 tokens" in lost.notes[0]
+    for each in (kept, lost):
+        assert each.metadata["rope.scaling.attn_factor"] == pytest.approx(scale)
+
+
+SPARSE = {
+    "model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "vision_config": {},
+    "text_config": {
+        "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+    },
+}  # fmt: skip
+"""As Google's Gemma 3 4B says it."""
+
+
+def test_what_a_text_config_leaves_to_transformers_class(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(translate(SPARSE).config))
+    assert describe(read_config(tmp_path)).metadata == {
+        "context_length": 131072, "embedding_length": 2560, "block_count": 34, "feed_forward_length": 10240,
+        "attention.head_count": 8, "attention.head_count_kv": 4, "attention.key_length": 256,
+        "attention.value_length": 256, "attention.layer_norm_rms_epsilon": 1e-6, "rope.dimension_count": 256,
+        "rope.freq_base": 1e6, "rope.freq_base_swa": 1e4, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0,
+        "attention.sliding_window": 1024,
+    }  # fmt: skip
+
+
+def test_defaults_of_gemma_3_are_transformers_and_what_mlx_lm_builds() -> None:
+    from mlx_lm.models import gemma3, gemma3_text
+    from transformers.models.gemma3.configuration_gemma3 import Gemma3TextConfig
+
+    theirs = Gemma3TextConfig().to_dict()
+    rope = theirs["rope_parameters"]
+    theirs |= {
+        "rope_theta": rope["full_attention"]["rope_theta"],
+        "rope_local_base_freq": rope["sliding_attention"]["rope_theta"],
+    }
+    assert dict(GEMMA3_TEXT) == {name: theirs[name] for name in GEMMA3_TEXT}
+    inner = {name: value for name, value in SPARSE["text_config"].items() if name != "sliding_window"}
+    built = gemma3.ModelArgs.from_dict(translate({**SPARSE, "text_config": inner}).config).text_config
+    found = vars(gemma3_text.ModelArgs.from_dict(built))
+    length = "max_position_embeddings"  # which it does not look at
+    assert {**found, length: 131072} == {**found, **GEMMA3_TEXT}
 
 
 def test_values_that_do_not_fit() -> None:

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlxmath.config.load import settings_from
 from mlxmath.config.schema import ModelConfig
-from mlxmath.exporting.original import Original
+from mlxmath.exporting import hf
+from mlxmath.exporting.original import Job, Original
 from mlxmath.models.load import load_model
 from mlxmath.models.lora.adapter import load_adapter
 from mlxmath.weights.convert import ensure_model
@@ -54,6 +56,33 @@ def test_merged_model_in_transformers(debug_run: Path, tmp_path: Path) -> None:
     exported(model, adapter, "hf", tmp_path / "hf", export_dtype="float32")
     ours = logits_of(Original(model, adapter, "float32").open().model, IDS)
     assert np.abs(torch_logits(base_of(tmp_path / "hf")) - ours).max() < 1e-4
+
+
+def test_texts_beyond_longrope_s_first_factors(debug_run: Path, tmp_path: Path) -> None:
+    """In transformers as the source's; and in MLX, which has the first factors alone, as the converted model's."""
+    torch.manual_seed(0)
+    rope = {
+        "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.5, 2.0, 2.5],
+        "long_factor": [3.0, 4.0, 6.0, 9.0], "original_max_position_embeddings": 8,
+    }  # fmt: skip
+    config = transformers.Phi3Config(
+        **SIZES, rope_parameters=rope, original_max_position_embeddings=8, pad_token_id=0, initializer_range=0.2
+    )
+    source = transformers.Phi3ForCausalLM(config).float().eval()
+    source.save_pretrained(tmp_path / "base")
+    for file in (debug_run / "mlx_model").glob("*token*"):
+        shutil.copy(file, tmp_path / "base")
+    ensure_model(ModelConfig(model=str(tmp_path / "base"), mlx_path=str(tmp_path / "mlx")))
+    exported(tmp_path / "mlx", None, "hf", tmp_path / "hf")
+    found = base_of(tmp_path / "hf")
+    for ids in (IDS, IDS[:6]):
+        with torch.no_grad():
+            one, other = (model(torch.tensor([ids])).logits[0].numpy() for model in (source, found))
+        assert np.abs(one - other).max() < 1e-4
+    settings = settings_from(("model", "export", "runtime"), to="hf").config
+    answers = hf.reopened(Job(Original(tmp_path / "mlx", None, "float32"), settings.export, tmp_path / "hf"))
+    wanted = torch.log_softmax(torch.tensor(one), -1)[[2, 3, 4], IDS[3:6]].numpy()
+    assert np.abs(np.array(answers.logprobs(IDS[:3], IDS[3:6])) - wanted).max() < 1e-4
 
 
 SIZES: dict[str, Any] = {

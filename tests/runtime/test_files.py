@@ -68,6 +68,45 @@ def test_the_locks_of_dead_processes_are_removed_and_held_ones_stay(tmp_path: Pa
         assert left == {".held.pkl.mlxmath.lock", ".of_others.lock", ".lock"}
 
 
+def test_a_lock_that_is_another_s_by_then_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = tmp_path / ".rows.pkl.mlxmath.lock"
+    lock.touch()
+    real, held = files.fcntl.flock, []
+
+    def flock(file: Any, how: int) -> None:
+        if not held:  # meanwhile its holder removes it, and another process makes and holds its own
+            lock.unlink()
+            held.append(lock.open("wb"))
+            real(held[0], how)
+        real(file, how)
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    remove_leftovers(tmp_path)
+    assert os.path.samestat(lock.stat(), os.fstat(held[0].fileno()))
+    held[0].close()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_who_holds_a_lock_for_a_moment_is_not_in_the_way(
+    times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = locks.fcntl.flock, []
+
+    def flock(file: Any, how: int) -> None:
+        calls.append(file)
+        if len(calls) <= times:
+            raise BlockingIOError(errno.EWOULDBLOCK, "held")
+        real(file, how)
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    if times == 1:
+        with making(tmp_path / "model", "mlxmath x", "--out") as waited:
+            assert not waited and calls[0].closed
+    else:
+        with pytest.raises(InputError, match="in use by another process"), making(tmp_path / "m", "x", "--out"):
+            pass
+
+
 def test_leftovers_of_dead_processes_are_removed_and_others_stay(tmp_path: Path, dead_pid: int) -> None:
     host = this_host()
     stay = [

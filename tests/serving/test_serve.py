@@ -280,6 +280,40 @@ def test_a_program_is_told_the_address_and_what_a_model_is_given(url: str, folde
     assert post(url, user("?"), "/chat/prompt", Origin="http://evil.example")[0] == 403
 
 
+def test_what_is_drawn_depends_on_the_seed(folder: Path) -> None:
+    from mlx_lm.server import (
+        CompletionRequest,
+        GenerationArguments,
+        LogitsProcessorArguments,
+        ModelDescription,
+        SamplingArguments,
+    )
+
+    from mlxmath.generation.model import open_model
+    from mlxmath.generation.sampling import Sampling
+    from mlxmath.serving.engine import Engine, Models
+
+    model = open_model(folder / "mlx_model", "float32", raw=True)
+    asked = GenerationArguments(
+        ModelDescription("base", "default_model", None), SamplingArguments(2.0, 1.0, 0, 0.0, 0.0, 0.0),
+        LogitsProcessorArguments(None, 0.0, 20, 0.0, 20, 0.0, 20), [], 16, 3, False, 0, None, None,
+    )  # fmt: skip
+
+    def answers(seed: int) -> list[str]:
+        engine = Engine(Models({"base": model}, Sampling(16, 2.0, seed=seed), [], 1 << 20), lambda _: None)
+        try:
+            found = []
+            for question in QUESTIONS:
+                request = CompletionRequest("text", model.tokenizer.encode(question), [], None, None)
+                found.append("".join(each.text for each in engine.generate(request, asked)[1]))
+            return found
+        finally:
+            engine.stop_and_join()
+
+    first = answers(5)
+    assert first == answers(5) != answers(6) and first[0] != first[1]
+
+
 def test_a_listener_ends_when_nobody_has_asked_for_a_while() -> None:
     answered = threading.Event()
 

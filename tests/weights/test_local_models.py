@@ -147,6 +147,26 @@ def test_lm_studio(home: Path, tmp_path: Path) -> None:
         fetch("lmstudio:owner/tiny-GGUF", "main")
 
 
+def test_what_lm_studio_has_does_not_hide_what_it_has_not(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = home / ".lmstudio" / "models" / "owner" / "tiny-GGUF"
+    folder.mkdir(parents=True)
+    (folder / "tiny-Q8_0.gguf").write_bytes(tiny(tmp_path))
+
+    def download(repo: str, *asked: Any, **_: Any) -> tuple[Path, str]:
+        return tmp_path / "hub" / repo, f"tiny-{asked[1]}.gguf"
+
+    monkeypatch.setattr("mlxmath.weights.hub.download", download)
+    assert fetch("owner/tiny-GGUF:q8_0").gguf == folder / "tiny-Q8_0.gguf"
+    assert fetch("owner/tiny-GGUF:Q4_K_M").gguf == tmp_path / "hub" / "owner/tiny-GGUF" / "tiny-Q4_K_M.gguf"
+    with pytest.raises(InputError, match="lmstudio:owner/tiny-GGUF: there is no GGUF file Q4_K_M there; it has: Q8_0"):
+        fetch("lmstudio:owner/tiny-GGUF:Q4_K_M")
+    (folder / "tiny-F32.gguf").write_bytes(tiny(tmp_path))
+    with pytest.raises(InputError, match=r"as in owner/tiny-GGUF:F32\. There are: F32, Q8_0"):
+        fetch("owner/tiny-GGUF")
+
+
 def test_a_folder_with_gguf_files(tmp_path: Path) -> None:
     folder = tmp_path / "models"
     folder.mkdir()
