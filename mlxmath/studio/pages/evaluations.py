@@ -49,7 +49,7 @@ def show(request: Request) -> Response:
 
 
 def rows(request: Request) -> Response:
-    """The list alone, asked again while something runs."""
+    """The list alone, asked again and again."""
     return render(request, "evaluation_list.html", **_list(studio_of(request)), **_WORDS)
 
 
