@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 from mlxmath.config.load import RUN, RUN_FILE
 from mlxmath.config.section import DEMO
 from mlxmath.errors import MlxmathError
+from mlxmath.parsing import HALF_A_CHARACTER
 from mlxmath.runtime.console import size
 from mlxmath.runtime.files import read_json
 from mlxmath.studio.place import Studio
@@ -45,6 +46,7 @@ def choices(studio: Studio) -> Found:
     data = [Choice(urlencode({"dataset": DEMO}), f"{DEMO}: the bundled problems")]
     runs: list[tuple[float, Choice]] = []
     for folder, inner in studio.folders():
+        inner = [entry for entry in inner if not HALF_A_CHARACTER.search(str(entry))]  # others no page can name
         names = {entry.name for entry in inner}
         if RUN_FILE in names and RUN in names:
             runs.append((_changed(folder / RUN), Choice(urlencode({"from": studio.name(folder)}), studio.name(folder))))
@@ -69,7 +71,7 @@ def _converted(studio: Studio, folder: Path) -> Iterator[Choice]:
     except (OSError, MlxmathError):
         return
     source = manifest.get("source") if isinstance(manifest, dict) else None
-    if not isinstance(source, str):
+    if not isinstance(source, str) or HALF_A_CHARACTER.search(source):
         return
     name, kind = studio.name(folder), manifest.get("quantization")
     if Path(source).is_absolute():  # a folder or file that need not be there any more; this one says what it was

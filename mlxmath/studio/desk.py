@@ -173,7 +173,8 @@ class Desk:
         waiting = [pair for pair in pairs if pair.key not in rated and pair.key not in aside]
         if choice.again and not waiting:
             places = {key: place for place, key in enumerate(rated)}
-            waiting = sorted((pair for pair in pairs if pair.key in rated), key=lambda pair: places[pair.key])
+            waiting = [pair for pair in pairs if pair.key in rated]
+            waiting.sort(key=lambda pair: (pair.key in aside, places[pair.key]))
         num_aside = sum(pair.key in aside and pair.key not in rated for pair in pairs)
         return waiting[0] if waiting else None, num_aside
 

@@ -58,6 +58,12 @@ class Wanted:
         names = ("pair", "outcome", "category", *GROUPINGS, "search")
         return {name: str(value) for name in names if (value := getattr(self, name))}
 
+    @property
+    def place(self) -> dict[str, str]:
+        """What of it an address has to say of the page and the problem."""
+        page = {"page": str(self.page)} if self.page > 1 else {}
+        return page | ({"problem": self.problem} if self.problem else {})
+
 
 @dataclass(frozen=True)
 class Found:

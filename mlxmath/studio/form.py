@@ -1,9 +1,8 @@
 """The form of a new run: what was filled in, what the schema says to it, and the command line that it stands for."""
 
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import chain
 from pathlib import PurePath
 from typing import Any, Literal, get_args, get_origin
@@ -21,7 +20,7 @@ from mlxmath.config.offered import TRAINS
 from mlxmath.config.schema import SETTINGS, keyword, option_name
 from mlxmath.config.section import plain_type
 from mlxmath.errors import InputError
-from mlxmath.studio.paths import holds_other_model, holds_run, next_free, outside, refused
+from mlxmath.studio.paths import outside, refused, taken, written
 from mlxmath.studio.place import MOST_SETTINGS_BYTES, Studio
 
 COMMANDS = tuple(TRAINS)
@@ -174,7 +173,15 @@ class Checked:
     @property
     def is_good(self) -> bool:
         """Whether the run can start."""
-        return self.resolved is not None and not (self.wrong or self.trouble or self.taken)
+        is_right = self.resolved is not None and not (self.wrong or self.trouble)
+        return is_right and self.taken.keys() == self.deleted.keys()
+
+    @property
+    def deleted(self) -> Mapping[str, str]:
+        """Those of the taken folders whose content the run deletes at its start, by "section.field"."""
+        if self.resolved is None or not self.resolved.config.model.overwrite:
+            return {}
+        return {name: folder for name, folder in written(self.resolved.config).items() if name in self.taken}
 
     @property
     def arguments(self) -> list[str]:
@@ -233,8 +240,8 @@ def check(studio: Studio, draft: Draft) -> Checked:
         elif name not in draft.given:
             trouble = trouble or f"{resolved.origin[name]}: {name} {why}; start this run from the command line."
     changed = _changed(studio, draft, base, resolved)
-    taken = {} if wrong else _taken(studio, resolved)
-    return Checked(draft, base, resolved, wrong, trouble, changed, taken)
+    found = {} if wrong else taken(studio, resolved.config)
+    return Checked(draft, base, resolved, wrong, trouble, changed, found)
 
 
 def _found(studio: Studio, draft: Draft) -> Draft:
@@ -276,19 +283,3 @@ def _changed(studio: Studio, draft: Draft, base: Resolved, resolved: Resolved) -
         except InputError:  # the others need it
             continue
     return tuple(kept)
-
-
-def _taken(studio: Studio, resolved: Resolved) -> dict[str, str]:
-    """Folders that the run would refuse to write to, each with a name that is free."""
-    config = resolved.config
-    if config.model.overwrite:
-        return {}
-    folders = {"training.adapter_path": config.training.adapter_path, "model.mlx_path": config.model.mlx_path}
-    is_taken: Mapping[str, Callable[[Studio, str], bool]] = {
-        "training.adapter_path": holds_run,
-        "model.mlx_path": partial(holds_other_model, config.model.model),
-    }
-    return {
-        name: next_free(studio, studio.name(studio.inside(text)))
-        for name, text in folders.items() if is_taken[name](studio, text)
-    }  # fmt: skip

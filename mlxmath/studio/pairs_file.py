@@ -70,9 +70,10 @@ def exported(ratings: Iterable[Rating], form: Form = "pairs") -> Export:
         if judged == SAME or (judged == BOTH_BAD and form == "pairs"):
             found.left_out[judged] += 1
             continue
+        rows = _as_labels(first, own) if form == "labels" else [_as_pair(first, own)]
+        found.rows += rows
         if test := _test_set(first.benchmark):
-            found.tests[test] += 1
-        found.rows += _as_labels(first, own) if form == "labels" else [_as_pair(first, own)]
+            found.tests[test] += len(rows)
     return found
 
 

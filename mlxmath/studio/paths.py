@@ -1,7 +1,8 @@
 """Settings that name files: each must lie in the studio's folder."""
 
 import os.path
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
@@ -116,6 +117,22 @@ def refused(config: RunConfig) -> Mapping[str, str]:
     if own:
         wrong["grpo.reward_weights"] = f"would run code of yours ({', '.join(own)}), which the command line alone does"
     return wrong
+
+
+def written(config: RunConfig) -> Mapping[str, str]:
+    """The folders that a run makes, by "section.field"."""
+    return {"training.adapter_path": config.training.adapter_path, "model.mlx_path": config.model.mlx_path}
+
+
+def taken(studio: Studio, config: RunConfig) -> Mapping[str, str]:
+    """Those of them that hold something else, each with a name that is free; --overwrite deletes what they hold."""
+    is_taken: Mapping[str, Callable[[Studio, str], bool]] = {
+        "training.adapter_path": holds_run, "model.mlx_path": partial(holds_other_model, config.model.model),
+    }  # fmt: skip
+    return {
+        name: next_free(studio, studio.name(studio.inside(text)))
+        for name, text in written(config).items() if is_taken[name](studio, text)
+    }  # fmt: skip
 
 
 def next_free(studio: Studio, text: str) -> str:

@@ -1,7 +1,8 @@
 """Ratings of people: `studio/ratings.jsonl`, a line each, written as it comes, never rewritten.
 
 Each line stands alone: who, when, what was shown on which side, who had written it, the verdict. A later line of the
-same rater about the same pair replaces the earlier one; one that says "undone" takes it back.
+same rater about the same pair replaces the earlier one; one that says "undone" takes it back. If the rating that is
+undone had replaced one, that is written again as it was, with its time.
 """
 
 import contextlib
@@ -103,13 +104,19 @@ class Ratings:
 
     def _begin(self) -> None:
         self._file_id, self._offset, self.left_out = 0, 0, 0
-        self._latest: dict[tuple[str, str], Rating] = {}
+        self._given: dict[tuple[str, str], list[Rating]] = {}  # each has replaced the one before
 
     def all(self) -> list[Rating]:
         """Those that stand, in the order in which they were given."""
         with self._lock:
             self._read_on()
-            return [rating for rating in self._latest.values() if rating.verdict != UNDONE]
+            return sorted((own[-1] for own in self._given.values() if own), key=lambda rating: rating.time)
+
+    def replaced_by(self, rating: Rating) -> Rating | None:
+        """The one that stands again if this one, which stands, is undone."""
+        with self._lock:
+            own = self._given.get((rating.rater, rating.pair), [])
+            return own[-2] if len(own) > 1 else None
 
     def _read_on(self) -> None:
         """Read what was added; half a line, of a kill or of somebody who is writing it now, is left out."""
@@ -130,8 +137,9 @@ class Ratings:
                 if rating is None or rating.verdict not in (*VERDICTS, UNDONE):
                     self.left_out += bool(line.strip())
                     continue
-                self._latest.pop((rating.rater, rating.pair), None)
-                self._latest[rating.rater, rating.pair] = rating
+                own = self._given.pop((rating.rater, rating.pair), [])
+                own = own[: own.index(rating)] if rating in own else own  # what had replaced it is undone
+                self._given[rating.rater, rating.pair] = [] if rating.verdict == UNDONE else [*own, rating]
 
     def add(self, rating: Rating) -> None:
         """Append a rating; the disk has it afterwards.

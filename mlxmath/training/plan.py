@@ -48,7 +48,9 @@ class RunPlan:
 
 
 def plan_run(config: "RunConfig", objective: "Objective" = "train", memory_bytes: int | None = None) -> RunPlan:
-    """What memory and time a run takes, and what to change if it does not fit. Nothing but config.json is fetched.
+    """What memory and time a run takes, and what to change if it does not fit.
+
+    Nothing but config.json is fetched: a repository without one, as those of GGUF files, is converted first.
 
     Args:
         config: its settings.

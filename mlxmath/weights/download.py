@@ -60,14 +60,15 @@ def download(
         revision: branch, tag or commit.
         wanted: which of its GGUF files ("Q4_K_M"); None: its weights in another form, if it has them.
         trust_remote_code: its Python files too.
-        config_only: config.json alone, where there is one.
+        config_only: config.json alone; of a repository without one, what is in the cache.
 
     Returns:
         The folder in the cache, and which GGUF file in it is the model, or the first of its set.
 
     Raises:
         InputError: no such repository or revision; several GGUF files, or none that is `wanted`.
-        MlxmathError: the hub cannot be reached and the cache is incomplete; access is refused; the disk is full.
+        MlxmathError: the hub cannot be reached and the cache is incomplete; access is refused; the disk is full; of a
+            repository without config.json nothing is in the cache, and `config_only`.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (  # type: ignore[attr-defined]
@@ -89,6 +90,14 @@ def download(
         gguf: str | None = None
         if config_only and "config.json" in sizes:
             files = ["config.json"]
+        elif config_only:
+            if cached := _cached(repo, revision, wanted, config_only):
+                return cached
+            model = f"{repo}:{wanted}" if wanted else repo
+            raise MlxmathError(
+                f"{repo} has no config.json, and its weights, which say as much, are not downloaded unasked. Convert "
+                f"it first (`mlxmath convert --model {model}`)."
+            )
         elif wanted is not None or (not has_weights(sizes) and any(map(is_gguf, sizes))):
             chosen = chosen_gguf(sizes, wanted, repo)
             gguf, files = chosen[0], [*chosen, *(name for name in sizes if _matches(name, LICENSES))]

@@ -66,7 +66,7 @@ def fetch(
             of several GGUF files in one place, the one meant stands after a colon.
         revision: branch, tag or commit of the repository.
         trust_remote_code: download the repository's Python files too.
-        config_only: download config.json alone.
+        config_only: download nothing but config.json; see `download`.
 
     Raises:
         InputError: no such folder, repository or revision, or a name that cannot be one.

@@ -16,6 +16,10 @@ WIDE, PHONE = (1200, 900), (360, 740)
 """Width and height, in CSS pixels."""
 
 
+REPLACED = ("htmx:afterRequest,", "htmx:sendAbort,")
+"""What htmx says of a request that another one has taken the place of; of one that fails it says more."""
+
+
 class Served:
     """`mlxmath studio` on a folder, until `end`.
 
@@ -60,7 +64,7 @@ def opened(browser: Any, served: Served, path: str, size: tuple[int, int], *, is
     )
     tab = context.new_page()
     note: Callable[[str], None] = troubles.append
-    tab.on("console", lambda message: note(f"console: {message.text}"))
+    tab.on("console", lambda said: None if said.text.startswith(REPLACED) else note(f"console: {said.text}"))
     tab.on("pageerror", lambda error: note(f"error: {error}"))
     tab.on("dialog", lambda dialog: (note(f"dialog: {dialog.message}"), dialog.dismiss()))
     tab.on("request", lambda asked: None if _is_own(asked.url, served) else note(f"request: {asked.url}"))

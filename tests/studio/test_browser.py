@@ -1,5 +1,6 @@
 """All pages in a browser: nothing goes wrong in them, on a phone and in the dark."""
 
+import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -69,6 +70,39 @@ def test_runs_over_one_another_on_a_phone(folder: Path, visit: Callable[..., Any
     tab.get_by_role("link", name="b", exact=True).click()
     tab.get_by_text("30 steps, read in").wait_for()
     assert not is_too_wide(tab) and is_dark(tab)
+
+
+def test_the_list_asks_again_and_loses_no_search_over_it(folder: Path, visit: Callable[..., Any]) -> None:
+    for name in ("a", "b"):
+        make_run(folder, name)
+    tab = visit("/runs")
+    tab.clock.install()
+    tab.reload()
+    tab.wait_for_load_state()
+    tab.evaluate("() => { window.asked = 0; document.addEventListener('htmx:beforeSend', () => { asked += 1; }); }")
+    make_run(folder, "c")  # as a sweep does a while after its last run has ended
+    tab.clock.fast_forward(16_000)
+    tab.locator("#count", has_text="3 of 3 runs").wait_for()
+    held: list[Any] = []
+    tab.route(re.compile(r"/runs\?q="), lambda route: held.append(route))  # a slow link
+    with tab.expect_request(re.compile(r"/runs\?q=&")):
+        tab.clock.fast_forward(16_000)
+    with tab.expect_event("requestfailed"), tab.expect_request(re.compile(r"/runs\?q=b")):
+        tab.get_by_label("Search runs").fill("b")
+        tab.clock.fast_forward(300)
+    tab.clock.fast_forward(16_000)
+    assert tab.evaluate("asked") == 3  # nothing more while the search is under way
+    held[1].continue_()
+    tab.locator("#count", has_text="1 of 3 runs").wait_for()
+    tab.unroute_all()
+    tab.evaluate("Object.defineProperty(document, 'hidden', { configurable: true, value: true })")
+    tab.clock.fast_forward(16_000)
+    assert tab.evaluate("asked") == 3  # nor while nobody looks
+    with tab.expect_request(re.compile(r"/runs\?q=b&")):
+        tab.evaluate("() => { delete document.hidden; document.dispatchEvent(new Event('visibilitychange')); }")
+    tab.wait_for_function("() => !document.querySelector('#list.htmx-request')")
+    with tab.expect_request(re.compile(r"/runs\?q=b&")):
+        tab.clock.fast_forward(16_000)
 
 
 def test_a_browser_comes_in_through_a_file(chromium: Any, studio: Studio, serving: Callable[..., Served]) -> None:

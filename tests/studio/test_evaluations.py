@@ -1,5 +1,6 @@
 """`/evaluations`: what the list says of each, and every problem of one with filters, as its report has them."""
 
+import html
 import json
 import re
 import shutil
@@ -10,7 +11,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import pytest
 from starlette.testclient import TestClient
@@ -22,8 +23,9 @@ from mlxmath.evaluation.score import collect, results
 from mlxmath.runtime.files import atomic_write
 from mlxmath.runtime.locks import locked
 from mlxmath.runtime.sealed import sealed_json
+from mlxmath.studio import explorer
 from mlxmath.studio.evaluations import command, evaluations, order
-from mlxmath.studio.explorer import PAGE, Explorer
+from mlxmath.studio.explorer import PAGE
 from mlxmath.studio.place import Studio
 from tests.evaluation.make import sample, settings
 from tests.helpers import wait_until
@@ -93,8 +95,8 @@ def test_the_list_says_how_far_each_is(one: Path, folder: Path, studio: Studio, 
     }
     assert (found["running"].num_answers, found["running"].num_expected) == (50, 50)
     assert (found["stopped"].num_answers, found["stopped"].num_expected) == (30, 30)
-    assert "50.0 %" in text and "tuned − base" in text and "p = 1.000" in text and 'hx-trigger="every 3s"' in text
-    assert evaluations(studio)[0].state != "running" and "every 3s" not in client.get("/evaluations-list").text
+    assert "50.0 %" in text and "tuned − base" in text and "p = 1.000" in text and 'hx-trigger="every 3s,' in text
+    assert evaluations(studio)[0].state != "running" and "every 15s" in client.get("/evaluations-list").text
 
 
 def test_fifty_evaluations_are_listed_quickly(folder: Path, client: TestClient) -> None:
@@ -220,12 +222,23 @@ def test_a_page_does_not_wait_for_many_answers_to_be_measured(
     one: Path, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on = threading.Event()
-    measured = Explorer.category
-    monkeypatch.setattr(Explorer, "category", staticmethod(lambda sample: go_on.wait() and measured(sample)))
+    measure = explorer._measure
+    monkeypatch.setattr(explorer, "_measure", lambda *given: go_on.wait() and measure(*given))
     address = "/evaluation-problems/evaluation_results/one?category=slip"
     assert "how 40 more answers ended" in client.get(address).text and shown(client, "evaluation_results/one")[1] == 40
+    waiting = re.search(
+        r'hx-get="([^"]*)"[^>]*>finding out', client.get(f"{address}&search=problem&page=2&problem=b%2F39").text
+    )
+    assert waiting
+    part = client.get(html.unescape(waiting[1]))  # what may be read below stays, and so does the address
+    assert "more answers ended" in part.text and 'class="problem"' not in part.text and 'id="in-all"' in part.text
+    assert part.headers["HX-Retarget"] == "#in-all" and "HX-Replace-Url" not in part.headers
     go_on.set()
     wait_until(lambda: "more answers ended" not in client.get(address).text)
+    last = client.get(html.unescape(waiting[1]))
+    assert 'class="problem"' in last.text and "HX-Retarget" not in last.headers
+    kept = dict(parse_qsl(urlsplit(last.headers["HX-Replace-Url"]).query))
+    assert kept == {"category": "slip", "search": "problem", "page": "2", "problem": "b/39"}
     assert shown(client, "evaluation_results/one", category="slip")[1] == sum(
         "slip" in each["kinds"].split() for each in report_of(one)
     )

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 import click
 import pytest
 from click.testing import CliRunner
+from starlette.testclient import TestClient
 
 from mlxmath.cli import main as cli
 from mlxmath.commands import options
@@ -234,6 +235,26 @@ def test_a_folder_with_a_run_is_not_written_over_by_accident(studio: Studio, fol
     assert other.is_good and other.arguments[-2:] == ["--adapter-path", "adapters-3"]
     over = check(studio, draft_of({"recipe": "demo", "overwrite": "yes"}))
     assert over.is_good and "--overwrite" in over.arguments
+    assert over.deleted == {"training.adapter_path": "adapters"} and not checked.deleted
+
+
+def test_what_a_run_deletes_is_said_before_and_one_click_agrees_to_one_folder(
+    folder: Path, studio: Studio, client: TestClient
+) -> None:
+    for name, text in {"adapters/run.json": "{}", "m/mlxmath.json": '{"source": "org/name"}'}.items():
+        (folder / name).parent.mkdir()
+        (folder / name).write_text(text)
+    values = {"command": "train", "start": "recipe=demo", "mlx_path": "m"}
+    both = client.post("/new", data=values).text
+    assert "Use m-2" in both and "Use adapters-2" in both and "overwrite=yes" not in both
+    over = values | {"overwrite": "yes"}
+    seen = client.post("/new/check", data=over, headers={"HX-Request": "true"}).text
+    for name in ("m", "adapters"):
+        assert seen.count(f"{name} will be deleted at the start") == 2, name  # at the field, and by Start
+    one = client.post("/new", data=values | {"adapter_path": "free"}).text
+    assert one.count("overwrite=yes") == 1 and "will be deleted" not in one
+    checked = check(studio, draft_of(over))
+    assert checked.taken.keys() == checked.deleted.keys() == {"model.mlx_path", "training.adapter_path"}
 
 
 HOSTILE = (

@@ -64,6 +64,23 @@ def test_what_is_here_can_be_started_from(studio: Studio, folder: Path, tmp_path
     assert [dict(parse_qsl(choice.value)) for choice in found.runs] == [{"from": "run"}]
 
 
+def test_names_that_are_no_text_are_not_offered(client: TestClient, studio: Studio, folder: Path) -> None:
+    for name, text in {
+        "caf\udce9.jsonl": "", "caf\udce9.gguf": "", "m\udce9/mlxmath.json": '{"source": "org/a"}',
+        "m\udce9/d/config.json": "{}", "m\udce9/d/x.safetensors": "", "r\udce9/run.json": "{}", "r\udce9/run.toml": "",
+        "half/mlxmath.json": r'{"source": "org/\ud800"}', "rows.jsonl": "",
+    }.items():  # fmt: skip
+        try:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+        except OSError:
+            pytest.skip("this file system has no such names")
+    assert client.get("/new").status_code == 200
+    found = choices(studio)
+    assert [choice.label for choice in found.data[1:]] == ["rows.jsonl (0 B)"]
+    assert len(found.models) == 1 and found.runs == []
+
+
 def test_the_page_offers_it_and_shows_a_hostile_name_as_text(client: TestClient, folder: Path) -> None:
     (folder / f"{HOSTILE}.csv").write_text("")
     page = client.get("/new").text

@@ -18,7 +18,7 @@ from mlxmath.studio.form import Draft, check, draft_of
 from mlxmath.studio.place import Studio
 from mlxmath.studio.preview import device_mark, memory_bar, remedy, rows_request
 from mlxmath.weights.hub import DEMO_FOLDER
-from tests.helpers import run
+from tests.helpers import run, wait_until
 
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)>\u202e\u2066\x1b[2J</textarea>"
 SOLVED = [
@@ -224,6 +224,14 @@ def test_the_first_rows_and_the_plan_follow_a_change(client: TestClient, folder:
     assert "rows_key" not in again and "--lora-rank 4" in again  # the rows are the same, and stay
     other = client.post("/new/check", data=values | {"rows_key": key[1], "template": "plain"}, headers=part).text
     assert "rows_key" in other
-    client.get("/new/rows?command=train&model=demo&dataset=rows.jsonl")
-    whole = client.post("/new", data=values | {"js": "1"}).text
+    wait_until(lambda: "Tom has 0 pears" in client.get("/new/glance", params=values).text)
+    whole = client.post("/new", data=values | {"js": "1", "rows_key": key[1]}).text  # made anew: nothing is shown yet
     assert "Tom has 0 pears" in whole and '<mark class="target">' in whole
+
+
+@pytest.mark.parametrize("address", ["/new", "/new/start"])
+def test_no_rows_are_waited_for_that_do_not_come(client: TestClient, address: str) -> None:
+    for chosen in ({}, {"dataset": "rows.jsonl"}):
+        page = client.post(address, data={"rows_key": "none", "lora_rank": "0"} | chosen).text
+        assert "once the settings are right" in page and "being prepared" not in page
+    assert "Choose data" in client.post("/new", data={"rows_key": "none"}).text

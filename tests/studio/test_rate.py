@@ -154,6 +154,27 @@ def test_a_changed_verdict_replaces_the_earlier_one_of_the_same_rater(
     assert solutions(again) == solutions(first)  # the oldest rating
 
 
+def test_rated_again_a_pair_may_be_skipped_and_undo_brings_the_earlier_verdict_back(
+    run: Path, folder: Path, client: TestClient, studio: Studio
+) -> None:
+    first = text = begin(client)
+    seen = []
+    while "Nothing is left" not in text:
+        seen.append(solutions(text))
+        text = rate(client, text, "same")
+    text = begin(client, again="on")
+    for expected in (*seen, seen[0]):  # the oldest first, and that again when all were skipped
+        assert solutions(text) == expected
+        text = client.post("/rate/skip", data=hidden(text)).text
+    before = ratings_of(studio).all()
+    assert "Nothing is left" in rate(client, first, "left")
+    undone = client.post("/rate/undo", data=hidden(first)).text
+    assert solutions(undone) == seen[0] and "undone" in undone and "10 of 10 rated" in undone
+    assert ratings_of(studio).all() == before and kept(folder)[-1] == kept(folder)[0]
+    last = client.post("/rate/undo", data=hidden(first)).text  # then the one before
+    assert solutions(last) == seen[-1] and ratings_of(studio).all() == before[:-1]
+
+
 def test_the_first_wrong_step_is_marked(run: Path, folder: Path, client: TestClient) -> None:
     text = begin(client)
     assert text.count('name="left_step"') == 4  # three lines, and none of them

@@ -41,6 +41,8 @@ def test_test_problems_of_a_benchmark_carry_a_warning_and_marked_steps_are_kept(
         rating(1, "left"),
     ]  # fmt: skip
     found = exported(given)
+    labels = exported(given, "labels")
+    assert labels.tests == {"gsm8k": 2} and sum(row["warning"] is not None for row in labels.rows) == 2
     assert found.tests == {"gsm8k": 1} and "gsm8k" in found.rows[0]["warning"] and found.rows[1]["warning"] is None
     assert (found.rows[0]["rejected_wrong_step"], found.rows[0]["rejected_wrong_text"]) == (2, "So 4.")
     assert found.rows[0]["chosen_wrong_step"] is None and found.rows[0].keys() == found.rows[1].keys()

@@ -57,6 +57,21 @@ def test_ten_pairs_by_keys_alone(folder: Path, visit: Callable[..., Any]) -> Non
     assert tab.get_attribute("text=Train on it", "href") == "/new?command=dpo&dataset=rated_pairs.jsonl"
 
 
+def test_the_second_click_of_a_double_one_rates_nothing(folder: Path, visit: Callable[..., Any]) -> None:
+    evaluation(folder / "evaluation_results" / "x", num=3)
+    tab = visit(PLACE)
+    tab.wait_for_load_state()
+    better = tab.get_by_role("button", name="A is better")
+    better.click()
+    tab.locator("#told", has_text="1 of 3 rated").wait_for(state="attached")
+    better.hover()
+    tab.mouse.down(click_count=2)
+    tab.mouse.up(click_count=2)
+    tab.keyboard.press("2")
+    tab.locator("#told", has_text="2 of 3 rated").wait_for(state="attached")
+    assert [one.verdict for one in ratings_of(Studio(folder)).all()] == ["left", "right"]
+
+
 def test_on_a_phone_and_in_the_dark(folder: Path, visit: Callable[..., Any]) -> None:
     wide = f"$${'x + ' * 60}x$$\n{'9' * 300} and <b>{'word ' * 40}\n#### 1"
     made = evaluation(folder / "evaluation_results" / "x", num=1)

@@ -70,7 +70,7 @@ def test_a_run_that_says_that_it_runs_does_if_somebody_holds_its_folder(
 ) -> None:
     place = make_run(studio.folder, "a", "running", steps=5, total=20, training={"max_training_time_hours": 1e6})
     assert state(studio, "a") == "killed"
-    assert "every" not in client.get("/runs").text and client.post("/runs/a/stop").status_code == 422
+    assert "every 15s" in client.get("/runs").text and client.post("/runs/a/stop").status_code == 422
     process = holding(place)
     now = time.time()
     write_events(place / "events.jsonl", *(step(n, time=now - 6 + n) for n in range(6, 9)))

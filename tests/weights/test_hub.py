@@ -353,6 +353,19 @@ def test_a_repository_of_gguf_files(
         fetch(f"{REPO}:F32")
 
 
+def test_of_a_repository_without_config_no_weights_are_downloaded_for_a_plan(
+    gguf_files: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    model = f"{REPO}:Q8_0"
+    for name in (model, REPO):
+        with pytest.raises(MlxmathError, match=rf"no config.json.*`mlxmath convert --model {name}`"):
+            fetch(name, config_only=True)
+    assert gguf_files.asked == []
+    there = fetch(model)
+    assert fetch(model, config_only=True) == there and gguf_files.asked == ["tiny-Q8_0.gguf"]
+
+
 def test_room_is_checked_before_a_download(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")
     monkeypatch.setattr("mlxmath.weights.download.shutil.disk_usage", lambda _: usage._replace(free=1000))

@@ -49,7 +49,7 @@ def show(request: Request) -> Response:
 
 
 def rows(request: Request) -> Response:
-    """The list alone, asked again while something runs."""
+    """The list alone, asked again and again."""
     return render(request, "evaluation_list.html", **_list(studio_of(request)), **_WORDS)
 
 
@@ -113,33 +113,36 @@ def one(request: Request) -> Response:
     """An evaluation: its figures, and its problems with filters."""
     studio, folder = _folder(request)
     found = explorer(studio, str(folder))
-    wanted = Wanted.of(request.query_params)
-    chosen = found.get(wanted.problem) if wanted.problem else None
     return render(
         request, "evaluation.html", evaluation=evaluation(studio, folder), categories=CATEGORIES,
-        chosen=chosen and chosen.id, whole=chosen and _whole(studio, folder, found, chosen),
-        **_page(studio, folder, found, wanted), **_WORDS,
+        **_page(studio, folder, found, Wanted.of(request.query_params)), **_WORDS,
     )  # fmt: skip
 
 
 def problems(request: Request) -> Response:
-    """A page of problems."""
+    """A page of problems; of one that waits for the last answers to be measured, what it says of all problems."""
     studio, folder = _folder(request)
     shown = _page(studio, folder, explorer(studio, str(folder)), Wanted.of(request.query_params))
-    found = render(request, "problems.html", chosen=None, **shown)
-    found.headers["HX-Replace-Url"] = shown["turned"]()
+    if "waits" in request.query_params and shown["list"].num_left:  # what is shown below, and may be read, stays
+        found = render(request, "problems_in_all.html", **shown)
+        found.headers["HX-Retarget"], found.headers["HX-Reswap"] = "#in-all", "outerHTML"
+        return found
+    found = render(request, "problems.html", **shown)
+    found.headers["HX-Replace-Url"] = shown["turned"](**shown["wanted"].place)
     return found
 
 
 def _page(studio: Studio, folder: Path, found: Explorer, wanted: Wanted) -> dict[str, Any]:
-    name = studio.name(folder)
+    name, chosen = studio.name(folder), found.get(wanted.problem) if wanted.problem else None
 
     def turned(**changes: Any) -> str:
         """The address of this list with other filters."""
         return address(name, **(wanted.fields | {key: str(value) for key, value in changes.items() if value}))
 
     return {"found": found, "name": name, "wanted": wanted, "list": found.find(wanted), "turned": turned,
-            "address": address}  # fmt: skip
+            "waiting": address(name, "evaluation-problems", waits="1", **wanted.fields, **wanted.place),
+            "address": address, "chosen": chosen and chosen.id,
+            "whole": chosen and _whole(studio, folder, found, chosen)}  # fmt: skip
 
 
 def problem(request: Request) -> Response:

@@ -41,7 +41,7 @@ def again(request: Request, form: Form) -> Response:
 def checked(request: Request, form: Form) -> Response:
     """After a change: what is wrong beside each field, the command line, the plan, the first rows."""
     values = dict(form)
-    return render(request, "new_checked.html", **_context(request, values, _SOON_S))
+    return render(request, "new_checked.html", **_context(request, values, _SOON_S, values.get("rows_key", "")))
 
 
 def plan(request: Request) -> Response:
@@ -142,7 +142,7 @@ def _checked(request: Request, values: dict[str, str]) -> Checked:
 
 
 def _page(request: Request, values: dict[str, str], *, wait_s: float, status: int = 200) -> Response:
-    context = _context(request, values, wait_s)
+    context = _context(request, values, wait_s, "")  # it is made anew: no rows are shown yet
     found: Checked = context["checked"]
     return render(
         request, "new.html", status, **context, commands=TITLES, groups=groups(found),
@@ -150,13 +150,10 @@ def _page(request: Request, values: dict[str, str], *, wait_s: float, status: in
     )  # fmt: skip
 
 
-def _context(request: Request, values: dict[str, str], wait_s: float) -> dict[str, Any]:
-    """What the page and what follows a change share."""
+def _context(request: Request, values: dict[str, str], wait_s: float, shown: str) -> dict[str, Any]:
+    """What the page and what follows a change share; `shown` is the key of the rows that are shown already."""
     found = _checked(request, values)
-    return {
-        **_plan_context(request, found, wait_s), **_glance(request, found, values.get("rows_key", ""), wait_s),
-        "key_of": keyword,
-    }  # fmt: skip
+    return {**_plan_context(request, found, wait_s), **_glance(request, found, shown, wait_s), "key_of": keyword}
 
 
 def _glance(request: Request, found: Checked, shown: str, wait_s: float) -> dict[str, Any]:

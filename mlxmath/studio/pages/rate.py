@@ -173,8 +173,8 @@ def undo(request: Request, form: Form) -> Response:
     last = next((rating for key, rating in reversed(own.items()) if key in by_key), None)
     if last is None:
         return _next(request, form, "there is nothing to undo")
-    board.ratings.add(taken_back(last))
-    del own[last.pair]
+    board.ratings.add(board.ratings.replaced_by(last) or taken_back(last))
+    choice, pairs, own = _asked(request, form)
     shown = board.desk.show(by_key[last.pair], choice.rater)
     return _page(request, shown, choice, pairs, own, "undone: rate it again")
 

@@ -75,7 +75,7 @@ document.addEventListener("htmx:afterSwap", (event) => {
 document.addEventListener("htmx:afterSettle", () => {
   for (const field of document.querySelectorAll("#new .field")) {
     const control = field.querySelector("input, select");
-    if (field.querySelector(".wrong p")) control.setAttribute("aria-invalid", "true");
+    if (field.querySelector(".wrong p:not(.warn, .buttons)")) control.setAttribute("aria-invalid", "true");
     else control.removeAttribute("aria-invalid");
   }
 });
@@ -92,7 +92,7 @@ document.addEventListener("htmx:afterSettle", () => {
 document.addEventListener("click", (event) => {
   if (!event.target.closest("#start-button[aria-disabled=true]")) return;
   event.preventDefault();
-  const wrong = document.querySelector("#new .field:has(.wrong p)");
+  const wrong = document.querySelector("#new .field:has(.wrong p:not(.warn, .buttons))");
   wrong?.closest("details")?.setAttribute("open", "");
   wrong?.querySelector("input, select").focus();
   tell(wrong?.querySelector(".wrong").textContent.trim() ?? document.querySelector("#outcome .trouble")?.textContent.trim() ?? "");

@@ -17,6 +17,11 @@ document.addEventListener("keydown", (event) => {
   if (!document.querySelector("#desk .htmx-request")) button.click();
 });
 
+// The second click of a double one meets the next pair, which nobody has seen yet.
+document.addEventListener("click", (event) => {
+  if (event.detail > 1 && event.target.closest("#verdicts")) event.preventDefault();
+}, true);
+
 let place = document.getElementById("place");
 document.addEventListener("htmx:afterSettle", () => {
   const found = document.getElementById("place");

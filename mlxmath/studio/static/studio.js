@@ -49,6 +49,11 @@ document.addEventListener("htmx:afterSettle", () => {
   hadFocus = false;
 });
 
+// Nobody looks at a page that is hidden: it does not ask what is new, and the lists do once it is shown again.
+document.addEventListener("htmx:beforeRequest", (event) => {
+  if (document.hidden && event.detail.elt.matches("[hx-trigger^=every]")) event.preventDefault();
+});
+
 // What did not work stands above the page: a button that asks a server which is gone would else do nothing at all.
 const GONE = "The studio does not answer. Start “mlxmath studio” again and open the address that it prints. Runs go on without it, and nothing that was kept is lost.";
 const BY_HAND = ["click", "submit", "change", "input"];
