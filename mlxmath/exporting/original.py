@@ -88,17 +88,15 @@ def refuse_remade(job: Job, layers: Iterable[str] | None = None) -> None:
     """
     folder, to = job.original.model, job.settings.to
     manifest = read_manifest(folder) if (folder / FILE_NAME).is_file() else None
-    if manifest is None or manifest.remade is None:  # of an earlier version, of MLX's quantized models, or mlx_lm's own
+    if manifest is None or manifest.remade is None:  # of an earlier version, or of a model that mlx_lm has saved
         config = read_json(folder / "config.json")
-        types = {str(part["model_type"]) for part in (config, text_part(config)) if "model_type" in part}
-        if not config.get("quantization") or types <= _NOT_REMADE:
+        if {str(part["model_type"]) for part in (config, text_part(config)) if "model_type" in part} <= _NOT_REMADE:
             return
-        advice = "Convert the original model again without --quantize, and train and export with that"
-        if manifest is not None and manifest.quantize is not None:
-            advice = "Convert it again with the same settings, into another --mlx-path: that tells, and adapters fit it"
         raise InputError(
-            f"--to {to}: {folder} is quantized, and nothing tells whether mlx_lm has made or renamed tensors of it, "
-            f"which would be another model's. {advice}; --to mlx takes it as it is."
+            f"--to {to}: nothing tells whether mlx_lm has made or renamed tensors of {folder}, which would be another "
+            "model's. If it was converted from Hugging Face's own model, convert it again with the same settings, into "
+            "another --mlx-path: that tells, and adapters fit it. If from one that mlx_lm had saved, convert Hugging "
+            "Face's own, without --quantize, and train and export with that; --to mlx takes it as it is."
         )
     counted = None if layers is None else {numberless(f"{path}.weight") for path in layers}
     found = [name for name in manifest.remade if counted is None or name in counted]

@@ -30,7 +30,7 @@ from mlxmath.weights.quantize import (
 )
 from mlxmath.weights.quantized import Stored, natural_dtype, stored, unscaled
 from mlxmath.weights.remade import remade
-from mlxmath.weights.safetensor import Declared, SafetensorsWriter
+from mlxmath.weights.safetensor import Declared, SafetensorsWriter, is_mlx
 from mlxmath.weights.tensors import TensorRef
 
 SHARD_BYTES = 5_000_000_000
@@ -204,7 +204,9 @@ def _plan(
             f"{len(made.names)} tensors are put together as mlx_lm does on loading, the largest of "
             f"{size(made.largest)}; it is held in memory, with what it is made of, while it is written"
         )
-    as_made = remade(built, tensors, chosen) if made is not None else None if form.how == "packed" else ()
+    is_hugging_face_s = not any(path.suffix == ".safetensors" and is_mlx(path) for path in weights.files)
+    is_known = form.how != "packed" and is_hugging_face_s
+    as_made = None if not is_known else () if made is None else remade(built, tensors, chosen)
     if made is not None and not made.names:
         made = None
     return _Plan(outputs, layout, quantized, dtype, notes, made, as_made)

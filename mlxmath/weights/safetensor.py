@@ -21,6 +21,7 @@ from mlxmath.weights.dtypes import BY_CODE, DTYPES, Array
 from mlxmath.weights.tensors import TensorRef, pieces, place_tensor, row_major
 
 MAX_HEADER_BYTES = 100_000_000
+_METADATA = "__metadata__"
 Declared = tuple[str, str, tuple[int, ...]]
 """Name, dtype and shape of a tensor."""
 
@@ -31,6 +32,23 @@ def open_safetensors(path: Path) -> dict[str, TensorRef]:
     Raises:
         MlxmathError: the file is missing, truncated or damaged, or holds a type that MLX cannot.
     """
+    header, start, size = _read_header(path)
+    header.pop(_METADATA, None)
+    return {name: _entry(path, name, entry, start, size) for name, entry in header.items()}
+
+
+def is_mlx(path: Path) -> bool:
+    """Whether a file says that its tensors are as MLX's programs have them, not as Hugging Face's.
+
+    Raises:
+        MlxmathError: the file is missing, truncated or damaged.
+    """
+    metadata = _read_header(path)[0].get(_METADATA)
+    return isinstance(metadata, dict) and metadata.get("format") == "mlx"
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """The header, where the tensors' bytes begin, and the file's size."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -49,8 +67,7 @@ def open_safetensors(path: Path) -> dict[str, TensorRef]:
         raise MlxmathError(f"{path} cannot be read as a safetensors file: {error}; download it again.") from error
     if not isinstance(header, dict):
         raise MlxmathError(f"{path} has no safetensors header; download it again.")
-    header.pop("__metadata__", None)
-    return {name: _entry(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    return header, 8 + length, size
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -92,7 +109,7 @@ def _num_bytes(tensor: Declared) -> int:
 
 def _head(tensors: Sequence[Declared], form: str = "mlx") -> tuple[bytes, int]:
     """What stands in a file before the tensors' bytes, and how many these are."""
-    header: dict[str, Any] = {"__metadata__": {"format": form}}
+    header: dict[str, Any] = {_METADATA: {"format": form}}
     position = 0
     for name, dtype, shape in tensors:
         start, position = position, position + _num_bytes((name, dtype, shape))

@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model as mlx_lm_load
 
 from mlxmath.config.schema import ModelConfig
@@ -245,10 +246,23 @@ def test_tensors_as_mlx_lm_makes_them_are_not_hugging_face_s(rearranged: Path, t
     with pytest.raises(InputError, match="nothing tells .* again with the same settings"):
         exported(before, adapter, to, tmp_path / "out")
     (before / "mlxmath.json").unlink()
-    with pytest.raises(InputError, match="nothing tells .* again without --quantize"):
+    with pytest.raises(InputError, match="nothing tells .* convert Hugging Face's own"):
         exported(before, adapter, to, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     exported(packed, adapter, "mlx", tmp_path / "out")
+
+
+def test_dense_tensors_that_mlx_lm_has_saved_are_not_taken_for_hugging_face_s(rearranged: Path, tmp_path: Path) -> None:
+    model, _ = mlx_lm_load(rearranged / "qwen3_5")
+    saved = tmp_path / "saved"
+    shutil.copytree(rearranged / "qwen3_5", saved)
+    mx.save_safetensors(
+        str(saved / "model.safetensors"), dict(tree_flatten(model.parameters())), metadata={"format": "mlx"}
+    )
+    ensure_model(ModelConfig(model=str(saved), mlx_path=str(tmp_path / "dense")))
+    assert read_manifest(tmp_path / "dense").remade is None and read_manifest(rearranged / "dense").remade == ()
+    with pytest.raises(InputError, match="nothing tells .* convert Hugging Face's own"):
+        exported(tmp_path / "dense", None, "hf", tmp_path / "out")
 
 
 def test_layers_that_keep_their_names_are_peft_s(packed: Path, tmp_path: Path) -> None:
