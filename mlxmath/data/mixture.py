@@ -26,6 +26,8 @@ from mlxmath.errors import InputError
 from mlxmath.runtime.console import warn
 
 Ids = NDArray[np.int64]
+RULES = 2
+"""To be raised where other problems come out of the same data and settings: rows in a cache are chosen anew."""
 RANKS = 1000
 """Steps of a curriculum's scale: a row's rank is the share of its source's rows that are easier, in thousandths."""
 
@@ -105,6 +107,7 @@ class Mixture:
                 }
                 for loaded in self.sources
             ],
+            "rules": RULES,
             "benchmarks": [[benchmark.name, benchmark.revision] for benchmark in self.benchmarks],
             **config.model_dump(include={"num_examples", "mixture_seed", "deduplicate", "curriculum"}),
         }

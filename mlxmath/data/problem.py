@@ -1,5 +1,6 @@
 """A mathematics problem, whatever dataset it came from, and the values of a row as text."""
 
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -54,6 +55,19 @@ class Problem:
     """What it is about: "Algebra", "geometry"."""
     source: str | None = None
     """Where the dataset has it from: "olympiads", "gsm8k"."""
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """What is asked, one after the other: the question; in a conversation of several answers all that users say."""
+        if sum(turn.role == "assistant" for turn in self.messages) < 2:
+            return (self.question,)
+        groups = itertools.groupby(self.messages, lambda turn: turn.role)
+        return tuple("\n\n".join(turn.content for turn in turns) for role, turns in groups if role == "user")
+
+    @property
+    def whole_question(self) -> str:
+        """The same as one text: with it, problems are told apart."""
+        return "\n\n".join(self.asked)
 
 
 class SkippedRowError(Exception):

@@ -71,7 +71,7 @@ class Candidate(NamedTuple):
     row: int
     """In the source, from 0."""
     question: int
-    """Hash of the normalised question."""
+    """Hash of the normalised question, of all that users say in a conversation of several answers."""
     benchmark: str | None
     """In which it occurs."""
     difficulty: float | None
@@ -141,7 +141,8 @@ class Seen:
     """The questions that have come so far.
 
     One source may have several solutions to a question; the same question in another source, or with the same solution,
-    is a repetition.
+    is a repetition. Of a conversation of several answers all that users say is the question, and all turns are the
+    solution.
     """
 
     def __init__(self, how: str) -> None:
@@ -159,10 +160,12 @@ class Seen:
         if self._near is not None:
             fresh = {q: i for i, q in reversed(list(enumerate(questions))) if q not in self._source_of}
             order = sorted(fresh.values())
-            similar = self._near.find(normalise([problems[i].question for i in order]))
+            similar = self._near.find(normalise([problems[i].whole_question for i in order]))
             self._source_of.update((questions[i], -1) for i, found in zip(order, similar, strict=True) if found)
         for i, (problem, question) in enumerate(zip(problems, questions, strict=True)):
-            completions = f"{problem.solution or ''} {problem.rejected or ''}"
+            several = problem.messages if len(problem.asked) > 1 else ()
+            turns = " ".join(f"{turn.reasoning} {turn.content} {turn.calls}" for turn in several)
+            completions = f"{turns or problem.solution or ''} {problem.rejected or ''}"
             whole = text_hash(f"{question} {' '.join(completions.split())}")
             result[i] = self._source_of.setdefault(question, source) != source or whole in self._solutions
             self._solutions.add(whole)
@@ -199,10 +202,13 @@ def survey_source(
             else:
                 filtered[unmet] += 1
                 survey.leave_out(row, f"does not meet '{unmet}'")
-        words = normalise([problem.question for _, _, problem in kept])
+        words = normalise([problem.whole_question for _, _, problem in kept])
+        asked = [problem.asked for _, _, problem in kept]
+        apart = words if len(asked) == sum(map(len, asked)) else normalise(list(itertools.chain.from_iterable(asked)))
+        owner = np.repeat(np.arange(len(asked)), np.fromiter(map(len, asked), np.int64))
         occurs_in: list[str | None] = [None] * len(kept)
         for benchmark in reversed(benchmarks):
-            for i in np.flatnonzero(benchmark.holds(words)).tolist():
+            for i in owner[benchmark.holds(apart)].tolist():
                 occurs_in[i] = benchmark.name
         repeated = seen.repeated(index, [problem for _, _, problem in kept], words)
         report.repeated += int(repeated.sum())

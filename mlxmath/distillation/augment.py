@@ -126,7 +126,7 @@ def _divide(
     numbered = list(enumerate(problems))
     if not amount or not problems:
         return numbered, []
-    questions = normalise([problem.question for problem in problems]).texts
+    questions = normalise([problem.whole_question for problem in problems]).texts
     if max(amount, 1) >= (num_questions := len(np.unique(questions))):
         raise InputError(f"--hold-out {amount:g} leaves none of {num_questions:,} problems; give a smaller one, or 0.")
     is_held = held_out(questions, amount, seed).tolist()
@@ -146,7 +146,8 @@ def _varied(
     settings = config.augmentation
     measured = [*mixture.benchmarks]
     if held:
-        measured.append(fingerprint_benchmark("the problems held out", "", [problem.question for _, problem in held]))
+        texts = [text for _, problem in held for text in problem.asked]
+        measured.append(fingerprint_benchmark("the problems held out", "", texts))
     seen = set(normalise([problem.question for _, problem in (*kept, *held)]).texts.tolist())
     for kind in [kind for kind in KINDS if kind in settings.augment]:
         reasons = result.left_out.setdefault(kind, Counter())

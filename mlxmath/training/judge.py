@@ -66,7 +66,7 @@ def choose_exam(exam: LoadedBenchmark, config: RunConfig, method: str) -> Loaded
     _, limit = _parts(config.training.judge)
     mixture = mixture_for(method, config, config.data)
     mixture.choose()
-    known = occurring([item.question for item in exam.items], (problem.question for problem in mixture))
+    known = occurring([item.question for item in exam.items], (text for problem in mixture for text in problem.asked))
     left = [item for item, is_known in zip(exam.items, known, strict=True) if not is_known]
     if not left:
         raise InputError(

@@ -165,6 +165,35 @@ def test_repeated_problems(tmp_path: Path) -> None:
     assert counts(chosen(DataConfig(sources=of, deduplicate="off"))) == [4, 2]
 
 
+def talk(*turns: str) -> dict[str, Any]:
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]}
+
+
+def greeted(asked: str, worked: str) -> dict[str, Any]:
+    return talk("Hi, can you help me?", "Of course.", asked, worked, "Thanks", "You are welcome!")
+
+
+@pytest.mark.parametrize("how", ["exact", "near"])
+def test_conversations_that_begin_and_end_alike_are_not_the_same(tmp_path: Path, how: Any) -> None:
+    rows = [greeted(question(i), f"It is {i}.") for i in range(20)]
+    first = write_lines(tmp_path / "a.jsonl", [*rows, rows[3], greeted(question(4), "Another way: 4.")])
+    mixture = chosen(DataConfig(dataset=first, deduplicate=how))
+    assert (len(mixture), mixture.reports[0].repeated) == (21, 1), "of one problem there may be two solutions"
+    assert len(np.unique(mixture.questions)) == 20, "problems are held out one by one"
+    second = write_lines(tmp_path / "b.jsonl", [rows[5], greeted(question(90), "It is 5.")])
+    of = (SourceConfig(dataset=first), SourceConfig(dataset=second))
+    assert counts(chosen(DataConfig(sources=of, deduplicate=how))) == [21, 1]
+
+
+def test_what_a_conversation_asks_later_is_looked_for_in_benchmarks(tmp_path: Path) -> None:
+    benchmark = write_lines(tmp_path / "bench.jsonl", [*rows(0, 1), {"problem": "What is 3 + 3?", "solution": "6"}])
+    asked = [question(0), "what is 3+3", *map(question, range(1, 6))]
+    path = write_lines(tmp_path / "a.jsonl", [greeted(text, f"s{i}") for i, text in enumerate(asked)])
+    mixture = chosen(DataConfig(dataset=path, decontaminate=benchmark))
+    assert (len(mixture), mixture.reports[0].contaminated) == (5, {benchmark: 2})
+
+
 def test_near_identical_problems(tmp_path: Path) -> None:
     base = rows(0, 30)
     close = [row | {"problem": row["problem"] + " please"} for row in base[:10]]
