@@ -67,9 +67,20 @@ class ChatTemplate(Template):
             )
         return replace(self, tokenizer=tokenizer)
 
-    def prompt(self, question: str, examples: Sequence[tuple[str, str]] = ()) -> Text:
-        """See `Template.prompt`; questions and solutions given as `examples` are earlier turns."""
-        turns = [turn for asked, solved in examples for turn in (self._user(asked), Message("assistant", solved))]
+    def prompt(self, question: str, examples: Sequence[Problem] = ()) -> Text:
+        """See `Template.prompt`; `examples` are earlier turns.
+
+        Raises:
+            SkippedRowError: an example lacks what the template needs.
+            InputError: the tokenizer's chat template does not take the turns.
+        """
+        turns = [
+            turn
+            for one in examples
+            for turn in (
+                self._user(one.question), Message("assistant", completion(self.spec.completion, one, after="")),
+            )
+        ]  # fmt: skip
         try:
             return self._context([*self._system(), *turns, self._user(question)])
         except SkippedRowError as error:

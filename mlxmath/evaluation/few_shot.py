@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from mlxmath.data.datasets import Kind
+from mlxmath.data.problem import Problem
 from mlxmath.data.rows import open_file
 from mlxmath.data.sources import problems_of
 from mlxmath.errors import InputError
@@ -20,7 +21,8 @@ NUM_STANDARD = 8
 _TASK = Path("tasks", "gsm8k", "gsm8k-cot.yaml")
 _NOT_THERE = "lm-eval is not installed; install mlxmath[lm-eval], or name a file of problems and solutions instead."
 
-Shots = tuple[tuple[str, str], ...]
+Shots = tuple[Problem, ...]
+"""Each a question with its solution and, where a column says it, its answer."""
 
 
 def examples(spec: str, kinds: dict[str, Kind]) -> Shots:
@@ -57,7 +59,7 @@ def _of_file(spec: str) -> Shots:
             f"--few-shot {spec}: expected rows with a problem and its solution (`question` and `solution`), found "
             f"{', '.join(rows.columns)}."
         ) from None
-    return tuple((problem.question, problem.solution) for problem in problems if problem.solution)
+    return tuple(Problem("", p.question, p.answer, p.solution) for p in problems if p.solution)
 
 
 def _of_lm_eval() -> Shots:
@@ -68,9 +70,9 @@ def _of_lm_eval() -> Shots:
     try:
         task = yaml.safe_load(path.read_text(encoding="utf-8"))
         samples = task["fewshot_config"]["samples"]
-        found = tuple((sample["question"], sample["target"]) for sample in samples)
+        found = [(sample["question"], sample["target"]) for sample in samples]
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
-        found = ()
+        found = []
     if len(found) != NUM_STANDARD or not all(isinstance(text, str) and text for pair in found for text in pair):
         raise InputError(f"--few-shot standard: {path} does not hold the eight examples; name a file of them.")
-    return found
+    return tuple(Problem("", question, solution=solution) for question, solution in found)

@@ -14,7 +14,7 @@ from typing import Any
 from mlxmath.data.chat import ChatTemplate
 from mlxmath.data.codec import codec_of
 from mlxmath.data.datasets import Kind
-from mlxmath.data.problem import Problem
+from mlxmath.data.problem import Problem, SkippedRowError
 from mlxmath.data.render import encode_prompt, render
 from mlxmath.data.templates import Template, joined
 from mlxmath.errors import InputError
@@ -139,7 +139,7 @@ class Prompts:
         template: in which the problem is put.
         num_shots: worked examples before the problem: training rows, or earlier turns of a chat.
         retriever: adds formulas to the problem.
-        examples: problems and solutions to show in place of ours, of which 0 shots are all.
+        examples: problems with solutions to show in place of ours, of which 0 shots are all.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Prompts:
         template: Template,
         num_shots: int = 0,
         retriever: "Retriever | None" = None,
-        examples: Sequence[tuple[str, str]] = (),
+        examples: Sequence[Problem] = (),
     ) -> None:
         self.template = template.for_tokenizer(tokenizer)
         self._tokenizer, self._num_shots, self._retriever = tokenizer, num_shots, retriever
@@ -158,15 +158,26 @@ class Prompts:
             raise InputError(f"--shots: expected at most {most}, found {num_shots}.")
 
     def encode(self, question: str, kind: Kind) -> list[int]:
-        """The ids that the model continues."""
-        shots = self._examples[: self._num_shots or None] if self._examples else SHOTS[kind][: self._num_shots]
+        """The ids that the model continues.
+
+        Raises:
+            InputError: the template writes an answer, and an example states none.
+        """
+        ours = [Problem("", q, solution=s) for q, s in SHOTS[kind][: self._num_shots]]
+        shots = self._examples[: self._num_shots or None] or ours
         asked = self._retriever.add(question) if self._retriever else question
-        if isinstance(self.template, ChatTemplate):
-            return encode_prompt(self._tokenizer, self.template.prompt(asked, shots))
-        if not shots:
+        try:
+            if isinstance(self.template, ChatTemplate):
+                return encode_prompt(self._tokenizer, self.template.prompt(asked, shots))
+            rows = [self.template.render(shot) for shot in shots]
+        except SkippedRowError as reason:
+            raise InputError(
+                f"--few-shot: an example has {reason}; give each its answer (a column `answer`), or choose a template "
+                "without {answer}."
+            ) from None
+        if not rows:
             return encode_prompt(self._tokenizer, self.template.prompt(asked))
         codec = codec_of(self._tokenizer)
-        rows = [self.template.render(Problem("", q, solution=s, answer=s)) for q, s in shots]
         rendered, _ = render(self._tokenizer, rows)
         ids = list(codec.prefix)
         for start, end in zip(rendered.offsets[:-1], rendered.offsets[1:], strict=True):

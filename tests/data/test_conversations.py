@@ -244,7 +244,7 @@ def test_turns_that_the_template_refuses_cost_their_row_and_not_the_run() -> Non
     with pytest.raises(SkippedRowError, match="whose turns the chat template refuses"):
         template.render(problem_of(said(f"u: {Q}", f"a: {A}", "u: Why?", "a: So.")))
     with pytest.raises(InputError, match="--template chat: .* refuses .* choose another template"):
-        template.prompt(Q, [(Q, A)])
+        template.prompt(Q, [Problem("", Q, solution=A)])
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,14 @@ import pytest
 import yaml
 
 from mlxmath.data.codec import load_tokenizer
-from mlxmath.data.templates import get_template
+from mlxmath.data.gold import gold
+from mlxmath.data.problem import Problem
+from mlxmath.data.templates import Template, get_template
 from mlxmath.errors import InputError
 from mlxmath.evaluation.few_shot import examples
 from mlxmath.evaluation.prompts import SHOTS, Prompts
+from tests.data.chat_templates import CHATML
+from tests.data.material import BUILDERS
 
 MODEL = Path(__file__).parents[2] / "mlxmath" / "demo" / "model"
 EIGHT = [{"question": f"What is {i} + 1?", "target": f"{i} + 1 = {i + 1}. The answer is {i + 1}."} for i in range(8)]
@@ -35,7 +39,8 @@ def write(path: Path, samples: list[dict[str, str]]) -> None:
 
 def test_the_eight_are_read_where_lm_eval_has_them(lm_eval: Path) -> None:
     found = examples("standard", {"gsm8k": "word"})
-    assert found == tuple((one["question"], one["target"]) for one in EIGHT)
+    assert found == tuple(Problem("", one["question"], solution=one["target"]) for one in EIGHT)
+    assert [gold(one) for one in found] == [str(i + 1) for i in range(8)]
 
 
 @pytest.mark.parametrize("content", ["[", "task: x\n", "fewshot_config: {samples: [{question: 1, target: x}]}", None])
@@ -64,7 +69,7 @@ def test_a_files_examples_stand_before_the_problem(tmp_path: Path) -> None:
     rows = [{"problem": f"{i} + {i}?", "solution": f"It is {2 * i}.\n#### {2 * i}"} for i in (3, 4, 5)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     shots = examples(str(path), {"math": "competition"})
-    assert shots == tuple((row["problem"], row["solution"]) for row in rows)
+    assert [(one.question, one.solution) for one in shots] == [(row["problem"], row["solution"]) for row in rows]
     tokenizer, tutor = load_tokenizer(MODEL), get_template("tutor")
     for num_shots, shown in ((0, 3), (2, 2)):
         text = tokenizer.decode(Prompts(tokenizer, tutor, num_shots, examples=shots).encode("7 + 7?", "word"))
@@ -85,3 +90,33 @@ def test_a_file_without_solutions_is_told_what_is_expected_and_no_option_that_is
     ) as caught:
         examples(str(path), {"gsm8k": "word"})
     assert "-column" not in str(caught.value)
+
+
+def with_answers(tmp_path: Path, *, chat: bool) -> Template:
+    path = tmp_path / "mine.toml"
+    definition = 'prompt = "Q: {question}\\n"\ncompletion = "{solution}\\nAnswer: {answer}."\n'
+    path.write_text(f"{definition}chat = {str(chat).lower()}\n")
+    return get_template("", str(path))
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_examples_end_as_the_template_ends_solutions(tmp_path: Path, chat: bool) -> None:
+    """With the answer that the file or the solution states, in the tokenizer's chat template too."""
+    path, long = tmp_path / "mine.jsonl", "We think about it. " * 20
+    rows = [
+        {"problem": "How long?", "solution": long, "answer": "12 cm"},
+        {"problem": "3 + 3?", "solution": "Three and three. The answer is 6."},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer, template = BUILDERS["byte level"](), with_answers(tmp_path, chat=chat)
+    tokenizer.chat_template = CHATML
+
+    def shown(*shots: Problem, num_shots: int = 0) -> str:
+        return tokenizer.decode(Prompts(tokenizer, template, num_shots, examples=shots).encode("7 + 7?", "choice"))
+
+    text = shown(*examples(str(path), {}))
+    assert f"{long}\nAnswer: 12 cm." in text and "The answer is 6.\nAnswer: 6." in text
+    assert "The answer is C.\nAnswer: C." in shown(num_shots=1)
+    path.write_text(json.dumps({"problem": "How long?", "solution": long}) + "\n")
+    with pytest.raises(InputError, match="--few-shot: an example has no answer, which the template needs; give each"):
+        shown(*examples(str(path), {}))
