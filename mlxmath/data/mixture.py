@@ -103,6 +103,7 @@ class Mixture:
                     "rows": [loaded.rows.name, loaded.rows.revision, loaded.rows.split],
                     "columns": asdict(loaded.columns),
                     "known_as": loaded.dataset.name if loaded.dataset else None,
+                    **({} if loaded.forms else {"other_forms": False}),
                     **loaded.source.model_dump(include={"filters", "balance", "count", "weight", "solutions"}),
                 }
                 for loaded in self.sources

@@ -194,6 +194,17 @@ def test_what_a_conversation_asks_later_is_looked_for_in_benchmarks(tmp_path: Pa
     assert (len(mixture), mixture.reports[0].contaminated) == (5, {benchmark: 2})
 
 
+def test_rows_of_other_forms_are_in_the_key(tmp_path: Path) -> None:
+    """They are not read where columns are named, though these be the same."""
+    path = write_lines(tmp_path / "a.jsonl", [*rows(0, 5), *(talk(question(i), f"s{i}") for i in range(5, 10))])
+    found = chosen(DataConfig(dataset=path))
+    named = chosen(DataConfig(dataset=path, question_column="problem", solution_column="solution"))
+    assert (len(found), len(named)) == (10, 5)
+    assert found.key != named.key
+    of = (SourceConfig(dataset=path),)
+    assert found.key == Mixture(DataConfig(sources=of)).key, "which settings say the same does not matter"
+
+
 def test_near_identical_problems(tmp_path: Path) -> None:
     base = rows(0, 30)
     close = [row | {"problem": row["problem"] + " please"} for row in base[:10]]
