@@ -3,6 +3,7 @@
 They raise SkippedRowError for a row that lacks what is needed, RefusedRowError for one that is none of the dataset's.
 """
 
+import ast
 import re
 import textwrap
 from collections.abc import Callable, Mapping
@@ -128,6 +129,29 @@ def contest(year: str | None = None) -> Callable[[Row], Row]:
     return adapt
 
 
+_STRING = r"""(?:'(?:[^'\\\n]|\\[\\'"nrtxuU])*'|"(?:[^"\\\n]|\\[\\'"nrtxuU])*")"""
+_LIST = re.compile(rf"\[\s*(?:{_STRING}\s*(?:,\s*{_STRING}\s*)*)?\]")
+"""A list of texts in Python or JSON. Texts without commas between them, as NumPy writes them, Python would join."""
+_LONGEST_LIST = 1_000_000
+
+
+def _texts(value: Any, what: str) -> list[str]:
+    """The texts of a list, also of one that is written as text (in a cell of CSV); a single text is a list of one.
+
+    Raises:
+        SkippedRowError: it begins as a list and is none.
+    """
+    if isinstance(value, str) and (written := value.strip()).startswith("["):
+        if len(written) > _LONGEST_LIST or not _LIST.fullmatch(written):
+            raise SkippedRowError(f"{what} that begins as a list of texts and is none")
+        try:
+            value = ast.literal_eval(written)
+        except (SyntaxError, ValueError):
+            raise SkippedRowError(f"{what} that begins as a list of texts and is none") from None
+    listed = value if isinstance(value, list) else [value]
+    return [text for text in listed if isinstance(text, str) and text.strip()]
+
+
 def olympiad_bench(row: Row) -> Row:
     """Context and question are one problem; of its lists, the first solution counts, and all of its answers."""
     context, question = (row.get("context") or "").strip(), (row.get("question") or "").strip()
@@ -137,10 +161,10 @@ def olympiad_bench(row: Row) -> Row:
         raise RefusedRowError("problem with a picture")
     if row.get("error"):
         raise RefusedRowError("answer that is right within a tolerance")
-    answers = [text.strip() for text in row.get("final_answer") or () if isinstance(text, str) and text.strip()]
+    answers = [text.strip() for text in _texts(row.get("final_answer"), "answer")]
     if not answers:
         raise SkippedRowError("empty answer")
-    solutions = [text for text in row.get("solution") or () if isinstance(text, str) and text.strip()]
+    solutions = _texts(row.get("solution"), "solution")
     return {
         **row, "question": f"{context}\n\n{question}".strip(), "answer": ", ".join(answers),
         "solution": solutions[0] if solutions else None,

@@ -1,5 +1,6 @@
 """Rows of every known dataset, with its own columns, become the right problems."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -433,6 +434,31 @@ def test_new_benchmarks_have_their_questions_and_answers(
 def test_rows_that_new_benchmarks_leave_out(tmp_path: Path, name: str, row: dict[str, Any], reason: str) -> None:
     with pytest.raises(InputError, match=rf"no row has a problem and a gold answer \(1 {reason}\)"):
         load_benchmark(f"{name}={write(tmp_path / 'rows.jsonl', row)}")
+
+
+ANSWERS_IN_CELLS = [
+    ("12", "12"), ("$\\frac{1}{2}$", "$\\frac{1}{2}$"), ("['12']", "12"), ("['$x$', \"$y'$\"]", "$x$, $y'$"),
+    ('["\\\\sqrt{2}", "\\u03c0"]', "\\sqrt{2}, π"), ("['$\\\\sqrt{2}$']", "$\\sqrt{2}$"),
+    ("['1' '2']", None), ("[1, 2]", None), ("[0, \\infty)", None), ("['a', ['b']]", None), ("[" * 10_000, None),
+    ("['\\x1']", None), ("['" + "a" * 50_000, None), ("[]", None), ("", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("cell", "gold"), ANSWERS_IN_CELLS)
+def test_lists_in_cells_of_text(tmp_path: Path, cell: str, gold: str | None) -> None:
+    """As pandas writes the rows of OlympiadBench into CSV; an answer is never cut into letters."""
+    path = tmp_path / "rows.csv"
+    names = ("question", "final_answer", "solution", "subfield", "is_multiple_answer", "answer_type", "error")
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [names, ("Find $n$.", cell, "['So $n$.', 'Or so.']", "Algebra", "False", "Numerical", "")]
+        )
+    if gold is None:
+        with pytest.raises(InputError, match=r"\(1 (answer that begins as a list of texts and is none|empty answer)\)"):
+            load_benchmark(f"olympiadbench={path}")
+        return
+    (item,) = load_benchmark(f"olympiadbench={path}").items
+    assert (item.gold, item.solution) == (gold, "So $n$.")
 
 
 @pytest.mark.parametrize(
