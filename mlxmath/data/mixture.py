@@ -28,6 +28,8 @@ from mlxmath.runtime.console import warn
 Ids = NDArray[np.int64]
 RULES = 2
 """To be raised where other problems come out of the same data and settings: rows in a cache are chosen anew."""
+BALANCED_FROM = 10
+"""Of a stream, so many times the rows asked for are looked at where they are to be balanced."""
 RANKS = 1000
 """Steps of a curriculum's scale: a row's rank is the share of its source's rows that are easier, in thousandths."""
 
@@ -132,7 +134,9 @@ class Mixture:
         seen = Seen(config.deduplicate)
         surveys = []
         for index, (loaded, filters) in enumerate(zip(self.sources, self._filters, strict=True)):
-            limit = config.num_examples if self._plain else (loaded.source.count if loaded.rows.streamed else None)
+            limit = config.num_examples if self._plain else None
+            if loaded.rows.streamed and loaded.source.count is not None:
+                limit = loaded.source.count * (BALANCED_FROM if loaded.source.balance else 1)
             surveys.append(survey_source(index, loaded, filters, self.benchmarks, seen, limit, plain=self._plain))
         self._chosen, self.reports = [], []
         self.left_out = [(survey.loaded, survey.left_out) for survey in surveys]

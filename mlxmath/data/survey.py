@@ -80,7 +80,7 @@ class Candidate(NamedTuple):
     bucket: str
     """Value of the field to balance over; empty without one."""
     held: Problem | None
-    """The problem itself, of a stream."""
+    """The problem itself, of a stream that is taken as it comes."""
 
 
 @dataclass
@@ -186,7 +186,7 @@ def survey_source(
     source = loaded.source
     report = SourceReport(loaded.rows.name, loaded.split, loaded.revision, loaded.instead_of, asked=source.count)
     survey = Survey(report, loaded, plain)
-    is_held = loaded.rows.streamed and limit is not None
+    is_held = loaded.rows.streamed and limit is not None and source.balance is None
     filtered, names_in = Counter[str](), dict[str, list[str]]()
     problems = enumerate(loaded.numbered())
     num_clean = 0

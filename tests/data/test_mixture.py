@@ -1,5 +1,6 @@
 """Which problems a mixture takes."""
 
+import dataclasses
 import json
 import random
 import re
@@ -141,6 +142,18 @@ def test_balance(tmp_path: Path) -> None:
     assert chosen(DataConfig(dataset=path, balance="difficulty", num_examples=8)).reports[0].taken == 8
     with pytest.raises(InputError, match="--balance: a.jsonl has no field 'dificulty', .*did you mean 'difficulty'"):
         Mixture(DataConfig(dataset=path, balance="dificulty"))
+
+
+def test_a_stream_is_balanced_too(tmp_path: Path) -> None:
+    """Over ten times as many rows as are asked for; what follows is not read."""
+    names = ["easy"] * 30 + ["hard"] * 20 + ["medium"] * 50
+    path = write_lines(tmp_path / "a.jsonl", [r | {"difficulty": d} for r, d in zip(rows(0, 100), names, strict=True)])
+    mixture = Mixture(DataConfig(sources=(SourceConfig(dataset=path, balance="difficulty", count=4),)))
+    (loaded,) = mixture.sources
+    loaded.rows = dataclasses.replace(loaded.rows, streamed=True)
+    mixture.choose()
+    assert mixture.reports[0].buckets == {"easy": (30, 2), "hard": (10, 2)}
+    assert [problem.difficulty for problem in mixture] == ["easy", "easy", "hard", "hard"]
 
 
 def test_filters_are_counted(tmp_path: Path) -> None:
