@@ -18,7 +18,7 @@ from mlxmath.data.cache_writer import RowWriter, fingerprint, token_dtype, write
 from mlxmath.data.codec import TOKENIZER_FILES, has_tokenizer, load_tokenizer
 from mlxmath.data.mixture import Mixture
 from mlxmath.data.render import encode_prompt
-from mlxmath.data.rows import is_file_name
+from mlxmath.data.rows import files_of, is_file_name
 from mlxmath.data.summary import MIXTURE
 from mlxmath.data.templates import Template, get_template
 from mlxmath.data.tokenize import SKIPPED, Form, tokenize, tokenize_completions, tokenize_pairs
@@ -227,19 +227,20 @@ def note(config: DataConfig, model_folder: Path, rows: TokenRows, form: Form) ->
     notes: dict[str, Any] = {}
     with contextlib.suppress(MlxmathError):  # there are none, or damaged ones
         notes = unsealed_json(path, ())
-    notes[_key(config, model_folder, form)] = {"rows": len(rows), "tokens": len(rows.tokens)}
     try:
+        notes[_key(config, model_folder, form)] = {"rows": len(rows), "tokens": len(rows.tokens)}
         sealed_json(path, notes)
-    except MlxmathError as error:
+    except (MlxmathError, OSError) as error:
         warn(f"{path} is not up to date, which only `mlxmath plan` notices: {error}")
 
 
 def _key(config: DataConfig, model_folder: Path, form: Form) -> str:
-    """The settings, and the size and time of what is a file."""
-    names = [name for name in (config.dataset, config.template_file) if name and is_file_name(str(name))]
-    files = [path.stat() for path in map(Path, map(str, names)) if path.exists()]
+    """The settings, and the sizes and times of the files that are read by them."""
+    datasets = [name for source in config.mixture for name in (source.dataset, source.fallback)]
+    names = [name for name in (*datasets, *config.decontaminate, config.template_file) if name and is_file_name(name)]
+    files = [(str(file), file.stat()) for name in names for file in files_of(Path(name).expanduser())]
     facts = [
         config.model_dump(mode="json", exclude={"cache_dir"}), str(real(model_folder)), form,
-        [[found.st_size, found.st_mtime_ns] for found in files],
+        [[name, found.st_size, found.st_mtime_ns] for name, found in files],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -26,6 +26,9 @@ _NO_DATA = ("state.json", "dataset_info.json", "dataset_infos.json", "dataset_di
 """What `datasets` writes beside a dataset's rows."""
 
 
+_MOST_FILES = 10_000
+
+
 class AbsentError(InputError):
     """There is no dataset of that name; a declared fall-back may take its place."""
 
@@ -60,6 +63,12 @@ def open_path(path: Path, split: str | None = None) -> Rows:
     if chosen not in splits or (split is None and chosen != "train" and len(splits) > 1):
         raise InputError(f"--split: {path} has no split {split or 'train'!r}, but {', '.join(splits)}; choose one.")
     return chain(path.name, chosen, [open_file(file, chosen) for file in splits[chosen]])
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that `open_path` may read, whichever the split; of very many the first."""
+    files = [file for found in _splits(path).values() for file in found] if path.is_dir() else [path]
+    return [file for file in files[:_MOST_FILES] if file.is_file()]
 
 
 def _splits(path: Path) -> dict[str, list[Path]]:

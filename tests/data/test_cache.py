@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlxmath.config.schema import DataConfig, SourceConfig
 from mlxmath.data import cache
 from mlxmath.data.cache import CacheError, TokenRows
 from mlxmath.data.cache_writer import fingerprint, token_dtype, write_rows
+from mlxmath.data.prepare import Prepared, note, prepared
 from mlxmath.data.render import Rendered
+from tests.data.material import write_lines
 
 
 def make_rows(num_rows: int = 50, dtype: Any = np.uint16, seed: int = 0) -> TokenRows:
@@ -361,3 +364,24 @@ def test_rows_loaded_before_a_rebuild_stay_whole(path: Path) -> None:
     thread.join()
     assert_equal(old, make_rows(seed=1))
     assert_equal(TokenRows.load(path), make_rows(seed=2))
+
+
+@pytest.mark.parametrize("changed", ["mine.jsonl", "folder/data/more.jsonl", "bench.jsonl", "instead.jsonl"])
+def test_what_was_prepared_is_not_told_of_data_that_has_changed(tmp_path: Path, changed: str) -> None:
+    (tmp_path / "folder" / "data").mkdir(parents=True)
+    (tmp_path / "cache").mkdir()
+    names = ("mine.jsonl", "folder/data/train.jsonl", "folder/data/more.jsonl", "bench.jsonl", "instead.jsonl")
+    for name in names:
+        write_lines(tmp_path / name, [{"problem": "q", "solution": "s"}])
+    of = (
+        SourceConfig(dataset=str(tmp_path / "mine.jsonl")), SourceConfig(dataset=str(tmp_path / "folder")),
+        SourceConfig(dataset="a/b", fallback=str(tmp_path / "instead.jsonl")),
+    )  # fmt: skip
+    config = DataConfig(
+        sources=of, decontaminate=("gsm8k", str(tmp_path / "bench.jsonl")), cache_dir=str(tmp_path / "cache")
+    )
+    rows = make_rows()
+    note(config, tmp_path, rows, "solutions")
+    assert prepared(config, tmp_path) == Prepared(len(rows), len(rows.tokens))
+    write_lines(tmp_path / changed, [{"problem": "another q", "solution": "s"}])
+    assert prepared(config, tmp_path) is None
