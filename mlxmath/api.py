@@ -359,10 +359,11 @@ def plan(
         MlxmathError: there is no such model.
     """
     from mlxmath.training.plan import parse_size, plan_run
+    from mlxmath.weights.held import with_held_model
 
     with _called(verbose):
         own = "sft" if method == "train" else method.replace("-", "_")
-        config = settings_from((*TRAINED_FROM, own), **settings).config
+        config = with_held_model(settings_from((*TRAINED_FROM, own), **settings)).config
         return plan_run(config, method, None if memory is None else parse_size(memory))
 
 
