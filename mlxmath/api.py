@@ -252,7 +252,7 @@ def evaluate(
         InputError: a setting is wrong.
         MlxmathError: a model or an adapter is missing or damaged.
     """
-    from mlxmath.evaluation.contestants import choose_contestants, with_tools
+    from mlxmath.evaluation.contestants import choose_contestants, equipped
     from mlxmath.evaluation.runner import evaluate as run
     from mlxmath.runtime.ranks import Ranks
 
@@ -263,7 +263,7 @@ def evaluate(
             settings = settings | {"benchmark": ",".join(names)}
         folder, config = _converted(model, settings, "evaluation")
         chosen = choose_contestants(folder, tuple(map(Path, folders)), (), base=compare or not folders)
-        chosen = with_tools(chosen, config.evaluation.tools, beside=compare)
+        chosen = equipped(chosen, config.evaluation, beside=compare)
         found = run(config, chosen, Ranks(), template=template, seed=seed, resume=resume, overwrite=overwrite)
     assert found is not None
     return Evaluation(Path(found.pop("folder")), found)

@@ -44,6 +44,18 @@ def test_tune_compare_and_grade() -> None:
     assert mlxmath.grade("so it is \\boxed{1/2}", "0.5").correct and not mlxmath.grade("3", "4").correct
 
 
+def test_formulas_and_tools_that_are_asked_for_are_in_the_prompts() -> None:
+    mlxmath.convert("demo")
+    few: dict[str, Any] = {"adapters": (), "limit": 6, "max_tokens": 2}
+    help_: dict[str, Any] = {"retrieve": "bundled", "tools": "calculator"}
+    with_both = mlxmath.evaluate("demo", run_name="compared", **few, **help_)
+    labels = ["base", "base + calculator", "base + formulas", "base + formulas + calculator"]
+    assert sorted(with_both.accuracy) == labels
+    assert with_both.results["contestants"]["base + formulas"]["formulas"] > 0
+    alone = mlxmath.evaluate("demo", compare=False, run_name="alone", **few, **help_)
+    assert alone.accuracy.keys() == {"base"} and alone.results["contestants"]["base"]["formulas"] > 0
+
+
 def test_nothing_is_printed_unless_asked() -> None:
     script = (
         f"import mlxmath\nresult = mlxmath.sft({ROWS!r}, verbose=False, **{FEW!r})\nprint(result.ending)\n"

@@ -72,14 +72,12 @@ def main(
     from mlxmath.runtime.ranks import join
 
     with join() as ranks:
-        from mlxmath.evaluation.contestants import choose_contestants, with_formulas, with_tools
+        from mlxmath.evaluation.contestants import choose_contestants, equipped
         from mlxmath.evaluation.runner import evaluate
 
         options.check_shard(shard, ranks.size)
         chosen = choose_contestants(Path(config.model.mlx_path), adapters, against, base=compare or no_adapter)
-        if config.evaluation.retrieve:
-            chosen = with_formulas(chosen, beside=compare)
-        chosen = with_tools(chosen, config.evaluation.tools, beside=compare)
+        chosen = equipped(chosen, config.evaluation, beside=compare)
         found = evaluate(
             config, chosen, ranks, template=template, template_file=template_file, seed=seed, resume=resume,
             overwrite=overwrite, sharding=shard,
