@@ -67,7 +67,8 @@ def main(
         raise InputError("--template and --template-file exclude each other; give one of them.")
     if no_adapter and (adapter_path or compare):
         raise InputError("--no-adapter excludes --adapter-path and --compare; give one of them.")
-    adapters = () if no_adapter else tuple(Path(a).expanduser() for a in adapter_path or ("adapters",))
+    folders = adapter_path or (config.training.adapter_path,)
+    adapters = () if no_adapter else tuple(Path(folder).expanduser() for folder in folders)
 
     from mlxmath.runtime.ranks import join
 
