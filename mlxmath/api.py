@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 from mlxmath.config.load import CONVERTED_FROM, TRAINED_FROM, Resolved, in_keywords, settings_from
@@ -36,13 +37,13 @@ Data = str | Path | Sequence[Mapping[str, Any]]
 
 
 def load(
-    model: str | Path = "mlx_model", adapter: str | Path | None = None, *, verbose: bool = False, **settings: Any
+    model: str | Path | None = None, adapter: str | Path | None = None, *, verbose: bool = False, **settings: Any
 ) -> "LanguageModel":
     """A model that answers, in the template and with the tool that its adapter was trained with, or in its own.
 
     Args:
         model: a folder with a converted model; a Hugging Face repository, another folder or "demo", which is converted
-            into the folder `mlx_path` first.
+            into the folder `mlx_path` first (None: what `mlx_path` holds, of a file or else "mlx_model").
         adapter: a folder with an adapter (None: the base model).
         verbose: print what happens.
         **settings: of the sections model and runtime.
@@ -230,8 +231,8 @@ class Evaluation:
 
 
 def evaluate(
-    benchmark: str | Sequence[str] | None = None, *, model: str | Path = "mlx_model",
-    adapters: str | Path | Sequence[str | Path] = "adapters", compare: bool = True, template: str | None = None,
+    benchmark: str | Sequence[str] | None = None, *, model: str | Path | None = None,
+    adapters: str | Path | Sequence[str | Path] | None = None, compare: bool = True, template: str | None = None,
     resume: bool = False, overwrite: bool = False, seed: int = 0, verbose: bool = False, **settings: Any,
 ) -> Evaluation:  # fmt: skip
     """Ask benchmarks, grade the answers and compare the tuned model with its base: `mlxmath evaluate`.
@@ -239,7 +240,8 @@ def evaluate(
     Args:
         benchmark: names ("gsm8k", "math500", "demo") or files.
         model: as for `load`.
-        adapters: folders; none (an empty list): the base alone.
+        adapters: folders; none (an empty list): the base alone (None: the file's `training.adapter_path`, else
+            "adapters").
         compare: ask the base too.
         template: prompt template of all (None: each one's own).
         resume: go on with the answers that are there.
@@ -252,18 +254,19 @@ def evaluate(
         InputError: a setting is wrong.
         MlxmathError: a model or an adapter is missing or damaged.
     """
-    from mlxmath.evaluation.contestants import choose_contestants, with_tools
+    from mlxmath.evaluation.contestants import choose_contestants, equipped
     from mlxmath.evaluation.runner import evaluate as run
     from mlxmath.runtime.ranks import Ranks
 
     names = [benchmark] if isinstance(benchmark, str) else list(benchmark or ())
-    folders = [adapters] if isinstance(adapters, str | Path) else list(adapters)
     with _called(verbose):
         if names:
             settings = settings | {"benchmark": ",".join(names)}
         folder, config = _converted(model, settings, "evaluation")
+        adapters = config.training.adapter_path if adapters is None else adapters
+        folders = [adapters] if isinstance(adapters, str | Path) else list(adapters)
         chosen = choose_contestants(folder, tuple(map(Path, folders)), (), base=compare or not folders)
-        chosen = with_tools(chosen, config.evaluation.tools, beside=compare)
+        chosen = equipped(chosen, config.evaluation, beside=compare)
         found = run(config, chosen, Ranks(), template=template, seed=seed, resume=resume, overwrite=overwrite)
     assert found is not None
     return Evaluation(Path(found.pop("folder")), found)
@@ -294,15 +297,15 @@ def convert(model: str | Path, data: Data | None = None, *, verbose: bool = Fals
 
 
 def export(
-    to: str, model: str | Path = "mlx_model", adapter: str | Path | None = "adapters", *, overwrite: bool = False,
-    verbose: bool = False, **settings: Any,
+    to: str, model: str | Path | None = None, adapter: str | Path | EllipsisType | None = ..., *,
+    overwrite: bool = False, verbose: bool = False, **settings: Any,
 ) -> "Exported":  # fmt: skip
     """Write a tuned model for another program: `mlxmath export`.
 
     Args:
         to: "peft", "mlx", "hf", "gguf" or "ollama".
-        model: a folder with a converted model.
-        adapter: its folder (None: the base alone).
+        model: a folder with a converted model (None: the file's `mlx_path`, else "mlx_model").
+        adapter: its folder (None: the base alone; left out: the file's `training.adapter_path`, else "adapters").
         overwrite: replace an earlier export.
         verbose: print what the command prints.
         **settings: of the sections export and runtime.
@@ -314,8 +317,10 @@ def export(
     from mlxmath.exporting.export import export as run
 
     with _called(verbose):
-        config = settings_from(("model", "export", "runtime"), to=to, mlx_path=str(model), **settings).config
-        return run(config, None if adapter is None else Path(adapter), overwrite=overwrite)
+        path = None if model is None else str(model)
+        config = settings_from(("model", "export", "runtime"), to=to, mlx_path=path, **settings).config
+        chosen = config.training.adapter_path if isinstance(adapter, EllipsisType) else adapter
+        return run(config, None if chosen is None else Path(chosen), overwrite=overwrite)
 
 
 def distill(
@@ -359,10 +364,11 @@ def plan(
         MlxmathError: there is no such model.
     """
     from mlxmath.training.plan import parse_size, plan_run
+    from mlxmath.weights.held import with_held_model
 
     with _called(verbose):
         own = "sft" if method == "train" else method.replace("-", "_")
-        config = settings_from((*TRAINED_FROM, own), **settings).config
+        config = with_held_model(settings_from((*TRAINED_FROM, own), **settings)).config
         return plan_run(config, method, None if memory is None else parse_size(memory))
 
 
@@ -395,15 +401,17 @@ def _written(rows: Sequence[Mapping[str, Any]], cache: Path) -> str:
     return str(path)
 
 
-def _converted(model: str | Path, settings: dict[str, Any], *sections: str) -> tuple[Path, RunConfig]:
-    """The folder of the converted model, which is made if need be, and the settings."""
+def _converted(model: str | Path | None, settings: dict[str, Any], *sections: str) -> tuple[Path, RunConfig]:
+    """The folder of the converted model, which is made if need be, and the settings; None: the model of these."""
     from mlxmath.weights.convert import ensure_model
     from mlxmath.weights.manifest import FILE_NAME
 
-    folder = Path(model).expanduser()
     names = ("model", "runtime", *sections)
+    if model is None:
+        model = settings_from(names, **settings).config.model.mlx_path
+    folder = Path(model).expanduser()
     if (folder / FILE_NAME).is_file():
-        return folder, settings_from(names, mlx_path=str(folder), **settings).config
+        return folder, settings_from(names, **settings | {"mlx_path": str(folder)}).config
     config = settings_from(names, model=str(model), **settings).config
     ensure_model(config.model)
     return Path(config.model.mlx_path), config

@@ -12,8 +12,9 @@ import pytest
 from safetensors.numpy import load_file
 
 import mlxmath
+from mlxmath.commands import evaluate
 from mlxmath.errors import InputError
-from tests.helpers import ENVIRONMENT
+from tests.helpers import ENVIRONMENT, invoke
 
 ROWS = [
     {"problem": f"What is {a} + {b}?", "answer": f"{a} + {b} = {a + b}\n#### {a + b}"}
@@ -42,6 +43,32 @@ def test_tune_compare_and_grade() -> None:
     assert found.accuracy.keys() == {"base", "tuned"} and (found.folder / "report.html").is_file()
     assert len(found.comparisons) == 1
     assert mlxmath.grade("so it is \\boxed{1/2}", "0.5").correct and not mlxmath.grade("3", "4").correct
+
+
+def test_formulas_and_tools_that_are_asked_for_are_in_the_prompts() -> None:
+    mlxmath.convert("demo")
+    few: dict[str, Any] = {"adapters": (), "limit": 6, "max_tokens": 2}
+    help_: dict[str, Any] = {"retrieve": "bundled", "tools": "calculator"}
+    with_both = mlxmath.evaluate("demo", run_name="compared", **few, **help_)
+    labels = ["base", "base + calculator", "base + formulas", "base + formulas + calculator"]
+    assert sorted(with_both.accuracy) == labels
+    assert with_both.results["contestants"]["base + formulas"]["formulas"] > 0
+    alone = mlxmath.evaluate("demo", compare=False, run_name="alone", **few, **help_)
+    assert alone.accuracy.keys() == {"base"} and alone.results["contestants"]["base"]["formulas"] > 0
+
+
+def test_a_file_names_the_model_and_the_adapter(tmp_path: Path) -> None:
+    few = FEW | {"max_steps": 1, "mlx_path": "base", "adapter_path": "tuned"}
+    assert mlxmath.sft(ROWS, **few).ending == "finished"
+    asked: dict[str, Any] = {"limit": 1, "max_tokens": 2, "run_name": "python", "config": "tuned/run.toml"}
+    assert mlxmath.evaluate("demo", **asked).accuracy.keys() == {"base", "tuned"}
+    rest = ("--benchmark", "demo", "--limit", "1", "--max-tokens", "2", "--run-name", "command")
+    invoke(evaluate.main, "--config", "tuned/run.toml", *rest)
+    for name in ("python", "command"):
+        used = json.loads(Path("evaluation_results", name, "settings.json").read_text())["contestants"][-1]
+        assert (Path(used["folder"]), Path(used["adapter_folder"])) == (tmp_path / "base", tmp_path / "tuned")
+    written = mlxmath.export("peft", config="tuned/run.toml", export_path="out")
+    assert load_file(written.folder / "adapter_model.safetensors")
 
 
 def test_nothing_is_printed_unless_asked() -> None:

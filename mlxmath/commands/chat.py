@@ -49,6 +49,7 @@ def main(
 
     from mlxmath.data.templates import get_template
     from mlxmath.generation.model import open_models
+    from mlxmath.generation.placing import check_held_in_memory
     from mlxmath.generation.sampling import Sampling
     from mlxmath.serving.conversation import Conversation
     from mlxmath.serving.terminal import talk
@@ -57,6 +58,7 @@ def main(
     chosen = get_template(template or "", template_file) if template or template_file else None
     usual = get_template(config.data.template, config.data.template_file)
     folder, adapter = Path(config.model.mlx_path), None if no_adapter else Path(config.training.adapter_path)
+    check_held_in_memory(config.runtime, folder, device, "chat")
     models = open_models(
         folder, device.compute_dtype, {"tuned": adapter, "base": None} if adapter else {"base": None}, chosen,
         usual=usual, tool=None,

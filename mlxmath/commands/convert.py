@@ -21,8 +21,9 @@ def main(**values: Any) -> None:
     auto, which measures on these problems (of the bundled model on its own, if none are named).
     """
     from mlxmath.training.convert import convert_model, with_problems
+    from mlxmath.weights.held import with_held_model
 
-    resolved = with_problems(settings_from(CONVERTED_FROM, origin="option", **values))
+    resolved = with_problems(with_held_model(settings_from(CONVERTED_FROM, origin="option", **values)))
     measures = auto_bits(resolved.config.model.quantize) is not None
     for line in resolved.lines(CONVERTED_FROM if measures else ("model",)):
         say(line)

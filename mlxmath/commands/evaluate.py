@@ -67,19 +67,18 @@ def main(
         raise InputError("--template and --template-file exclude each other; give one of them.")
     if no_adapter and (adapter_path or compare):
         raise InputError("--no-adapter excludes --adapter-path and --compare; give one of them.")
-    adapters = () if no_adapter else tuple(Path(a).expanduser() for a in adapter_path or ("adapters",))
+    folders = adapter_path or (config.training.adapter_path,)
+    adapters = () if no_adapter else tuple(Path(folder).expanduser() for folder in folders)
 
     from mlxmath.runtime.ranks import join
 
     with join() as ranks:
-        from mlxmath.evaluation.contestants import choose_contestants, with_formulas, with_tools
+        from mlxmath.evaluation.contestants import choose_contestants, equipped
         from mlxmath.evaluation.runner import evaluate
 
         options.check_shard(shard, ranks.size)
         chosen = choose_contestants(Path(config.model.mlx_path), adapters, against, base=compare or no_adapter)
-        if config.evaluation.retrieve:
-            chosen = with_formulas(chosen, beside=compare)
-        chosen = with_tools(chosen, config.evaluation.tools, beside=compare)
+        chosen = equipped(chosen, config.evaluation, beside=compare)
         found = evaluate(
             config, chosen, ranks, template=template, template_file=template_file, seed=seed, resume=resume,
             overwrite=overwrite, sharding=shard,

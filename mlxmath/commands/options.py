@@ -228,6 +228,9 @@ def run_with_ranks(
     if training.resume:
         take_again(Path(training.adapter_path) / RUN, launch.rank if launch else 0)
     with join() as ranks:
+        from mlxmath.weights.held import with_held_model
+
+        settings = with_held_model(settings)
         say("settings:")
         for line in settings.lines(sections):
             say(line)

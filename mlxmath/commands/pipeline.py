@@ -91,7 +91,7 @@ def pipeline(
 def _run(configs: Mapping[str, Resolved], folder: Path, *, overwrite: bool) -> None:
     """See `pipeline`; the folder is nobody else's meanwhile."""
     from mlxmath.distillation.distill import distill
-    from mlxmath.evaluation.contestants import Contestant
+    from mlxmath.evaluation.contestants import Contestant, equipped
     from mlxmath.evaluation.runner import evaluate
     from mlxmath.runtime.ranks import Ranks
     from mlxmath.training.events import TrainResult
@@ -144,6 +144,7 @@ def _run(configs: Mapping[str, Resolved], folder: Path, *, overwrite: bool) -> N
         Contestant("distilled + GRPO", model, folder / "grpo", against="distilled"),
     ]
     config = configs["evaluate"].config
+    contestants = equipped(contestants, config.evaluation, beside=False)
     try:
         results = run("evaluate", lambda: evaluate(config, contestants, Ranks(), resume=True, overwrite=overwrite))
     except OtherRunError as error:

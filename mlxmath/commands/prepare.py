@@ -48,7 +48,9 @@ def main(show: int, resume: bool, overwrite: bool, **values: Any) -> None:
 
     from mlxmath.data.prepare import prepare_rows, tokenizer_folder
     from mlxmath.data.summary import plot_lengths, statistics
+    from mlxmath.weights.held import with_held_model
 
+    config = with_held_model(resolved).config
     folder = tokenizer_folder(config.model)
     rows = prepare_rows(config.data, folder, trust_remote_code=config.model.trust_remote_code)
     for line in statistics(rows):

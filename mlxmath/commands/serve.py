@@ -84,12 +84,13 @@ def main(
 
     from mlxmath.data.templates import get_template
     from mlxmath.generation.model import open_models
+    from mlxmath.generation.placing import check_held_in_memory
     from mlxmath.runtime.listening import bound
     from mlxmath.serving.server import OPEN_TO_ALL, serve
 
     usual = get_template(config.data.template, config.data.template_file)
+    folder = Path(config.model.mlx_path)
+    check_held_in_memory(config.runtime, folder, device, "serve")
     with bound(host, port, OPEN_TO_ALL) as listener:
-        models = open_models(
-            Path(config.model.mlx_path), device.compute_dtype, named | {"base": None}, chosen, usual=usual
-        )
+        models = open_models(folder, device.compute_dtype, named | {"base": None}, chosen, usual=usual)
         serve(models, listener, sampling, origins, cache_bytes=device.memory_bytes // 8, idle_minutes=idle_minutes)

@@ -31,7 +31,9 @@ def show(resolved: Resolved) -> None:
     from mlxmath.data.templates import get_template
     from mlxmath.runtime.device import open_backend
     from mlxmath.training.plan import describe
+    from mlxmath.weights.held import with_held_model
 
+    resolved = with_held_model(resolved)
     config = resolved.config
     get_template(config.data.template, config.data.template_file)
     used = (*TRAINED_FROM, "sft")

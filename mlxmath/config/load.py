@@ -309,7 +309,8 @@ def _nested(values: Values) -> dict[str, dict[str, Any]]:
 
 def _overruled(values: Values) -> list[str]:
     """Settings of weaker layers that those in `values` make void."""
-    void = [other for group in _ONE_OF for name in group if values.get(name) for other in group if other != name]
+    given = [(name, group) for group in _ONE_OF for name in group if values.get(name) is not None]  # 0 is, too
+    void = [other for name, group in given for other in group if other != name]
     return void + [name for owner, belonging in _BELONGS_TO.items() if owner in values for name in belonging]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mlxmath.config.methods import EvaluationConfig
 from mlxmath.config.section import nearest
 from mlxmath.data.codec import load_tokenizer
 from mlxmath.data.templates import Template, own_template, recorded_template, template_of
@@ -174,7 +175,19 @@ def with_variations(contestants: Sequence[Contestant], kind: str) -> list[Contes
     return [each for pair in zip(contestants, varied, strict=True) for each in pair]
 
 
-def with_formulas(contestants: Sequence[Contestant], *, beside: bool) -> list[Contestant]:
+def equipped(contestants: Sequence[Contestant], settings: EvaluationConfig, *, beside: bool) -> list[Contestant]:
+    """The contestants with the formulas and the tool that the settings give them.
+
+    Args:
+        contestants: without.
+        settings: `retrieve` and `tools`.
+        beside: each of them next to itself without.
+    """
+    found = _with_formulas(contestants, beside=beside) if settings.retrieve else contestants
+    return _with_tools(found, settings.tools, beside=beside)
+
+
+def _with_formulas(contestants: Sequence[Contestant], *, beside: bool) -> list[Contestant]:
     """The contestants with formulas in their prompts; with `beside` each of them next to itself without."""
     if not beside:
         return [replace(one, formulas=True) for one in contestants]
@@ -182,7 +195,7 @@ def with_formulas(contestants: Sequence[Contestant], *, beside: bool) -> list[Co
     return [each for pair in zip(contestants, with_them, strict=True) for each in pair]
 
 
-def with_tools(contestants: Sequence[Contestant], tool: Asked, *, beside: bool) -> list[Contestant]:
+def _with_tools(contestants: Sequence[Contestant], tool: Asked, *, beside: bool) -> list[Contestant]:
     """The contestants with a tool to call; with `beside` each of them next to itself without."""
     if tool in (None, "none") or not beside:
         return [replace(one, tool=tool) for one in contestants]

@@ -10,7 +10,7 @@ from mlxmath.models.lora.adapter import CONFIG, read_config
 from mlxmath.models.served import Served
 from mlxmath.models.skeleton import skeleton
 from mlxmath.models.speed import answering_line
-from mlxmath.runtime.console import say
+from mlxmath.runtime.console import say, size
 from mlxmath.runtime.device import DeviceInfo
 from mlxmath.runtime.files import read_json
 
@@ -49,6 +49,21 @@ def stays_on_disk(
         return False
     weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
     return weights > _SHARE * device.memory_bytes
+
+
+def check_held_in_memory(runtime: RuntimeConfig, folder: Path, device: DeviceInfo, command: str) -> None:
+    """Refuse a model that `--offload` would leave on the disk, for a command that cannot answer from there.
+
+    Raises:
+        InputError: that is asked for, or the weights fill the memory.
+    """
+    if not stays_on_disk(runtime, folder, device, None):
+        return
+    why = "runtime.offload = on" if runtime.offload == "on" else f"{folder} fills {size(device.memory_bytes)} of memory"
+    raise InputError(
+        f"{why}: `mlxmath {command}` holds the whole model in memory; ask with `mlxmath infer`, which can leave it on "
+        "the disk, or make a smaller one (`mlxmath convert --quantize 4`). `--set runtime.offload=off` loads it all."
+    )
 
 
 def _whole_blocks(adapter: Path | None) -> str | None:

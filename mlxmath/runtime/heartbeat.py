@@ -76,8 +76,9 @@ class Heartbeat:
         ends = {other: connection.fileno() for other, connection in {**connections, rank: theirs}.items()}
         task = {"parent": os.getpid(), "rank": rank, "names": names, "ends": ends, "prefix": prefix,
                 "silence_s": SILENCE_S, "late_s": LATE_S, "kill_s": KILL_S}  # fmt: skip
+        # -P: the modules beside this file are not found by their bare names; psutil is, wherever this process has it
         self._watchdog = subprocess.Popen(
-            [sys.executable, "-I", __file__, json.dumps(task)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            [sys.executable, "-P", __file__, json.dumps(task)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             pass_fds=[*ends.values()], start_new_session=True,
         )  # fmt: skip
         for connection in (theirs, *connections.values()):

@@ -264,9 +264,13 @@ def _settings(studio: Studio, draft: Draft, names: Iterable[str]) -> Resolved:
     unset = [f"{name}=false" for name, value in values.items() if value is False]
     options = {keyword(name): value for name, value in values.items() if value is not False}
     config = None if draft.config is None else studio.folder / draft.config
-    return settings_from(
-        draft.sections, recipe=draft.recipe, config=config, set=unset, origin="option", **options
-    )  # fmt: skip
+    found = settings_from(draft.sections, recipe=draft.recipe, config=config, set=unset, origin="option", **options)
+    if found.origin["model.model"] != "default":
+        return found
+
+    from mlxmath.weights.held import with_held_model  # loads numpy
+
+    return with_held_model(found, studio.folder)
 
 
 def _changed(studio: Studio, draft: Draft, base: Resolved, resolved: Resolved) -> tuple[str, ...]:

@@ -43,6 +43,7 @@ from mlxmath.training.placing import cannot_offload, settled
 from mlxmath.training.plan import batching_of, check_fits
 from mlxmath.training.trackers import check_installed
 from mlxmath.weights.convert import ensure_model
+from mlxmath.weights.held import with_held_model
 
 Method = Literal["train", "dpo", "reward-model", "grpo", "gkd"]
 _COMMANDS = {"distillation": "distill", "evaluation": "evaluate", "reward_model": "reward-model", "sft": "train"}
@@ -116,6 +117,7 @@ class Run(Part):
     """What is asked when the run has ended."""
 
     def __init__(self, method: Method, settings: Resolved, ranks: Ranks, *, keep_start: bool = False) -> None:
+        settings = with_held_model(settings)
         self.method, self.settings, self.ranks, self.keep_start = method, settings, ranks, keep_start
         self._section = section_of(method)
         self.sections = (*TRAINED_FROM, self._section)

@@ -46,6 +46,8 @@ grpo.reward_weights = { cosine_length = 1.0, repetition = 1.0 }
 evaluation.benchmark = ["problems.jsonl"]
 evaluation.limit = 3
 evaluation.max_tokens = 8
+evaluation.retrieve = "bundled"
+evaluation.tools = "calculator"
 """
 
 
@@ -94,6 +96,9 @@ def test_every_stage_is_on_what_the_one_before_made_and_goes_on(place: Path, mon
     assert [(c["base"], c["other"]) for c in found["comparisons"]] == [
         ("base", "distilled"), ("distilled", "distilled + GRPO"),
     ]  # fmt: skip
+    settings = json.loads((folder / "evaluation" / "settings.json").read_text())
+    for used in settings["contestants"]:
+        assert (used["retrieve"], used["tools"]) == ("bundled", "calculator")
     table = [line for line in result.stdout.splitlines() if line.startswith("|")]
     assert table[0].count("|") == 11 and [line.split(" |")[0] for line in table[2:]] == [
         "| base", "| distilled", "| distilled + GRPO",

@@ -154,6 +154,9 @@ def test_a_stronger_dataset_replaces_all_that_was_said_of_a_weaker_one(tmp_path:
 def test_a_stronger_alternative_replaces_a_weaker_one() -> None:
     training = options(recipe="mistral-7b", warmup_steps=9).config.training
     assert (training.warmup_steps, training.warmup_ratio) == (9, 0.0)
+    for none in ({"warmup_steps": 0}, {"set": ("training.warmup_steps=0",)}):
+        training = options(recipe="llama-3.2-3b-sft", **none).config.training
+        assert (training.warmup_steps, training.warmup_ratio) == (0, 0.0)
     held_out = {"validation_dataset": "demo"}
     assert options(recipe="deepseek-math-7b-base", **held_out).config.training.validation_split is None
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from mlxmath.commands import chat, serve
 from mlxmath.config.schema import LoraConfig, RuntimeConfig
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.generation.engine import Sampling, generate_batch, stream
@@ -25,7 +26,7 @@ from mlxmath.models.offload import HEAD
 from mlxmath.models.served import Served
 from mlxmath.runtime.device import DeviceInfo
 from tests.generation.words import tokenizer
-from tests.helpers import json_lines, succeed
+from tests.helpers import invoke, json_lines, succeed
 from tests.models import architectures
 from tests.models.folders import LLAMA, deep, folder_of
 
@@ -202,6 +203,22 @@ def test_where_a_model_stays(tmp_path: Path) -> None:
     for arguments, said in (((full,), "whole blocks"), ((), "--shard")):
         with pytest.raises(InputError, match=f"--offload on: .*{said}"):
             stays("on", weights, *arguments, spread=not arguments)
+
+
+@pytest.mark.parametrize(
+    ("main", "ending"),
+    [(chat.main, ()), (serve.main, ("--port", "0", "--idle-minutes", "0.01"))],
+    ids=["chat", "serve"],
+)
+def test_commands_that_hold_the_model_in_memory_refuse_one_that_does_not_fit(
+    prepared: Path, main: Any, ending: tuple[str, ...]
+) -> None:
+    limit = str(deep(prepared, 40) / 2 / 1e9)
+    for options, told in (
+        (("--set", "runtime.offload=on"), "runtime.offload = on: "), (("--memory-limit-gb", limit), "deep fills "),
+    ):  # fmt: skip
+        result = invoke(main, "--mlx-path", str(prepared / "deep"), "--no-adapter", *ending, *options, code=2)
+        assert told in result.output and "`mlxmath infer`" in result.output
 
 
 def test_commands_answer_from_the_disk_where_a_model_does_not_fit(prepared: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 
 import psutil
 import pytest
@@ -68,6 +69,17 @@ def close(ends: Sequence[Heartbeat]) -> None:
             each._watchdog.kill()  # it would wait for this process to end
         each._watchdog.wait(5)
         each._thread.join(5)
+
+
+def test_a_watchdog_finds_psutil_where_this_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "psutil.py").write_text(
+        f"import sys\nopen({str(tmp_path / 'found')!r}, 'a').close()\nsys.path.remove({str(tmp_path)!r})\n"
+        "del sys.modules['psutil']\nimport psutil\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    both = pair(say)
+    assert list(OTHERS.map(lambda each: each.vote(END), both)) == [0, 0] and (tmp_path / "found").exists()
+    close(both)
 
 
 @pytest.mark.parametrize("late", [0, 1])
