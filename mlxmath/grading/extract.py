@@ -77,7 +77,7 @@ _IS_THE_ANSWER = re.compile(
     r"(?:the|our|my)\s(?:final |correct )?answer\b",
     re.IGNORECASE,
 )
-_DENIED_AMOUNT = rf"(?:\\?\$?[-+]?{NUMBER}(?:\s?\\?%)?\$?|\$[^$\n]{{1,60}}\$)"
+_DENIED_AMOUNT = rf"(?:\\?\$?[-+]?{NUMBER}(?:(?: \d+)?/\d+)?(?:\s?\\?%)?\$?|\$[^$\n]{{1,60}}\$)"
 _DENIED = re.compile(
     r"(?:\bnot|n['’]t|\bcannot|\bnever)\s[^.,;:\n]{1,40}?,?\sbut\s(?:rather |instead |actually )?"
     rf"|(?:(?:\bnot|n['’]t|\bcannot|\bnever)\s"

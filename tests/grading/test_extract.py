@@ -129,6 +129,74 @@ def test_amounts_and_signs_in_prose(response: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("response", "text"),
+    [
+        ("Therefore, he needs 2 1/2 cups of flour.", "2 1/2"),
+        ("There are 10, so each person gets 2 1/2 pizzas.", "2 1/2"),
+        ("Each person gets 2 and 1/2 pizzas.", "2 and 1/2"),
+        ("Answer: He needs 2 1/2 cups of flour for this.", "2 1/2"),
+        ("The answer is that he needs 2 1/2 cups of flour for all of the bread.", "2 1/2"),
+        (r"He needs 2\frac{1}{2} cups of flour for this.", r"2\frac{1}{2}"),
+        (r"He needs -2 \frac{1}{2} cups of flour for this.", r"-2 \frac{1}{2}"),
+        (r"Each gets 2 and \frac{1}{2} pizzas.", r"2 and \frac{1}{2}"),
+        (r"It weighs 1,000\dfrac{1}{2} pounds in all.", r"1,000\dfrac{1}{2}"),
+        ("He needs 2½ cups of it.", "2½"),
+        ("He needs 2 ½ cups of it.", "2 ½"),
+        ("He had 3 cups and needs ½ of a cup.", "½"),
+        ("It sank by -½ inch.", "-½"),
+        ("It weighs 1,000 1/2 pounds.", "1,000 1/2"),
+        ("The change is -2 1/2 points.", "-2 1/2"),
+        ("It costs $2 1/2.", "$2 1/2"),
+        ("It grew 12 1/2% in all.", "12 1/2%"),
+        ("The area is 2 1/2 π.", "2 1/2 π"),
+        ("He drank 5 120/240 of them.", "5 120/240"),
+        ("The walk is between 2 1/2 and 3 1/2 miles.", "3 1/2"),
+        ("They walked 1, 2 1/3 miles.", "2 1/3"),
+        ("It took 3 hours instead of 2 1/2 hours.", "3"),
+        # a number and a fraction
+        ("On day 2 1/2 of them left.", "1/2"),
+        ("In Week 12 1/2 of them left.", "1/2"),
+        ("On May 3 1/2 of them left.", "1/2"),
+        (r"On day 2 \frac{1}{2} of them left.", r"\frac{1}{2}"),
+        ("There are 3\n1/2 of them left.", "1/2"),
+        ("It lies between 2 and 1/2.", "1/2"),
+        ("They are 1, 2 and 1/2.", "1/2"),
+        ("They are 5 10/2", "10/2"),
+        ("They are 3 4/4", "4/4"),
+        ("They are 3 0/4", "0/4"),
+        ("It is 2 * 1/2", "1/2"),
+        ("It is = 4 / 8", "4 / 8"),
+        ("He ran 2.5 1/2", "1/2"),
+        (r"Half of them: 2.5\frac{1}{2} again", r"\frac{1}{2}"),
+        ("It was on 12 25/12/2020", "12/2020"),
+        ("It takes 2-3 hours.", "3"),
+        ("It starts at 7:30", "7:30"),
+        ("It is 2 5π", "5π"),
+    ],
+)
+def test_mixed_numbers_in_prose(response: str, text: str) -> None:
+    found = extract(response)
+    assert found and found.text == text
+
+
+@pytest.mark.parametrize(
+    ("response", "gold", "is_correct"),
+    [
+        ("Therefore, he needs 2 1/2 cups of flour.", "2.5", True),
+        ("Therefore, he needs 2 1/2 cups of flour.", "1/2", False),
+        ("Each person gets 2 and 1/2 pizzas.", "2.5", True),
+        ("It weighs 1,000 and 1/2 pounds.", "1000.5", True),
+        ("He needs 2½ cups of it.", "2.5", True),
+        ("It sank by −2 1/2 inches.", "-2.5", True),
+        ("The area is 2 1/2 π.", r"\frac{5\pi}{2}", True),
+        ("The solutions are 2 and 1/2.", r"2, \frac{1}{2}", True),
+    ],
+)
+def test_mixed_numbers_count_whole(response: str, gold: str, is_correct: bool) -> None:
+    assert grade(response, gold).correct is is_correct
+
+
+@pytest.mark.parametrize(
     "response", [r"\boxed{4}\boxed{}", r"It is \boxed{4}. Or rather \boxed{", r"First $\boxed{3}$, then $\boxed{ }$."]
 )
 def test_an_empty_last_box_is_no_answer(response: str) -> None:
