@@ -197,6 +197,63 @@ def test_mixed_numbers_count_whole(response: str, gold: str, is_correct: bool) -
 
 
 @pytest.mark.parametrize(
+    ("response", "text"),
+    [
+        ("Option C is correct.", "C"),
+        ("Therefore, option (C) is correct.", "C"),
+        ("Thus, C is the correct answer.", "C"),
+        ("It takes 8 hours. Since 8*5=40 and 40/2=20, option C is correct.", "C"),
+        ("We get 8 + 5 = 13. Since 5 > 3, B is the correct answer.", "B"),
+        ("It is 13.\n(D) is the right choice", "D"),
+        ("It is 13.\n**D** is the right choice", "D"),
+        ("A is the correct answer, as 5 > 3.", "A"),
+        ("We get 13. Hence B is the answer.", "B"),
+        ("We get 13, so **option B** is correct.", "B"),
+        ("We get 13. Choice B (13 hours) is right.", "B"),
+        ("We get 13. This means answer E must be the correct one.", "E"),
+        ("Option A is 12. Option B is 13. So option B is correct.", "B"),
+        ("The answer is 13 hours, so option C is correct.", "C"),
+        ("Option C is correct because 8 + 5 = 13.", "C"),
+        # the last one counts
+        ("Option A is correct. Wait, 8 + 5 = 13. Option B is correct.", "B"),
+        ("Option A is correct. No: the answer is B.", "B"),
+        ("Option A is correct. No: the correct option is B.", "B"),
+        ("C is the correct answer. Option A is incorrect, as 5 > 3.", "C"),
+        ("C is the correct answer. Option A is not correct, as 5 > 3.", "C"),
+        ("C is the correct answer. 13 is the answer to another question.", "13"),
+        ("Not option A but option B is correct.", "B"),
+        # no letter
+        ("It is 13. Option C is incorrect.", "13"),
+        ("It is 13. Option C is not correct.", "13"),
+        ("It is 13. Option C isn't correct.", "13"),
+        ("It is 13. Is option C correct?", "13"),
+        ("It is 13. Option C is correct?", "13"),
+        ("It is 13. Option C is correct only if 5 < 3.", "3"),
+        ("It is 13. If option C is correct, it is 12 or 14.", "14"),
+        ("It is 13. Neither option A nor option B is correct.", "13"),
+        ("It is 13. It is not true that option B is correct.", "13"),
+        ("It is 13. Such a is the correct answer.", "13"),
+        ("It is 13. Thus, a is the correct answer.", "13"),
+        ("It is 13. The angle at C is right.", "13"),
+        ("It is 13. Thus, C is right.", "13"),
+        ("It is 13. Vitamin A is the best choice.", "13"),
+        ("We get B = 13. Therefore, B is the correct answer.", "13"),
+        ("It is 13. Step B is correct.", "13"),
+    ],
+)
+def test_letters_that_are_said_to_be_right(response: str, text: str) -> None:
+    found = extract(response)
+    assert found and found.text == text
+
+
+@pytest.mark.parametrize(
+    ("gold", "is_correct"), [("C", True), ("(C)", True), ("(C) 8", True), ("(B) 8", False), ("8", False)]
+)
+def test_a_letter_in_prose_against_golds(gold: str, is_correct: bool) -> None:
+    assert grade("It takes 8 hours. Since 8*5=40, option C is correct.", gold).correct is is_correct
+
+
+@pytest.mark.parametrize(
     "response", [r"\boxed{4}\boxed{}", r"It is \boxed{4}. Or rather \boxed{", r"First $\boxed{3}$, then $\boxed{ }$."]
 )
 def test_an_empty_last_box_is_no_answer(response: str) -> None:
