@@ -27,10 +27,36 @@ NUMBER = (
 )
 """A number inside a text, as a regular expression."""
 _RATIO = r"\d+(?:\.\d+)?(?:(?::\d+(?:\.\d+)?)+| : \d+(?:\.\d+)?)"
-_NUMBER = re.compile(
-    rf"(?<![\w.^_:])(?:{CLOCK}|{_RATIO})(?![\w:])"
-    rf"|(?<![\w.^_])(?:[-+−–](?=[$€£¥₹\d.])|(?<![\d)]\s)−\s(?=[$€£¥₹\d.]))?[$€£¥₹]?{NUMBER}(?:\s?/\s?\d+(?![\d/]))?(?:\s?\\?%|\s?percent\b)?"
+_SIGN = "[¼-¾⅐-⅞]"
+_LABELS = (
+    "day week month year hour step stage round part case question problem exercise example chapter page line row phase"
+    " level grade class team group room number option equation January February March April May June July August"
+    " September October November December"
 )
+_UNLABELLED = "".join(rf"(?<!\b(?i:{word})\s)" for word in _LABELS.split())
+"""Not the number of a day, a step, a page: on day 2 1/2 of them left."""
+_WHOLE = r"(?:[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d{0,8})"
+_BLANK = r"[^\S\n]"
+_WHOLE_PART = (
+    rf"(?<![\w./^])(?<!\d,){_UNLABELLED}"
+    rf"(?:{_WHOLE}(?:{_BLANK}|(?=[\\¼-¾⅐-⅞]))|(?<!\bboth\s)(?<!\bbetween\s)(?<!\d,\s){_WHOLE}{_BLANK}and{_BLANK})"
+)
+"""What stands before the fraction of a mixed number: 2 1/2, 2 and 1/2, 2½."""
+_MIXED = rf"{_WHOLE_PART}(?P<top>\d{{1,4}})/(?P<below>\d{{1,4}})(?![\d/]|[.,]\d)|(?:{_WHOLE_PART})?{_SIGN}"
+_PLAIN = rf"{NUMBER}(?:\s?/\s?\d+(?![\d/]))?"
+
+
+def _with_signs(number: str) -> re.Pattern[str]:
+    """A number inside a text with its sign, currency and percent; before it times and ratios."""
+    return re.compile(
+        rf"(?<![\w.^_:])(?:{CLOCK}|{_RATIO})(?![\w:])"
+        r"|(?<![\w.^_])(?:[-+−–](?=[$€£¥₹\d.¼-¾⅐-⅞])|(?<![\d)]\s)−\s(?=[$€£¥₹\d.¼-¾⅐-⅞]))?[$€£¥₹]?"
+        rf"(?:{number})(?:\s?\\?%|\s?percent\b)?"
+    )
+
+
+_NUMBER = _with_signs(f"{_MIXED}|{_PLAIN}")
+_UNMIXED = _with_signs(_PLAIN)
 _AMOUNT = r"\d[\d,]*(?:\.\d+)?\s?[A-Za-z]{1,12}"
 _SUM_OF_UNITS = rf"(?<![\w.]){_AMOUNT}(?:,?\s(?:and\s)?{_AMOUNT}){{1,3}}\b"
 """Amounts that may be one: 2 hours and 30 minutes."""
@@ -38,7 +64,7 @@ _RAISED = r"(?:\^(?:\(-?\d+\)|\{-?\d+\}|-?\d+)|[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+
 _ROOT = r"(?:[√∛]\s?(?:\d+(?:\.\d+)?|\(\d+\))|\bsqrt\(\d+\)|\b(?:log|ln) \d+)"
 _COMPOUND = (
     rf"(?<![\w.^_])[-−]?(?:{NUMBER}\s?[×x*·]\s?10{_RAISED}|\d+(?:\.\d+)?{_RAISED}"
-    rf"|(?:{NUMBER}(?:\s?/\s?\d+)?\s?)?(?:{_ROOT}|π|\bpi\b)(?:\s?/\s?\d+)?)"
+    rf"|(?:(?:{_WHOLE_PART}(?=\d+/\d))?{NUMBER}(?:\s?/\s?\d+)?\s?)?(?:{_ROOT}|π|\bpi\b)(?:\s?/\s?\d+)?)"
 )
 """A number and what multiplies it, raised or under a root: 25π, 2√3, 2^10, 3 × 10^8."""
 _REMARK = re.compile(
@@ -56,7 +82,8 @@ MATH = re.compile(
 )
 """A formula between its delimiters. A dollar sign before a digit opens an amount, and closes no formula."""
 _BARE_LATEX = re.compile(
-    r"-?\s?\\[dtc]?frac\s?(?:\{[^{}\n]{1,80}\}\s?\{[^{}\n]{1,80}\}|\d\d)|-?\d{0,20}\s?\\sqrt\s?\{[^{}\n]{1,80}\}"
+    rf"-?\s?(?:{_WHOLE_PART})?\\[dtc]?frac\s?"
+    r"(?:\{[^{}\n]{1,80}\}\s?\{[^{}\n]{1,80}\}|\d\d)|-?\d{0,20}\s?\\sqrt\s?\{[^{}\n]{1,80}\}"
 )
 _SENTENCE_END = re.compile(r"(?<!\b[ap]\.m)(?<!\b[ap]\.m\n)(?:[.!?](?=\s+[A-Z\[(*#]|\s*$)|[。！？]|\n)")
 _IS = re.compile(
@@ -150,10 +177,10 @@ def pick(text: str) -> str | None:
         is_stated = rest and (rest[0].isdigit() or rest[0] in "$\\-+([.£€" or is_answer(rest))
         if is_stated and not any(start < match.start() < end for start, end, _ in formulas):
             return pick(rest)
-    number = _NUMBER.match(sentence)
+    number = next(_numbers(sentence), None)
     if formulas and formulas[0][0] < len(sentence):
-        return number[0].strip() if number else _joined(text, formulas)
-    if number := number or _NUMBER.search(sentence):
+        return number[0].strip() if number and number.start() == 0 else _joined(text, formulas)
+    if number:
         follows = sentence[number.end() :].strip()
         if follows and parse_quantity(clean(sentence[number.start() :])):
             return sentence[number.start() :].strip()
@@ -166,7 +193,7 @@ def pick_last(text: str) -> str | None:
     """The rightmost formula or number outside formulas; of an equation in words the part behind the equals sign."""
     text = _without_remark(text)
     formulas = _formulas(text)
-    numbers = [m for m in _NUMBER.finditer(text) if not any(s <= m.start() < e for s, e, _ in formulas)]
+    numbers = [m for m in _numbers(text) if not any(s <= m.start() < e for s, e, _ in formulas)]
     while formulas and not re.search(r"[\w\\]", formulas[-1][2]):
         formulas.pop()
     if formulas and (not numbers or numbers[-1].start() < formulas[-1][0]):
@@ -198,6 +225,16 @@ def first_sentence(text: str) -> str:
     formulas = [match.span() for match in MATH.finditer(text)]
     ends = (match.start() for match in _SENTENCE_END.finditer(text))
     return text[: next((at for at in ends if not any(start < at < end for start, end in formulas)), None)]
+
+
+def _numbers(text: str) -> Iterator[re.Match[str]]:
+    """The numbers in a text; 5 10/2 are two, as the fraction of a mixed number is below one."""
+    position = 0
+    while match := _NUMBER.search(text, position):
+        if match["top"] and not 0 < int(match["top"]) < int(match["below"]):
+            match = _UNMIXED.match(text, match.start()) or match
+        yield match
+        position = match.end()
 
 
 def _formulas(text: str) -> list[Formula]:

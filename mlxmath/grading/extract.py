@@ -54,6 +54,22 @@ _CHOICE = re.compile(
     r"(?:\b(?:is|are|be|was)\b|[:=])[*_]*:?[*_]*[ \t]*",
     re.IGNORECASE,
 )
+_CHOSEN = re.compile(
+    r"(?:(?P<named>\b(?i:option|choice|answer|alternative)\s{1,3})"
+    r"|(?:^[ \t>*_#-]{0,6}|[.,;:!?]\s{1,3}|\b(?i:so|thus|hence|therefore|then|that|means)\s{1,3}))"
+    r"(?P<wrapped>[*_$(]{0,4}(?P<letter>[A-H])[*_$)]{0,4})(?:\s?\([^()\n]{1,60}\))?"
+    r"\s{1,3}(?:is|must be)\s{1,3}(?:(?:therefore|thus|then|indeed|clearly|also),?\s{1,3})?[*_]{0,2}"
+    r"(?:correct|(?(named)right|(?!))"
+    r"|(?:the|our|my)\s(?:(?:correct|right|best)\s(?:answer|choice|option|one)|(?:final |only )?answer))\b"
+    r"(?!\s*\?|\s{1,3}(?:if|only|when|unless|about)\b)",
+    re.MULTILINE,
+)
+"""A letter that is said to be right: option C is correct, B is the correct answer."""
+_SUPPOSED = re.compile(
+    r"\b(?:if|whether|suppose|supposing|assume|assuming|neither|nor|either|or|not|cannot|never)\b|n['’]t\b",
+    re.IGNORECASE,
+)
+_CLAUSE = re.compile(r"[^.,;:!?\n]{0,80}$")
 _SOLUTIONS = re.compile(
     r"\b(?:solutions?|roots?|zeros?|points?|pairs?|coordinates|vertex|cent(?:er|re)|interval|vector|set|domain|ratio)\b"
     r"[^.\n:=$\\]{0,60}?(?:\b(?:is|are)\b|:)[ \t]*",
@@ -77,7 +93,7 @@ _IS_THE_ANSWER = re.compile(
     r"(?:the|our|my)\s(?:final |correct )?answer\b",
     re.IGNORECASE,
 )
-_DENIED_AMOUNT = rf"(?:\\?\$?[-+]?{NUMBER}(?:\s?\\?%)?\$?|\$[^$\n]{{1,60}}\$)"
+_DENIED_AMOUNT = rf"(?:\\?\$?[-+]?{NUMBER}(?:(?: \d+)?/\d+)?(?:\s?\\?%)?\$?|\$[^$\n]{{1,60}}\$)"
 _DENIED = re.compile(
     r"(?:\bnot|n['’]t|\bcannot|\bnever)\s[^.,;:\n]{1,40}?,?\sbut\s(?:rather |instead |actually )?"
     rf"|(?:(?:\bnot|n['’]t|\bcannot|\bnever)\s"
@@ -85,6 +101,8 @@ _DENIED = re.compile(
     rf"{_DENIED_AMOUNT}(?![\w.]*\d)",
     re.IGNORECASE,
 )
+_VERDICT = re.compile(r"(?:also |indeed |therefore |thus |not |in)*(?:correct|right|wrong)\b", re.IGNORECASE)
+"""What a text says of an option: option A is incorrect, as 5 > 3."""
 _JUDGEMENT = re.compile(
     r"^(?:also |indeed |therefore |thus |not |in)*"
     r"(?:correct|right|wrong|valid|reasonable|clear|as follows|below|above|positive|negative)\b[^\d$\\]*$",
@@ -185,18 +203,34 @@ def _boxed(response: str) -> Extracted | None:
 
 def _stated(tail: str) -> str | None:
     """What the last "the answer is …" states, unless the text takes it back for another."""
+    chosen = _chosen(tail)
+    start = chosen.end() if chosen else 0
     for heads in (_ANSWER, _CHOICE):
-        for head in reversed(list(heads.finditer(tail))[-20:]):
+        for head in reversed(list(heads.finditer(tail, start))[-20:]):
+            if heads is _CHOICE and _VERDICT.match(tail, head.end()):
+                continue
             text = pick(_HOPE.sub("", _line(tail, head.end())))
             if text and not _JUDGEMENT.match(text) and not _is_remark(text):
                 corrections = list(_CORRECTED.finditer(tail[head.end() :]))
                 return (pick(corrections[-1]["text"]) if corrections else None) or text
-    for head in reversed(list(_SOLUTIONS.finditer(tail))[-5:]):
+    for head in reversed(list(_SOLUTIONS.finditer(tail))[-5:] if not chosen else []):
         text = REASON.sub("", first_sentence(_line(tail, head.end())).strip(" ,{}"))
         if text and "$" not in text and (shape(text).kind != "scalar" or " to " in text) and is_answer(text):
             return text
-    answers = list(_IS_THE_ANSWER.finditer(tail))[-3:] if "answer" in tail else []
-    return next(filter(None, (pick_last(match["text"]) for match in reversed(answers))), None)
+    answers = list(_IS_THE_ANSWER.finditer(tail, start))[-3:] if "answer" in tail else []
+    stated = next(filter(None, (pick_last(match["text"]) for match in reversed(answers))), None)
+    return stated or (chosen["letter"] if chosen else None)
+
+
+def _chosen(tail: str) -> re.Match[str] | None:
+    """The last "option C is correct" that is said without a condition and of no variable."""
+    for match in reversed(list(_CHOSEN.finditer(tail))[-20:]):
+        begin = match.start("wrapped")
+        clause = _CLAUSE.search(tail[max(0, begin - 80) : begin])
+        is_variable = not match["named"] and re.search(rf"\b{match['letter']}\s?=", tail)
+        if not is_variable and not (clause and _SUPPOSED.search(clause[0])):
+            return match
+    return None
 
 
 def _is_remark(text: str) -> bool:

@@ -49,7 +49,7 @@ _REPEATING = re.compile(
 _PERIODS = ("line", "one", "dot", "between", "last", "round", "marked", "shown", "word")
 _MAY_REPEAT = re.compile(r"[\\…(\u0304\u0305\u0307]|repeating|recurring")
 _MIXED = re.compile(
-    r"^(?P<sign>-?)(?P<whole>\d{1,9})(?:\s+and\s+|-(?=\d+/\d+ [A-Za-z]))"
+    r"^(?P<sign>-?)(?P<whole>\d{1,3}(?:,\d{3}){1,2}|\d{1,9})(?:\s+and\s+|-(?=\d+/\d+ [A-Za-z]))"
     r"(?:(?P<top>\d{1,4})/(?P<below>\d{1,4})|\\frac\{(?P<t>\d{1,4})\}\{(?P<b>\d{1,4})\}"
     r"|(?P<part>a half|a quarter|one half))"
     r"(?![\d/])(?P<rest>.*)$"
@@ -146,7 +146,7 @@ def _mixed(text: str) -> Quantity | None:
         return None
     below = _PARTS[match["part"].split()[1]] if match["part"] else int(match["below"] or match["b"])
     part = Fraction(int(match["top"] or match["t"] or 1), below or 1)
-    value = int(match["whole"]) + part
+    value = int(match["whole"].replace(",", "")) + part
     return _with_rest(-value if match["sign"] else value, match["rest"], None) if 0 < part < 1 else None
 
 

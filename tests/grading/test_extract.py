@@ -129,6 +129,131 @@ def test_amounts_and_signs_in_prose(response: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("response", "text"),
+    [
+        ("Therefore, he needs 2 1/2 cups of flour.", "2 1/2"),
+        ("There are 10, so each person gets 2 1/2 pizzas.", "2 1/2"),
+        ("Each person gets 2 and 1/2 pizzas.", "2 and 1/2"),
+        ("Answer: He needs 2 1/2 cups of flour for this.", "2 1/2"),
+        ("The answer is that he needs 2 1/2 cups of flour for all of the bread.", "2 1/2"),
+        (r"He needs 2\frac{1}{2} cups of flour for this.", r"2\frac{1}{2}"),
+        (r"He needs -2 \frac{1}{2} cups of flour for this.", r"-2 \frac{1}{2}"),
+        (r"Each gets 2 and \frac{1}{2} pizzas.", r"2 and \frac{1}{2}"),
+        (r"It weighs 1,000\dfrac{1}{2} pounds in all.", r"1,000\dfrac{1}{2}"),
+        ("He needs 2½ cups of it.", "2½"),
+        ("He needs 2 ½ cups of it.", "2 ½"),
+        ("He had 3 cups and needs ½ of a cup.", "½"),
+        ("It sank by -½ inch.", "-½"),
+        ("It weighs 1,000 1/2 pounds.", "1,000 1/2"),
+        ("The change is -2 1/2 points.", "-2 1/2"),
+        ("It costs $2 1/2.", "$2 1/2"),
+        ("It grew 12 1/2% in all.", "12 1/2%"),
+        ("The area is 2 1/2 π.", "2 1/2 π"),
+        ("He drank 5 120/240 of them.", "5 120/240"),
+        ("The walk is between 2 1/2 and 3 1/2 miles.", "3 1/2"),
+        ("They walked 1, 2 1/3 miles.", "2 1/3"),
+        ("It took 3 hours instead of 2 1/2 hours.", "3"),
+        # a number and a fraction
+        ("On day 2 1/2 of them left.", "1/2"),
+        ("In Week 12 1/2 of them left.", "1/2"),
+        ("On May 3 1/2 of them left.", "1/2"),
+        (r"On day 2 \frac{1}{2} of them left.", r"\frac{1}{2}"),
+        ("There are 3\n1/2 of them left.", "1/2"),
+        ("It lies between 2 and 1/2.", "1/2"),
+        ("They are 1, 2 and 1/2.", "1/2"),
+        ("They are 5 10/2", "10/2"),
+        ("They are 3 4/4", "4/4"),
+        ("They are 3 0/4", "0/4"),
+        ("It is 2 * 1/2", "1/2"),
+        ("It is = 4 / 8", "4 / 8"),
+        ("He ran 2.5 1/2", "1/2"),
+        (r"Half of them: 2.5\frac{1}{2} again", r"\frac{1}{2}"),
+        ("It was on 12 25/12/2020", "12/2020"),
+        ("It takes 2-3 hours.", "3"),
+        ("It starts at 7:30", "7:30"),
+        ("It is 2 5π", "5π"),
+    ],
+)
+def test_mixed_numbers_in_prose(response: str, text: str) -> None:
+    found = extract(response)
+    assert found and found.text == text
+
+
+@pytest.mark.parametrize(
+    ("response", "gold", "is_correct"),
+    [
+        ("Therefore, he needs 2 1/2 cups of flour.", "2.5", True),
+        ("Therefore, he needs 2 1/2 cups of flour.", "1/2", False),
+        ("Each person gets 2 and 1/2 pizzas.", "2.5", True),
+        ("It weighs 1,000 and 1/2 pounds.", "1000.5", True),
+        ("He needs 2½ cups of it.", "2.5", True),
+        ("It sank by −2 1/2 inches.", "-2.5", True),
+        ("The area is 2 1/2 π.", r"\frac{5\pi}{2}", True),
+        ("The solutions are 2 and 1/2.", r"2, \frac{1}{2}", True),
+    ],
+)
+def test_mixed_numbers_count_whole(response: str, gold: str, is_correct: bool) -> None:
+    assert grade(response, gold).correct is is_correct
+
+
+@pytest.mark.parametrize(
+    ("response", "text"),
+    [
+        ("Option C is correct.", "C"),
+        ("Therefore, option (C) is correct.", "C"),
+        ("Thus, C is the correct answer.", "C"),
+        ("It takes 8 hours. Since 8*5=40 and 40/2=20, option C is correct.", "C"),
+        ("We get 8 + 5 = 13. Since 5 > 3, B is the correct answer.", "B"),
+        ("It is 13.\n(D) is the right choice", "D"),
+        ("It is 13.\n**D** is the right choice", "D"),
+        ("A is the correct answer, as 5 > 3.", "A"),
+        ("We get 13. Hence B is the answer.", "B"),
+        ("We get 13, so **option B** is correct.", "B"),
+        ("We get 13. Choice B (13 hours) is right.", "B"),
+        ("We get 13. This means answer E must be the correct one.", "E"),
+        ("Option A is 12. Option B is 13. So option B is correct.", "B"),
+        ("The answer is 13 hours, so option C is correct.", "C"),
+        ("Option C is correct because 8 + 5 = 13.", "C"),
+        # the last one counts
+        ("Option A is correct. Wait, 8 + 5 = 13. Option B is correct.", "B"),
+        ("Option A is correct. No: the answer is B.", "B"),
+        ("Option A is correct. No: the correct option is B.", "B"),
+        ("C is the correct answer. Option A is incorrect, as 5 > 3.", "C"),
+        ("C is the correct answer. Option A is not correct, as 5 > 3.", "C"),
+        ("C is the correct answer. 13 is the answer to another question.", "13"),
+        ("Not option A but option B is correct.", "B"),
+        # no letter
+        ("It is 13. Option C is incorrect.", "13"),
+        ("It is 13. Option C is not correct.", "13"),
+        ("It is 13. Option C isn't correct.", "13"),
+        ("It is 13. Is option C correct?", "13"),
+        ("It is 13. Option C is correct?", "13"),
+        ("It is 13. Option C is correct only if 5 < 3.", "3"),
+        ("It is 13. If option C is correct, it is 12 or 14.", "14"),
+        ("It is 13. Neither option A nor option B is correct.", "13"),
+        ("It is 13. It is not true that option B is correct.", "13"),
+        ("It is 13. Such a is the correct answer.", "13"),
+        ("It is 13. Thus, a is the correct answer.", "13"),
+        ("It is 13. The angle at C is right.", "13"),
+        ("It is 13. Thus, C is right.", "13"),
+        ("It is 13. Vitamin A is the best choice.", "13"),
+        ("We get B = 13. Therefore, B is the correct answer.", "13"),
+        ("It is 13. Step B is correct.", "13"),
+    ],
+)
+def test_letters_that_are_said_to_be_right(response: str, text: str) -> None:
+    found = extract(response)
+    assert found and found.text == text
+
+
+@pytest.mark.parametrize(
+    ("gold", "is_correct"), [("C", True), ("(C)", True), ("(C) 8", True), ("(B) 8", False), ("8", False)]
+)
+def test_a_letter_in_prose_against_golds(gold: str, is_correct: bool) -> None:
+    assert grade("It takes 8 hours. Since 8*5=40, option C is correct.", gold).correct is is_correct
+
+
+@pytest.mark.parametrize(
     "response", [r"\boxed{4}\boxed{}", r"It is \boxed{4}. Or rather \boxed{", r"First $\boxed{3}$, then $\boxed{ }$."]
 )
 def test_an_empty_last_box_is_no_answer(response: str) -> None:

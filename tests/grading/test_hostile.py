@@ -32,6 +32,34 @@ def test_each_measure_is_quick_on_each_string() -> None:
         assert time.process_time() - start < 1, (text[:80], len(text))
 
 
+@pytest.mark.parametrize(
+    "piece",
+    [
+        r"1",
+        r"1 ",
+        r"1/",
+        r"1 1/",
+        r"1 1/2 ",
+        r"1 1/1 ",
+        r"1 and ",
+        r"1½ ",
+        r"½",
+        r"2 \frac",
+        r"2 \frac{1}",
+        r"option C ",
+        r". C ",
+        r"C is ",
+        r"C is correct if ",
+        r"* ",
+    ],
+)
+@pytest.mark.parametrize("begin", ["", "The answer is ", "Therefore, "])
+def test_pieces_in_a_row(begin: str, piece: str) -> None:
+    start = time.process_time()
+    extract(begin + piece * (20_000 // len(piece)))
+    assert time.process_time() - start < 0.3
+
+
 def test_hostile_golds() -> None:
     for text in ("9^{9^{9^9}}", "(" * 5000, "\\frac{" * 1000, "\x00", "1" * 10_000, "#### " + "\\boxed{" * 500):
         assert not grade("\\boxed{x+1}", text).correct
