@@ -255,6 +255,13 @@ def test_a_long_epoch_is_measured_in_eighths_and_at_marks_in_time(tmp_path: Path
     assert [m.step for m in scripted.measurements] == [0, 77, 125, 250]
 
 
+@pytest.mark.parametrize(("per_epoch", "within"), [(30, [30]), (40, [40]), (53, [27, 53])])
+def test_each_epochs_end_is_measured(tmp_path: Path, per_epoch: int, within: list[int]) -> None:
+    scripted = Scripted(tmp_path, [], total=3 * per_epoch, steps_per_epoch=per_epoch, eval_every=None)
+    due = [step for step in range(1, 3 * per_epoch + 1) if scripted.validation._is_due(Position(step=step))]
+    assert due == [epoch * per_epoch + step for epoch in range(3) for step in within]
+
+
 @pytest.mark.parametrize("ending", ["deadline", "stopped", "early_stopped", "diverged", "no_signal"])
 def test_a_run_that_ends_between_is_measured_at_its_end(tmp_path: Path, ending: Any) -> None:
     scripted = Scripted(tmp_path, [3.0, 2.0], eval_every=100)
