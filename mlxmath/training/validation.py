@@ -247,7 +247,8 @@ class Validation(Part):
         return "early_stopped" if patience is not None and self.num_without_improvement >= patience else None
 
     def _keep(self, step: int, value: float) -> None:
-        """Write `best/`. A disk that is full now may not be at the next one: the run goes on."""
+        """Write `best/`. A disk that is full now may not be at the next one: the run goes on, on all ranks alike."""
+        failed = False
         metadata = {"format": "mlx", "step": str(step), f"validation_{self._metric.name}": repr(value)}
         folder, arrays = self._folder / BEST, adapter_arrays(self._workers.model)
         try:
@@ -259,7 +260,8 @@ class Validation(Part):
                     save_arrays(temporary / WEIGHTS, arrays, metadata)
         except MlxmathError as error:
             warn(f"the best adapters so far, of step {step}, are not kept: {error}")
-        else:
+            failed = True
+        if not self._ranks.any("best not kept", failed):
             self.best = Best(step, value)
 
     def summary(self) -> dict[str, Any] | None:

@@ -26,6 +26,7 @@ from mlxmath.data.load import hold_out
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.models.lora.adapter import adapter_config, save_config
 from mlxmath.runtime import files
+from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.accumulate import Workers
 from mlxmath.training.checkpoint import Checkpoint, Position, newest_checkpoint, save_checkpoint
 from mlxmath.training.deadline import Deadline, StopRequest
@@ -483,6 +484,26 @@ def test_a_full_disk_keeps_the_older_best_and_the_run_goes_on(
     assert not scripted.measurements[-1].is_best
     scripted.step(4)
     assert scripted.kept_step == 4
+
+
+class Second(Ranks):
+    """A rank that learns from rank 0 what it could not write."""
+
+    first = False  # type: ignore[assignment]
+    fails = False
+
+    def any(self, name: str, what: bool) -> bool:
+        return what or (name == "best not kept" and self.fails)
+
+
+def test_all_ranks_know_which_best_is_kept(tmp_path: Path) -> None:
+    """Or they would part where they take it from rank 0."""
+    scripted, ranks, found = Scripted(tmp_path, [4.0, 3.0, 2.0]), Second(), []
+    scripted.validation._ranks, scripted.validation._is_chosen = ranks, True
+    for step, ranks.fails in ((1, True), (2, False), (3, True)):
+        scripted.step(step)
+        found.append(scripted.validation.best and scripted.validation.best.step)
+    assert found == [None, 2, 2]
 
 
 VALIDATED = (
