@@ -220,6 +220,7 @@ class AutodiffGradients:
 
     def of_blocks(self, numbers: Sequence[int]) -> Callable[[Batch], tuple[mx.array, Tree]]:
         """`loss_and_gradients` of the model with these blocks alone, compiled anew; the others pass on their input."""
+        checkpoint_blocks(self._model, self._checkpoint_every)  # another way over this model may have others
         few = AutodiffGradients(self._model, self._loss, self._kernels, self._parts, self.how, self._compiled, 0)
 
         def of_few(batch: Batch) -> tuple[mx.array, Tree]:
