@@ -21,7 +21,7 @@ def checkpoint_blocks(model: nn.Module, every: int) -> None:
     out of it, so that what is drawn again is the same.
     """
     for number, block in enumerate(model.layers):
-        plain = getattr(type(block), _PLAIN, type(block))
+        plain: Any = getattr(type(block), _PLAIN, type(block))
         block.__class__ = _checkpointed(plain) if every and number % every == 0 else plain
 
 

@@ -132,9 +132,9 @@ def save_checkpoint(
         digests = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
         found = {"position": asdict(position), "settings": settings, "state": state, "sha256": digests}
         sealed_json(temporary / _STATE, found)
-    found = by_step(folder)
-    end = found.index(path) + 1  # later ones are damaged: the run has gone on from one before them
-    for old in (*found[: max(0, end - keep)], *found[end:]):
+    saved = by_step(folder)
+    end = saved.index(path) + 1  # later ones are damaged: the run has gone on from one before them
+    for old in (*saved[: max(0, end - keep)], *saved[end:]):
         remove_folder(old)
     return path
 
