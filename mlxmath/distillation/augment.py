@@ -33,7 +33,7 @@ from mlxmath.runtime.locks import locked
 TRAIN, HELD_OUT = "train.jsonl", "held_out.jsonl"
 OWN = "own"
 _TO_REPHRASE = (
-    "Write this solution again in other words, with every calculation, and put the final answer within \\boxed{}."
+    "\n\nWrite this solution again in other words, with every calculation, and put the final answer within \\boxed{}."
 )
 _WITH_SOLUTION = "\n\nA right solution:\n"
 
@@ -195,14 +195,12 @@ def _by_teacher(
     asked = [row for row in rows if row["answer"] is not None and (kind == "paths" or row["solution"])]
     folder.mkdir(parents=True, exist_ok=True)
     source = folder / "problems.jsonl"
-    shown = (
-        row | {"problem": row["problem"] + _WITH_SOLUTION + row["solution"]} if kind == "rephrase" else row
-        for row in asked
-    )
-    _write(source, shown)
     changes: dict[str, Any] = {"keep": "all", "output_path": str(folder)}
-    if kind == "rephrase":
-        changes["instruction"] = _TO_REPHRASE
+    shown: Iterable[Row] = asked
+    if kind == "rephrase":  # in the problem, since not every template takes an instruction
+        shown = (row | {"problem": row["problem"] + _WITH_SOLUTION + row["solution"] + _TO_REPHRASE} for row in asked)
+        changes["instruction"] = ""
+    _write(source, shown)
     data = type(config.data)(dataset=str(source), decontaminate=(), deduplicate="off", tools=config.data.tools)
     own = config.model_copy(update={"data": data, "distillation": config.distillation.model_copy(update=changes)})
     judged = distill(own, resume=resume, overwrite=overwrite)

@@ -140,8 +140,8 @@ def write_card(result: DistillResult, title: str, facts: Mapping[str, Any], sett
             ("kept", *_share(result.num_kept, judged)),
             ("pairs of a kept and a wrong solution", *_share(result.num_pairs, problems)),
         ]),
-        ("## Rejected", ("reason", "count", "share"),
-         [(reason, *_share(n, judged)) for reason, n in result.reasons.most_common()]),
+        ("## Rejected", ("reason", "count", "share of all"),
+         [(reason, *_share(n, judged + result.num_unanswered)) for reason, n in result.reasons.most_common()]),
         ("## Accepted solutions a problem", ("accepted", "problems", "share"),
          [(accepted, *_share(n, problems)) for accepted, n in sorted(result.accepted_of_problem.items())]),
         ("## Kept solutions", ("", *_QUANTILES), [

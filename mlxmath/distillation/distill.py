@@ -45,7 +45,7 @@ def distill(
         f"{f'; left out: {left_out}' if left_out else ''}"
     )
     tasks = questions.tasks(settings.samples)
-    identity = {**teacher.identity, "instruction": settings.instruction, "seed": settings.seed}
+    identity = {**teacher.identity, "seed": settings.seed}
     with open_responses(folder, identity, resume=resume, overwrite=overwrite) as responses:
         missing = [task for task in tasks if task.key not in responses]
         if len(responses) or responses.left_out:

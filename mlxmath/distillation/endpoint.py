@@ -79,7 +79,8 @@ class Endpoint:
     @property
     def identity(self) -> dict[str, Any]:
         """Everything about it that its answers depend on; never the key."""
-        return {"url": self.url, "model": self.settings.teacher_model, **self._body}
+        settings = self.settings
+        return {"url": self.url, "model": settings.teacher_model, **self._body, "instruction": settings.instruction}
 
     def ask(self, tasks: Sequence[Task], on_outcome: OnOutcome, _on_step: object = None) -> None:
         """Ask all tasks' questions, many at once, again where that fails; each has one outcome.

@@ -10,7 +10,7 @@ from mlxmath.config.methods import DistillationConfig
 from mlxmath.config.schema import RuntimeConfig
 from mlxmath.distillation.questions import Task
 from mlxmath.errors import InputError
-from mlxmath.runtime.console import printable, say
+from mlxmath.runtime.console import printable, say, warn
 from mlxmath.runtime.files import parse_json
 from mlxmath.tools.forms import Tool
 from mlxmath.tools.run import check
@@ -159,6 +159,7 @@ class LocalTeacher:
             InputError: no such template.
             MlxmathError: the folders hold no model or adapter.
         """
+        from mlxmath.data.chat import ChatTemplate
         from mlxmath.data.codec import load_tokenizer
         from mlxmath.data.templates import get_template, own_template
         from mlxmath.evaluation.contestants import choose_contestants
@@ -174,6 +175,11 @@ class LocalTeacher:
             else get_template(settings.teacher_template, where="--teacher-template")
         )
         self._template = template.for_tokenizer(self._tokenizer)
+        self._instruction = settings.instruction
+        if not isinstance(self._template, ChatTemplate):  # a template for training has its own instruction
+            self._instruction = ""
+            if settings.instruction not in ("", DistillationConfig.model_fields["instruction"].default):
+                warn(f"--instruction is not sent: the teacher is asked in {self._template.name}, no chat template")
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -186,6 +192,7 @@ class LocalTeacher:
         ends = {"end_tokens": others} if others else {}
         tools = {"tools": self._tool} if self._tool else {}
         found = {**self._model_identity, "template": self._template.definition, **ends, **tools}
+        found["instruction"] = self._instruction
         return found | self._settings.model_dump(include={"temperature", "top_p", "max_tokens"})
 
     def ask(
@@ -202,7 +209,6 @@ class LocalTeacher:
 
         settings, contestant, seed = self._settings, self._contestant, self._settings.seed or 0
         with opened_backend(self._runtime, seed) as (backend, device):  # before anything imports mlx
-            from mlxmath.data.chat import ChatTemplate
             from mlxmath.data.render import encode_prompt
             from mlxmath.data.templates import joined
             from mlxmath.generation.engine import Completion, Sampling, generate_batch, seed_of
@@ -215,9 +221,7 @@ class LocalTeacher:
             loaded = load_model(contestant.model, device.compute_dtype)
             if contestant.adapter is not None:
                 load_adapter(loaded.model, contestant.adapter, read_fingerprint(contestant.model))
-            is_chat = isinstance(self._template, ChatTemplate)  # a template for training has its own instruction
-            instruction = settings.instruction if is_chat else ""
-            asked = {t.question.key: self._template.prompt(prompt(t.question.text, instruction)) for t in tasks}
+            asked = {t.question.key: self._template.prompt(prompt(t.question.text, self._instruction)) for t in tasks}
             ids = {key: encode_prompt(self._tokenizer, text) for key, text in asked.items()}
             opened = {key for key, text in asked.items() if joined(text).rstrip().endswith(_OPENED)}
             longest = max(map(len, ids.values())) + settings.max_tokens

@@ -1,5 +1,6 @@
 """Blocks that are computed again in the backward pass, whose activations are not kept."""
 
+from functools import cache
 from typing import Any
 
 import mlx.core as mx
@@ -8,43 +9,47 @@ import mlx.nn as nn
 from mlxmath.models.layouts import PackedCache
 
 Tree = Any
+_PLAIN = "computes_once"
+"""Of a checkpointed class, the class that keeps its activations."""
 
 
 def checkpoint_blocks(model: nn.Module, every: int) -> None:
-    """Recompute every n-th block in the backward pass. Wraps these instances only, and each only once.
+    """Recompute every n-th block in the backward pass (0: none), and no other. Changes these instances only.
 
     Not where a block is given an object in which blocks leave arrays for later ones (Kimi K3's residuals, the keys and
     values that AFM 7 uses again): `mx.checkpoint` sees no gradient in it. The random state goes into a block and comes
     out of it, so that what is drawn again is the same.
     """
-    for block in model.layers[::every]:
-        if type(block).__name__.startswith("Checkpointed"):
-            continue
-        plain = type(block)
+    for number, block in enumerate(model.layers):
+        plain: Any = getattr(type(block), _PLAIN, type(block))
+        block.__class__ = _checkpointed(plain) if every and number % every == 0 else plain
 
-        def call(self: nn.Module, *args: Any, _plain: type = plain, **kwargs: Any) -> Any:
-            if not all(_is_plain(value) for value in (*args, *kwargs.values())):
-                return _plain.__call__(self, *args, **kwargs)
 
-            def inner(parameters: Tree, *args: Any, **kwargs: Any) -> Any:
-                self.update(parameters)
-                return _plain.__call__(self, *args, **kwargs)
+@cache  # blocks of one kind are of one class
+def _checkpointed(plain: Any) -> Any:
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not all(_is_plain(value) for value in (*args, *kwargs.values())):
+            return plain.__call__(self, *args, **kwargs)
 
-            def drawing(parameters: Tree, state: mx.array, *args: Any, **kwargs: Any) -> Any:
-                before = mx.array(mx.random.state[0])
-                mx.random.state[0][:] = mx.stop_gradient(state)
-                output, after = inner(parameters, *args, **kwargs), mx.array(mx.random.state[0])
-                mx.random.state[0][:] = before
-                return output, after
+        def inner(parameters: Tree, *args: Any, **kwargs: Any) -> Any:
+            self.update(parameters)
+            return plain.__call__(self, *args, **kwargs)
 
-            parameters = self.trainable_parameters()
-            if not any(isinstance(module, nn.Dropout) and module._p_1 < 1 for module in self.modules()):
-                return mx.checkpoint(inner)(parameters, *args, **kwargs)
-            output, after = mx.checkpoint(drawing)(parameters, mx.array(mx.random.state[0]), *args, **kwargs)
-            mx.random.state[0][:] = mx.stop_gradient(after)
-            return output
+        def drawing(parameters: Tree, state: mx.array, *args: Any, **kwargs: Any) -> Any:
+            before = mx.array(mx.random.state[0])
+            mx.random.state[0][:] = mx.stop_gradient(state)
+            output, after = inner(parameters, *args, **kwargs), mx.array(mx.random.state[0])
+            mx.random.state[0][:] = before
+            return output, after
 
-        block.__class__ = type(f"Checkpointed{plain.__name__}", (plain,), {"__call__": call})
+        parameters = self.trainable_parameters()
+        if not any(isinstance(module, nn.Dropout) and module._p_1 < 1 for module in self.modules()):
+            return mx.checkpoint(inner)(parameters, *args, **kwargs)
+        output, after = mx.checkpoint(drawing)(parameters, mx.array(mx.random.state[0]), *args, **kwargs)
+        mx.random.state[0][:] = mx.stop_gradient(after)
+        return output
+
+    return type(f"Checkpointed{plain.__name__}", (plain,), {"__call__": call, _PLAIN: plain})
 
 
 def _is_plain(value: Any) -> bool:

@@ -115,7 +115,7 @@ def save_checkpoint(
     parts: Sequence[Part] = (),
     keep: int = KEEP,
 ) -> Path:
-    """Write `folder/checkpoints/step-N` and remove all but the newest `keep`."""
+    """Write `folder/checkpoints/step-N` and remove all others but the `keep` - 1 before it."""
     path = folder / FOLDER / f"step-{position.step}"
     optimizer_arrays = dict(tree_flatten(optimizer.state)) | {_RANDOM: mx.random.state[0]}
     with atomic_folder(path) as temporary:
@@ -132,7 +132,9 @@ def save_checkpoint(
         digests = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
         found = {"position": asdict(position), "settings": settings, "state": state, "sha256": digests}
         sealed_json(temporary / _STATE, found)
-    for old in by_step(folder)[:-keep]:
+    saved = by_step(folder)
+    end = saved.index(path) + 1  # later ones are damaged: the run has gone on from one before them
+    for old in (*saved[: max(0, end - keep)], *saved[end:]):
         remove_folder(old)
     return path
 

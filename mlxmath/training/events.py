@@ -142,14 +142,15 @@ class EventLog:
 
     Args:
         path: the file.
-        from_step: a resumed run drops the events after this step; they are about to happen again.
+        from_step: a resumed run drops the events after this step, which are about to happen again (None: all; the
+            run begins anew).
         metrics: names of what the objective reports beside the loss.
         smooth: names of what is also recorded smoothed, over a resumed run's earlier steps too.
         callback: given each event as it is written.
     """
 
     def __init__(
-        self, path: Path, from_step: int = 0, metrics: Sequence[str] = (), smooth: Sequence[str] = ("loss",),
+        self, path: Path, from_step: int | None = None, metrics: Sequence[str] = (), smooth: Sequence[str] = ("loss",),
         callback: Callback | None = None,
     ) -> None:  # fmt: skip
         self.path, self._callback = path, callback
@@ -157,8 +158,8 @@ class EventLog:
         self._smoothing = Smoothing()
         self._waiting: list[bytes] = []
         with atomic_file(path) as file:
-            for event in read_events(path) if from_step else ():
-                if event.get("step", 0) <= from_step:
+            for event in read_events(path) if from_step is not None else ():
+                if event.get("step", 0) <= (from_step or 0):
                     file.write(sealed_line(event))
                     for name in smooth if event["event"] == "step" and event.get("applied", True) else ():
                         self._smoothing.add(name, event.get(name))

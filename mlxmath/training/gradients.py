@@ -181,7 +181,7 @@ class AutodiffGradients:
         self._head: LossHead = FusedHead(parts.head, kernels) if parts else FullLogits()
         self._extra: Any = None  # the type of what the batches have besides
         self._forward = parts.hidden if parts else partial(called, model)
-        self._checkpointed, self._compiled = checkpoint_every > 0, compiled
+        self._checkpoint_every, self._compiled = checkpoint_every, compiled
         self._attention = TrainingAttention(model, multiple=kernels.attention_multiple, looks=not kernels.compiles)
         if checkpoint_every:
             checkpoint_blocks(model, checkpoint_every)
@@ -220,6 +220,7 @@ class AutodiffGradients:
 
     def of_blocks(self, numbers: Sequence[int]) -> Callable[[Batch], tuple[mx.array, Tree]]:
         """`loss_and_gradients` of the model with these blocks alone, compiled anew; the others pass on their input."""
+        checkpoint_blocks(self._model, self._checkpoint_every)  # another way over this model may have others
         few = AutodiffGradients(self._model, self._loss, self._kernels, self._parts, self.how, self._compiled, 0)
 
         def of_few(batch: Batch) -> tuple[mx.array, Tree]:
@@ -231,7 +232,7 @@ class AutodiffGradients:
     def cannot_share(self) -> str | None:
         """See `Gradients`."""
         trial = self._trial
-        if self._checkpointed:
+        if self._checkpoint_every:
             return "blocks are computed again in the backward pass"
         return trial.cannot_share(
             lambda few, rows, prompts, at: trial.autodiff(few, lambda: self._outputs(rows, prompts=prompts), at)
@@ -245,7 +246,9 @@ class AutodiffGradients:
     @property
     def _trial(self) -> Trial:
         vocab_size = self._parts.head.vocab_size if self._parts else None
-        return Trial(self._model, self._forward, vocab_size, ("autodiff", self._parts is None, self._checkpointed))
+        return Trial(
+            self._model, self._forward, vocab_size, ("autodiff", self._parts is None, self._checkpoint_every > 0)
+        )
 
     def _outputs(
         self, tokens_BL: mx.array, mask: Mask | None = None, prompts: SharedPrompts | None = None

@@ -132,7 +132,7 @@ def _verdict(
             "report": str(folder / FOLDER / "report.html"),
         }  # fmt: skip
         sealed_json(folder / RUN, unsealed_json(folder / RUN, None) | {"verdict": verdict})
-        events = EventLog(folder / EVENTS, from_step=max(1, result.steps), callback=callback)
+        events = EventLog(folder / EVENTS, from_step=result.steps, callback=callback)
         events.write("verdict", step=result.steps, **verdict)
     say(f"judged on {counted(comparison['total'], 'problem')} of {exam.name}: {said}")
     return verdict

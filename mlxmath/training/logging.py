@@ -123,12 +123,15 @@ class RunLogger:
         self._metrics, self._shown, self._unit = metrics, REWARDS if metrics else (), unit
         self.advice = f"Lower --learning-rate, or look at the {rows} named above."
 
-    def begin(self, folder: Path, position: Position, total_steps: int, deadline: Deadline, backend: Backend) -> None:
-        """Rank 0 is about to go on from `position`."""
+    def begin(
+        self, folder: Path, position: Position, total_steps: int, deadline: Deadline, backend: Backend, *,
+        resumed: bool,
+    ) -> None:  # fmt: skip
+        """Rank 0 is about to go on from `position`, or to begin anew."""
         self.folder = folder
         smooth = ("loss", *self._shown)
         self.events = EventLog(
-            folder / EVENTS, from_step=position.step, metrics=self._metrics, smooth=smooth, callback=self._callback
+            folder / EVENTS, position.step if resumed else None, self._metrics, smooth, callback=self._callback
         )
         self._progress = ProgressBar(
             total_steps, position.step, deadline, backend, metrics=self._shown, unit=self._unit

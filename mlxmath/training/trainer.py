@@ -180,7 +180,7 @@ class Trainer:
             run.folder, run.settings, run.device, run.blas, run.data.facts, run.injected, run.method, base,
             {"planned_steps": self.total_steps, "planned_bytes": run.planned_bytes},
         )  # fmt: skip
-        self._log.begin(run.folder, self.position, self.total_steps, self.deadline, run.backend)
+        self._log.begin(run.folder, self.position, self.total_steps, self.deadline, run.backend, resumed=not anew)
         self._log.write("start" if anew else "resume", step=self.position.step, total_steps=self.total_steps)
         self._trackers = Trackers(
             self.config.report_to, run.folder, run.method, run.settings, run.sections,

@@ -39,7 +39,7 @@ _TRIAL_SHARE, _TRIAL_S, _LONGEST_TRIAL = 0.005, 2.0, 0.02
 """A trial that took this share of the deadline, or these seconds, tells enough of the speed; none may take more than
 the last share."""
 _STEPS_BETWEEN, _PARTS = 25, 8
-"""Unless told otherwise, a run whose epochs are long is measured after each of 8 parts, of at least 25 steps."""
+"""Unless told otherwise, long epochs are measured in parts, too, of at least 25 steps and an eighth of the run."""
 _SECTION, _SAVED_BEST = "validation", "best.safetensors"
 
 
@@ -73,8 +73,10 @@ class Validation(Part):
         self._workers, self._folder, self._ranks = workers, folder, workers.ranks
         self._held_out, self._metric = held_out, held_out.metric if held_out else LOSS
         self._config, self._total_steps = config, total_steps
-        often = max(_STEPS_BETWEEN, math.ceil(total_steps / _PARTS))
-        self._every = config.eval_every or max(1, min(steps_per_epoch, often))
+        num_parts = max(1, int(steps_per_epoch // max(_STEPS_BETWEEN, total_steps / _PARTS)))
+        self._every = config.eval_every or max(1, math.ceil(steps_per_epoch / num_parts))
+        self._span = self._every if config.eval_every else max(1, steps_per_epoch)
+        """Steps at whose end it is always time, and counted anew."""
         self._deadline, self._stop, self._is_marked, self._clock = deadline, stop, is_marked, clock
         self.listeners = listeners
         self.count = held_out.num_items if held_out else 0
@@ -161,7 +163,8 @@ class Validation(Part):
             sealed_json(self._folder / HELD_OUT, told)
 
     def _is_due(self, position: Position) -> bool:
-        return position.step > 0 and (position.step % self._every == 0 or position.step == self._total_steps)
+        is_time = position.step % self._span % self._every == 0
+        return position.step > 0 and (is_time or position.step == self._total_steps)
 
     def _is_measured(self, position: Position) -> bool:
         return bool(self.history) and self.history[-1][0] == position.step
@@ -244,7 +247,8 @@ class Validation(Part):
         return "early_stopped" if patience is not None and self.num_without_improvement >= patience else None
 
     def _keep(self, step: int, value: float) -> None:
-        """Write `best/`. A disk that is full now may not be at the next one: the run goes on."""
+        """Write `best/`. A disk that is full now may not be at the next one: the run goes on, on all ranks alike."""
+        failed = False
         metadata = {"format": "mlx", "step": str(step), f"validation_{self._metric.name}": repr(value)}
         folder, arrays = self._folder / BEST, adapter_arrays(self._workers.model)
         try:
@@ -256,7 +260,8 @@ class Validation(Part):
                     save_arrays(temporary / WEIGHTS, arrays, metadata)
         except MlxmathError as error:
             warn(f"the best adapters so far, of step {step}, are not kept: {error}")
-        else:
+            failed = True
+        if not self._ranks.any("best not kept", failed):
             self.best = Best(step, value)
 
     def summary(self) -> dict[str, Any] | None:

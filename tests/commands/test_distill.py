@@ -202,6 +202,7 @@ def test_more_samples_and_other_thresholds_use_what_is_there(tmp_path: Path, mon
         invoke(main, *given, "--num-examples", "8", "--samples", "1")
         failed = [row for row in json_lines(Path("distilled/rejected.jsonl")) if row["reason"] == "not answered"]
         assert [(row["id"], row["detail"]) for row in failed] == [("7", "HTTP 400: unsuitable")]
+        assert "| not answered | 1 | 12.5 % |" in Path("distilled/card.md").read_text()
         mended = True
         result = invoke(main, *given, "--num-examples", "10", "--keep", "all", "--max-characters", "60", "--resume")
         assert server.seen.total() == 8 + 2 + 2 + 9

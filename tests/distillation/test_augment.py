@@ -126,6 +126,9 @@ def test_a_teachers_right_solutions_are_added_and_no_question_held_out_is_asked(
     train, held = json_lines(tmp_path / "out/train.jsonl"), json_lines(tmp_path / "out/held_out.jsonl")
     assert len(held) == 5 and not any(row["problem"] in asked for row in held)
     assert asked.count("A right solution:") == 15
+    shown = [row["problem"] for row in json_lines(tmp_path / "out" / "rephrase" / "problems.jsonl")]
+    assert all("in other words" in problem for problem in shown), "not every template takes an instruction"
+    assert asked.count("in other words") == len(shown) == 15
     even = sum(int(row["answer"]) % 2 == 0 for row in train if row["kind"] == "own")
     assert made.made == again.made == {"own": 15, "paths": even, "rephrase": even} and 0 < even < 15
     assert all(grade(row["solution"], row["answer"]).correct for row in train)

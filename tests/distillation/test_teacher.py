@@ -2,20 +2,24 @@
 
 import asyncio
 import json
+import shutil
 import signal
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlxmath.config.methods import DistillationConfig
+from mlxmath.config.schema import RuntimeConfig
 from mlxmath.distillation.endpoint import Endpoint
 from mlxmath.distillation.questions import Question, Task
-from mlxmath.distillation.teacher import Answer
+from mlxmath.distillation.teacher import Answer, LocalTeacher
 from mlxmath.errors import MlxmathError
 from tests.distillation.scripted import Script, completion, scripted, solution, sum_of
+from tests.helpers import REPOSITORY
 
 
 def tasks(count: int) -> list[Task]:
@@ -197,3 +201,20 @@ def test_a_signal_is_heard_whichever_thread_it_reaches() -> None:
         assert time.monotonic() - start < 10
         over.set()
     assert signal.getsignal(signal.SIGINT) is usual
+
+
+@pytest.mark.parametrize(("template", "sent"), [("plain", ""), ("chat", "Be brief.")])
+def test_an_instruction_that_is_not_sent_is_said_and_no_part_of_the_teacher(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], template: str, sent: str
+) -> None:
+    for path in (REPOSITORY / "mlxmath" / "demo" / "model").glob("*token*.json"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    turns = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text(turns + "{% if add_generation_prompt %}assistant: {% endif %}")
+    asked = DistillationConfig(teacher=str(tmp_path), teacher_template=template)
+    assert LocalTeacher(asked, RuntimeConfig()).identity["instruction"] == (sent and asked.instruction)
+    assert "--instruction" not in capsys.readouterr().err
+    asked = asked.model_copy(update={"instruction": "Be brief."})
+    assert LocalTeacher(asked, RuntimeConfig()).identity["instruction"] == sent
+    assert ("--instruction is not sent: the teacher is asked in plain" in capsys.readouterr().err) == (not sent)

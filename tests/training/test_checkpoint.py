@@ -37,6 +37,18 @@ def model() -> nn.Module:
     return adapted()
 
 
+@pytest.mark.parametrize(("keep", "left"), [(1, ["step-6"]), (2, ["step-4", "step-6"])])
+def test_one_that_was_passed_over_is_none_of_the_newest(
+    tmp_path: Path, model: nn.Module, keep: int, left: list[str]
+) -> None:
+    for step in (2, 4, 10):
+        save_checkpoint(tmp_path, model, adamw(model), Position(step=step), {}, keep=3)
+    (tmp_path / "checkpoints" / "step-10" / "state.json").write_text("{")
+    save_checkpoint(tmp_path, model, adamw(model), Position(step=6), {}, keep=keep)
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None and newest.position.step == 6 and names(tmp_path) == left
+
+
 class Kept(Part):
     """A part of a run with something of its own to keep."""
 

@@ -8,6 +8,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxmath.data.batch import Shape, make_batch
+from mlxmath.models.blocks import kinds_of
+from mlxmath.models.checkpointing import checkpoint_blocks
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.sft import sft_loss
@@ -41,3 +43,15 @@ def test_dropout_draws_the_same_again(targets: tuple[str, ...], every: int, comp
         for name, array in gradients.items():
             size = mx.abs(array).max().item()
             np.testing.assert_allclose(np.array(found[name]), np.array(array), atol=1e-5 * size, err_msg=name)
+
+
+def test_blocks_of_one_kind_stay_of_one_kind() -> None:
+    """What is tried on one block of each kind would take all blocks otherwise."""
+    model = make_tiny_llama(num_hidden_layers=3)
+    checkpoint_blocks(model, 1)
+    assert len(set(kinds_of(model.layers))) == 1
+    checkpoint_blocks(model, 2)
+    first, second, third = kinds_of(model.layers)
+    assert first == third != second
+    checkpoint_blocks(model, 0)
+    assert kinds_of(model.layers) == kinds_of(make_tiny_llama(num_hidden_layers=3).layers)

@@ -94,6 +94,20 @@ def test_a_resumed_run_drops_what_is_about_to_happen_again(tmp_path: Path) -> No
     assert path.read_text() == ""
 
 
+def test_what_was_measured_before_the_first_step_outlives_a_resume(tmp_path: Path) -> None:
+    """From a checkpoint of step 0: what it has measured is not measured again."""
+    path, given = tmp_path / "events.jsonl", (6, Deadline(1e9), FakeBackend())
+    watch = RunLogger()
+    watch.begin(tmp_path, Position(), *given, resumed=False)  # type: ignore[arg-type]
+    watch.validation(measurement(0, 1.0, None))
+    watch.step(step_report(1))
+    watch = RunLogger()
+    watch.begin(tmp_path, Position(), *given, resumed=True)  # type: ignore[arg-type]
+    assert [(event["event"], event["step"]) for event in read_events(path)] == [("validation", 0)]
+    RunLogger().begin(tmp_path, Position(), *given, resumed=False)  # type: ignore[arg-type]
+    assert path.read_text() == ""
+
+
 def test_a_full_disk_delays_lines_and_loses_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,12 +192,12 @@ def test_one_smoothed_loss_everywhere_and_over_a_resume(
     losses = [3.0, 1.0, 2.0, 0.5, 0.25, 4.0]
     path = tmp_path / "events.jsonl"
     watch = RunLogger()
-    watch.begin(tmp_path, Position(), 6, Deadline(1e9), FakeBackend())  # type: ignore[arg-type]
+    watch.begin(tmp_path, Position(), 6, Deadline(1e9), FakeBackend(), resumed=False)  # type: ignore[arg-type]
     for step in (1, 2, 3, 4):
         watch.step(step_report(step, losses[step - 1]))
     watch.step(step_report(5, math.nan, applied=False))
     watch = RunLogger()
-    watch.begin(tmp_path, Position(3), 6, Deadline(1e9), FakeBackend())  # type: ignore[arg-type]
+    watch.begin(tmp_path, Position(3), 6, Deadline(1e9), FakeBackend(), resumed=True)  # type: ignore[arg-type]
     for step in (4, 5, 6):
         watch.step(step_report(step, losses[step - 1]))
     steps = [event for event in read_events(path) if event["event"] == "step"]

@@ -144,6 +144,29 @@ def test_the_same_of_one_graph(model_type: str, monkeypatch: pytest.MonkeyPatch)
     assert min(abs(planned / peak - 1) for planned, peak in found) < 0.1, found
 
 
+def test_of_some_checkpointed_blocks_the_others_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By autodiff, as on GPUs."""
+    monkeypatch.setattr(footprint, "kernels_for", lambda *_: Kernels())
+    monkeypatch.setattr(footprint, "_FLOPS", 1e10)
+    _, device = open_backend(RuntimeConfig(), seed=0)
+
+    def kept(every: int) -> float:
+        config = resolve([("t", {"lora.rank": 4, "training.grad_checkpoint": every})]).config
+        footprint.KNOWN.clear()
+        found = footprint.measured(config_of("llama"), config, device).measured
+        assert isinstance(found, Measured)
+        return found.kept.at(256, 256)
+
+    mx.disable_compile()  # a CPU would call a C++ compiler
+    try:
+        none, half, whole = kept(0), kept(2), kept(1)
+    finally:
+        mx.enable_compile()
+        footprint.KNOWN.clear()
+    assert whole < none / 4
+    assert half == pytest.approx((none + whole) / 2, rel=0.15)
+
+
 def test_what_is_tried_on_random_weights_is_forgotten_and_draws_nothing() -> None:
     footprint.KNOWN.clear()
     known = dict(trust._known)

@@ -26,6 +26,7 @@ from mlxmath.data.load import hold_out
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.models.lora.adapter import adapter_config, save_config
 from mlxmath.runtime import files
+from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.accumulate import Workers
 from mlxmath.training.checkpoint import Checkpoint, Position, newest_checkpoint, save_checkpoint
 from mlxmath.training.deadline import Deadline, StopRequest
@@ -255,6 +256,13 @@ def test_a_long_epoch_is_measured_in_eighths_and_at_marks_in_time(tmp_path: Path
     assert [m.step for m in scripted.measurements] == [0, 77, 125, 250]
 
 
+@pytest.mark.parametrize(("per_epoch", "within"), [(30, [30]), (40, [40]), (53, [27, 53])])
+def test_each_epochs_end_is_measured(tmp_path: Path, per_epoch: int, within: list[int]) -> None:
+    scripted = Scripted(tmp_path, [], total=3 * per_epoch, steps_per_epoch=per_epoch, eval_every=None)
+    due = [step for step in range(1, 3 * per_epoch + 1) if scripted.validation._is_due(Position(step=step))]
+    assert due == [epoch * per_epoch + step for epoch in range(3) for step in within]
+
+
 @pytest.mark.parametrize("ending", ["deadline", "stopped", "early_stopped", "diverged", "no_signal"])
 def test_a_run_that_ends_between_is_measured_at_its_end(tmp_path: Path, ending: Any) -> None:
     scripted = Scripted(tmp_path, [3.0, 2.0], eval_every=100)
@@ -476,6 +484,26 @@ def test_a_full_disk_keeps_the_older_best_and_the_run_goes_on(
     assert not scripted.measurements[-1].is_best
     scripted.step(4)
     assert scripted.kept_step == 4
+
+
+class Second(Ranks):
+    """A rank that learns from rank 0 what it could not write."""
+
+    first = False  # type: ignore[assignment]
+    fails = False
+
+    def any(self, name: str, what: bool) -> bool:
+        return what or (name == "best not kept" and self.fails)
+
+
+def test_all_ranks_know_which_best_is_kept(tmp_path: Path) -> None:
+    """Or they would part where they take it from rank 0."""
+    scripted, ranks, found = Scripted(tmp_path, [4.0, 3.0, 2.0]), Second(), []
+    scripted.validation._ranks, scripted.validation._is_chosen = ranks, True
+    for step, ranks.fails in ((1, True), (2, False), (3, True)):
+        scripted.step(step)
+        found.append(scripted.validation.best and scripted.validation.best.step)
+    assert found == [None, 2, 2]
 
 
 VALIDATED = (

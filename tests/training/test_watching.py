@@ -36,7 +36,7 @@ def logger(path: Path, console: Console | None, first: int, deadline: Deadline) 
     log = RolloutLogger()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logging, "terminal", lambda: console)
-        log.begin(path, Position(first), 12, deadline, None)  # type: ignore[arg-type]
+        log.begin(path, Position(first), 12, deadline, None, resumed=True)  # type: ignore[arg-type]
     return log
 
 

@@ -41,9 +41,12 @@ class RolloutLogger(RunLogger):
         self._before_s = 0.0
         """What came before the first step, and is not part of the speed."""
 
-    def begin(self, folder: Path, position: Position, total_steps: int, deadline: Deadline, _: Backend) -> None:
+    def begin(
+        self, folder: Path, position: Position, total_steps: int, deadline: Deadline, _: Backend, *, resumed: bool
+    ) -> None:
         """See `RunLogger`."""
-        self.folder, self.events = folder, EventLog(folder / EVENTS, position.step, callback=self._callback)
+        from_step = position.step if resumed else None
+        self.folder, self.events = folder, EventLog(folder / EVENTS, from_step, callback=self._callback)
         self._total, self._first, self._step, self._deadline = total_steps, position.step, position.step, deadline
         console = terminal()
         self._view = None if console is None else LiveView(console, total_steps)
