@@ -10,7 +10,6 @@ from mlxmath.config.offered import DATA, LORA, MODEL, RUNTIME
 from mlxmath.errors import InputError
 from mlxmath.runtime.console import put, size
 from mlxmath.training.plan import OBJECTIVES, Objective, parse_size, plan_run
-from mlxmath.weights.held import with_held_model
 
 
 @options.command("plan")
@@ -51,6 +50,8 @@ def main(memory: str | None, objective: Objective, **values: Any) -> None:
     own = "gkd" if objective == "gkd" else "grpo"
     if own != "gkd" and values.pop("teacher") is not None:
         raise InputError(f"--teacher: {objective} has none; it is for --for gkd.")
+    from mlxmath.weights.held import with_held_model
+
     config = with_held_model(settings_from((*TRAINED_FROM, own), origin="option", **values)).config
     found = plan_run(config, objective, None if memory is None else parse_size(memory))
     for line in (found.model, *found.lines):

@@ -71,7 +71,7 @@ class Candidate(NamedTuple):
     row: int
     """In the source, from 0."""
     question: int
-    """Hash of the normalised question, of all that users say in a conversation of several answers."""
+    """Hash of the normalised question, the longest one of a conversation: by it problems are held out."""
     benchmark: str | None
     """In which it occurs."""
     difficulty: float | None
@@ -205,7 +205,10 @@ def survey_source(
         words = normalise([problem.whole_question for _, _, problem in kept])
         asked = [problem.asked for _, _, problem in kept]
         apart = words if len(asked) == sum(map(len, asked)) else normalise(list(itertools.chain.from_iterable(asked)))
-        owner = np.repeat(np.arange(len(asked)), np.fromiter(map(len, asked), np.int64))
+        lengths = np.fromiter(map(len, asked), np.int64)
+        owner = np.repeat(np.arange(len(asked)), lengths)
+        places = (texts.index(max(texts, key=len)) for texts in asked)
+        longest = np.cumsum(lengths) - lengths + np.fromiter(places, np.int64, len(asked))
         occurs_in: list[str | None] = [None] * len(kept)
         for benchmark in reversed(benchmarks):
             for i in owner[benchmark.holds(apart)].tolist():
@@ -214,7 +217,7 @@ def survey_source(
         report.repeated += int(repeated.sum())
         for i in np.flatnonzero(repeated).tolist():
             survey.leave_out(kept[i][1], "repeated")
-        fresh = itertools.compress(zip(kept, words.texts.tolist(), occurs_in, strict=True), ~repeated)
+        fresh = itertools.compress(zip(kept, apart.texts[longest].tolist(), occurs_in, strict=True), ~repeated)
         for (place, row, problem), question, name in fresh:
             if name is None:
                 num_clean += 1

@@ -126,7 +126,7 @@ def _divide(
     numbered = list(enumerate(problems))
     if not amount or not problems:
         return numbered, []
-    questions = normalise([problem.whole_question for problem in problems]).texts
+    questions = normalise([max(problem.asked, key=len) for problem in problems]).texts
     if max(amount, 1) >= (num_questions := len(np.unique(questions))):
         raise InputError(f"--hold-out {amount:g} leaves none of {num_questions:,} problems; give a smaller one, or 0.")
     is_held = held_out(questions, amount, seed).tolist()

@@ -160,7 +160,8 @@ def runs(pid: int, created: float) -> bool:
     """Whether a process of this number that began then is alive."""
     try:
         process = psutil.Process(pid)
-        return abs(process.create_time() - created) < _CLOCK_S and process.status() != psutil.STATUS_ZOMBIE
+        is_same = abs(process.create_time() - created) < _CLOCK_S
+        return is_same and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.Error:
         return False
 

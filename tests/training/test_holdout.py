@@ -168,7 +168,7 @@ def test_every_method_holds_out_the_same_problems_and_trains_on_none(tmp_path: P
         assert trained == everything - whole - left_out, name
 
 
-def test_conversations_are_held_out_by_their_first_question(tmp_path: Path) -> None:
+def test_conversations_are_held_out_by_their_longest_question(tmp_path: Path) -> None:
     trained, held = METHODS["dpo"](tmp_path, 0.2)
     assert conversations(tmp_path, 0.2) == (trained, held)
 
