@@ -10,6 +10,7 @@ choose from; the options belong to the question.
 
 import re
 from collections.abc import Mapping, Sequence
+from string import ascii_uppercase
 from typing import Any
 
 from mlxmath.data.columns import INSIDE_ANSWER, INSIDE_HOLDER
@@ -126,14 +127,17 @@ def options_of(value: Any) -> list[tuple[str, str]]:
     {"A": "21", ...}.
 
     Raises:
-        SkippedRowError: one is no text.
+        SkippedRowError: one is no text, or there are more of a list than letters.
     """
     if isinstance(value, Mapping):
         texts, labels = value.get("text"), value.get("label")
         are_lists = isinstance(texts, list) and isinstance(labels, list)
         both = zip(labels, texts, strict=False) if are_lists else value.items()  # type: ignore[arg-type]
         return [(_text(label), _text(text)) for label, text in both if text is not None]
-    lettered = [(chr(ord("A") + place), text) for place, text in enumerate(value if isinstance(value, list) else ())]
+    listed = value if isinstance(value, list) else []
+    if len(listed) > len(ascii_uppercase):
+        raise SkippedRowError("more options than letters")
+    lettered = zip(ascii_uppercase, listed, strict=False)
     return [(label, re.sub(rf"^\(?{label}[).:]\s*", "", _text(text))) for label, text in lettered]
 
 

@@ -132,12 +132,14 @@ def _parsed(pieces: Iterator[tuple[str, str]], depth: int) -> tuple[list[_Node],
         elif word in ("if", "range"):
             node = _Node(word, value, [])
             condition = value[len(word) :].strip()
+            if not condition:
+                raise CannotTranslateError(f"{{{{ {value} }}}} without a condition")
             while True:
                 inside, end = _parsed(pieces, depth + 1)
                 node.branches.append((condition, inside))
                 if end == "end":
                     break
-                if not end or (word == "range" and end != "else"):
+                if not end or not condition or (word == "range" and end != "else"):
                     raise CannotTranslateError(f"{{{{ {value} }}}} without an end")
                 condition = end.removeprefix("else").strip().removeprefix("if").strip()
             nodes.append(node)

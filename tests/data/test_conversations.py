@@ -10,7 +10,7 @@ from mlxmath.data.chat import ChatTemplate
 from mlxmath.data.chat_format import DATE
 from mlxmath.data.columns import find_columns
 from mlxmath.data.forms import make_problem
-from mlxmath.data.gold import gold
+from mlxmath.data.gold import gold, options_of
 from mlxmath.data.problem import Message, Problem, SkippedRowError
 from mlxmath.data.render import encode_prompt, render
 from mlxmath.data.templates import Definition, get_template, joined
@@ -419,3 +419,11 @@ def test_several_templates() -> None:
     assert template_with({"only": PLAIN}).format.source == PLAIN
     with pytest.raises(InputError, match="first, second and none called default"):
         template_with({"first": PLAIN, "second": PLAIN}).prompt(Q)
+
+
+def test_options_are_as_many_as_letters() -> None:
+    many = [str(number) for number in range(26)]
+    assert options_of(many)[-1] == ("Z", "25")
+    for more in (1, 40, 60_000):  # the labels after Z were signs of a regular expression, then halves of characters
+        with pytest.raises(SkippedRowError, match="more options than letters"):
+            options_of(["1"] * (26 + more))

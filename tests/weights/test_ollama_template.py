@@ -75,6 +75,8 @@ def test_messages() -> None:
         ("{{ currentDate }}", "the function currentDate"),
         ("{{ .Prompt | upper }}", "Prompt | upper"),
         ("{{ if .Prompt }}x", "without an end"),
+        ("{{ if }}x{{ end }}", "without a condition"),
+        ("{{ if .Prompt }}x{{ else }}y{{ else }}z{{ end }}", "without an end"),
         ("{{ .Prompt", "does not end"),
         ('{{ if (eq .Prompt "a" }}x{{ end }}', "parenthesis that does not end"),
         ("{{ template `x` }}", "template"),
