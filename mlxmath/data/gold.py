@@ -142,9 +142,13 @@ def options_of(value: Any) -> list[tuple[str, str]]:
 
 
 def with_options(question: str, value: Any) -> str:
-    """A question with its options, each in a line of its own; a text of options (MathQA's) as it is."""
+    """A question with its options, each in a line of its own; a text of options (MathQA's) as it is.
+
+    Raises:
+        SkippedRowError: see `options_of`.
+    """
     if isinstance(value, str):
-        return f"{question}\nOptions: {value.strip()}" if value.strip() else question
+        return f"{question}\nOptions: {text}" if (text := _text(value)) else question
     return "\n".join([question, *(f"{label}) {text}" for label, text in options_of(value))])
 
 

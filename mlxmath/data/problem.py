@@ -1,13 +1,12 @@
 """A mathematics problem, whatever dataset it came from, and the values of a row as text."""
 
 import itertools
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-_HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
+from mlxmath.parsing import HALF_A_CHARACTER
 
 
 class Message(NamedTuple):
@@ -87,7 +86,7 @@ def text_of(value: Any, what: str) -> str | None:
     if isinstance(value, list) and len(value) == 1:
         (value,) = value
     if isinstance(value, str):
-        if not value.isascii() and _HALF_A_CHARACTER.search(value):
+        if not value.isascii() and HALF_A_CHARACTER.search(value):
             raise SkippedRowError(f"{what} with half a character (a lone surrogate)")
         return value
     if value is None:

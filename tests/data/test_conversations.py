@@ -10,7 +10,7 @@ from mlxmath.data.chat import ChatTemplate
 from mlxmath.data.chat_format import DATE
 from mlxmath.data.columns import find_columns
 from mlxmath.data.forms import make_problem
-from mlxmath.data.gold import gold, options_of
+from mlxmath.data.gold import gold, options_of, with_options
 from mlxmath.data.problem import Message, Problem, SkippedRowError
 from mlxmath.data.render import encode_prompt, render
 from mlxmath.data.templates import Definition, get_template, joined
@@ -427,3 +427,6 @@ def test_options_are_as_many_as_letters() -> None:
     for more in (1, 40, 60_000):  # the labels after Z were signs of a regular expression, then halves of characters
         with pytest.raises(SkippedRowError, match="more options than letters"):
             options_of(["1"] * (26 + more))
+    for options in ("x\udfffy", ["x\udfffy"]):
+        with pytest.raises(SkippedRowError, match="half a character"):
+            with_options("Which?", options)

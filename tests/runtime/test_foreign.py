@@ -78,7 +78,7 @@ def test_many_threads_render_at_once() -> None:
     ("template", "said"),
     [
         (LOOP, "it takes more than 0.5 s of a processor.*choose another template"),
-        (DOUBLED, "it takes more than 512 MB"),
+        (DOUBLED, "it takes more than .*512 MB"),  # both are named where the half second ends first
         ("{{ messages | length // 0 }}", "refuses the turns user: ZeroDivisionError"),
         ("{{ messages[0].content }}{{ 1 // 0 if messages[0].content[0] == ' ' }}", "refuses the turns user: ZeroDiv"),
         ("\ue000{{ '9' * 5000 }}\ue001", "refuses the turns user: it does not keep user"),
