@@ -163,7 +163,7 @@ def test_the_end_of_a_run_waits_for_no_pause() -> None:
 
     start = time.monotonic()
     run_that_fails(act, 2, "401", concurrency=2)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
 
 
 def test_an_error_in_what_takes_the_answers_ends_the_run() -> None:
@@ -198,7 +198,7 @@ def test_a_signal_is_heard_whichever_thread_it_reaches() -> None:
         start = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             ask(server, 3, timeout_s=30)
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 20
         over.set()
     assert signal.getsignal(signal.SIGINT) is usual
 

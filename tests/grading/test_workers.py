@@ -43,7 +43,7 @@ def test_a_hung_worker_is_killed_and_replaced(pool: Pool) -> None:
     assert pool.ask("2(x+1)", "2x+2") is True
     start = time.perf_counter()
     assert pool.ask(SLOW, "x^2 = 1") is None
-    assert time.perf_counter() - start < 6
+    assert time.perf_counter() - start < 20
     assert pool.ask("2(x+1)", "2x+3") is False
     assert pool.num_started == 2
 

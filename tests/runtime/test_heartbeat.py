@@ -108,7 +108,7 @@ def test_a_closed_connection_is_a_loss_at_once(ends: tuple[Heartbeat, Heartbeat]
     ends[lost].close()
     start = time.monotonic()
     assert ends[1 - lost].vote("window") is None
-    assert ends[1 - lost].lost == f"{NAMES[lost]} has ended before its time" and time.monotonic() - start < 2
+    assert ends[1 - lost].lost == f"{NAMES[lost]} has ended before its time" and time.monotonic() - start < 5
     assert ends[1 - lost].vote("window") is None
 
 
@@ -185,7 +185,7 @@ def test_a_loss_is_told_at_once_while_the_watchdog_sees_to_the_others(exits: lis
     assert end.vote("window") is None
     start = time.monotonic()
     end.close()
-    assert time.monotonic() - start < 1  # the third rank, which is stopped, holds nobody up
+    assert time.monotonic() - start < 5  # the third rank, which is stopped, holds nobody up
     close([end])
     stopped.close()
     time.sleep(0.2)
@@ -228,7 +228,7 @@ def test_a_rank_that_runs_no_python_lives_until_it_is_stopped_or_dies() -> None:
         with pytest.raises(EOFError):
             while True:
                 connection.recv_bytes()
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 5
 
 
 def test_a_rank_at_work_that_runs_no_python_gives_no_sign_of_life() -> None:

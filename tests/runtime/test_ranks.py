@@ -229,8 +229,8 @@ def test_a_killed_rank_ends_all_and_the_run_goes_on_with_any_number(alone: Path,
         assert all(process.poll() is None for process in processes)
         processes[killed].kill()
         start = time.monotonic()
-        codes = [process.wait(20) for process in processes]
-        assert time.monotonic() - start < 10
+        codes = [process.wait(60) for process in processes]
+        assert time.monotonic() - start < 20
         assert codes[killed] == -signal.SIGKILL and codes[1 - killed] == 1
         said = (tmp_path / f"rank-{1 - killed}.log").read_text()
         assert f"error: rank {killed} (" in said and "has ended before its time" in said and "Traceback" not in said

@@ -330,8 +330,8 @@ def test_a_listener_ends_when_nobody_has_asked_for_a_while() -> None:
         listener.RequestHandlerClass = Slow
         listener.end_when_idle(0.3)
         asking = threading.Thread(target=lambda: urllib.request.urlopen(listener.url, timeout=10).close())
-        asking.start()
         begun = time.monotonic()
+        asking.start()
         with pytest.raises(IdleError):
             listener.serve_forever(poll_interval=0.05)
         assert answered.is_set() and time.monotonic() - begun > 0.7

@@ -48,7 +48,7 @@ def test_a_curve_grows_while_somebody_looks_until_the_run_is_stopped(
     tab.keyboard.press("Enter")
     tab.get_by_text("killed", exact=True).wait_for()
     tab.get_by_role("status").get_by_text("The run is now: killed", exact=True).wait_for()
-    assert process.wait(10) != 0 and tab.get_by_role("button", name="Resume").is_visible()
+    assert process.wait(60) != 0 and tab.get_by_role("button", name="Resume").is_visible()
 
 
 def test_runs_over_one_another_on_a_phone(folder: Path, visit: Callable[..., Any]) -> None:
