@@ -28,6 +28,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from mlxmath.models.attention import TrainingAttention
 from mlxmath.models.calls import without_dropout
 from mlxmath.weights.packing import Packing
 from mlxmath.weights.quantize import packable
@@ -55,7 +56,9 @@ def sensitivities(
     measured = {path: min(own, key=lambda form: abs(form.bits - _MEASURED)) for path, own in forms.items()}
     sums = dict.fromkeys(forms, 0.0)
     num_targets = 0
-    with _probed({path: layers[path] for path in forms}, measured, model, stored), without_dropout(model):
+    probed = _probed({path: layers[path] for path in forms}, measured, model, stored)
+    attention = TrainingAttention(model, looks=True)
+    with probed, without_dropout(model), attention.in_place():
         gradient = nn.value_and_grad(model, _drawn)
         for number, (tokens_BL, mask_BL) in enumerate(batches):
             _, found = gradient(model, tokens_BL, mask_BL, mx.random.key(seed + number))
