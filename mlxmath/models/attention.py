@@ -127,6 +127,6 @@ def _has_kernel(head_width: int, value_width: int, dtype: mx.Dtype) -> bool:
 
     try:
         mx.vjp(fused, [q, k, v], [v])
-    except ValueError:
+    except (TypeError, ValueError):  # an MLX without such kernels does not know `force_fused`
         return False
     return True
