@@ -18,6 +18,7 @@ from mlxmath.errors import InputError, MlxmathError
 from mlxmath.models.gated_delta import use_chunks
 from mlxmath.models.linear import use_activations, use_numpy, use_products
 from mlxmath.models.norm import use_products_for_norms
+from mlxmath.models.wkv import use_gradients
 from mlxmath.runtime.blas import blas_is_missing
 from mlxmath.runtime.files import read_json
 from mlxmath.weights.architecture import probe
@@ -109,6 +110,7 @@ def load_again(folder: Path, dtype: str, loaded: nn.Module) -> nn.Module:
 def suit(model: nn.Module, dtype: str) -> None:
     """Let a model's layers compute as is best on MLX's default device."""
     use_chunks()
+    use_gradients()
     use_activations(model, getattr(mx, dtype))
     if mx.default_device() == mx.Device(mx.cpu, 0):
         use_products(model)

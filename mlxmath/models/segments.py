@@ -172,12 +172,13 @@ def prepare_attention(model: nn.Module) -> None:
 
 @contextmanager
 def attention_by(function: Callable[..., mx.array]) -> Iterator[None]:
-    """In this thread models call `function` for mlx_lm's attention."""
+    """In this thread models call `function` for mlx_lm's attention. May be nested."""
+    before = dict(_probes.by_name)
     _probes.by_name[_ATTENTION] = function
     try:
         yield
     finally:
-        del _probes.by_name[_ATTENTION]
+        _probes.by_name = before
 
 
 def project(block: nn.Module, x: mx.array, rows: Rows) -> Attended:

@@ -28,6 +28,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from mlxmath.models.attention import TrainingAttention
 from mlxmath.models.calls import without_dropout
 from mlxmath.weights.packing import Packing
 from mlxmath.weights.quantize import packable
@@ -55,7 +56,9 @@ def sensitivities(
     measured = {path: min(own, key=lambda form: abs(form.bits - _MEASURED)) for path, own in forms.items()}
     sums = dict.fromkeys(forms, 0.0)
     num_targets = 0
-    with _probed({path: layers[path] for path in forms}, measured, model, stored), without_dropout(model):
+    probed = _probed({path: layers[path] for path in forms}, measured, model, stored)
+    attention = TrainingAttention(model, looks=True)
+    with probed, _training(model), without_dropout(model), attention.in_place():
         gradient = nn.value_and_grad(model, _drawn)
         for number, (tokens_BL, mask_BL) in enumerate(batches):
             _, found = gradient(model, tokens_BL, mask_BL, mx.random.key(seed + number))
@@ -92,6 +95,17 @@ def _drawn(model: nn.Module, tokens_BL: mx.array, mask_BL: mx.array, key: mx.arr
     signed_BLV = mx.where(mx.random.bernoulli(0.5, root_BLV.shape, key=key), root_BLV, -root_BLV)
     v_BLV = signed_BLV - p_BLV * signed_BLV.sum(axis=-1, keepdims=True)
     return (v_BLV * logits_BLV * mask_BL[:, 1:, None]).sum()
+
+
+@contextmanager
+def _training(model: nn.Module) -> Iterator[None]:
+    """In training mode: kernels with which some models answer have no gradient."""
+    before = model.training
+    model.train()
+    try:
+        yield
+    finally:
+        model.train(before)
 
 
 @contextmanager

@@ -149,8 +149,7 @@ class WholeBlocks(Blockwise):
 
 def _wrong(model: nn.Module, parts: Split, kernels: Kernels, number: int) -> str | None:
     """How block `number` alone disagrees with autodiff; None: not."""
-    with one_block(model, parts, number) as (tokens_1L, expected):
-        found = WholeBlocks(model, parts, kernels, chosen=[number]).trial(
-            Rows(tokens_1L), mx.arange(tokens_1L.size), to_input=True
-        )
+    blocks = WholeBlocks(model, parts, kernels, chosen=[number])
+    with blocks._attention.in_place(), one_block(model, parts, number) as (tokens_1L, expected):
+        found = blocks.trial(Rows(tokens_1L), mx.arange(tokens_1L.size), to_input=True)
         return disagreement(found, expected)

@@ -234,14 +234,18 @@ class AutodiffGradients:
         trial = self._trial
         if self._checkpoint_every:
             return "blocks are computed again in the backward pass"
-        return trial.cannot_share(
-            lambda few, rows, prompts, at: trial.autodiff(few, lambda: self._outputs(rows, prompts=prompts), at)
-        )
+        with self._attention.in_place():
+            return trial.cannot_share(
+                lambda few, rows, prompts, at: trial.autodiff(few, lambda: self._outputs(rows, prompts=prompts), at)
+            )
 
     def cannot_pack(self) -> str | None:
         """See `Gradients`."""
         trial = self._trial
-        return trial.cannot_pack(lambda few, row, mask, at: trial.autodiff(few, lambda: self._outputs(row, mask), at))
+        with self._attention.in_place():
+            return trial.cannot_pack(
+                lambda few, row, mask, at: trial.autodiff(few, lambda: self._outputs(row, mask), at)
+            )
 
     @property
     def _trial(self) -> Trial:

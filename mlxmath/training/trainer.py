@@ -73,6 +73,7 @@ class Trainer:
                     restore(run.checkpoint, run.model, self.optimizer)
             self.position = run.checkpoint.position
         share_state(run.model, self.optimizer, run.ranks)
+        run.model.train()  # ways to gradients are tried as they are used: what answers alone may have no gradient
         self.workers = Workers(run.model, gradients_of, run.batching.num_workers, run.ranks)
         run.closing.callback(self.workers.close)
         self.stop, self.deadline = StopRequest(), Deadline(self.config.max_training_time_hours * 3600)

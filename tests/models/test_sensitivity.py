@@ -1,5 +1,6 @@
 """What packing a layer is expected to change, against what it does change."""
 
+import importlib
 from typing import Any
 
 import mlx.core as mx
@@ -98,3 +99,26 @@ def test_layers_cost_about_what_is_measured(model_type: str, least: float) -> No
             assert found[path][own.index(Packing(8, 32))] <= found[path][number] <= found[path][0] * 1.001
     assert len(ratios) > len(forms) / 3
     assert least < np.exp(np.mean(np.log(ratios))) < 2.5
+
+
+def test_kernels_that_only_answer_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Metal's of linear attention, which models in evaluation mode, as they are loaded, call."""
+    home = importlib.import_module("mlx_lm.models.qwen3_5")
+    model, original = architectures.make("qwen3_5")[0], home.gated_delta_update
+
+    def played(*given: Any, use_kernel: bool = True, **more: Any) -> tuple[mx.array, mx.array]:
+        @mx.custom_function
+        def kernel(q: mx.array) -> tuple[mx.array, mx.array]:
+            return original(q, *given[1:], use_kernel=False, **more)
+
+        @kernel.vjp
+        def kernel_vjp(*_: Any) -> Any:
+            raise ValueError("[Primitive::vjp] Not implemented for CustomKernel.")
+
+        return kernel(given[0]) if use_kernel else original(*given, use_kernel=False, **more)
+
+    monkeypatch.setattr(home, "gated_delta_update", played)
+    model.eval()
+    forms = {path: [Packing(4, 32)] for path, _ in packable(model) if path.endswith("in_proj_qkv")}
+    assert all(cost > 0 for (cost,) in sensitivities(model, [(TOKENS_BL[:2], MASK_BL[:2])], forms, mx.float32).values())
+    assert not any(module.training for module in model.modules())

@@ -3,6 +3,8 @@
 import math
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -12,17 +14,20 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from mlxmath.config.schema import RunConfig
 from mlxmath.config.training import TrainingConfig
 from mlxmath.data.batch import Batch, Shape
 from mlxmath.data.batching import BatchSampler, StepBatch
 from mlxmath.errors import MlxmathError
 from mlxmath.models.lora.inject import adapter_arrays
+from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.accumulate import Workers
 from mlxmath.training.checkpoint import Position
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.events import StepReport
+from mlxmath.training.gradients import Gradients
 from mlxmath.training.optimizers import apply_gradients, global_norm
-from mlxmath.training.trainer import MAX_BAD_STEPS
+from mlxmath.training.trainer import MAX_BAD_STEPS, Trainer
 from tests.conftest import FakeRows, make_tiny_llama
 from tests.loop import Clock, adamw, adapted, fit, gradients_of, summed, windows_of, workers_of
 
@@ -62,6 +67,23 @@ def test_accumulated_gradient_is_that_of_one_big_batch(uneven_rows: FakeRows, ba
     assert split.loss_sum == pytest.approx(whole.loss_sum, rel=1e-6)
     for (_, a), (_, b) in zip(tree_flatten(split.grad_sum), tree_flatten(whole.grad_sum), strict=True):
         np.testing.assert_allclose(np.array(a), np.array(b), rtol=1e-4, atol=1e-5)
+
+
+def test_ways_to_gradients_are_chosen_in_training_mode() -> None:
+    """A model is loaded in evaluation mode, in which Metal's kernel of linear attention has no gradient."""
+    model, modes = adapted(), []
+    model.eval()
+    of_run: Any = SimpleNamespace(
+        config=RunConfig(), model=model, checkpoint=None, ranks=Ranks(), batching=SimpleNamespace(num_workers=2),
+        closing=ExitStack(),
+    )  # fmt: skip
+
+    def noting(each: nn.Module) -> Gradients:
+        modes.append(each.training)
+        return gradients_of(each)
+
+    Trainer(of_run, noting)
+    assert modes == [True, True]
 
 
 def test_loss_by_hand() -> None:

@@ -28,11 +28,13 @@ def block() -> int:
 
 
 def attention(
-    q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float, mask: Mask | Written | None
-) -> tuple[mx.array, mx.array]:
+    q_BHLD: mx.array, k_BKLD: mx.array, v_BKLD: mx.array, scale: float, mask: Mask | Written | None,
+    sinks_H: mx.array | None = None,
+) -> tuple[mx.array, mx.array]:  # fmt: skip
     """softmax(scale · q kᵀ) v (causal if the mask is None), and the queries' log-sums (B, H, L, 1) in float32.
 
-    A query that sees nothing gives 0; its log-sum is ∞.
+    A query that sees nothing gives 0; its log-sum is ∞. A head's sink is the score of one more key, with a value of 0
+    (Xiao et al. 2024, arXiv:2309.17453).
     """
     outputs: list[mx.array] = []
     log_sums: list[mx.array] = []
@@ -42,6 +44,8 @@ def attention(
         q = _stacked(q_BHLD[:, :, queries] * scale, k_BKLD)
         top = mx.full((num_rows, num_heads, queries.stop - queries.start, 1), LOWEST)
         total, output = mx.zeros_like(top), mx.zeros((*top.shape[:-1], v_BKLD.shape[-1]))
+        if sinks_H is not None:
+            top, total = mx.broadcast_to(_each_head(sinks_H), top.shape), mx.ones_like(top)
         for keys, seen in mask.seen_by(queries, block()):
             (q,) = mx.depends([q], [output, *outputs[-1:]])  # one block after the other, not all at once
             scores = (q @ k_BKLD[:, :, keys].swapaxes(-1, -2)).reshape(*top.shape[:-1], -1)
@@ -62,7 +66,7 @@ def attention_backward(
     output: tuple[mx.array, mx.array],
     d_BHLD: mx.array,
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """The gradients of q, k and v, given `attention`'s result and the gradient of its first part."""
+    """The gradients of q, k and v, given `attention`'s result, sinks or not, and the gradient of its first part."""
     mask = mask or Mask.causal(q_BHLD.shape[2])
     deltas_BHL1 = (d_BHLD * output[0]).astype(mx.float32).sum(-1, keepdims=True)
     d_ks, d_vs = ([mx.zeros(x[:, :, keys].shape) for keys in blocks(x.shape[2], block())] for x in (k_BKLD, v_BKLD))
@@ -89,6 +93,13 @@ def attention_backward(
     return d_q_BHLD, d_k_BKLD, d_v_BKLD
 
 
+def sinks_backward(sinks_H: mx.array, output: tuple[mx.array, mx.array], d_BHLD: mx.array) -> mx.array:
+    """The gradient of the sinks: −Σ exp(sink − log-sum) · rowsum(d ∘ output)."""
+    deltas_BHL1 = (d_BHLD * output[0]).astype(mx.float32).sum(-1, keepdims=True)
+    shares_BHL1 = mx.exp(_each_head(sinks_H) - output[1])
+    return -(shares_BHL1 * deltas_BHL1).sum((0, 2, 3)).astype(sinks_H.dtype)
+
+
 def blocks(length: int, size: int) -> Iterator[slice]:
     """Of a length, but for the last of one size."""
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
@@ -97,6 +108,11 @@ def blocks(length: int, size: int) -> Iterator[slice]:
 def _stacked(x_BHLD: mx.array, k_BKLD: mx.array) -> mx.array:
     """Query heads that share a key head laid end to end: (B, H, L, D) -> (B, K, H/K · L, D)."""
     return x_BHLD.reshape(*k_BKLD.shape[:2], -1, x_BHLD.shape[3])
+
+
+def _each_head(x_H: mx.array) -> mx.array:
+    """(1, H, 1, 1) in float32."""
+    return x_H.astype(mx.float32).reshape(1, -1, 1, 1)
 
 
 def _fold(
