@@ -35,7 +35,7 @@ def stays_on_disk(
     """
     if runtime.offload == "off":
         return False
-    reason = "a model that is spread (--shard) is held by its processes" if spread else _whole_blocks(adapter)
+    reason = "a model that is spread (--shard) is held by its processes" if spread else _of_weights(adapter)
     if runtime.offload == "on":
         if reason:
             raise InputError(f"--offload on: {reason}. Use --offload off.")
@@ -66,10 +66,14 @@ def check_held_in_memory(runtime: RuntimeConfig, folder: Path, device: DeviceInf
     )
 
 
-def _whole_blocks(adapter: Path | None) -> str | None:
-    if adapter is None or not (adapter / CONFIG).is_file() or read_config(adapter)["fine_tune_type"] != "full":
+def _of_weights(adapter: Path | None) -> str | None:
+    """Why an adapter needs the base's blocks in memory."""
+    if adapter is None or not (adapter / CONFIG).is_file():
         return None
-    return f"{adapter} holds whole blocks (of `mlxmath train --full`), which take the place of those on the disk"
+    return {
+        "full": f"{adapter} holds whole blocks (of `mlxmath train --full`), which take the place of those on the disk",
+        "dora": f"{adapter} holds DoRA, which is put on with the norms of the rows of all that it adapts",
+    }.get(read_config(adapter).get("fine_tune_type", "lora"))
 
 
 def serve(folder: Path, dtype: str) -> Served:

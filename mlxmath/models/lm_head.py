@@ -25,6 +25,7 @@ from mlxmath.models.blocks import path_of_blocks
 from mlxmath.models.calls import ERRORS, given_to, made_by, standing_in, without_dropout
 from mlxmath.models.kernels.cpu import product
 from mlxmath.models.linear import left_to_mlx, packed_of, product_in_slices, products_of
+from mlxmath.weights.architecture import nothing_kept
 
 _LAYERS = nn.Linear | nn.Embedding | nn.QuantizedLinear | nn.QuantizedEmbedding
 _TOKENS = mx.zeros((1, 2), mx.int32)
@@ -98,7 +99,7 @@ class Split:
 
 def split(model: nn.Module) -> Split | str:
     """Split `model`, or say why it cannot be."""
-    with left_to_mlx(), without_dropout(model):  # little of it is computed
+    with left_to_mlx(), without_dropout(model), nothing_kept(model):  # little of it is computed
         vocab_size: int = model(_TOKENS).shape[-1]
         modules = dict(model.named_modules())
         blocks = path_of_blocks(model) + "."

@@ -152,11 +152,15 @@ CANNOT_BE_TRAINED = {
 """By mlx_lm's name of the type (of mlx_lm 0.32.2)."""
 
 
-def refuse_untrainable(config: Mapping[str, Any]) -> None:
+def refuse_untrainable(
+    config: Mapping[str, Any], what: str = "--model:", remedy: str = "Choose another base model."
+) -> None:
     """Say of a model that cannot be trained why not.
 
     Args:
         config: its config.json.
+        what: is refused for it.
+        remedy: what to do.
 
     Raises:
         InputError: it cannot be.
@@ -164,9 +168,7 @@ def refuse_untrainable(config: Mapping[str, Any]) -> None:
     model_type = str(config.get("model_type"))
     reason = CANNOT_BE_TRAINED.get(MODEL_REMAPPING.get(model_type, model_type))
     if reason is not None:
-        raise InputError(
-            f"--model: models of type {model_type} cannot be trained: {reason}. Choose another base model."
-        )
+        raise InputError(f"{what} models of type {model_type} cannot be trained: {reason}. {remedy}")
 
 
 _OF_POSITIONS = ("wpe", "position", "pos_emb")

@@ -112,10 +112,15 @@ def _training(model: nn.Module) -> Iterator[None]:
 def _probed(
     layers: Mapping[str, nn.Module], forms: Mapping[str, Packing], model: nn.Module, stored: mx.Dtype
 ) -> Iterator[None]:
-    """Meanwhile these layers have a parameter that alone trains, and whose gradient is Σ_t (g_tᵀ E x_t)²."""
+    """Meanwhile these layers have a parameter that alone trains, and whose gradient is Σ_t (g_tᵀ E x_t)².
+
+    The model is in training mode: what mlx_lm computes answers with on Metal has no gradient.
+    """
     trained = [(module, list(module.trainable_parameters())) for module in model.modules()]
     kinds: dict[str, Any] = {path: type(layer) for path, layer in layers.items()}
+    modes = [(module, module.training) for module in model.modules()]
     model.freeze()
+    model.train()
     try:
         for path, layer in layers.items():
             layer.__class__ = _probing(kinds[path])
@@ -127,6 +132,8 @@ def _probed(
         for path, layer in layers.items():
             layer.__class__ = kinds[path]
             del layer[_PROBE], layer._form, layer._stored
+        for module, mode in modes:
+            module._training = mode
         for module, keys in trained:
             module.unfreeze(keys=keys, recurse=False)
 

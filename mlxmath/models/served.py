@@ -21,6 +21,7 @@ from mlxmath.errors import MlxmathError
 from mlxmath.models.blocks import kinds_of
 from mlxmath.models.lm_head import split
 from mlxmath.models.offload import HEAD, Offloaded
+from mlxmath.weights.architecture import nothing_kept
 
 PROMPT_TOKENS = 4096
 """Of prompts that go through such a model at once: the base is read each time."""
@@ -98,7 +99,8 @@ class Served:
             try:
                 for number in others:
                     blocks[number].update(blocks[kinds.index(kinds[number])].parameters())
-                yield
+                with nothing_kept(self.model):
+                    yield
             finally:
                 self._lends = False
                 for number, parameters in before.items():

@@ -22,7 +22,7 @@ class Models(mlx_lm_server.ModelProvider):
     """Models that are in memory already, by name; a request loads nothing.
 
     Args:
-        models: the first one answers requests that name none.
+        models: the first one answers requests that name none; they are put into evaluation mode.
         sampling: of requests that do not say otherwise.
         origins: web pages that may ask.
         cache_bytes: most memory for keys and values of earlier requests.
@@ -41,6 +41,9 @@ class Models(mlx_lm_server.ModelProvider):
                 prompt_cache_bytes=cache_bytes, kv_bits=None, kv_group_size=64, quantized_kv_start=0,
             )
         )  # fmt: skip
+        for one in models.values():
+            one.model.eval()  # adapters are in training mode, where they drop inputs out
+            mx.eval(one.model.state)  # another thread computes, which cannot evaluate what this one has begun
         self.models = dict(models)
         self.model_key: str | None
         self._device, self._seed = mx.default_device(), sampling.seed

@@ -13,7 +13,8 @@ from mlxmath.errors import MlxmathError
 from mlxmath.parsing import parse_json
 from mlxmath.studio.jobs import Job, runs
 from mlxmath.studio.place import Studio
-from mlxmath.studio.tuned import BASE, Adapter, argument, served_names
+from mlxmath.studio.tuned import BASE, Adapter, argument, served_names, written_ns
+from mlxmath.weights.manifest import FILE_NAME
 
 IDLE_MINUTES = 10.0
 _KIND = "serve"
@@ -37,24 +38,25 @@ class Server:
         self._studio, self._idle_minutes = studio, idle_minutes
         self._lock = threading.Lock()
         self._job: Job | None = None
-        self._serves: tuple[str, dict[str, Adapter]] = ("", {})
+        self._serves: tuple[tuple[str, int], dict[str, Adapter]] = ("", 0), {}
         self._urls: dict[str, str] = {}
 
     def serving(self, model: str, adapters: Sequence[Adapter]) -> tuple[Job, dict[str, str]]:
         """The one that serves a model with these adapters, and their names there; it may still be loading.
 
-        One that serves more than these is kept; an adapter that has been written since is loaded anew.
+        One that serves more than these is kept; a model or an adapter that has been written since is loaded anew.
 
         Raises:
             MlxmathError: it cannot be started.
         """
         with self._lock:
+            made = model, written_ns(self._studio.inside(model) / FILE_NAME)
             served, by_name = self._serves
-            if not (self._job and self._job.is_alive and served == model and set(adapters) <= set(by_name.values())):
+            if not (self._job and self._job.is_alive and served == made and set(adapters) <= set(by_name.values())):
                 self._end()
                 by_name = served_names(dict.fromkeys(adapters))
                 self._job = self._studio.jobs.start(*self._arguments(model, by_name))
-                self._serves = model, by_name
+                self._serves = made, by_name
             return self._job, {"": BASE} | {one.name: name for name, one in by_name.items()}
 
     def _arguments(self, model: str, by_name: dict[str, Adapter]) -> list[str]:

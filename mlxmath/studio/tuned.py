@@ -62,7 +62,7 @@ def models(studio: Studio, also: Iterable[str] = ()) -> list[Model]:
     for folder in studio.holding(FILE_NAME, _ADAPTER):
         if HALF_A_CHARACTER.search(str(folder)):
             continue  # no page can name it
-        if manifest := _manifest(folder, _changed_ns(folder / FILE_NAME)):
+        if manifest := _manifest(folder, written_ns(folder / FILE_NAME)):
             made.append((folder, manifest))
         adapters += [found for place in (folder, folder / _BEST) if (found := _adapter(studio, place))]
     adapters = list(dict.fromkeys(adapters))
@@ -116,7 +116,7 @@ def further(studio: Studio, model: str, name: str | None) -> dict[str, str]:
     settings = {"model": found.source, "mlx_path": found.name}
     if name is None:
         return settings
-    record = _record(studio.inside(name) / _ADAPTER, _changed_ns(studio.inside(name) / _ADAPTER)) or {}
+    record = _record(studio.inside(name) / _ADAPTER, written_ns(studio.inside(name) / _ADAPTER)) or {}
     shape, alpha = record.get("lora_parameters"), record.get("lora_alpha")
     if not isinstance(shape, dict) or not isinstance(shape.get("keys"), list):
         return settings
@@ -136,14 +136,14 @@ def adapter(studio: Studio, name: str) -> Adapter | None:
 
 def _adapter(studio: Studio, folder: Path) -> Adapter | None:
     path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
-    record = _record(folder / _ADAPTER, _changed_ns(folder / _ADAPTER))
+    record = _record(folder / _ADAPTER, written_ns(folder / _ADAPTER))
     if path is None or record is None or record.get("reward_model"):
         return None
     fingerprint = record.get("base_fingerprint")
-    return Adapter(studio.name(folder), _changed_ns(path), fingerprint if isinstance(fingerprint, str) else None)
+    return Adapter(studio.name(folder), written_ns(path), fingerprint if isinstance(fingerprint, str) else None)
 
 
-def _changed_ns(path: Path) -> int:
+def written_ns(path: Path) -> int:
     """When a file was written; 0 if it is absent."""
     try:
         return path.stat().st_mtime_ns

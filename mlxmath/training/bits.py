@@ -20,11 +20,12 @@ import numpy as np
 from mlxmath.config.schema import RunConfig
 from mlxmath.data.batch import Rows
 from mlxmath.errors import InputError
-from mlxmath.models.load import load_model, num_embeddings
+from mlxmath.models.load import load_model, num_embeddings, refuse_untrainable
 from mlxmath.models.sensitivity import sensitivities
 from mlxmath.runtime.console import Progress, say, size
 from mlxmath.runtime.device import DeviceInfo
 from mlxmath.weights.allocation import allocate
+from mlxmath.weights.configuration import read_config
 from mlxmath.weights.convert import Chooser
 from mlxmath.weights.manifest import read_manifest
 from mlxmath.weights.packing import CANDIDATES, Chosen, Packing
@@ -52,6 +53,10 @@ def chooser(config: RunConfig, device: DeviceInfo, load: Callable[[RunConfig, Pa
                 f"--quantize {config.model.quantize} measures on problems with solutions, of which this run has none; "
                 f"make the model first, with `mlxmath convert --quantize {config.model.quantize} --dataset ...`."
             )
+        refuse_untrainable(
+            read_config(folder), "--quantize auto measures with the gradients of training;",
+            "Give the same bits to all: --quantize 4.",
+        )  # fmt: skip
         manifest = read_manifest(folder)
         _check_room(manifest.num_parameters, device)
         model = load_model(folder, device.compute_dtype).model
@@ -99,14 +104,16 @@ def choose_forms(model: nn.Module, rows: Rows, ids: Sequence[int], bits: float, 
 
 
 def _open_and_fixed(model: nn.Module) -> tuple[dict[str, list[Packing]], dict[str, Packing]]:
-    """Layers with the forms that they can have, and those whose form the architecture decides."""
+    """Layers with the forms that they can have, and those whose form the architecture decides; others stay."""
     predicate = getattr(model, "quant_predicate", None)
     forms, fixed = {}, {}
     for path, layer in packable(model):
         own = [form for form in CANDIDATES if layer.weight.shape[-1] % form.group_size == 0]
         answer = True if predicate is None else predicate(path, layer)
         if isinstance(answer, dict):
-            fixed[path] = Packing.of(answer)
+            packing = Packing.of(answer)
+            if layer.weight.shape[-1] % packing.group_size == 0:
+                fixed[path] = packing
         elif answer and own:
             forms[path] = own
     return forms, fixed

@@ -35,8 +35,9 @@ def allocate(sizes: Mapping[str, Sequence[int]], costs: Mapping[str, Sequence[fl
         )
     common = math.gcd(*(size for name in names for size in sizes[name]))
     unit = max(common, -(-budget // _MOST_UNITS))
-    # rounding up must not make the smallest choice impossible
-    room = max(budget // unit, sum(min(-(-size // unit) for size in sizes[name]) for name in names))
+    room = budget // unit
+    if room < sum(-(-min(sizes[name]) // unit) for name in names):  # rounded up, not even the smallest forms fit
+        return {name: sizes[name].index(min(sizes[name])) for name in names}
     best = np.zeros(room + 1)
     taken = np.zeros((len(names), room + 1), np.uint8)
     for row, name in enumerate(names):

@@ -255,6 +255,22 @@ def probe(folder: Path, names: Mapping[str, str] | None = None) -> Built:
     return Built(model, config, origins, arrays, *compare(expected, arrays))
 
 
+@contextmanager
+def nothing_kept(model: Any) -> Iterator[None]:
+    """A model is tried whose weights are not all there; afterwards its modules hold what they did before.
+
+    Kimi K3 keeps products of weights when it first answers, and never makes them anew.
+    """
+    before = [(module, dict(module), dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, items, attributes in before:
+            for held, kept in ((module, items), (vars(module), attributes)):
+                dict.clear(held)
+                dict.update(held, kept)
+
+
 def compare(expected: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...], int]:
     """What keeps arrays from being a model's parameters, in words; what is unknown; how many misnamed."""
     missing = [key for key in expected if key not in found]

@@ -171,7 +171,7 @@ def _plan(
         plan = plan_quantization(built, packing, by_layer.packings if by_layer else None)
         if plan.skipped:
             notes.append(
-                f"not quantized, since {packing.group_size} does not divide their rows: {shortened(plan.skipped, 4)}"
+                f"not quantized, since the group size does not divide their rows: {shortened(plan.skipped, 4)}"
             )
         quantized, chosen = plan.settings, plan.packings
     if quantized is not None and form.method != "bitnet":

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlxmath.errors import InputError, MlxmathError, library_errors
-from mlxmath.weights.architecture import Built, architecture, build, shortened, text_part
+from mlxmath.weights.architecture import Built, architecture, build, nothing_kept, shortened, text_part
 from mlxmath.weights.configuration import Translation, check_angles, check_claims, translate
 from mlxmath.weights.dtypes import DTYPES
 from mlxmath.weights.quantized import Stored, check_tables, stored, unreadable
@@ -187,7 +187,7 @@ def check_called(built: Built, config: Mapping[str, Any], where: Path) -> None:
         )
 
     # RuntimeError and ValueError are of this device, which need not be the one that computes
-    with library_errors(said), suppress(RuntimeError, ValueError):
+    with library_errors(said), nothing_kept(built.model), suppress(RuntimeError, ValueError):
         built.model(mx.zeros((1, 2), mx.int32))
 
 

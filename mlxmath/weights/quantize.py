@@ -38,7 +38,8 @@ class QuantizationPlan:
     Attributes:
         packings: name of each weight that is quantized -> its form.
         settings: what config.json says under "quantization".
-        skipped: layers that stay as they are because the group size does not divide their last dimension.
+        skipped: layers that stay as they are because the group size, or that which the model wants for them, does not
+            divide their last dimension.
     """
 
     packings: Mapping[str, Packing]
@@ -71,8 +72,12 @@ def plan_quantization(
             continue
         answer = True if predicate is None else predicate(path, module)
         if isinstance(answer, dict):
+            own = Packing.of(answer)
+            if module.weight.shape[-1] % own.group_size:
+                skipped.append(path)
+                continue
             settings[path] = answer
-            chosen[f"{path}.weight"] = Packing.of(answer)
+            chosen[f"{path}.weight"] = own
         elif answer:
             chosen[f"{path}.weight"] = packing
     return QuantizationPlan(chosen, settings, tuple(skipped))

@@ -189,9 +189,12 @@ def test_where_a_model_stays(tmp_path: Path) -> None:
     config = LLAMA | {"num_hidden_layers": 64, "hidden_size": 256, "intermediate_size": 1024}
     (tmp_path / "config.json").write_text(json.dumps(config))
     weights = 4 * 64 * (256 * (256 + 2 * 128 + 256) + 3 * 256 * 1024)
-    full = tmp_path / "full"
-    full.mkdir()
-    (full / "adapter_config.json").write_text(json.dumps({"fine_tune_type": "full", "num_layers": -1}))
+    lora = {"num_layers": -1, "lora_parameters": {"rank": 2, "scale": 1.0}}  # as older mlx_lm wrote it, of no type
+    forms = {name: lora | {"fine_tune_type": name} for name in ("full", "dora")}
+    for name, form in {**forms, "lora": lora}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(form))
+    full, dora = tmp_path / "full", tmp_path / "dora"
 
     def stays(offload: str, memory: float, adapter: Path | None = None, *, spread: bool = False) -> bool:
         device = DeviceInfo("cpu", "D", int(memory), "float32", "")
@@ -200,7 +203,8 @@ def test_where_a_model_stays(tmp_path: Path) -> None:
     assert stays("auto", 0.9 * weights) and not stays("auto", 1.3 * weights)
     assert not stays("off", 0.5 * weights) and stays("on", 9 * weights)
     assert not stays("auto", 0.5 * weights, full) and not stays("auto", 0.5 * weights, spread=True)
-    for arguments, said in (((full,), "whole blocks"), ((), "--shard")):
+    assert stays("auto", 0.5 * weights, tmp_path / "lora") and not stays("auto", 0.5 * weights, dora)
+    for arguments, said in (((full,), "whole blocks"), ((dora,), "DoRA"), ((), "--shard")):
         with pytest.raises(InputError, match=f"--offload on: .*{said}"):
             stays("on", weights, *arguments, spread=not arguments)
 

@@ -14,6 +14,7 @@ from mlxmath.config.schema import ModelConfig
 from mlxmath.errors import MlxmathError
 from mlxmath.generation.engine import Sampling, generate_batch, stream
 from mlxmath.models.load import check_finite, load_model, num_embeddings
+from mlxmath.models.served import Served, to_be_tried
 from mlxmath.weights.convert import ensure_model
 from tests.conftest import make_tiny_llama
 from tests.models.architectures import write
@@ -137,6 +138,20 @@ def test_logits_are_those_of_mlx_lm(folder: Path) -> None:
     np.testing.assert_allclose(
         np.array(load_model(folder, "float32").model(tokens)), np.array(theirs(tokens)), rtol=1e-5, atol=1e-6
     )
+
+
+def test_nothing_is_kept_of_weights_that_were_not_there_yet(tmp_path: Path) -> None:
+    """Kimi K3 makes products of weights when it first answers, and none anew."""
+    from mlx_lm.utils import load_model as mlx_lm_load_model
+
+    folder, tokens = write("kimi_k3", tmp_path), mx.array([[3, 1, 4, 1, 5, 9, 2, 6]])
+    expected = np.array(mlx_lm_load_model(folder)[0](tokens))
+    np.testing.assert_allclose(np.array(load_model(folder, "float32").model(tokens)), expected, atol=1e-4)
+    served = Served(folder, "float32")
+    with to_be_tried(served.model):
+        served.model(tokens)
+    np.testing.assert_allclose(np.array(served.model(tokens)), expected[:, -1:], atol=1e-4)
+    served.close()
 
 
 NAME = "model.layers.1.mlp.up_proj.weight"

@@ -54,6 +54,28 @@ def test_gradients_of_logits_have_the_covariance_of_the_fisher_matrix() -> None:
     np.testing.assert_allclose(v_NV.T @ v_NV / len(v_NV), np.diag(p_V) - np.outer(p_V, p_V), atol=0.005)
 
 
+class Noted(nn.Module):
+    """A head whose calls note in which mode it is, with a dropout that would change every number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head, self.dropout = nn.Embedding(60, 32), nn.Linear(32, 60), nn.Dropout(0.9)
+        self.modes: set[tuple[bool, bool]] = set()
+
+    def __call__(self, tokens_BL: mx.array) -> mx.array:
+        self.modes.add((self.training, self.dropout.training))
+        return self.head(self.dropout(self.embed(tokens_BL)))
+
+
+def test_it_is_measured_in_training_mode() -> None:
+    """mlx_lm computes answers with kernels that have no gradients, on Metal."""
+    model = Noted()
+    model.eval()
+    sensitivities(model, [(TOKENS_BL, MASK_BL)], {"head": [Packing(3, 32)]}, mx.float32)
+    assert model.modes == {(True, False)}
+    assert not any(module.training for module in model.modules())
+
+
 def test_the_head_is_exact_but_for_what_is_drawn() -> None:
     model = make_tiny_llama(tie_word_embeddings=False)
     model.lm_head.weight = model.lm_head.weight * 30  # some tokens are likely, most are not

@@ -1,5 +1,6 @@
 """Two processes that share a model between them compute what one computes alone."""
 
+import copy
 import json
 import os
 import subprocess
@@ -15,11 +16,14 @@ from mlx.utils import tree_flatten
 
 from benchmarks.common import ring_hostfile
 from mlxmath.config.schema import LoraConfig
+from mlxmath.errors import InputError
 from mlxmath.models.load import load_model
 from mlxmath.models.lora.adapter import WEIGHTS, adapter_config, load_adapter, save_config, save_weights
 from mlxmath.models.lora.inject import inject
+from mlxmath.models.lora.sharding import _by_tensor
 from tests.helpers import REPOSITORY
-from tests.models.architectures import write
+from tests.models.architectures import config_of, write
+from tests.models.folders import folder_of
 from tests.models.sharded_rank import TOKENS
 
 SIZES = {
@@ -137,6 +141,45 @@ def test_adapters_on_experts_and_layers_beside_them_are_split_with_them(tmp_path
     assert refused == {}
     for number, case in enumerate(given):
         assert_whole(found[str(number)], case)
+
+
+class LastOf:
+    """As a group of processes looks to the last of them, before anything is sent."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def size(self) -> int:
+        return self._size
+
+    def rank(self) -> int:
+        return self._size - 1
+
+
+@pytest.mark.parametrize(
+    ("model_type", "size", "said"),
+    [
+        ("kimi_k25", 8, r"num_heads, 4, does not divide by 8 processes. Start another"),
+        ("step3p5", 4, r"num_kv_heads, 2, does not divide by 4 processes. Start another"),
+        ("minimax_m3_vl", 4, r"head counts .*\. Start another"),
+        ("qwen3_5", 4, r"splits .*(k|v)_proj in a way of its own"),
+    ],
+)
+def test_what_does_not_divide_is_refused_wherever_it_is_written(
+    tmp_path: Path, model_type: str, size: int, said: str
+) -> None:
+    """In a part of config.json, under another name, or by an assertion of mlx_lm's; and heads that it repeats."""
+    config = config_of(model_type)
+    if model_type == "qwen3_5":
+        config["text_config"] |= {"linear_num_key_heads": 4}
+    loaded = load_model(folder_of(tmp_path / "model", config), "float32")
+    with pytest.raises(InputError, match=said):
+        for targets in ((), ("v_proj", "k_proj")):  # without adapters qwen3_5 can be spread
+            model = copy.deepcopy(loaded.model)
+            if targets:
+                inject(model, LoraConfig(rank=4, targets=targets))
+            _by_tensor(model, loaded.config, LastOf(size))  # type: ignore[arg-type]
+            assert not targets and model_type == "qwen3_5"
 
 
 @pytest.mark.parametrize("sharding", ["tensor", "pipeline"])

@@ -387,6 +387,18 @@ def test_one_process_at_a_time(sleepers: Callable[..., Server], studio: Studio) 
     assert not left.is_alive
 
 
+def test_a_model_that_is_made_anew_is_loaded_anew(sleepers: Callable[..., Server], studio: Studio) -> None:
+    server, manifest = sleepers(), studio.folder / "m" / "mlxmath.json"
+    manifest.parent.mkdir()
+    manifest.write_text("{}")
+    first, _ = server.serving("m", [])
+    ready(server, first)
+    assert server.serving("m", [])[0] == first
+    os.utime(manifest, ns=(1, 1))
+    second, _ = server.serving("m", [])
+    assert second.is_alive and not first.is_alive
+
+
 @pytest.mark.parametrize(
     ("program", "told"),
     [

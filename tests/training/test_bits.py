@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -11,11 +12,18 @@ import pytest
 
 import mlxmath
 from mlxmath.commands.convert import main as convert
+from mlxmath.config.schema import ModelConfig, RunConfig
 from mlxmath.errors import InputError
+from mlxmath.models.load import load_model
+from mlxmath.runtime.device import DeviceInfo
 from mlxmath.training import bits
+from mlxmath.weights.convert import ensure_model
 from mlxmath.weights.manifest import read_manifest
+from mlxmath.weights.packing import Chosen
 from tests.conftest import FakeRows
 from tests.helpers import invoke
+from tests.models.architectures import config_of
+from tests.models.folders import folder_of
 
 FEW = ("--dataset", "demo", "--num-examples", "16", "--decontaminate", "none", "--backend", "cpu")
 
@@ -79,6 +87,36 @@ def test_errors(tmp_path: Path) -> None:
     found = invoke(convert, "--model", "demo", "--mlx-path", out, "--quantize", "auto:2.25", *FEW, code=2)
     assert "the smallest forms of all layers take" in found.output
     assert not Path(out).exists()
+
+
+@pytest.mark.parametrize(("quantize", "group_size"), [(4, 32), ("auto:8", None)])
+def test_rows_that_the_architectures_form_does_not_divide_stay_as_they_are(
+    tmp_path: Path, quantize: int | str, group_size: int | None
+) -> None:
+    """RWKV-7 wants its low ranks in 8 bits, in groups of 64; many have a rank of 32."""
+    source = folder_of(tmp_path / "source", config_of("rwkv7") | {"v_low_rank_dim": 32, "gate_low_rank_dim": 64})
+
+    def choose(folder: Path, _: float) -> Chosen:
+        forms, fixed = bits._open_and_fixed(load_model(folder, "float32").model)
+        return Chosen({path: own[0] for path, own in forms.items()} | fixed, "nothing")
+
+    out = tmp_path / "out"
+    config = ModelConfig(model=str(source), mlx_path=str(out), quantize=quantize, group_size=group_size)
+    ensure_model(config, exact=True, choose=choose)
+    found = load_model(out, "float32").model.layers[1].attn
+    assert "scales" in found.g_lora.lora[2] and "scales" not in found.v_lora.lora[2]
+
+
+def test_what_has_no_gradients_is_not_measured(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "source", config_of("deepseek_v41"))
+    device = DeviceInfo("cpu", "D", 1 << 34, "float32", "")
+    choose = bits.chooser(
+        RunConfig(model={"quantize": "auto:4.5"}), device, lambda *_: SimpleNamespace(train=of_lengths([9]))
+    )
+    with pytest.raises(
+        InputError, match=r"--quantize auto measures .* deepseek_v41 cannot be trained: .* --quantize 4\."
+    ):
+        choose(folder, 4.5)
 
 
 def of_lengths(lengths: list[int]) -> Any:

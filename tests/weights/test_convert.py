@@ -214,7 +214,7 @@ class TestQuantize:
     def test_what_is_skipped_is_said(self, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
         model = llama_folder(tmp_path / "source", intermediate_size=96)
         ensure_model(settings(model, out, quantize=4))
-        assert "not quantized, since 64 does not divide their rows: model.layers.0.mlp.down_proj" in (
+        assert "not quantized, since the group size does not divide their rows: model.layers.0.mlp.down_proj" in (
             capsys.readouterr().err
         )
 

@@ -68,6 +68,12 @@ def test_rounded_sizes_stay_within_the_budget(monkeypatch: pytest.MonkeyPatch) -
     assert 0.8 * 30_011 < sum(sizes[name][number] for name, number in found.items()) <= 30_011
 
 
+def test_a_budget_for_no_more_than_the_smallest_forms_is_kept() -> None:
+    """Sizes that differ by less than a unit."""
+    sizes, costs = {name: [70_002, 70_001] for name in "abc"}, {name: [0.0, 1.0] for name in "abc"}
+    assert allocate(sizes, costs, 3 * 70_001) == dict.fromkeys("abc", 1)
+
+
 def test_too_small_a_budget_is_refused() -> None:
     with pytest.raises(InputError, match=r"--quantize auto: the smallest forms of all layers take 30 bytes, 29 were"):
         allocate({"a": [10, 20], "b": [20, 30]}, {"a": [1, 0], "b": [1, 0]}, 29)

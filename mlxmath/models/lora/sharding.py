@@ -26,7 +26,15 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlxmath.errors import InputError
 from mlxmath.models.load import Loaded, check_finite, load_model
 from mlxmath.models.lora.adapter import load_adapter
-from mlxmath.models.lora.layers import AdapterLayer, DoRALinear, ExpertsLoRALinear, LoRALinear, linear_shape
+from mlxmath.models.lora.layers import (
+    EXPERTS,
+    LINEARS,
+    AdapterLayer,
+    DoRALinear,
+    ExpertsLoRALinear,
+    LoRALinear,
+    linear_shape,
+)
 
 Sharding = Literal["tensor", "pipeline"]
 SHARDINGS: tuple[Sharding, ...] = ("tensor", "pipeline")
@@ -38,6 +46,8 @@ _SHARDING_FUNCTIONS = ("shard_linear", "shard_inplace")
 class _Cut:
     """How a model split a layer of its own."""
 
+    shape: tuple[int, int] | None
+    """(inputs, outputs) that it had then: some models repeat rows first."""
     layer: nn.Module
     """What became of it."""
     sharding: Any
@@ -114,30 +124,51 @@ def ways(model: nn.Module) -> tuple[Sharding, ...]:
 def _by_tensor(model: nn.Module, config: dict[str, Any], group: mx.distributed.Group) -> None:
     _check("tensor", model, config)
     size = group.size()
+
+    def refused(name: str, number: int) -> InputError:
+        return InputError(
+            f"--shard tensor: the model's {name}, {number}, does not divide by {size} processes. Start another number "
+            f"of them{', or use --shard pipeline' if 'pipeline' in ways(model) else ''}."
+        )
+
     for name in ("num_attention_heads", "num_key_value_heads"):
         if int(config.get(name) or size) % size:
-            raise InputError(
-                f"--shard tensor: the model's {name}, {config[name]}, does not divide by {size} processes. Start "
-                f"another number of them{', or use --shard pipeline' if 'pipeline' in ways(model) else ''}."
-            )
+            raise refused(name, config[name])
+    heads = _heads(model)
     adapters = {name: module for name, module in model.named_modules() if isinstance(module, AdapterLayer)}
     whole = {name: linear_shape(adapter.linear) for name, adapter in adapters.items()}
     model.update_modules(tree_unflatten([(name, adapter.linear) for name, adapter in adapters.items()]))
     try:
         with _cuts_noted() as cuts:
             model.shard(group)
-    except ValueError as error:
-        raise InputError(f"--shard tensor: {str(error).strip()} Start another number of processes.") from error
+    except (AssertionError, ValueError) as error:
+        reason = str(error).strip().removesuffix(".")
+        raise InputError(f"--shard tensor: {reason}. Start another number of processes.") from error
+    for name, number in _heads(model).items():  # mlx_lm rounds them down
+        is_repeated = number == 1 and size % heads[name] == 0
+        if number not in (heads[name], heads[name] / size) and not is_repeated:
+            raise refused(name, heads[name])
     layers = dict(model.named_modules())
     for name, adapter in adapters.items():
-        if cut := cuts.get(id(adapter.linear)):
-            _cut_adapter(name, adapter, cut, group)
-        elif layers.get(name) is not adapter.linear or linear_shape(adapter.linear) != whole[name]:
+        cut = cuts.get(id(adapter.linear))
+        if whole[name] != (cut.shape if cut else layers.get(name) is adapter.linear and linear_shape(adapter.linear)):
             raise InputError(
                 f"--shard tensor: mlx_lm splits {name} in a way of its own, which its adapter cannot follow. "
                 "Use --shard pipeline if the model has it, or fuse the adapter (`mlx_lm.fuse`) first."
             )
+        if cut:
+            _cut_adapter(name, adapter, cut, group)
     model.update_modules(tree_unflatten(list(adapters.items())))
+
+
+def _heads(model: nn.Module) -> dict[str, int]:
+    """The numbers of heads that a model's modules know, by name."""
+    return {
+        f"{path}.{name}": number
+        for path, module in model.named_modules()
+        for name, number in vars(module).items()
+        if "heads" in name and type(number) is int
+    }
 
 
 def _by_block(model: nn.Module, config: dict[str, Any], group: mx.distributed.Group) -> None:
@@ -164,8 +195,9 @@ def _cuts_noted() -> Iterator[dict[int, _Cut]]:
 
     def noting(shard: Callable[..., Any], *, sums: bool) -> Callable[..., Any]:
         def note(module: nn.Module, sharding: Any, *, segments: Any = 1, group: Any = None) -> Any:
+            shape = linear_shape(module) if isinstance(module, LINEARS + EXPERTS) else None
             result = shard(module, sharding, segments=segments, group=group)
-            cuts[id(module)] = _Cut(result if sums else module, sharding, segments, sums)
+            cuts[id(module)] = _Cut(shape, result if sums else module, sharding, segments, sums)
             return result
 
         return note

@@ -1,0 +1,52 @@
+"""Models that a server has in memory, as the thread that computes finds them."""
+
+from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+
+from mlxmath.config.schema import LoraConfig
+from mlxmath.generation.sampling import Sampling
+from mlxmath.models.lora.inject import inject
+from mlxmath.serving.engine import Models
+from tests.conftest import make_tiny_llama
+
+TOKENS_BL = mx.array([[3, 1, 4, 1, 5, 9, 2, 6]])
+SCALED = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+"""Frequencies that mlx_lm computes when it makes the model, and keeps beside the parameters."""
+
+
+def opened(dropout: float) -> Any:
+    """What `open_models` gives, as far as it is looked at here."""
+    model = make_tiny_llama(rope_scaling=SCALED)
+    model.eval()  # as mlx_lm loads it, before adapters come
+    inject(model, LoraConfig(rank=2, dropout=dropout, targets=("q_proj",)))
+    for module in model.modules():
+        if "lora_b" in module:
+            module.lora_b = mx.random.normal(module.lora_b.shape, key=mx.random.key(0))
+    mx.eval(model.parameters())
+    return SimpleNamespace(model=model, tokenizer=None, folder=Path(), template=None)
+
+
+def test_adapters_drop_nothing_out_and_any_of_them_answers_in_another_thread() -> None:
+    models = {"with": opened(0.5), "without": opened(0.0)}
+    served = Models(models, Sampling(4), [], 0)
+    found: dict[str, mx.array] = {}
+
+    def compute() -> None:
+        served.load_default()
+        for name in models:
+            logits = served.load(name)[0](TOKENS_BL)
+            mx.eval(logits)
+            found[name] = logits
+
+    thread = Thread(target=compute)
+    thread.start()
+    thread.join()
+    assert found.keys() == models.keys()  # an error in the thread leaves one out
+    assert mx.array_equal(found["with"], found["without"])
