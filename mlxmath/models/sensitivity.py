@@ -58,7 +58,7 @@ def sensitivities(
     num_targets = 0
     probed = _probed({path: layers[path] for path in forms}, measured, model, stored)
     attention = TrainingAttention(model, looks=True)
-    with probed, _training(model), without_dropout(model), attention.in_place():
+    with probed, without_dropout(model), attention.in_place():
         gradient = nn.value_and_grad(model, _drawn)
         for number, (tokens_BL, mask_BL) in enumerate(batches):
             _, found = gradient(model, tokens_BL, mask_BL, mx.random.key(seed + number))
@@ -95,17 +95,6 @@ def _drawn(model: nn.Module, tokens_BL: mx.array, mask_BL: mx.array, key: mx.arr
     signed_BLV = mx.where(mx.random.bernoulli(0.5, root_BLV.shape, key=key), root_BLV, -root_BLV)
     v_BLV = signed_BLV - p_BLV * signed_BLV.sum(axis=-1, keepdims=True)
     return (v_BLV * logits_BLV * mask_BL[:, 1:, None]).sum()
-
-
-@contextmanager
-def _training(model: nn.Module) -> Iterator[None]:
-    """In training mode: kernels with which some models answer have no gradient."""
-    before = model.training
-    model.train()
-    try:
-        yield
-    finally:
-        model.train(before)
 
 
 @contextmanager
