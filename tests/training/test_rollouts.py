@@ -162,6 +162,8 @@ def test_with_a_constant_reward_nothing_is_trained(tokenizer: TokenizerWrapper) 
     with_kl = Made(tokenizer, lambda p, i: 1.0, beta=0.1)
     assert len(with_kl.windows()) == 6  # the KL still pulls
     assert with_kl.ending == "no_signal"
+    by_entropy = Made(tokenizer, lambda p, i: 1.0, top_entropy_quantile=0.3)
+    assert by_entropy.windows() == [] and by_entropy.ending == "no_signal"
     learned = Made(tokenizer, lambda p, i: varied(p, i) if p == 3 else 1.0)
     assert learned.windows() and learned.ending is None, "there was something to learn"
 

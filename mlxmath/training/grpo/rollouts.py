@@ -245,7 +245,9 @@ class Rollouts(Part):
             for i, advantage, weight in zip(kept.tolist(), advantages, weights, strict=True)
         ]  # fmt: skip
         trajectories = [t for t in trajectories if t.weight and (self._entropies or self._teaches(t))]
-        if self._reference is None or not trajectories:
+        if not any(map(self._teaches, trajectories)):
+            return []
+        if self._reference is None:
             return trajectories
         found = self._reference(self._forward_only(trajectories))
         return [replace(t, reference=tuple(found[i])) for i, t in enumerate(trajectories)]
