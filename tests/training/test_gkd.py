@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlxmath.config.gkd import GkdConfig
+from mlxmath.config.schema import RunConfig
 from mlxmath.config.training import TrainingConfig
 from mlxmath.data.batch import Batch, PieceTargets, Shape, make_batch, make_continued
 from mlxmath.errors import InputError
@@ -20,13 +22,15 @@ from mlxmath.generation.engine import Completion
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.linear_ce import FullLogits
+from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.gkd.draws import Draws
+from mlxmath.training.gkd.kept import kept_of
 from mlxmath.training.gkd.loss import TeacherOutputs, WithTeacher, gkd_loss
 from mlxmath.training.gkd.pieces import pieces
 from mlxmath.training.gkd.teacher import check_teacher
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.grpo.sampling import DrawingStopped, Prompt
-from tests.conftest import FakeRows
+from tests.conftest import FakeRows, make_tiny_llama
 from tests.generation.words import tokenizer
 from tests.models.adapted import adapted, assert_close, rows
 
@@ -36,8 +40,6 @@ BETAS = (0.0, 0.4, 1.0)
 
 def a_teacher(vocab_size: int = 64) -> nn.Module:
     """Another model with more or fewer tokens, frozen."""
-    from tests.conftest import make_tiny_llama
-
     model = make_tiny_llama(num_hidden_layers=1, hidden_size=16, vocab_size=vocab_size)
     mx.random.seed(9)
     model.update(nn.utils.tree_map(lambda a: a + 0.3 * mx.random.normal(a.shape), model.parameters()))
@@ -250,3 +252,26 @@ def test_a_token_that_the_teacher_has_no_embedding_for_is_not_looked_up() -> Non
         for make in (make_batch, partial(make_continued, starts=[4, 4, 4])):
             found, wanted = (np.array(teacher(make(each, (0, 1, 2), shape=Shape(32)))) for each in (texts, clipped))
             np.testing.assert_array_equal(found, wanted)
+
+
+def test_what_a_teacher_said_is_of_a_student_with_so_many_embeddings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are padded otherwise have the same tokens, but ids above their embedding would be read anywhere."""
+    asked: list[int] = []
+
+    def ask(run: Any, *_: Any) -> tuple[np.ndarray, np.ndarray]:
+        asked.append(len(run.model.model.embed_tokens.weight))
+        return np.zeros((2 * len(PROMPTS), 1), np.int32), np.zeros((2 * len(PROMPTS), 2), np.float32)
+
+    monkeypatch.setattr("mlxmath.training.gkd.kept._ask", ask)
+    config = RunConfig.model_validate({"data": {"cache_dir": str(tmp_path)}, "gkd": {"teacher_top_k": 1, "lmbda": 0.0}})
+    teacher: Any = SimpleNamespace
+    data: Any = SimpleNamespace(fingerprint="f", prompts=PROMPTS)
+    for size in (64, 80, 64):
+        run: Any = SimpleNamespace(
+            config=config, ranks=Ranks(), device=SimpleNamespace(compute_dtype="float32"),
+            model=make_tiny_llama(vocab_size=size),
+        )  # fmt: skip
+        assert len(kept_of(run, data, {}, teacher)) == len(PROMPTS)
+    assert asked == [64, 80]
