@@ -170,6 +170,17 @@ def test_a_step_is_made_by_its_number_and_ends_with_the_time() -> None:
         np.testing.assert_allclose(weights, 1, rtol=1e-6)
 
 
+def test_micro_batches_that_were_too_large_stay_smaller() -> None:
+    source = draws(1.0, Sampler(), [])
+    source._max_tokens = 512
+    steps = source.steps(0, 0)
+    first = next(steps)
+    assert len(first.micro_batches[0]) > 1
+    while first := first.finer():  # type: ignore[assignment]
+        pass
+    assert {len(ids) for step in steps for ids in step.micro_batches} == {1}
+
+
 def test_lmbda_is_the_share_of_problems_that_the_student_writes() -> None:
     def written(lmbda: float) -> list[int]:
         source = draws(lmbda, Sampler(), [])

@@ -206,6 +206,18 @@ def test_a_run_without_signal_gives_up_early_and_says_why(
     assert state["num_signals"] == len(windows) and state["silence"]["rollouts"] == 0, "drawn again on a resume"
 
 
+def test_micro_batches_that_were_too_large_stay_smaller(tokenizer: TokenizerWrapper) -> None:
+    source, largest = Made(tokenizer, varied, max_completion_length=2).source, []
+    source._max_tokens = 512
+    for window in source.steps():
+        source.step_done()
+        largest.append(max(map(len, window.micro_batches)))
+        if len(largest) == 2:
+            while window := window.finer():
+                pass
+    assert min(largest[:2]) > 1 and set(largest[2:]) == {1}
+
+
 def test_what_is_learned_already_is_no_reason_to_give_up(
     tokenizer: TokenizerWrapper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
