@@ -34,7 +34,7 @@ from mlxmath.tools.forms import Tool
 _LEAST_SHARED = 8
 """A shared prefix shorter than this is not worth a pass of its own."""
 _SPARE = 16
-"""Tokens beyond the characters of the longest stop string that are looked at: some have no text of their own."""
+"""Tokens beyond the bytes of the longest stop string that are looked at: some have no text of their own."""
 _REFILLS, _CHEAP_REFILLS = 2, 8
 """Finished sequences are replaced once this fraction of the slots is free: taking one in copies the others' caches, or
 not, but prompts are read fastest many at a time."""
@@ -281,5 +281,5 @@ def cut(text: str, stops: Iterable[str]) -> tuple[str, bool]:
 
 def completes_stop(tokenizer: TokenizerWrapper, tokens: Sequence[int], stops: Sequence[str]) -> bool:
     """Whether one of the stop strings lies in a text whose last token is new."""
-    recent = tokens[-max(map(len, stops)) - _SPARE :]
+    recent = tokens[-max(len(stop.encode()) for stop in stops) - _SPARE :]  # a token may be a byte
     return cut(tokenizer.decode(recent), stops)[1] and cut(tokenizer.decode(tokens), stops)[1]
