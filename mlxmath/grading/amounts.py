@@ -102,7 +102,7 @@ _LEADING = re.compile(
     re.IGNORECASE,
 )
 _OPTION = re.compile(
-    r"^(?:option|choice|alternative|letter)\s\**(?:\((?P<a>[A-H])\)|(?P<b>[A-H]))\**(?:[\s.,:)=*]+|$)", re.IGNORECASE
+    r"^(?:option|choice|alternative|letter)\s\**(?:\((?P<a>[A-Z])\)|(?P<b>[A-Z]))\**(?:[\s.,:)=*]+|$)", re.IGNORECASE
 )
 """What stands before the text of an option: option D: 7 apples."""
 _MINUS = re.compile(r"^(?:minus|negative)\s+(?=[$€£]?[\d.])", re.IGNORECASE)

@@ -43,6 +43,7 @@ CASES = [
     ("Answer: Option **d** = 7", "(D) 7", "answer is"),
     ("The correct option is D: 7", "(D) 7", "answer is"),
     ("The answer is D) 7.", "(D) 7", "answer is"),
+    ("The answer is option (J).", "J", "answer is"),
     ("The answer is therefore B.", "B", "answer is"),
     ("Final Answer: The largest $n$ is 34.", "34", "answer is"),
     ("So the answer is Evelyn.", "Evelyn", "answer is"),
