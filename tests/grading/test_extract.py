@@ -94,6 +94,23 @@ def test_nothing_to_find(response: str) -> None:
     assert verdict.extracted in (None, "")
 
 
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [
+        ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+        ("<|channel>thought\n", "<channel|>"),
+        ("[THINK]", "[/THINK]"),
+        ("<seed:think>", "</seed:think>"),
+        ("<longcat_think>", "</longcat_think>"),
+        ("◁think▷", "◁/think▷"),
+    ],
+)
+def test_thinking_of_other_families(begin: str, end: str) -> None:
+    assert grade(f"{begin}Maybe \\boxed{{3}}?{end}It is 4.", "4").correct
+    assert grade(f"Maybe \\boxed{{3}}?{end}It is 4.", "4").correct
+    assert grade(f"{begin}The answer is 4.", "4").truncated
+
+
 def test_thinking() -> None:
     assert grade("<think>Maybe \\boxed{3}?</think>It is \\boxed{4}.", "4").correct
     assert not grade("<think>It is \\boxed{4}.</think>I do not know.", "4").correct
