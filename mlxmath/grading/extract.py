@@ -26,7 +26,7 @@ Rule = Literal["####", "boxed", "answer is", "whole", "therefore", "last number"
 _LONGEST_BARE_GOLD = 250
 """A gold text above this many characters is a solution, not an answer by itself."""
 
-_THINKING = (
+THINKING = (
     ("<think>", "</think>"),
     ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),  # gpt-oss
     ("<|channel>thought", "<channel|>"),  # Gemma 4
@@ -38,7 +38,7 @@ _THINKING = (
     ("<|think:start|>", "<|think:end|>"),
 )
 """Between what families of models think."""
-THOUGHT_END = re.compile("|".join(re.escape(end) for _, end in _THINKING))
+THOUGHT_END = re.compile("|".join(re.escape(end) for _, end in THINKING))
 _STOP = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|end_of_text|end|user)\|>|</s>|<eos>|<end_of_turn>")
 _HASHES = re.compile(r"^[ \t>*]*####(?!#)[ \t]*(.*)$", re.MULTILINE)
 _THEREFORE = re.compile(
@@ -142,7 +142,7 @@ class Extracted:
 def after_thinking(response: str) -> str | None:
     """What follows the last `</think>`, or what else a model ends its thinking with; None if it is left open."""
     *_, rest = THOUGHT_END.split(response)
-    return None if any(begin in rest for begin, _ in _THINKING) else rest
+    return None if any(begin in rest for begin, _ in THINKING) else rest
 
 
 def extract(response: str) -> Extracted | None:
