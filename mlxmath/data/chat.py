@@ -87,8 +87,16 @@ class ChatTemplate(Template):
             raise InputError(f"--template {self.name}: {error}; choose another template.") from None
 
     def conversation(self, messages: Sequence[Message]) -> tuple[Text, ...]:
-        """See `Template.conversation`; a system message counts, or the template's own where there is none."""
-        turns = [self._user(one.content) if one.role == "user" else one for one in messages]
+        """See `Template.conversation`; a system message counts, or the template's own where there is none.
+
+        Of earlier answers there is what the chat template keeps.
+        """
+        turns = [
+            self._user(one.content) if one.role == "user"
+            else one._replace(content=self.format.without_thinking(one.content)) if one.role == "assistant"
+            else one
+            for one in messages
+        ]  # fmt: skip
         begun = turns if turns[0].role == "system" else [*self._system(), *turns]
         try:
             return (self._context(self._as_taken(begun)),)

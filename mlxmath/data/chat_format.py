@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from mlxmath.data.problem import SkippedRowError
 from mlxmath.errors import InputError
+from mlxmath.grading.extract import THINKING
 from mlxmath.runtime.bounded import OverrunError
 from mlxmath.runtime.foreign import TemplateError, rendered
 
@@ -66,6 +67,7 @@ class ChatFormat:
     def __init__(self, tokenizer: Any, name: str) -> None:
         self._tokenizer, self._name = tokenizer, name
         self._layouts: dict[tuple[str, ...], Layout | Exception] = {}
+        self._left_out: dict[str, tuple[bool, bool]] = {}
 
     @cached_property
     def source(self) -> str:
@@ -135,6 +137,33 @@ class ChatFormat:
         question, answer = {"role": "user", "content": "q"}, {"role": "assistant", "content": marker(1)}
         texts = {name: self.written([question, {**answer, name: marker(0)}]) for name in _THINKING_FIELDS}
         return next((name for name, text in texts.items() if text is not None and numbers_of(text) == [0, 1]), None)
+
+    def without_thinking(self, answer: str) -> str:
+        """What the chat template keeps of an earlier answer: most leave out what was thought before it."""
+        for begin, end in THINKING:
+            if end not in answer:
+                continue
+            if end not in self._left_out:
+                self._left_out[end] = self._leaves_out(begin, end)
+            is_left_out, is_trimmed = self._left_out[end]
+            if is_left_out:
+                answer = answer.rpartition(end)[2]
+                answer = answer.lstrip("\n") if is_trimmed else answer
+        return answer
+
+    def _leaves_out(self, begin: str, end: str) -> tuple[bool, bool]:
+        """Whether the chat template leaves out thinking between these marks, and the line breaks behind it.
+
+        gpt-oss's refuses them in a text: they are of its own writing.
+        """
+        roles = ("user", "assistant", "user")
+        texts = (marker(0), f"{begin}\n{marker(3)}\n{end}\n\n{marker(1)}", marker(2))
+        messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+        text = self.written(messages, generate=True)
+        if text is None:
+            return True, True
+        is_left_out = numbers_of(text) == [0, 1, 2]
+        return is_left_out, tuple(MARKER.split(text)[::2]) == self.layout(roles, generate=True).pieces
 
     @cached_property
     def end_of_turn(self) -> re.Pattern[str]:

@@ -98,6 +98,15 @@ def with_thinking(content: str, reasoning: str = "", *, finished: bool = True) -
     return content.strip()
 
 
+def still_thinking(text: str) -> str:
+    """A text that was cut off behind a prompt that opens a thinking part: this is opened, unless it is closed there.
+
+    An answer that ended is one as it stands, as in evaluation: adapters that were tuned on solutions without thoughts
+    never close what a chat template opens.
+    """
+    return text if _OPENED in text or "</think>" in text else f"{_OPENED}\n{text.lstrip()}"
+
+
 def read_answer(text: str) -> Answer:
     """The answer in a chat completion's JSON.
 
@@ -233,8 +242,8 @@ class LocalTeacher:
             def on_done(index: int, completion: Completion) -> None:
                 nonlocal last
                 now, task, text = time.monotonic(), tasks[index], completion.text
-                if task.question.key in opened and _OPENED not in text:
-                    text = f"{_OPENED}\n{text.lstrip()}"
+                if task.question.key in opened and completion.finish_reason == "length":
+                    text = still_thinking(text)
                 num_tokens = completion.num_prompt_tokens, len(completion.tokens)
                 on_outcome(task, Answer(with_thinking(text), completion.finish_reason, *num_tokens, now - last))
                 last = now

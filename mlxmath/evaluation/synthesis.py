@@ -15,6 +15,7 @@ from mlxmath.evaluation.benchmarks import LoadedBenchmark
 from mlxmath.evaluation.contestants import Contestant
 from mlxmath.evaluation.samples import Sample
 from mlxmath.evaluation.score import ENSEMBLE
+from mlxmath.grading.extract import after_thinking
 
 _REQUEST = """{question}
 
@@ -23,7 +24,6 @@ Here are {count} attempts to answer this:
 {attempts}
 
 Find out which of them is right, or put the right answer together from them. Then give it with its solution."""
-_AFTER_THOUGHT = "</think>"
 
 
 def request(question: str, attempts: Sequence[str]) -> str:
@@ -44,7 +44,7 @@ def requests(samples: Sequence[Sample], voters: Sequence[str]) -> dict[str, str]
 
     found = {}
     for i, own in by_problem.items():
-        texts = (s.response.rpartition(_AFTER_THOUGHT)[2].strip() for s in sorted(own, key=place))
+        texts = ((after_thinking(s.response) or "").strip() for s in sorted(own, key=place))
         found[i] = request(own[0].question, list(dict.fromkeys(text or "(no answer)" for text in texts)))
     return found
 

@@ -34,7 +34,7 @@ from mlxmath.tools.forms import Tool
 _LEAST_SHARED = 8
 """A shared prefix shorter than this is not worth a pass of its own."""
 _SPARE = 16
-"""Tokens beyond the characters of the longest stop string that are looked at: some have no text of their own."""
+"""Tokens beyond the bytes of the longest stop string that are looked at: some have no text of their own."""
 _REFILLS, _CHEAP_REFILLS = 2, 8
 """Finished sequences are replaced once this fraction of the slots is free: taking one in copies the others' caches, or
 not, but prompts are read fastest many at a time."""
@@ -79,12 +79,14 @@ def stream(
     )  # fmt: skip
     try:
         for response in responses:
+            is_given = False
             if response.finish_reason != "stop":
                 tokens.append(response.token)
-            found, has_stopped = cut(text[own:] + response.text, stops)
+                is_given = calls is not None and calls.took(0, response.token)
+            found, has_stopped = cut(text[own:] + response.text, () if is_given else stops)
             text = text[:own] + found
-            if calls and response.finish_reason != "stop":
-                own = len(text) if calls.took(0, response.token) else own
+            own = len(text) if is_given else own
+            if calls and response.finish_reason != "stop" and not has_stopped:
                 given = calls.given([0])
             reason = "stop" if has_stopped else response.finish_reason or reason
             done = has_stopped or response.finish_reason is not None
@@ -236,7 +238,8 @@ def generate_batch(
             before, by_tool = calls.finish(index) if calls else ("", ())
             text = tokenizer.decode(ids)
             completions[index] = Completion(
-                before + cut(text[len(before) :], stops)[0], ids, "stop" if has_ended else "length",
+                before + cut(text[len(before) :], stops if has_ended else ())[0], ids,
+                "stop" if has_ended else "length",
                 len(prompts[index]), tokens if logprobs else (), values if logprobs else (), by_tool[: len(ids)],
             )  # fmt: skip
             if on_done:
@@ -281,5 +284,5 @@ def cut(text: str, stops: Iterable[str]) -> tuple[str, bool]:
 
 def completes_stop(tokenizer: TokenizerWrapper, tokens: Sequence[int], stops: Sequence[str]) -> bool:
     """Whether one of the stop strings lies in a text whose last token is new."""
-    recent = tokens[-max(map(len, stops)) - _SPARE :]
+    recent = tokens[-max(len(stop.encode()) for stop in stops) - _SPARE :]  # a token may be a byte
     return cut(tokenizer.decode(recent), stops)[1] and cut(tokenizer.decode(tokens), stops)[1]

@@ -98,9 +98,13 @@ REASON = re.compile(
 )
 """A clause that gives a reason, as in "Ann, because she has 5"."""
 _LEADING = re.compile(
-    r"^(?:(?:(?:option|choice)(?= \([A-Z]\))|but|either|both|rather|simply|just|indeed|now|then|actually)\b,?\s+)+",
+    r"^(?:(?:but|either|both|rather|simply|just|indeed|now|then|actually|therefore|thus|hence)\b,?\s+)+",
     re.IGNORECASE,
 )
+_OPTION = re.compile(
+    r"^(?:option|choice|alternative|letter)\s\**(?:\((?P<a>[A-Z])\)|(?P<b>[A-Z]))\**(?:[\s.,:)=*]+|$)", re.IGNORECASE
+)
+"""What stands before the text of an option: option D: 7 apples."""
 _MINUS = re.compile(r"^(?:minus|negative)\s+(?=[$€£]?[\d.])", re.IGNORECASE)
 _NO_WORDS = re.compile(
     r"(?<=[\d)}])(?:and|or)(?=[A-Za-z(\d])|\\(?:text|mathrm|textbf|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+"
@@ -162,12 +166,14 @@ def pick(text: str) -> str | None:
     if formulas and formulas[0][0] == 0:
         return _joined(text, formulas)
     sentence = _LEADING.sub("", first_sentence(text).strip().strip("*_\"' ").strip())
+    sentence = _OPTION.sub(lambda match: f"({(match['a'] or match['b']).upper()}) ", sentence).strip()
     sentence = _without_remark(_MINUS.sub("-", REASON.sub("", sentence.rstrip(" ,"))))
     if letters := _LETTERS.match(sentence):
         return letters[0]
     if letter := _LETTER.match(sentence):
-        value = sentence[letter.end() :].strip()
-        return sentence if sentence[0] == "(" and value and is_answer(value) else letter[1]
+        mark, value = letter[0] + sentence[letter.end() : letter.end() + 1], sentence[letter.end() :].lstrip(" :")
+        has_text = value and set(mark) & set("():") and is_answer(value)
+        return f"({letter[1]}) {value}" if has_text else letter[1]
     if sentence and is_answer(sentence):
         return sentence
     if whole := re.match(DATE, sentence) or _BASED.match(sentence):

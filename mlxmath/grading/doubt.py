@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 
+from mlxmath.grading.extract import THOUGHT_END
 from mlxmath.grading.faithfulness import CALCULATOR, prepare
 
 NGRAM = 8
@@ -81,7 +82,7 @@ def doubt(response: str) -> Doubt:
     tokens = [token.lower() for token in _TOKEN.findall(text)]
     markers = [match.start() for match in _MARKER.finditer(text)]
     # An answer sums up its thinking: computations count apart in the two.
-    computations = max(map(_max_same_computation, text.split("</think>")))
+    computations = max(map(_max_same_computation, THOUGHT_END.split(text)))
     ngrams = _repeated_ngrams(text.lower().split())
     period = _tail_period(tokens) or _tail_period(tokens[:-1])  # a last word may be cut off
     null_doubt = _null_doubt(text, markers)

@@ -26,6 +26,19 @@ Rule = Literal["####", "boxed", "answer is", "whole", "therefore", "last number"
 _LONGEST_BARE_GOLD = 250
 """A gold text above this many characters is a solution, not an answer by itself."""
 
+THINKING = (
+    ("<think>", "</think>"),
+    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),  # gpt-oss
+    ("<|channel>thought", "<channel|>"),  # Gemma 4
+    ("[THINK]", "[/THINK]"),  # Magistral, Ministral 3
+    ("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ("<longcat_think>", "</longcat_think>"),
+    ("◁think▷", "◁/think▷"),  # Kimi-VL
+    ("<|open|>think<|sep|>", "<|close|>think<|sep|>"),  # Kimi K3
+    ("<|think:start|>", "<|think:end|>"),
+)
+"""Between what families of models think."""
+THOUGHT_END = re.compile("|".join(re.escape(end) for _, end in THINKING))
 _STOP = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|end_of_text|end|user)\|>|</s>|<eos>|<end_of_turn>")
 _HASHES = re.compile(r"^[ \t>*]*####(?!#)[ \t]*(.*)$", re.MULTILINE)
 _THEREFORE = re.compile(
@@ -127,9 +140,9 @@ class Extracted:
 
 
 def after_thinking(response: str) -> str | None:
-    """What follows the last `</think>`; None if a `<think>` is left open."""
-    rest = response.rpartition("</think>")[2]
-    return None if "<think>" in rest else rest
+    """What follows the last `</think>`, or what else a model ends its thinking with; None if it is left open."""
+    *_, rest = THOUGHT_END.split(response)
+    return None if any(begin in rest for begin, _ in THINKING) else rest
 
 
 def extract(response: str) -> Extracted | None:

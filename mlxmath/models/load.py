@@ -176,7 +176,8 @@ _OF_POSITIONS = ("wpe", "position", "pos_emb")
 
 def num_embeddings(model: nn.Module) -> int | None:
     """Rows of the embedding of the model's tokens; None where it has none of its own."""
-    return max((len(module.weight) for module in _embeddings(model)), default=None)
+    found = _token_embedding(model)
+    return None if found is None else len(found.weight)
 
 
 def token_embedding(model: nn.Module) -> nn.Module:
@@ -185,7 +186,7 @@ def token_embedding(model: nn.Module) -> nn.Module:
     Raises:
         MlxmathError: it has none of its own.
     """
-    found = max(_embeddings(model), key=lambda module: len(module.weight), default=None)
+    found = _token_embedding(model)
     if found is None:
         raise MlxmathError(
             "this model has no embedding of its tokens to put noise on; leave --neftune-noise-alpha out."
@@ -193,12 +194,14 @@ def token_embedding(model: nn.Module) -> nn.Module:
     return found
 
 
-def _embeddings(model: nn.Module) -> list[nn.Module]:
-    return [
+def _token_embedding(model: nn.Module) -> nn.Module | None:
+    """The first that the model defines: others are of each block (Gemma 4) or of several tokens (LongCat's n-grams)."""
+    found = [
         module
-        for name, module in model.named_modules()
+        for name, module in model.named_modules()  # the last ones of each module come first
         if isinstance(module, nn.Embedding | nn.QuantizedEmbedding) and not any(part in name for part in _OF_POSITIONS)
     ]
+    return found[-1] if found else None
 
 
 def check_ids(model: nn.Module, largest: int, what: str) -> None:

@@ -11,6 +11,7 @@ from mlx_lm.generate import StopSequences, TextStateMachine
 from mlx_lm.models.cache import LRUPromptCache, can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
 
 from mlxmath.generation.engine import Sampling, cut, stop_strings
+from mlxmath.generation.kept import lacks_keys
 from mlxmath.generation.model import LanguageModel
 from mlxmath.generation.neighbours import way_of
 
@@ -71,8 +72,11 @@ class Kept(LRUPromptCache):
     """Keys and values of earlier requests; at least one token of a prompt is left for the model to go on from."""
 
     def fetch_nearest_cache(self, model: Any, tokens: list[int]) -> tuple[Any, list[int]]:
-        """See mlx_lm's, which gives no token at all for a prompt that ends where an earlier answer did."""
+        """See mlx_lm's, which gives no token at all for a prompt that ends where an earlier answer did, and cuts chunks
+        back to before what they hold."""
         cache, rest = super().fetch_nearest_cache(model, tokens)
+        if cache is not None and lacks_keys(cache, len(tokens) - max(1, len(rest))):
+            return None, tokens
         if cache is None or rest:
             return cache, rest
         if not can_trim_prompt_cache(cache):

@@ -125,7 +125,8 @@ class _Decoupled(optim.Optimizer):
     """Mixin before an MLX optimizer: w ← (1 − learning rate · decay) w first, for matrices only; all in float32.
 
     (Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2.) A parameter of a 16-bit type (full fine-tuning) has a
-    float32 master copy in the state, since steps much smaller than the parameter would be rounded away.
+    float32 master copy in the state, since steps much smaller than the parameter would be rounded away; also one that
+    had 32 bits when the state was saved, on another device.
     """
 
     decay = 0.0
@@ -136,11 +137,11 @@ class _Decoupled(optim.Optimizer):
         super().init_single(state.get("master", parameter), state)
 
     def apply_single(self, gradient: mx.array, parameter: mx.array, state: State) -> mx.array:
-        weight = state.get("master", parameter)
+        weight = state.get("master", parameter.astype(mx.float32))
         if self.decay and weight.ndim >= 2:
             weight = weight * (1 - self.learning_rate * self.decay)
         weight = super().apply_single(gradient.astype(mx.float32), weight, state)
-        if "master" in state:
+        if "master" in state or parameter.dtype != mx.float32:
             state["master"] = weight
         return weight.astype(parameter.dtype)
 

@@ -163,7 +163,7 @@ class RewardModel:
         folder: of the reward model.
         base_fingerprint: of the base.
         tokenizer: of the base.
-        training: the run's; its batching is used.
+        training: the run's; its batching is used, but for packed rows, whose place buckets take.
         max_tokens: padded tokens in a micro-batch.
         shape: of the batches.
         kernels: the device's.
@@ -194,6 +194,8 @@ class RewardModel:
         template = recorded_template(record, folder) or get_template("plain")
         self._template = template.for_tokenizer(tokenizer).verbatim()
         self._tokenizer, self._model = tokenizer, base
+        if training.batching == "pack":
+            training = training.model_copy(update={"batching": "bucket"})
         self._training, self._max_tokens, self._shape = training, max_tokens, shape
         self.workers = Workers(base, lambda each: choose_gradients(each, scores, kernels, compiled=False), num_workers)
 

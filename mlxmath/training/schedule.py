@@ -244,5 +244,7 @@ class Pace(Part):
         if saved is None:
             return
         self._schedule, self._step_s = Schedule(**saved["schedule"]), saved["step_s"]
+        if self._schedule.end > self._total:  # fewer steps are planned than then
+            self._schedule = self._schedule.with_end(self._config, checkpoint.position.step, self._total)
         self.is_limited = self._looked = True
         self._num_looks = _NUM_EARLY

@@ -201,11 +201,9 @@ class Trainer:
             return
         self.model.train()
         position = self.position
-        left = max(0, self.total_steps - position.step)
+        last = min(self.total_steps, self.config.pause_at or math.inf)
+        left = int(max(0, last - position.step))
         for batch in islice(self._batches.steps(position.epoch, position.window), left):
-            if self.position.step >= (self.config.pause_at or math.inf):
-                self.ending = "paused"
-                return
             if self.ranks.any("deadline", self.deadline.reached()):
                 self.ending = "deadline"
                 return
@@ -215,7 +213,7 @@ class Trainer:
                 self.ending = "diverged"
             if self.ending:
                 return
-        self.ending = self.ending or "finished"
+        self.ending = self.ending or ("paused" if last <= self.position.step < self.total_steps else "finished")
 
     def loss_and_grads(self, batch: StepBatch) -> StepSums | None:
         """Sums over the step's micro-batches, of all workers and ranks; in ever smaller micro-batches while the device

@@ -132,6 +132,39 @@ def test_thinking_is_opened_once_and_kept() -> None:
     ]  # fmt: skip
 
 
+REFUSING = (
+    "{% for m in messages %}{% if '<|channel|>' in m['content'] %}{{ raise_exception('a channel') }}{% endif %}"
+    "{{ '<|start|>' + m['role'] + '<|head|>' + m['content'] }}<|eot|>{% endfor %}"
+)
+TRIMMING = TEMPLATES["thinking"].replace("[-1] }}", "[-1].lstrip('\\n') }}")
+HARMONY = "<|channel|>analysis<|message|>One more.<|end|><|start|>assistant<|channel|>final<|message|>"
+
+
+@pytest.mark.parametrize(
+    ("source", "thought"),
+    [
+        (TEMPLATES["thinking"], "<think>\nOne more.\n</think>\n\n"),
+        (TEMPLATES["thinking"], "One more.</think>"),
+        (TRIMMING, "<think>One more.</think>\n\n"),
+        (TEMPLATES["chatml"], "<think>\nOne more.\n</think>\n\n"),
+        (TEMPLATES["thinking"], "<think>One more"),
+        (REFUSING, HARMONY),
+    ],
+)
+def test_what_was_thought_in_earlier_turns_is_left_out_as_the_chat_template_does(source: str, thought: str) -> None:
+    tokenizer = BUILDERS["byte level"]()
+    tokenizer.add_special_tokens({"additional_special_tokens": CONTROL})
+    tokenizer.chat_template = source
+    turns = [("user", "1+1?"), ("assistant", f"{thought}2"), ("user", "2+2?")]
+    found = template_of(tokenizer).conversation([Message(role, text) for role, text in turns])
+    if source == REFUSING:
+        turns[1] = ("assistant", "2")
+    messages = [{"role": role, "content": text} for role, text in turns]
+    assert "".join(map(joined, found)) == tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True
+    )
+
+
 @pytest.mark.parametrize("layout", TEMPLATES)
 @pytest.mark.parametrize("changes", [{}, {"system": 'Say "hi".'}], ids=["as it is", "with a system message"])
 @pytest.mark.parametrize("pattern", ["{question}", "Solve '{question}' now."])

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -218,3 +219,30 @@ def test_an_instruction_that_is_not_sent_is_said_and_no_part_of_the_teacher(
     asked = asked.model_copy(update={"instruction": "Be brief."})
     assert LocalTeacher(asked, RuntimeConfig()).identity["instruction"] == sent
     assert ("--instruction is not sent: the teacher is asked in plain" in capsys.readouterr().err) == (not sent)
+
+
+def test_an_answer_that_ended_is_one_whether_or_not_it_closes_what_the_template_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlxmath.generation import engine
+    from mlxmath.models import load
+
+    for path in (REPOSITORY / "mlxmath" / "demo" / "model").glob("*token*.json"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    turns = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text(
+        turns + "{% if add_generation_prompt %}assistant: <think>\n{% endif %}"
+    )
+    written = [("It is 7.\n#### 7", "stop"), ("3 + 4</think>\n#### 7", "stop"), ("3 + 4 is", "length")]
+
+    def drawn(*_: Any, on_done: Any, **__: Any) -> None:
+        for index, (text, reason) in enumerate(written):
+            on_done(index, engine.Completion(text, (1, 2), reason, 3))
+
+    monkeypatch.setattr(load, "load_model", lambda *_: SimpleNamespace(model=None, config={}))
+    monkeypatch.setattr(engine, "generate_batch", drawn)
+    asked = DistillationConfig(teacher=str(tmp_path), teacher_template="chat", concurrency=1)
+    found: list[str] = []
+    LocalTeacher(asked, RuntimeConfig()).ask(tasks(3), lambda _, answer: found.append(answer.text))  # type: ignore[union-attr]
+    assert found == ["It is 7.\n#### 7", "<think>\n3 + 4</think>\n#### 7", "<think>\n3 + 4 is"]

@@ -8,7 +8,8 @@ import pytest
 from mlxmath.config.methods import EvaluationConfig
 from mlxmath.errors import InputError
 from mlxmath.evaluation.contestants import Contestant
-from mlxmath.evaluation.synthesis import synthesizer
+from mlxmath.evaluation.synthesis import requests, synthesizer
+from tests.evaluation.make import sample
 
 RECORD = {"fine_tune_type": "lora", "num_layers": -1, "lora_parameters": {"rank": 2, "scale": 2.0, "dropout": 0.0}}
 VOTERS = (Contestant("one", Path("m"), Path("a"), tool="calculator"), Contestant("two", Path("m"), None))
@@ -40,3 +41,11 @@ def test_programs_are_not_run_for_a_spread_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps(RECORD | {"tools": "python"}))
     with pytest.raises(InputError, match="programs are not run"):
         synthesizer(settings(vote_model=f"other:{tmp_path}"), VOTERS, spread=True)
+
+
+def test_thoughts_are_left_out_also_where_they_did_not_end() -> None:
+    texts = ["<think>\nfirst five, no", "<think>five</think>It is 6.", "seven</think>It is 7."]
+    made = [sample("one", response=text, sample=number) for number, text in enumerate(texts)]
+    (asked,) = requests(made, ["one"]).values()
+    assert "think" not in asked and "five" not in asked and "seven" not in asked
+    assert all(text in asked for text in ("3 attempts", "(no answer)", "It is 6.", "It is 7."))

@@ -97,6 +97,12 @@ def test_a_stop_string_in_a_result_ends_nothing(
         assert "#" not in one.text.replace("1#2", "")  # the model's own ends the answer
         (alone,) = generate_batch(model, tokenizer, [prompt], DRAWING, seeds=[seed], tool="calculator")
         assert alone.text == one.text
+    for prompt, seed in zip(PROMPTS, range(6), strict=False):
+        drawing = Sampling(40, temperature=1.0, seed=seed)
+        (alone,) = generate_batch(model, tokenizer, [prompt], drawing, tool="calculator")
+        *pieces, whole = stream(model, tokenizer, prompt, drawing, tool="calculator")
+        assert isinstance(whole, Completion) and (whole.text, whole.tokens) == (alone.text, alone.tokens)
+        assert "".join(map(str, pieces)) == whole.text
 
 
 def test_an_answer_has_no_more_calls_than_allowed(

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,15 @@ from mlxmath.config.schema import DistillationConfig, RunConfig, RuntimeConfig
 from mlxmath.data.templates import get_template, template_of
 from mlxmath.distillation.teacher import LocalTeacher
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.generation.engine import Completion, Sampling, cut, generate_batch, stop_strings, stream
+from mlxmath.generation.engine import (
+    Completion,
+    Sampling,
+    completes_stop,
+    cut,
+    generate_batch,
+    stop_strings,
+    stream,
+)
 from mlxmath.generation.model import load_generation_tokenizer
 from mlxmath.training.grpo.prompts import load_prompts
 from tests.conftest import make_tiny_llama
@@ -101,6 +110,13 @@ def test_cut() -> None:
     assert cut("a\n\nb Q: c", ("Q:", "\n\n")) == ("a", True)
     assert cut("a\nb", ("Q:", "\n\n")) == ("a\nb", False)
     assert cut("a", ()) == ("a", False)
+
+
+def test_a_stop_string_is_seen_where_each_token_is_a_byte() -> None:
+    tokenizer: Any = SimpleNamespace(decode=lambda tokens: bytes(tokens).decode("utf-8", "replace"))
+    stop = "下一个问题和它的解答如下所示："
+    tokens = [*f"42\n{stop}".encode()]
+    assert completes_stop(tokenizer, tokens, (stop,)) and not completes_stop(tokenizer, tokens[:-1], (stop,))
 
 
 def test_an_answer_is_cut_at_the_first_stop_string_and_ends_there(folder: Path, model: Any) -> None:

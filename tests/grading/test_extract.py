@@ -38,6 +38,13 @@ CASES = [
     ("The answer is: 4:30 p.m.", "4:30 p.m.", "answer is"),
     ("The correct answer is (C) because 3 > 2.", "C", "answer is"),
     ("The correct option is **B**.", "B", "answer is"),
+    ("The answer is option D.", "D", "answer is"),
+    ("The answer is option D: 7 apples.", "(D) 7 apples", "answer is"),
+    ("Answer: Option **d** = 7", "(D) 7", "answer is"),
+    ("The correct option is D: 7", "(D) 7", "answer is"),
+    ("The answer is D) 7.", "(D) 7", "answer is"),
+    ("The answer is option (J).", "J", "answer is"),
+    ("The answer is therefore B.", "B", "answer is"),
     ("Final Answer: The largest $n$ is 34.", "34", "answer is"),
     ("So the answer is Evelyn.", "Evelyn", "answer is"),
     ("the answer is $20 for 3 days", "$20", "answer is"),
@@ -85,6 +92,23 @@ def test_nothing_to_find(response: str) -> None:
     verdict = grade(response, "8")
     assert not verdict.correct
     assert verdict.extracted in (None, "")
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [
+        ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+        ("<|channel>thought\n", "<channel|>"),
+        ("[THINK]", "[/THINK]"),
+        ("<seed:think>", "</seed:think>"),
+        ("<longcat_think>", "</longcat_think>"),
+        ("◁think▷", "◁/think▷"),
+    ],
+)
+def test_thinking_of_other_families(begin: str, end: str) -> None:
+    assert grade(f"{begin}Maybe \\boxed{{3}}?{end}It is 4.", "4").correct
+    assert grade(f"Maybe \\boxed{{3}}?{end}It is 4.", "4").correct
+    assert grade(f"{begin}The answer is 4.", "4").truncated
 
 
 def test_thinking() -> None:

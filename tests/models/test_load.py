@@ -4,6 +4,7 @@ import gc
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -13,7 +14,7 @@ from mlx.utils import tree_flatten
 from mlxmath.config.schema import ModelConfig
 from mlxmath.errors import MlxmathError
 from mlxmath.generation.engine import Sampling, generate_batch, stream
-from mlxmath.models.load import check_finite, load_model, num_embeddings
+from mlxmath.models.load import check_finite, load_model, num_embeddings, token_embedding
 from mlxmath.models.served import Served, to_be_tried
 from mlxmath.weights.convert import ensure_model
 from tests.conftest import make_tiny_llama
@@ -122,6 +123,22 @@ class TestIds:
         sizes = {"n_ctx": 512, "n_embd": 32, "n_head": 4, "n_layer": 1, "n_positions": 512, "vocab_size": 40}
         model = Model(ModelArgs(model_type="gpt2", layer_norm_epsilon=1e-5, **sizes))
         assert num_embeddings(model) == 40
+
+    def test_tables_of_blocks_and_of_several_tokens_are_no_words(self) -> None:
+        from mlx_lm.models.gemma4_text import Model, ModelArgs
+        from mlx_lm.models.longcat_flash_ngram import ModelArgs as NgramArgs
+        from mlx_lm.models.longcat_flash_ngram import NgramEmbedding
+
+        sizes: dict[str, Any] = {
+            "hidden_size": 32, "num_hidden_layers": 5, "intermediate_size": 32, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "num_kv_shared_layers": 0, "head_dim": 16, "global_head_dim": 16,
+            "vocab_size": 64, "vocab_size_per_layer_input": 64, "hidden_size_per_layer_input": 8,
+        }  # fmt: skip
+        model = Model(ModelArgs(model_type="gemma4_text", **sizes))
+        assert token_embedding(model) is model.model.embed_tokens
+        fields = dict.fromkeys(NgramArgs.__dataclass_fields__, 1) | {"vocab_size": 40, "hidden_size": 24}
+        ngrams = NgramEmbedding(NgramArgs(**fields | {"emb_neighbor_num": 4, "emb_split_num": 4}))
+        assert token_embedding(ngrams) is ngrams.word_embeddings and num_embeddings(ngrams) == 40
 
     def test_of_a_quantized_model(self, tmp_path: Path) -> None:
         source = llama_folder(tmp_path / "source")

@@ -13,9 +13,10 @@ from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlxmath.config.schema import LoraConfig
 from mlxmath.errors import InputError, MlxmathError
-from mlxmath.models.lora.adapter import adapter_config, load_adapter, load_initial, save_weights
+from mlxmath.models.lora.adapter import adapter_config, load_adapter, load_initial, save_config, save_weights
 from mlxmath.models.lora.inject import adapter_arrays, inject
 from mlxmath.models.lora.layers import LoRALinear, adapter_layer
+from mlxmath.runtime.files import read_json
 from tests.conftest import make_tiny_llama
 from tests.models.adapted import linear, reconfigured, save, weight_of
 
@@ -179,6 +180,24 @@ def test_absent_and_damaged_folders(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(MlxmathError, match=message):
             load_adapter(make_tiny_llama(), folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "are_kept"),
+    [
+        ({"mlxmath_version": "9", "base_model": "/elsewhere"}, True), ({"base_fingerprint": "other"}, False),
+        ({"num_layers": 1}, False), ({"reward_model": True}, False),
+    ],
+)  # fmt: skip
+def test_weights_stay_until_they_are_written_again(tmp_path: Path, changes: dict, are_kept: bool) -> None:
+    """A run that goes on with another version of the program saves its adapters after many steps."""
+    facts = {"base_model": "here", "base_fingerprint": "f", "mlxmath_version": "8"}
+    record = adapter_config(LoraConfig(), ("self_attn.q_proj",), **facts)
+    save_config(tmp_path, record)
+    (tmp_path / "adapters.safetensors").write_bytes(b"")
+    save_config(tmp_path, record | changes)
+    assert read_json(tmp_path / "adapter_config.json") == record | changes
+    assert (tmp_path / "adapters.safetensors").exists() == are_kept
 
 
 def test_a_full_disk_leaves_the_old_adapter(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """On-policy distillation: its gradients by every way, who writes which text, and what a step depends on."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlxmath.config.gkd import GkdConfig
+from mlxmath.config.schema import RunConfig
 from mlxmath.config.training import TrainingConfig
 from mlxmath.data.batch import Batch, PieceTargets, Shape, make_batch, make_continued
 from mlxmath.errors import InputError
@@ -21,13 +22,15 @@ from mlxmath.generation.engine import Completion
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.linear_ce import FullLogits
+from mlxmath.runtime.ranks import Ranks
 from mlxmath.training.gkd.draws import Draws
+from mlxmath.training.gkd.kept import kept_of
 from mlxmath.training.gkd.loss import TeacherOutputs, WithTeacher, gkd_loss
 from mlxmath.training.gkd.pieces import pieces
 from mlxmath.training.gkd.teacher import check_teacher
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.grpo.sampling import DrawingStopped, Prompt
-from tests.conftest import FakeRows
+from tests.conftest import FakeRows, make_tiny_llama
 from tests.generation.words import tokenizer
 from tests.models.adapted import adapted, assert_close, rows
 
@@ -37,8 +40,6 @@ BETAS = (0.0, 0.4, 1.0)
 
 def a_teacher(vocab_size: int = 64) -> nn.Module:
     """Another model with more or fewer tokens, frozen."""
-    from tests.conftest import make_tiny_llama
-
     model = make_tiny_llama(num_hidden_layers=1, hidden_size=16, vocab_size=vocab_size)
     mx.random.seed(9)
     model.update(nn.utils.tree_map(lambda a: a + 0.3 * mx.random.normal(a.shape), model.parameters()))
@@ -169,6 +170,17 @@ def test_a_step_is_made_by_its_number_and_ends_with_the_time() -> None:
         np.testing.assert_allclose(weights, 1, rtol=1e-6)
 
 
+def test_micro_batches_that_were_too_large_stay_smaller() -> None:
+    source = draws(1.0, Sampler(), [])
+    source._max_tokens = 512
+    steps = source.steps(0, 0)
+    first = next(steps)
+    assert len(first.micro_batches[0]) > 1
+    while first := first.finer():  # type: ignore[assignment]
+        pass
+    assert {len(ids) for step in steps for ids in step.micro_batches} == {1}
+
+
 def test_lmbda_is_the_share_of_problems_that_the_student_writes() -> None:
     def written(lmbda: float) -> list[int]:
         source = draws(lmbda, Sampler(), [])
@@ -242,8 +254,35 @@ def test_of_pieces_the_value_is_the_sampled_divergence_and_the_gradient_the_poli
 
 
 def test_a_token_that_the_teacher_has_no_embedding_for_is_not_looked_up() -> None:
-    teacher = TeacherOutputs(a_teacher(50), Kernels())
-    batch = make_batch(rows(64), (0, 1, 2), Shape(32))
-    clipped = replace(batch, inputs_BL=mx.minimum(batch.inputs_BL, 49))
-    assert batch.inputs_BL.max().item() > 49
-    np.testing.assert_array_equal(np.array(teacher(batch)), np.array(teacher(clipped)))
+    texts, clipped = rows(64), rows(64)
+    for tokens, mask, other, of_other in zip(*vars(texts).values(), *vars(clipped).values(), strict=True):
+        tokens[1], mask[:6], of_other[:6] = 60, 0, 0
+        np.minimum(tokens, 49, out=other)
+    for kernels in (Kernels(), CpuKernels()):
+        teacher = TeacherOutputs(a_teacher(50), kernels)
+        for make in (make_batch, partial(make_continued, starts=[4, 4, 4])):
+            found, wanted = (np.array(teacher(make(each, (0, 1, 2), shape=Shape(32)))) for each in (texts, clipped))
+            np.testing.assert_array_equal(found, wanted)
+
+
+def test_what_a_teacher_said_is_of_a_student_with_so_many_embeddings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are padded otherwise have the same tokens, but ids above their embedding would be read anywhere."""
+    asked: list[int] = []
+
+    def ask(run: Any, *_: Any) -> tuple[np.ndarray, np.ndarray]:
+        asked.append(len(run.model.model.embed_tokens.weight))
+        return np.zeros((2 * len(PROMPTS), 1), np.int32), np.zeros((2 * len(PROMPTS), 2), np.float32)
+
+    monkeypatch.setattr("mlxmath.training.gkd.kept._ask", ask)
+    config = RunConfig.model_validate({"data": {"cache_dir": str(tmp_path)}, "gkd": {"teacher_top_k": 1, "lmbda": 0.0}})
+    teacher: Any = SimpleNamespace
+    data: Any = SimpleNamespace(fingerprint="f", prompts=PROMPTS)
+    for size in (64, 80, 64):
+        run: Any = SimpleNamespace(
+            config=config, ranks=Ranks(), device=SimpleNamespace(compute_dtype="float32"),
+            model=make_tiny_llama(vocab_size=size),
+        )  # fmt: skip
+        assert len(kept_of(run, data, {}, teacher)) == len(PROMPTS)
+    assert asked == [64, 80]

@@ -226,6 +226,21 @@ def test_a_16_bit_parameter_has_a_float32_master(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_state_saved_with_32_bit_parameters_goes_on_with_16(name: str) -> None:
+    """As when a run goes on where another type is computed in."""
+    before, after = (Arrays(w=np.full((64, 64), 4.0, np.float32)) for _ in range(2))
+    first, second = (make_optimizer(config(name), model) for model in (before, after))
+    step(first, before, 1e-3, w=np.eye(64, dtype=np.float32))
+    after.w = before.w.astype(mx.bfloat16)
+    second.state = tree_unflatten([(key, mx.array(value)) for key, value in tree_flatten(first.state)])
+    for optimizer, model in ((first, before), (second, after)):
+        for _ in range(49):
+            step(optimizer, model, 1e-3, w=np.eye(64, dtype=np.float32))
+    assert after.w.dtype == mx.bfloat16 and before.w[0, 0].item() < 3.99
+    np.testing.assert_allclose(np.array(after.w.astype(mx.float32)), np.array(before.w), atol=0.02)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_lora_plus_moves_b_faster(name: str) -> None:
     arrays = {"lora_a": normal(8, 4), "lora_b": normal(4, 8), "m": normal(8)}
     moved = {}

@@ -122,6 +122,21 @@ def resume(run: Run, limit_s: float) -> Run:
     return resumed
 
 
+@pytest.mark.parametrize("begun", [20, 200])
+def test_a_run_that_goes_on_with_fewer_steps_ends_at_its_floor(begun: int) -> None:
+    first = Run(27_000, 600.0)
+    first.pace.begin()
+    first.go(1.0, until=begun)
+    assert first.pace.is_limited and first.pace.expected_steps > 500
+    state = json.loads(json.dumps(first.pace.state()))
+    second = Run(300, 600.0, first=begun)
+    second.pace.restore(Checkpoint(Path(), Position(step=begun), {}, state))
+    second.pace.begin()
+    second.go(1.0)
+    assert second.step == 300 == second.pace.expected_steps and second.rates[299] < 0.001
+    assert begun == 20 or abs(second.rates[begun] - first.rates[begun - 1]) < 0.01
+
+
 @pytest.mark.parametrize("late_s", [0.0, 1.2])
 def test_a_run_that_goes_on_after_its_deadline_has_a_schedule_again(late_s: float) -> None:
     first = Run(27_000, 600.0)

@@ -1,10 +1,18 @@
 """A run that pauses is the same run; the loss on each held-out row adds up to the loss on all."""
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from mlxmath.training.checkpoint import Position
+from mlxmath.training.deadline import Deadline
+from mlxmath.training.trainer import Trainer
 from tests.helpers import adapters, events, run, succeed
 
 ARGUMENTS = (
@@ -34,6 +42,29 @@ def test_a_run_in_parts_has_the_learning_rates_and_the_weights_of_one_in_whole(p
     (prepared / "whole").rename(prepared / "adapters")
     assert rates == [event["learning_rate"] for event in events(prepared) if event["event"] == "step"]
     assert adapters(prepared) == parts
+
+
+@pytest.mark.parametrize(
+    ("begun", "pause_at", "taken", "ending"),
+    [(0, 3, 3, "paused"), (2, 3, 1, "paused"), (3, 3, 0, "paused"), (0, 6, 6, "finished"), (3, None, 3, "finished")],
+)
+def test_nothing_is_made_beyond_a_pause(begun: int, pause_at: int | None, taken: int, ending: str) -> None:
+    """Where completions are drawn, to make the next step takes as long as to learn from it."""
+    made: list[int] = []
+
+    def steps(*_: int) -> Iterator[int]:
+        for number in count():
+            made.append(number)
+            yield number
+
+    trainer: Any = SimpleNamespace(
+        ending=None, model=SimpleNamespace(train=lambda: None), position=Position(step=begun), total_steps=6,
+        config=SimpleNamespace(pause_at=pause_at), _batches=SimpleNamespace(steps=steps), deadline=Deadline(1e9),
+        ranks=SimpleNamespace(any=lambda *_: False),
+    )  # fmt: skip
+    for _ in Trainer.steps(trainer):
+        trainer.position = replace(trainer.position, step=trainer.position.step + 1)
+    assert (len(made), trainer.ending) == (taken, ending)
 
 
 @pytest.mark.parametrize("batching", ["bucket", "pack"])

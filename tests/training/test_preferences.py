@@ -267,11 +267,13 @@ def test_reward_gradients_equal_plain_autodiff(rows: FakeRows, kernels: Any, com
         np.testing.assert_allclose(found[name], np.array(array), atol=1e-4 * max(1, np.abs(np.array(array)).max()))
 
 
-def save(folder: Path, model: nn.Module, **facts: Any) -> Path:
+KEYS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
+
+
+def save(folder: Path, model: nn.Module, keys: tuple[str, ...] = KEYS, **facts: Any) -> Path:
     folder.mkdir()
     from mlxmath.runtime.files import atomic_json
 
-    keys = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
     atomic_json(folder / CONFIG, adapter_config(LORA, keys, template="plain", base_fingerprint="f", **facts))
     save_weights(folder / WEIGHTS, model)
     return folder
@@ -333,3 +335,26 @@ def test_scores_need_hidden_states() -> None:
     with pytest.raises(MlxmathError, match="hidden states of this model cannot be had"):
         scores(mx.zeros((2, 3)), with_score(reward_model(), batch), FullLogits())
     assert with_score(reward_model(), batch).extra.score_D is not None
+
+
+def test_answers_are_scored_alone_where_rows_are_to_be_packed(tmp_path: Path) -> None:
+    """A model with learned positions, whose rows cannot be packed."""
+    from mlx_lm.models.gpt2 import Model, ModelArgs
+
+    sizes = {"n_ctx": 128, "n_embd": 32, "n_head": 4, "n_layer": 1, "n_positions": 128, "vocab_size": 1024}
+    trained = Model(ModelArgs(model_type="gpt2", layer_norm_epsilon=1e-5, **sizes))
+    trained.model.wpe.weight = 20 * trained.model.wpe.weight
+    base = replica(trained)
+    inject(trained, LORA.model_copy(update={"targets": ("c_attn",)}))
+    add_score_head(trained)
+    moved(trained)
+    folder = save(tmp_path / "reward", trained, ("attn.c_attn",), reward_model=True)
+    samples = [sample(text) for text in ("1 + 2 = 3", "It is 4. " * 3, "3")]
+    found = []
+    for batching in ("bucket", "pack"):
+        scorer = RewardModel(
+            replica(base), folder, "f", load_tokenizer(DEMO_MODEL), TrainingConfig(batching=batching), max_tokens=256,
+            shape=Shape(8), kernels=CpuKernels(),
+        )  # fmt: skip
+        found.append(scorer(samples))
+    assert found[0] == found[1] and len(set(found[0])) == len(samples)

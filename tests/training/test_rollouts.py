@@ -162,6 +162,8 @@ def test_with_a_constant_reward_nothing_is_trained(tokenizer: TokenizerWrapper) 
     with_kl = Made(tokenizer, lambda p, i: 1.0, beta=0.1)
     assert len(with_kl.windows()) == 6  # the KL still pulls
     assert with_kl.ending == "no_signal"
+    by_entropy = Made(tokenizer, lambda p, i: 1.0, top_entropy_quantile=0.3)
+    assert by_entropy.windows() == [] and by_entropy.ending == "no_signal"
     learned = Made(tokenizer, lambda p, i: varied(p, i) if p == 3 else 1.0)
     assert learned.windows() and learned.ending is None, "there was something to learn"
 
@@ -202,6 +204,18 @@ def test_a_run_without_signal_gives_up_early_and_says_why(
     assert len(windows) >= 2 and late.ending == "no_signal" and len(late.reports) < 20
     state = late.source.state()["rollouts"]
     assert state["num_signals"] == len(windows) and state["silence"]["rollouts"] == 0, "drawn again on a resume"
+
+
+def test_micro_batches_that_were_too_large_stay_smaller(tokenizer: TokenizerWrapper) -> None:
+    source, largest = Made(tokenizer, varied, max_completion_length=2).source, []
+    source._max_tokens = 512
+    for window in source.steps():
+        source.step_done()
+        largest.append(max(map(len, window.micro_batches)))
+        if len(largest) == 2:
+            while window := window.finer():
+                pass
+    assert min(largest[:2]) > 1 and set(largest[2:]) == {1}
 
 
 def test_what_is_learned_already_is_no_reason_to_give_up(

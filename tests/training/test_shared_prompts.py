@@ -134,3 +134,10 @@ def test_what_cannot_share_says_why() -> None:
 def reason_not_to_share(model: nn.Module, **more: Any) -> str | None:
     gradients = choose_gradients(model, partial(grpo_loss, config=CONFIG), Kernels(), compiled=False, **more)
     return gradients.cannot_share()
+
+
+def test_completions_are_not_packed_but_fit() -> None:
+    training = TRAINING.model_copy(update={"batching": "pack"})
+    step = RolloutSampler(RolloutRows(trajectories()), training, 64, Shape(4), shares=True).whole(0, 0)
+    assert sorted(step.row_ids) == list(range(9))
+    assert all(batch.texts_BL is None and batch.inputs_BL.size <= 64 for batch in step.batches())

@@ -64,13 +64,24 @@ def save_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str
 
 
 def save_config(folder: Path, config: dict[str, Any]) -> None:
-    """Write adapter_config.json. Weights there that belong to another configuration are removed first."""
-    path = folder / CONFIG
+    """Write adapter_config.json. Weights there that belong to another configuration are removed first.
+
+    Those of a run that goes on with another version, or from another place, are not: until they are written again there
+    would be none.
+    """
+    path, found = folder / CONFIG, None
     with contextlib.suppress(MlxmathError):  # one that is damaged is written anew
-        if path.exists() and read_json(path) == config:
-            return
-    (folder / WEIGHTS).unlink(missing_ok=True)
+        found = read_json(path) if path.exists() else None
+    if found == config:
+        return
+    if not isinstance(found, dict) or {**found, **_told(config)} != config:
+        (folder / WEIGHTS).unlink(missing_ok=True)
     atomic_json(path, config)
+
+
+def _told(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a configuration says nothing of the weights."""
+    return {name: config[name] for name in ("base_model", "mlxmath_version") if name in config}
 
 
 def load_adapter(model: nn.Module, folder: Path, base_fingerprint: str | None = None) -> dict[str, Any]:

@@ -49,7 +49,10 @@ def kept_of(
         MlxmathError: the cache cannot be read or written.
     """
     config = run.config.gkd
-    key = [identity, data.fingerprint, config.teacher_top_k, config.temperature, run.device.compute_dtype]
+    key = [
+        identity, data.fingerprint, config.teacher_top_k, config.temperature, run.device.compute_dtype,
+        num_embeddings(run.model),
+    ]  # fmt: skip
     path = Path(run.config.data.cache_dir).expanduser() / f"teacher-{fingerprint(key)}.bin"
     with run.ranks.in_turn("asking the teacher"), making(path, "mlxmath gkd"):
         found = _read(path)

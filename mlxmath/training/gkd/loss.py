@@ -63,7 +63,10 @@ class TeacherOutputs:
     def __call__(self, batch: Batch) -> mx.array:
         """(N, Y). A token that only the student has an embedding for is read as the teacher's last one."""
         if self._num_embeddings is not None:
-            batch = replace(batch, inputs_BL=mx.minimum(batch.inputs_BL, self._num_embeddings - 1))
+            last, prompts = self._num_embeddings - 1, batch.prompts
+            if prompts is not None:
+                prompts = prompts._replace(tokens_GP=mx.minimum(prompts.tokens_GP, last))
+            batch = replace(batch, inputs_BL=mx.minimum(batch.inputs_BL, last), prompts=prompts)
         outputs_NY = self.gradients.loss(batch)
         mx.eval(outputs_NY)
         return outputs_NY

@@ -164,7 +164,8 @@ class RolloutSampler(BatchSampler):
 
     With `shares` and `bucket` batching, micro-batches are made of completions of the same prompts, each prompt computed
     once in a micro-batch. With `in_parts` they are as large as a few whole groups, of which `max_tokens` are
-    computed at a time, those of prompts counted two thirds; one completion, or one prompt, may be longer.
+    computed at a time, those of prompts counted two thirds; one completion, or one prompt, may be longer. Where rows
+    are to be packed, buckets take their place, with each prompt in each row.
     """
 
     def __init__(
@@ -173,6 +174,8 @@ class RolloutSampler(BatchSampler):
     ) -> None:  # fmt: skip
         self._trajectories = rows.trajectories
         self.shares = shares and config.batching == "bucket"
+        if config.batching == "pack":
+            config = config.model_copy(update={"batching": "bucket"})
         self.part_tokens = max_tokens if self.shares and in_parts else 0
         super().__init__(rows, config, max_tokens * (_PARTS if self.part_tokens else 1), shape, num_workers)
 

@@ -103,6 +103,8 @@ class Rollouts(Part):
         self.steps_per_epoch = self.rollouts_per_epoch * config.num_iterations
         self._done = self._next = _Place()
         self._seconds = 0.0
+        self._most_rows: int | None = None
+        """Of a micro-batch, once there was too little memory for more."""
 
     @property
     def rollouts_per_epoch(self) -> int:
@@ -141,6 +143,7 @@ class Rollouts(Part):
                 [place.trajectories[i] for i in teaching], workers.num_in_all, self._max_tokens,
                 in_parts=workers.takes_parts, entropic=[found[i] for i in teaching] if found else None,
             )  # fmt: skip
+            sampler.max_rows = most_rows = min(sampler.max_rows, self._most_rows or sampler.max_rows)
             epoch, index = divmod(place.rollout - 1, self.rollouts_per_epoch)
             last = place.iteration + 1 == self._config.num_iterations
             following = replace(place, iteration=0, trajectories=()) if last else replace(
@@ -148,6 +151,8 @@ class Rollouts(Part):
             )  # fmt: skip
             self._next = following
             yield sampler.whole(epoch, index)
+            if sampler.max_rows < most_rows:
+                self._most_rows = sampler.max_rows
             place = following
 
     def _draw(self, place: _Place) -> _Place | None:
@@ -245,7 +250,9 @@ class Rollouts(Part):
             for i, advantage, weight in zip(kept.tolist(), advantages, weights, strict=True)
         ]  # fmt: skip
         trajectories = [t for t in trajectories if t.weight and (self._entropies or self._teaches(t))]
-        if self._reference is None or not trajectories:
+        if not any(map(self._teaches, trajectories)):
+            return []
+        if self._reference is None:
             return trajectories
         found = self._reference(self._forward_only(trajectories))
         return [replace(t, reference=tuple(found[i])) for i, t in enumerate(trajectories)]
