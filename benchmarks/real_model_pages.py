@@ -18,6 +18,7 @@ POINTS = 120
 ROLLOUTS = 40
 """So many of the last rollouts are in a point of the reward's curve."""
 TITLES = {"gsm8k": "GSM8K", "svamp": "SVAMP", "gsm-hard": "GSM-Hard"}
+STAGES = {"base": "as it came", "sft": "two epochs of worked solutions", "own": "its right solutions", "grpo": "GRPO"}
 
 
 def curves(events: Path) -> dict[str, list[tuple[int, float]]]:
@@ -89,6 +90,21 @@ def table(record: Mapping[str, Any]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def stages(record: Mapping[str, Any]) -> str:
+    """What each stage answers right of the held-out problems, by which one is chosen."""
+    from mlxmath.evaluation.wording import interval, percent
+
+    found = record["choose"]
+    lines: list[tuple[str, ...]] = [("after", "right of the held-out problems", "cut off at 400 tokens")]
+    lines.append(("---", "---:", "---:"))
+    for name, said in STAGES.items():
+        one = found["contestants"][name]
+        mark = ", **chosen**" if name == found["chosen"] else ""
+        share = f"{percent(one['accuracy']['value'])} ({interval(one['accuracy'])})"
+        lines.append((f"{name}: {said}{mark}", share, f"{one['cut_off']} of {one['accuracy']['total']}"))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def answers(record: Mapping[str, Any]) -> str:
     """The three problems, each with both answers, as Markdown."""
     parts = []
@@ -128,8 +144,9 @@ def draw(path: Path, record: Mapping[str, Any], metadata: Mapping[str, str]) -> 
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
     contestants = record["test"]["contestants"]
+    order = [key for key in TITLES if key in contestants["base"]["by"]["benchmark"]]
     for place, (name, label, colour) in enumerate((("base", "base", "0.65"), ("tuned", "tuned", "tab:green"))):
-        shares = contestants[name]["by"]["benchmark"]
+        shares = {key: contestants[name]["by"]["benchmark"][key] for key in order}
         values = [100 * one["value"] for one in shares.values()]
         around = [
             [value - 100 * one["low"] for value, one in zip(values, shares.values(), strict=True)],
@@ -137,7 +154,7 @@ def draw(path: Path, record: Mapping[str, Any], metadata: Mapping[str, str]) -> 
         ]
         at = [i + 0.4 * place - 0.2 for i in range(len(shares))]
         bars.bar(at, values, 0.36, yerr=around, color=colour, label=label, error_kw={"capsize": 2, "ecolor": "0.25"})
-    names = contestants["base"]["by"]["benchmark"]
+    names = {key: contestants["base"]["by"]["benchmark"][key] for key in order}
     bars.set_xticks(range(len(names)), [f"{TITLES[name]}\n({one['total']:,})" for name, one in names.items()])
     bars.set_ylabel("exact answers to test problems, %")
     bars.legend(fontsize=8, frameon=False)

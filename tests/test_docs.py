@@ -1,4 +1,4 @@
-"""README.md and docs/: what they mention exists, and what they measure is what was measured."""
+"""README.md, docs/ and examples/: what they mention exists, and what they measure is what was measured."""
 
 import ast
 import importlib.util
@@ -18,13 +18,16 @@ from mlxmath.cli import main as group
 from tests.helpers import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [
+    REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")),
+    *sorted((REPOSITORY / "examples").glob("*.md")),
+]  # fmt: skip
 OF_OTHERS = {
     "--adapter-path", "--apply_chat_template", "--chat-template", "--dequantize", "--gpus", "--lora", "--hostfile",
     "--model",
     "--model_args", "--nccl-port", "--only", "--part", "--plan",
     "--prompt", "--save-path", "--starting-port", "--strict",
-    "--tasks",
+    "--tasks", "--work",
 }  # fmt: skip
 """Options of mlx.launch, mlx_lm, lm_eval, docker, mypy and the benchmarks that pages mention."""
 MODULES = {"train": "train", "infer": "infer"}
@@ -229,7 +232,9 @@ def test_pictures_show_what_was_measured(figures: ModuleType) -> None:
     """Else: `python tools/figures.py`."""
     assert figures.stale_pictures() == []
     used = {
-        page.parent / found for page in PAGES for found in re.findall(r"!\[[^]]*\]\(([^)]+\.png)\)", page.read_text())
+        (page.parent / found).resolve()
+        for page in PAGES
+        for found in re.findall(r"!\[[^]]*\]\(([^)]+\.png)\)", page.read_text())
     }
     assert used == set(DOCS.rglob("*.png"))
     assert set(figures.PICTURES) == {path.name for path in DOCS.glob("*.png")}  # those of studio/: tools/screenshots.py

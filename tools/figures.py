@@ -1,4 +1,4 @@
-"""Puts what benchmarks/results/*.json say into README.md and docs/: numbers, tables and pictures.
+"""Puts what benchmarks/results/*.json say into README.md, docs/ and examples/: numbers, tables and pictures.
 
     python tools/figures.py            # after a benchmark was run again
     python tools/figures.py --check    # exits with 1 where a page or a picture is not what the JSON says
@@ -16,7 +16,7 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from tools.tables import TABLES, results, shown
 
-DOCS = REPOSITORY / "docs"
+DOCS, EXAMPLES = REPOSITORY / "docs", REPOSITORY / "examples"
 FIGURE = re.compile(r"(<!-- figure: (\S+) ([^|]+?) \| ([^|]+?) -->)(.*?)(<!-- / -->)", re.DOTALL)
 TABLE = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- / -->)", re.DOTALL)
 CHECKSUM = "Figures"
@@ -51,8 +51,8 @@ def main() -> int:
 
 
 def pages() -> Iterator[tuple[Path, str]]:
-    """README and the pages of docs/, with the text that each should have."""
-    for path in (REPOSITORY / "README.md", *sorted(DOCS.glob("*.md"))):
+    """README and the pages of docs/ and examples/, with the text that each should have."""
+    for path in (REPOSITORY / "README.md", *sorted(DOCS.glob("*.md")), *sorted(EXAMPLES.glob("*.md"))):
         text = path.read_text(encoding="utf-8")
         if begins := re.search(r"^ {0,3}<!-- figure.*", text, re.MULTILINE):
             sys.exit(f"{path.relative_to(REPOSITORY)}: a line that begins with a comment is no text: {begins[0]}")
@@ -148,17 +148,25 @@ def draw_scaling(path: Path, metadata: Mapping[str, str]) -> None:
     draw(path, results("scaling.json")["predicted"], metadata)
 
 
-PICTURES: dict[str, tuple[Mapping[str, str], Callable[[Path, Mapping[str, str]], None]]] = {
-    "demo.png": ({"demo.json": "demo"}, draw_demo),
-    "benchmarks.png": ({"train.json": "shapes", "grpo.json": "shapes"}, draw_benchmarks),
-    "scaling.png": ({"scaling.json": "predicted"}, draw_scaling),
+def draw_real_model(path: Path, metadata: Mapping[str, str]) -> None:
+    """Losses, rewards and answers of SmolLM2's stages."""
+    from benchmarks.real_model_pages import draw
+
+    draw(path, results("real_model.json"), metadata)
+
+
+PICTURES: dict[str, tuple[tuple[str, ...], Callable[[Path, Mapping[str, str]], None]]] = {
+    "demo.png": (("demo.json demo",), draw_demo),
+    "benchmarks.png": (("train.json shapes", "grpo.json shapes"), draw_benchmarks),
+    "scaling.png": (("scaling.json predicted",), draw_scaling),
+    "smollm2.png": (("real_model.json show/curves", "real_model.json test/contestants"), draw_real_model),
 }
-"""Of each picture in docs/: the parts of results that it shows, and what draws it."""
+"""Of each picture in docs/: the parts of results that it shows (FILE PATH), and what draws it."""
 
 
-def checksum(parts: Mapping[str, str]) -> str:
+def checksum(parts: Iterable[str]) -> str:
     """Of the parts of results that a picture shows."""
-    values = [look_up(file, path) for file, path in parts.items()]
+    values = [look_up(*part.split(" ", 1)) for part in parts]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

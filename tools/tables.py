@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks import real_model_pages
+
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 UNITS = {
     "": 1.0,
@@ -226,4 +228,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "campaign": campaign_table, "fuzz": fuzz_table, "soak": soak_table,
     "on-policy": on_policy_table,
     "studio": studio_table,
+    "real-stages": lambda: real_model_pages.stages(results("real_model.json")),
+    "real-model": lambda: real_model_pages.table(results("real_model.json")),
+    "real-answers": lambda: real_model_pages.answers(results("real_model.json")),
 }  # fmt: skip

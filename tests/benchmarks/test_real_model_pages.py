@@ -28,7 +28,13 @@ def record(curves: dict[str, Any], answers: list[dict[str, Any]]) -> dict[str, A
     }
     paired = {name: {"difference": 0.2, "low": 0.15, "high": 0.25, "p_value": 1e-9} for name in ("gsm8k", "svamp")}
     return {
-        "choose": {"chosen": "own"},
+        "choose": {
+            "chosen": "own",
+            "contestants": {
+                name: {"accuracy": share(value), "cut_off": 3}
+                for name, value in {"base": 0.1, "sft": 0.2, "own": 0.3, "grpo": 0.3}.items()
+            },
+        },
         "test": {"contestants": by, "comparisons": [{"by": {"benchmark": paired}}]},
         "export": {"contestants": {"exported": {"accuracy": share(0.29)}}},
         "show": {"curves": curves, "answers": answers},
@@ -71,6 +77,10 @@ def test_table_and_picture(tmp_path: Path) -> None:
         and "+20.0 (+15.0 to +25.0)" in lines[2]
         and "29.0 %" in lines[4]
     )
+    stages = pages.stages(found).splitlines()
+    assert len(stages) == 6 and len({line.count("|") for line in stages}) == 1
+    assert "30.0 % (25.0 to 35.0) | 3 of 1319" in stages[4]
+    assert [line for line in stages if "chosen" in line] == stages[4:5] and stages[4].startswith("| own")
     pages.draw(tmp_path / "a.png", found, {"Figures": "x"})
     with Image.open(tmp_path / "a.png") as image:
         assert image.width > 800 and image.info["Figures"] == "x"
