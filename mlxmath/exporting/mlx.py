@@ -197,7 +197,7 @@ def rounding_of(
         return float(mx.square(change if inputs_NI is None else inputs_NI @ change.T).sum())
 
     moved = squared(wanted - base)
-    kept = stored_as(part.dtype, dtype) if part.dtype in ("float32", "float16", "bfloat16") else "bfloat16"
+    kept = stored_as(part.dtype, dtype)
     layer = part.layer
     is_affine = getattr(layer, "mode", "affine") == "affine"
     group_size = layer.group_size if is_affine else 32

@@ -251,9 +251,9 @@ class Made:
 
     def _linked(self, place: Path) -> Built:
         names = {tensor.name: name for name, tensor in self._tensors.items()}
-        for number, path in enumerate(sorted({tensor.path.resolve() for tensor in self._tensors.values()})):
-            if path.suffix == ".safetensors":
-                (place / f"model-{number}.safetensors").symlink_to(path)
+        paths = {tensor.path for tensor in self._tensors.values() if tensor.path.suffix == ".safetensors"}
+        for number, path in enumerate(sorted(paths)):  # in the hub's cache they are links to files without a suffix
+            (place / f"model-{number}.safetensors").symlink_to(path.resolve())
         return probe(place, names)
 
     def _copied(self, place: Path) -> Built:

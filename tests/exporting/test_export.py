@@ -22,6 +22,7 @@ from mlxmath.exporting.peft import shortest_ends
 from mlxmath.models.load import load_model
 from mlxmath.weights.architecture import Built
 from mlxmath.weights.convert import ensure_model
+from mlxmath.weights.hub import open_weights
 from mlxmath.weights.manifest import read_manifest
 from mlxmath.weights.remade import remade
 from tests.exporting.tuned import exported, logits_of, make_adapter
@@ -107,6 +108,18 @@ def test_an_unpacked_fused_model_is_the_original(
     wanted = logits_of(Original(model, adapter, "float32").open().model, IDS)
     assert "quantization" not in found.config
     np.testing.assert_allclose(logits_of(found.model, IDS), wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("to", ["hf", "mlx"])
+def test_weights_whose_scales_are_no_floats(tmp_path: Path, to: str) -> None:
+    """MLX's float forms: scales of 8 bits, out of which no type of the dense weights can be read."""
+    model = tmp_path / "mlx_model"
+    ensure_model(ModelConfig(model="demo", mlx_path=str(model), quantize="mxfp4"))
+    adapter = make_adapter(tmp_path / "adapters", model)
+    exported(model, adapter, to, tmp_path / to, **({"dequantize": True} if to == "mlx" else {}))
+    wanted = logits_of(Original(model, adapter, "float32").open().model, IDS)
+    assert {tensor.dtype for tensor in open_weights(tmp_path / to).tensors.values()} == {"float16"}
+    np.testing.assert_allclose(logits_of(load_model(tmp_path / to, "float32").model, IDS), wanted, rtol=0, atol=0.05)
 
 
 def test_the_command_writes_once_and_checks(debug_run: Path, tmp_path: Path) -> None:
