@@ -155,6 +155,39 @@ class TestHead:
         ensure_model(settings(source, out))
         assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is True
 
+    @pytest.mark.parametrize(
+        ("model_type", "outer", "inner", "has_head"),
+        [("qwen3_vl", True, ..., False), ("qwen3_5", True, False, False), ("qwen2_vl", False, ..., True),
+         ("qwen3_5", False, True, True), ("qwen3_5", False, False, False)],
+    )  # fmt: skip
+    def test_said_outside_of_the_language_model(
+        self, tmp_path: Path, out: Path, model_type: str, outer: bool, inner: Any, has_head: bool
+    ) -> None:
+        """As transformers 5 saves models that see: what the part says is its class's default."""
+        from mlx_lm.utils import load_model
+
+        source = architectures.write(model_type, tmp_path)
+        config = json.loads((source / "config.json").read_text())
+        config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = outer
+        if inner is ...:
+            del config["text_config"]["tie_word_embeddings"]
+        else:
+            config["text_config"]["tie_word_embeddings"] = inner
+        (source / "config.json").write_text(json.dumps(config))
+        path = str(source / "model.safetensors")
+        head = "language_model.lm_head.weight"
+        arrays = {name: array for name, array in mx.load(path).items() if has_head or name != head}
+        mx.save_safetensors(path, arrays, {"format": "mlx"})
+        if not (outer or has_head):
+            with pytest.raises(MlxmathError, match=r"missing \(1\): language_model\.lm_head\.weight"):
+                ensure_model(settings(source, out))
+            return
+        ensure_model(settings(source, out))
+        loaded, config = load_model(out)
+        assert config["tie_word_embeddings"] is config["text_config"]["tie_word_embeddings"] is outer
+        assert ("lm_head" in loaded.language_model) is has_head
+        assert not has_head or mx.array_equal(loaded.language_model.lm_head.weight, arrays[head])
+
 
 class TestQuantize:
     @pytest.mark.parametrize("bits", [4, 8])
