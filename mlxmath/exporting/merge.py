@@ -135,7 +135,7 @@ def merged_tensors(loaded: Loaded, folder: Path) -> list[Dense]:
         InputError: an adapter is on layers that mlx_lm puts together in a way that cannot be undone.
     """
     parts, found = parts_of(loaded), list[Dense]()
-    pieces = expert_pieces(loaded, folder) | _trained_whole(loaded)
+    pieces = expert_pieces(loaded, folder) | trained_whole(loaded)
     packed = {f"{part.name.removesuffix('.weight')}.{name}" for part in parts.values() if part.is_packed
               for name in ("scales", "biases")}  # fmt: skip
     for name, ref in open_weights(folder).tensors.items():
@@ -146,7 +146,7 @@ def merged_tensors(loaded: Loaded, folder: Path) -> list[Dense]:
     return found
 
 
-def _trained_whole(loaded: Loaded) -> dict[str, Callable[[], mx.array]]:
+def trained_whole(loaded: Loaded) -> dict[str, Callable[[], mx.array]]:
     """Of a full fine-tuning: how to make the stored tensors that were trained themselves."""
     made: dict[str, Callable[[], mx.array]] = {}
     for name, array in adapter_arrays(loaded.model).items():

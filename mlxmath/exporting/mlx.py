@@ -26,7 +26,7 @@ from mlxmath.data.render import encode_prompt
 from mlxmath.evaluation.benchmarks import load_benchmark
 from mlxmath.exporting.check import Answers, ModelAnswers
 from mlxmath.exporting.files import Output, one_tensor, write_companions, write_tensors
-from mlxmath.exporting.merge import Dense, Part, array_of, expert_pieces, merged_tensors, parts_of
+from mlxmath.exporting.merge import Dense, Part, array_of, expert_pieces, merged_tensors, parts_of, trained_whole
 from mlxmath.exporting.original import Job, refuse_flags
 from mlxmath.generation.model import load_generation_tokenizer, open_model
 from mlxmath.models.load import suit
@@ -222,7 +222,7 @@ def _outputs(job: Job, loaded: Any, roundings: Mapping[str, Rounding]) -> list[O
     merged: dict[str, Callable[[], mx.array]] = {
         name: part.weight for name, part in parts_of(loaded).items() if part.adapter is not None
     }
-    merged |= expert_pieces(loaded, original.model)
+    merged |= expert_pieces(loaded, original.model) | trained_whole(loaded)
     gone = {f"{name.removesuffix('.weight')}.{end}" for name in roundings for end in ("scales", "biases")}
     outputs: list[Output] = []
     for name, ref in open_weights(original.model).tensors.items():
