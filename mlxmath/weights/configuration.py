@@ -146,6 +146,13 @@ def translate(config: Mapping[str, Any]) -> Translation:
     if isinstance(inner, dict):
         if inner.get("model_type") == "gemma3_text":
             inner.setdefault("sliding_window", GEMMA3_TEXT["sliding_window"])
+        size = inner.get("vocab_size")
+        if (
+            whole is not None
+            and "vocab_size" not in found
+            and size not in (None, whole.defaults.get("vocab_size", size))
+        ):
+            found["vocab_size"] = size  # Gemma's: what stands outside, or a default of that, counts for the part too
         parts.append((inner, architecture(str(inner.get("model_type") or model_type), model_type)))
     for part, arch in parts:
         if arch is None:

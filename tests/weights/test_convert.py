@@ -189,6 +189,17 @@ class TestHead:
         assert not has_head or mx.array_equal(loaded.language_model.lm_head.weight, arrays[head])
 
 
+@pytest.mark.parametrize("model_type", ["gemma3", "gemma4"])
+def test_a_vocabulary_that_only_the_part_says(tmp_path: Path, out: Path, model_type: str) -> None:
+    """transformers says it in text_config alone; mlx_lm's Gemmas take what stands outside, or a size of their own."""
+    source = architectures.write(model_type, tmp_path)
+    config = json.loads((source / "config.json").read_text())
+    config["text_config"]["vocab_size"] = config.pop("vocab_size", architectures.VOCAB_SIZE)
+    (source / "config.json").write_text(json.dumps(config))
+    ensure_model(settings(source, out))
+    assert json.loads((out / "config.json").read_text())["vocab_size"] == architectures.VOCAB_SIZE
+
+
 class TestQuantize:
     @pytest.mark.parametrize("bits", [4, 8])
     @pytest.mark.parametrize("dtype", ["float16", "float32"])
