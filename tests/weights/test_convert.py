@@ -307,6 +307,11 @@ class TestQuantize:
         expected = mx.load(str(tmp_path / "theirs" / "model.safetensors"))
         made = ensure_model(settings(model, out, quantize=4, group_size=32))
         assert "3 tensors are put together as mlx_lm does on loading" in capsys.readouterr().err
+        wide = {name: array.astype(np.float32) for name, array in arrays.items()}
+        wide[at + "mlp.experts.1.up_proj.weight"][3, 5] = 1e6
+        too_wide = llama_folder(tmp_path / "wide", arrays=wide, **changes)
+        with pytest.raises(MlxmathError, match=r"switch_mlp\.up_proj\.weight has values beyond the range of float16"):
+            ensure_model(settings(too_wide, out.with_name("too_wide"), quantize=4, group_size=32, dtype="float16"))
         blob = tmp_path / "blob"  # as in the hub's cache: a link to a file without a suffix
         (out.with_name("plain") / "model.safetensors").rename(blob)
         (out.with_name("plain") / "model.safetensors").symlink_to(blob)
