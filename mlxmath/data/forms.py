@@ -71,8 +71,8 @@ def without_marks(solution: str) -> str:
 def make_pair(row: Mapping[str, Any], columns: Columns, index: int) -> Problem:
     """The `Problem` of a row whose solution is the preferred completion, with `rejected`, or a completion with a label.
 
-    Prompt and completions are each text, or messages as TRL's conversational datasets have them; both completions may
-    also be whole conversations.
+    Prompt and completions are each text, or messages as TRL's conversational datasets have them, also as JSON (in a
+    cell of CSV); both completions may also be whole conversations.
 
     Raises:
         SkippedRowError: a part is empty or is not text, both completions are the same, or the label is none.
@@ -89,7 +89,8 @@ def make_pair(row: Mapping[str, Any], columns: Columns, index: int) -> Problem:
     prompt: tuple[Message, ...] = ()
     if columns.question != columns.solution:
         asked = row.get(columns.question)
-        prompt = turns_of(asked) if isinstance(asked, list) else (Message("user", text_of(asked, "prompt") or ""),)
+        is_list = isinstance(asked, list) or are_messages(asked)
+        prompt = turns_of(asked) if is_list else (Message("user", text_of(asked, "prompt") or ""),)
     messages = before_chosen or prompt
     if (before_rejected or prompt) != messages:
         raise SkippedRowError("chosen and rejected answer different conversations")
@@ -163,7 +164,7 @@ def _completion(value: Any, what: str) -> tuple[str, tuple[Message, ...]]:
     before: tuple[Message, ...] = ()
     if isinstance(value, str):
         value = human_and_assistant(value) or value
-    if isinstance(value, list):
+    if isinstance(value, list) or are_messages(value):
         turns = turns_of(value)
         if not turns or turns[-1].role != "assistant":
             raise SkippedRowError(f"{what} conversation that does not end with an answer")

@@ -65,7 +65,7 @@ def vocabulary_of(folder: Path, tokenizer: Any, ends: Sequence[int], num_rows: i
     if model.get("type") != "BPE":
         raise InputError(f"--to: {path} is a tokenizer of the kind {model.get('type')}; only BPE is written.")
     pairs = [merge if isinstance(merge, list) else merge.split(" ", 1) for merge in model["merges"]]
-    tokens, types = _tokens(content, num_rows)
+    tokens, types = _tokens(content, tokenizer, num_rows)
     settings = _settings(tokenizer, ends)
     if model.get("byte_fallback"):
         settings["add_space_prefix"] = _adds_space(content)
@@ -74,8 +74,8 @@ def vocabulary_of(folder: Path, tokenizer: Any, ends: Sequence[int], num_rows: i
     return Vocabulary("gpt2", tokens, types, settings, merges=[_joined(pair) for pair in pairs])
 
 
-def _tokens(content: Mapping[str, Any], num_rows: int) -> tuple[list[str], list[int]]:
-    """Texts and kinds by number."""
+def _tokens(content: Mapping[str, Any], tokenizer: Any, num_rows: int) -> tuple[list[str], list[int]]:
+    """Texts and kinds by number; other files than tokenizer.json may add some, which the tokenizer knows."""
     tokens = [f"[PAD{number}]" for number in range(num_rows)]
     types = [UNUSED] * num_rows
     has_bytes = bool(content["model"].get("byte_fallback"))
@@ -84,11 +84,12 @@ def _tokens(content: Mapping[str, Any], num_rows: int) -> tuple[list[str], list[
             is_byte = has_bytes and len(token) == 6 and token.startswith("<0x") and token.endswith(">")
             tokens[number], types[number] = token, BYTE if is_byte else NORMAL
     unknown = content["model"].get("unk_token")
-    for added in content.get("added_tokens") or []:
-        number, token = added["id"], added["content"]
+    added = {number: (token.content, token.special) for number, token in tokenizer.added_tokens_decoder.items()}
+    added |= {each["id"]: (each["content"], each["special"]) for each in content.get("added_tokens") or []}
+    for number, (token, is_special) in added.items():
         if number < num_rows:
-            tokens[number] = token.replace(" ", "▁") if has_bytes and not added["special"] else token
-            types[number] = CONTROL if added["special"] else USER_DEFINED
+            tokens[number] = token.replace(" ", "▁") if has_bytes and not is_special else token
+            types[number] = CONTROL if is_special else USER_DEFINED
             if has_bytes and token == unknown:
                 types[number] = UNKNOWN
     return tokens, types

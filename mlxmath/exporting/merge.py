@@ -19,7 +19,7 @@ from mlxmath.errors import InputError
 from mlxmath.models.load import Loaded
 from mlxmath.models.lora.inject import adapter_arrays
 from mlxmath.models.lora.layers import ADAPTER_PARAMETERS, AdapterLayer, DoRALinear, ExpertsLoRALinear, linear_shape
-from mlxmath.weights.dtypes import FLOATING
+from mlxmath.weights.dtypes import FLOATING, prevailing
 from mlxmath.weights.hub import open_weights
 from mlxmath.weights.remade import expert_name
 from mlxmath.weights.tensors import TensorRef
@@ -36,7 +36,7 @@ class Part:
     layer: nn.Module
     adapter: AdapterLayer | None
     dtype: str
-    """That its weight is stored in; of a packed one that of its scales."""
+    """That its weight is stored in; of a packed one that of its scales, of most others where these are no floats."""
     stored: Mapping[str, TensorRef]
     """Its arrays on the disk, by their names in the layer."""
 
@@ -107,6 +107,7 @@ def parts_of(loaded: Loaded) -> dict[str, Part]:
     """The layers whose weight is stored, packed or with an adapter or both, by the weight's stored name."""
     modules = dict(loaded.model.named_modules())
     adapters = {path: module for path, module in modules.items() if isinstance(module, AdapterLayer)}
+    usual = prevailing((ref.dtype, ref.num_elements) for ref in loaded.stored.values())
     found = {}
     for name, ref in loaded.stored.items():
         path, _, part = name.rpartition(".")
@@ -119,7 +120,7 @@ def parts_of(loaded: Loaded) -> dict[str, Part]:
                 if f"{path}.{name}" in loaded.stored
             }
             dtype = stored["scales"].dtype if "scales" in stored else ref.dtype
-            found[ref.name] = Part(path, ref.name, layer, adapter, dtype, stored)
+            found[ref.name] = Part(path, ref.name, layer, adapter, dtype if dtype in FLOATING else usual, stored)
     return found
 
 
@@ -134,7 +135,7 @@ def merged_tensors(loaded: Loaded, folder: Path) -> list[Dense]:
         InputError: an adapter is on layers that mlx_lm puts together in a way that cannot be undone.
     """
     parts, found = parts_of(loaded), list[Dense]()
-    pieces = expert_pieces(loaded, folder) | _trained_whole(loaded)
+    pieces = expert_pieces(loaded, folder) | trained_whole(loaded)
     packed = {f"{part.name.removesuffix('.weight')}.{name}" for part in parts.values() if part.is_packed
               for name in ("scales", "biases")}  # fmt: skip
     for name, ref in open_weights(folder).tensors.items():
@@ -145,7 +146,7 @@ def merged_tensors(loaded: Loaded, folder: Path) -> list[Dense]:
     return found
 
 
-def _trained_whole(loaded: Loaded) -> dict[str, Callable[[], mx.array]]:
+def trained_whole(loaded: Loaded) -> dict[str, Callable[[], mx.array]]:
     """Of a full fine-tuning: how to make the stored tensors that were trained themselves."""
     made: dict[str, Callable[[], mx.array]] = {}
     for name, array in adapter_arrays(loaded.model).items():

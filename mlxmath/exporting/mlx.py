@@ -26,7 +26,7 @@ from mlxmath.data.render import encode_prompt
 from mlxmath.evaluation.benchmarks import load_benchmark
 from mlxmath.exporting.check import Answers, ModelAnswers
 from mlxmath.exporting.files import Output, one_tensor, write_companions, write_tensors
-from mlxmath.exporting.merge import Dense, Part, array_of, expert_pieces, merged_tensors, parts_of
+from mlxmath.exporting.merge import Dense, Part, array_of, expert_pieces, merged_tensors, parts_of, trained_whole
 from mlxmath.exporting.original import Job, refuse_flags
 from mlxmath.generation.model import load_generation_tokenizer, open_model
 from mlxmath.models.load import suit
@@ -197,7 +197,7 @@ def rounding_of(
         return float(mx.square(change if inputs_NI is None else inputs_NI @ change.T).sum())
 
     moved = squared(wanted - base)
-    kept = stored_as(part.dtype, dtype) if part.dtype in ("float32", "float16", "bfloat16") else "bfloat16"
+    kept = stored_as(part.dtype, dtype)
     layer = part.layer
     is_affine = getattr(layer, "mode", "affine") == "affine"
     group_size = layer.group_size if is_affine else 32
@@ -222,7 +222,7 @@ def _outputs(job: Job, loaded: Any, roundings: Mapping[str, Rounding]) -> list[O
     merged: dict[str, Callable[[], mx.array]] = {
         name: part.weight for name, part in parts_of(loaded).items() if part.adapter is not None
     }
-    merged |= expert_pieces(loaded, original.model)
+    merged |= expert_pieces(loaded, original.model) | trained_whole(loaded)
     gone = {f"{name.removesuffix('.weight')}.{end}" for name in roundings for end in ("scales", "biases")}
     outputs: list[Output] = []
     for name, ref in open_weights(original.model).tensors.items():

@@ -13,6 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from mlxmath.errors import InputError
 from mlxmath.exporting.check import Answers, ModelAnswers
@@ -54,7 +55,13 @@ def write(job: Job) -> list[str]:
     for path, name in names.items():
         arrays |= {f"{_PREFIX}{name}.{part}": array for part, array in _arrays(adapters[path]).items()}
     config = _config(form, record)
-    pairs = {path: Pair(each.lora_a, each.lora_b) for path, each in experts.items()}
+    for name, each in ((name, adapters[path]) for path, name in names.items()):
+        rank = each.lora_a.shape[1]
+        if rank != form.rank:
+            config["rank_pattern"][name] = rank
+        if not _has_scale(each, _scale(config["lora_alpha"], rank, config["use_rslora"])):
+            config["alpha_pattern"][name] = alpha_of(each.scale.item(), rank, is_rslora=config["use_rslora"])
+    pairs = {path: _pair(each, form.scale) for path, each in experts.items()}
     of_experts = written(pairs, form.rank, form.scale, is_rslora=config["use_rslora"])
     arrays |= {f"{_PREFIX}{name}": array for name, array in of_experts.tensors.items()}
     save_arrays(job.folder / WEIGHTS[0], arrays, {"format": "pt"})
@@ -62,8 +69,9 @@ def write(job: Job) -> list[str]:
     config |= {"target_modules": shortest_ends(list(names.values()), others), **_base(job)}
     if experts:
         config |= {
-            "target_parameters": sorted(of_experts.parameters), "rank_pattern": of_experts.ranks,
-            "alpha_pattern": of_experts.alphas, "lora_dropout": 0.0,
+            "target_parameters": sorted(of_experts.parameters),
+            "rank_pattern": config["rank_pattern"] | of_experts.ranks,
+            "alpha_pattern": config["alpha_pattern"] | of_experts.alphas, "lora_dropout": 0.0,
         }  # fmt: skip
     atomic_json(job.folder / CONFIG, config)
     atomic_json(job.folder / FACTS, {key: record[key] for key in OF_FACTS if key in record})
@@ -91,6 +99,23 @@ def _arrays(adapter: nn.Module) -> dict[str, mx.array]:
     if isinstance(adapter, DoRALinear):
         found["lora_magnitude_vector"] = adapter.m
     return found
+
+
+def _has_scale(adapter: nn.Module, scale: float) -> bool:
+    return bool(adapter.scale.item() == np.float32(scale))
+
+
+def _pair(adapter: nn.Module, scale: float) -> Pair:
+    """The matrices of experts' adapters with this scale; what theirs is more or less goes into B.
+
+    Raises:
+        InputError: it is 0, and theirs is not.
+    """
+    if _has_scale(adapter, scale):
+        return Pair(adapter.lora_a, adapter.lora_b)
+    if not scale:
+        raise InputError("--to peft: lora_alpha is 0, but not of experts (alpha_pattern); use --to hf.")
+    return Pair(adapter.lora_a, adapter.lora_b * (adapter.scale / scale))
 
 
 def _name(path: str, loaded: Loaded) -> str:

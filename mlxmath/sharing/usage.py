@@ -1,20 +1,25 @@
 """How what was pushed is used: commands and programs for its form alone."""
 
+import re
 from textwrap import dedent
 
 from mlxmath.sharing.contents import Contents
 from mlxmath.sharing.facts import Origin
 
 _QUESTION = "What is 12 + 7?"
+_VALUE = re.compile(r"[\w.:/-]{1,100}")
+"""Of an option: nothing that a shell or Markdown would take for something of theirs."""
 
 
 def usage(contents: Contents, repository: str, base: Origin | None) -> str:
     """The section of the card."""
     template = "chat_template.jinja" in contents.files
     base_name = base.option if base else "BASE"
+    if contents.kind == "mlx adapter":
+        return _mlx_adapter(contents, repository, base_name, base.revision if base else None, template=template)
     return {
-        "mlx adapter": _mlx_adapter, "peft adapter": _peft_adapter, "mlx model": _mlx_model,
-        "transformers model": _transformers_model, "gguf": _gguf,
+        "peft adapter": _peft_adapter, "mlx model": _mlx_model, "transformers model": _transformers_model,
+        "gguf": _gguf,
     }[contents.kind](contents, repository, base_name, template)  # fmt: skip
 
 
@@ -31,11 +36,17 @@ def _set_template(folder: str, *, template: bool) -> str:
     return f'\n        tokenizer.chat_template = open({folder} + "/chat_template.jinja").read()' if template else ""
 
 
-def _mlx_adapter(contents: Contents, repository: str, base: str, template: bool) -> str:
-    bits = contents.record.get("config", {}).get("model", {}).get("quantize")
-    quantized = f" --quantize {bits}" if bits else ""
+def _mlx_adapter(contents: Contents, repository: str, base: str, revision: str | None, *, template: bool) -> str:
+    model = contents.record.get("config", {}).get("model", {})
+    bits = model.get("quantize")
+    form = {"revision": revision, **{name: model.get(name) for name in ("quantize", "group_size", "dtype")}}
+    options = "".join(  # the adapter knows its base by the weights as they are stored
+        f" --{name.replace('_', '-')} {value}"
+        for name, value in form.items()
+        if value not in (None, "auto") and _VALUE.fullmatch(str(value))
+    )
     server = ' --chat-template "$(cat adapter/chat_template.jinja)"' if template else ""
-    convert = f"mlxmath convert --model {base}{quantized} --mlx-path base"
+    convert = f"mlxmath convert --model {base}{options} --mlx-path base"
     how = " (the adapter was trained on it quantized)" if bits else ""
     return "\n\n".join((
         f"With mlx_lm, on the base that `{convert}` makes{how}:",

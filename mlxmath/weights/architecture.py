@@ -88,11 +88,13 @@ class Architecture:
         name: of the module.
         fields: what it declares of config.json -> whether that must be there.
         source: text of the module, and of the models which it is made of.
+        defaults: what it takes for settings that are not there, as far as these are declared.
     """
 
     name: str
     fields: Mapping[str, bool]
     source: str
+    defaults: Mapping[str, Any]
 
     def reads(self, *names: str) -> bool:
         """Whether it reads one of these settings; one that is declared and mentioned nowhere else is not."""
@@ -124,10 +126,13 @@ def architecture(model_type: str, outer: str | None = None) -> Architecture | No
             values = [value for each in texts for value in vars(import_model(each)).values()]
             found = [value for value in values if inspect.isclass(value) and is_dataclass(value)]
         known: dict[str, bool] = {}
+        defaults: dict[str, Any] = {}
         for field in (field for value in found for field in fields(value)):
             is_needed = field.default is MISSING and field.default_factory is MISSING
             known[field.name] = is_needed and known.get(field.name, True)  # of several classes: by each that has it
-    return Architecture(name, known, "".join(texts.values()))
+            if field.default is not MISSING:
+                defaults[field.name] = field.default
+    return Architecture(name, known, "".join(texts.values()), defaults)
 
 
 def _sources(name: str) -> dict[str, str]:

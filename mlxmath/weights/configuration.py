@@ -58,6 +58,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 mlx_lm's gpt-oss limits SwiGLU to 7 in any case.
 """
 
+_KINDS = {"granitemoehybrid": {"linear_attention": "mamba", "full_attention": "attention"}}
+"""Kinds of layers as transformers 5 writes them, and as a model of mlx_lm reads them."""
+
 _ACTIVATIONS = {
     "silu": r"silu|swiglu|swish|Switch(GLU|MLP)\(",
     "gelu": r"gelu|geglu",
@@ -143,6 +146,13 @@ def translate(config: Mapping[str, Any]) -> Translation:
     if isinstance(inner, dict):
         if inner.get("model_type") == "gemma3_text":
             inner.setdefault("sliding_window", GEMMA3_TEXT["sliding_window"])
+        size = inner.get("vocab_size")
+        if (
+            whole is not None
+            and "vocab_size" not in found
+            and size not in (None, whole.defaults.get("vocab_size", size))
+        ):
+            found["vocab_size"] = size  # Gemma's: what stands outside, or a default of that, counts for the part too
         parts.append((inner, architecture(str(inner.get("model_type") or model_type), model_type)))
     for part, arch in parts:
         if arch is None:
@@ -155,6 +165,7 @@ def translate(config: Mapping[str, Any]) -> Translation:
             _window(part, arch, limits)
             _activation(part, arch, notes)
             _unread(part, arch)
+            _routing(part, arch, notes)
         except KeyError as error:
             raise MlxmathError(f"config.json lacks the setting {error}, which others of it need.") from error
         except (TypeError, ValueError, ZeroDivisionError, OverflowError, AttributeError) as error:
@@ -182,14 +193,18 @@ def _fill(config: dict[str, Any], arch: Architecture) -> None:
             config[name] = _FIXED.get(name)  # nothing, for what is asked for and never looked at
     if arch.fields.get("intermediate_size") and "intermediate_size" not in config:  # all blocks are mixtures
         config["intermediate_size"] = config.get("moe_intermediate_size")
+    if 'position_embedding_type != "nope"' in arch.source and config.get("position_embedding_type") != "rope":
+        config["position_embedding_type"] = "nope"  # transformers: null, or nothing
     kinds = config.get("mlp_layer_types")
     if "is_moe_layer" in arch.fields and "is_moe_layer" not in config and isinstance(kinds, list):
         config["is_moe_layer"] = [kind == "sparse" for kind in kinds]
 
 
 def _layers(config: dict[str, Any], arch: Architecture) -> None:
-    """Which layers are of which kind, where mlx_lm reads a period instead of a list."""
+    """Which layers are of which kind, where mlx_lm reads other names, or a period instead of a list."""
     types = config.get("layer_types")
+    if isinstance(types, list) and (names := _KINDS.get(arch.name)):
+        config["layer_types"] = [names.get(str(kind), kind) for kind in types]
     if not isinstance(types, list) or not types or arch.reads("layer_types"):
         return
     is_full = [kind == "full_attention" for kind in types]
@@ -248,6 +263,16 @@ def _unread(config: Mapping[str, Any], arch: Architecture) -> None:
     for name, neutral in _NEUTRAL.items():
         if name in config and config[name] not in neutral and name not in arch.source:
             raise another_model(arch, f"does not look at {name}, which config.json says is {config[name]}")
+
+
+def _routing(config: Mapping[str, Any], arch: Architecture, notes: list[str]) -> None:
+    """How the chosen experts are weighed. Jamba's have their shares among all experts, mlx_lm's sum to 1."""
+    experts = config.get("num_experts")
+    is_sum = re.search(r"take_along_axis\(gates.*\n\s*scores = mx\.softmax\(scores", arch.source)
+    if arch.name == "jamba" and isinstance(experts, int) and experts > 1 and is_sum:
+        notes.append(
+            "mlx_lm makes the weights of Jamba's chosen experts sum to 1, the original not: it answers otherwise"
+        )
 
 
 def check_angles(config: Mapping[str, Any], built: Built) -> None:

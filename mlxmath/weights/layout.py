@@ -21,6 +21,7 @@ from mlxmath.weights.tensors import TensorRef, same_values
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 ROTARY = "rotary_emb.inv_freq"
+_TIED = "tie_word_embeddings"
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """What wrappers of PyTorch put into the names of a model's tensors."""
 _BUFFERS = re.compile(
@@ -119,12 +120,43 @@ def _settled(translation: Translation, method: Stored, stored: Mapping[str, Tens
                 notes.append(f"config.json ties the head to the embedding, but {HEAD} differs from it and is kept")
     elif EMBEDDING in tensors and HEAD not in tensors and tied is None:
         config["tie_word_embeddings"] = True
+    if text_part(config):
+        config, tensors = _with_nested_head(config, tensors, where)
     built = _build(config, _declared(tensors), where)
     if spare := [name for name in built.unknown if name in tensors and is_spare(name, config)]:
         tensors = {name: tensor for name, tensor in tensors.items() if name not in spare}
         notes.append(f"left out tensors that the model has no use for: {shortened(spare, 3)}")
         built = _build(config, _declared(tensors), where)
     return Layout(config, tensors, built, (*notes, *translation.notes), translation.limits)
+
+
+def _with_nested_head(
+    config: dict[str, Any], tensors: dict[str, TensorRef], where: Path
+) -> tuple[dict[str, Any], dict[str, TensorRef]]:
+    """The same where the language model is a part: whether its head is the embedding, said where mlx_lm reads it.
+
+    mlx_lm reads it in `text_config`. What counts for transformers stands outside; inside it writes what the class of
+    the part has by default, or nothing.
+    """
+    part, model_type = text_part(config), str(config["model_type"])
+    found = architecture(str(part.get("model_type") or model_type), model_type)
+    own = [name for name in tensors if not is_spare(name, config) and not _OF_OTHER_PARTS.search(name)]
+    heads, embeddings = (
+        [name for name in own if f".{name}".endswith(f".{end}")] for end in (HEAD, "embed_tokens.weight")
+    )
+    if found is None or not found.reads(_TIED) or len(heads) > 1 or len(embeddings) != 1:
+        return config, tensors
+    said = (config.get(_TIED), part.get(_TIED))
+    tied = True in said or False not in said
+    if heads:
+        tied = config.get(_TIED) is not False and same_values(tensors[embeddings[0]], tensors[heads[0]])
+    if _TIED not in part and not found.fields[_TIED]:
+        built = _build(config, _declared(tensors), where)
+        if not built.num_misnamed and tied != any(name.endswith(HEAD) for name in built.arrays):
+            return config, tensors
+    gone = tuple(name.removesuffix("weight") for name in heads) if tied else ()
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(gone)}
+    return {**config, _TIED: tied, "text_config": {**part, _TIED: tied}}, kept
 
 
 def _declared(tensors: Mapping[str, TensorRef]) -> list[Declared]:

@@ -216,16 +216,23 @@ class Made:
             mx.clear_cache()
 
     def take(self, name: str, dtype: str) -> Any:
-        """Make a tensor as type `dtype`, and forget it."""
+        """Make a tensor as type `dtype`, and forget it.
+
+        Raises:
+            MlxmathError: the source is damaged; a value is beyond the range of `dtype`.
+        """
         import mlx.core as mx
 
-        array = self._arrays.pop(name)
+        made = array = self._arrays.pop(name)
         if array.dtype != getattr(mx, dtype + "_" if dtype == "bool" else dtype):
-            array = array.astype(getattr(mx, dtype))
+            array = made.astype(getattr(mx, dtype))
         try:
             mx.eval(array)
+            is_beyond = dtype == "float16" and made is not array and mx.any(mx.isinf(array) & ~mx.isinf(made)).item()
         except RuntimeError as error:
             raise MlxmathError(f"{name} cannot be made of what the source holds: {error}") from error
+        if is_beyond:
+            raise MlxmathError(f"{name} has values beyond the range of float16; choose --dtype bfloat16 or float32.")
         mx.clear_cache()
         return array
 
@@ -251,9 +258,9 @@ class Made:
 
     def _linked(self, place: Path) -> Built:
         names = {tensor.name: name for name, tensor in self._tensors.items()}
-        for number, path in enumerate(sorted({tensor.path.resolve() for tensor in self._tensors.values()})):
-            if path.suffix == ".safetensors":
-                (place / f"model-{number}.safetensors").symlink_to(path)
+        paths = {tensor.path for tensor in self._tensors.values() if tensor.path.suffix == ".safetensors"}
+        for number, path in enumerate(sorted(paths)):  # in the hub's cache they are links to files without a suffix
+            (place / f"model-{number}.safetensors").symlink_to(path.resolve())
         return probe(place, names)
 
     def _copied(self, place: Path) -> Built:

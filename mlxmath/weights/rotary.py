@@ -221,7 +221,8 @@ def say_rope(config: dict[str, Any], arch: Architecture, notes: list[str], limit
     if arch.fields.get("rotary_dim") and config.get("rotary_dim") is None and config.get("head_dim"):
         config["rotary_dim"] = int(config["head_dim"] * (1 if factor is None else factor))
     turning = ("partial_rotary_factor", "rotary_pct", "rotary_dim", "rope_parameters")
-    if factor not in (None, 1, 1.0) and not arch.reads(*turning):
+    is_half = factor == 0.5 and re.search(r"RoPE\(\s*self\.head_dim // 2", arch.source)  # RecurrentGemma, always
+    if factor not in (None, 1, 1.0) and not is_half and not arch.reads(*turning):
         raise another_model(arch, f"turns all of a head's dimensions, whatever partial_rotary_factor says ({factor})")
     if kind == "default":
         return

@@ -1,5 +1,6 @@
 """Rows of pairs in every form in use, and what is wrong with the others."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,11 @@ def read(path: Path, **settings: Any) -> tuple[list[Problem], dict[str, int]]:
         {"prompt": [user("q")], "chosen": [assistant("good")], "rejected": [assistant("bad")]},
         {"chosen": [user("q"), assistant("good")], "rejected": [user("q"), assistant("bad")]},
         {"prompt": "q", "chosen": [user("q"), assistant("good")], "rejected": [user("q"), assistant("bad")]},
+        {
+            "prompt": json.dumps([user("q")]),
+            "chosen": json.dumps([assistant("good")]),
+            "rejected": json.dumps([assistant("bad")]),
+        },
     ],
 )
 @pytest.mark.parametrize("write", [write_lines, write_parquet])

@@ -8,10 +8,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 from mlx_lm.utils import load_model as mlx_lm_load
 
-from mlxmath.config.schema import ModelConfig
+from mlxmath.config.schema import LoraConfig, ModelConfig
 from mlxmath.errors import InputError, MlxmathError
 from mlxmath.exporting.check import Answer, ModelAnswers, check
 from mlxmath.exporting.files import one_tensor, write_tensors
@@ -20,9 +20,13 @@ from mlxmath.exporting.mlx import LARGEST_SHARE, inputs_of, rounding_of
 from mlxmath.exporting.original import Job, Original
 from mlxmath.exporting.peft import shortest_ends
 from mlxmath.models.load import load_model
+from mlxmath.models.lora.adapter import adapter_config, save_config, save_weights
+from mlxmath.models.lora.inject import open_blocks
 from mlxmath.weights.architecture import Built
-from mlxmath.weights.convert import ensure_model
+from mlxmath.weights.convert import convert, ensure_model
+from mlxmath.weights.hub import open_weights
 from mlxmath.weights.manifest import read_manifest
+from mlxmath.weights.packing import Chosen, Packing
 from mlxmath.weights.remade import remade
 from tests.exporting.tuned import exported, logits_of, make_adapter
 from tests.helpers import run, succeed
@@ -109,6 +113,18 @@ def test_an_unpacked_fused_model_is_the_original(
     np.testing.assert_allclose(logits_of(found.model, IDS), wanted, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("to", ["hf", "mlx"])
+def test_weights_whose_scales_are_no_floats(tmp_path: Path, to: str) -> None:
+    """MLX's float forms: scales of 8 bits, out of which no type of the dense weights can be read."""
+    model = tmp_path / "mlx_model"
+    ensure_model(ModelConfig(model="demo", mlx_path=str(model), quantize="mxfp4"))
+    adapter = make_adapter(tmp_path / "adapters", model)
+    exported(model, adapter, to, tmp_path / to, **({"dequantize": True} if to == "mlx" else {}))
+    wanted = logits_of(Original(model, adapter, "float32").open().model, IDS)
+    assert {tensor.dtype for tensor in open_weights(tmp_path / to).tensors.values()} == {"float16"}
+    np.testing.assert_allclose(logits_of(load_model(tmp_path / to, "float32").model, IDS), wanted, rtol=0, atol=0.05)
+
+
 def test_the_command_writes_once_and_checks(debug_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     arguments = ("--to", "mlx", "--export-path", str(folder), "--check-problems", "4", "--check-tokens", "12")
@@ -169,6 +185,23 @@ def test_blocks_trained_whole_are_merged_and_no_adapter(prepared: Path) -> None:
     merged = logits_of(load_model(prepared / "exported/hf", "float32").model, IDS)
     np.testing.assert_allclose(merged, wanted, rtol=0, atol=1e-4)
     assert np.abs(merged - logits_of(load_model(prepared / "mlx_model", "float32").model, IDS)).max() > 0.01
+
+
+def test_blocks_trained_whole_of_a_model_that_is_packed_elsewhere(tmp_path: Path) -> None:
+    """A block in 16 bits of a model whose embedding is quantized."""
+    model, adapter = tmp_path / "mlx_model", tmp_path / "adapters"
+    chosen = Chosen({"model.embed_tokens": Packing(8, 32)}, "nothing")
+    convert(ModelConfig(model="demo", mlx_path=str(model), quantize="auto:8"), lambda *_: chosen)
+    loaded = load_model(model, "float32").model
+    open_blocks(loaded, 1)
+    loaded.apply_to_modules(lambda _, each: each.update(tree_map(lambda one: one * 1.2, each.trainable_parameters())))
+    adapter.mkdir()
+    save_config(adapter, adapter_config(LoraConfig(num_layers=1), (), full=True))
+    save_weights(adapter / "adapters.safetensors", loaded)
+    wanted = logits_of(Original(model, adapter, "float32").open().model, IDS)
+    exported(model, adapter, "mlx", tmp_path / "mlx", export_dtype="float32")
+    np.testing.assert_allclose(logits_of(load_model(tmp_path / "mlx", "float32").model, IDS), wanted, rtol=0, atol=1e-4)
+    assert np.abs(wanted - logits_of(load_model(model, "float32").model, IDS)).max() > 0.01
 
 
 class Other(ModelAnswers):

@@ -137,6 +137,18 @@ def test_sentencepiece_keeps_its_order_of_merges(prefix: bool, tmp_path: Path) -
             assert theirs.tokenize(text) == [1, *model.encode(text)], text
 
 
+def test_tokens_that_are_added_outside_of_tokenizer_json(tmp_path: Path) -> None:
+    folder = byte_level("gpt-2", tmp_path / "m")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    added = {"402": {"content": "<|turn|>", "special": True}, "403": {"content": "<think>", "special": False}}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "added_tokens_decoder": added}))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    numbers = tokenizer.convert_tokens_to_ids(["<|turn|>", "<think>"])
+    found = vocabulary_of(folder, tokenizer, numbers[:1], 410)
+    assert [found.tokens[number] for number in numbers] == ["<|turn|>", "<think>"]
+    assert [found.types[number] for number in numbers] == [CONTROL, USER_DEFINED]
+
+
 def test_several_ends_have_their_places(tmp_path: Path) -> None:
     folder = byte_level("gpt-2", tmp_path / "m")
     found = vocabulary_of(folder, AutoTokenizer.from_pretrained(folder), [2, 7, 9, 11], 410)

@@ -15,7 +15,7 @@ from mlxmath.models.load import load_model
 from mlxmath.models.lora.adapter import load_adapter
 from mlxmath.models.lora.inject import adapter_arrays
 from mlxmath.models.lora.peft_experts import Pair, alpha_of, apart, written
-from tests.exporting.tuned import exported, make_adapter
+from tests.exporting.tuned import exported, logits_of, make_adapter
 from tests.helpers import run, succeed
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -105,6 +105,14 @@ def test_ranks_and_alphas_of_single_layers(debug_run: Path, peft_folder: Path, t
     load_adapter(model, folder)
     layer = dict(model.named_modules())[name]
     assert layer.lora_a.shape[1] == 2 and layer.scale.item() == 2.5
+    exported(debug_run / "mlx_model", folder, "peft", tmp_path / "again")
+    written, again = (
+        json.loads((tmp_path / "again" / CONFIG).read_text()),
+        load_model(debug_run / "mlx_model", "float32").model,
+    )
+    assert (written["rank_pattern"], written["alpha_pattern"]) == ({name: 2}, {name: 5.0})
+    load_adapter(again, tmp_path / "again")
+    assert np.array_equal(logits_of(again, [1, 17, 33]), logits_of(model, [1, 17, 33]))
 
 
 def bf16(folder: Path) -> None:

@@ -45,6 +45,7 @@ LINEAR = {f"linear_{what}_head_dim": 16 for what in ("key", "value")} | {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
 }
+STATES = {"mamba_d_state": 8, "mamba_expand": 2}
 GEMMA3_ROPE = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
     "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
@@ -99,10 +100,16 @@ SAME: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_oss": ("GptOss", {"rope_parameters": GPT_OSS_ROPE, "num_local_experts": 4, "num_experts_per_tok": 2,
                            "sliding_window": WINDOW}),
     "lfm2": ("Lfm2", {"layer_types": ["conv", "full_attention"] * 2}),
+    "granitemoehybrid": ("GraniteMoeHybrid", STATES | {"num_local_experts": 4, "num_experts_per_tok": 2,
+        "shared_intermediate_size": 32, "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_n_groups": 1,
+        "mamba_chunk_size": 8, "layer_types": ["mamba", "attention"] * 2}),
+    "recurrent_gemma": ("RecurrentGemma", {"block_types": ["recurrent", "attention"], "num_key_value_heads": 1}),
 }  # fmt: skip
 NOTED: dict[str, tuple[str, dict[str, Any], float, str]] = {
     "gpt_neox": ("GPTNeoX", rope(partial_rotary_factor=0.25) | {"intermediate_size": 256}, 3e-3, "approximate GELU"),
     "starcoder2": ("Starcoder2", rope() | {"sliding_window": None}, 3e-3, "the exact GELU"),
+    "jamba": ("Jamba", STATES | {"mamba_dt_rank": 4, "num_experts": 4, "num_experts_per_tok": 2, "attn_layer_period": 2,
+        "attn_layer_offset": 1, "use_mamba_kernels": False}, 5, "chosen experts sum to 1"),
     "gpt_oss": ("GptOss", {"rope_parameters": GPT_OSS_ROPE | {"truncate": False, "original_max_position_embeddings":
         4096}, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": WINDOW}, 0.1, "`truncate: false`"),
 }  # fmt: skip

@@ -148,4 +148,8 @@ def test_folders_that_peft_saved(debug_run: Path, tmp_path: Path, variant: str, 
         torch.save(peft.get_peft_model_state_dict(theirs), tmp_path / "peft/adapter_model.bin")
     found = load_model(model, "float32").model
     load_adapter(found, tmp_path / "peft")
-    assert np.abs(logits_of(found, IDS) - torch_logits(theirs.eval())).max() < 1e-4
+    wanted = torch_logits(theirs.eval())
+    assert np.abs(logits_of(found, IDS) - wanted).max() < 1e-4
+    exported(model, tmp_path / "peft", "peft", tmp_path / "again")
+    again = peft.PeftModel.from_pretrained(base_of(model), tmp_path / "again")
+    assert np.abs(torch_logits(again.eval()) - wanted).max() < 1e-4

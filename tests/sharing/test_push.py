@@ -51,7 +51,7 @@ def adapters(debug_run: Path, tmp_path: Path) -> Path:
     record = unsealed_json(folder / "run.json", ())
     mixture = [{"name": "openai/gsm8k", "split": "train", "revision": "e53f048856ff", "taken": 7473},
                {"name": "/home/me/secret-project/mine.jsonl", "split": None, "revision": None, "taken": 3}]  # fmt: skip
-    record["config"]["model"]["model"] = "open/base"
+    record["config"]["model"] |= {"model": "open/base", "quantize": 4, "group_size": 32, "dtype": "float16"}
     record["data"]["mixture"] = json.dumps(mixture)
     sealed_json(folder / "run.json", record)
     return folder
@@ -102,7 +102,9 @@ def test_card_and_files(hub: Hub, adapters: Path, tmp_path: Path) -> None:
     for text in ("`open/base` (licence: apache-2.0)", "`openai/gsm8k`, split train, 7,473 problems, at `e53f048856ff`",
                  "(licence: mit)", "a local file (mine.jsonl)", "| tuned | 43.2 % | 40.0 to 47.0 |",
                  "| training.learning_rate | 0.002 |", "Measured on gsm8k.jsonl.",
-                 f'snapshot_download("{OWNER}/tuned")', "mlxmath convert --model open/base"):  # fmt: skip
+                 f'snapshot_download("{OWNER}/tuned")',
+                 "mlxmath convert --model open/base --quantize 4 --group-size 32 --dtype float16 --mlx-path base",
+                 ):  # fmt: skip
         assert text in card, text
 
 

@@ -155,6 +155,50 @@ class TestHead:
         ensure_model(settings(source, out))
         assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is True
 
+    @pytest.mark.parametrize(
+        ("model_type", "outer", "inner", "has_head"),
+        [("qwen3_vl", True, ..., False), ("qwen3_5", True, False, False), ("qwen2_vl", False, ..., True),
+         ("qwen3_5", False, True, True), ("qwen3_5", False, False, False)],
+    )  # fmt: skip
+    def test_said_outside_of_the_language_model(
+        self, tmp_path: Path, out: Path, model_type: str, outer: bool, inner: Any, has_head: bool
+    ) -> None:
+        """As transformers 5 saves models that see: what the part says is its class's default."""
+        from mlx_lm.utils import load_model
+
+        source = architectures.write(model_type, tmp_path)
+        config = json.loads((source / "config.json").read_text())
+        config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = outer
+        if inner is ...:
+            del config["text_config"]["tie_word_embeddings"]
+        else:
+            config["text_config"]["tie_word_embeddings"] = inner
+        (source / "config.json").write_text(json.dumps(config))
+        path = str(source / "model.safetensors")
+        head = "language_model.lm_head.weight"
+        arrays = {name: array for name, array in mx.load(path).items() if has_head or name != head}
+        mx.save_safetensors(path, arrays, {"format": "mlx"})
+        if not (outer or has_head):
+            with pytest.raises(MlxmathError, match=r"missing \(1\): language_model\.lm_head\.weight"):
+                ensure_model(settings(source, out))
+            return
+        ensure_model(settings(source, out))
+        loaded, config = load_model(out)
+        assert config["tie_word_embeddings"] is config["text_config"]["tie_word_embeddings"] is outer
+        assert ("lm_head" in loaded.language_model) is has_head
+        assert not has_head or mx.array_equal(loaded.language_model.lm_head.weight, arrays[head])
+
+
+@pytest.mark.parametrize("model_type", ["gemma3", "gemma4"])
+def test_a_vocabulary_that_only_the_part_says(tmp_path: Path, out: Path, model_type: str) -> None:
+    """transformers says it in text_config alone; mlx_lm's Gemmas take what stands outside, or a size of their own."""
+    source = architectures.write(model_type, tmp_path)
+    config = json.loads((source / "config.json").read_text())
+    config["text_config"]["vocab_size"] = config.pop("vocab_size", architectures.VOCAB_SIZE)
+    (source / "config.json").write_text(json.dumps(config))
+    ensure_model(settings(source, out))
+    assert json.loads((out / "config.json").read_text())["vocab_size"] == architectures.VOCAB_SIZE
+
 
 class TestQuantize:
     @pytest.mark.parametrize("bits", [4, 8])
@@ -263,6 +307,14 @@ class TestQuantize:
         expected = mx.load(str(tmp_path / "theirs" / "model.safetensors"))
         made = ensure_model(settings(model, out, quantize=4, group_size=32))
         assert "3 tensors are put together as mlx_lm does on loading" in capsys.readouterr().err
+        wide = {name: array.astype(np.float32) for name, array in arrays.items()}
+        wide[at + "mlp.experts.1.up_proj.weight"][3, 5] = 1e6
+        too_wide = llama_folder(tmp_path / "wide", arrays=wide, **changes)
+        with pytest.raises(MlxmathError, match=r"switch_mlp\.up_proj\.weight has values beyond the range of float16"):
+            ensure_model(settings(too_wide, out.with_name("too_wide"), quantize=4, group_size=32, dtype="float16"))
+        blob = tmp_path / "blob"  # as in the hub's cache: a link to a file without a suffix
+        (out.with_name("plain") / "model.safetensors").rename(blob)
+        (out.with_name("plain") / "model.safetensors").symlink_to(blob)
         again = ensure_model(settings(out.with_name("plain"), out.with_name("again"), quantize=4, group_size=32))
         assert made.fingerprint == again.fingerprint
         for folder in (out, out.with_name("again")):
