@@ -5,6 +5,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_map
 
 from mlxmath.models.layouts import PackedCache
 
@@ -33,6 +34,7 @@ def _checkpointed(plain: Any) -> Any:
 
         def inner(parameters: Tree, *args: Any, **kwargs: Any) -> Any:
             self.update(parameters)
+            args, kwargs = tree_map(_without_gradient, (args, kwargs))
             return plain.__call__(self, *args, **kwargs)
 
         def drawing(parameters: Tree, state: mx.array, *args: Any, **kwargs: Any) -> Any:
@@ -50,6 +52,12 @@ def _checkpointed(plain: Any) -> Any:
         return output
 
     return type(f"Checkpointed{plain.__name__}", (plain,), {"__call__": call, _PLAIN: plain})
+
+
+def _without_gradient(value: Any) -> Any:
+    """A mask or indices, whose gradient `mx.checkpoint` would ask for: CUDA's attention has none, and MLX raises."""
+    is_whole = isinstance(value, mx.array) and not mx.issubdtype(value.dtype, mx.inexact)
+    return mx.stop_gradient(value) if is_whole else value
 
 
 def _is_plain(value: Any) -> bool:

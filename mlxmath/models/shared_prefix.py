@@ -267,7 +267,10 @@ def _tried(model: nn.Module, read: Callable[[Sequence[Sequence[int]], Groups, in
     except ERRORS as error:
         return f"its layers need another cache ({error})"
     tolerance = 1e-3 if found.dtype == mx.float32 else 5e-2
-    if not mx.allclose(found.astype(mx.float32), expected.astype(mx.float32), rtol=tolerance, atol=tolerance):
+    found, expected = found.astype(mx.float32), expected.astype(mx.float32)
+    # relative to all of a token's logits, of which some are near zero; an error that is NaN is one, too
+    errors_BL = mx.std(found - expected, axis=-1) / (mx.std(expected, axis=-1) + 1e-30)
+    if not errors_BL.max() <= tolerance:
         return "its layers see more of a text than keys and values"
     return None
 

@@ -143,7 +143,7 @@ class MetalBackend(Backend):
 
         if not mx.metal.is_available():
             return "MLX sees no Metal device; install MLX natively for arm64 (a Rosetta Python has none)."
-        return None
+        return mac.without_gpu()
 
     def describe(self) -> DeviceInfo:
         """See `Backend`."""
@@ -242,7 +242,7 @@ class CpuBackend(Backend):
             import mlx.core  # noqa: F401
         except ImportError as error:
             return f"MLX does not load ({error}); on Linux install it with `pip install 'mlxmath[cpu]'`."
-        return None
+        return mac.without_gpu()
 
     def describe(self) -> DeviceInfo:
         """See `Backend`."""
@@ -263,10 +263,11 @@ BACKENDS: dict[str, type[Backend]] = {"metal": MetalBackend, "cuda": CudaBackend
 
 
 def choose(name: str) -> tuple[Backend, str]:
-    """The backend called `name`, or for "auto" the first one available, and the reason."""
+    """The backend called `name`, or for "auto" the first one available (else the last), and the reason."""
     if name != "auto":
         return BACKENDS[name](), "asked for"
-    found = next(backend for kind in BACKENDS.values() if (backend := kind()).unavailable() is None)
+    every = [kind() for kind in BACKENDS.values()]
+    found = next((backend for backend in every if backend.unavailable() is None), every[-1])
     return found, f"auto: {'neither Metal nor CUDA' if found.name == 'cpu' else 'the fastest device'} here"
 
 

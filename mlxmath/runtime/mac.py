@@ -48,3 +48,18 @@ def old_mlx() -> str | None:
         return None
     least = ".".join(map(str, LEAST_MLX))
     return f"mlx {found} takes memory for all pairs of tokens in attention's backward pass: pip install 'mlx>={least}'"
+
+
+def without_gpu() -> str | None:
+    """Why MLX computes nothing on a Mac that gives it no GPU, and what to do; None if there is one, or this is no Mac.
+
+    MLX's build for Macs says that it has Metal in any case, and holds all memory through it, the CPU's too.
+    """
+    import mlx.core as mx
+
+    if not mx.metal.is_available() or mx.device_count(mx.gpu):
+        return None
+    return (
+        "macOS gives MLX no GPU, without which it computes nothing, not even on the CPU; so it is in virtual machines, "
+        "sandboxes and some sessions without a screen. Run mlxmath in a terminal of the Mac itself."
+    )

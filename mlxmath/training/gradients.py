@@ -21,6 +21,7 @@ from mlxmath.data.batch import Batch
 from mlxmath.models.attention import TrainingAttention
 from mlxmath.models.blocks import only
 from mlxmath.models.blockwise import Blockwise
+from mlxmath.models.calls import looks_at_values
 from mlxmath.models.checkpointing import checkpoint_blocks
 from mlxmath.models.kernels.portable import Kernels
 from mlxmath.models.layouts import ContinuedRows, PackedCache, PromptRows, Rows, SharedPrompts, continued
@@ -67,13 +68,17 @@ def choose_gradients(
 ) -> "BlockwiseGradients | AutodiffGradients":  # fmt: skip
     """The way for `model`, which is in training mode and has its adapters.
 
-    `compiled`: compile the step, if `kernels` may be. `checkpoint_every`: recompute every n-th block (0: none).
+    `compiled`: compile the step, if kernels and model may be. `checkpoint_every`: recompute every n-th block (0: none).
     `measured`: what `loss` gives without gradients (None: the same).
     """
     found = split(model)
     parts = None if isinstance(found, str) else found
+    refused = compiled and kernels.compiles and looks_at_values(model, parts.hidden if parts else model)
+    compiled = compiled and not refused
     if parts is None:
         how = f"full logits, since {found}"
+    elif refused:
+        how = "autodiff, not compiled, since the model looks at what it computes"
     elif kernels.compiles:
         how = "autodiff, compiled" if compiled else "autodiff"
     elif reason := Blockwise.unsupported(model, kernels, parts):

@@ -158,7 +158,10 @@ def _other_bases(model: Any, config: Mapping[str, Any]) -> list[float]:
 
 
 def _angles_of(module: Any) -> tuple[Angles, bool] | None:
-    """What an embedding turns the second token by, and whether neighbours are a pair; None if it cannot be asked."""
+    """What an embedding turns the second token by, and whether neighbours are a pair; None if it cannot be asked.
+
+    On the CPU: Metal's sine is right to 2^-13, and most angles are smaller.
+    """
     import mlx.core as mx
 
     dims = getattr(module, "dims", None) or getattr(module, "dim", None)
@@ -168,7 +171,8 @@ def _angles_of(module: Any) -> tuple[Angles, bool] | None:
         return None
 
     def turned(values: Array) -> Array:
-        return np.array(module(mx.array(values).reshape(1, 1, 1, dims), offset=1), np.float64).reshape(-1)
+        with mx.stream(mx.cpu):
+            return np.array(module(mx.array(values).reshape(1, 1, 1, dims), offset=1), np.float64).reshape(-1)
 
     numbers = np.arange(dims)
     try:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -20,9 +21,9 @@ from mlxmath.errors import InputError
 from mlxmath.models.load import load_model
 from mlxmath.models.lora.adapter import WEIGHTS, adapter_config, load_adapter, save_config, save_weights
 from mlxmath.models.lora.inject import inject
-from mlxmath.models.lora.sharding import _by_tensor
+from mlxmath.models.lora.sharding import _by_block, _by_tensor
 from tests.helpers import REPOSITORY
-from tests.models.architectures import config_of, write
+from tests.models.architectures import config_of, make, write
 from tests.models.folders import folder_of
 from tests.models.sharded_rank import TOKENS
 
@@ -190,3 +191,16 @@ def test_alone_nothing_is_split(tmp_path: Path, sharding: str) -> None:
     loaded, record = load_sharded(model, "float32", sharding, mx.distributed.init())  # type: ignore[arg-type]
     expected = load_model(model, "float32").model(mx.array(TOKENS))
     assert mx.array_equal(loaded.model(mx.array(TOKENS)), expected) and record == {}
+
+
+def test_blocks_are_not_spread_by_a_backend_that_does_not_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLX 0.32.4: "Send has no CUDA implementation.", in the middle of the first answer."""
+    model, config = make("deepseek_v3")
+    for name, value in (("MLX_RANK", "0"), ("MLX_WORLD_SIZE", "2"), ("NCCL_HOST_IP", "127.0.0.1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MLX_HOSTFILE", raising=False)
+    group: Any = SimpleNamespace(size=lambda: 2, rank=lambda: 0)
+    with pytest.raises(InputError, match="--shard pipeline: MLX's nccl backend sends nothing.*; use --shard tensor"):
+        _by_block(model, config, group)
+    monkeypatch.delenv("MLX_RANK")
+    _by_block(model, config, group)

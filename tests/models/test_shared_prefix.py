@@ -11,10 +11,11 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlxmath.generation import engine
 from mlxmath.generation.decode import Decoder
 from mlxmath.generation.engine import Completion, Sampling, generate_batch
-from mlxmath.models import cpu_decoding
+from mlxmath.models import cpu_decoding, shared_prefix
 from mlxmath.models.shared_prefix import GROWTH, Groups, cannot_share_prefixes, without_gaps
 from tests.conftest import make_tiny_llama
 from tests.generation.words import tokenizer
+from tests.models import architectures
 from tests.models.adapted import adapted, make
 
 __all__ = ["tokenizer"]
@@ -134,3 +135,18 @@ def test_what_cannot_share_says_why_and_is_decoded_all_the_same(tokenizer: Token
     assert "all positions" in (cannot_share_prefixes(windowed) or "")
     prompts = [PROMPTS[0]] * 3 + [PROMPTS[2]]
     drawn(windowed, tokenizer, prompts, Sampling(6, temperature=1.0))
+
+
+def test_roundings_of_16_bits_are_no_reason_to_hold_a_prompt_for_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on GPUs, where models compute in bfloat16: some of a token's logits are near zero, the others as they may."""
+    model, _ = architectures.make("llama")
+    model.lm_head.weight = 100 * model.lm_head.weight
+    model.set_dtype(mx.bfloat16)
+    model.eval()
+    monkeypatch.setattr(shared_prefix, "_TRIED", {})
+    assert cannot_share_prefixes(model) is None
+    attend = shared_prefix.SharedPrefixCache.attend
+    halved = lambda self, *given, **more: 0.5 * attend(self, *given, **more)  # noqa: E731
+    monkeypatch.setattr(shared_prefix.SharedPrefixCache, "attend", halved)
+    monkeypatch.setattr(shared_prefix, "_TRIED", {})
+    assert "see more" in (cannot_share_prefixes(model) or "")

@@ -82,6 +82,23 @@ def test_auto_prefers_a_gpu_and_says_why() -> None:
     assert backend.name == (gpu[0] if gpu else "cpu")
 
 
+def test_a_mac_that_gives_mlx_no_gpu_computes_nothing_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a virtual machine: there MLX's Metal "is available", and has no device."""
+    import mlx.core as mx
+
+    monkeypatch.setenv("AGX_RELAX_CDM_CTXSTORE_TIMEOUT", "1")
+    monkeypatch.setattr("mlxmath.runtime.device.blas.preload", lambda: None)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(mx, "device_count", lambda _: 0)
+    for name in ("auto", "metal", "cpu"):
+        with pytest.raises(InputError, match="gives MLX no GPU"):
+            choose(name)[0].open(seed=0)
+    monkeypatch.setattr(mx, "device_count", lambda _: 1)
+    assert choose("auto")[0].name == "metal"
+
+
 def test_without_a_fast_blas_the_cpu_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlxmath.runtime.device.blas.preload", lambda: None)
     monkeypatch.setattr("mlxmath.runtime.device.blas.libraries", list)

@@ -14,6 +14,7 @@ from mlxmath.models.kernels.portable import Kernels
 from mlxmath.training.gradients import choose_gradients
 from mlxmath.training.sft import sft_loss
 from tests.conftest import make_tiny_llama
+from tests.models import architectures
 from tests.models.adapted import random_adapters, rows
 
 
@@ -55,3 +56,26 @@ def test_blocks_of_one_kind_stay_of_one_kind() -> None:
     assert first == third != second
     checkpoint_blocks(model, 0)
     assert kinds_of(model.layers) == kinds_of(make_tiny_llama(num_hidden_layers=3).layers)
+
+
+def test_nobody_asks_for_the_gradient_of_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's attention of rows whose lengths are multiples of 128 has none. Played here: nor has an index."""
+    model = random_adapters(architectures.make("llama:biased")[0])
+    batch = make_batch(rows(architectures.VOCAB_SIZE), (0, 1, 2), Shape(8))
+    expected = choose_gradients(model, sft_loss, Kernels(), compiled=False).loss_and_gradients(batch)
+    mx.eval(expected)
+    original, masks = mx.fast.scaled_dot_product_attention, []
+
+    def played(q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: Any, **more: Any) -> mx.array:
+        if isinstance(mask, mx.array):
+            masks.append(mask)
+            mask = mx.array([-mx.inf, 0])[mask.astype(mx.int32)]
+        return original(q, k, v, scale=scale, mask=mask, **more)
+
+    monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", played)
+    ways = choose_gradients(model, sft_loss, Kernels(), compiled=False, checkpoint_every=1)
+    found = ways.loss_and_gradients(batch)
+    assert masks
+    for (name, array), (_, other) in zip(tree_flatten(found), tree_flatten(expected), strict=True):
+        size = mx.abs(other).max().item()
+        np.testing.assert_allclose(np.array(array), np.array(other), rtol=0, atol=1e-5 * size, err_msg=name)

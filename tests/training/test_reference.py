@@ -12,7 +12,7 @@ from mlx.utils import tree_map
 
 from mlxmath.config.schema import LoraConfig
 from mlxmath.config.training import TrainingConfig
-from mlxmath.data.batch import Shape
+from mlxmath.data.batch import Shape, make_batch
 from mlxmath.data.batching import BatchSampler
 from mlxmath.models.kernels.cpu import CpuKernels
 from mlxmath.models.kernels.portable import Kernels
@@ -23,6 +23,9 @@ from mlxmath.training.gradients import AutodiffGradients, choose_gradients
 from mlxmath.training.sft import sft_loss
 from tests.conftest import FakeRows, make_tiny_llama
 from tests.loop import fit
+from tests.models import architectures
+from tests.models.adapted import assert_agrees, plain_gradients, random_adapters
+from tests.models.adapted import rows as uneven
 
 LEARNING_RATE, CLIP = 5e-3, 0.5
 
@@ -142,3 +145,12 @@ def test_graphs_beyond_the_most_take_the_place_of_earlier_ones(rows: FakeRows, m
     monkeypatch.setattr(mx, "compile", lambda *args, **kwargs: held.append(1) or compile(*args, **kwargs))
     assert sums() == expected, "bit for bit"
     assert len(held) > 2
+
+
+def test_a_model_that_looks_at_what_it_computes_is_not_compiled() -> None:
+    """As DBRX does in training, to give each expert its tokens: on GPUs, where steps are compiled, MLX raised."""
+    dbrx, data = random_adapters(architectures.make("dbrx")[0]), uneven(architectures.VOCAB_SIZE)
+    expected = plain_gradients(dbrx, data)
+    gradients = choose_gradients(dbrx, sft_loss, Kernels(), compiled=True)
+    assert "not compiled" in gradients.how
+    assert_agrees(gradients, make_batch(data, (0, 1, 2), Shape(8)), *expected)

@@ -1,8 +1,11 @@
 """Angles of the rotary embedding against transformers' own and mlx_lm's, and models that turn by others."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
@@ -121,3 +124,24 @@ def test_what_cannot_be_told() -> None:
     assert built_otherwise(model(embedding("linear")), {}) is None
     assert built_otherwise(model(embedding("linear")), {"rope_theta": BASE, "rope_scaling": {"type": "mine"}}) is None
     assert built_otherwise(model(nn.Linear(4, 4)), config("yarn")) is None
+
+
+@pytest.mark.parametrize("name", ["default", "llama3"])
+def test_angles_are_not_asked_of_a_device_with_a_coarse_sine(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metal's `fast::sin` is right to 2^-13. Played here: what is turned is off by that, but on the CPU's stream."""
+    rope, stream, chosen = mx.fast.rope, mx.stream, []
+
+    @contextmanager
+    def noted(device: Any) -> Iterator[None]:
+        chosen.append(device)
+        with stream(device):
+            yield
+        chosen.pop()
+
+    def coarse(*args: Any, **kwargs: Any) -> mx.array:
+        found = rope(*args, **kwargs)
+        return found if mx.cpu in chosen else found + 2.0**-13 * (found != 0)
+
+    monkeypatch.setattr(mx, "stream", noted)
+    monkeypatch.setattr(mx.fast, "rope", coarse)
+    assert built_otherwise(model(embedding(name)), config(name)) is None

@@ -35,6 +35,7 @@ from mlxmath.models.lora.layers import (
     LoRALinear,
     linear_shape,
 )
+from mlxmath.runtime.launch import launched
 
 Sharding = Literal["tensor", "pipeline"]
 SHARDINGS: tuple[Sharding, ...] = ("tensor", "pipeline")
@@ -181,11 +182,16 @@ def _by_block(model: nn.Module, config: dict[str, Any], group: mx.distributed.Gr
 
 
 def _check(sharding: Sharding, model: nn.Module, config: dict[str, Any]) -> None:
-    there = ways(model)
+    launch = launched()
+    sends = launch is None or launch.backend != "nccl"
+    there = [way for way in ways(model) if sends or way != "pipeline"]
     if sharding not in there:
         kind = config.get("model_type", type(model).__name__)
         instead = f"use --shard {there[0]}" if there else "it runs on one device only; --quantize 4 makes it smaller"
-        raise InputError(f"--shard {sharding}: mlx_lm does not spread {kind} models in this way; {instead}.")
+        reason = f"mlx_lm does not spread {kind} models in this way"
+        if sharding in ways(model):
+            reason = "MLX's nccl backend sends nothing from one process to the next, as from block to block"
+        raise InputError(f"--shard {sharding}: {reason}; {instead}.")
 
 
 @contextmanager
