@@ -188,10 +188,12 @@ def _check(sharding: Sharding, model: nn.Module, config: dict[str, Any]) -> None
     if sharding not in there:
         kind = config.get("model_type", type(model).__name__)
         instead = f"use --shard {there[0]}" if there else "it runs on one device only; --quantize 4 makes it smaller"
-        reason = f"mlx_lm does not spread {kind} models in this way"
         if sharding in ways(model):
-            reason = "MLX's nccl backend sends nothing from one process to the next, as from block to block"
-        raise InputError(f"--shard {sharding}: {reason}; {instead}.")
+            raise InputError(
+                "--shard pipeline: MLX's nccl backend sends nothing from one process to the next, as from block to "
+                f"block; {instead}."
+            )
+        raise InputError(f"--shard {sharding}: mlx_lm does not spread {kind} models in this way; {instead}.")
 
 
 @contextmanager
