@@ -148,9 +148,11 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
                 if sha256(path / name) != digest:
                     raise MlxmathError(f"{path / name} is damaged")
             parts = state["settings"], state.get("state", {})
-            if not fits(state["position"], Position) or not all(isinstance(part, dict) for part in parts):
+            position = state["position"]
+            is_one = fits(position, Position) and min(position.values()) >= 0
+            if not is_one or not all(isinstance(part, dict) for part in parts):
                 raise MlxmathError(f"{path / _STATE} is damaged")
-            return Checkpoint(path, Position(**state["position"]), *parts)
+            return Checkpoint(path, Position(**position), *parts)
         except (MlxmathError, OSError, AttributeError, KeyError, TypeError) as error:
             warn(f"checkpoint {path} is not usable ({error}); trying the one before")
     return None

@@ -160,6 +160,7 @@ def test_the_next_run_removes_them(tmp_path: Path, dead_pid: int, resume: bool) 
         (lambda state: state["state"].update(more=1), 1),
         (lambda state: state.pop("checksum"), 2),  # as 0.1.0 wrote it
         (lambda state: (state.pop("checksum"), state["position"].update(step="2")), 1),
+        (lambda state: (state.pop("checksum"), state["position"].update(step=-2)), 1),
         (lambda state: (state.pop("checksum"), state.update(sha256=[])), 1),
         (lambda state: state.update(checksun=state.pop("checksum")), 1),
     ],
