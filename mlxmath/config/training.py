@@ -136,3 +136,7 @@ class TrainingConfig(Section):
     )
     resume: bool = Field(False, description="Continue from the newest checkpoint in the adapter folder.")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Seed of the order, the adapters and dropout.")
+
+    def unpacked(self) -> "TrainingConfig":
+        """The same, with buckets in the place of packed rows: what is drawn, and what is scored, is not packed."""
+        return self.model_copy(update={"batching": "bucket"}) if self.batching == "pack" else self

@@ -194,9 +194,7 @@ class RewardModel:
         template = recorded_template(record, folder) or get_template("plain")
         self._template = template.for_tokenizer(tokenizer).verbatim()
         self._tokenizer, self._model = tokenizer, base
-        if training.batching == "pack":
-            training = training.model_copy(update={"batching": "bucket"})
-        self._training, self._max_tokens, self._shape = training, max_tokens, shape
+        self._training, self._max_tokens, self._shape = training.unpacked(), max_tokens, shape
         self.workers = Workers(base, lambda each: choose_gradients(each, scores, kernels, compiled=False), num_workers)
 
     def __call__(self, samples: Sequence[Sample]) -> list[float]:

@@ -17,7 +17,7 @@ from mlxmath.training.checkpoint import Ending, Part
 from mlxmath.training.deadline import Deadline, StopRequest
 from mlxmath.training.gkd.kept import Kept
 from mlxmath.training.gkd.pieces import PieceScores
-from mlxmath.training.grpo.batches import Pieced, RolloutRows, RolloutSampler, Taught, Trajectory
+from mlxmath.training.grpo.batches import MostRows, Pieced, RolloutRows, RolloutSampler, Taught, Trajectory
 from mlxmath.training.grpo.report import RolloutReport
 from mlxmath.training.grpo.sampling import SLOTS, CompletionSampler, DrawingStopped, Prompt, in_epochs
 
@@ -63,8 +63,7 @@ class Draws(Part):
         self.steps_per_epoch = -(-len(prompts) // self.prompts_per_step)
         self._shares = config.num_generations > 1 and workers.cannot_share is None
         self._kept, self._scores, self._seconds = kept, scores, 0.0
-        self._most_rows: int | None = None
-        """Of a micro-batch, once there was too little memory for more."""
+        self._most_rows = MostRows()
 
     def steps(self, epoch: int, index: int) -> Iterator[StepBatch]:
         """From number `index` of `epoch` on, without end but for time and signals."""
@@ -83,10 +82,8 @@ class Draws(Part):
                 RolloutRows(trajectories), self._training, self._max_tokens, self._shape, self._workers.num_in_all,
                 shares=self._shares,
             )  # fmt: skip
-            sampler.max_rows = most_rows = min(sampler.max_rows, self._most_rows or sampler.max_rows)
-            yield sampler.whole(*divmod(number, self.steps_per_epoch))
-            if sampler.max_rows < most_rows:
-                self._most_rows = sampler.max_rows
+            with self._most_rows.of(sampler):
+                yield sampler.whole(*divmod(number, self.steps_per_epoch))
             number += 1
 
     def _draw(self, number: int) -> list[Trajectory]:

@@ -1,6 +1,7 @@
 """Scored completions as rows, steps and micro-batches, so that the training loop takes them like any others."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from typing import Any
@@ -159,6 +160,21 @@ class RolloutStep(StepBatch):
         )
 
 
+class MostRows:
+    """Rows in a micro-batch: once there was too little memory for more, the samplers that follow begin with as few."""
+
+    def __init__(self) -> None:
+        self._rows: int | None = None
+
+    @contextmanager
+    def of(self, sampler: BatchSampler) -> Iterator[None]:
+        """Bound a sampler, and see whether its step had to bound it further."""
+        sampler.max_rows = before = min(sampler.max_rows, self._rows or sampler.max_rows)
+        yield
+        if sampler.max_rows < before:
+            self._rows = sampler.max_rows
+
+
 class RolloutSampler(BatchSampler):
     """All trajectories of a rollout are one step.
 
@@ -174,10 +190,9 @@ class RolloutSampler(BatchSampler):
     ) -> None:  # fmt: skip
         self._trajectories = rows.trajectories
         self.shares = shares and config.batching == "bucket"
-        if config.batching == "pack":
-            config = config.model_copy(update={"batching": "bucket"})
         self.part_tokens = max_tokens if self.shares and in_parts else 0
-        super().__init__(rows, config, max_tokens * (_PARTS if self.part_tokens else 1), shape, num_workers)
+        most = max_tokens * (_PARTS if self.part_tokens else 1)
+        super().__init__(rows, config.unpacked(), most, shape, num_workers)
 
     def step(self, ids: Ids, epoch: int, index: int) -> StepBatch:
         """See `BatchSampler`."""

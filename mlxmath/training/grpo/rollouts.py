@@ -16,7 +16,7 @@ from mlxmath.runtime.console import say, warn
 from mlxmath.training.accumulate import Workers
 from mlxmath.training.checkpoint import Checkpoint, Ending, Part
 from mlxmath.training.deadline import Deadline, StopRequest
-from mlxmath.training.grpo.batches import RolloutRows, RolloutSampler, Trajectory
+from mlxmath.training.grpo.batches import MostRows, RolloutRows, RolloutSampler, Trajectory
 from mlxmath.training.grpo.loss import Entropies, Reference, group_advantages, token_weights
 from mlxmath.training.grpo.report import RolloutReport, Silence
 from mlxmath.training.grpo.rewards import Scores
@@ -103,8 +103,7 @@ class Rollouts(Part):
         self.steps_per_epoch = self.rollouts_per_epoch * config.num_iterations
         self._done = self._next = _Place()
         self._seconds = 0.0
-        self._most_rows: int | None = None
-        """Of a micro-batch, once there was too little memory for more."""
+        self._most_rows = MostRows()
 
     @property
     def rollouts_per_epoch(self) -> int:
@@ -143,16 +142,14 @@ class Rollouts(Part):
                 [place.trajectories[i] for i in teaching], workers.num_in_all, self._max_tokens,
                 in_parts=workers.takes_parts, entropic=[found[i] for i in teaching] if found else None,
             )  # fmt: skip
-            sampler.max_rows = most_rows = min(sampler.max_rows, self._most_rows or sampler.max_rows)
             epoch, index = divmod(place.rollout - 1, self.rollouts_per_epoch)
             last = place.iteration + 1 == self._config.num_iterations
             following = replace(place, iteration=0, trajectories=()) if last else replace(
                 place, iteration=place.iteration + 1
             )  # fmt: skip
             self._next = following
-            yield sampler.whole(epoch, index)
-            if sampler.max_rows < most_rows:
-                self._most_rows = sampler.max_rows
+            with self._most_rows.of(sampler):
+                yield sampler.whole(epoch, index)
             place = following
 
     def _draw(self, place: _Place) -> _Place | None:
